@@ -1,0 +1,152 @@
+//! What can go wrong, graded by whose fault it is.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::intents::UnknownIntents;
+use crate::protocol::{CloseReason, InvalidCommand};
+use crate::shard_id::{InvalidShardId, ShardId};
+use crate::token::InvalidToken;
+
+/// An error of this crate. The source chain carries the details.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting has a value that is not allowed.
+    #[error("`{setting}` is {given}; allowed: {allowed}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What was given.
+        given: String,
+        /// What is allowed, and what to do.
+        allowed: String,
+    },
+    /// A text that is no bot token.
+    #[error(transparent)]
+    Token(#[from] InvalidToken),
+    /// Bits that stand for no intent.
+    #[error(transparent)]
+    Intents(#[from] UnknownIntents),
+    /// A shard number that is not below its total.
+    #[error(transparent)]
+    ShardId(#[from] InvalidShardId),
+    /// Something that cannot be sent.
+    #[error(transparent)]
+    Command(#[from] InvalidCommand),
+    /// Discord does not accept the token (HTTP 401). Trying again gives the same answer.
+    #[error("Discord refused the token: copy the current one from the Bot page of the developer portal")]
+    Unauthorized,
+    /// Discord answered a request with another status than success.
+    #[error("{request} was answered with HTTP {status}: {body}")]
+    Status {
+        /// Method and path.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body.
+        body: String,
+    },
+    /// Discord asks to wait longer than a call may take.
+    #[error("{request} is rate limited for {} s", retry_after.as_secs_f64())]
+    RateLimited {
+        /// Method and path.
+        request: String,
+        /// How long Discord asks to wait.
+        retry_after: Duration,
+    },
+    /// An answer that is not what Discord documents, for example HTML in place of JSON.
+    #[error("{request} was answered with something unexpected: {body}")]
+    UnexpectedAnswer {
+        /// Method and path.
+        request: String,
+        /// The beginning of the body.
+        body: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A request did not get through.
+    #[error("{request} failed")]
+    Http {
+        /// Method and path.
+        request: String,
+        /// Why.
+        source: Box<ureq::Error>,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] native_tls::Error),
+    /// The operating system refused something.
+    #[error("the operating system refused: {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A shard stopped for good.
+    #[error("shard {shard} stopped: {reason}")]
+    Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// Why it stopped.
+        reason: CloseReason,
+    },
+    /// Not every shard was ready in time.
+    #[error("{ready} of {total} shards were ready in time")]
+    NotReady {
+        /// How many were.
+        ready: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// The manager is closed or gone.
+    #[error("the shards are closed")]
+    Closed,
+}
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The caller's: mend the program or its configuration.
+    Caller,
+    /// Discord's: it sent what it should not.
+    Discord,
+    /// The network's or the machine's: trying again may help.
+    Network,
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Status { status: 500.., .. } | Self::UnexpectedAnswer { .. } => Fault::Discord,
+            Self::RateLimited { .. } | Self::Http { .. } | Self::Io { .. } | Self::NotReady { .. } => Fault::Network,
+            _ => Fault::Caller,
+        }
+    }
+
+    /// Whether trying again gives the same answer.
+    pub fn is_fatal(&self) -> bool {
+        self.fault() == Fault::Caller
+    }
+
+    pub(crate) fn setting(setting: &'static str, given: impl fmt::Display, allowed: impl Into<String>) -> Self {
+        Self::Setting { setting, given: given.to_string(), allowed: allowed.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_value_and_whose_fault_it_is() {
+        let error = Error::setting("large_threshold", 20, "50 to 250");
+        assert_eq!(error.to_string(), "`large_threshold` is 20; allowed: 50 to 250");
+        assert!(error.is_fatal());
+        let error = Error::NotReady { ready: 1, total: 4 };
+        assert_eq!((error.fault(), error.to_string().as_str()), (Fault::Network, "1 of 4 shards were ready in time"));
+    }
+}

@@ -1,0 +1,86 @@
+//! The credit of a shard, shared by its thread and by every event that it delivered.
+
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::credit::{Credit, Receipt};
+use crate::protocol::Session;
+
+/// A shard's [`Credit`] under a lock, with the means to wake the shard when credit comes back.
+pub(crate) struct Ledger {
+    credit: Mutex<Credit>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Ledger {
+    pub(crate) fn new(max_events: usize, max_bytes: usize, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { credit: Mutex::new(Credit::new(max_events, max_bytes)), wake: Box::new(wake) })
+    }
+
+    /// See [`Credit::begin`].
+    pub(crate) fn begin(&self, session: Session, mark: u64) {
+        self.credit.lock().begin(session, mark);
+    }
+
+    /// See [`Credit::end`].
+    pub(crate) fn end(&self) {
+        self.credit.lock().end();
+    }
+
+    /// The session, at its low-water mark.
+    pub(crate) fn session(&self) -> Option<Session> {
+        self.credit.lock().session()
+    }
+
+    /// What is outstanding: events and bytes.
+    pub(crate) fn outstanding(&self) -> (usize, usize) {
+        self.credit.lock().outstanding()
+    }
+
+    /// Whether the shard may read on, and whether it has stalled just now.
+    pub(crate) fn check(&self) -> Room {
+        let mut credit = self.credit.lock();
+        match (credit.stall(), credit.is_stalled()) {
+            (true, _) => Room::StalledNow,
+            (false, true) => Room::Stalled,
+            (false, false) => Room::Free,
+        }
+    }
+
+    /// Leases credit to an event.
+    pub(crate) fn lease(self: &Arc<Self>, sequence: u64, bytes: usize) -> Lease {
+        let receipt = self.credit.lock().deliver(sequence, bytes);
+        Lease { ledger: Arc::clone(self), receipt }
+    }
+}
+
+/// Whether a shard may deliver more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    Free,
+    StalledNow,
+    Stalled,
+}
+
+/// Credit held by one event; dropping it counts the event as handled.
+pub(crate) struct Lease {
+    ledger: Arc<Ledger>,
+    receipt: Receipt,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let goes_on = self.ledger.credit.lock().settle(self.receipt);
+        if goes_on {
+            (self.ledger.wake)();
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lease(..)")
+    }
+}

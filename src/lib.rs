@@ -1,0 +1,57 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The layers
+//!
+//! ```text
+//!   ShardManager ── opens, looks up, joins ──┐         for event in manager.events()
+//!                                            │                    ▲
+//!       your commands                        ▼                    │ crossbeam channel, bounded by credit
+//!            └── Shard::send ──▶ [ shard: one thread each ] ── delivery ── event
+//!                                    │              │
+//!               limit: whose turn    │              └── protocol: what to say and when (pure)
+//!               to identify (pure) ◀─┘
+//!                                    └── transport: mio, native-tls, tungstenite, inflate
+//! ```
+//!
+//! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an argument:
+//! [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the credit behind each [`Event`]. Every thread is
+//! a short loop around one of them.
+//!
+//! # Log levels
+//!
+//! Through [`log`], with the shard in each line and never the token:
+//! - **error**: something that the user or this library did wrong: a fatal close code, a malformed payload, a panic.
+//! - **warn**: something was lost or runs short: a session, a connection, credit, IDENTIFYs.
+//! - **info**: a shard is ready, has resumed, has lost its connection, has stopped.
+//! - **debug**: each step of a connection; unknown opcodes.
+#![forbid(unsafe_code)]
+#![recursion_limit = "256"]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod config;
+mod delivery;
+mod error;
+mod event;
+mod intents;
+pub mod limit;
+mod manager;
+pub mod protocol;
+pub mod rest;
+mod shard;
+mod shard_id;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod token;
+pub mod transport;
+
+pub use config::{Config, Plan};
+pub use delivery::Events;
+pub use error::{Error, Fault};
+pub use event::{DecodeError, Dispatch, Event, EventKind};
+pub use intents::{Intents, UnknownIntents};
+pub use manager::{Handle, ShardManager};
+pub use protocol::{CloseCode, CloseReason, InvalidCommand, Session, Stage, Timing};
+pub use shard::{Shard, Status};
+pub use shard_id::{InvalidShardId, ShardId};
+pub use token::{InvalidToken, Token};
+pub use transport::Compression;

@@ -1,0 +1,100 @@
+//! What every limiter must do, as checks to run in the tests of an implementation.
+//!
+//! Each function panics where a promise is broken, and says which. They use the keys of `max_concurrency` 1 only where
+//! they say so, and take a few windows each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{IdentifyLimiter, LimitError, Permit, Ticket};
+use crate::shard_id::ShardId;
+
+/// How long a limiter may take to do what it can do at once.
+const SOON: Duration = Duration::from_secs(10);
+
+/// What holds for every limiter: a ticket is granted once, its waker is called once, and it gives one permit.
+///
+/// # Panics
+/// Where it does not hold.
+pub fn grants_once(limiter: &dyn IdentifyLimiter) {
+    let wakes = Arc::new(AtomicU32::new(0));
+    let woken = Arc::clone(&wakes);
+    let mut ticket = limiter.request(
+        ShardId::ONE,
+        Box::new(move || {
+            woken.fetch_add(1, Ordering::SeqCst);
+        }),
+    );
+    let permit = eventually(&mut ticket);
+    assert_eq!(ticket.poll().err(), Some(LimitError::Closed), "a ticket gives one permit");
+    permit.exit();
+    drop(ticket);
+    let deadline = Instant::now() + SOON;
+    while wakes.load(Ordering::SeqCst) == 0 && Instant::now() < deadline {
+        thread::yield_now();
+    }
+    assert_eq!(wakes.load(Ordering::SeqCst), 1, "a grant calls the waker once");
+}
+
+/// An unused permit frees its slot at once, and whoever leaves the queue holds nobody back.
+///
+/// `a` and `b` are two shards of one key.
+///
+/// # Panics
+/// Where it does not hold.
+pub fn leaving_frees_the_slot(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId) {
+    let first = eventually(&mut limiter.request(a, Box::new(|| {})));
+    let left = limiter.request(b, Box::new(|| {}));
+    let mut waiting = limiter.request(b, Box::new(|| {}));
+    drop(left);
+    assert!(waiting.poll().expect("not refused").is_none(), "one permit of a key at a time");
+    drop(first);
+    eventually(&mut waiting).exit();
+}
+
+/// Used permits of one key are a window apart, in the order they were asked for.
+///
+/// `a` and `b` are two shards of one key whose window is at least `window`.
+///
+/// # Panics
+/// Where it does not hold.
+pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, window: Duration) {
+    let mut tickets: Vec<Ticket> = [a, b, a].into_iter().map(|shard| limiter.request(shard, Box::new(|| {}))).collect();
+    let mut last: Option<Instant> = None;
+    while !tickets.is_empty() {
+        let mut next = tickets.remove(0);
+        let mut permit = eventually(&mut next);
+        let now = Instant::now();
+        for later in &mut tickets {
+            assert!(later.poll().expect("not refused").is_none(), "first come first served within a key");
+        }
+        permit.used();
+        if let Some(last) = last {
+            assert!(now - last >= window, "{:?} between two IDENTIFYs of a key", now - last);
+        }
+        last = Some(now);
+    }
+}
+
+/// Shards of different keys do not wait for each other.
+///
+/// # Panics
+/// Where it does not hold.
+pub fn keys_are_independent(limiter: &dyn IdentifyLimiter, shards: &[ShardId]) {
+    let permits: Vec<Permit> =
+        shards.iter().map(|shard| eventually(&mut limiter.request(*shard, Box::new(|| {})))).collect();
+    assert_eq!(permits.len(), shards.len());
+}
+
+fn eventually(ticket: &mut Ticket) -> Permit {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(permit) = ticket.poll().expect("not refused") {
+            return permit;
+        }
+        assert!(Instant::now() < deadline, "a free slot is granted soon");
+        thread::sleep(Duration::from_micros(200));
+    }
+}

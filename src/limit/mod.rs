@@ -1,0 +1,63 @@
+//! Who may identify, and when.
+//!
+//! Discord allows one IDENTIFY per rate limit key and 5 s, and so many a day; whoever goes over the day's total loses
+//! every session and the token. [`SessionLimit`] keeps both for one process. A fleet of processes shares one limit by
+//! implementing [`IdentifyLimiter`] over whatever they share; [`Unlimited`] is for a gateway proxy that keeps the limit
+//! itself.
+
+#[cfg(any(test, feature = "sim"))]
+pub mod contract;
+mod schedule;
+mod session_limit;
+mod ticket;
+
+pub use schedule::Limits;
+pub use session_limit::SessionLimit;
+pub use ticket::{Granter, LimitError, Permit, Report, Ticket};
+
+use crate::shard_id::ShardId;
+
+/// Called when a ticket is granted or refused. It must not block.
+pub type Wake = Box<dyn Fn() + Send + Sync>;
+
+/// Decides who may identify, and when.
+///
+/// An implementation makes a [`Ticket::pair`], gives away the ticket and keeps the [`Granter`]. It must
+/// - never block in `request`: a shard calls it on its own thread, between heartbeats;
+/// - grant a ticket at most once, and refuse it if it never will;
+/// - serve the shards of a key in the order they asked;
+/// - heed each [`Report`]: one who leaves unused frees the slot at once.
+///
+/// With the feature `sim`, [`contract`] checks an implementation for all of this.
+pub trait IdentifyLimiter: Send + Sync {
+    /// A shard wants to identify.
+    fn request(&self, shard: ShardId, wake: Wake) -> Ticket;
+
+    /// Discord says what its limits are, as `/gateway/bot` gives them. The default does nothing.
+    fn update(&self, limits: Limits) {
+        let _ = limits;
+    }
+}
+
+/// Grants everything at once: for gateway proxies that keep the limit themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unlimited;
+
+impl IdentifyLimiter for Unlimited {
+    fn request(&self, _shard: ShardId, wake: Wake) -> Ticket {
+        let (ticket, granter) = Ticket::pair(wake, |_| {});
+        // The ticket is in hand: nobody can have left.
+        let _ = granter.grant();
+        ticket
+    }
+}
+
+/// From when a window counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReleaseAfter {
+    /// From the IDENTIFY, as Discord counts: a fleet starts at the rate that Discord allows.
+    #[default]
+    Identify,
+    /// From READY, or from the failure to get there, as older libraries count: slower by every READY's delay.
+    Ready,
+}

@@ -1,0 +1,279 @@
+//! Whose turn it is to identify.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use super::ReleaseAfter;
+use crate::shard_id::ShardId;
+
+/// No wait is longer than this, so that no instant overflows, whatever a server or a caller says.
+const LONGEST_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// The order of IDENTIFYs: one per key and window, first come first served within a key, never above the daily total.
+///
+/// A ticket is *queued* until it is granted, then *held* until it is used or left; once used, its key cools down for a
+/// window, which begins at once or when the ticket is left ([`ReleaseAfter`]).
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    window: Duration,
+    release_after: ReleaseAfter,
+    reset_every: Duration,
+    limits: Limits,
+    /// When `limits.remaining` becomes `limits.total` again; `None` until the first IDENTIFY of a day.
+    reset_at: Option<Instant>,
+    keys: BTreeMap<u32, Key>,
+    tickets: HashMap<TicketId, Ticket>,
+    /// Tickets that are granted and may yet be used: each stands for one of `limits.remaining`.
+    held: u32,
+    next_id: u64,
+}
+
+/// What Discord says about a bot's IDENTIFYs.
+///
+/// Source: [Discord, Session start limit object](https://docs.discord.com/developers/events/gateway#session-start-limit-object).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// IDENTIFYs a day.
+    pub total: u32,
+    /// IDENTIFYs left until the reset.
+    pub remaining: u32,
+    /// From now to the reset; zero if the day has not begun.
+    pub reset_after: Duration,
+    /// How many shards may identify at once: the number of keys.
+    pub max_concurrency: NonZeroU32,
+}
+
+impl Default for Limits {
+    /// A bot of ordinary size that has not identified today: 1000 a day, one at a time.
+    fn default() -> Self {
+        Self { total: 1000, remaining: 1000, reset_after: Duration::ZERO, max_concurrency: NonZeroU32::MIN }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TicketId(u64);
+
+#[derive(Debug)]
+struct Ticket {
+    shard: ShardId,
+    state: TicketState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TicketState {
+    Queued,
+    Held,
+    Used,
+}
+
+/// The shards that share one limit.
+#[derive(Debug)]
+struct Key {
+    /// Tickets in the order they came; those that left are skipped when their turn comes.
+    queue: VecDeque<TicketId>,
+    /// Tickets that occupy the key: at most one, but for a while after the number of keys has changed.
+    held: u32,
+    /// No grant before this instant.
+    cool_at: Option<Instant>,
+}
+
+/// What the schedule asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Grant this ticket.
+    Grant(TicketId),
+    /// Nothing before that instant, or before something changes.
+    Wait(Option<Instant>),
+}
+
+impl Schedule {
+    pub(crate) fn new(
+        now: Instant,
+        limits: Limits,
+        window: Duration,
+        reset_every: Duration,
+        release_after: ReleaseAfter,
+    ) -> Self {
+        let mut schedule = Self {
+            window,
+            release_after,
+            reset_every,
+            limits,
+            reset_at: None,
+            keys: BTreeMap::new(),
+            tickets: HashMap::new(),
+            held: 0,
+            next_id: 0,
+        };
+        schedule.update(now, limits);
+        schedule
+    }
+
+    /// Takes new values from Discord. The queue stays; a new number of keys sorts it anew.
+    pub(crate) fn update(&mut self, now: Instant, limits: Limits) {
+        let rekey = limits.max_concurrency != self.limits.max_concurrency;
+        self.limits = limits;
+        self.reset_at = (!limits.reset_after.is_zero()).then(|| later(now, limits.reset_after));
+        if self.reset_at.is_none() && limits.remaining == 0 {
+            // The reset is now.
+            self.limits.remaining = limits.total;
+        }
+        if rekey {
+            self.rekey();
+        }
+    }
+
+    /// A shard wants to identify.
+    pub(crate) fn request(&mut self, shard: ShardId) -> TicketId {
+        let id = TicketId(self.next_id);
+        self.next_id += 1;
+        self.tickets.insert(id, Ticket { shard, state: TicketState::Queued });
+        self.key(shard).queue.push_back(id);
+        id
+    }
+
+    /// The ticket was given up: it leaves the queue, or frees its slot if it was not used.
+    pub(crate) fn leave(&mut self, now: Instant, id: TicketId) {
+        let Some(ticket) = self.tickets.remove(&id) else { return };
+        match ticket.state {
+            TicketState::Queued => self.skip_gone(ticket.shard),
+            TicketState::Held => {
+                self.held = self.held.saturating_sub(1);
+                self.free_key(ticket.shard);
+            }
+            TicketState::Used if self.release_after == ReleaseAfter::Ready => {
+                self.free_key(ticket.shard);
+                self.cool_down(now, ticket.shard, self.window);
+            }
+            TicketState::Used => {}
+        }
+    }
+
+    /// The ticket's IDENTIFY was sent: the day has one less.
+    pub(crate) fn used(&mut self, now: Instant, id: TicketId) {
+        let Some(ticket) = self.tickets.get_mut(&id) else { return };
+        if ticket.state != TicketState::Held {
+            return;
+        }
+        ticket.state = TicketState::Used;
+        let shard = ticket.shard;
+        self.held = self.held.saturating_sub(1);
+        self.limits.remaining = self.limits.remaining.saturating_sub(1);
+        self.reset_at.get_or_insert(later(now, self.reset_every));
+        if self.release_after == ReleaseAfter::Identify {
+            self.free_key(shard);
+            self.cool_down(now, shard, self.window);
+        }
+    }
+
+    /// The ticket's IDENTIFY was sent, and its key is to be free again after `window`, whatever the own window is.
+    pub(crate) fn exit_after(&mut self, now: Instant, id: TicketId, window: Duration) {
+        let release_after = std::mem::replace(&mut self.release_after, ReleaseAfter::Ready);
+        self.used(now, id);
+        self.release_after = release_after;
+        if let Some(ticket) = self.tickets.remove(&id) {
+            self.free_key(ticket.shard);
+            self.cool_down(now, ticket.shard, window);
+        }
+    }
+
+    /// Whose turn it is, or how long there is nothing to do.
+    pub(crate) fn poll(&mut self, now: Instant) -> Turn {
+        if self.reset_at.is_some_and(|reset| now >= reset) {
+            self.limits.remaining = self.limits.total;
+            self.reset_at = None;
+        }
+        let exhausted = self.limits.remaining <= self.held;
+        let mut wait: Option<Instant> = None;
+        for key in self.keys.values_mut() {
+            if key.held > 0 || key.queue.is_empty() {
+                continue;
+            }
+            let at = if exhausted { self.reset_at } else { key.cool_at };
+            match at {
+                Some(at) if at > now => wait = Some(wait.map_or(at, |wait| wait.min(at))),
+                // With nothing left and no reset in sight, a held ticket must be used or left first.
+                _ if exhausted => {}
+                _ => {
+                    let Some(id) = key.queue.pop_front() else { continue };
+                    key.held += 1;
+                    self.held += 1;
+                    return self.grant(id);
+                }
+            }
+        }
+        Turn::Wait(wait)
+    }
+
+    /// IDENTIFYs left today, those held included.
+    pub(crate) fn remaining(&mut self, now: Instant) -> u32 {
+        if self.reset_at.is_some_and(|reset| now >= reset) { self.limits.total } else { self.limits.remaining }
+    }
+
+    /// Tickets that wait for their turn.
+    pub(crate) fn waiting(&self) -> usize {
+        self.tickets.values().filter(|ticket| ticket.state == TicketState::Queued).count()
+    }
+
+    fn grant(&mut self, id: TicketId) -> Turn {
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.state = TicketState::Held;
+            let shard = ticket.shard;
+            self.skip_gone(shard);
+        }
+        Turn::Grant(id)
+    }
+
+    fn key(&mut self, shard: ShardId) -> &mut Key {
+        let number = shard.rate_limit_key(self.limits.max_concurrency);
+        self.keys.entry(number).or_insert_with(|| Key { queue: VecDeque::new(), held: 0, cool_at: None })
+    }
+
+    fn free_key(&mut self, shard: ShardId) {
+        let key = self.key(shard);
+        key.held = key.held.saturating_sub(1);
+    }
+
+    fn cool_down(&mut self, now: Instant, shard: ShardId, window: Duration) {
+        let key = self.key(shard);
+        key.cool_at = key.cool_at.max(Some(later(now, window)));
+    }
+
+    /// Drops tickets that have left from the front of a queue, so that a queue with a front has somebody waiting.
+    fn skip_gone(&mut self, shard: ShardId) {
+        let number = shard.rate_limit_key(self.limits.max_concurrency);
+        let Some(key) = self.keys.get_mut(&number) else { return };
+        while key.queue.front().is_some_and(|id| !self.tickets.contains_key(id)) {
+            key.queue.pop_front();
+        }
+    }
+
+    /// Sorts everything by the new number of keys. Which old key cooled for which new one is not known, so all of them
+    /// cool down as long as the one that takes longest.
+    fn rekey(&mut self) {
+        let cool_at = self.keys.values().filter_map(|key| key.cool_at).max();
+        self.keys.clear();
+        let mut tickets: Vec<_> = self.tickets.iter().map(|(id, ticket)| (*id, ticket.shard, ticket.state)).collect();
+        tickets.sort_unstable_by_key(|(id, ..)| id.0);
+        for number in 0..if cool_at.is_some() { self.limits.max_concurrency.get() } else { 0 } {
+            self.keys.insert(number, Key { queue: VecDeque::new(), held: 0, cool_at });
+        }
+        for (id, shard, state) in tickets {
+            match state {
+                TicketState::Queued => self.key(shard).queue.push_back(id),
+                TicketState::Used if self.release_after == ReleaseAfter::Identify => {}
+                TicketState::Held | TicketState::Used => self.key(shard).held += 1,
+            }
+        }
+    }
+}
+
+fn later(now: Instant, wait: Duration) -> Instant {
+    now + wait.min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

@@ -1,0 +1,276 @@
+//! The limit of one process: a schedule under a lock, and a thread that grants when a window ends.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::schedule::{Limits, Schedule, TicketId, Turn};
+use super::ticket::{Granter, LimitError, Permit, Report, Ticket};
+use super::{IdentifyLimiter, ReleaseAfter, Wake};
+use crate::protocol::Timing;
+use crate::shard_id::ShardId;
+
+/// Discord's identify limit for the shards of one process: `max_concurrency` keys, one IDENTIFY per key and window,
+/// first come first served within a key, and no more a day than Discord allows.
+///
+/// Shards use it through [`IdentifyLimiter`]. It also works by itself, for programs that send their own IDENTIFYs:
+/// unlike a semaphore, what is given back frees its slot at once only if it was not used.
+///
+/// ```
+/// use threadcord::ShardId;
+/// use threadcord::limit::{Limits, SessionLimit};
+///
+/// let limit = SessionLimit::new(Limits::default());
+/// let mut permit = limit.enter(ShardId::ONE)?;
+/// // ... send the IDENTIFY ...
+/// permit.used();
+/// drop(permit);
+/// assert!(limit.try_enter(ShardId::ONE)?.is_none(), "the window has begun");
+/// # Ok::<(), threadcord::limit::LimitError>(())
+/// ```
+///
+/// One thread serves all windows. It is started when somebody first has to wait for one, and ends with the limit.
+pub struct SessionLimit {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the release thread: its next instant has changed, or the limit is closed.
+    retimed: Condvar,
+}
+
+struct State {
+    schedule: Schedule,
+    waiting: HashMap<TicketId, Granter>,
+    closed: bool,
+    thread: Option<JoinHandle<()>>,
+    /// When the release thread wakes by itself.
+    wakes_at: Option<Instant>,
+}
+
+impl SessionLimit {
+    /// A limit with Discord's window of 5 s that counts from the IDENTIFY.
+    pub fn new(limits: Limits) -> Self {
+        Self::with_timing(limits, &Timing::default(), ReleaseAfter::Identify)
+    }
+
+    /// A limit with other windows, or with the older rule that a window counts from READY.
+    pub fn with_timing(limits: Limits, timing: &Timing, release_after: ReleaseAfter) -> Self {
+        let window = timing.identify_window + timing.guard;
+        let state = State {
+            schedule: Schedule::new(Instant::now(), limits, window, timing.identify_reset, release_after),
+            waiting: HashMap::new(),
+            closed: false,
+            thread: None,
+            wakes_at: None,
+        };
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), retimed: Condvar::new() }) }
+    }
+
+    /// Blocks until it is the shard's turn.
+    ///
+    /// # Errors
+    /// [`LimitError::Closed`] if the limit is or gets closed.
+    pub fn enter(&self, shard: ShardId) -> Result<Permit, LimitError> {
+        self.ticket(shard, || {}).wait(None)
+    }
+
+    /// As [`enter`](Self::enter), for at most `timeout`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use threadcord::{ShardId, limit::{LimitError, Limits, SessionLimit}};
+    /// let limit = SessionLimit::new(Limits { remaining: 0, reset_after: Duration::from_secs(3600), ..Limits::default() });
+    /// let refused = limit.enter_timeout(ShardId::ONE, Duration::from_millis(10));
+    /// assert_eq!(refused.unwrap_err(), LimitError::TimedOut);
+    /// ```
+    pub fn enter_timeout(&self, shard: ShardId, timeout: Duration) -> Result<Permit, LimitError> {
+        // A time-out too long for the clock is no time-out.
+        let deadline = Instant::now().checked_add(timeout);
+        self.ticket(shard, || {}).wait(deadline)
+    }
+
+    /// A permit if it is the shard's turn right now; it does not wait in the queue.
+    pub fn try_enter(&self, shard: ShardId) -> Result<Option<Permit>, LimitError> {
+        self.ticket(shard, || {}).poll()
+    }
+
+    /// Takes new values of `/gateway/bot`.
+    pub fn update(&self, limits: Limits) {
+        self.shared.change(|now, schedule| schedule.update(now, limits));
+    }
+
+    /// IDENTIFYs left until the reset.
+    pub fn remaining(&self) -> u32 {
+        self.shared.state.lock().schedule.remaining(Instant::now())
+    }
+
+    /// How many wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.shared.state.lock().schedule.waiting()
+    }
+
+    /// Refuses everyone who waits and everyone who comes, with [`LimitError::Closed`].
+    pub fn close(&self) {
+        let waiting = {
+            let mut state = self.shared.state.lock();
+            state.closed = true;
+            std::mem::take(&mut state.waiting)
+        };
+        self.shared.retimed.notify_one();
+        for granter in waiting.into_values() {
+            granter.refuse(LimitError::Closed);
+        }
+    }
+
+    fn ticket(&self, shard: ShardId, wake: impl Fn() + Send + Sync + 'static) -> Ticket {
+        let id = Arc::new(std::sync::OnceLock::new());
+        let (ticket, granter) = Ticket::pair(wake, {
+            let (shared, id) = (Arc::downgrade(&self.shared), Arc::clone(&id));
+            move |report| Shared::report(&shared, id.get(), report)
+        });
+        let closed = {
+            let mut state = self.shared.state.lock();
+            if !state.closed {
+                let new = state.schedule.request(shard);
+                id.get_or_init(|| new);
+                state.waiting.insert(new, granter.clone());
+            }
+            state.closed
+        };
+        if closed {
+            granter.refuse(LimitError::Closed);
+        } else {
+            self.shared.change(|_, _| {});
+        }
+        ticket
+    }
+}
+
+impl IdentifyLimiter for SessionLimit {
+    fn request(&self, shard: ShardId, wake: Wake) -> Ticket {
+        self.ticket(shard, wake)
+    }
+
+    fn update(&self, limits: Limits) {
+        self.update(limits);
+    }
+}
+
+impl Drop for SessionLimit {
+    fn drop(&mut self) {
+        self.close();
+        let thread = self.shared.state.lock().thread.take();
+        if let Some(thread) = thread
+            && thread.thread().id() != thread::current().id()
+        {
+            // It runs nobody's code but wakers; one that panics has nothing more to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for SessionLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionLimit").field("schedule", &self.shared.state.lock().schedule).finish()
+    }
+}
+
+impl Shared {
+    fn report(shared: &Weak<Self>, id: Option<&TicketId>, report: Report) {
+        let (Some(shared), Some(&id)) = (shared.upgrade(), id) else { return };
+        shared.change(|now, schedule| match report {
+            Report::Used => schedule.used(now, id),
+            Report::ExitAfter(window) => schedule.exit_after(now, id, window),
+            Report::Left => schedule.leave(now, id),
+        });
+        if report == Report::Left {
+            // Out of the lock: its waker may hold anything.
+            let left = shared.state.lock().waiting.remove(&id);
+            drop(left);
+        }
+    }
+
+    /// Changes the schedule, grants what it then grants, and sets the release thread's alarm.
+    fn change(self: &Arc<Self>, change: impl FnOnce(Instant, &mut Schedule)) {
+        let mut granted = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let now = Instant::now();
+            change(now, &mut state.schedule);
+            let wait = state.poll(now, &mut granted);
+            if let Some(at) = wait
+                && state.wakes_at.is_none_or(|wakes_at| at < wakes_at)
+            {
+                state.wakes_at = Some(at);
+                self.start_thread(&mut state);
+                self.retimed.notify_one();
+            }
+        }
+        self.grant(granted);
+    }
+
+    /// Grants with no lock held; a ticket that has left meanwhile frees its slot for the next.
+    fn grant(self: &Arc<Self>, granted: Vec<(TicketId, Granter)>) {
+        for (id, granter) in granted {
+            if !granter.grant() {
+                self.change(|now, schedule| schedule.leave(now, id));
+            }
+        }
+    }
+
+    fn start_thread(self: &Arc<Self>, state: &mut State) {
+        if state.thread.is_some() || state.closed {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let thread = thread::Builder::new().name("session-limit".into()).stack_size(128 * 1024);
+        match thread.spawn(move || shared.release()) {
+            Ok(thread) => state.thread = Some(thread),
+            // The next change tries again.
+            Err(error) => {
+                state.wakes_at = None;
+                log::error!("the identify limit's release thread does not start: {error}");
+            }
+        }
+    }
+
+    /// The release thread: grants whatever the passing of time allows.
+    fn release(self: &Arc<Self>) {
+        let mut granted = Vec::new();
+        let mut state = self.state.lock();
+        while !state.closed {
+            state.wakes_at = state.poll(Instant::now(), &mut granted);
+            if granted.is_empty() {
+                match state.wakes_at {
+                    Some(at) => {
+                        self.retimed.wait_until(&mut state, at);
+                    }
+                    None => self.retimed.wait(&mut state),
+                }
+            } else {
+                parking_lot::MutexGuard::unlocked(&mut state, || self.grant(std::mem::take(&mut granted)));
+            }
+        }
+    }
+}
+
+impl State {
+    /// Collects what is granted at `now`; returns when time alone changes something.
+    fn poll(&mut self, now: Instant, granted: &mut Vec<(TicketId, Granter)>) -> Option<Instant> {
+        loop {
+            match self.schedule.poll(now) {
+                Turn::Wait(at) => return at,
+                Turn::Grant(id) => match self.waiting.remove(&id) {
+                    Some(granter) => granted.push((id, granter)),
+                    None => self.schedule.leave(now, id),
+                },
+            }
+        }
+    }
+}

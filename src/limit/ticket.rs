@@ -1,0 +1,197 @@
+//! A place in the identify queue, and the right to identify: what a shard holds of a limiter.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// A place in a limiter's queue. It keeps its place while it lives; dropping it leaves the queue.
+#[derive(Debug)]
+pub struct Ticket(Option<Arc<Shared>>);
+
+/// The right to send one IDENTIFY.
+///
+/// Dropped unused, it frees its slot at once. Once [used](Self::used) it stays spent, and dropping it says that the
+/// session has started or that it never will (for limiters that count from READY).
+#[derive(Debug)]
+pub struct Permit(Option<Arc<Shared>>);
+
+/// The limiter's end of a [`Ticket`].
+#[derive(Clone, Debug)]
+pub struct Granter(Arc<Shared>);
+
+/// What a limiter is told by the holder of a ticket or permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The ticket or permit is gone: a place in the queue or an unused slot is free; a used slot is not affected.
+    Left,
+    /// The IDENTIFY was sent just now.
+    Used,
+    /// The slot is to be free again after this time, however long the limiter's own window is.
+    ExitAfter(Duration),
+}
+
+/// Why a limiter grants nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// The limiter is closed.
+    #[error("the identify limiter is closed")]
+    Closed,
+    /// The turn did not come in time; the place in the queue is given up.
+    #[error("the turn to identify did not come in time")]
+    TimedOut,
+    /// The limiter failed, in its own words.
+    #[error("the identify limiter failed: {0}")]
+    Failed(String),
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    wake: Box<dyn Fn() + Send + Sync>,
+    report: Box<dyn Fn(Report) + Send + Sync>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Granted,
+    Refused(LimitError),
+    Left,
+}
+
+impl Ticket {
+    /// A ticket and the limiter's end of it.
+    ///
+    /// `wake` is called when the ticket is granted or refused, on the limiter's thread: it must not block. `report` is
+    /// called by whoever holds the ticket, with no lock held.
+    pub fn pair(
+        wake: impl Fn() + Send + Sync + 'static,
+        report: impl Fn(Report) + Send + Sync + 'static,
+    ) -> (Self, Granter) {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::Waiting),
+            changed: Condvar::new(),
+            wake: Box::new(wake),
+            report: Box::new(report),
+        });
+        (Self(Some(Arc::clone(&shared))), Granter(shared))
+    }
+
+    /// Whether the turn has come. A ticket gives one permit; after that it answers [`LimitError::Closed`].
+    pub fn poll(&mut self) -> Result<Option<Permit>, LimitError> {
+        let Some(shared) = &self.0 else { return Err(LimitError::Closed) };
+        match &*shared.state.lock() {
+            State::Waiting => return Ok(None),
+            State::Refused(error) => return Err(error.clone()),
+            State::Granted | State::Left => {}
+        }
+        Ok(Some(Permit(self.0.take())))
+    }
+
+    /// Blocks until the turn comes, at most until `deadline`. Nobody else is woken when it does.
+    pub fn wait(mut self, deadline: Option<Instant>) -> Result<Permit, LimitError> {
+        loop {
+            if let Some(permit) = self.poll()? {
+                return Ok(permit);
+            }
+            let Some(shared) = &self.0 else { return Err(LimitError::Closed) };
+            let mut state = shared.state.lock();
+            if *state != State::Waiting {
+                continue;
+            }
+            match deadline {
+                None => shared.changed.wait(&mut state),
+                Some(deadline) => {
+                    if shared.changed.wait_until(&mut state, deadline).timed_out() && *state == State::Waiting {
+                        return Err(LimitError::TimedOut);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let Some(shared) = self.0.take() else { return };
+        *shared.state.lock() = State::Left;
+        (shared.report)(Report::Left);
+    }
+}
+
+impl Permit {
+    /// The IDENTIFY was sent just now: the window starts.
+    pub fn used(&mut self) {
+        self.report(Report::Used);
+    }
+
+    /// Sends the IDENTIFY: `send` runs, and the permit is [used](Self::used) when it returns or panics.
+    pub fn spend<R>(&mut self, send: impl FnOnce() -> R) -> R {
+        struct Spent<'a>(&'a mut Permit);
+        impl Drop for Spent<'_> {
+            fn drop(&mut self) {
+                self.0.used();
+            }
+        }
+        let _spent = Spent(self);
+        send()
+    }
+
+    /// Gives it back unused: the slot is free at once.
+    pub fn exit(self) {
+        drop(self);
+    }
+
+    /// Gives it back used; the slot is free again after `window` instead of the limiter's own.
+    pub fn exit_after(mut self, window: Duration) {
+        self.report(Report::ExitAfter(window));
+        self.0 = None;
+    }
+
+    fn report(&mut self, report: Report) {
+        if let Some(shared) = &self.0 {
+            (shared.report)(report);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.report(Report::Left);
+    }
+}
+
+impl Granter {
+    /// It is the ticket's turn. Returns `false` if nobody holds the ticket any more: the slot is then free.
+    #[must_use = "a slot whose ticket is gone must be given to somebody else"]
+    pub fn grant(&self) -> bool {
+        self.settle(State::Granted)
+    }
+
+    /// The ticket will never have its turn.
+    pub fn refuse(&self, error: LimitError) {
+        self.settle(State::Refused(error));
+    }
+
+    fn settle(&self, outcome: State) -> bool {
+        {
+            let mut state = self.0.state.lock();
+            if *state != State::Waiting {
+                return false;
+            }
+            *state = outcome;
+        }
+        self.0.changed.notify_one();
+        (self.0.wake)();
+        true
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.state.lock().fmt(f)
+    }
+}

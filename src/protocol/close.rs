@@ -1,0 +1,166 @@
+//! Why connections end, and what follows from it.
+
+use std::fmt;
+
+/// What a close code allows next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// Reconnect and resume the session.
+    Resume,
+    /// Reconnect and start a new session.
+    Identify,
+    /// Do not reconnect: trying again gives the same answer.
+    Stop,
+}
+
+/// The code of a close frame from Discord.
+///
+/// Source: [Discord, Gateway close event codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#gateway-gateway-close-event-codes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CloseCode(pub u16);
+
+impl CloseCode {
+    /// What the code allows next. Codes that Discord does not document allow to resume.
+    pub fn recovery(self) -> Recovery {
+        match self.0 {
+            4004 | 4010..=4014 => Recovery::Stop,
+            4003 | 4007 | 4009 => Recovery::Identify,
+            _ => Recovery::Resume,
+        }
+    }
+
+    /// Whether Discord says that the client did something wrong: a bug here, or misuse of a raw command.
+    pub fn is_our_fault(self) -> bool {
+        matches!(self.0, 4001..=4003 | 4005 | 4007 | 4008)
+    }
+
+    /// What the code means and, for a fatal one, what to do about it.
+    pub fn explanation(self) -> &'static str {
+        match self.0 {
+            1000 => "closed normally",
+            1001 => "the server goes away",
+            4000 => "unknown error at Discord",
+            4001 => "an unknown opcode was sent",
+            4002 => "a payload that Discord cannot read was sent",
+            4003 => "a payload was sent before identifying",
+            4004 => "the token is not valid: copy the current one from the Bot page of the developer portal",
+            4005 => "identified twice on one connection",
+            4007 => "the sequence to resume from is not valid",
+            4008 => "too many payloads were sent",
+            4009 => "the session timed out",
+            4010 => {
+                "the shard id is not valid: a large bot needs a multiple of the shard count that /gateway/bot recommends"
+            }
+            4011 => "the shard would hold too many guilds: use more shards",
+            4012 => "the API version is not valid",
+            4013 => "the intents are not valid",
+            4014 => {
+                "an intent is not allowed: switch on the privileged intents (GUILD_MEMBERS, GUILD_PRESENCES, \
+                 MESSAGE_CONTENT) in the developer portal, or do without them"
+            }
+            _ => "a code that Discord does not document",
+        }
+    }
+}
+
+impl fmt::Display for CloseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.0, self.explanation())
+    }
+}
+
+/// Why a connection ended, or why a shard stopped. It is a value to match on, not an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// `close` was called: the session has ended.
+    Requested,
+    /// `suspend` was called: the session can be resumed.
+    Suspended,
+    /// Discord sent a close frame with this code.
+    Discord(CloseCode),
+    /// The connection was cut, or closed without a code.
+    Cut,
+    /// No connection came about in time, or it was refused.
+    ConnectFailed,
+    /// HELLO did not come in time.
+    HelloTimeout,
+    /// Neither READY nor RESUMED came in time.
+    AnswerTimeout,
+    /// A heartbeat was not acknowledged: a zombied connection.
+    Zombied,
+    /// Discord asked for it (op 7).
+    ReconnectRequested,
+    /// Discord declared the session invalid (op 9).
+    InvalidSession {
+        /// Whether Discord allows it to be resumed all the same.
+        resumable: bool,
+    },
+    /// A payload could not be read.
+    Malformed,
+    /// Nobody is left to receive events.
+    NoReceiver,
+    /// The identify limiter was closed or failed.
+    LimiterClosed,
+    /// The shard's thread panicked: a bug.
+    Panicked,
+}
+
+impl CloseReason {
+    /// Whether the shard stops for good because of something that only its owner can mend.
+    pub fn is_fatal(self) -> bool {
+        match self {
+            Self::Discord(code) => code.recovery() == Recovery::Stop,
+            Self::LimiterClosed | Self::NoReceiver | Self::Panicked => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discord(code) => return write!(f, "Discord closed with {code}"),
+            Self::Requested => "closed on request",
+            Self::Suspended => "suspended on request",
+            Self::Cut => "the connection was cut",
+            Self::ConnectFailed => "no connection came about",
+            Self::HelloTimeout => "no HELLO in time",
+            Self::AnswerTimeout => "neither READY nor RESUMED in time",
+            Self::Zombied => "a heartbeat was not acknowledged",
+            Self::ReconnectRequested => "Discord asked to reconnect",
+            Self::InvalidSession { resumable: true } => "invalid session, resumable",
+            Self::InvalidSession { resumable: false } => "invalid session",
+            Self::Malformed => "a payload could not be read",
+            Self::NoReceiver => "nobody receives events",
+            Self::LimiterClosed => "the identify limiter is closed",
+            Self::Panicked => "the shard's thread panicked",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_code() {
+        let recovery = |code| CloseCode(code).recovery();
+        for code in [1000, 1001, 1006, 4000, 4001, 4002, 4005, 4008, 4999] {
+            assert_eq!(recovery(code), Recovery::Resume, "{code}");
+        }
+        for code in [4003, 4007, 4009] {
+            assert_eq!(recovery(code), Recovery::Identify, "{code}");
+        }
+        for code in [4004, 4010, 4011, 4012, 4013, 4014] {
+            assert_eq!(recovery(code), Recovery::Stop, "{code}");
+            assert!(CloseReason::Discord(CloseCode(code)).is_fatal());
+        }
+    }
+
+    #[test]
+    fn fatal_codes_say_what_to_do() {
+        assert!(CloseCode(4004).to_string().contains("token"));
+        assert!(CloseCode(4014).to_string().contains("GUILD_MEMBERS"));
+    }
+}

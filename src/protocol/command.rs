@@ -1,0 +1,168 @@
+//! Outbound payloads, to JSON.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::session::Session;
+use crate::intents::Intents;
+use crate::shard_id::ShardId;
+use crate::token::Token;
+
+/// The greatest size of a payload to Discord, in bytes of JSON; above it Discord closes with 4002.
+///
+/// Source: [Discord, Sending events](https://docs.discord.com/developers/events/gateway#sending-events).
+pub const MAX_PAYLOAD: usize = 4096;
+
+/// Opcode of a presence update.
+const PRESENCE_UPDATE: u64 = 3;
+
+/// Something to say to Discord on a shard's connection, checked when it is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    op: u64,
+    json: String,
+}
+
+impl Command {
+    /// A payload as it goes over the wire: an object with an `op`.
+    ///
+    /// Heartbeats (1), IDENTIFY (2) and RESUME (6) are the library's own and refused.
+    pub fn raw(payload: &Value) -> Result<Self, InvalidCommand> {
+        let object = payload.as_object().ok_or(InvalidCommand::NotAnObject)?;
+        let op = object.get("op").and_then(Value::as_u64).ok_or(InvalidCommand::NoOpcode)?;
+        if matches!(op, 1 | 2 | 6) {
+            return Err(InvalidCommand::Reserved(op));
+        }
+        let json = payload.to_string();
+        if json.len() > MAX_PAYLOAD {
+            return Err(InvalidCommand::TooLarge(json.len()));
+        }
+        Ok(Self { op, json })
+    }
+
+    /// The payload.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// Whether it counts against the limit of presence updates.
+    pub(crate) fn is_presence(&self) -> bool {
+        self.op == PRESENCE_UPDATE
+    }
+}
+
+/// Why something cannot be sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidCommand {
+    /// The payload is some other JSON value.
+    #[error("the payload is not a JSON object")]
+    NotAnObject,
+    /// The payload does not say what it is.
+    #[error("the payload has no `op`, or it is not a whole number")]
+    NoOpcode,
+    /// The library sends these itself.
+    #[error("op {0} is sent by the library itself: 1, 2 and 6 are refused")]
+    Reserved(u64),
+    /// Discord would close the connection.
+    #[error("the payload has {0} bytes, allowed are 4096")]
+    TooLarge(usize),
+}
+
+/// What IDENTIFY says about a bot.
+///
+/// Source: [Discord, Identify](https://docs.discord.com/developers/events/gateway-events#identify).
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The bot's token.
+    pub token: Token,
+    /// What it wants to hear about.
+    pub intents: Intents,
+    /// The name of the library that Discord is told.
+    pub library: String,
+    /// From how many members on a guild's offline members are left out (50 to 250).
+    pub large_threshold: u16,
+    /// Whether Discord shall compress each payload by itself.
+    pub compress: bool,
+    /// The presence to start with: the `d` of a presence update.
+    pub presence: Option<Value>,
+}
+
+impl Identity {
+    /// The IDENTIFY of a shard.
+    pub fn identify(&self, shard: ShardId) -> String {
+        #[derive(Serialize)]
+        struct Data<'a> {
+            token: &'a str,
+            properties: Value,
+            intents: u64,
+            compress: bool,
+            large_threshold: u16,
+            shard: ShardId,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            presence: Option<&'a Value>,
+        }
+        let data = Data {
+            token: self.token.expose(),
+            properties: json!({"os": std::env::consts::OS, "browser": self.library, "device": self.library}),
+            intents: self.intents.bits(),
+            compress: self.compress,
+            large_threshold: self.large_threshold,
+            shard,
+            presence: self.presence.as_ref(),
+        };
+        json!({"op": 2, "d": data}).to_string()
+    }
+
+    /// The RESUME of a session.
+    pub fn resume(&self, session: &Session) -> String {
+        let token = self.token.expose();
+        json!({"op": 6, "d": {"token": token, "session_id": session.id, "seq": session.sequence}}).to_string()
+    }
+}
+
+/// A heartbeat with the last sequence.
+pub(crate) fn heartbeat(sequence: Option<u64>) -> String {
+    json!({"op": 1, "d": sequence}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_commands_are_checked() {
+        let raw = |value: Value| Command::raw(&value);
+        assert_eq!(raw(json!([1])), Err(InvalidCommand::NotAnObject));
+        assert_eq!(raw(json!({"d": 1})), Err(InvalidCommand::NoOpcode));
+        assert_eq!(raw(json!({"op": "3"})), Err(InvalidCommand::NoOpcode));
+        for op in [1, 2, 6] {
+            assert_eq!(raw(json!({"op": op})), Err(InvalidCommand::Reserved(op)));
+        }
+        let envelope = json!({"op": 8, "d": ""}).to_string().len();
+        assert!(raw(json!({"op": 8, "d": "x".repeat(MAX_PAYLOAD - envelope)})).is_ok());
+        let error = raw(json!({"op": 8, "d": "x".repeat(MAX_PAYLOAD - envelope + 1)})).unwrap_err();
+        assert!(error.to_string().contains("4097"), "{error}");
+    }
+
+    #[test]
+    fn the_wire_format() {
+        let identity = Identity {
+            token: Token::new("a.b.c").unwrap(),
+            intents: Intents::GUILDS,
+            library: "threadcord".into(),
+            large_threshold: 50,
+            compress: false,
+            presence: None,
+        };
+        let shard = ShardId::new(1, 2).unwrap();
+        let identify: Value = serde_json::from_str(&identity.identify(shard)).unwrap();
+        assert_eq!(identify["d"]["shard"], json!([1, 2]));
+        assert_eq!(identify["d"]["token"], "a.b.c");
+        assert!(identify["d"].get("presence").is_none());
+        let session = Session::new("s".into(), 9, String::new(), shard, 0);
+        let resume: Value = serde_json::from_str(&identity.resume(&session)).unwrap();
+        assert_eq!(resume, json!({"op": 6, "d": {"token": "a.b.c", "session_id": "s", "seq": 9}}));
+        assert_eq!(heartbeat(None), r#"{"d":null,"op":1}"#);
+    }
+}

@@ -1,0 +1,583 @@
+//! What a shard says and when: the one match on inputs and on opcodes.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use serde::Deserialize;
+
+use super::backoff;
+use super::close::{CloseCode, CloseReason, Recovery};
+use super::command::{self, Command, Identity};
+use super::heartbeat::{Beat, Heartbeat};
+use super::payload::{MalformedPayload, Payload};
+use super::send_budget::SendBudget;
+use super::session::Session;
+use super::state::{Link, Stage, Start, State};
+use super::timing::Timing;
+use crate::shard_id::ShardId;
+
+/// Connections to a session's own url that may come to nothing before the main one is tried.
+const DEAD_CONNECTS: u32 = 3;
+
+/// With more, heartbeats alone would break the send limit.
+const MOST_BEATS_PER_WINDOW: u32 = 60;
+
+/// With a longer heartbeat interval no dead connection would be noticed.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// The close code for a connection whose session is to be resumed.
+const RESUMABLE: u16 = 4000;
+
+/// The close code that ends a session.
+const NORMAL: u16 = 1000;
+
+/// Something that happened to a shard.
+#[derive(Debug)]
+pub enum Input {
+    /// The connection asked for is open.
+    Connected,
+    /// A payload came.
+    Payload(Vec<u8>),
+    /// Nothing is left to read: the socket was read dry.
+    Drained,
+    /// The shard does not read for now, because what it delivered has not been handled.
+    Stalled,
+    /// The peer sent a close frame, with or without a code.
+    Closed(Option<u16>),
+    /// The connection failed, or cannot be used any more.
+    Failed(CloseReason),
+    /// It is this shard's turn to identify.
+    Permit,
+    /// The user wants to say something.
+    Command(Command),
+    /// A command was asked to be sent, but the connection did not carry it.
+    Unsent(Command),
+    /// The shard is to stop for good.
+    Stop(CloseReason),
+}
+
+/// Something that the machine asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Open a connection.
+    Connect(Target),
+    /// Take a place in the identify queue; answer with [`Input::Permit`].
+    RequestPermit,
+    /// Send a heartbeat or a RESUME.
+    Send(String),
+    /// Spend the permit on this IDENTIFY.
+    Identify(String),
+    /// Send a command; give it back as [`Input::Unsent`] if the connection ends first.
+    SendCommand(Command),
+    /// Hand an event to the user.
+    Deliver(Payload),
+    /// Tell the user what happened to the shard.
+    Report(Notice),
+    /// Close the connection with a code, or drop it at once.
+    Disconnect(Option<u16>),
+    /// Nothing to do before that instant, or before the next input.
+    Wait(Option<(Instant, Timer)>),
+    /// Nothing to do ever again.
+    Stop(CloseReason),
+}
+
+/// Where to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The url that `/gateway/bot` gave.
+    Main,
+    /// The session's own url.
+    Resume(String),
+}
+
+/// What happened to a shard, in terms of its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A connection is being opened.
+    Connecting {
+        /// Whether to resume a session, else to start one.
+        resuming: bool,
+    },
+    /// A new session has started.
+    Ready(Session),
+    /// The session goes on; what was missed has been replayed.
+    Resumed,
+    /// The session is over, and what came after its last sequence is lost.
+    SessionLost(Session),
+    /// The connection is gone; the shard will try again.
+    Disconnected {
+        /// Why.
+        reason: CloseReason,
+        /// How long the shard waits before it connects again.
+        retry_in: Duration,
+        /// Whether it will resume, else identify.
+        resumable: bool,
+    },
+}
+
+/// Why a shard wakes by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// The pause before the next connection is over.
+    Reconnect,
+    /// The connection takes too long.
+    Connect,
+    /// HELLO takes too long.
+    Hello,
+    /// A heartbeat is due.
+    Heartbeat,
+    /// READY or RESUMED takes too long.
+    Answer,
+    /// A command may go out again.
+    SendBudget,
+}
+
+/// The protocol of one shard, without socket, thread, clock or lock.
+#[derive(Debug)]
+pub struct Machine {
+    shard: ShardId,
+    identity: Identity,
+    timing: Timing,
+    rng: Rng,
+    state: State,
+    outbox: VecDeque<Output>,
+    commands: VecDeque<Command>,
+    /// Connections in a row that were not ready for long.
+    failures: u32,
+    /// Invalid sessions in a row.
+    invalid_sessions: u32,
+}
+
+impl Machine {
+    /// A shard that connects at once. It resumes `session` if that belongs to it.
+    pub fn new(
+        now: Instant,
+        shard: ShardId,
+        identity: Identity,
+        timing: Timing,
+        session: Option<Session>,
+        seed: u64,
+    ) -> Self {
+        let start = match session {
+            Some(session) if session.shard == shard => Start::Resume { session, dead_connects: 0 },
+            Some(session) => {
+                log::warn!("shard {shard}: a stored session of shard {} is not used", session.shard);
+                Start::Identify
+            }
+            None => Start::Identify,
+        };
+        Self {
+            shard,
+            identity,
+            timing,
+            rng: Rng::with_seed(seed),
+            state: State::Waiting { until: now, start },
+            outbox: VecDeque::new(),
+            commands: VecDeque::new(),
+            failures: 0,
+            invalid_sessions: 0,
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Connected => self.handle_connected(now),
+            Input::Payload(bytes) => match self.handle_payload(now, bytes) {
+                Ok(()) => {}
+                Err(malformed) => {
+                    log::error!("shard {}: {malformed}", self.shard);
+                    self.lose(now, CloseReason::Malformed);
+                }
+            },
+            Input::Drained => {
+                if self.state.link().is_some_and(|link| link.heartbeat.is_zombied(now)) {
+                    self.lose(now, CloseReason::Zombied);
+                }
+            }
+            Input::Stalled => {
+                // What has not been read is not late.
+                if let State::Resuming { deadline, .. } = &mut self.state {
+                    *deadline = now + self.timing.answer_timeout;
+                }
+            }
+            Input::Closed(code) => {
+                self.lose(now, code.map_or(CloseReason::Cut, |code| CloseReason::Discord(CloseCode(code))));
+            }
+            Input::Failed(reason) => self.lose(now, reason),
+            Input::Permit => self.identify(now),
+            Input::Command(command) => self.commands.push_back(command),
+            Input::Unsent(command) => self.commands.push_front(command),
+            Input::Stop(reason) => self.stop(reason),
+        }
+    }
+
+    /// What is to be done next. Ask until it says [`Output::Wait`] or [`Output::Stop`].
+    pub fn poll(&mut self, now: Instant) -> Output {
+        if let Some(output) = self.outbox.pop_front() {
+            return output;
+        }
+        match &self.state {
+            State::Waiting { until, .. } if now >= *until => self.connect(now),
+            State::Waiting { until, .. } => Output::Wait(Some((*until, Timer::Reconnect))),
+            State::Connecting { deadline, .. } if now >= *deadline => {
+                self.lose_and_poll(now, CloseReason::ConnectFailed)
+            }
+            State::Connecting { deadline, .. } => Output::Wait(Some((*deadline, Timer::Connect))),
+            State::AwaitingHello { deadline, .. } if now >= *deadline => {
+                self.lose_and_poll(now, CloseReason::HelloTimeout)
+            }
+            State::AwaitingHello { deadline, .. } => Output::Wait(Some((*deadline, Timer::Hello))),
+            State::Identifying { deadline, .. } | State::Resuming { deadline, .. } if now >= *deadline => {
+                self.lose_and_poll(now, CloseReason::AnswerTimeout)
+            }
+            State::Queued { .. } | State::Identifying { .. } | State::Resuming { .. } | State::Ready { .. } => {
+                self.poll_link(now)
+            }
+            State::Stopped { reason, .. } => Output::Stop(*reason),
+        }
+    }
+
+    /// Where the shard stands.
+    pub fn stage(&self) -> Stage {
+        Stage::from(&self.state)
+    }
+
+    /// The session that is live or will be resumed, with the last sequence received.
+    pub fn session(&self) -> Option<&Session> {
+        self.state.session()
+    }
+
+    /// From the last heartbeat to its ACK on this connection.
+    pub fn latency(&self) -> Option<Duration> {
+        self.state.link()?.heartbeat.latency()
+    }
+
+    /// Commands that wait to be sent.
+    pub fn queued_commands(&self) -> usize {
+        self.commands.len()
+    }
+
+    fn handle_connected(&mut self, now: Instant) {
+        self.change_state(|machine, state| match state {
+            State::Connecting { start, .. } => {
+                State::AwaitingHello { deadline: now + machine.timing.hello_timeout, start }
+            }
+            other => other,
+        });
+    }
+
+    fn handle_payload(&mut self, now: Instant, bytes: Vec<u8>) -> Result<(), MalformedPayload> {
+        let payload = Payload::read(bytes)?;
+        match payload.op() {
+            0 => self.handle_dispatch(now, payload)?,
+            1 => {
+                if let Some(link) = self.state.link_mut() {
+                    link.heartbeat.request();
+                }
+            }
+            7 => self.lose(now, CloseReason::ReconnectRequested),
+            9 => {
+                let resumable = payload.parse::<Option<bool>>()?.unwrap_or(false);
+                self.lose(now, CloseReason::InvalidSession { resumable });
+            }
+            10 => self.handle_hello(now, &payload.parse()?)?,
+            11 => {
+                if let Some(link) = self.state.link_mut() {
+                    link.heartbeat.acknowledge(now);
+                }
+            }
+            op => log::debug!("shard {}: unknown opcode {op} ignored", self.shard),
+        }
+        Ok(())
+    }
+
+    fn handle_hello(&mut self, now: Instant, hello: &Hello) -> Result<(), MalformedPayload> {
+        let interval = Duration::from_millis(hello.heartbeat_interval);
+        let allowed = self.timing.send_window / MOST_BEATS_PER_WINDOW..=LONGEST_INTERVAL;
+        if !allowed.contains(&interval) {
+            return Err(MalformedPayload::HeartbeatInterval(hello.heartbeat_interval));
+        }
+        self.change_state(|machine, state| {
+            let State::AwaitingHello { start, .. } = state else { return state };
+            let mut link = Link {
+                heartbeat: Heartbeat::new(now, interval, machine.rng.f64()),
+                budget: SendBudget::new(
+                    machine.timing.send_window + machine.timing.guard,
+                    machine.timing.presence_window + machine.timing.guard,
+                    interval,
+                ),
+            };
+            match start {
+                Start::Identify => {
+                    machine.outbox.push_back(Output::RequestPermit);
+                    State::Queued { link }
+                }
+                Start::Resume { session, .. } => {
+                    link.budget.record(now, false);
+                    machine.outbox.push_back(Output::Send(machine.identity.resume(&session)));
+                    State::Resuming { link, session, deadline: now + machine.timing.answer_timeout }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn identify(&mut self, now: Instant) {
+        self.change_state(|machine, state| {
+            let State::Queued { mut link } = state else { return state };
+            link.budget.record(now, false);
+            machine.outbox.push_back(Output::Identify(machine.identity.identify(machine.shard)));
+            State::Identifying { link, deadline: now + machine.timing.answer_timeout }
+        });
+    }
+
+    fn handle_dispatch(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
+        match payload.name() {
+            Some("READY") => return self.handle_ready(now, payload),
+            Some("RESUMED") => self.handle_resumed(now),
+            _ => {}
+        }
+        let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state else {
+            log::warn!("shard {}: {:?} outside a session ignored", self.shard, payload.name());
+            return Ok(());
+        };
+        let sequence = payload.sequence().unwrap_or(0);
+        if sequence <= session.sequence && payload.name() != Some("RESUMED") {
+            log::debug!("shard {}: sequence {sequence} came again and is dropped", self.shard);
+            return Ok(());
+        }
+        session.sequence = session.sequence.max(sequence);
+        if let State::Resuming { deadline, .. } = &mut self.state {
+            *deadline = now + self.timing.answer_timeout;
+        }
+        self.outbox.push_back(Output::Deliver(payload));
+        Ok(())
+    }
+
+    fn handle_ready(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
+        let ready: Ready = payload.parse()?;
+        if ready.session_id.is_empty() {
+            return Err(MalformedPayload::SessionId);
+        }
+        let session = Session::new(
+            ready.session_id,
+            payload.sequence().unwrap_or(0),
+            ready.resume_gateway_url,
+            self.shard,
+            ready.user.and_then(|user| user.id.parse().ok()).unwrap_or(0),
+        );
+        self.change_state(|machine, state| {
+            let link = match state {
+                State::Identifying { link, .. } => link,
+                // Nobody asked for it, but the session that it names is the one that lives now.
+                State::Resuming { link, session: old, .. } | State::Ready { link, session: old, .. } => {
+                    machine.outbox.push_back(Output::Report(Notice::SessionLost(old)));
+                    link
+                }
+                other => return other,
+            };
+            machine.outbox.push_back(Output::Report(Notice::Ready(session.clone())));
+            machine.outbox.push_back(Output::Deliver(payload));
+            State::Ready { link, session, since: now }
+        });
+        Ok(())
+    }
+
+    fn handle_resumed(&mut self, now: Instant) {
+        self.change_state(|machine, state| match state {
+            State::Resuming { link, session, .. } => {
+                machine.outbox.push_back(Output::Report(Notice::Resumed));
+                State::Ready { link, session, since: now }
+            }
+            other => other,
+        });
+    }
+
+    fn connect(&mut self, now: Instant) -> Output {
+        let mut target = Target::Main;
+        self.change_state(|machine, state| {
+            let start = state.into_start();
+            match &start {
+                Start::Resume { session, dead_connects } if *dead_connects < DEAD_CONNECTS => {
+                    target = Target::Resume(session.resume_url.clone());
+                }
+                _ => {}
+            }
+            State::Connecting { deadline: now + machine.timing.connect_timeout, start }
+        });
+        self.outbox.push_back(Output::Connect(target));
+        Output::Report(Notice::Connecting { resuming: self.session().is_some() })
+    }
+
+    /// What a connection with HELLO behind it asks for: heartbeats first, then commands.
+    fn poll_link(&mut self, now: Instant) -> Output {
+        let sequence = self.session().map(|session| session.sequence);
+        let Some(link) = self.state.link_mut() else { return Output::Wait(None) };
+        match link.heartbeat.poll(now) {
+            Some(Beat::Requested) if !link.budget.allows_requested_beat(now) => link.heartbeat.refuse_request(),
+            Some(beat) => {
+                link.heartbeat.sent(now, beat);
+                link.budget.record(now, false);
+                return Output::Send(command::heartbeat(sequence));
+            }
+            None => {}
+        }
+        let mut wait = (link.heartbeat.next(), Timer::Heartbeat);
+        match &mut self.state {
+            State::Identifying { deadline, .. } | State::Resuming { deadline, .. } => {
+                wait = wait.min_by_instant((*deadline, Timer::Answer));
+            }
+            State::Ready { link, .. } if !self.commands.is_empty() => {
+                let free_at = |command: &Command| link.budget.command_at(now, command.is_presence());
+                if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now) {
+                    return self.send_command(now, at);
+                }
+                // Either all commands wait for the same instant, or those that wait longer are presences.
+                let free = self.commands.iter().map(free_at).min().unwrap_or(wait.0);
+                wait = wait.min_by_instant((free, Timer::SendBudget));
+            }
+            _ => {}
+        }
+        Output::Wait(Some(wait))
+    }
+
+    fn send_command(&mut self, now: Instant, at: usize) -> Output {
+        match (self.commands.remove(at), self.state.link_mut()) {
+            (Some(command), Some(link)) => {
+                link.budget.record(now, command.is_presence());
+                Output::SendCommand(command)
+            }
+            _ => Output::Wait(None),
+        }
+    }
+
+    fn lose_and_poll(&mut self, now: Instant, reason: CloseReason) -> Output {
+        self.lose(now, reason);
+        self.poll(now)
+    }
+
+    /// The connection is gone or given up: says so, and decides when to come back and with which session.
+    fn lose(&mut self, now: Instant, reason: CloseReason) {
+        if !self.state.is_connected() {
+            return;
+        }
+        let recovery = match reason {
+            CloseReason::Discord(code) => code.recovery(),
+            CloseReason::InvalidSession { resumable: false } => Recovery::Identify,
+            _ => Recovery::Resume,
+        };
+        if let CloseReason::Discord(code) = reason
+            && (code.is_our_fault() || recovery == Recovery::Stop)
+        {
+            log::error!("shard {}: {reason}", self.shard);
+        }
+        if recovery == Recovery::Stop {
+            return self.stop(reason);
+        }
+        self.outbox.push_back(Output::Disconnect(match reason {
+            CloseReason::Malformed | CloseReason::ReconnectRequested | CloseReason::InvalidSession { .. } => {
+                Some(RESUMABLE)
+            }
+            _ => None,
+        }));
+        let retry_in = self.pause(now, reason);
+        self.change_state(|machine, state| {
+            let mut start = state.into_start();
+            if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {
+                machine.outbox.push_back(Output::Report(Notice::SessionLost(session.clone())));
+                start = Start::Identify;
+            }
+            let resumable = matches!(start, Start::Resume { .. });
+            machine.outbox.push_back(Output::Report(Notice::Disconnected { reason, retry_in, resumable }));
+            State::Waiting { until: now + retry_in, start }
+        });
+    }
+
+    /// How long to stay away. Only a connection that was ready for a while makes the failures before it forgotten.
+    fn pause(&mut self, now: Instant, reason: CloseReason) -> Duration {
+        if let State::Ready { since, .. } = &self.state
+            && now >= *since + self.timing.stable_after
+        {
+            self.failures = 0;
+            self.invalid_sessions = 0;
+        }
+        let Timing { backoff_base, backoff_cap, invalid_session_min, invalid_session_max, .. } = self.timing;
+        let jitter = self.rng.f64();
+        let pause = if matches!(reason, CloseReason::InvalidSession { .. }) {
+            // Each of these may have cost an IDENTIFY, of which there are few a day: the pauses grow long.
+            let cap = self.timing.invalid_session_cap;
+            let first = invalid_session_min + invalid_session_max.saturating_sub(invalid_session_min).mul_f64(jitter);
+            let more = backoff::delay(invalid_session_max, cap, self.invalid_sessions, jitter);
+            self.invalid_sessions = self.invalid_sessions.saturating_add(1);
+            first + more
+        } else {
+            backoff::delay(backoff_base, backoff_cap, self.failures, jitter)
+        };
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// Stops for good. Only `suspend` leaves a session behind.
+    fn stop(&mut self, reason: CloseReason) {
+        if matches!(self.state, State::Stopped { .. }) {
+            return;
+        }
+        if self.state.is_connected() {
+            self.outbox.push_back(Output::Disconnect(match reason {
+                CloseReason::Discord(_) => None,
+                CloseReason::Suspended => Some(RESUMABLE),
+                _ => Some(NORMAL),
+            }));
+        }
+        self.change_state(|_, state| {
+            let session = match (state.into_start(), reason) {
+                (Start::Resume { session, .. }, CloseReason::Suspended) => Some(session),
+                _ => None,
+            };
+            State::Stopped { reason, session }
+        });
+    }
+
+    /// Replaces the state by what `next` makes of it.
+    fn change_state(&mut self, next: impl FnOnce(&mut Self, State) -> State) {
+        let empty = State::Stopped { reason: CloseReason::Panicked, session: None };
+        let state = mem::replace(&mut self.state, empty);
+        self.state = next(self, state);
+    }
+}
+
+/// The earlier of two deadlines, with its reason.
+trait MinByInstant {
+    fn min_by_instant(self, other: Self) -> Self;
+}
+
+impl MinByInstant for (Instant, Timer) {
+    fn min_by_instant(self, other: Self) -> Self {
+        if other.0 < self.0 { other } else { self }
+    }
+}
+
+#[derive(Deserialize)]
+struct Hello {
+    heartbeat_interval: u64,
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    session_id: String,
+    #[serde(default)]
+    resume_gateway_url: String,
+    user: Option<User>,
+}
+
+#[derive(Deserialize)]
+struct User {
+    id: String,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! What the gateway says and wants to hear, without socket, thread, lock, clock or ambient random source.
+//!
+//! # The states
+//!
+//! ```text
+//!             ┌──────────────────── any loss: Disconnect ───────────────────┐
+//!             ▼                                                             │
+//!          Waiting ──pause over──▶ Connecting ──Connected──▶ AwaitingHello ─┤
+//!             ▲                                                 │     │     │
+//!             │                            HELLO, no session ───┘     └─── HELLO, a session
+//!             │                                   ▼                         ▼
+//!             ├────────────────────────────── Queued                    Resuming ─┐
+//!             │                                   │ Permit                  │     │
+//!             │                                   ▼                         │     │
+//!             ├───────────────────────────── Identifying                    │     │
+//!             │                                   │ READY                   │ RESUMED
+//!             │                                   ▼                         │     │
+//!             └───────────────────────────────  Ready  ◀────────────────────┘ ◀───┘ (or an unasked READY)
+//!
+//!          every state ──Stop, or a fatal close code──▶ Stopped
+//! ```
+//!
+//! - **Waiting**: no connection; the pause before the next one runs.
+//! - **Connecting**: TCP, TLS and the websocket upgrade, under one deadline.
+//! - **`AwaitingHello`**: connected; Discord has not given a heartbeat interval.
+//! - **Queued**: heartbeating, waiting for a turn to identify.
+//! - **Identifying**: IDENTIFY is sent; READY or op 9 will follow.
+//! - **Resuming**: RESUME is sent; events are replayed until RESUMED, or op 9 follows.
+//! - **Ready**: a live session.
+//! - **Stopped**: for good, with a reason; it stays so and repeats it.
+//!
+//! A loss is anything that ends a connection: a close frame, a cut, op 7, op 9, a time-out, a missing ACK, a payload
+//! that cannot be read. The session stays with the shard unless Discord's rules end it (op 9 `false`, close codes
+//! 4003, 4007, 4009), which is reported.
+//!
+//! # The contract
+//!
+//! 1. Whatever happens goes in through [`Machine::handle`].
+//! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or [`Output::Stop`].
+//! 3. On `Wait`, the socket is read. A payload is the next input. If there is none, that is an input too
+//!    ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller block, until the instant given.
+//! 4. After [`Output::Disconnect`], nothing of that connection may be handed in any more.
+//!
+//! Instants only ever move forward. No input makes the machine panic or spin.
+#![deny(clippy::disallowed_methods)]
+
+mod backoff;
+mod close;
+mod command;
+mod heartbeat;
+mod machine;
+mod payload;
+mod send_budget;
+mod session;
+mod state;
+mod timing;
+
+pub use close::{CloseCode, CloseReason, Recovery};
+pub use command::{Command, Identity, InvalidCommand, MAX_PAYLOAD};
+pub use machine::{Input, Machine, Notice, Output, Target, Timer};
+pub use payload::{MalformedPayload, Payload};
+pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
+pub use session::Session;
+pub use state::Stage;
+pub use timing::Timing;

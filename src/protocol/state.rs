@@ -1,0 +1,147 @@
+//! The states of a shard, each with exactly the data that is legal in it.
+
+use std::time::Instant;
+
+use super::close::CloseReason;
+use super::heartbeat::Heartbeat;
+use super::send_budget::SendBudget;
+use super::session::Session;
+
+/// Where a shard stands; the module documentation of [`protocol`](super) draws the ways between them.
+#[derive(Debug)]
+pub(crate) enum State {
+    Waiting { until: Instant, start: Start },
+    Connecting { deadline: Instant, start: Start },
+    AwaitingHello { deadline: Instant, start: Start },
+    Queued { link: Link },
+    Identifying { link: Link, deadline: Instant },
+    Resuming { link: Link, session: Session, deadline: Instant },
+    Ready { link: Link, session: Session, since: Instant },
+    Stopped { reason: CloseReason, session: Option<Session> },
+}
+
+/// What the next connection is for.
+#[derive(Debug)]
+pub(crate) enum Start {
+    Identify,
+    Resume {
+        session: Session,
+        /// Connections in a row to the session's own url that came to nothing.
+        dead_connects: u32,
+    },
+}
+
+/// What belongs to one connection and is made anew for the next.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) budget: SendBudget,
+}
+
+impl State {
+    pub(crate) fn link(&self) -> Option<&Link> {
+        match self {
+            Self::Queued { link }
+            | Self::Identifying { link, .. }
+            | Self::Resuming { link, .. }
+            | Self::Ready { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
+        match self {
+            Self::Queued { link }
+            | Self::Identifying { link, .. }
+            | Self::Resuming { link, .. }
+            | Self::Ready { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn session(&self) -> Option<&Session> {
+        match self {
+            Self::Waiting { start: Start::Resume { session, .. }, .. }
+            | Self::Connecting { start: Start::Resume { session, .. }, .. }
+            | Self::AwaitingHello { start: Start::Resume { session, .. }, .. }
+            | Self::Resuming { session, .. }
+            | Self::Ready { session, .. }
+            | Self::Stopped { session: Some(session), .. } => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The way to start again with what is left of this connection.
+    pub(crate) fn into_start(self) -> Start {
+        match self {
+            Self::Waiting { start, .. } => start,
+            Self::Connecting { start, .. } | Self::AwaitingHello { start, .. } => match start {
+                Start::Resume { session, dead_connects } => {
+                    Start::Resume { session, dead_connects: dead_connects.saturating_add(1) }
+                }
+                Start::Identify => Start::Identify,
+            },
+            Self::Resuming { session, .. }
+            | Self::Ready { session, .. }
+            | Self::Stopped { session: Some(session), .. } => Start::Resume { session, dead_connects: 0 },
+            Self::Queued { .. } | Self::Identifying { .. } | Self::Stopped { session: None, .. } => Start::Identify,
+        }
+    }
+
+    /// Whether a connection is open or being opened.
+    pub(crate) fn is_connected(&self) -> bool {
+        !matches!(self, Self::Waiting { .. } | Self::Stopped { .. })
+    }
+}
+
+/// Where a shard stands, for its owner to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Waiting before the next attempt to connect.
+    Waiting,
+    /// Opening a connection: TCP, TLS, upgrade.
+    Connecting,
+    /// Connected; Discord has not said HELLO.
+    AwaitingHello,
+    /// Connected and heartbeating, waiting for its turn to identify.
+    Queued,
+    /// IDENTIFY is sent, READY has not come.
+    Identifying,
+    /// RESUME is sent; events are being replayed, RESUMED has not come.
+    Resuming,
+    /// The session is live.
+    Ready,
+    /// The shard has stopped and will not come back by itself.
+    Stopped(CloseReason),
+}
+
+impl From<&State> for Stage {
+    fn from(state: &State) -> Self {
+        match state {
+            State::Waiting { .. } => Self::Waiting,
+            State::Connecting { .. } => Self::Connecting,
+            State::AwaitingHello { .. } => Self::AwaitingHello,
+            State::Queued { .. } => Self::Queued,
+            State::Identifying { .. } => Self::Identifying,
+            State::Resuming { .. } => Self::Resuming,
+            State::Ready { .. } => Self::Ready,
+            State::Stopped { reason, .. } => Self::Stopped(*reason),
+        }
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting",
+            Self::Connecting => "connecting",
+            Self::AwaitingHello => "awaiting hello",
+            Self::Queued => "queued",
+            Self::Identifying => "identifying",
+            Self::Resuming => "resuming",
+            Self::Ready => "ready",
+            Self::Stopped(reason) => return write!(f, "stopped: {reason}"),
+        })
+    }
+}

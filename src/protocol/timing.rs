@@ -1,0 +1,118 @@
+//! Every duration that Discord prescribes or that we chose.
+
+use std::time::Duration;
+
+/// How long things take and how long they may take. The default is what Discord asks for.
+///
+/// Shorter windows are for simulators: a configuration whose windows are shorter than Discord's is refused together
+/// with one of Discord's hosts.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Timing {
+    /// From the start of a connection to the end of the websocket upgrade, TCP and TLS included. Ours: 20 s.
+    pub connect_timeout: Duration,
+    /// From the upgrade to HELLO. Ours: 20 s.
+    pub hello_timeout: Duration,
+    /// From IDENTIFY to READY, or from RESUME or the last replayed event to the next. Ours: 60 s.
+    pub answer_timeout: Duration,
+    /// How long the peer may take to answer a close frame. Ours: 2 s.
+    pub close_timeout: Duration,
+    /// Least pause after an invalid session (op 9). Discord's: 1 s.
+    pub invalid_session_min: Duration,
+    /// Greatest pause after the first invalid session. Discord's: 5 s.
+    pub invalid_session_max: Duration,
+    /// Greatest pause after many invalid sessions in a row, each of which cost an IDENTIFY. Ours: 15 min.
+    pub invalid_session_cap: Duration,
+    /// Pause before the second attempt to reconnect; it doubles with each failure. Ours: 1 s.
+    pub backoff_base: Duration,
+    /// Greatest pause between attempts to reconnect. Ours: 60 s.
+    pub backoff_cap: Duration,
+    /// How long a connection must have been ready for its loss not to count as another failure. Ours: 10 s.
+    pub stable_after: Duration,
+    /// The window of [`sends_per_window`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
+    pub send_window: Duration,
+    /// The window of [`presences_per_window`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20 s.
+    pub presence_window: Duration,
+    /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
+    pub identify_window: Duration,
+    /// Added to each window that the peer measures too, for what the network adds and takes away. Ours: 100 ms.
+    pub guard: Duration,
+    /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
+    pub identify_reset: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            connect_timeout: seconds(20),
+            hello_timeout: seconds(20),
+            answer_timeout: seconds(60),
+            close_timeout: seconds(2),
+            invalid_session_min: seconds(1),
+            invalid_session_max: seconds(5),
+            invalid_session_cap: seconds(15 * 60),
+            backoff_base: seconds(1),
+            backoff_cap: seconds(60),
+            stable_after: seconds(10),
+            send_window: seconds(60),
+            presence_window: seconds(20),
+            identify_window: seconds(5),
+            guard: Duration::from_millis(100),
+            identify_reset: seconds(24 * 60 * 60),
+        }
+    }
+}
+
+impl Timing {
+    /// The default with every pause and window multiplied by `factor`, for a simulator whose time runs faster.
+    ///
+    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`) stay as they are: they
+    /// guard against a machine that is slow, which a faster clock does not change.
+    ///
+    /// # Panics
+    /// If `factor` is negative, not finite, or makes a duration overflow.
+    pub fn scaled(factor: f64) -> Self {
+        let mut timing = Self::default();
+        for duration in [
+            &mut timing.invalid_session_min,
+            &mut timing.invalid_session_max,
+            &mut timing.invalid_session_cap,
+            &mut timing.backoff_base,
+            &mut timing.backoff_cap,
+            &mut timing.stable_after,
+            &mut timing.send_window,
+            &mut timing.presence_window,
+            &mut timing.identify_window,
+            &mut timing.guard,
+            &mut timing.identify_reset,
+        ] {
+            *duration = duration.mul_f64(factor);
+        }
+        timing
+    }
+
+    /// Whether a window is shorter than Discord's own, so that Discord's limits would be broken.
+    pub fn breaks_discords_limits(&self) -> bool {
+        let discord = Self::default();
+        self.identify_window < discord.identify_window
+            || self.send_window < discord.send_window
+            || self.presence_window < discord.presence_window
+            || self.identify_reset < discord.identify_reset
+            || self.invalid_session_min < discord.invalid_session_min
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scaled_clock_keeps_its_time_outs() {
+        let timing = Timing::scaled(0.01);
+        assert_eq!(timing.identify_window, Duration::from_millis(50));
+        assert_eq!(timing.hello_timeout, Timing::default().hello_timeout);
+        assert!(timing.breaks_discords_limits());
+        assert!(!Timing::default().breaks_discords_limits());
+    }
+}

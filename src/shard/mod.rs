@@ -1,0 +1,196 @@
+//! One shard, one thread.
+
+mod address;
+mod thread;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+pub(crate) use address::Addresses;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::event::{Event, Ledger};
+use crate::limit::IdentifyLimiter;
+use crate::protocol::{CloseReason, Command, Machine, Session, Stage};
+use crate::shard_id::ShardId;
+use crate::transport::{Connector, Transport, Waker};
+
+/// A running shard. Cheap to clone; it does not keep the shard alive.
+#[derive(Clone, Debug)]
+pub struct Shard(Arc<Shared>);
+
+/// Where a shard stands, and what it has been through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// Where it stands.
+    pub stage: Stage,
+    /// From the last heartbeat to its ACK; `None` before the first one of a connection.
+    pub latency: Option<Duration>,
+    /// Events of Discord delivered.
+    pub events: u64,
+    /// Connections started.
+    pub connects: u64,
+    /// IDENTIFYs sent.
+    pub identifies: u64,
+    /// Sessions resumed.
+    pub resumes: u64,
+    /// Sessions lost by Discord's rules.
+    pub sessions_lost: u64,
+    /// Why the last connection ended.
+    pub last_disconnect: Option<CloseReason>,
+}
+
+/// What the threads of a manager's shards have in common.
+pub(crate) struct Context<C> {
+    pub(crate) config: Config,
+    pub(crate) connector: C,
+    pub(crate) addresses: Addresses,
+    pub(crate) limiter: Arc<dyn IdentifyLimiter>,
+    pub(crate) on_stage: Box<dyn Fn(ShardId, Stage) + Send + Sync>,
+}
+
+/// What the handle and the thread share.
+struct Shared {
+    id: ShardId,
+    waker: Waker,
+    orders: Mutex<VecDeque<Order>>,
+    closed: AtomicBool,
+    status: Mutex<Status>,
+    /// Counted apart from the status, because it changes with each event.
+    events: AtomicU64,
+    ledger: Arc<Ledger>,
+}
+
+/// Something that a handle wants of the thread.
+#[derive(Debug)]
+enum Order {
+    Command(Command),
+    Stop(CloseReason),
+}
+
+impl Shard {
+    /// Starts the thread of a shard. Fails if the operating system has no thread or descriptor left.
+    pub(crate) fn spawn<C: Connector + 'static>(
+        id: ShardId,
+        session: Option<Session>,
+        context: Arc<Context<C>>,
+        sender: Sender<Event>,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
+        let transport = context.connector.transport()?;
+        let waker = transport.waker();
+        let config = &context.config;
+        let on_credit = waker.clone();
+        let ledger = Ledger::new(config.max_outstanding_events, config.max_outstanding_bytes, move || on_credit.wake());
+        let shared = Arc::new(Shared {
+            id,
+            waker,
+            orders: Mutex::default(),
+            closed: AtomicBool::new(false),
+            status: Mutex::new(Status::default()),
+            events: AtomicU64::new(0),
+            ledger,
+        });
+        let machine =
+            Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..));
+        let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
+        let shard = Self(Arc::clone(&shared));
+        let thread = builder.spawn(move || thread::run(machine, transport, shared, &context, sender))?;
+        Ok((shard, thread))
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> ShardId {
+        self.0.id
+    }
+
+    /// Where it stands, and what it has been through.
+    pub fn status(&self) -> Status {
+        Status { events: self.0.events.load(Ordering::Relaxed), ..*self.0.status.lock() }
+    }
+
+    /// From the last heartbeat to its ACK; `None` before the first one of a connection.
+    pub fn latency(&self) -> Option<Duration> {
+        self.0.status.lock().latency
+    }
+
+    /// The session, at its low-water mark: the sequence up to which every event has been handled. `None` before the
+    /// first READY, and once the session has ended.
+    pub fn session(&self) -> Option<Session> {
+        let saved_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.0.ledger.session().map(|session| Session { saved_at, ..session })
+    }
+
+    /// Events that were delivered and have not been handled: how many, and their bytes.
+    pub fn outstanding(&self) -> (usize, usize) {
+        self.0.ledger.outstanding()
+    }
+
+    /// Says something to Discord: an object with an `op`, as it goes over the wire.
+    ///
+    /// It waits for the shard to be ready and for Discord's limit (120 payloads per 60 s), and is not lost with a
+    /// connection. 1, 2 and 6 are the library's own and refused.
+    pub fn send(&self, payload: &Value) -> Result<(), Error> {
+        let command = Command::raw(payload)?;
+        self.order(Order::Command(command))
+    }
+
+    /// Ends the session and stops the shard: the bot goes offline. Does not wait for it.
+    pub fn close(&self) {
+        // One that has stopped already is what was asked for.
+        let _ = self.order(Order::Stop(CloseReason::Requested));
+    }
+
+    /// Stops the shard so that its session can be resumed. Does not wait for it.
+    pub fn suspend(&self) {
+        let _ = self.order(Order::Stop(CloseReason::Suspended));
+    }
+
+    fn order(&self, order: Order) -> Result<(), Error> {
+        let shared = &self.0;
+        {
+            // Under the lock that the thread takes before it closes the queue: what is accepted is seen.
+            let mut orders = shared.orders.lock();
+            if shared.closed.load(Ordering::Acquire) {
+                let reason = match shared.status.lock().stage {
+                    Stage::Stopped(reason) => reason,
+                    _ => CloseReason::Requested,
+                };
+                return Err(Error::Stopped { shard: shared.id, reason });
+            }
+            orders.push_back(order);
+        }
+        shared.waker.wake();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("id", &self.id).field("status", &*self.status.lock()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            stage: Stage::Waiting,
+            latency: None,
+            events: 0,
+            connects: 0,
+            identifies: 0,
+            resumes: 0,
+            sessions_lost: 0,
+            last_disconnect: None,
+        }
+    }
+}

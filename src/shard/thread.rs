@@ -1,0 +1,303 @@
+//! The loop of a shard's thread: it does what the machine asks for, and waits in one place.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use super::{Context, Order, Shared, Status};
+use crate::event::{Event, EventKind, Room};
+use crate::limit::{Permit, Ticket};
+use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Stage, Target, Timer};
+use crate::transport::{Connector, Received, Transport, TransportError};
+
+/// Runs a shard until it stops, and tells everyone why it did.
+pub(super) fn run<C: Connector>(
+    machine: Machine,
+    transport: C::Transport,
+    shared: Arc<Shared>,
+    context: &Context<C>,
+    sender: Sender<Event>,
+) {
+    let stage = machine.stage();
+    if let Some(session) = machine.session() {
+        shared.ledger.begin(session.clone(), session.sequence);
+    }
+    let mut thread = Thread {
+        machine,
+        transport,
+        shared,
+        context,
+        sender,
+        stage,
+        dry: false,
+        ticket: None,
+        permit: None,
+        unflushed: Vec::new(),
+    };
+    let reason = catch_unwind(AssertUnwindSafe(|| thread.run())).unwrap_or(CloseReason::Panicked);
+    thread.close(reason);
+}
+
+struct Thread<'a, C: Connector> {
+    machine: Machine,
+    transport: C::Transport,
+    shared: Arc<Shared>,
+    context: &'a Context<C>,
+    sender: Sender<Event>,
+    /// What the owner was last told.
+    stage: Stage,
+    /// The last read found nothing; the next thing to do is to wait.
+    dry: bool,
+    ticket: Option<Ticket>,
+    permit: Option<Permit>,
+    /// Commands that the connection may not have carried.
+    unflushed: Vec<Command>,
+}
+
+impl<C: Connector> Thread<'_, C> {
+    fn run(&mut self) -> CloseReason {
+        loop {
+            if self.shared.waker.take() {
+                self.take_orders();
+            }
+            match self.machine.poll(Instant::now()) {
+                Output::Connect(target) => self.connect(&target),
+                Output::RequestPermit => self.request_permit(),
+                Output::Identify(json) => self.identify(json),
+                Output::Send(json) => self.send(json),
+                Output::SendCommand(command) => self.send_command(command),
+                Output::Deliver(payload) => self.deliver(payload),
+                Output::Report(notice) => self.report(notice),
+                Output::Disconnect(code) => self.disconnect(code),
+                Output::Wait(until) => self.wait(until),
+                Output::Stop(reason) => return reason,
+            }
+            self.publish();
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.dry = false;
+        self.machine.handle(Instant::now(), input);
+    }
+
+    /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the wake-up.)
+    fn take_orders(&mut self) {
+        self.dry = false;
+        let orders = std::mem::take(&mut *self.shared.orders.lock());
+        for order in orders {
+            self.handle(match order {
+                Order::Command(command) => Input::Command(command),
+                Order::Stop(reason) => Input::Stop(reason),
+            });
+        }
+        match self.ticket.as_mut().map(Ticket::poll) {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(permit))) => {
+                self.ticket = None;
+                self.permit = Some(permit);
+                // The socket's latest news, so that no permit is spent on a connection that is known to be dead.
+                self.check(|transport| transport.wait(Some(Instant::now()), true));
+            }
+            Some(Err(error)) => {
+                log::error!("shard {}: {error}", self.shared.id);
+                self.handle(Input::Stop(CloseReason::LimiterClosed));
+            }
+        }
+    }
+
+    fn connect(&mut self, target: &Target) {
+        let addresses = &self.context.addresses;
+        let url = match target {
+            Target::Main => addresses.main(),
+            Target::Resume(url) => addresses.resume(url).unwrap_or_else(|| {
+                log::warn!("shard {}: the resume url {url} is not trusted; the gateway's is used", self.shared.id);
+                addresses.main()
+            }),
+        };
+        log::debug!("shard {}: connecting to {}", self.shared.id, url.host_str().unwrap_or_default());
+        self.shared.status.lock().connects += 1;
+        self.check(|transport| transport.connect(&url));
+    }
+
+    fn request_permit(&mut self) {
+        let waker = self.shared.waker.clone();
+        self.ticket = Some(self.context.limiter.request(self.shared.id, Box::new(move || waker.wake())));
+    }
+
+    fn identify(&mut self, json: String) {
+        // The machine asks only after a permit was handed in, and this thread hands in none but this one.
+        let Some(mut permit) = self.permit.take() else { return };
+        self.shared.status.lock().identifies += 1;
+        permit.spend(|| self.send(json));
+        // A limiter that counts from READY wants it back then.
+        self.permit = Some(permit);
+    }
+
+    fn send(&mut self, json: String) {
+        self.check(|transport| transport.send(json));
+    }
+
+    fn send_command(&mut self, command: Command) {
+        if self.transport.is_flushed() {
+            self.unflushed.clear();
+        }
+        let json = command.json().to_owned();
+        self.unflushed.push(command);
+        self.send(json);
+    }
+
+    fn deliver(&mut self, payload: Payload) {
+        let lease = self.shared.ledger.lease(payload.sequence().unwrap_or_default(), payload.size());
+        self.shared.events.fetch_add(1, Ordering::Relaxed);
+        self.emit(Event::dispatch_of(self.shared.id, payload, lease));
+    }
+
+    fn report(&mut self, notice: Notice) {
+        log::debug!("shard {}: {notice:?}", self.shared.id);
+        match &notice {
+            Notice::Ready(session) => {
+                self.permit = None;
+                // READY itself, which follows as an event, has not been handled.
+                self.shared.ledger.begin(session.clone(), session.sequence.saturating_sub(1));
+                log::info!("shard {}: ready", self.shared.id);
+            }
+            Notice::Resumed => {
+                self.shared.status.lock().resumes += 1;
+                log::info!("shard {}: resumed", self.shared.id);
+            }
+            Notice::SessionLost(session) => {
+                self.shared.ledger.end();
+                self.shared.status.lock().sessions_lost += 1;
+                log::warn!("shard {}: session lost at sequence {}", self.shared.id, session.sequence);
+            }
+            Notice::Disconnected { reason, retry_in, .. } => {
+                self.shared.status.lock().last_disconnect = Some(*reason);
+                log::info!("shard {}: {reason}; next connection in {retry_in:?}", self.shared.id);
+            }
+            Notice::Connecting { .. } => {}
+        }
+        self.emit(Event::of_shard(self.shared.id, notice.into()));
+    }
+
+    fn disconnect(&mut self, code: Option<u16>) {
+        self.ticket = None;
+        self.permit = None;
+        if self.transport.is_flushed() {
+            self.unflushed.clear();
+        }
+        self.transport.disconnect(code, Instant::now() + self.context.config.timing.close_timeout);
+        for command in std::mem::take(&mut self.unflushed).into_iter().rev() {
+            self.handle(Input::Unsent(command));
+        }
+    }
+
+    /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
+    fn wait(&mut self, until: Option<(Instant, Timer)>) {
+        let until = until.map(|(at, _)| at);
+        if self.is_stalled() {
+            self.handle(Input::Stalled);
+            self.check(|transport| transport.wait(until, false));
+        } else if self.dry {
+            self.dry = false;
+            self.shared.status.lock().latency = self.machine.latency();
+            self.check(|transport| transport.wait(until, true));
+        } else {
+            self.receive();
+        }
+    }
+
+    fn receive(&mut self) {
+        match self.transport.read() {
+            Ok(Received::Payload(bytes)) => self.handle(Input::Payload(bytes)),
+            Ok(Received::Partial) => {}
+            Ok(Received::Opened) => self.handle(Input::Connected),
+            Ok(Received::Closed(code)) => self.handle(Input::Closed(code)),
+            Ok(Received::Nothing) => {
+                self.handle(Input::Drained);
+                self.dry = true;
+                if self.permit.is_some() && self.machine.stage() == Stage::Queued {
+                    self.handle(Input::Permit);
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Whether the shard must not read, because what it delivered has not been handled. Handshakes bring no events, so
+    /// they go on.
+    fn is_stalled(&mut self) -> bool {
+        if !matches!(self.stage, Stage::Ready | Stage::Resuming) {
+            return false;
+        }
+        let room = self.shared.ledger.check();
+        if room == Room::StalledNow {
+            let (events, bytes) = self.shared.ledger.outstanding();
+            log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
+            self.emit(Event::of_shard(self.shared.id, EventKind::Stalled { events, bytes }));
+        }
+        room != Room::Free
+    }
+
+    fn emit(&mut self, event: Event) {
+        if self.sender.send(event).is_err() {
+            self.handle(Input::Stop(CloseReason::NoReceiver));
+        }
+    }
+
+    /// Does something with the transport; what fails there ends the connection.
+    fn check(&mut self, action: impl FnOnce(&mut C::Transport) -> Result<(), TransportError>) {
+        if let Err(error) = action(&mut self.transport) {
+            self.fail(&error);
+        }
+    }
+
+    fn fail(&mut self, error: &TransportError) {
+        let reason = match self.machine.stage() {
+            Stage::Connecting => CloseReason::ConnectFailed,
+            _ if error.is_malformed() => CloseReason::Malformed,
+            _ => CloseReason::Cut,
+        };
+        log::warn!("shard {}: {error}", self.shared.id);
+        self.handle(Input::Failed(reason));
+    }
+
+    fn publish(&mut self) {
+        let stage = self.machine.stage();
+        if stage != self.stage {
+            self.stage = stage;
+            self.shared.status.lock().stage = stage;
+            (self.context.on_stage)(self.shared.id, stage);
+        }
+    }
+
+    /// The shard has stopped: nothing is accepted any more, and everyone learns why.
+    fn close(mut self, reason: CloseReason) {
+        if reason == CloseReason::Panicked {
+            log::error!("shard {}: the thread panicked; this is a bug", self.shared.id);
+            self.transport.disconnect(None, Instant::now());
+        }
+        if reason != CloseReason::Suspended {
+            self.shared.ledger.end();
+        }
+        {
+            let mut orders = self.shared.orders.lock();
+            self.shared.closed.store(true, Ordering::Release);
+            orders.clear();
+        }
+        let stage = Stage::Stopped(reason);
+        {
+            let mut status = self.shared.status.lock();
+            *status = Status { stage, latency: None, ..*status };
+        }
+        log::info!("shard {}: stopped: {reason}", self.shared.id);
+        // With no receiver left, the handle is where the reason is seen.
+        let _ = self.sender.send(Event::of_shard(self.shared.id, EventKind::Closed(reason)));
+        drop(self.ticket.take());
+        drop(self.permit.take());
+        (self.context.on_stage)(self.shared.id, stage);
+    }
+}

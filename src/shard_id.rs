@@ -1,0 +1,115 @@
+//! Which part of a bot's guilds a connection serves.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+
+/// One shard: its number and how many there are in all.
+///
+/// Displays as `3/16`. The number is always below the total, so a `ShardId` never needs checking again, and a total
+/// can never be passed where an id is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "(u32, u32)", into = "(u32, u32)")]
+pub struct ShardId {
+    number: u32,
+    total: u32,
+}
+
+impl ShardId {
+    /// The only shard of a bot that does not shard.
+    pub const ONE: Self = Self { number: 0, total: 1 };
+
+    /// Shard `number` (counted from 0) of `total`.
+    pub fn new(number: u32, total: u32) -> Result<Self, InvalidShardId> {
+        if number < total { Ok(Self { number, total }) } else { Err(InvalidShardId { number, total }) }
+    }
+
+    /// The shard of `total` that receives the events of a guild; `None` if there are no shards.
+    ///
+    /// Source: [Discord, Sharding](https://docs.discord.com/developers/events/gateway#sharding):
+    /// `(guild_id >> 22) % num_shards`.
+    pub fn for_guild(guild_id: u64, total: u32) -> Option<Self> {
+        let number = u32::try_from((guild_id >> 22).checked_rem(u64::from(total))?).ok()?;
+        Some(Self { number, total })
+    }
+
+    /// The number of this shard, from 0.
+    pub fn number(self) -> u32 {
+        self.number
+    }
+
+    /// How many shards there are in all.
+    pub fn total(self) -> u32 {
+        self.total
+    }
+
+    /// The key that this shard shares its identify limit with: `number % max_concurrency`.
+    ///
+    /// Source: [Discord, Sharding for very large bots](https://docs.discord.com/developers/events/gateway#max-concurrency).
+    pub fn rate_limit_key(self, max_concurrency: NonZeroU32) -> u32 {
+        self.number % max_concurrency
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.total)
+    }
+}
+
+impl TryFrom<(u32, u32)> for ShardId {
+    type Error = InvalidShardId;
+
+    fn try_from((number, total): (u32, u32)) -> Result<Self, InvalidShardId> {
+        Self::new(number, total)
+    }
+}
+
+impl From<ShardId> for (u32, u32) {
+    fn from(id: ShardId) -> Self {
+        (id.number, id.total)
+    }
+}
+
+/// A shard number that is not below its total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "shard {number} of {total} does not exist: numbers go from 0 to the total less one, and the total is at least 1"
+)]
+pub struct InvalidShardId {
+    number: u32,
+    total: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stay_below_the_total() {
+        assert!(ShardId::new(0, 0).is_err());
+        assert!(ShardId::new(4, 4).is_err());
+        assert_eq!(ShardId::new(3, 4).unwrap().to_string(), "3/4");
+        assert_eq!(ShardId::new(70_000, 100_000).unwrap().number(), 70_000);
+    }
+
+    #[test]
+    fn guilds_map_by_the_formula() {
+        assert_eq!(ShardId::for_guild(197_038_439_483_310_086, 0), None);
+        let shard = ShardId::for_guild(197_038_439_483_310_086, 16).unwrap();
+        assert_eq!(u64::from(shard.number()), (197_038_439_483_310_086_u64 >> 22) % 16);
+    }
+
+    #[test]
+    fn keys_repeat_after_max_concurrency() {
+        let key = |n| ShardId::new(n, 64).unwrap().rate_limit_key(NonZeroU32::new(16).unwrap());
+        assert_eq!((key(0), key(15), key(16), key(33)), (0, 15, 0, 1));
+    }
+
+    #[test]
+    fn a_stored_id_is_checked() {
+        assert_eq!(serde_json::from_str::<ShardId>("[1,2]").unwrap(), ShardId::new(1, 2).unwrap());
+        assert!(serde_json::from_str::<ShardId>("[2,2]").is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! The bot's secret.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A bot token. Neither `Debug` nor `Display` shows it; clones share one allocation.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Arc<str>);
+
+impl Token {
+    /// Takes a bot token as the developer portal shows it; a leading `Bot ` and white space around it are removed.
+    ///
+    /// Only its shape is checked (three parts of visible ASCII with dots between them): whether it is valid, Discord says.
+    pub fn new(token: impl AsRef<str>) -> Result<Self, InvalidToken> {
+        let given = token.as_ref().trim();
+        let token = given.strip_prefix("Bot ").unwrap_or(given).trim_start();
+        if token.is_empty() {
+            return Err(InvalidToken::Empty);
+        }
+        if let Some(at) = token.bytes().position(|byte| !byte.is_ascii_graphic()) {
+            return Err(InvalidToken::Character { at });
+        }
+        let parts = token.split('.').count();
+        if parts != 3 || token.split('.').any(str::is_empty) {
+            return Err(InvalidToken::Parts { parts });
+        }
+        Ok(Self(token.into()))
+    }
+
+    /// The token itself, without `Bot `. Keep it out of logs.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Token {
+    type Err = InvalidToken;
+
+    fn from_str(token: &str) -> Result<Self, InvalidToken> {
+        Self::new(token)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[token]")
+    }
+}
+
+/// Why a text is no bot token. It says where, never what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidToken {
+    /// Nothing was given.
+    #[error("the token is empty: copy it from the Bot page of the developer portal")]
+    Empty,
+    /// White space, a control character, or no ASCII.
+    #[error(
+        "the token has a character that no token has, at byte {at}: copy it again from the Bot page of the developer portal"
+    )]
+    Character {
+        /// Byte offset of the character.
+        at: usize,
+    },
+    /// Not three parts with dots between them; often an application id, a public key or a client secret.
+    #[error(
+        "the token has {parts} parts separated by dots where a bot token has 3: is it a client secret or a public key?"
+    )]
+    Parts {
+        /// How many parts were found.
+        parts: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_shows_it() {
+        let token = Token::new("Bot aaa.bbb.ccc").unwrap();
+        assert_eq!(token.expose(), "aaa.bbb.ccc");
+        assert!(!format!("{token} {token:?}").contains("aaa"));
+    }
+
+    #[test]
+    fn malformed_ones_are_refused() {
+        assert_eq!(Token::new(" "), Err(InvalidToken::Empty));
+        assert_eq!(Token::new("Bot "), Err(InvalidToken::Parts { parts: 1 }));
+        assert_eq!(Token::new("aaa.b b.ccc"), Err(InvalidToken::Character { at: 5 }));
+        assert_eq!(Token::new("aaa.bb\n.ccc"), Err(InvalidToken::Character { at: 6 }));
+        assert_eq!(Token::new("aaabbb"), Err(InvalidToken::Parts { parts: 1 }));
+        assert_eq!(Token::new("aaa..ccc"), Err(InvalidToken::Parts { parts: 3 }));
+    }
+}

@@ -1,0 +1,289 @@
+//! From websocket messages to payloads: Discord's compressions, with bounded output.
+
+use flate2::{Decompress, FlushDecompress, Status};
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
+
+/// How Discord compresses what it sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// Each large payload by itself, with zlib; asked for in IDENTIFY.
+    Payload,
+    /// One zlib stream per connection.
+    ZlibStream,
+    /// One zstd stream per connection: the least work for the most saved.
+    #[default]
+    ZstdStream,
+}
+
+impl Compression {
+    /// The value of the gateway url's `compress` parameter, if it has one.
+    pub(crate) fn query(self) -> Option<&'static str> {
+        match self {
+            Self::None | Self::Payload => None,
+            Self::ZlibStream => Some("zlib-stream"),
+            Self::ZstdStream => Some("zstd-stream"),
+        }
+    }
+}
+
+/// A message that is no payload.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InflateError {
+    /// Text where the compression sends binary, or the other way round.
+    #[error("a {0} message where the other kind is due")]
+    WrongKind(&'static str),
+    /// The compressed data is damaged or truncated.
+    #[error("compressed data is damaged: {0}")]
+    Corrupt(String),
+    /// The payload is larger than allowed.
+    #[error("a payload of more than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// What ends a payload in a zlib stream: the mark of a sync flush.
+const ZLIB_SUFFIX: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
+
+/// The largest zstd window that is accepted: 8 MiB, the most that decoders are asked to support.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// What a payload is at least expected to need.
+const SMALLEST_BUFFER: usize = 1024;
+
+/// The decompressor of one connection.
+pub(super) struct Inflater {
+    kind: Kind,
+    max: usize,
+}
+
+enum Kind {
+    Plain,
+    Payload,
+    ZlibStream { context: Box<Decompress>, partial: Vec<u8> },
+    ZstdStream { context: DCtx<'static> },
+}
+
+impl Inflater {
+    /// A decompressor for a new connection; payloads may have up to `max` bytes.
+    pub(super) fn new(compression: Compression, max: usize) -> Self {
+        let kind = match compression {
+            Compression::None => Kind::Plain,
+            Compression::Payload => Kind::Payload,
+            Compression::ZlibStream => {
+                Kind::ZlibStream { context: Box::new(Decompress::new(true)), partial: Vec::new() }
+            }
+            Compression::ZstdStream => {
+                let mut context = DCtx::create();
+                // Fails for values out of range alone, which this constant is not.
+                let _ = context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX));
+                Kind::ZstdStream { context }
+            }
+        };
+        Self { kind, max }
+    }
+
+    /// A text message.
+    pub(super) fn text(&mut self, message: &[u8]) -> Result<Vec<u8>, InflateError> {
+        match self.kind {
+            Kind::Plain | Kind::Payload => Ok(message.to_vec()),
+            Kind::ZlibStream { .. } | Kind::ZstdStream { .. } => Err(InflateError::WrongKind("text")),
+        }
+    }
+
+    /// A binary message; `None` if it is only a part of a payload.
+    pub(super) fn binary(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, InflateError> {
+        let max = self.max;
+        match &mut self.kind {
+            Kind::Plain => Err(InflateError::WrongKind("binary")),
+            Kind::Payload => {
+                let (payload, status) = inflate(&mut Decompress::new(true), message, max)?;
+                match status {
+                    Status::StreamEnd => Ok(Some(payload)),
+                    Status::Ok | Status::BufError => Err(InflateError::Corrupt("the zlib data is truncated".into())),
+                }
+            }
+            Kind::ZlibStream { context, partial } => {
+                let ends = message.ends_with(&ZLIB_SUFFIX);
+                if ends && partial.is_empty() {
+                    return Ok(Some(inflate(context, message, max)?.0));
+                }
+                if partial.len() + message.len() > max {
+                    return Err(InflateError::TooLarge(max));
+                }
+                partial.extend_from_slice(message);
+                if !partial.ends_with(&ZLIB_SUFFIX) {
+                    return Ok(None);
+                }
+                let payload = inflate(context, partial, max)?.0;
+                *partial = Vec::new();
+                Ok(Some(payload))
+            }
+            Kind::ZstdStream { context } => decompress(context, message, max).map(Some),
+        }
+    }
+}
+
+fn inflate(context: &mut Decompress, input: &[u8], max: usize) -> Result<(Vec<u8>, Status), InflateError> {
+    let mut output = Vec::with_capacity(expected(input.len(), max));
+    let before = context.total_in();
+    loop {
+        let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
+        let status = context
+            .decompress_vec(input.get(taken..).unwrap_or_default(), &mut output, FlushDecompress::Sync)
+            .map_err(|error| InflateError::Corrupt(error.to_string()))?;
+        // Room that is left means that nothing is left to come out.
+        if status == Status::StreamEnd || output.len() < output.capacity() {
+            return Ok((fit(output), status));
+        }
+        grow(&mut output, max)?;
+    }
+}
+
+fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize) -> Result<Vec<u8>, InflateError> {
+    let mut output = Vec::with_capacity(expected(input.len(), max));
+    let mut input = InBuffer::around(input);
+    loop {
+        let filled = output.len();
+        let mut buffer = OutBuffer::around_pos(&mut output, filled);
+        context
+            .decompress_stream(&mut buffer, &mut input)
+            .map_err(|code| InflateError::Corrupt(zstd_safe::get_error_name(code).into()))?;
+        if output.len() == output.capacity() {
+            grow(&mut output, max)?;
+        } else if input.pos() == input.src.len() {
+            return Ok(fit(output));
+        }
+    }
+}
+
+/// The room to begin with: JSON shrinks to about a fifth.
+fn expected(compressed: usize, max: usize) -> usize {
+    compressed.saturating_mul(5).max(SMALLEST_BUFFER).min(max.max(1))
+}
+
+/// Doubles the room, up to the bound.
+fn grow(output: &mut Vec<u8>, max: usize) -> Result<(), InflateError> {
+    if output.len() >= max {
+        return Err(InflateError::TooLarge(max));
+    }
+    output.reserve_exact(output.len().min(max - output.len()).max(1));
+    Ok(())
+}
+
+/// The buffer becomes the event's own: it gives back what it does not need if that is much.
+fn fit(mut output: Vec<u8>) -> Vec<u8> {
+    if output.capacity() / 2 > output.len() {
+        output.shrink_to_fit();
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, FlushCompress};
+    use zstd_safe::zstd_sys::ZSTD_EndDirective;
+    use zstd_safe::{CCtx, CParameter};
+
+    use super::*;
+
+    const MAX: usize = 64 << 20;
+
+    fn zlib(context: &mut Compress, payload: &[u8], flush: FlushCompress) -> Vec<u8> {
+        let mut output = Vec::with_capacity(payload.len() + 1024);
+        context.compress_vec(payload, &mut output, flush).unwrap();
+        output
+    }
+
+    fn zstd(context: &mut CCtx<'_>, payload: &[u8]) -> Vec<u8> {
+        let mut output = Vec::with_capacity(payload.len() + 1024);
+        let mut input = InBuffer::around(payload);
+        let mut buffer = OutBuffer::around(&mut output);
+        let left = context.compress_stream2(&mut buffer, &mut input, ZSTD_EndDirective::ZSTD_e_flush).unwrap();
+        assert_eq!(left, 0);
+        output
+    }
+
+    fn zstd_context() -> CCtx<'static> {
+        let mut context = CCtx::create();
+        context.set_parameter(CParameter::WindowLog(18)).unwrap();
+        context
+    }
+
+    /// Text that does not compress to nothing.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(7);
+        (0..length).map(|_| rng.alphanumeric() as u8).collect()
+    }
+
+    #[test]
+    fn zlib_payloads_may_come_in_parts_and_share_a_context() {
+        let mut context = Compress::new(flate2::Compression::default(), true);
+        let mut inflater = Inflater::new(Compression::ZlibStream, MAX);
+        for payload in [noise(100), noise(200_000), noise(17 << 20), b"{}".to_vec()] {
+            let message = zlib(&mut context, &payload, FlushCompress::Sync);
+            let (head, tail) = message.split_at(message.len() / 2);
+            assert_eq!(inflater.binary(head).unwrap(), None);
+            assert!(inflater.binary(tail).unwrap().unwrap() == payload);
+        }
+        let message = zlib(&mut context, b"whole", FlushCompress::Sync);
+        assert_eq!(inflater.binary(&message).unwrap().unwrap(), b"whole");
+    }
+
+    #[test]
+    fn zstd_payloads_share_one_endless_frame() {
+        let mut context = zstd_context();
+        let mut inflater = Inflater::new(Compression::ZstdStream, MAX);
+        for payload in [noise(100), noise(65_536), noise(65_537), noise(17 << 20), vec![b'a'; 1 << 20], b"{}".to_vec()]
+        {
+            let message = zstd(&mut context, &payload);
+            assert!(inflater.binary(&message).unwrap().unwrap() == payload);
+        }
+    }
+
+    #[test]
+    fn whole_zlib_payloads_stand_beside_plain_ones() {
+        let mut inflater = Inflater::new(Compression::Payload, MAX);
+        for _ in 0..2 {
+            let mut context = Compress::new(flate2::Compression::default(), true);
+            let message = zlib(&mut context, b"{\"op\":10}", FlushCompress::Finish);
+            assert_eq!(inflater.binary(&message).unwrap().unwrap(), b"{\"op\":10}");
+            assert!(matches!(inflater.binary(&message[..message.len() - 3]), Err(InflateError::Corrupt(_))));
+        }
+        assert_eq!(inflater.text(b"{}").unwrap(), b"{}");
+    }
+
+    #[test]
+    fn a_bomb_is_bounded() {
+        let bomb = vec![b'a'; 4 << 20];
+        let mut context = Compress::new(flate2::Compression::best(), true);
+        let message = zlib(&mut context, &bomb, FlushCompress::Sync);
+        let mut inflater = Inflater::new(Compression::ZlibStream, 1 << 20);
+        assert!(matches!(inflater.binary(&message), Err(InflateError::TooLarge(_))));
+        let message = zstd(&mut zstd_context(), &bomb);
+        assert!(message.len() < 1000);
+        let mut inflater = Inflater::new(Compression::ZstdStream, 1 << 20);
+        assert!(matches!(inflater.binary(&message), Err(InflateError::TooLarge(_))));
+        let mut exact = Inflater::new(Compression::ZstdStream, bomb.len() + 1);
+        assert_eq!(exact.binary(&message).unwrap().unwrap().len(), bomb.len());
+    }
+
+    #[test]
+    fn what_is_damaged_is_an_error() {
+        let damaged = [0xff, 0xfe, 0x12, 0x00, 0x00, 0xff, 0xff];
+        for compression in [Compression::Payload, Compression::ZlibStream, Compression::ZstdStream] {
+            let mut inflater = Inflater::new(compression, MAX);
+            assert!(matches!(inflater.binary(&damaged), Err(InflateError::Corrupt(_))), "{compression:?}");
+        }
+    }
+
+    #[test]
+    fn the_kind_of_message_must_fit() {
+        assert!(matches!(Inflater::new(Compression::None, MAX).binary(b"{}"), Err(InflateError::WrongKind("binary"))));
+        for compression in [Compression::ZlibStream, Compression::ZstdStream] {
+            assert!(matches!(Inflater::new(compression, MAX).text(b"{}"), Err(InflateError::WrongKind("text"))));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Bytes to whole text payloads and back.
+//!
+//! [`Transport`] is the seam between a shard's thread and the network; [`WebSocketConnector`] is what stands behind it.
+
+mod inflate;
+mod websocket;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+pub use inflate::{Compression, InflateError};
+use url::Url;
+pub use websocket::{WebSocketConnector, WebSocketTransport};
+
+/// Makes transports, one for each shard; holds what they share.
+pub trait Connector: Send + Sync {
+    /// What it makes.
+    type Transport: Transport + 'static;
+
+    /// A transport without a connection.
+    fn transport(&self) -> io::Result<Self::Transport>;
+}
+
+/// The connection of one shard, or the lack of one. Everything happens on the shard's thread, and only
+/// [`wait`](Self::wait) blocks (and the look-up of a host's name in [`connect`](Self::connect)).
+///
+/// The order of calls:
+/// 1. [`connect`](Self::connect) starts a connection and drops the one before.
+/// 2. [`read`](Self::read) drives it: it says [`Received::Opened`] once, then gives payloads, until it says
+///    [`Received::Nothing`]. After that the caller may wait.
+/// 3. [`send`](Self::send) is legal from `Opened` on. What the network does not take at once is sent while the caller
+///    reads or waits; [`is_flushed`](Self::is_flushed) tells.
+/// 4. After [`Received::Closed`] or an error, or whenever the caller wants, [`disconnect`](Self::disconnect) ends it.
+pub trait Transport: Send {
+    /// Starts a connection.
+    fn connect(&mut self, url: &Url) -> Result<(), TransportError>;
+
+    /// What came next. Never blocks.
+    fn read(&mut self) -> Result<Received, TransportError>;
+
+    /// Sends a text message. Never blocks.
+    fn send(&mut self, text: String) -> Result<(), TransportError>;
+
+    /// Whether everything sent has been given to the operating system.
+    fn is_flushed(&self) -> bool;
+
+    /// Blocks until there may be something to read (if `reading`), until the waker is called, or until an instant.
+    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError>;
+
+    /// Ends the connection: with a close frame, whose answer may take until `deadline`, or at once.
+    fn disconnect(&mut self, code: Option<u16>, deadline: Instant);
+
+    /// Wakes this transport's [`wait`](Self::wait) from any thread.
+    fn waker(&self) -> Waker;
+}
+
+/// What [`Transport::read`] gives.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// The connection is open.
+    Opened,
+    /// A whole payload, uncompressed.
+    Payload(Vec<u8>),
+    /// Something that is no payload, or only a part of one: read again.
+    Partial,
+    /// The peer closed, with or without a code.
+    Closed(Option<u16>),
+    /// Nothing: the connection was read dry.
+    Nothing,
+}
+
+/// Wakes a shard's thread. Cheap to clone and to call; calls before the thread looks count as one.
+#[derive(Clone)]
+pub struct Waker(Arc<WakerState>);
+
+struct WakerState {
+    called: AtomicBool,
+    notify: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Waker {
+    /// A waker that calls `notify` when it is first called, and again once that was [taken](Self::take).
+    pub fn new(notify: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(WakerState { called: AtomicBool::new(false), notify: Box::new(notify) }))
+    }
+
+    /// Wakes the thread.
+    pub fn wake(&self) {
+        if !self.0.called.swap(true, Ordering::AcqRel) {
+            (self.0.notify)();
+        }
+    }
+
+    /// Whether it was called since this was last asked.
+    pub fn take(&self) -> bool {
+        // The plain load keeps the usual answer, no, free of a write to a shared cache line.
+        self.is_called() && self.0.called.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether it was called, without taking that.
+    pub fn is_called(&self) -> bool {
+        self.0.called.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Waker").field(&self.is_called()).finish()
+    }
+}
+
+/// What ends a connection from below.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The host's name does not resolve.
+    #[error("the host {host} does not resolve")]
+    Resolve {
+        /// The host.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection failed or was cut.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// TLS did not come about.
+    #[error("TLS failed: {0}")]
+    Tls(#[from] native_tls::Error),
+    /// The server did not upgrade to a websocket, but answered with this HTTP status.
+    #[error("the server answered the websocket upgrade with HTTP {0}")]
+    Status(u16),
+    /// The peer broke the websocket protocol, or sent a message over the limit.
+    #[error("websocket: {0}")]
+    WebSocket(tungstenite::Error),
+    /// A message could not be inflated.
+    #[error(transparent)]
+    Inflate(#[from] InflateError),
+}
+
+impl TransportError {
+    /// Whether the peer sent something malformed, as opposed to a connection that failed.
+    pub fn is_malformed(&self) -> bool {
+        matches!(self, Self::WebSocket(_) | Self::Inflate(_))
+    }
+}
+
+impl From<tungstenite::Error> for TransportError {
+    fn from(error: tungstenite::Error) -> Self {
+        use tungstenite::error::ProtocolError::{HandshakeIncomplete, ResetWithoutClosingHandshake};
+        match error {
+            tungstenite::Error::Io(error) => Self::Io(error),
+            tungstenite::Error::Http(response) => Self::Status(response.status().as_u16()),
+            tungstenite::Error::Protocol(HandshakeIncomplete | ResetWithoutClosingHandshake) => {
+                Self::Io(io::ErrorKind::ConnectionReset.into())
+            }
+            tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
+                Self::Io(io::ErrorKind::NotConnected.into())
+            }
+            other => Self::WebSocket(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn calls_before_a_look_count_as_one() {
+        let count = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&count);
+        let waker = Waker::new(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        waker.wake();
+        waker.clone().wake();
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        assert!(waker.take() && !waker.take());
+        waker.wake();
+        assert_eq!(count.load(Ordering::SeqCst), 2);
+    }
+}

@@ -1,0 +1,415 @@
+//! TCP, native-tls and tungstenite, without blocking, under one mio poll for each shard.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use native_tls::{HandshakeError as TlsHandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream};
+use tungstenite::client::IntoClientRequest;
+use tungstenite::handshake::client::ClientHandshake;
+use tungstenite::handshake::{HandshakeError, MidHandshake};
+use tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tungstenite::{Message, WebSocket};
+use url::{Host, Url};
+
+use super::inflate::{Compression, Inflater};
+use super::{Connector, Received, Transport, TransportError, Waker};
+
+const SOCKET: Token = Token(0);
+const WAKE: Token = Token(1);
+
+/// tungstenite allocates it for each connection; a shard's events are small, and large ones grow it.
+const READ_BUFFER: usize = 4 * 1024;
+
+/// Bytes of a frame around a payload, and what a compression adds to data that it cannot shrink.
+const FRAME_SLACK: usize = 64 * 1024;
+
+/// Makes websocket transports that share their TLS settings and certificates.
+#[derive(Clone)]
+pub struct WebSocketConnector {
+    tls: TlsConnector,
+    compression: Compression,
+    max_payload: usize,
+}
+
+impl WebSocketConnector {
+    /// `tls` is used for `wss`. Payloads may have up to `max_payload` bytes, uncompressed.
+    pub fn new(tls: TlsConnector, compression: Compression, max_payload: usize) -> Self {
+        Self { tls, compression, max_payload }
+    }
+}
+
+impl Connector for WebSocketConnector {
+    type Transport = WebSocketTransport;
+
+    fn transport(&self) -> io::Result<WebSocketTransport> {
+        let poll = Poll::new()?;
+        let wake = mio::Waker::new(poll.registry(), WAKE)?;
+        let waker = Waker::new(move || {
+            if let Err(error) = wake.wake() {
+                log::error!("a shard's thread cannot be woken: {error}");
+            }
+        });
+        Ok(WebSocketTransport {
+            connector: self.clone(),
+            poll,
+            events: Events::with_capacity(4),
+            waker,
+            link: Link::None,
+            maybe_ready: false,
+            flushed: true,
+            inflater: Inflater::new(Compression::None, 0),
+            attempts: None,
+        })
+    }
+}
+
+/// The websocket of one shard.
+pub struct WebSocketTransport {
+    connector: WebSocketConnector,
+    poll: Poll,
+    events: Events,
+    waker: Waker,
+    link: Link,
+    /// The socket has not said `WouldBlock` since the last edge; mio tells of edges alone.
+    maybe_ready: bool,
+    flushed: bool,
+    inflater: Inflater,
+    attempts: Option<Attempts>,
+}
+
+/// How far the connection has come.
+enum Link {
+    None,
+    Tcp(TcpStream),
+    Tls(MidHandshakeTlsStream<TcpStream>),
+    Upgrade(MidHandshake<ClientHandshake<Stream>>),
+    Open(Box<WebSocket<Stream>>),
+}
+
+/// The addresses of a host that have not been tried yet.
+struct Attempts {
+    url: Url,
+    addresses: VecDeque<SocketAddr>,
+    /// When the present one is given up for the next.
+    give_up: Option<Instant>,
+}
+
+/// How long one address may take while others are left.
+const ATTEMPT: Duration = Duration::from_secs(4);
+
+impl Transport for WebSocketTransport {
+    fn connect(&mut self, url: &Url) -> Result<(), TransportError> {
+        self.link = Link::None;
+        self.flushed = true;
+        self.inflater = Inflater::new(self.connector.compression, self.connector.max_payload);
+        self.attempts = Some(Attempts { url: url.clone(), addresses: resolve(url)?, give_up: None });
+        self.try_next_address(io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    fn read(&mut self) -> Result<Received, TransportError> {
+        self.flush()?;
+        while self.maybe_ready {
+            match std::mem::replace(&mut self.link, Link::None) {
+                Link::None => return Ok(Received::Nothing),
+                Link::Open(mut socket) => {
+                    let received = self.read_message(&mut socket);
+                    self.link = Link::Open(socket);
+                    return received;
+                }
+                handshake => {
+                    if self.shake_hands(handshake)? {
+                        self.attempts = None;
+                        return Ok(Received::Opened);
+                    }
+                }
+            }
+        }
+        if self.attempts.as_ref().is_some_and(|a| a.give_up.is_some_and(|at| Instant::now() >= at)) {
+            self.try_next_address(io::ErrorKind::TimedOut.into())?;
+        }
+        Ok(Received::Nothing)
+    }
+
+    fn send(&mut self, text: String) -> Result<(), TransportError> {
+        let Link::Open(socket) = &mut self.link else {
+            return Err(io::Error::from(io::ErrorKind::NotConnected).into());
+        };
+        self.flushed = false;
+        not_blocked(socket.write(Message::text(text)))?;
+        self.flush()
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.flushed
+    }
+
+    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
+        if self.waker.is_called() || (reading && self.maybe_ready && !matches!(self.link, Link::None)) {
+            return Ok(());
+        }
+        let give_up = self.attempts.as_ref().and_then(|attempts| attempts.give_up);
+        self.poll(until.into_iter().chain(give_up).min())?;
+        self.flush()
+    }
+
+    fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
+        if let (Link::Open(socket), Some(code)) = (&mut self.link, code) {
+            let frame = CloseFrame { code: code.into(), reason: "".into() };
+            let _ = socket.close(Some(frame));
+            self.flushed = false;
+            self.maybe_ready = true;
+            // Whatever still comes is Discord's to send again; an error means that the peer is gone, as it should be.
+            while Instant::now() < deadline {
+                let Link::Open(socket) = &mut self.link else { break };
+                match socket.read() {
+                    Ok(_) => {}
+                    Err(error) if is_blocked(&error) => {
+                        if self.poll(Some(deadline)).is_err() || self.flush().is_err() {
+                            break;
+                        }
+                    }
+                    Err(_) => break,
+                }
+            }
+        }
+        self.link = Link::None;
+        self.attempts = None;
+        self.flushed = true;
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+}
+
+impl WebSocketTransport {
+    fn poll(&mut self, until: Option<Instant>) -> Result<(), TransportError> {
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
+        }
+        self.maybe_ready |= self.events.iter().any(|event| event.token() == SOCKET);
+        Ok(())
+    }
+
+    /// Starts with the next address of the host; `last` says what was wrong with the one before.
+    fn try_next_address(&mut self, mut last: io::Error) -> Result<(), TransportError> {
+        self.link = Link::None;
+        while let Some(attempts) = &mut self.attempts
+            && let Some(address) = attempts.addresses.pop_front()
+        {
+            match TcpStream::connect(address) {
+                Ok(mut stream) => {
+                    let both = Interest::READABLE | Interest::WRITABLE;
+                    self.poll.registry().register(&mut stream, SOCKET, both)?;
+                    attempts.give_up = (!attempts.addresses.is_empty()).then(|| Instant::now() + ATTEMPT);
+                    self.maybe_ready = false;
+                    self.link = Link::Tcp(stream);
+                    return Ok(());
+                }
+                Err(error) => last = error,
+            }
+        }
+        self.attempts = None;
+        Err(last.into())
+    }
+
+    /// Takes the handshakes as far as they go. Returns whether the websocket is open.
+    fn shake_hands(&mut self, link: Link) -> Result<bool, TransportError> {
+        match link {
+            Link::Tcp(stream) => match connected(&stream) {
+                Ok(true) => {
+                    stream.set_nodelay(true)?;
+                    self.connected(stream)
+                }
+                Ok(false) => {
+                    self.maybe_ready = false;
+                    self.link = Link::Tcp(stream);
+                    Ok(false)
+                }
+                Err(error) => {
+                    drop(stream);
+                    self.try_next_address(error).map(|()| false)
+                }
+            },
+            Link::Tls(handshake) => self.secured(handshake.handshake()),
+            Link::Upgrade(handshake) => self.upgraded(handshake.handshake()),
+            other @ (Link::None | Link::Open(_)) => {
+                self.link = other;
+                Ok(false)
+            }
+        }
+    }
+
+    fn connected(&mut self, stream: TcpStream) -> Result<bool, TransportError> {
+        let Some(attempts) = &mut self.attempts else { return Ok(false) };
+        attempts.give_up = None;
+        if attempts.url.scheme() == "wss" {
+            let domain = match attempts.url.host() {
+                Some(Host::Domain(domain)) => domain.to_owned(),
+                Some(Host::Ipv4(ip)) => ip.to_string(),
+                Some(Host::Ipv6(ip)) => ip.to_string(),
+                None => String::new(),
+            };
+            let handshake = self.connector.tls.connect(&domain, stream);
+            self.secured(handshake)
+        } else {
+            self.upgrade(Stream::Plain(stream))
+        }
+    }
+
+    fn secured(
+        &mut self,
+        handshake: Result<TlsStream<TcpStream>, TlsHandshakeError<TcpStream>>,
+    ) -> Result<bool, TransportError> {
+        match handshake {
+            Ok(stream) => self.upgrade(Stream::Tls(stream)),
+            Err(TlsHandshakeError::WouldBlock(handshake)) => {
+                self.maybe_ready = false;
+                self.link = Link::Tls(handshake);
+                Ok(false)
+            }
+            Err(TlsHandshakeError::Failure(error)) => Err(error.into()),
+        }
+    }
+
+    fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
+        let Some(attempts) = &self.attempts else { return Ok(false) };
+        let request = attempts.url.as_str().into_client_request()?;
+        // A compressed message is hardly ever larger than what is in it, so one bound serves for both.
+        let largest = Some(self.connector.max_payload.saturating_add(FRAME_SLACK));
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(0)
+            .max_message_size(largest)
+            .max_frame_size(largest);
+        let handshake = ClientHandshake::start(stream, request, Some(config))?;
+        self.upgraded(handshake.handshake())
+    }
+
+    fn upgraded(
+        &mut self,
+        handshake: Result<
+            (WebSocket<Stream>, tungstenite::handshake::client::Response),
+            HandshakeError<ClientHandshake<Stream>>,
+        >,
+    ) -> Result<bool, TransportError> {
+        match handshake {
+            Ok((socket, _)) => {
+                self.link = Link::Open(Box::new(socket));
+                Ok(true)
+            }
+            Err(HandshakeError::Interrupted(handshake)) => {
+                self.maybe_ready = false;
+                self.link = Link::Upgrade(handshake);
+                Ok(false)
+            }
+            Err(HandshakeError::Failure(error)) => Err(error.into()),
+        }
+    }
+
+    fn read_message(&mut self, socket: &mut WebSocket<Stream>) -> Result<Received, TransportError> {
+        match socket.read() {
+            Ok(Message::Text(text)) => Ok(Received::Payload(self.inflater.text(text.as_bytes())?)),
+            Ok(Message::Binary(bytes)) => {
+                Ok(self.inflater.binary(&bytes)?.map_or(Received::Partial, Received::Payload))
+            }
+            Ok(Message::Close(frame)) => Ok(Received::Closed(frame.map(|frame| frame.code.into()))),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {
+                // The answer to a ping may be waiting to be sent.
+                self.flushed = false;
+                Ok(Received::Partial)
+            }
+            Err(error) if is_blocked(&error) => {
+                self.maybe_ready = false;
+                Ok(Received::Nothing)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), TransportError> {
+        if !self.flushed
+            && let Link::Open(socket) = &mut self.link
+        {
+            self.flushed = not_blocked(socket.flush())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a connection has come about, as mio's documentation asks to find out.
+fn connected(stream: &TcpStream) -> io::Result<bool> {
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    match stream.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks the host's addresses up. This blocks, and nothing can interrupt it.
+fn resolve(url: &Url) -> Result<VecDeque<SocketAddr>, TransportError> {
+    let port = url.port_or_known_default().unwrap_or(443);
+    let found = match url.host() {
+        Some(Host::Ipv4(ip)) => return Ok([(ip, port).into()].into()),
+        Some(Host::Ipv6(ip)) => return Ok([(ip, port).into()].into()),
+        Some(Host::Domain(domain)) => (domain, port).to_socket_addrs(),
+        None => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    match found {
+        Ok(addresses) => Ok(addresses.collect()),
+        Err(source) => Err(TransportError::Resolve { host: url.host_str().unwrap_or_default().to_owned(), source }),
+    }
+}
+
+fn is_blocked(error: &tungstenite::Error) -> bool {
+    matches!(error, tungstenite::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Whether a write went through, where being blocked is no error.
+fn not_blocked(result: tungstenite::Result<()>) -> Result<bool, TransportError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if is_blocked(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A connection with or without TLS.
+enum Stream {
+    Plain(TcpStream),
+    Tls(TlsStream<TcpStream>),
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buffer),
+            Self::Tls(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
