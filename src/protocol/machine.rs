@@ -432,12 +432,15 @@ impl Machine {
                 wait = wait.min_by_instant((*deadline, Timer::Answer));
             }
             State::Ready { link, .. } if !self.commands.is_empty() => {
-                let free_at = |command: &Command| link.budget.command_at(now, command.is_presence());
-                if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now) {
-                    return self.send_command(now, at);
+                let mut free = link.budget.command_at(now, false);
+                if free <= now {
+                    let free_at = |command: &Command| link.budget.command_at(now, command.is_presence());
+                    if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now) {
+                        return self.send_command(now, at);
+                    }
+                    // All that is left are presences.
+                    free = link.budget.command_at(now, true);
                 }
-                // Either all commands wait for the same instant, or those that wait longer are presences.
-                let free = self.commands.iter().map(free_at).min().unwrap_or(wait.0);
                 wait = wait.min_by_instant((free, Timer::SendBudget));
             }
             _ => {}

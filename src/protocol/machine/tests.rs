@@ -1,1 +1,782 @@
+#![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
 
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::intents::Intents;
+use crate::token::Token;
+
+const INTERVAL: Duration = Duration::from_secs(40);
+
+/// A machine, the time, and what it has said.
+struct Rig {
+    machine: Machine,
+    now: Instant,
+    said: Vec<Output>,
+}
+
+impl Rig {
+    fn new(session: Option<Session>) -> Self {
+        let identity = Identity {
+            token: Token::new("a.b.c").unwrap(),
+            intents: Intents::GUILDS,
+            library: "test".into(),
+            large_threshold: 50,
+            compress: false,
+            presence: None,
+        };
+        let now = Instant::now();
+        let machine = Machine::new(now, shard(), identity, Timing::default(), session, 7);
+        let mut rig = Self { machine, now, said: Vec::new() };
+        rig.drive();
+        rig
+    }
+
+    /// A machine with a live session whose last sequence is 1.
+    fn ready() -> Self {
+        let mut rig = Self::new(None);
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.input(Input::Permit);
+        rig.dispatch("READY", 1, &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}));
+        assert_eq!(rig.machine.stage(), Stage::Ready);
+        rig.said.clear();
+        rig
+    }
+
+    /// Polls until there is nothing to do; returns the deadline.
+    fn drive(&mut self) -> Option<(Instant, Timer)> {
+        for _ in 0..1000 {
+            match self.machine.poll(self.now) {
+                Output::Wait(wait) => return wait,
+                Output::Stop(reason) => {
+                    self.said.push(Output::Stop(reason));
+                    return None;
+                }
+                output => self.said.push(output),
+            }
+        }
+        panic!("it spins: {:?}", self.said.last());
+    }
+
+    fn input(&mut self, input: Input) {
+        self.machine.handle(self.now, input);
+        self.drive();
+    }
+
+    fn payload(&mut self, payload: &Value) {
+        self.input(Input::Payload(payload.to_string().into_bytes()));
+    }
+
+    fn dispatch(&mut self, name: &str, sequence: u64, data: &Value) {
+        self.payload(&json!({"op": 0, "t": name, "s": sequence, "d": data}));
+    }
+
+    fn hello(&mut self) {
+        self.payload(&json!({"op": 10, "d": {"heartbeat_interval": INTERVAL.as_millis() as u64}}));
+    }
+
+    /// Lets time pass up to the next deadline, and says what it was for.
+    fn sleep(&mut self) -> Timer {
+        let (until, why) = self.drive().expect("a deadline");
+        assert!(until > self.now, "a wait that is over");
+        self.now = until;
+        self.drive();
+        why
+    }
+
+    /// Sleeps until a connection is asked for; returns where to and how long it took.
+    fn reconnect(&mut self) -> (Target, Duration) {
+        let start = self.now;
+        for _ in 0..10 {
+            for output in &self.said {
+                if let Output::Connect(target) = output {
+                    let target = target.clone();
+                    self.said.clear();
+                    return (target, self.now - start);
+                }
+            }
+            self.sleep();
+        }
+        panic!("no connection is asked for: {:?}", self.said);
+    }
+
+    /// The opcodes sent since this was last asked, with their data.
+    fn sent(&mut self) -> Vec<(u64, Value)> {
+        let sent = self.said.iter().filter_map(|output| match output {
+            Output::Send(json) | Output::Identify(json) => Some(json.clone()),
+            Output::SendCommand(command) => Some(command.json().to_owned()),
+            _ => None,
+        });
+        let sent = sent
+            .map(|json| serde_json::from_str::<Value>(&json).unwrap())
+            .map(|json| (json["op"].as_u64().unwrap(), json["d"].clone()))
+            .collect();
+        self.said.clear();
+        sent
+    }
+
+    fn delivered(&self) -> Vec<u64> {
+        let delivered = self.said.iter().filter_map(|output| match output {
+            Output::Deliver(payload) => payload.sequence(),
+            _ => None,
+        });
+        delivered.collect()
+    }
+
+    fn said(&self, wanted: &Output) -> bool {
+        self.said.contains(wanted)
+    }
+
+    fn lost_session(&self) -> bool {
+        self.said.iter().any(|output| matches!(output, Output::Report(Notice::SessionLost(_))))
+    }
+}
+
+fn shard() -> ShardId {
+    ShardId::new(1, 2).unwrap()
+}
+
+fn session(sequence: u64) -> Session {
+    Session::new("old".into(), sequence, "wss://resume".into(), shard(), 5)
+}
+
+fn command(op: u64) -> Command {
+    Command::raw(&json!({"op": op, "d": {}})).unwrap()
+}
+
+#[test]
+fn a_fresh_shard_identifies_with_a_permit_alone() {
+    let mut rig = Rig::new(None);
+    assert_eq!(rig.said[0], Output::Report(Notice::Connecting { resuming: false }));
+    assert_eq!(rig.said[1], Output::Connect(Target::Main));
+    assert_eq!(rig.machine.stage(), Stage::Connecting);
+    rig.input(Input::Connected);
+    assert_eq!(rig.machine.stage(), Stage::AwaitingHello);
+    rig.hello();
+    assert_eq!(rig.machine.stage(), Stage::Queued);
+    assert_eq!(rig.said.last(), Some(&Output::RequestPermit));
+    assert!(rig.sent().is_empty());
+    rig.input(Input::Permit);
+    assert_eq!(rig.machine.stage(), Stage::Identifying);
+    let sent = rig.sent();
+    assert_eq!((sent.len(), sent[0].0), (1, 2));
+    assert_eq!(sent[0].1["shard"], json!([1, 2]));
+}
+
+#[test]
+fn ready_starts_a_session_and_is_delivered() {
+    let mut rig = Rig::new(None);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.input(Input::Permit);
+    rig.said.clear();
+    rig.dispatch("READY", 1, &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}));
+    let session = Session::new("s1".into(), 1, "wss://r".into(), shard(), 5);
+    assert_eq!(rig.said[0], Output::Report(Notice::Ready(session)));
+    assert_eq!(rig.delivered(), [1]);
+    rig.dispatch("GUILD_CREATE", 2, &json!({}));
+    rig.dispatch("SOMETHING_NEW", 3, &json!({}));
+    assert_eq!(rig.delivered(), [1, 2, 3]);
+    assert_eq!(rig.machine.session().unwrap().sequence, 3);
+}
+
+#[test]
+fn a_heartbeat_in_the_queue_has_no_sequence() {
+    let mut rig = Rig::new(None);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    assert_eq!(rig.sleep(), Timer::Heartbeat);
+    assert_eq!(rig.sent(), [(1, Value::Null)]);
+    let mut rig = Rig::ready();
+    rig.sleep();
+    assert_eq!(rig.sent(), [(1, json!(1))], "READY's own sequence counts");
+}
+
+#[test]
+fn op_1_is_answered_at_once_and_moves_nothing() {
+    let mut rig = Rig::ready();
+    let due = rig.drive();
+    rig.payload(&json!({"op": 1, "d": null}));
+    assert_eq!(rig.sent(), [(1, json!(1))]);
+    assert_eq!(rig.drive(), due);
+    rig.sleep();
+    rig.input(Input::Drained);
+    assert_eq!(rig.machine.stage(), Stage::Ready, "no false zombie");
+}
+
+#[test]
+fn a_silent_server_is_dropped_and_resumed() {
+    let mut rig = Rig::ready();
+    rig.sleep();
+    rig.input(Input::Drained);
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    rig.sleep();
+    rig.said.clear();
+    rig.input(Input::Drained);
+    assert!(rig.said(&Output::Disconnect(None)), "without waiting for a close frame");
+    let (target, _) = rig.reconnect();
+    assert_eq!(target, Target::Resume("wss://r".into()));
+}
+
+#[test]
+fn an_ack_keeps_the_connection_and_gives_the_latency() {
+    let mut rig = Rig::ready();
+    for _ in 0..5 {
+        rig.sleep();
+        rig.input(Input::Drained);
+        rig.now += Duration::from_millis(30);
+        rig.payload(&json!({"op": 11}));
+    }
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.latency(), Some(Duration::from_millis(30)));
+}
+
+#[test]
+fn an_unread_ack_is_not_missing() {
+    let mut rig = Rig::ready();
+    // The shard has stalled: it beats, but does not read.
+    for _ in 0..5 {
+        assert_eq!(rig.sleep(), Timer::Heartbeat);
+        rig.input(Input::Stalled);
+    }
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    rig.payload(&json!({"op": 11}));
+    rig.input(Input::Drained);
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+}
+
+#[test]
+fn op_7_resumes_at_once_in_every_state() {
+    let reconnect = json!({"op": 7, "d": null});
+    let mut rig = Rig::ready();
+    rig.payload(&reconnect);
+    assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))));
+    assert_eq!(rig.reconnect(), (Target::Resume("wss://r".into()), Duration::ZERO));
+    // Before HELLO.
+    rig.input(Input::Connected);
+    rig.payload(&reconnect);
+    rig.reconnect();
+    // In place of RESUMED.
+    rig.input(Input::Connected);
+    rig.hello();
+    assert_eq!(rig.machine.stage(), Stage::Resuming);
+    rig.payload(&reconnect);
+    assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+    // In place of READY.
+    let mut rig = Rig::new(None);
+    rig.said.clear();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.input(Input::Permit);
+    rig.payload(&reconnect);
+    assert!(!rig.said.iter().any(|output| matches!(output, Output::Report(Notice::Ready(_)))));
+    assert_eq!(rig.reconnect().0, Target::Main);
+    // In the queue.
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.payload(&reconnect);
+    assert_eq!(rig.reconnect().0, Target::Main);
+}
+
+#[test]
+fn a_resume_replays_in_order_and_drops_what_came_before() {
+    let mut rig = Rig::new(Some(session(10)));
+    assert!(rig.said(&Output::Connect(Target::Resume("wss://resume".into()))));
+    rig.input(Input::Connected);
+    rig.said.clear();
+    rig.hello();
+    assert_eq!(rig.sent(), [(6, json!({"token": "a.b.c", "session_id": "old", "seq": 10}))]);
+    for sequence in [9, 10, 11, 12, 11] {
+        rig.dispatch("MESSAGE_CREATE", sequence, &json!({}));
+    }
+    assert_eq!(rig.delivered(), [11, 12]);
+    assert_eq!(rig.machine.stage(), Stage::Resuming);
+    rig.dispatch("RESUMED", 12, &json!({}));
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert!(rig.said(&Output::Report(Notice::Resumed)));
+    assert_eq!(rig.delivered(), [11, 12, 12], "RESUMED comes whatever its sequence");
+}
+
+#[test]
+fn op_9_false_to_a_resume_gives_up_the_session() {
+    let mut rig = Rig::new(Some(session(10)));
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    rig.payload(&json!({"op": 9, "d": false}));
+    assert!(rig.lost_session());
+    let (target, pause) = rig.reconnect();
+    assert_eq!(target, Target::Main);
+    assert!((1.0..=5.0).contains(&pause.as_secs_f64()), "{pause:?}");
+    rig.input(Input::Connected);
+    rig.hello();
+    assert_eq!(rig.machine.stage(), Stage::Queued);
+    assert_eq!(rig.machine.session(), None);
+}
+
+#[test]
+fn op_9_true_keeps_the_session() {
+    let mut rig = Rig::ready();
+    rig.payload(&json!({"op": 9, "d": true}));
+    assert!(!rig.lost_session());
+    assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+}
+
+#[test]
+fn op_9_again_and_again_waits_longer_each_time() {
+    let mut rig = Rig::new(None);
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.input(Input::Permit);
+        rig.said.clear();
+        rig.payload(&json!({"op": 9, "d": false}));
+        pauses.push(rig.reconnect().1.as_secs());
+    }
+    assert!(pauses[0] <= 5 && pauses[4] > 20 && pauses[11] > 400, "{pauses:?}");
+}
+
+#[test]
+fn close_codes_decide_what_follows() {
+    for (code, resumes) in
+        [(None, true), (Some(1000), true), (Some(4000), true), (Some(4008), true), (Some(4999), true)]
+            .into_iter()
+            .chain([4003, 4007, 4009].map(|code| (Some(code), false)))
+    {
+        let mut rig = Rig::ready();
+        rig.input(Input::Closed(code));
+        assert_eq!(rig.lost_session(), !resumes, "{code:?}");
+        let target = if resumes { Target::Resume("wss://r".into()) } else { Target::Main };
+        assert_eq!(rig.reconnect().0, target, "{code:?}");
+    }
+}
+
+#[test]
+fn fatal_codes_stop_in_every_state_and_stay() {
+    let reason = CloseReason::Discord(CloseCode(4014));
+    let stages: [fn(&mut Rig); 5] = [
+        |_| {},
+        |rig| rig.input(Input::Connected),
+        |rig| {
+            rig.input(Input::Connected);
+            rig.hello();
+        },
+        |rig| {
+            rig.input(Input::Connected);
+            rig.hello();
+            rig.input(Input::Permit);
+        },
+        |rig| *rig = Rig::ready(),
+    ];
+    for (at, stage) in stages.into_iter().enumerate() {
+        let mut rig = Rig::new(None);
+        stage(&mut rig);
+        rig.input(Input::Closed(Some(4014)));
+        assert!(rig.said(&Output::Stop(reason)), "stage {at}");
+        rig.input(Input::Permit);
+        rig.input(Input::Connected);
+        rig.input(Input::Stop(CloseReason::Requested));
+        assert_eq!(rig.machine.poll(rig.now + Duration::from_secs(1000)), Output::Stop(reason));
+    }
+}
+
+#[test]
+fn close_ends_the_session_and_suspend_keeps_it() {
+    let mut rig = Rig::ready();
+    rig.input(Input::Stop(CloseReason::Requested));
+    assert!(rig.said(&Output::Disconnect(Some(1000))) && rig.said(&Output::Stop(CloseReason::Requested)));
+    assert_eq!(rig.machine.session(), None);
+    let mut rig = Rig::ready();
+    rig.input(Input::Stop(CloseReason::Suspended));
+    assert!(rig.said(&Output::Disconnect(Some(4000))));
+    assert_eq!(rig.machine.session().unwrap().id, "s1");
+    // Between two connections there is nothing to close.
+    let mut rig = Rig::ready();
+    rig.input(Input::Failed(CloseReason::Cut));
+    rig.input(Input::Failed(CloseReason::ConnectFailed));
+    rig.said.clear();
+    rig.input(Input::Stop(CloseReason::Suspended));
+    assert_eq!(rig.said, [Output::Stop(CloseReason::Suspended)]);
+    assert_eq!(rig.machine.session().unwrap().id, "s1");
+}
+
+#[test]
+fn nobody_waits_forever() {
+    let mut rig = Rig::new(None);
+    assert_eq!(rig.sleep(), Timer::Connect);
+    assert_eq!(rig.machine.stage(), Stage::Connecting, "the first retry is at once");
+    rig.input(Input::Connected);
+    assert_eq!(rig.sleep(), Timer::Hello);
+    assert_eq!(rig.machine.stage(), Stage::Waiting);
+    assert_eq!(rig.sleep(), Timer::Reconnect);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.input(Input::Permit);
+    while rig.sleep() != Timer::Answer {
+        rig.payload(&json!({"op": 11}));
+    }
+    let answer = CloseReason::AnswerTimeout;
+    let disconnected =
+        |output: &Output| matches!(output, Output::Report(Notice::Disconnected { reason, .. }) if *reason == answer);
+    assert!(rig.said.iter().any(disconnected));
+}
+
+#[test]
+fn a_replay_extends_its_deadline_and_a_stall_too() {
+    let mut rig = Rig::new(Some(session(1)));
+    rig.input(Input::Connected);
+    rig.hello();
+    for sequence in 2..6 {
+        rig.now += Duration::from_secs(50);
+        rig.payload(&json!({"op": 11}));
+        rig.dispatch("MESSAGE_CREATE", sequence, &json!({}));
+        rig.now += Duration::from_secs(50);
+        rig.input(Input::Stalled);
+    }
+    assert_eq!(rig.machine.stage(), Stage::Resuming);
+}
+
+#[test]
+fn a_dead_resume_url_gives_way_to_the_main_one() {
+    let mut rig = Rig::ready();
+    rig.input(Input::Closed(None));
+    for _ in 0..3 {
+        assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+        rig.input(Input::Failed(CloseReason::ConnectFailed));
+    }
+    assert_eq!(rig.reconnect().0, Target::Main);
+    rig.input(Input::Connected);
+    rig.said.clear();
+    rig.hello();
+    assert_eq!(rig.sent()[0].0, 6, "still resuming");
+}
+
+#[test]
+fn failures_are_forgotten_only_after_a_stable_connection() {
+    let mut rig = Rig::ready();
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        rig.input(Input::Closed(None));
+        pauses.push(rig.reconnect().1);
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.dispatch("RESUMED", 1, &json!({}));
+    }
+    assert_eq!(pauses[0], Duration::ZERO);
+    assert!(pauses[1] < pauses[2] && pauses[2] < pauses[3], "{pauses:?}");
+    rig.now += Timing::default().stable_after;
+    rig.input(Input::Closed(None));
+    assert_eq!(rig.reconnect().1, Duration::ZERO);
+}
+
+#[test]
+fn a_foreign_session_is_not_used() {
+    let mut foreign = session(3);
+    foreign.shard = ShardId::new(1, 4).unwrap();
+    let rig = Rig::new(Some(foreign));
+    assert!(rig.said(&Output::Connect(Target::Main)));
+    assert_eq!(rig.machine.session(), None);
+}
+
+#[test]
+fn commands_wait_for_ready_and_for_resumed() {
+    let mut rig = Rig::new(None);
+    rig.input(Input::Command(command(4)));
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.input(Input::Permit);
+    assert_eq!(rig.sent().last().unwrap().0, 2);
+    rig.dispatch("READY", 1, &json!({"session_id": "s", "resume_gateway_url": "", "user": {"id": "5"}}));
+    assert_eq!(rig.sent(), [(4, json!({}))]);
+    rig.payload(&json!({"op": 7}));
+    rig.input(Input::Command(command(8)));
+    rig.input(Input::Unsent(command(4)));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    assert_eq!(rig.sent()[0].0, 6);
+    rig.dispatch("RESUMED", 1, &json!({}));
+    let ops: Vec<u64> = rig.sent().into_iter().map(|(op, _)| op).collect();
+    assert_eq!(ops, [4, 8], "what a cut connection did not carry goes first");
+}
+
+#[test]
+fn the_budget_holds_commands_but_not_heartbeats() {
+    let mut rig = Rig::ready();
+    for _ in 0..200 {
+        rig.input(Input::Command(command(8)));
+    }
+    let burst = rig.sent().len();
+    assert!((100..120).contains(&burst), "{burst}");
+    let mut waits = Vec::new();
+    while rig.machine.queued_commands() > 0 {
+        waits.push(rig.sleep());
+        rig.payload(&json!({"op": 11}));
+    }
+    assert!(waits.contains(&Timer::Heartbeat) && waits.contains(&Timer::SendBudget), "{waits:?}");
+}
+
+#[test]
+fn presences_wait_and_let_others_pass() {
+    let mut rig = Rig::ready();
+    for _ in 0..6 {
+        rig.input(Input::Command(command(3)));
+    }
+    rig.input(Input::Command(command(4)));
+    let ops: Vec<u64> = rig.sent().into_iter().map(|(op, _)| op).collect();
+    assert_eq!(ops, [3, 3, 3, 3, 3, 4]);
+    while rig.machine.queued_commands() > 0 {
+        rig.sleep();
+    }
+    assert_eq!(rig.sent().last().unwrap().0, 3);
+}
+
+#[test]
+fn malformed_payloads_reconnect_and_resume() {
+    for bytes in [
+        &b"not json"[..],
+        b"{}",
+        br#"{"op":"0"}"#,
+        br#"{"op":0,"d":{}}"#,
+        br#"{"op":9,"d":"maybe"}"#,
+        br#"{"op":10,"d":{}}"#,
+        br#"{"op":0,"t":"READY","s":2,"d":{"resume_gateway_url":"wss://r"}}"#,
+        br#"{"op":0,"t":"READY","s":2,"d":{"session_id":"","resume_gateway_url":"wss://r"}}"#,
+        b"\xff\xff",
+    ] {
+        let mut rig = Rig::ready();
+        rig.input(Input::Payload(bytes.to_vec()));
+        assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))), "{}", String::from_utf8_lossy(bytes));
+        assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+    }
+}
+
+#[test]
+fn impossible_heartbeat_intervals_are_malformed() {
+    for interval in [json!(0), json!(1_u64 << 63), json!(u64::MAX), json!(100), json!(-1), json!("41250"), Value::Null]
+    {
+        let mut rig = Rig::new(None);
+        rig.input(Input::Connected);
+        rig.payload(&json!({"op": 10, "d": {"heartbeat_interval": interval}}));
+        assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))), "{interval}");
+    }
+}
+
+#[test]
+fn unknown_opcodes_and_stray_events_are_ignored() {
+    let mut rig = Rig::ready();
+    rig.payload(&json!({"op": 99, "d": [1]}));
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    let mut rig = Rig::new(None);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.dispatch("MESSAGE_CREATE", 5, &json!({}));
+    rig.dispatch("RESUMED", 5, &json!({}));
+    assert_eq!((rig.machine.stage(), rig.delivered()), (Stage::Queued, Vec::new()));
+}
+
+#[test]
+fn an_unasked_ready_is_the_session_that_lives_now() {
+    let mut rig = Rig::new(Some(session(10)));
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.dispatch("READY", 1, &json!({"session_id": "new", "resume_gateway_url": "", "user": {"id": "5"}}));
+    assert!(rig.lost_session());
+    let session = rig.machine.session().unwrap();
+    assert_eq!((session.id.as_str(), session.sequence), ("new", 1));
+}
+
+/// Something that a network or a server may do.
+#[derive(Clone, Debug)]
+enum Step {
+    Connected,
+    Hello(u64),
+    Dispatch(&'static str, u64),
+    Op(u64, Option<bool>),
+    Bytes(Vec<u8>),
+    Closed(Option<u16>),
+    Failed,
+    Permit,
+    Drained,
+    Stalled,
+    Command(u64),
+    Stop(CloseReason),
+    /// Nothing happens for so many milliseconds.
+    Pass(u64),
+    /// Nothing happens until the machine's own deadline.
+    Sleep,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let name = prop_oneof![Just("READY"), Just("RESUMED"), Just("MESSAGE_CREATE")];
+    let code = prop_oneof![3 => Just(None), 2 => (4000..4010_u16).prop_map(Some), 1 => any::<u16>().prop_map(Some)];
+    let step = prop_oneof![
+        6 => Just(Step::Connected),
+        6 => prop_oneof![4 => 1000..60_000_u64, 1 => any::<u64>()].prop_map(Step::Hello),
+        8 => (name, 0..40_u64).prop_map(|(name, sequence)| Step::Dispatch(name, sequence)),
+        6 => (prop_oneof![Just(1_u64), Just(7), Just(9), Just(11), any::<u64>()], any::<Option<bool>>())
+            .prop_map(|(op, data)| Step::Op(op, data)),
+        1 => prop::collection::vec(any::<u8>(), 0..30).prop_map(Step::Bytes),
+        1 => code.prop_map(Step::Closed),
+        1 => Just(Step::Failed),
+        6 => Just(Step::Permit),
+        4 => Just(Step::Drained),
+        1 => Just(Step::Stalled),
+        6 => prop_oneof![Just(3_u64), Just(4), Just(8)].prop_map(Step::Command),
+        4 => (0..90_000_u64).prop_map(Step::Pass),
+        8 => Just(Step::Sleep),
+    ];
+    let stop = prop_oneof![Just(CloseReason::Requested), Just(CloseReason::Suspended)].prop_map(Step::Stop);
+    (prop::collection::vec(step, 1..120), prop::option::of(stop)).prop_map(|(mut steps, stop)| {
+        steps.extend(stop);
+        steps
+    })
+}
+
+/// What an observer of the wire sees on one connection.
+#[derive(Default)]
+struct Wire {
+    sends: Vec<Instant>,
+    presences: Vec<Instant>,
+    beat_due: Option<Instant>,
+}
+
+/// Everything the machine says is held against the rules.
+struct Observer {
+    rig: Rig,
+    wire: Wire,
+    permits: usize,
+    interval: Duration,
+    /// The session that is live, and the last sequence delivered of it.
+    last: u64,
+}
+
+impl Observer {
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        for output in std::mem::take(&mut self.rig.said) {
+            let now = self.rig.now;
+            match output {
+                Output::Connect(_) | Output::Disconnect(_) => self.wire = Wire::default(),
+                Output::RequestPermit => self.permits = 0,
+                Output::Identify(_) => {
+                    prop_assert!(self.permits > 0, "an IDENTIFY without a permit");
+                    self.permits = 0;
+                    self.sends(now, false)?;
+                }
+                Output::Send(json) => {
+                    self.sends(now, false)?;
+                    if json.contains(r#""op":1"#)
+                        && let Some(due) = self.wire.beat_due
+                        && now >= due
+                    {
+                        self.wire.beat_due = Some((due + self.interval).max(now + self.interval / 2));
+                    }
+                }
+                Output::SendCommand(command) => self.sends(now, command.is_presence())?,
+                Output::Deliver(payload) => {
+                    let sequence = payload.sequence().unwrap();
+                    match payload.name() {
+                        Some("READY") => self.last = sequence,
+                        Some("RESUMED") => {}
+                        _ => prop_assert!(sequence > self.last, "{sequence} after {}", self.last),
+                    }
+                    self.last = self.last.max(sequence);
+                }
+                _ => {}
+            }
+        }
+        if let Some(due) = self.wire.beat_due
+            && self.rig.machine.state.link().is_some()
+        {
+            prop_assert!(self.rig.now < due, "a heartbeat is late");
+        }
+        Ok(())
+    }
+
+    fn sends(&mut self, now: Instant, is_presence: bool) -> Result<(), TestCaseError> {
+        let within = |sent: &[Instant], window| sent.iter().filter(|at| **at + window > now).count();
+        self.wire.sends.push(now);
+        prop_assert!(within(&self.wire.sends, Duration::from_secs(60)) <= 120, "more than 120 in 60 s");
+        if is_presence {
+            self.wire.presences.push(now);
+            prop_assert!(within(&self.wire.presences, Duration::from_secs(20)) <= 5, "more than 5 presences in 20 s");
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Connected => self.rig.input(Input::Connected),
+            Step::Hello(interval) => {
+                let greeted = self.rig.machine.stage() == Stage::AwaitingHello;
+                self.rig.payload(&json!({"op": 10, "d": {"heartbeat_interval": interval}}));
+                if let (true, Some(link)) = (greeted, self.rig.machine.state.link()) {
+                    self.interval = Duration::from_millis(interval);
+                    self.wire.beat_due = Some(link.heartbeat.next());
+                }
+            }
+            Step::Dispatch(name, sequence) => {
+                let data = json!({"session_id": "s", "resume_gateway_url": "wss://r", "user": {"id": "1"}});
+                self.rig.dispatch(name, sequence, &data);
+            }
+            Step::Op(op, data) => self.rig.payload(&json!({"op": op, "d": data})),
+            Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes)),
+            Step::Closed(code) => self.rig.input(Input::Closed(code)),
+            Step::Failed => self.rig.input(Input::Failed(CloseReason::Cut)),
+            Step::Permit => {
+                if self.rig.machine.stage() == Stage::Queued {
+                    self.permits += 1;
+                }
+                self.rig.input(Input::Permit);
+            }
+            Step::Drained => self.rig.input(Input::Drained),
+            Step::Stalled => self.rig.input(Input::Stalled),
+            Step::Command(op) => {
+                for _ in 0..30 {
+                    self.rig.input(Input::Command(command(op)));
+                }
+            }
+            Step::Stop(reason) => self.rig.input(Input::Stop(reason)),
+            Step::Pass(millis) => {
+                let until = self.rig.now + Duration::from_millis(millis);
+                // The driver wakes at each deadline on the way.
+                while let Some((at, _)) = self.rig.drive().filter(|(at, _)| *at <= until) {
+                    self.rig.now = at;
+                    self.rig.drive();
+                    if self.check().is_err() {
+                        return;
+                    }
+                }
+                self.rig.now = until;
+                self.rig.drive();
+            }
+            Step::Sleep => {
+                if let Some((at, _)) = self.rig.drive() {
+                    self.rig.now = at;
+                    self.rig.drive();
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    /// No input makes it panic, spin, identify without a permit, send over a limit, beat late, or deliver out of order.
+    #[test]
+    fn every_history_keeps_the_rules(steps in steps(), seed in any::<u64>(), resumes in any::<bool>()) {
+        let mut rig = Rig::new(resumes.then(|| session(10)));
+        rig.machine.rng = fastrand::Rng::with_seed(seed);
+        let last = if resumes { 10 } else { 0 };
+        let mut seen = Observer { rig, wire: Wire::default(), permits: 0, interval: INTERVAL, last };
+        for step in steps {
+            seen.step(step);
+            seen.check()?;
+        }
+    }
+}
