@@ -75,7 +75,6 @@ impl<C: Connector> Thread<'_, C> {
                 Output::Wait(until) => self.wait(until),
                 Output::Stop(reason) => return reason,
             }
-            self.publish();
         }
     }
 
@@ -197,6 +196,7 @@ impl<C: Connector> Thread<'_, C> {
 
     /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
+        self.publish();
         let until = until.map(|(at, _)| at);
         if self.is_stalled() {
             self.handle(Input::Stalled);
@@ -265,6 +265,7 @@ impl<C: Connector> Thread<'_, C> {
         self.handle(Input::Failed(reason));
     }
 
+    /// Tells where the shard stands, once all that led there has been done.
     fn publish(&mut self) {
         let stage = self.machine.stage();
         if stage != self.stage {

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
+use tungstenite::Message;
 
 use self::certificate::Certificates;
 use self::world::World;
@@ -339,6 +340,11 @@ impl Gateway {
         self.change(|world, _| world.cut(shard));
     }
 
+    /// Cuts every connection, those too that have not said which shard they are.
+    pub fn cut_all(&self) {
+        self.change(|world, _| world.cut_all());
+    }
+
     /// Closes a shard's connection with a code.
     pub fn close(&self, shard: ShardId, code: u16) {
         self.change(|world, now| world.close(now, shard, code));
@@ -349,14 +355,19 @@ impl Gateway {
         self.change(|world, _| world.send_raw(shard, r#"{"op":1,"d":null}"#));
     }
 
-    /// Sends a shard any text, whatever it is.
+    /// Sends a shard any text as a text message, past its compression.
+    pub fn send_text(&self, shard: ShardId, text: &str) {
+        self.change(|world, _| world.send_message(shard, &Message::text(text)));
+    }
+
+    /// Sends a shard any payload, whatever it is, in its compression.
     pub fn send_raw(&self, shard: ShardId, text: &str) {
         self.change(|world, _| world.send_raw(shard, text));
     }
 
     /// Sends a shard any bytes as a binary message, past its compression.
     pub fn send_bytes(&self, shard: ShardId, bytes: &[u8]) {
-        self.change(|world, _| world.send_bytes(shard, bytes));
+        self.change(|world, _| world.send_message(shard, &Message::binary(bytes.to_vec())));
     }
 
     /// Whether heartbeats of all shards are answered. They are, to begin with.

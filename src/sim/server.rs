@@ -174,9 +174,9 @@ impl Server {
                         connection.write(message);
                     }
                 }
-                Order::SendBytes(id, bytes) => {
+                Order::SendMessage(id, message) => {
                     if let Some(connection) = self.connections.get_mut(&id) {
-                        connection.write(Message::binary(bytes));
+                        connection.write(message);
                     }
                 }
                 Order::CompressPayloads(id) => {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tungstenite::Message;
 
 use super::{Action, EmitError, Observed, Record, Settings, Violation, payloads};
 use crate::intents::Intents;
@@ -29,7 +30,7 @@ const REPLAY: usize = 100_000;
 #[derive(Debug, PartialEq)]
 pub(super) enum Order {
     Send(usize, String),
-    SendBytes(usize, Vec<u8>),
+    SendMessage(usize, Message),
     /// From here on large payloads are compressed one by one.
     CompressPayloads(usize),
     Close(usize, u16),
@@ -332,6 +333,10 @@ impl World {
         }
     }
 
+    pub(super) fn cut_all(&mut self) {
+        self.orders.extend(self.connections.keys().map(|connection| Order::Cut(*connection)));
+    }
+
     pub(super) fn close(&mut self, now: Instant, shard: ShardId, code: u16) {
         for connection in self.connections_of(shard) {
             self.orders.push_back(Order::Close(connection, code));
@@ -351,9 +356,10 @@ impl World {
         }
     }
 
-    pub(super) fn send_bytes(&mut self, shard: ShardId, bytes: &[u8]) {
+    /// Sends a message past the compression.
+    pub(super) fn send_message(&mut self, shard: ShardId, message: &Message) {
         for connection in self.connections_of(shard) {
-            self.orders.push_back(Order::SendBytes(connection, bytes.to_vec()));
+            self.orders.push_back(Order::SendMessage(connection, message.clone()));
         }
     }
 

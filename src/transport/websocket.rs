@@ -159,22 +159,8 @@ impl Transport for WebSocketTransport {
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
         if let (Link::Open(socket), Some(code)) = (&mut self.link, code) {
             let frame = CloseFrame { code: code.into(), reason: "".into() };
-            let _ = socket.close(Some(frame));
-            self.flushed = false;
-            self.maybe_ready = true;
-            // Whatever still comes is Discord's to send again; an error means that the peer is gone, as it should be.
-            while Instant::now() < deadline {
-                let Link::Open(socket) = &mut self.link else { break };
-                match socket.read() {
-                    Ok(_) => {}
-                    Err(error) if is_blocked(&error) => {
-                        if self.poll(Some(deadline)).is_err() || self.flush().is_err() {
-                            break;
-                        }
-                    }
-                    Err(_) => break,
-                }
-            }
+            self.flushed = matches!(not_blocked(socket.close(Some(frame))), Ok(true));
+            self.discard(deadline);
         }
         self.link = Link::None;
         self.attempts = None;
@@ -195,6 +181,25 @@ impl WebSocketTransport {
         }
         self.maybe_ready |= self.events.iter().any(|event| event.token() == SOCKET);
         Ok(())
+    }
+
+    /// Reads and forgets what still comes, which is Discord's to send again, until the peer closes. It reads below
+    /// tungstenite, which must not be asked again after it found a frame wrong.
+    fn discard(&mut self, deadline: Instant) {
+        let mut buffer = [0; 4096];
+        while Instant::now() < deadline && self.flush().is_ok() {
+            let Link::Open(socket) = &mut self.link else { return };
+            match socket.get_mut().read(&mut buffer) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.poll(Some(deadline)).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
     }
 
     /// Starts with the next address of the host; `last` says what was wrong with the one before.

@@ -8,6 +8,7 @@ use crate::intents::Intents;
 use crate::token::Token;
 
 const INTERVAL: Duration = Duration::from_secs(40);
+const INTERVAL_MS: u64 = 40_000;
 
 /// A machine, the time, and what it has said.
 struct Rig {
@@ -74,7 +75,7 @@ impl Rig {
     }
 
     fn hello(&mut self) {
-        self.payload(&json!({"op": 10, "d": {"heartbeat_interval": INTERVAL.as_millis() as u64}}));
+        self.payload(&json!({"op": 10, "d": {"heartbeat_interval": INTERVAL_MS}}));
     }
 
     /// Lets time pass up to the next deadline, and says what it was for.

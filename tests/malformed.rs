@@ -1,0 +1,118 @@
+//! What Discord should not send: an error in the log, a close that can be resumed, and no panic, spin or hang.
+
+mod common;
+
+use common::{PATIENCE, config, eventually, gateway, ready};
+use threadcord::sim::{Action, Observed};
+use threadcord::{CloseReason, Compression, ShardId, ShardManager};
+
+const ONE: ShardId = ShardId::ONE;
+
+fn connects(seen: &Observed) -> usize {
+    seen.records.iter().filter(|record| record.action == Action::Connected).count()
+}
+
+/// Whether the client closed with a code that keeps the session.
+fn closed_resumably(seen: &Observed) -> bool {
+    seen.records.iter().any(|record| record.action == Action::Closed(Some(4000)))
+}
+
+#[test]
+fn payloads() {
+    for payload in [
+        "not json",
+        "",
+        "{}",
+        "[]",
+        "null",
+        r#"{"op":"0"}"#,
+        r#"{"op":null,"d":null}"#,
+        r#"{"op":0,"d":{}}"#,
+        r#"{"op":0,"t":"READY","s":2,"d":{"resume_gateway_url":"ws://x"}}"#,
+        r#"{"op":0,"t":"X","s":-1,"d":{}}"#,
+        r#"{"op":10,"d":{"heartbeat_interval":0}}"#,
+        r#"{"op":10,"d":{"heartbeat_interval":9223372036854775808}}"#,
+    ] {
+        let gateway = gateway().start().unwrap();
+        let manager = ready(config(&gateway));
+        gateway.send_raw(ONE, payload);
+        eventually(payload, || manager.shard(ONE).unwrap().status().resumes == 1);
+        let status = manager.shard(ONE).unwrap().status();
+        assert_eq!((status.last_disconnect, status.identifies), (Some(CloseReason::Malformed), 1), "{payload}");
+        assert!(closed_resumably(&gateway.observed()), "{payload}");
+        gateway.assert_lawful();
+    }
+}
+
+#[test]
+fn greetings() {
+    for greeting in [
+        "not json",
+        r#"{"op":10,"d":{"heartbeat_interval":0}}"#,
+        r#"{"op":10,"d":{"heartbeat_interval":9223372036854775808}}"#,
+        r#"{"op":10,"d":null}"#,
+    ] {
+        let gateway = gateway().start().unwrap();
+        gateway.greet_with(Some(greeting));
+        let manager = ShardManager::start(config(&gateway)).unwrap();
+        assert!(gateway.wait_for(PATIENCE, |seen| connects(seen) >= 3), "{greeting}");
+        gateway.greet_with(None);
+        manager.wait_ready(PATIENCE).unwrap();
+        // With backoff: a shard that spun would have connected thousands of times.
+        assert!(connects(&gateway.observed()) < 50, "{greeting}");
+        gateway.assert_lawful();
+    }
+}
+
+#[test]
+fn ready_without_a_session() {
+    let gateway = gateway().start().unwrap();
+    gateway.answer_with(1, r#"{"t":"READY","s":1,"op":0,"d":{"v":10,"user":{"id":"1"},"guilds":[]}}"#);
+    let manager = ready(config(&gateway));
+    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn compressed_data() {
+    for (compression, bytes) in [
+        (Compression::Payload, &b"\x78\x9c\xab"[..]),
+        (Compression::ZlibStream, b"\x00\x01\x02\x03\x00\x00\xff\xff"),
+        (Compression::ZstdStream, b"\x28\xb5\x2f\xfd garbage"),
+        (Compression::ZstdStream, b""),
+        (Compression::None, b"binary where text is due"),
+    ] {
+        let gateway = gateway().start().unwrap();
+        let manager = ready(config(&gateway).compression(compression));
+        gateway.send_bytes(ONE, bytes);
+        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
+        let status = manager.shard(ONE).unwrap().status();
+        assert_eq!((status.last_disconnect, status.identifies), (Some(CloseReason::Malformed), 1), "{compression:?}");
+        gateway.assert_lawful();
+    }
+}
+
+#[test]
+fn text_where_binary_is_due() {
+    for compression in [Compression::ZlibStream, Compression::ZstdStream] {
+        let gateway = gateway().start().unwrap();
+        let manager = ready(config(&gateway).compression(compression));
+        gateway.send_text(ONE, r#"{"op":11}"#);
+        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
+        assert_eq!(manager.shard(ONE).unwrap().status().last_disconnect, Some(CloseReason::Malformed));
+        gateway.assert_lawful();
+    }
+}
+
+#[test]
+fn a_payload_over_the_limit() {
+    for compression in [Compression::None, Compression::ZlibStream, Compression::ZstdStream] {
+        let gateway = gateway().guilds(1).start().unwrap();
+        let manager = ready(config(&gateway).compression(compression).max_payload(64 << 10));
+        let bomb = format!(r#"{{"op":99,"d":"{}"}}"#, "a".repeat(1 << 20));
+        gateway.send_raw(ONE, &bomb);
+        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
+        assert_eq!(manager.shard(ONE).unwrap().status().last_disconnect, Some(CloseReason::Malformed));
+        gateway.assert_lawful();
+    }
+}

@@ -1,0 +1,223 @@
+//! A lost connection is resumed: every event arrives once and in order, unless Discord ended the session.
+
+mod common;
+
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use threadcord::sim::{Action, Gateway};
+use threadcord::{CloseCode, CloseReason, EventKind, Events, ShardId, ShardManager};
+
+const ONE: ShardId = ShardId::ONE;
+
+/// Emits numbered messages while something happens, and checks that each arrives once and in order.
+fn nothing_is_lost(fault: impl Fn(&Gateway)) {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    for n in 0..60 {
+        gateway.chat(channel, &n.to_string()).unwrap();
+        if n % 20 == 10 {
+            fault(&gateway);
+            gateway.chat(channel, "while it is away").unwrap();
+            assert!(gateway.wait_for(PATIENCE, |seen| seen.live.contains_key(&ONE)), "it comes back");
+        }
+    }
+    let mut numbers = Vec::new();
+    let mut last = 0;
+    while numbers.len() < 63 {
+        let event = next(&events, |event| event.dispatch().is_some());
+        let dispatch = event.dispatch().unwrap();
+        if dispatch.name() != "RESUMED" {
+            assert_eq!(dispatch.sequence(), last + 1, "no gap and no duplicate");
+            last = dispatch.sequence();
+        }
+        if dispatch.name() == "MESSAGE_CREATE" {
+            numbers.push(dispatch.decode::<serde_json::Value>().unwrap()["content"].clone());
+        }
+    }
+    let away = numbers.iter().filter(|number| *number == "while it is away").count();
+    assert_eq!(away, 3);
+    eventually("it counts three resumes", || manager.shard(ONE).unwrap().status().resumes == 3);
+    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
+    gateway.assert_lawful();
+}
+
+/// Waits until the gateway has seen the end of a connection.
+fn ended(gateway: &Gateway, act: impl FnOnce()) {
+    let closes = |seen: &threadcord::sim::Observed| {
+        seen.records.iter().filter(|record| matches!(record.action, Action::Closed(_))).count()
+    };
+    let before = closes(&gateway.observed());
+    act();
+    assert!(gateway.wait_for(PATIENCE, |seen| closes(seen) > before));
+}
+
+#[test]
+fn after_a_cut() {
+    nothing_is_lost(|gateway| ended(gateway, || gateway.cut(ONE)));
+}
+
+#[test]
+fn after_op_7() {
+    nothing_is_lost(|gateway| ended(gateway, || gateway.reconnect(ONE)));
+}
+
+#[test]
+fn after_op_9_that_allows_it() {
+    nothing_is_lost(|gateway| ended(gateway, || gateway.invalidate(ONE, true)));
+}
+
+#[test]
+fn after_a_close_that_allows_it() {
+    nothing_is_lost(|gateway| ended(gateway, || gateway.close(ONE, 4000)));
+}
+
+#[test]
+fn after_garbage() {
+    nothing_is_lost(|gateway| ended(gateway, || gateway.send_bytes(ONE, b"\xff\x00garbage\x00\x00\xff\xff")));
+}
+
+/// Ends the session and checks that this is reported, and that a new one starts through the limit.
+fn session_is_lost(end: impl Fn(&Gateway), reason: CloseReason) {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    let first = manager.shard(ONE).unwrap().session().unwrap();
+    end(&gateway);
+    let lost = next(&events, |event| matches!(event.kind(), EventKind::SessionLost(_)));
+    let EventKind::SessionLost(lost) = lost.kind() else { unreachable!() };
+    assert_eq!(lost.id, first.id);
+    let disconnected = next(&events, |event| matches!(event.kind(), EventKind::Disconnected { .. }));
+    let EventKind::Disconnected { reason: given, resumable: false, .. } = disconnected.kind() else {
+        panic!("{disconnected:?}")
+    };
+    assert_eq!(*given, reason);
+    next(&events, |event| matches!(event.kind(), EventKind::Ready));
+    let status = manager.shard(ONE).unwrap().status();
+    assert_eq!((status.identifies, status.resumes, status.sessions_lost), (2, 0, 1));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn op_9_false_starts_a_new_session() {
+    session_is_lost(|gateway| gateway.invalidate(ONE, false), CloseReason::InvalidSession { resumable: false });
+}
+
+#[test]
+fn close_4009_starts_a_new_session() {
+    session_is_lost(|gateway| gateway.close(ONE, 4009), CloseReason::Discord(CloseCode(4009)));
+}
+
+#[test]
+fn a_resume_that_is_refused_falls_back_to_identify() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    gateway.answer_with(1, r#"{"op":9,"d":false}"#);
+    gateway.cut(ONE);
+    next(&events, |event| matches!(event.kind(), EventKind::SessionLost(_)));
+    manager.wait_ready(PATIENCE).unwrap();
+    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn op_9_to_an_identify_goes_back_into_the_queue() {
+    let gateway = gateway().start().unwrap();
+    gateway.answer_with(2, r#"{"op":9,"d":false}"#);
+    let manager = ready(config(&gateway));
+    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 3);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
+    let gateway = gateway().start().unwrap();
+    gateway.greet_with(Some(r#"{"op":7,"d":null}"#));
+    gateway.answer_with(1, r#"{"op":7,"d":null}"#);
+    let manager = ShardManager::start(config(&gateway)).unwrap();
+    let connects = |seen: &threadcord::sim::Observed| {
+        seen.records.iter().filter(|record| record.action == Action::Connected).count()
+    };
+    assert!(gateway.wait_for(PATIENCE, |seen| connects(seen) >= 2));
+    assert!(gateway.observed().live.is_empty());
+    gateway.greet_with(None);
+    manager.wait_ready(PATIENCE).unwrap();
+    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
+    // Nothing listens on port 1; and a host that is not the gateway's never gets the token.
+    for url in ["ws://127.0.0.1:1", "wss://evil.example", "no url"] {
+        let gateway = gateway().start().unwrap();
+        gateway.resume_url(url);
+        let manager = ready(config(&gateway));
+        gateway.cut(ONE);
+        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
+        gateway.assert_lawful();
+    }
+}
+
+#[test]
+fn a_zombied_connection_is_dropped_and_resumed() {
+    let gateway = threadcord::sim::Gateway::builder()
+        .time_scale(common::SCALE)
+        .heartbeat_interval(std::time::Duration::from_secs(30))
+        .start()
+        .unwrap();
+    let manager = ready(config(&gateway));
+    gateway.acknowledge(false);
+    eventually("it is noticed", || manager.shard(ONE).unwrap().status().last_disconnect == Some(CloseReason::Zombied));
+    gateway.acknowledge(true);
+    eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes >= 1);
+    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
+    eventually("there is a latency", || manager.shard(ONE).unwrap().latency().is_some());
+}
+
+#[test]
+fn a_heartbeat_that_is_asked_for_comes_at_once() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    gateway.request_heartbeat(ONE);
+    let beat = |seen: &threadcord::sim::Observed| {
+        seen.records.iter().any(|record| matches!(record.action, Action::Heartbeat(Some(1))))
+    };
+    assert!(gateway.wait_for(PATIENCE, beat));
+    drop(manager);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn commands_survive_a_cut() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    let handle = manager.shard(ONE).unwrap();
+    gateway.cut(ONE);
+    eventually("it is away", || handle.status().last_disconnect.is_some());
+    handle.send(&serde_json::json!({"op": 4, "d": {"guild_id": "1"}})).unwrap();
+    let arrived = |seen: &threadcord::sim::Observed| {
+        seen.records.iter().any(|record| matches!(&record.action, Action::Command(payload) if payload["op"] == 4))
+    };
+    assert!(gateway.wait_for(PATIENCE, arrived));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_fatal_close_stops_the_shard_and_the_stream() {
+    let gateway = gateway().shards(2).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events: Events = manager.events();
+    let reason = CloseReason::Discord(CloseCode(4014));
+    gateway.close(shard(0, 2), 4014);
+    gateway.close(shard(1, 2), 4014);
+    let closed: Vec<_> = events.filter(|event| matches!(event.kind(), EventKind::Closed(_))).collect();
+    assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
+    for id in [shard(0, 2), shard(1, 2)] {
+        let handle = manager.shard(id).unwrap();
+        assert_eq!(handle.status().stage, threadcord::Stage::Stopped(reason));
+        assert!(handle.send(&serde_json::json!({"op": 4})).unwrap_err().to_string().contains("GUILD_MEMBERS"));
+    }
+    assert!(matches!(manager.wait_ready(PATIENCE), Err(threadcord::Error::Stopped { .. })));
+}
