@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle};
@@ -50,9 +51,14 @@ struct Slot {
 }
 
 impl Fleet {
-    /// A fleet of `plan`, none of which is open; no more than `ahead` will be on their way at once.
-    pub(super) fn new(plan: Vec<ShardId>, ahead: usize, sender: Sender<Event>, source: Source) -> Arc<Self> {
-        let transition = Transition::new(plan.iter().copied(), ahead);
+    /// A fleet of `plan`, none of which is open yet.
+    pub(super) fn new(
+        plan: Vec<ShardId>,
+        max_concurrency: NonZeroU32,
+        sender: Sender<Event>,
+        source: Source,
+    ) -> Arc<Self> {
+        let transition = Transition::new(plan.iter().copied(), max_concurrency);
         let state = State { shards: BTreeMap::new(), transition, sender: Some(sender), stopping: None };
         Arc::new(Self { plan, source, state: Mutex::new(state), changed: Condvar::new(), panics: AtomicU64::new(0) })
     }

@@ -72,11 +72,11 @@ impl ShardManager {
         warn_of_shortage(&shards, sessions.len(), gateway.as_ref());
         let limits = gateway.as_ref().map(|gateway| limits(&gateway.session_start_limit));
         let limiter = limiter(&config, limits);
-        let ahead = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency).get().saturating_mul(2);
+        let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
 
         let (sender, source) = delivery::channel();
         let connector = WebSocketConnector::new(tls, config.compression, config.max_payload);
-        let fleet = Fleet::new(shards, ahead as usize, sender, source);
+        let fleet = Fleet::new(shards, max_concurrency, sender, source);
         let observer = Arc::downgrade(&fleet);
         let context = Arc::new(Context {
             config,

@@ -67,8 +67,8 @@ impl Default for Timing {
 impl Timing {
     /// The default with every pause and window multiplied by `factor`, for a simulator whose time runs faster.
     ///
-    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`) stay as they are: they
-    /// guard against a machine that is slow, which a faster clock does not change.
+    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`) and the `guard` stay as they
+    /// are: they make up for a slow machine or network, which a faster clock does not change.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
@@ -84,7 +84,6 @@ impl Timing {
             &mut timing.send_window,
             &mut timing.presence_window,
             &mut timing.identify_window,
-            &mut timing.guard,
             &mut timing.identify_reset,
         ] {
             *duration = duration.mul_f64(factor);

@@ -1,0 +1,290 @@
+//! What a manager does with its shards.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use threadcord::sim::Action;
+use threadcord::{CloseReason, Error, Plan, ShardId, ShardManager, Stage};
+
+#[test]
+fn shards_identify_in_the_order_of_their_buckets() {
+    let gateway = gateway().shards(8).max_concurrency(2).start().unwrap();
+    let manager = ready(config(&gateway));
+    assert_eq!(manager.shards().len(), 8);
+    let records = gateway.observed().records;
+    let order: Vec<u32> = records
+        .iter()
+        .filter(|record| record.action == Action::Identify)
+        .map(|record| record.shard.unwrap().number())
+        .collect();
+    for key in 0..2 {
+        let of_key: Vec<u32> = order.iter().copied().filter(|number| number % 2 == key).collect();
+        assert_eq!(of_key, [key, key + 2, key + 4, key + 6], "{order:?}");
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_subset_of_the_shards_runs() {
+    let gateway = gateway().guilds(40).start().unwrap();
+    let manager = ready(config(&gateway).plan(Plan::range(2..4, 4)));
+    let ids: Vec<String> = manager.shards().iter().map(|shard| shard.id().to_string()).collect();
+    assert_eq!(ids, ["2/4", "3/4"]);
+    for guild in gateway.guild_ids() {
+        let home = ShardId::for_guild(guild, 4).unwrap();
+        assert_eq!(manager.shard_by_guild(guild).map(|shard| shard.id()), (home.number() >= 2).then_some(home));
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn ready_needs_no_guilds_intent() {
+    let gateway = gateway().guilds(3).start().unwrap();
+    let mut config = config(&gateway);
+    config.intents = threadcord::Intents::GUILD_MESSAGES;
+    ready(config);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn waiting_gives_up_with_the_numbers() {
+    let gateway = gateway().shards(2).ready_delay(PATIENCE).start().unwrap();
+    let manager = ShardManager::start(config(&gateway)).unwrap();
+    let Err(Error::NotReady { ready: 0, total: 2 }) = manager.wait_ready(Duration::from_millis(50)) else { panic!() };
+    manager.close();
+    assert!(matches!(manager.wait_ready(PATIENCE), Err(Error::Stopped { .. } | Error::Closed)));
+}
+
+#[test]
+fn workers_keep_each_shard_in_order_and_survive_panics() {
+    const EVENTS: usize = 200;
+    let gateway = gateway().shards(4).max_concurrency(4).guilds(8).start().unwrap();
+    let manager = ready(config(&gateway));
+    for n in 0..EVENTS {
+        for guild in gateway.guild_ids() {
+            gateway.chat(gateway.channel_of(guild).unwrap(), &n.to_string()).unwrap();
+        }
+    }
+    let seen: Mutex<HashMap<String, Vec<usize>>> = Mutex::default();
+    let count = AtomicUsize::new(0);
+    manager
+        .run(3, |handle, event| {
+            let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "MESSAGE_CREATE") else {
+                return;
+            };
+            let message: Value = dispatch.decode().unwrap();
+            let number = message["content"].as_str().unwrap().parse().unwrap();
+            seen.lock().entry(message["guild_id"].to_string()).or_default().push(number);
+            if count.fetch_add(1, Ordering::SeqCst) + 1 == EVENTS * 8 {
+                handle.close();
+            }
+            assert!(number != 100, "a message that the handler cannot stand");
+        })
+        .unwrap();
+    assert_eq!(seen.lock().len(), 8);
+    for numbers in seen.lock().values() {
+        assert!(numbers.iter().copied().eq(0..EVENTS));
+    }
+    assert_eq!(manager.handle().handler_panics(), 8);
+    assert!(matches!(manager.run(0, |_, _| {}), Err(Error::Setting { setting: "workers", .. })));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn closing_from_a_handler_twice_and_from_elsewhere() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let manager = ready(config(&gateway));
+    let handle = manager.handle();
+    manager
+        .run(2, |handle, _| {
+            handle.close();
+            handle.close();
+        })
+        .unwrap();
+    manager.close();
+    manager.close();
+    assert_eq!(handle.shards().len(), 2);
+    let closed = |record: &threadcord::sim::Record| record.action == Action::Closed(Some(1000));
+    assert_eq!(gateway.observed().records.iter().filter(|record| closed(record)).count(), 2);
+    drop(manager);
+    assert!(handle.shards().is_empty(), "a handle keeps no manager alive");
+    handle.close();
+    gateway.assert_lawful();
+}
+
+#[test]
+fn closing_while_connecting_is_prompt() {
+    // It accepts, and says nothing.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = gateway().start().unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let manager = ShardManager::start(config(&gateway).gateway_url(url)).unwrap();
+    eventually("it connects", || {
+        manager.shard(ShardId::ONE).is_some_and(|shard| shard.status().stage == Stage::Connecting)
+    });
+    let start = std::time::Instant::now();
+    manager.close();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn no_upgrade_and_no_tls_time_out() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = gateway().start().unwrap();
+    for scheme in ["ws", "wss"] {
+        let mut config = config(&gateway).gateway_url(format!("{scheme}://{}", listener.local_addr().unwrap()));
+        config.timing.connect_timeout = Duration::from_millis(50);
+        let manager = ShardManager::start(config).unwrap();
+        eventually("it tries again", || {
+            manager.shard(ShardId::ONE).is_some_and(|shard| {
+                shard.status().connects >= 3 && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
+            })
+        });
+    }
+}
+
+#[test]
+fn a_refused_upgrade_is_tried_again() {
+    for status in [429, 503, 200] {
+        let http = common::Http::new(&[(status, "", "")]);
+        let gateway = gateway().start().unwrap();
+        let url = http.url.replace("http", "ws");
+        let manager = ShardManager::start(config(&gateway).gateway_url(url)).unwrap();
+        eventually("it tries again", || http.count() >= 3);
+        assert!(http.count() < 50, "with backoff");
+        assert_eq!(manager.shard(ShardId::ONE).unwrap().status().last_disconnect, Some(CloseReason::ConnectFailed));
+    }
+}
+
+#[test]
+fn an_untrusted_certificate_is_refused() {
+    let trusted = gateway().tls(true).start().unwrap();
+    let other = gateway().tls(true).start().unwrap();
+    let manager = ShardManager::start(config(&trusted).gateway_url(other.url())).unwrap();
+    eventually("it is refused", || {
+        manager.shard(ShardId::ONE).is_some_and(|shard| {
+            shard.status().connects >= 2 && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
+        })
+    });
+    assert!(other.observed().records.is_empty());
+}
+
+#[test]
+fn suspend_keeps_sessions_that_start_again() {
+    let gateway = gateway().shards(3).max_concurrency(3).guilds(6).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    for _ in 0..6 {
+        next(&events, |event| event.name() == "GUILD_CREATE");
+    }
+    let sessions = manager.suspend();
+    drop((events, manager));
+    assert_eq!(sessions.len(), 3);
+    let closed = |record: &&threadcord::sim::Record| record.action == Action::Closed(Some(4000));
+    assert_eq!(gateway.observed().records.iter().filter(closed).count(), 3);
+    let stored = serde_json::to_string(&sessions).unwrap();
+    for guild in gateway.guild_ids() {
+        gateway.chat(gateway.channel_of(guild).unwrap(), "while it was away").unwrap();
+    }
+
+    let mut config = config(&gateway).sessions(serde_json::from_str(&stored).unwrap());
+    let foreign = threadcord::protocol::Session::new("x".into(), 1, String::new(), shard(0, 9), 1);
+    config.sessions.push(foreign);
+    let manager = ready(config);
+    let events = manager.events();
+    for _ in 0..6 {
+        let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
+        let message: Value = message.dispatch().unwrap().decode().unwrap();
+        assert_eq!(message["content"], "while it was away");
+    }
+    for shard in manager.shards() {
+        assert_eq!((shard.status().identifies, shard.status().resumes), (0, 1));
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn what_was_not_handled_comes_again() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    for n in 0..5 {
+        gateway.chat(channel, &n.to_string()).unwrap();
+    }
+    let mut messages: Vec<_> = (0..5).map(|_| next(&events, |event| event.name() == "MESSAGE_CREATE")).collect();
+    // The third is still being handled when the others are done.
+    let third = messages.remove(2);
+    drop(messages);
+    let sessions = manager.suspend();
+    drop((third, events, manager));
+    let manager = ready(config(&gateway).sessions(sessions));
+    let events = manager.events();
+    for n in 2..5 {
+        let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
+        assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn shards_close_when_nobody_receives() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    drop(manager.events());
+    gateway.chat(gateway.channel_of(gateway.guild_ids()[0]).unwrap(), "anyone?").unwrap();
+    let stopped = Stage::Stopped(CloseReason::NoReceiver);
+    eventually("it closes", || manager.shard(ShardId::ONE).unwrap().status().stage == stopped);
+    assert_eq!(manager.events().count(), 0);
+}
+
+#[test]
+fn raw_commands_are_checked_and_sent() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    let shard = manager.shard(ShardId::ONE).unwrap();
+    for refused in [json!({"op": 2}), json!({"op": 1}), json!({"op": 6}), json!({}), json!([]), json!("x")] {
+        assert!(matches!(shard.send(&refused), Err(Error::Command(_))), "{refused}");
+    }
+    let error = shard.send(&json!({"op": 8, "d": "x".repeat(5000)})).unwrap_err();
+    assert!(error.to_string().contains("allowed are 4096"), "{error}");
+    let presence = json!({"op": 3, "d": {"since": null, "activities": [], "status": "idle", "afk": false}});
+    shard.send(&presence).unwrap();
+    let sent = Action::Command(presence);
+    assert!(gateway.wait_for(PATIENCE, |seen| seen.records.iter().any(|record| record.action == sent)));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_flood_of_commands_stays_within_the_limit() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    let shard = manager.shard(ShardId::ONE).unwrap();
+    for n in 0..400 {
+        shard.send(&json!({"op": if n % 20 == 0 { 3 } else { 8 }, "d": {"n": n}})).unwrap();
+    }
+    let commands = |seen: &threadcord::sim::Observed| {
+        seen.records.iter().filter(|record| matches!(record.action, Action::Command(_))).count()
+    };
+    assert!(gateway.wait_for(PATIENCE, |seen| commands(seen) == 400));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn the_stages_are_told() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    manager.close();
+    let stages: Vec<String> =
+        events.filter(|event| event.dispatch().is_none()).map(|event| event.name().to_owned()).collect();
+    assert_eq!(stages, ["Connecting", "Ready", "Closed"]);
+    assert!(matches!(manager.shards()[0].status().stage, Stage::Stopped(CloseReason::Requested)));
+    assert!(manager.shards()[0].session().is_none());
+}

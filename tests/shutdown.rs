@@ -1,0 +1,51 @@
+//! Closing leaves nothing behind: no thread, no descriptor.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{config, eventually, gateway, ready};
+use threadcord::limit::{IdentifyLimiter, Limits, ReleaseAfter, SessionLimit};
+use threadcord::{ShardId, Timing};
+
+fn entries(folder: &str) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Threads and open descriptors of this process.
+fn footprint() -> (usize, usize) {
+    (entries("/proc/self/task"), entries("/proc/self/fd"))
+}
+
+// One test alone, since what it counts belongs to the process.
+#[test]
+fn no_thread_and_no_descriptor_is_left() {
+    let round = || {
+        let gateway = gateway().shards(16).max_concurrency(8).guilds(32).tls(true).start().unwrap();
+        let before = footprint();
+        let manager = ready(config(&gateway));
+        let (threads, descriptors) = footprint();
+        // 16 threads and the limit's, three descriptors a shard and the gateway's end of each socket.
+        assert!((16..=18).contains(&(threads - before.0)), "{threads} threads, {} before", before.0);
+        assert!((64..=66).contains(&(descriptors - before.1)), "{descriptors} descriptors, {} before", before.1);
+        manager.close();
+        drop(manager);
+        gateway.assert_lawful();
+    };
+    // The first round leaves what the libraries keep for good.
+    round();
+    let before = footprint();
+    for _ in 0..3 {
+        round();
+    }
+    eventually("all is as before", || footprint() == before);
+
+    let limit = Arc::new(SessionLimit::with_timing(Limits::default(), &Timing::scaled(0.01), ReleaseAfter::Identify));
+    let mut permit = limit.enter(ShardId::ONE).unwrap();
+    permit.used();
+    let waiting = limit.request(ShardId::ONE, Box::new(|| {}));
+    drop(limit);
+    drop((permit, waiting));
+    eventually("the limit's thread has ended", || footprint() == before);
+}
