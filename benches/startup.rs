@@ -29,12 +29,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         manager.wait_ready(least * 2 + Duration::from_secs(60))?;
         let took = start.elapsed();
         let seen = gateway.observed();
+        let identifies: Vec<Duration> = seen
+            .records
+            .iter()
+            .filter(|record| record.action == sim::Action::Identify)
+            .map(|record| record.at - start)
+            .collect();
         println!(
-            "{:<3}  ready after {:.3} s: {:+.2} % of the least; {} violations",
+            "{:<3}  ready after {:.3} s: {:+.2} % of the least; {} violations; the first window's IDENTIFYs came {:?} to {:?} after the start",
             if tls { "wss" } else { "ws" },
             took.as_secs_f64(),
             (took.as_secs_f64() / least.as_secs_f64() - 1.0) * 100.0,
             seen.violations.len(),
+            identifies[0],
+            identifies[max_concurrency as usize - 1],
         );
     }
     Ok(())

@@ -6,7 +6,7 @@ mod transition;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use native_tls::{Certificate, TlsConnector};
@@ -59,12 +59,14 @@ impl ShardManager {
     pub fn start(config: Config) -> Result<Self, Error> {
         config.validate()?;
         let rest = Rest::new(config.token.clone(), &config.rest_url, config.root_certificates.as_deref())?;
-        let tls = tls_connector(config.root_certificates.as_deref())?;
-        let gateway = match (&config.gateway_url, &config.plan, &config.limiter) {
-            // A proxy: nothing is left to ask Discord.
-            (Some(_), Plan::Total(_) | Plan::Ids { .. }, Some(_)) => None,
-            _ => Some(rest.gateway_bot()?),
-        };
+        let (tls, gateway) = thread::scope(|scope| {
+            // Reading the system's certificates takes as long as asking Discord: both at once.
+            let tls = scope.spawn(|| tls_connector(config.root_certificates.as_deref()));
+            let gateway = ask_discord(&config, &rest);
+            (tls.join(), gateway)
+        });
+        let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let gateway = gateway?;
         let url = config.gateway_url.clone().or_else(|| gateway.as_ref().map(|gateway| gateway.url.clone()));
         let addresses = Addresses::new(&url.unwrap_or_default(), config.resume_hosts.clone(), config.compression)?;
         let shards = config.plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
@@ -164,6 +166,14 @@ impl ShardManager {
 impl Drop for ShardManager {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// What `/gateway/bot` says; `None` if the configuration says it all, as for a gateway proxy.
+fn ask_discord(config: &Config, rest: &Rest) -> Result<Option<GatewayBot>, Error> {
+    match (&config.gateway_url, &config.plan, &config.limiter) {
+        (Some(_), Plan::Total(_) | Plan::Ids { .. }, Some(_)) => Ok(None),
+        _ => rest.gateway_bot().map(Some),
     }
 }
 
