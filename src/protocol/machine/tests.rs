@@ -50,7 +50,10 @@ impl Rig {
     fn drive(&mut self) -> Option<(Instant, Timer)> {
         for _ in 0..1000 {
             match self.machine.poll(self.now) {
-                Output::Wait(wait) => return wait,
+                Output::Wait(wait) => {
+                    assert!(wait.is_none_or(|(until, _)| until > self.now), "it spins: a wait that is over, {wait:?}");
+                    return wait;
+                }
                 Output::Stop(reason) => {
                     self.said.push(Output::Stop(reason));
                     return None;
@@ -81,7 +84,6 @@ impl Rig {
     /// Lets time pass up to the next deadline, and says what it was for.
     fn sleep(&mut self) -> Timer {
         let (until, why) = self.drive().expect("a deadline");
-        assert!(until > self.now, "a wait that is over");
         self.now = until;
         self.drive();
         why
@@ -598,7 +600,10 @@ enum Step {
     Hello(u64),
     Dispatch(&'static str, u64),
     Op(u64, Option<bool>),
+    /// Discord asks for so many heartbeats.
+    Requests(usize),
     Bytes(Vec<u8>),
+    Odd(&'static str),
     Closed(Option<u16>),
     Failed,
     Permit,
@@ -612,6 +617,20 @@ enum Step {
     Sleep,
 }
 
+/// JSON that is not what it should be.
+const ODD: [&str; 10] = [
+    r#"{"op":9,"d":"maybe"}"#,
+    r#"{"op":9,"d":{}}"#,
+    r#"{"op":10}"#,
+    r#"{"op":10,"d":{"heartbeat_interval":-1}}"#,
+    r#"{"op":11,"d":[],"s":1}"#,
+    r#"{"op":0,"t":"READY","s":1,"d":null}"#,
+    r#"{"op":0,"t":"READY","s":1,"d":{"session_id":"","user":{"id":"x"}}}"#,
+    r#"{"op":0,"t":"RESUMED","s":0,"d":null}"#,
+    r#"{"op":0,"t":null,"s":5,"d":{}}"#,
+    r#"{"op":0,"t":"X","s":18446744073709551615}"#,
+];
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let name = prop_oneof![Just("READY"), Just("RESUMED"), Just("MESSAGE_CREATE")];
     let code = prop_oneof![3 => Just(None), 2 => (4000..4010_u16).prop_map(Some), 1 => any::<u16>().prop_map(Some)];
@@ -621,7 +640,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (name, 0..40_u64).prop_map(|(name, sequence)| Step::Dispatch(name, sequence)),
         6 => (prop_oneof![Just(1_u64), Just(7), Just(9), Just(11), any::<u64>()], any::<Option<bool>>())
             .prop_map(|(op, data)| Step::Op(op, data)),
+        1 => (0..90_usize).prop_map(Step::Requests),
         1 => prop::collection::vec(any::<u8>(), 0..30).prop_map(Step::Bytes),
+        1 => prop::sample::select(&ODD[..]).prop_map(Step::Odd),
         1 => code.prop_map(Step::Closed),
         1 => Just(Step::Failed),
         6 => Just(Step::Permit),
@@ -725,6 +746,8 @@ impl Observer {
                 self.rig.dispatch(name, sequence, &data);
             }
             Step::Op(op, data) => self.rig.payload(&json!({"op": op, "d": data})),
+            Step::Requests(count) => (0..count).for_each(|_| self.rig.payload(&json!({"op": 1}))),
+            Step::Odd(payload) => self.rig.input(Input::Payload(payload.as_bytes().to_vec())),
             Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes)),
             Step::Closed(code) => self.rig.input(Input::Closed(code)),
             Step::Failed => self.rig.input(Input::Failed(CloseReason::Cut)),
