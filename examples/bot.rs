@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,18 +43,14 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .root_certificates(gateway.root_certificate().unwrap_or_default());
     let bot = Bot::start(config)?;
     let handle = bot.manager.handle();
-    thread::scope(|scope| {
-        let (done, finished) = bounded(1);
-        let gateway = &gateway;
-        scope.spawn(move || {
-            let outcome = play(gateway, &handle);
-            // The bot may have been interrupted.
-            let _ = done.send(outcome);
-        });
-        let code = bot.run(&finished)?;
-        show_identifies(gateway);
-        Ok(code)
-    })
+    let gateway = Arc::new(gateway);
+    let (done, finished) = bounded(1);
+    let world = Arc::clone(&gateway);
+    // Nobody waits for it: after Ctrl-C the play is over, wherever it is.
+    thread::spawn(move || done.send(play(&world, &handle)));
+    let code = bot.run(&finished)?;
+    show_identifies(&gateway);
+    Ok(code)
 }
 
 /// What happens in the simulated world, once every shard is ready.

@@ -9,8 +9,14 @@ use std::time::Duration;
 use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use threadcord::sim::Action;
+use threadcord::sim::{self, Action};
 use threadcord::{CloseReason, Error, Plan, ShardId, ShardManager, Stage};
+
+/// Waits until the gateway has seen so many connections closed with a code.
+fn closed_with(gateway: &sim::Gateway, code: u16, count: usize) {
+    let closed = |record: &&sim::Record| record.action == Action::Closed(Some(code));
+    assert!(gateway.wait_for(PATIENCE, |seen| seen.records.iter().filter(closed).count() == count));
+}
 
 #[test]
 fn shards_identify_in_the_order_of_their_buckets() {
@@ -110,8 +116,7 @@ fn closing_from_a_handler_twice_and_from_elsewhere() {
     manager.close();
     manager.close();
     assert_eq!(handle.shards().len(), 2);
-    let closed = |record: &threadcord::sim::Record| record.action == Action::Closed(Some(1000));
-    assert_eq!(gateway.observed().records.iter().filter(|record| closed(record)).count(), 2);
+    closed_with(&gateway, 1000, 2);
     drop(manager);
     assert!(handle.shards().is_empty(), "a handle keeps no manager alive");
     handle.close();
@@ -186,8 +191,7 @@ fn suspend_keeps_sessions_that_start_again() {
     let sessions = manager.suspend();
     drop((events, manager));
     assert_eq!(sessions.len(), 3);
-    let closed = |record: &&threadcord::sim::Record| record.action == Action::Closed(Some(4000));
-    assert_eq!(gateway.observed().records.iter().filter(closed).count(), 3);
+    closed_with(&gateway, 4000, 3);
     let stored = serde_json::to_string(&sessions).unwrap();
     for guild in gateway.guild_ids() {
         gateway.chat(gateway.channel_of(guild).unwrap(), "while it was away").unwrap();
@@ -269,9 +273,8 @@ fn a_flood_of_commands_stays_within_the_limit() {
     for n in 0..400 {
         shard.send(&json!({"op": if n % 20 == 0 { 3 } else { 8 }, "d": {"n": n}})).unwrap();
     }
-    let commands = |seen: &threadcord::sim::Observed| {
-        seen.records.iter().filter(|record| matches!(record.action, Action::Command(_))).count()
-    };
+    let commands =
+        |seen: &sim::Observed| seen.records.iter().filter(|record| matches!(record.action, Action::Command(_))).count();
     assert!(gateway.wait_for(PATIENCE, |seen| commands(seen) == 400));
     gateway.assert_lawful();
 }

@@ -96,6 +96,19 @@ impl SessionLimit {
     }
 
     /// A permit if it is the shard's turn right now; it does not wait in the queue.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use threadcord::{ShardId, limit::{Limits, SessionLimit}};
+    /// let limit = SessionLimit::new(Limits::default());
+    /// let permit = limit.try_enter(ShardId::ONE)?.expect("nobody else is here");
+    /// permit.exit(); // unused: the next one may enter at once
+    /// let permit = limit.try_enter(ShardId::ONE)?.expect("it was given back");
+    /// permit.exit_after(Duration::from_millis(20)); // used, with a window of the caller's own
+    /// assert!(limit.try_enter(ShardId::ONE)?.is_none());
+    /// assert!(limit.enter_timeout(ShardId::ONE, Duration::from_secs(5)).is_ok());
+    /// # Ok::<(), threadcord::limit::LimitError>(())
+    /// ```
     pub fn try_enter(&self, shard: ShardId) -> Result<Option<Permit>, LimitError> {
         self.ticket(shard, || {}).poll()
     }
