@@ -39,7 +39,7 @@ fn payloads() {
         eventually(payload, || manager.shard(ONE).unwrap().status().resumes == 1);
         let status = manager.shard(ONE).unwrap().status();
         assert_eq!((status.last_disconnect, status.identifies), (Some(CloseReason::Malformed), 1), "{payload}");
-        assert!(closed_resumably(&gateway.observed()), "{payload}");
+        assert!(gateway.wait_for(PATIENCE, closed_resumably), "{payload}");
         gateway.assert_lawful();
     }
 }
