@@ -195,7 +195,7 @@ impl Config {
         within("max_outstanding_bytes", self.max_outstanding_bytes, 1, usize::MAX)?;
         within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
         within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
-        let size = self.identity().identify(ShardId::ONE).len() + LONGEST_SHARD_ID;
+        let size = self.identity().identify(ShardId::ONE).expose().len() + LONGEST_SHARD_ID;
         if size > MAX_PAYLOAD {
             let allowed = format!("one with which IDENTIFY has at most {MAX_PAYLOAD} bytes");
             return Err(Error::setting("presence", format!("too large, with it IDENTIFY has {size} bytes"), allowed));
@@ -204,36 +204,31 @@ impl Config {
             return Err(Error::setting("presence", "not a JSON object", "the `d` of a presence update"));
         }
         let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
-        let gateway = self.gateway_url.as_ref().map(|given| url("gateway_url", given, ["wss", "ws"])).transpose()?;
-        self.validate_timing(&rest, gateway.as_ref())
+        match &self.gateway_url {
+            Some(gateway) => self.validate_gateway(gateway)?,
+            // The gateway that Discord names is Discord's.
+            None => self.validate_timing(is_discord(&rest))?,
+        }
+        Ok(())
     }
 
-    fn validate_timing(&self, rest: &Url, gateway: Option<&Url>) -> Result<(), Error> {
-        // The gateway that a REST host of Discord names is Discord's.
-        let is_discord = gateway.map_or_else(|| is_discord(rest), is_discord);
+    /// Whether the settings go with this gateway, which the user or `/gateway/bot` has named.
+    pub(crate) fn validate_gateway(&self, gateway: &str) -> Result<(), Error> {
+        let given = url("gateway_url", gateway, ["wss", "ws"])?;
+        if self.gateway_url.is_none() && given.scheme() == "ws" && self.rest_url.starts_with("https") {
+            return Err(Error::setting("gateway_url", gateway, "one with wss://, where it was named over https://"));
+        }
+        self.validate_timing(is_discord(&given))
+    }
+
+    fn validate_timing(&self, is_discord: bool) -> Result<(), Error> {
         if is_discord && self.timing.breaks_discords_limits() {
             return Err(Error::setting("timing", "shorter than Discord's windows", "that for simulators alone"));
         }
-        let Timing { connect_timeout, hello_timeout, answer_timeout, close_timeout, invalid_session_cap, .. } =
-            self.timing;
-        let Timing { backoff_base, backoff_cap, stable_after, send_window, presence_window, .. } = self.timing;
-        let Timing { identify_window, guard, identify_reset, invalid_session_min, invalid_session_max, .. } =
-            self.timing;
-        let longest = [
-            [connect_timeout, hello_timeout, answer_timeout, close_timeout, invalid_session_cap],
-            [backoff_base, backoff_cap, stable_after, send_window, presence_window],
-            [identify_window, guard, identify_reset, invalid_session_min, invalid_session_max],
-        ]
-        .concat()
-        .into_iter()
-        .max()
-        .unwrap_or_default();
+        let longest = self.timing.longest();
         if longest > LONGEST_DURATION {
-            return Err(Error::setting(
-                "timing",
-                format!("{longest:?}"),
-                format!("durations up to {LONGEST_DURATION:?}"),
-            ));
+            let allowed = format!("durations up to {LONGEST_DURATION:?}");
+            return Err(Error::setting("timing", format!("{longest:?}"), allowed));
         }
         Ok(())
     }

@@ -20,10 +20,14 @@
 //! # Log levels
 //!
 //! Through [`log`], with the shard in each line and never the token:
-//! - **error**: something that the user or this library did wrong: a fatal close code, a malformed payload, a panic.
-//! - **warn**: something was lost or runs short: a session, a connection, credit, IDENTIFYs.
+//! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a malformed payload, a
+//!   panic.
+//! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs; and why a connection failed.
 //! - **info**: a shard is ready, has resumed, has lost its connection, has stopped.
 //! - **debug**: each step of a connection; unknown opcodes.
+//!
+//! The libraries below log too. At trace level `tungstenite` shows the payloads, but not those with the token; the HTTP
+//! client's `ureq_proto` shows whole requests at trace level, token and all: keep that one at debug.
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 #![cfg_attr(docsrs, feature(doc_cfg))]

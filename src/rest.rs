@@ -130,7 +130,7 @@ impl Rest {
                 "a path below the API's version, with a leading slash, URL-encoded",
             ));
         }
-        let request = format!("{method} {path}");
+        let request = describe(&method, path);
         let body = self.request(&method, path, json)?;
         if body.is_empty() { Ok(Value::Null) } else { parse(&request, &body) }
     }
@@ -141,7 +141,7 @@ impl Rest {
     }
 
     fn request(&self, method: &Method, path: &str, json: Option<&Value>) -> Result<String, Error> {
-        let request = format!("{method} {path}");
+        let request = describe(method, path);
         let mut pause = PAUSE;
         for attempt in 1.. {
             let mut response = self.send(method, path, json).map_err(|source| http_error(&request, source))?;
@@ -176,6 +176,10 @@ impl Rest {
             .header("authorization", format!("Bot {}", self.token.expose()));
         match json {
             Some(json) => self.agent.run(request.header("content-type", "application/json").body(json.to_string())?),
+            // A length of 0 has to be said where a body is usual.
+            None if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
+                self.agent.run(request.body(&[][..])?)
+            }
             None => self.agent.run(request.body(())?),
         }
     }
@@ -221,10 +225,32 @@ fn parse<T: DeserializeOwned>(request: &str, body: &str) -> Result<T, Error> {
     })
 }
 
+/// Method and path for errors and logs, without the token that a path of an interaction or webhook holds.
+fn describe(method: &Method, path: &str) -> String {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    if let ["", "interactions" | "webhooks", _, token, ..] = parts.as_mut_slice() {
+        *token = "...";
+    }
+    format!("{method} {}", parts.join("/"))
+}
+
 fn quote(body: &str) -> String {
     body.chars().take(QUOTED).collect()
 }
 
 fn http_error(request: &str, source: ureq::Error) -> Error {
     Error::Http { request: request.to_owned(), source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_shown_without_their_tokens() {
+        let shown = |path| describe(&Method::POST, path);
+        assert_eq!(shown("/interactions/1/secret/callback"), "POST /interactions/1/.../callback");
+        assert_eq!(shown("/webhooks/1/secret"), "POST /webhooks/1/...");
+        assert_eq!(shown("/channels/1/messages"), "POST /channels/1/messages");
+    }
 }

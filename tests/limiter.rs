@@ -19,8 +19,15 @@ fn limits(keys: u32) -> Limits {
     Limits { max_concurrency: NonZeroU32::new(keys).unwrap(), ..Limits::default() }
 }
 
+/// Windows of [`WINDOW`] and nothing on top, so that a window too short is seen.
+fn timing() -> Timing {
+    let mut timing = Timing::scaled(0.02);
+    timing.guard = Duration::ZERO;
+    timing
+}
+
 fn scaled(keys: u32) -> SessionLimit {
-    SessionLimit::with_timing(limits(keys), &Timing::scaled(0.02), ReleaseAfter::Identify)
+    SessionLimit::with_timing(limits(keys), &timing(), ReleaseAfter::Identify)
 }
 
 const WINDOW: Duration = Duration::from_millis(100);
@@ -82,7 +89,7 @@ impl IdentifyLimiter for OneByOne {
 #[test]
 fn every_limiter_keeps_the_contract() {
     let session_limit = scaled(1);
-    let ready_limit = SessionLimit::with_timing(limits(1), &Timing::scaled(0.02), ReleaseAfter::Ready);
+    let ready_limit = SessionLimit::with_timing(limits(1), &timing(), ReleaseAfter::Ready);
     let one_by_one = OneByOne::default();
     for limiter in [&session_limit as &dyn IdentifyLimiter, &ready_limit, &one_by_one, &Unlimited] {
         contract::grants_once(limiter);
@@ -196,7 +203,8 @@ fn close_wakes_everyone() {
 #[test]
 fn nothing_remaining_waits_for_the_reset_and_goes_on() {
     let reset_after = Duration::from_millis(300);
-    let limit = SessionLimit::new(Limits { remaining: 0, reset_after, ..Limits::default() });
+    let limits = Limits { remaining: 0, reset_after, ..Limits::default() };
+    let limit = SessionLimit::with_timing(limits, &timing(), ReleaseAfter::Identify);
     let start = Instant::now();
     limit.enter(ShardId::ONE).unwrap().exit();
     assert!(start.elapsed() >= reset_after);

@@ -10,7 +10,7 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use threadcord::sim::{self, Action};
-use threadcord::{CloseReason, Error, Plan, ShardId, ShardManager, Stage};
+use threadcord::{CloseReason, Error, Plan, ShardId, ShardManager, Stage, Timing};
 
 /// Waits until the gateway has seen so many connections closed with a code.
 fn closed_with(gateway: &sim::Gateway, code: u16, count: usize) {
@@ -33,6 +33,15 @@ fn shards_identify_in_the_order_of_their_buckets() {
         let of_key: Vec<u32> = order.iter().copied().filter(|number| number % 2 == key).collect();
         assert_eq!(of_key, [key, key + 2, key + 4, key + 6], "{order:?}");
     }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn windows_are_kept_on_the_wire() {
+    // Long enough that the guard of 100 ms does not hide a window that is missing.
+    let gateway = sim::Gateway::builder().time_scale(0.1).shards(4).max_concurrency(2).start().unwrap();
+    let manager = ready(config(&gateway).timing(Timing::scaled(0.1)));
+    assert_eq!(manager.shards().len(), 4);
     gateway.assert_lawful();
 }
 
@@ -231,6 +240,32 @@ fn what_was_not_handled_comes_again() {
     let manager = ready(config(&gateway).sessions(sessions));
     let events = manager.events();
     for n in 2..5 {
+        let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
+        assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn what_nobody_took_comes_again() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    for n in 0..5 {
+        gateway.chat(channel, &n.to_string()).unwrap();
+    }
+    for event in manager.events() {
+        if event.name() == "MESSAGE_CREATE" {
+            break;
+        }
+    }
+    // The loop's stream is gone, and with it what was queued.
+    let sessions = manager.suspend();
+    drop(manager);
+    assert_eq!(sessions.len(), 1);
+    let manager = ready(config(&gateway).sessions(sessions));
+    let events = manager.events();
+    for n in 1..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
         assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
     }

@@ -1,5 +1,6 @@
 //! Handlers on several threads, each shard's events in order.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +39,11 @@ pub(crate) fn run(
             worker.spawn_scoped(scope, move || receiver.into_iter().for_each(handle))?;
             channels.push(sender);
         }
+        // By turns: the numbers of a process's shards may all be multiples of something.
+        let mut worker_of = HashMap::new();
         for event in events {
-            let worker = event.shard().number() as usize % channels.len();
+            let next = worker_of.len() % channels.len();
+            let worker = *worker_of.entry(event.shard()).or_insert(next);
             // A worker ends only when its sender is dropped.
             let _ = channels[worker].send(event);
         }
@@ -49,8 +53,6 @@ pub(crate) fn run(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use parking_lot::Mutex;
 
     use super::*;
@@ -60,14 +62,14 @@ mod tests {
 
     #[test]
     fn shards_stay_in_order_and_panics_stay_alone() {
-        let (sender, source) = delivery::channel();
+        let (outlet, source) = delivery::channel();
         for events in 0..300 {
             for number in 0..8 {
                 let shard = ShardId::new(number, 8).unwrap();
-                sender.send(Event::of_shard(shard, EventKind::Stalled { events, bytes: 0 })).unwrap();
+                assert!(outlet.send(Event::of_shard(shard, EventKind::Stalled { events, bytes: 0 })));
             }
         }
-        drop(sender);
+        drop(outlet);
         let seen: Mutex<HashMap<u32, Vec<usize>>> = Mutex::default();
         let panics = AtomicU64::new(0);
         run(source.events(), NonZeroUsize::new(3).unwrap(), &panics, |event| {

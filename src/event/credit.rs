@@ -1,7 +1,7 @@
 //! What a shard may still deliver, and what has been handled.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::protocol::Session;
 
@@ -19,11 +19,12 @@ pub(crate) struct Credit {
     session: Option<Session>,
     /// Counts sessions, so that a lease of an old one moves no mark of the new one.
     epoch: u64,
-    mark: u64,
-    /// What was delivered above the mark, in order: its sequence, and whether it has been handled.
-    open: VecDeque<(u64, bool)>,
-    /// The serial number of the first entry of `open`.
-    first: u64,
+    /// The last sequence delivered.
+    delivered: u64,
+    /// What has not been handled, by serial number, with the sequence delivered before it. It is as long as the credit,
+    /// and no longer if the user keeps an event for good.
+    open: BTreeMap<u64, u64>,
+    next: u64,
 }
 
 /// Names one delivered event.
@@ -44,9 +45,9 @@ impl Credit {
             stalled: false,
             session: None,
             epoch: 0,
-            mark: 0,
-            open: VecDeque::new(),
-            first: 0,
+            delivered: 0,
+            open: BTreeMap::new(),
+            next: 0,
         }
     }
 
@@ -54,7 +55,7 @@ impl Credit {
     pub(crate) fn begin(&mut self, session: Session, mark: u64) {
         self.end();
         self.session = Some(session);
-        self.mark = mark;
+        self.delivered = mark;
     }
 
     /// The session is over; leases of its events only give credit back from now on.
@@ -62,13 +63,13 @@ impl Credit {
         self.session = None;
         self.epoch += 1;
         self.open.clear();
-        self.first = 0;
     }
 
     /// The session, at its low-water mark.
     pub(crate) fn session(&self) -> Option<Session> {
         let session = self.session.clone()?;
-        Some(Session { sequence: self.mark, ..session })
+        let sequence = self.open.first_key_value().map_or(self.delivered, |(_, before)| *before);
+        Some(Session { sequence, ..session })
     }
 
     /// Whether another event may be delivered. One always fits.
@@ -85,25 +86,18 @@ impl Credit {
     pub(crate) fn deliver(&mut self, sequence: u64, bytes: usize) -> Receipt {
         self.events += 1;
         self.bytes += bytes;
-        let serial = self.first + self.open.len() as u64;
-        self.open.push_back((sequence, false));
-        Receipt { epoch: self.epoch, serial, bytes }
+        self.next += 1;
+        self.open.insert(self.next, self.delivered);
+        self.delivered = self.delivered.max(sequence);
+        Receipt { epoch: self.epoch, serial: self.next, bytes }
     }
 
-    /// An event was handled. Returns whether a stalled shard may go on.
-    pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
+    /// An event is gone: handled, or dropped with nobody to handle it. Returns whether a stalled shard may go on.
+    pub(crate) fn settle(&mut self, receipt: Receipt, handled: bool) -> bool {
         self.events -= 1;
         self.bytes -= receipt.bytes;
-        if receipt.epoch == self.epoch {
-            let at = usize::try_from(receipt.serial - self.first).unwrap_or(usize::MAX);
-            if let Some((_, handled)) = self.open.get_mut(at) {
-                *handled = true;
-            }
-            while let Some(&(sequence, true)) = self.open.front() {
-                self.open.pop_front();
-                self.first += 1;
-                self.mark = self.mark.max(sequence);
-            }
+        if handled && receipt.epoch == self.epoch {
+            self.open.remove(&receipt.serial);
         }
         let goes_on = self.stalled && self.events <= self.max_events / 2 && self.bytes <= self.max_bytes / 2;
         self.stalled &= !goes_on;
@@ -142,12 +136,33 @@ mod tests {
     fn the_mark_waits_for_the_slowest() {
         let mut credit = begun(10, 1000);
         let receipts = [1, 2, 4].map(|sequence| credit.deliver(sequence, 10));
-        credit.settle(receipts[2]);
-        credit.settle(receipts[1]);
+        credit.settle(receipts[2], true);
+        credit.settle(receipts[1], true);
         assert_eq!(mark(&credit), 0);
-        credit.settle(receipts[0]);
+        credit.settle(receipts[0], true);
         assert_eq!(mark(&credit), 4);
         assert_eq!(credit.outstanding(), (0, 0));
+    }
+
+    #[test]
+    fn what_nobody_handled_moves_no_mark() {
+        let mut credit = begun(10, 1000);
+        let receipts = [1, 2, 3].map(|sequence| credit.deliver(sequence, 10));
+        credit.settle(receipts[0], true);
+        credit.settle(receipts[1], false);
+        credit.settle(receipts[2], false);
+        assert_eq!((mark(&credit), credit.outstanding()), (1, (0, 0)));
+    }
+
+    #[test]
+    fn an_event_that_is_kept_costs_itself_alone() {
+        let mut credit = begun(10, 1000);
+        credit.deliver(1, 10);
+        for sequence in 2..10_000 {
+            let receipt = credit.deliver(sequence, 10);
+            credit.settle(receipt, true);
+        }
+        assert_eq!((mark(&credit), credit.open.len()), (0, 1));
     }
 
     #[test]
@@ -156,9 +171,9 @@ mod tests {
         let old = credit.deliver(50, 10);
         credit.begin(Session::new("b".into(), 1, String::new(), ShardId::ONE, 1), 0);
         let new = credit.deliver(1, 10);
-        credit.settle(old);
+        credit.settle(old, true);
         assert_eq!(mark(&credit), 0);
-        credit.settle(new);
+        credit.settle(new, true);
         assert_eq!((mark(&credit), credit.outstanding()), (1, (0, 0)));
     }
 
@@ -167,10 +182,10 @@ mod tests {
         let mut credit = begun(4, 1000);
         let receipts: Vec<_> = (1..=4).map(|sequence| credit.deliver(sequence, 10)).collect();
         assert!(!credit.has_room() && credit.stall() && !credit.stall());
-        assert!(!credit.settle(receipts[0]));
+        assert!(!credit.settle(receipts[0], true));
         assert!(credit.is_stalled());
-        assert!(credit.settle(receipts[1]));
-        assert!(!credit.is_stalled() && !credit.settle(receipts[2]));
+        assert!(credit.settle(receipts[1], true));
+        assert!(!credit.is_stalled() && !credit.settle(receipts[2], true));
     }
 
     #[test]
@@ -179,7 +194,7 @@ mod tests {
         assert!(credit.has_room());
         let huge = credit.deliver(1, 5000);
         assert!(credit.stall());
-        assert!(credit.settle(huge));
+        assert!(credit.settle(huge, true));
         assert!(credit.has_room());
     }
 }

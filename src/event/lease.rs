@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -11,12 +12,18 @@ use crate::protocol::Session;
 /// A shard's [`Credit`] under a lock, with the means to wake the shard when credit comes back.
 pub(crate) struct Ledger {
     credit: Mutex<Credit>,
+    /// Nobody receives any more: what is dropped from here on has not been handled.
+    abandoned: Arc<AtomicBool>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Ledger {
-    pub(crate) fn new(max_events: usize, max_bytes: usize, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { credit: Mutex::new(Credit::new(max_events, max_bytes)), wake: Box::new(wake) })
+    pub(crate) fn new(
+        credit: Credit,
+        abandoned: Arc<AtomicBool>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { credit: Mutex::new(credit), abandoned, wake: Box::new(wake) })
     }
 
     /// See [`Credit::begin`].
@@ -72,7 +79,8 @@ pub(crate) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let goes_on = self.ledger.credit.lock().settle(self.receipt);
+        let handled = !self.ledger.abandoned.load(Ordering::Acquire);
+        let goes_on = self.ledger.credit.lock().settle(self.receipt, handled);
         if goes_on {
             (self.ledger.wake)();
         }

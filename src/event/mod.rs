@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+pub(crate) use credit::Credit;
 pub(crate) use lease::{Lease, Ledger, Room};
 
 use crate::protocol::{CloseReason, Notice, Payload, Session};

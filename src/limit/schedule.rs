@@ -17,17 +17,29 @@ const LONGEST_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 /// window, which begins at once or when the ticket is left ([`ReleaseAfter`]).
 #[derive(Debug)]
 pub(crate) struct Schedule {
-    window: Duration,
-    release_after: ReleaseAfter,
-    reset_every: Duration,
+    rules: Rules,
     limits: Limits,
     /// When `limits.remaining` becomes `limits.total` again; `None` until the first IDENTIFY of a day.
     reset_at: Option<Instant>,
     keys: BTreeMap<u32, Key>,
+    /// No grant at all before this instant: what is left of the windows before the number of keys changed.
+    all_cool_at: Option<Instant>,
     tickets: HashMap<TicketId, Ticket>,
     /// Tickets that are granted and may yet be used: each stands for one of `limits.remaining`.
     held: u32,
     next_id: u64,
+}
+
+/// What a schedule keeps besides Discord's limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// One IDENTIFY of a key per this time.
+    pub(crate) window: Duration,
+    pub(crate) release_after: ReleaseAfter,
+    /// The length of a day.
+    pub(crate) reset_every: Duration,
+    /// How much later than announced a day is taken to begin.
+    pub(crate) reset_guard: Duration,
 }
 
 /// What Discord says about a bot's IDENTIFYs.
@@ -89,20 +101,13 @@ pub(crate) enum Turn {
 }
 
 impl Schedule {
-    pub(crate) fn new(
-        now: Instant,
-        limits: Limits,
-        window: Duration,
-        reset_every: Duration,
-        release_after: ReleaseAfter,
-    ) -> Self {
+    pub(crate) fn new(now: Instant, limits: Limits, rules: Rules) -> Self {
         let mut schedule = Self {
-            window,
-            release_after,
-            reset_every,
+            rules,
             limits,
             reset_at: None,
             keys: BTreeMap::new(),
+            all_cool_at: None,
             tickets: HashMap::new(),
             held: 0,
             next_id: 0,
@@ -115,7 +120,8 @@ impl Schedule {
     pub(crate) fn update(&mut self, now: Instant, limits: Limits) {
         let rekey = limits.max_concurrency != self.limits.max_concurrency;
         self.limits = limits;
-        self.reset_at = (!limits.reset_after.is_zero()).then(|| later(now, limits.reset_after));
+        self.reset_at = (!limits.reset_after.is_zero())
+            .then(|| later(now, limits.reset_after.saturating_add(self.rules.reset_guard)));
         if self.reset_at.is_none() && limits.remaining == 0 {
             // The reset is now.
             self.limits.remaining = limits.total;
@@ -143,9 +149,9 @@ impl Schedule {
                 self.held = self.held.saturating_sub(1);
                 self.free_key(ticket.shard);
             }
-            TicketState::Used if self.release_after == ReleaseAfter::Ready => {
+            TicketState::Used if self.rules.release_after == ReleaseAfter::Ready => {
                 self.free_key(ticket.shard);
-                self.cool_down(now, ticket.shard, self.window);
+                self.cool_down(now, ticket.shard, self.rules.window);
             }
             TicketState::Used => {}
         }
@@ -153,30 +159,34 @@ impl Schedule {
 
     /// The ticket's IDENTIFY was sent: the day has one less.
     pub(crate) fn used(&mut self, now: Instant, id: TicketId) {
-        let Some(ticket) = self.tickets.get_mut(&id) else { return };
-        if ticket.state != TicketState::Held {
-            return;
-        }
-        ticket.state = TicketState::Used;
-        let shard = ticket.shard;
-        self.held = self.held.saturating_sub(1);
-        self.limits.remaining = self.limits.remaining.saturating_sub(1);
-        self.reset_at.get_or_insert(later(now, self.reset_every));
-        if self.release_after == ReleaseAfter::Identify {
+        if let Some(shard) = self.spend(now, id)
+            && self.rules.release_after == ReleaseAfter::Identify
+        {
             self.free_key(shard);
-            self.cool_down(now, shard, self.window);
+            self.cool_down(now, shard, self.rules.window);
         }
     }
 
-    /// The ticket's IDENTIFY was sent, and its key is to be free again after `window`, whatever the own window is.
+    /// The ticket's IDENTIFY was sent, and its key is to be free again after `window`, whatever the own window is. A
+    /// ticket that was used before has its window already.
     pub(crate) fn exit_after(&mut self, now: Instant, id: TicketId, window: Duration) {
-        let release_after = std::mem::replace(&mut self.release_after, ReleaseAfter::Ready);
-        self.used(now, id);
-        self.release_after = release_after;
-        if let Some(ticket) = self.tickets.remove(&id) {
-            self.free_key(ticket.shard);
-            self.cool_down(now, ticket.shard, window);
+        if let Some(shard) = self.spend(now, id) {
+            self.tickets.remove(&id);
+            self.free_key(shard);
+            self.cool_down(now, shard, window);
+        } else {
+            self.leave(now, id);
         }
+    }
+
+    /// Counts a held ticket against the day; `None` if it is not held.
+    fn spend(&mut self, now: Instant, id: TicketId) -> Option<ShardId> {
+        let ticket = self.tickets.get_mut(&id).filter(|ticket| ticket.state == TicketState::Held)?;
+        ticket.state = TicketState::Used;
+        self.held = self.held.saturating_sub(1);
+        self.limits.remaining = self.limits.remaining.saturating_sub(1);
+        self.reset_at.get_or_insert(later(now, self.rules.reset_every.saturating_add(self.rules.reset_guard)));
+        Some(ticket.shard)
     }
 
     /// Whose turn it is, or how long there is nothing to do.
@@ -191,7 +201,7 @@ impl Schedule {
             if key.held > 0 || key.queue.is_empty() {
                 continue;
             }
-            let at = if exhausted { self.reset_at } else { key.cool_at };
+            let at = if exhausted { self.reset_at } else { key.cool_at.max(self.all_cool_at) };
             match at {
                 Some(at) if at > now => wait = Some(wait.map_or(at, |wait| wait.min(at))),
                 // With nothing left and no reset in sight, a held ticket must be used or left first.
@@ -253,17 +263,14 @@ impl Schedule {
     /// Sorts everything by the new number of keys. Which old key cooled for which new one is not known, so all of them
     /// cool down as long as the one that takes longest.
     fn rekey(&mut self) {
-        let cool_at = self.keys.values().filter_map(|key| key.cool_at).max();
+        self.all_cool_at = self.keys.values().filter_map(|key| key.cool_at).max().max(self.all_cool_at);
         self.keys.clear();
         let mut tickets: Vec<_> = self.tickets.iter().map(|(id, ticket)| (*id, ticket.shard, ticket.state)).collect();
         tickets.sort_unstable_by_key(|(id, ..)| id.0);
-        for number in 0..if cool_at.is_some() { self.limits.max_concurrency.get() } else { 0 } {
-            self.keys.insert(number, Key { queue: VecDeque::new(), held: 0, cool_at });
-        }
         for (id, shard, state) in tickets {
             match state {
                 TicketState::Queued => self.key(shard).queue.push_back(id),
-                TicketState::Used if self.release_after == ReleaseAfter::Identify => {}
+                TicketState::Used if self.rules.release_after == ReleaseAfter::Identify => {}
                 TicketState::Held | TicketState::Used => self.key(shard).held += 1,
             }
         }
@@ -275,5 +282,4 @@ fn later(now: Instant, wait: Duration) -> Instant {
 }
 
 #[cfg(test)]
-#[path = "schedule_tests.rs"]
 mod tests;

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::schedule::{Limits, Schedule, TicketId, Turn};
+use super::schedule::{Limits, Rules, Schedule, TicketId, Turn};
 use super::ticket::{Granter, LimitError, Permit, Report, Ticket};
 use super::{IdentifyLimiter, ReleaseAfter, Wake};
 use crate::protocol::Timing;
@@ -61,9 +62,14 @@ impl SessionLimit {
 
     /// A limit with other windows, or with the older rule that a window counts from READY.
     pub fn with_timing(limits: Limits, timing: &Timing, release_after: ReleaseAfter) -> Self {
-        let window = timing.identify_window + timing.guard;
+        let rules = Rules {
+            window: timing.identify_window.saturating_add(timing.guard),
+            release_after,
+            reset_every: timing.identify_reset,
+            reset_guard: timing.reset_guard,
+        };
         let state = State {
-            schedule: Schedule::new(Instant::now(), limits, window, timing.identify_reset, release_after),
+            schedule: Schedule::new(Instant::now(), limits, rules),
             waiting: HashMap::new(),
             closed: false,
             thread: None,
@@ -115,7 +121,7 @@ impl SessionLimit {
 
     /// Takes new values of `/gateway/bot`.
     pub fn update(&self, limits: Limits) {
-        self.shared.change(|now, schedule| schedule.update(now, limits));
+        self.shared.change(|now, state| state.schedule.update(now, limits));
     }
 
     /// IDENTIFYs left until the reset.
@@ -147,19 +153,16 @@ impl SessionLimit {
             let (shared, id) = (Arc::downgrade(&self.shared), Arc::clone(&id));
             move |report| Shared::report(&shared, id.get(), report)
         });
-        let closed = {
-            let mut state = self.shared.state.lock();
+        let entered = self.shared.change(|_, state| {
             if !state.closed {
                 let new = state.schedule.request(shard);
                 id.get_or_init(|| new);
                 state.waiting.insert(new, granter.clone());
             }
-            state.closed
-        };
-        if closed {
+            !state.closed
+        });
+        if !entered {
             granter.refuse(LimitError::Closed);
-        } else {
-            self.shared.change(|_, _| {});
         }
         ticket
     }
@@ -197,60 +200,72 @@ impl fmt::Debug for SessionLimit {
 impl Shared {
     fn report(shared: &Weak<Self>, id: Option<&TicketId>, report: Report) {
         let (Some(shared), Some(&id)) = (shared.upgrade(), id) else { return };
-        shared.change(|now, schedule| match report {
-            Report::Used => schedule.used(now, id),
-            Report::ExitAfter(window) => schedule.exit_after(now, id, window),
-            Report::Left => schedule.leave(now, id),
+        // Dropped out of the lock: its waker may hold anything.
+        let _left = shared.change(|now, state| match report {
+            Report::Used => {
+                state.schedule.used(now, id);
+                None
+            }
+            Report::ExitAfter(window) => {
+                state.schedule.exit_after(now, id, window);
+                None
+            }
+            Report::Left => {
+                state.schedule.leave(now, id);
+                state.waiting.remove(&id)
+            }
         });
-        if report == Report::Left {
-            // Out of the lock: its waker may hold anything.
-            let left = shared.state.lock().waiting.remove(&id);
-            drop(left);
-        }
     }
 
-    /// Changes the schedule, grants what it then grants, and sets the release thread's alarm.
-    fn change(self: &Arc<Self>, change: impl FnOnce(Instant, &mut Schedule)) {
+    /// Changes something, grants what can then be granted, and sets the release thread's alarm.
+    fn change<R>(self: &Arc<Self>, change: impl FnOnce(Instant, &mut State) -> R) -> R {
         let mut granted = Vec::new();
-        {
+        let mut no_thread = None;
+        let result = {
             let mut state = self.state.lock();
             let now = Instant::now();
-            change(now, &mut state.schedule);
+            let result = change(now, &mut state);
             let wait = state.poll(now, &mut granted);
             if let Some(at) = wait
                 && state.wakes_at.is_none_or(|wakes_at| at < wakes_at)
             {
                 state.wakes_at = Some(at);
-                self.start_thread(&mut state);
+                no_thread = self.start_thread(&mut state).err();
                 self.retimed.notify_one();
             }
+            result
+        };
+        if let Some(error) = no_thread {
+            log::error!("the identify limit's release thread does not start: {error}");
         }
         self.grant(granted);
+        result
     }
 
     /// Grants with no lock held; a ticket that has left meanwhile frees its slot for the next.
     fn grant(self: &Arc<Self>, granted: Vec<(TicketId, Granter)>) {
         for (id, granter) in granted {
             if !granter.grant() {
-                self.change(|now, schedule| schedule.leave(now, id));
+                self.change(|now, state| state.schedule.leave(now, id));
             }
         }
     }
 
-    fn start_thread(self: &Arc<Self>, state: &mut State) {
+    fn start_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if state.thread.is_some() || state.closed {
-            return;
+            return Ok(());
         }
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("session-limit".into()).stack_size(128 * 1024);
         match thread.spawn(move || shared.release()) {
             Ok(thread) => state.thread = Some(thread),
-            // The next change tries again.
             Err(error) => {
+                // The next change tries again.
                 state.wakes_at = None;
-                log::error!("the identify limit's release thread does not start: {error}");
+                return Err(error);
             }
         }
+        Ok(())
     }
 
     /// The release thread: grants whatever the passing of time allows.

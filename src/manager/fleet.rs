@@ -8,13 +8,11 @@ use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 use super::transition::{Step, Transition};
-use crate::delivery::{Events, Source};
+use crate::delivery::{Events, Outlet, Source};
 use crate::error::Error;
-use crate::event::Event;
 use crate::protocol::{CloseReason, Session, Stage};
 use crate::shard::{Context, Shard};
 use crate::shard_id::ShardId;
@@ -25,6 +23,9 @@ const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// How often a `close` looks whether a shard has begun to look a host up, of which nothing tells.
+const RESOLVING_CHECK: Duration = Duration::from_millis(20);
 
 /// The shards of a manager.
 pub(crate) struct Fleet {
@@ -39,8 +40,8 @@ pub(crate) struct Fleet {
 struct State {
     shards: BTreeMap<ShardId, Slot>,
     transition: Transition,
-    /// Where the fleet gets its shards' senders; gone when no shard will open any more, so that the stream can end.
-    sender: Option<Sender<Event>>,
+    /// Where the shards get theirs; gone when no shard will open any more, so that the stream can end.
+    outlet: Option<Outlet>,
     stopping: Option<CloseReason>,
 }
 
@@ -52,14 +53,9 @@ struct Slot {
 
 impl Fleet {
     /// A fleet of `plan`, none of which is open yet.
-    pub(super) fn new(
-        plan: Vec<ShardId>,
-        max_concurrency: NonZeroU32,
-        sender: Sender<Event>,
-        source: Source,
-    ) -> Arc<Self> {
+    pub(super) fn new(plan: Vec<ShardId>, max_concurrency: NonZeroU32, outlet: Outlet, source: Source) -> Arc<Self> {
         let transition = Transition::new(plan.iter().copied(), max_concurrency);
-        let state = State { shards: BTreeMap::new(), transition, sender: Some(sender), stopping: None };
+        let state = State { shards: BTreeMap::new(), transition, outlet: Some(outlet), stopping: None };
         Arc::new(Self { plan, source, state: Mutex::new(state), changed: Condvar::new(), panics: AtomicU64::new(0) })
     }
 
@@ -90,28 +86,28 @@ impl Fleet {
 
     /// A shard tells where it stands, on its own thread.
     pub(super) fn handle_stage(&self, shard: ShardId, stage: Stage) {
-        let mut state = self.state.lock();
-        if let Some(slot) = state.shards.get_mut(&shard) {
-            slot.stage = stage;
-        }
-        state.transition.handle(shard, stage);
-        if let Stage::Stopped(reason @ CloseReason::Discord(_)) = stage
-            && state.sender.take().is_some()
-        {
+        let is_last = {
+            let mut state = self.state.lock();
+            if let Some(slot) = state.shards.get_mut(&shard) {
+                slot.stage = stage;
+            }
+            state.transition.handle(shard, stage);
             // A wrong token, intent, version or count is wrong for every shard.
-            log::error!("no more shards are opened: {reason}");
-        }
-        drop(state);
+            matches!(stage, Stage::Stopped(CloseReason::Discord(_))) && state.outlet.take().is_some()
+        };
         self.changed.notify_all();
+        if is_last {
+            log::error!("no more shards are opened: shard {shard} {stage}");
+        }
     }
 
     /// Asks every shard to stop, and opens no more. The first reason counts.
     pub(super) fn stop(&self, reason: CloseReason) {
-        let shards = {
+        let (shards, reason) = {
             let mut state = self.state.lock();
-            state.stopping.get_or_insert(reason);
-            state.sender = None;
-            state.shards.values().map(|slot| slot.shard.clone()).collect::<Vec<_>>()
+            state.outlet = None;
+            let reason = *state.stopping.get_or_insert(reason);
+            (state.shards.values().map(|slot| slot.shard.clone()).collect::<Vec<_>>(), reason)
         };
         self.changed.notify_all();
         for shard in shards {
@@ -119,9 +115,21 @@ impl Fleet {
         }
     }
 
-    /// Waits for every shard's thread, but never for its own.
+    /// Waits until every shard has stopped, but never for the calling thread, and not for a thread that is looking a host
+    /// up: that one ends by itself.
     pub(super) fn join(&self) {
-        let threads: Vec<_> = self.state.lock().shards.values_mut().filter_map(|slot| slot.thread.take()).collect();
+        let own = thread::current().id();
+        let mut state = self.state.lock();
+        let runs = |slot: &Slot| {
+            let is_own = slot.thread.as_ref().is_some_and(|thread| thread.thread().id() == own);
+            !is_own && !matches!(slot.stage, Stage::Stopped(_)) && !slot.shard.is_resolving()
+        };
+        while state.shards.values().any(runs) {
+            self.changed.wait_for(&mut state, RESOLVING_CHECK);
+        }
+        let stopped = state.shards.values_mut().filter(|slot| matches!(slot.stage, Stage::Stopped(_)));
+        let threads: Vec<_> = stopped.filter_map(|slot| slot.thread.take()).collect();
+        drop(state);
         threads.into_iter().for_each(join);
     }
 
@@ -155,35 +163,54 @@ impl Fleet {
     /// Opens every shard in its turn; blocks until all are open or the fleet stops.
     fn open_all<C: Connector + 'static>(&self, context: &Arc<Context<C>>, sessions: &[Session]) {
         let mut pause = SHORTAGE_PAUSE;
-        let mut state = self.state.lock();
-        // Without a sender the fleet is stopping.
-        while let Some(sender) = state.sender.clone() {
-            match state.transition.poll() {
-                Step::Done => break,
-                Step::Wait => self.changed.wait(&mut state),
-                Step::Open(id) => {
-                    let session = sessions.iter().find(|session| session.shard == id).cloned();
-                    // The shard's first report waits for this lock, so it finds its slot.
-                    match Shard::spawn(id, session, Arc::clone(context), sender) {
-                        Ok((shard, thread)) => {
-                            state.shards.insert(id, Slot { shard, stage: Stage::Waiting, thread: Some(thread) });
-                            pause = SHORTAGE_PAUSE;
-                        }
-                        Err(error) => {
-                            log::error!("shard {id} cannot be opened, again in {pause:?}: {error}");
-                            state.transition.put_back(id);
-                            let deadline = Instant::now() + pause;
-                            while state.stopping.is_none() && !self.changed.wait_until(&mut state, deadline).timed_out()
-                            {
-                            }
-                            pause = (pause * 2).min(LONGEST_PAUSE);
-                        }
-                    }
+        while let Some((id, outlet)) = self.next_to_open() {
+            let session = sessions.iter().find(|session| session.shard == id).cloned();
+            match Shard::spawn(id, session, Arc::clone(context), outlet) {
+                Ok((shard, thread)) => {
+                    self.opened(&shard, thread);
+                    pause = SHORTAGE_PAUSE;
+                }
+                Err(error) => {
+                    log::error!("shard {id} cannot be opened, again in {pause:?}: {error}");
+                    let deadline = Instant::now() + pause;
+                    let mut state = self.state.lock();
+                    state.transition.put_back(id);
+                    while state.stopping.is_none() && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
         // No more shards will open: the stream ends with those that run.
-        state.sender = None;
+        let outlet = self.state.lock().outlet.take();
+        drop(outlet);
+    }
+
+    /// Blocks until a shard may open; `None` if all are open or the fleet is stopping.
+    fn next_to_open(&self) -> Option<(ShardId, Outlet)> {
+        let mut state = self.state.lock();
+        loop {
+            let outlet = state.outlet.clone()?;
+            match state.transition.poll() {
+                Step::Open(id) => return Some((id, outlet)),
+                Step::Done => return None,
+                Step::Wait => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// A shard's thread has started.
+    fn opened(&self, shard: &Shard, thread: JoinHandle<()>) {
+        let stopping = {
+            let mut state = self.state.lock();
+            // What it has told before it had a slot stands in its status.
+            let stage = shard.status().stage;
+            state.shards.insert(shard.id(), Slot { shard: shard.clone(), stage, thread: Some(thread) });
+            state.stopping
+        };
+        self.changed.notify_all();
+        if let Some(reason) = stopping {
+            ask_to_stop(shard, reason);
+        }
     }
 }
 

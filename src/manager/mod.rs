@@ -68,7 +68,9 @@ impl ShardManager {
         let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let gateway = gateway?;
         let url = config.gateway_url.clone().or_else(|| gateway.as_ref().map(|gateway| gateway.url.clone()));
-        let addresses = Addresses::new(&url.unwrap_or_default(), config.resume_hosts.clone(), config.compression)?;
+        let url = url.unwrap_or_default();
+        config.validate_gateway(&url)?;
+        let addresses = Addresses::new(&url, config.resume_hosts.clone(), config.compression)?;
         let shards = config.plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
         let sessions = matching_sessions(&config.sessions, &shards);
         warn_of_shortage(&shards, sessions.len(), gateway.as_ref());
@@ -76,9 +78,9 @@ impl ShardManager {
         let limiter = limiter(&config, limits);
         let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
 
-        let (sender, source) = delivery::channel();
+        let (outlet, source) = delivery::channel();
         let connector = WebSocketConnector::new(tls, config.compression, config.max_payload);
-        let fleet = Fleet::new(shards, max_concurrency, sender, source);
+        let fleet = Fleet::new(shards, max_concurrency, outlet, source);
         let observer = Arc::downgrade(&fleet);
         let context = Arc::new(Context {
             config,
@@ -141,15 +143,17 @@ impl ShardManager {
         self.fleet.wait_ready(Instant::now().checked_add(timeout))
     }
 
-    /// Ends every session, so that the bot goes offline, and waits until all threads have ended: up to the close
-    /// time-out, or longer while a host's name is being looked up. Calling it twice does no harm.
+    /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up to the close time-out
+    /// (2 s). A thread that is looking a host's name up, which nothing can interrupt, ends by itself later. Calling it
+    /// twice does no harm; the first of `close` and `suspend` counts.
     pub fn close(&self) {
         self.stop(CloseReason::Requested);
     }
 
     /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does, and returns the
     /// sessions. [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is missed, provided it
-    /// happens within a few minutes. Events that were delivered but not handled come again.
+    /// happens within a few minutes. Events that were delivered but not handled come again: those that are held, and those
+    /// that nobody has taken from the stream.
     pub fn suspend(&self) -> Vec<Session> {
         self.stop(CloseReason::Suspended);
         self.shards().iter().filter_map(Shard::session).collect()
@@ -198,13 +202,16 @@ fn limits(limit: &SessionStartLimit) -> Limits {
 }
 
 fn limiter(config: &Config, limits: Option<Limits>) -> Arc<dyn IdentifyLimiter> {
-    let limits = limits.unwrap_or_default();
-    match &config.limiter {
-        Some(limiter) => {
+    match (&config.limiter, limits) {
+        (Some(limiter), Some(limits)) => {
             limiter.update(limits);
             Arc::clone(limiter)
         }
-        None => Arc::new(SessionLimit::with_timing(limits, &config.timing, config.release_after)),
+        // Discord was not asked: the limiter knows better.
+        (Some(limiter), None) => Arc::clone(limiter),
+        (None, limits) => {
+            Arc::new(SessionLimit::with_timing(limits.unwrap_or_default(), &config.timing, config.release_after))
+        }
     }
 }
 

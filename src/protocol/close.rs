@@ -98,7 +98,7 @@ pub enum CloseReason {
     },
     /// A payload could not be read.
     Malformed,
-    /// Nobody is left to receive events.
+    /// Nobody is left to receive events; the session can be resumed.
     NoReceiver,
     /// The identify limiter was closed or failed.
     LimiterClosed,
@@ -107,6 +107,11 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// Whether a shard that stops for this reason leaves a session that can be resumed.
+    pub fn keeps_session(self) -> bool {
+        matches!(self, Self::Suspended | Self::NoReceiver)
+    }
+
     /// Whether the shard stops for good because of something that only its owner can mend.
     pub fn is_fatal(self) -> bool {
         match self {

@@ -1,5 +1,7 @@
 //! Outbound payloads, to JSON.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -90,7 +92,7 @@ pub struct Identity {
 
 impl Identity {
     /// The IDENTIFY of a shard.
-    pub fn identify(&self, shard: ShardId) -> String {
+    pub fn identify(&self, shard: ShardId) -> Secret {
         #[derive(Serialize)]
         struct Data<'a> {
             token: &'a str,
@@ -111,13 +113,30 @@ impl Identity {
             shard,
             presence: self.presence.as_ref(),
         };
-        json!({"op": 2, "d": data}).to_string()
+        Secret(json!({"op": 2, "d": data}).to_string())
     }
 
     /// The RESUME of a session.
-    pub fn resume(&self, session: &Session) -> String {
+    pub fn resume(&self, session: &Session) -> Secret {
         let token = self.token.expose();
-        json!({"op": 6, "d": {"token": token, "session_id": session.id, "seq": session.sequence}}).to_string()
+        Secret(json!({"op": 6, "d": {"token": token, "session_id": session.id, "seq": session.sequence}}).to_string())
+    }
+}
+
+/// A payload with the token in it. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The payload. Keep it out of logs.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
     }
 }
 
@@ -156,12 +175,13 @@ mod tests {
             presence: None,
         };
         let shard = ShardId::new(1, 2).unwrap();
-        let identify: Value = serde_json::from_str(&identity.identify(shard)).unwrap();
+        let identify: Value = serde_json::from_str(identity.identify(shard).expose()).unwrap();
         assert_eq!(identify["d"]["shard"], json!([1, 2]));
         assert_eq!(identify["d"]["token"], "a.b.c");
         assert!(identify["d"].get("presence").is_none());
         let session = Session::new("s".into(), 9, String::new(), shard, 0);
-        let resume: Value = serde_json::from_str(&identity.resume(&session)).unwrap();
+        let resume: Value = serde_json::from_str(identity.resume(&session).expose()).unwrap();
+        assert!(!format!("{:?} {identity:?}", identity.resume(&session)).contains("a.b.c"));
         assert_eq!(resume, json!({"op": 6, "d": {"token": "a.b.c", "session_id": "s", "seq": 9}}));
         assert_eq!(heartbeat(None), r#"{"d":null,"op":1}"#);
     }

@@ -63,6 +63,13 @@ impl Heartbeat {
         }
     }
 
+    /// The shard has not read for a while: the ACK has its whole time again from now on.
+    pub(crate) fn excuse(&mut self, now: Instant) {
+        if let Some(sent) = &mut self.unanswered {
+            *sent = now;
+        }
+    }
+
     /// Whether the connection is dead, given that at `now` the socket was read dry.
     ///
     /// It is judged only then: an ACK that lies unread in the socket, because the shard has stalled, is not missing.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::backoff;
 use super::close::{CloseCode, CloseReason, Recovery};
-use super::command::{self, Command, Identity};
+use super::command::{self, Command, Identity, Secret};
 use super::heartbeat::{Beat, Heartbeat};
 use super::payload::{MalformedPayload, Payload};
 use super::send_budget::SendBudget;
@@ -26,6 +26,10 @@ const MOST_BEATS_PER_WINDOW: u32 = 60;
 
 /// With a longer heartbeat interval no dead connection would be noticed.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// Connections in a row that may end at the same event because it cannot be read. Discord replays it each time, so that
+/// the session would never get past it.
+const UNREADABLE: u32 = 5;
 
 /// The close code for a connection whose session is to be resumed.
 const RESUMABLE: u16 = 4000;
@@ -65,10 +69,12 @@ pub enum Output {
     Connect(Target),
     /// Take a place in the identify queue; answer with [`Input::Permit`].
     RequestPermit,
-    /// Send a heartbeat or a RESUME.
+    /// Send a heartbeat.
     Send(String),
+    /// Send this RESUME.
+    Resume(Secret),
     /// Spend the permit on this IDENTIFY.
-    Identify(String),
+    Identify(Secret),
     /// Send a command; give it back as [`Input::Unsent`] if the connection ends first.
     SendCommand(Command),
     /// Hand an event to the user.
@@ -147,8 +153,10 @@ pub struct Machine {
     commands: VecDeque<Command>,
     /// Connections in a row that were not ready for long.
     failures: u32,
-    /// Invalid sessions in a row.
-    invalid_sessions: u32,
+    /// IDENTIFYs, or RESUMEs that will cost one, in a row that led to no lasting session.
+    barren: u32,
+    /// Where the session stood when a payload could not be read, and how often in a row that was there.
+    unreadable: (u64, u32),
 }
 
 impl Machine {
@@ -178,7 +186,8 @@ impl Machine {
             outbox: VecDeque::new(),
             commands: VecDeque::new(),
             failures: 0,
-            invalid_sessions: 0,
+            barren: 0,
+            unreadable: (0, 0),
         }
     }
 
@@ -198,12 +207,7 @@ impl Machine {
                     self.lose(now, CloseReason::Zombied);
                 }
             }
-            Input::Stalled => {
-                // What has not been read is not late.
-                if let State::Resuming { deadline, .. } = &mut self.state {
-                    *deadline = now + self.timing.answer_timeout;
-                }
-            }
+            Input::Stalled => self.excuse(now),
             Input::Closed(code) => {
                 self.lose(now, code.map_or(CloseReason::Cut, |code| CloseReason::Discord(CloseCode(code))));
             }
@@ -259,6 +263,16 @@ impl Machine {
     /// Commands that wait to be sent.
     pub fn queued_commands(&self) -> usize {
         self.commands.len()
+    }
+
+    /// What has not been read is not late.
+    fn excuse(&mut self, now: Instant) {
+        if let Some(link) = self.state.link_mut() {
+            link.heartbeat.excuse(now);
+        }
+        if let State::Resuming { deadline, .. } = &mut self.state {
+            *deadline = now + self.timing.answer_timeout;
+        }
     }
 
     fn handle_connected(&mut self, now: Instant) {
@@ -318,7 +332,7 @@ impl Machine {
                 }
                 Start::Resume { session, .. } => {
                     link.budget.record(now, false);
-                    machine.outbox.push_back(Output::Send(machine.identity.resume(&session)));
+                    machine.outbox.push_back(Output::Resume(machine.identity.resume(&session)));
                     State::Resuming { link, session, deadline: now + machine.timing.answer_timeout }
                 }
             }
@@ -471,6 +485,7 @@ impl Machine {
         let recovery = match reason {
             CloseReason::Discord(code) => code.recovery(),
             CloseReason::InvalidSession { resumable: false } => Recovery::Identify,
+            CloseReason::Malformed if self.is_stuck() => Recovery::Identify,
             _ => Recovery::Resume,
         };
         if let CloseReason::Discord(code) = reason
@@ -487,7 +502,7 @@ impl Machine {
             }
             _ => None,
         }));
-        let retry_in = self.pause(now, reason);
+        let retry_in = self.pause(now, reason, recovery);
         self.change_state(|machine, state| {
             let mut start = state.into_start();
             if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {
@@ -500,45 +515,57 @@ impl Machine {
         });
     }
 
+    /// Counts a payload that cannot be read; whether the session will never get past it.
+    fn is_stuck(&mut self) -> bool {
+        let sequence = self.session().map_or(0, |session| session.sequence);
+        let (last, count) = self.unreadable;
+        self.unreadable = (sequence, if sequence == last { count + 1 } else { 1 });
+        self.unreadable.1 >= UNREADABLE
+    }
+
     /// How long to stay away. Only a connection that was ready for a while makes the failures before it forgotten.
-    fn pause(&mut self, now: Instant, reason: CloseReason) -> Duration {
+    fn pause(&mut self, now: Instant, reason: CloseReason, recovery: Recovery) -> Duration {
         if let State::Ready { since, .. } = &self.state
             && now >= *since + self.timing.stable_after
         {
             self.failures = 0;
-            self.invalid_sessions = 0;
+            self.barren = 0;
         }
         let Timing { backoff_base, backoff_cap, invalid_session_min, invalid_session_max, .. } = self.timing;
         let jitter = self.rng.f64();
-        let pause = if matches!(reason, CloseReason::InvalidSession { .. }) {
-            // Each of these may have cost an IDENTIFY, of which there are few a day: the pauses grow long.
-            let cap = self.timing.invalid_session_cap;
-            let first = invalid_session_min + invalid_session_max.saturating_sub(invalid_session_min).mul_f64(jitter);
-            let more = backoff::delay(invalid_session_max, cap, self.invalid_sessions, jitter);
-            self.invalid_sessions = self.invalid_sessions.saturating_add(1);
-            first + more
-        } else {
-            backoff::delay(backoff_base, backoff_cap, self.failures, jitter)
-        };
+        let mut pause = backoff::delay(backoff_base, backoff_cap, self.failures, jitter);
         self.failures = self.failures.saturating_add(1);
+        let is_invalid = matches!(reason, CloseReason::InvalidSession { .. });
+        if is_invalid || recovery == Recovery::Identify || matches!(self.state, State::Identifying { .. }) {
+            // Each of these costs an IDENTIFY, of which there are few a day: the pauses grow long.
+            let cap = self.timing.invalid_session_cap;
+            pause = pause.max(backoff::delay(invalid_session_max, cap, self.barren, jitter));
+            self.barren = self.barren.saturating_add(1);
+        }
+        if is_invalid {
+            pause += invalid_session_min + invalid_session_max.saturating_sub(invalid_session_min).mul_f64(jitter);
+        }
         pause
     }
 
-    /// Stops for good. Only `suspend` leaves a session behind.
+    /// Stops for good. The session stays where nobody asked for its end.
     fn stop(&mut self, reason: CloseReason) {
         if matches!(self.state, State::Stopped { .. }) {
             return;
         }
+        let keeps = reason.keeps_session();
+        // What has not been sent must not be sent only to be closed upon.
+        self.outbox.retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
         if self.state.is_connected() {
             self.outbox.push_back(Output::Disconnect(match reason {
                 CloseReason::Discord(_) => None,
-                CloseReason::Suspended => Some(RESUMABLE),
+                _ if keeps => Some(RESUMABLE),
                 _ => Some(NORMAL),
             }));
         }
         self.change_state(|_, state| {
-            let session = match (state.into_start(), reason) {
-                (Start::Resume { session, .. }, CloseReason::Suspended) => Some(session),
+            let session = match state.into_start() {
+                Start::Resume { session, .. } if keeps => Some(session),
                 _ => None,
             };
             State::Stopped { reason, session }

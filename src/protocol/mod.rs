@@ -31,14 +31,15 @@
 //!
 //! A loss is anything that ends a connection: a close frame, a cut, op 7, op 9, a time-out, a missing ACK, a payload
 //! that cannot be read. The session stays with the shard unless Discord's rules end it (op 9 `false`, close codes
-//! 4003, 4007, 4009), which is reported.
+//! 4003, 4007, 4009), or until it brings nothing but payloads that cannot be read; its end is reported.
 //!
 //! # The contract
 //!
 //! 1. Whatever happens goes in through [`Machine::handle`].
 //! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or [`Output::Stop`].
 //! 3. On `Wait`, the socket is read. A payload is the next input. If there is none, that is an input too
-//!    ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller block, until the instant given.
+//!    ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller block, until the instant given. A
+//!    caller that does not read, because it has no room, says so before and after it blocks ([`Input::Stalled`]).
 //! 4. After [`Output::Disconnect`], nothing of that connection may be handed in any more.
 //!
 //! Instants only ever move forward. No input makes the machine panic or spin.
@@ -56,7 +57,7 @@ mod state;
 mod timing;
 
 pub use close::{CloseCode, CloseReason, Recovery};
-pub use command::{Command, Identity, InvalidCommand, MAX_PAYLOAD};
+pub use command::{Command, Identity, InvalidCommand, MAX_PAYLOAD, Secret};
 pub use machine::{Input, Machine, Notice, Output, Target, Timer};
 pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};

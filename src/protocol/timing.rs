@@ -35,8 +35,11 @@ pub struct Timing {
     pub presence_window: Duration,
     /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
     pub identify_window: Duration,
-    /// Added to each window that the peer measures too, for what the network adds and takes away. Ours: 100 ms.
+    /// Added to each window that Discord measures too, for what the network adds and takes away. Ours: 100 ms.
     pub guard: Duration,
+    /// How much later than announced the daily total is taken to start anew, for clocks that drift: an IDENTIFY too many
+    /// costs the bot its token. Ours: 30 s.
+    pub reset_guard: Duration,
     /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
     pub identify_reset: Duration,
 }
@@ -59,6 +62,7 @@ impl Default for Timing {
             presence_window: seconds(20),
             identify_window: seconds(5),
             guard: Duration::from_millis(100),
+            reset_guard: seconds(30),
             identify_reset: seconds(24 * 60 * 60),
         }
     }
@@ -74,21 +78,58 @@ impl Timing {
     /// If `factor` is negative, not finite, or makes a duration overflow.
     pub fn scaled(factor: f64) -> Self {
         let mut timing = Self::default();
-        for duration in [
-            &mut timing.invalid_session_min,
-            &mut timing.invalid_session_max,
-            &mut timing.invalid_session_cap,
-            &mut timing.backoff_base,
-            &mut timing.backoff_cap,
-            &mut timing.stable_after,
-            &mut timing.send_window,
-            &mut timing.presence_window,
-            &mut timing.identify_window,
-            &mut timing.identify_reset,
-        ] {
-            *duration = duration.mul_f64(factor);
+        for (duration, scales) in timing.durations_mut() {
+            if scales {
+                *duration = duration.mul_f64(factor);
+            }
         }
         timing
+    }
+
+    /// The longest of all durations.
+    pub(crate) fn longest(&self) -> Duration {
+        self.clone().durations_mut().into_iter().map(|(duration, _)| *duration).max().unwrap_or_default()
+    }
+
+    /// Every duration, and whether a faster clock makes it shorter.
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 16] {
+        // Without `..`, so that none is forgotten.
+        let Self {
+            connect_timeout,
+            hello_timeout,
+            answer_timeout,
+            close_timeout,
+            guard,
+            invalid_session_min,
+            invalid_session_max,
+            invalid_session_cap,
+            backoff_base,
+            backoff_cap,
+            stable_after,
+            send_window,
+            presence_window,
+            identify_window,
+            reset_guard,
+            identify_reset,
+        } = self;
+        [
+            (connect_timeout, false),
+            (hello_timeout, false),
+            (answer_timeout, false),
+            (close_timeout, false),
+            (guard, false),
+            (invalid_session_min, true),
+            (invalid_session_max, true),
+            (invalid_session_cap, true),
+            (backoff_base, true),
+            (backoff_cap, true),
+            (stable_after, true),
+            (send_window, true),
+            (presence_window, true),
+            (identify_window, true),
+            (reset_guard, true),
+            (identify_reset, true),
+        ]
     }
 
     /// Whether a window is shorter than Discord's own, so that Discord's limits would be broken.

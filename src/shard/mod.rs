@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use serde_json::Value;
 
 pub(crate) use address::Addresses;
 
 use crate::config::Config;
+use crate::delivery::Outlet;
 use crate::error::Error;
-use crate::event::{Event, Ledger};
+use crate::event::{Credit, Ledger};
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{CloseReason, Command, Machine, Session, Stage};
 use crate::shard_id::ShardId;
@@ -65,6 +65,8 @@ struct Shared {
     waker: Waker,
     orders: Mutex<VecDeque<Order>>,
     closed: AtomicBool,
+    /// The thread may be looking a host up, which nothing can interrupt.
+    resolving: AtomicBool,
     status: Mutex<Status>,
     /// Counted apart from the status, because it changes with each event.
     events: AtomicU64,
@@ -84,18 +86,23 @@ impl Shard {
         id: ShardId,
         session: Option<Session>,
         context: Arc<Context<C>>,
-        sender: Sender<Event>,
+        outlet: Outlet,
     ) -> io::Result<(Self, JoinHandle<()>)> {
         let transport = context.connector.transport()?;
         let waker = transport.waker();
         let config = &context.config;
         let on_credit = waker.clone();
-        let ledger = Ledger::new(config.max_outstanding_events, config.max_outstanding_bytes, move || on_credit.wake());
+        let ledger = Ledger::new(
+            Credit::new(config.max_outstanding_events, config.max_outstanding_bytes),
+            outlet.abandoned(),
+            move || on_credit.wake(),
+        );
         let shared = Arc::new(Shared {
             id,
             waker,
             orders: Mutex::default(),
             closed: AtomicBool::new(false),
+            resolving: AtomicBool::new(false),
             status: Mutex::new(Status::default()),
             events: AtomicU64::new(0),
             ledger,
@@ -104,7 +111,7 @@ impl Shard {
             Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..));
         let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
         let shard = Self(Arc::clone(&shared));
-        let thread = builder.spawn(move || thread::run(machine, transport, shared, &context, sender))?;
+        let thread = builder.spawn(move || thread::run(machine, transport, shared, &context, outlet))?;
         Ok((shard, thread))
     }
 
@@ -137,8 +144,9 @@ impl Shard {
 
     /// Says something to Discord: an object with an `op`, as it goes over the wire.
     ///
-    /// It waits for the shard to be ready and for Discord's limit (120 payloads per 60 s), and is not lost with a
-    /// connection. 1, 2 and 6 are the library's own and refused.
+    /// It waits for the shard to be ready and for Discord's limit (120 payloads per 60 s). What a connection did not carry
+    /// when it was cut goes out on the next; what the operating system had taken by then may be lost, and what waits when
+    /// the shard stops is. 1, 2 and 6 are the library's own and refused.
     pub fn send(&self, payload: &Value) -> Result<(), Error> {
         let command = Command::raw(payload)?;
         self.order(Order::Command(command))
@@ -153,6 +161,11 @@ impl Shard {
     /// Stops the shard so that its session can be resumed. Does not wait for it.
     pub fn suspend(&self) {
         let _ = self.order(Order::Stop(CloseReason::Suspended));
+    }
+
+    /// Whether the thread may be looking a host up.
+    pub(crate) fn is_resolving(&self) -> bool {
+        self.0.resolving.load(Ordering::Acquire)
     }
 
     fn order(&self, order: Order) -> Result<(), Error> {

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
-
 use super::{Context, Order, Shared, Status};
+use crate::delivery::Outlet;
 use crate::event::{Event, EventKind, Room};
 use crate::limit::{Permit, Ticket};
-use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Stage, Target, Timer};
+use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer};
 use crate::transport::{Connector, Received, Transport, TransportError};
 
 /// Runs a shard until it stops, and tells everyone why it did.
@@ -19,9 +18,8 @@ pub(super) fn run<C: Connector>(
     transport: C::Transport,
     shared: Arc<Shared>,
     context: &Context<C>,
-    sender: Sender<Event>,
+    outlet: Outlet,
 ) {
-    let stage = machine.stage();
     if let Some(session) = machine.session() {
         shared.ledger.begin(session.clone(), session.sequence);
     }
@@ -30,8 +28,8 @@ pub(super) fn run<C: Connector>(
         transport,
         shared,
         context,
-        sender,
-        stage,
+        outlet,
+        stage: None,
         dry: false,
         ticket: None,
         permit: None,
@@ -46,9 +44,9 @@ struct Thread<'a, C: Connector> {
     transport: C::Transport,
     shared: Arc<Shared>,
     context: &'a Context<C>,
-    sender: Sender<Event>,
+    outlet: Outlet,
     /// What the owner was last told.
-    stage: Stage,
+    stage: Option<Stage>,
     /// The last read found nothing; the next thing to do is to wait.
     dry: bool,
     ticket: Option<Ticket>,
@@ -66,7 +64,8 @@ impl<C: Connector> Thread<'_, C> {
             match self.machine.poll(Instant::now()) {
                 Output::Connect(target) => self.connect(&target),
                 Output::RequestPermit => self.request_permit(),
-                Output::Identify(json) => self.identify(json),
+                Output::Identify(secret) => self.identify(&secret),
+                Output::Resume(secret) => self.check(|transport| transport.send_secret(secret.expose())),
                 Output::Send(json) => self.send(json),
                 Output::SendCommand(command) => self.send_command(command),
                 Output::Deliver(payload) => self.deliver(payload),
@@ -119,7 +118,10 @@ impl<C: Connector> Thread<'_, C> {
         };
         log::debug!("shard {}: connecting to {}", self.shared.id, url.host_str().unwrap_or_default());
         self.shared.status.lock().connects += 1;
-        self.check(|transport| transport.connect(&url));
+        self.shared.resolving.store(true, Ordering::Release);
+        let deadline = Instant::now() + self.context.config.timing.connect_timeout;
+        self.check(|transport| transport.connect(&url, deadline));
+        self.shared.resolving.store(false, Ordering::Release);
     }
 
     fn request_permit(&mut self) {
@@ -127,26 +129,33 @@ impl<C: Connector> Thread<'_, C> {
         self.ticket = Some(self.context.limiter.request(self.shared.id, Box::new(move || waker.wake())));
     }
 
-    fn identify(&mut self, json: String) {
+    fn identify(&mut self, secret: &Secret) {
         // The machine asks only after a permit was handed in, and this thread hands in none but this one.
         let Some(mut permit) = self.permit.take() else { return };
         self.shared.status.lock().identifies += 1;
-        permit.spend(|| self.send(json));
+        permit.spend(|| self.check(|transport| transport.send_secret(secret.expose())));
         // A limiter that counts from READY wants it back then.
         self.permit = Some(permit);
     }
 
     fn send(&mut self, json: String) {
+        self.forget_flushed();
         self.check(|transport| transport.send(json));
     }
 
     fn send_command(&mut self, command: Command) {
+        let json = command.json().to_owned();
+        self.forget_flushed();
+        self.unflushed.push(command);
+        self.check(|transport| transport.send(json));
+        self.forget_flushed();
+    }
+
+    /// What the operating system has taken is not sent again.
+    fn forget_flushed(&mut self) {
         if self.transport.is_flushed() {
             self.unflushed.clear();
         }
-        let json = command.json().to_owned();
-        self.unflushed.push(command);
-        self.send(json);
     }
 
     fn deliver(&mut self, payload: Payload) {
@@ -185,9 +194,7 @@ impl<C: Connector> Thread<'_, C> {
     fn disconnect(&mut self, code: Option<u16>) {
         self.ticket = None;
         self.permit = None;
-        if self.transport.is_flushed() {
-            self.unflushed.clear();
-        }
+        self.forget_flushed();
         self.transport.disconnect(code, Instant::now() + self.context.config.timing.close_timeout);
         for command in std::mem::take(&mut self.unflushed).into_iter().rev() {
             self.handle(Input::Unsent(command));
@@ -198,9 +205,13 @@ impl<C: Connector> Thread<'_, C> {
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
         self.publish();
         let until = until.map(|(at, _)| at);
-        if self.is_stalled() {
+        let room = self.room();
+        if room == Room::StalledNow {
+            self.report_stall();
+        } else if room == Room::Stalled {
             self.handle(Input::Stalled);
             self.check(|transport| transport.wait(until, false));
+            self.handle(Input::Stalled);
         } else if self.dry {
             self.dry = false;
             self.shared.status.lock().latency = self.machine.latency();
@@ -227,23 +238,22 @@ impl<C: Connector> Thread<'_, C> {
         }
     }
 
-    /// Whether the shard must not read, because what it delivered has not been handled. Handshakes bring no events, so
-    /// they go on.
-    fn is_stalled(&mut self) -> bool {
-        if !matches!(self.stage, Stage::Ready | Stage::Resuming) {
-            return false;
+    /// Whether the shard may read. Handshakes bring no events, so they go on.
+    fn room(&self) -> Room {
+        match self.machine.stage() {
+            Stage::Ready | Stage::Resuming => self.shared.ledger.check(),
+            _ => Room::Free,
         }
-        let room = self.shared.ledger.check();
-        if room == Room::StalledNow {
-            let (events, bytes) = self.shared.ledger.outstanding();
-            log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
-            self.emit(Event::of_shard(self.shared.id, EventKind::Stalled { events, bytes }));
-        }
-        room != Room::Free
+    }
+
+    fn report_stall(&mut self) {
+        let (events, bytes) = self.shared.ledger.outstanding();
+        log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
+        self.emit(Event::of_shard(self.shared.id, EventKind::Stalled { events, bytes }));
     }
 
     fn emit(&mut self, event: Event) {
-        if self.sender.send(event).is_err() {
+        if !self.outlet.send(event) {
             self.handle(Input::Stop(CloseReason::NoReceiver));
         }
     }
@@ -268,8 +278,8 @@ impl<C: Connector> Thread<'_, C> {
     /// Tells where the shard stands, once all that led there has been done.
     fn publish(&mut self) {
         let stage = self.machine.stage();
-        if stage != self.stage {
-            self.stage = stage;
+        if self.stage != Some(stage) {
+            self.stage = Some(stage);
             self.shared.status.lock().stage = stage;
             (self.context.on_stage)(self.shared.id, stage);
         }
@@ -281,22 +291,22 @@ impl<C: Connector> Thread<'_, C> {
             log::error!("shard {}: the thread panicked; this is a bug", self.shared.id);
             self.transport.disconnect(None, Instant::now());
         }
-        if reason != CloseReason::Suspended {
+        if !reason.keeps_session() {
             self.shared.ledger.end();
-        }
-        {
-            let mut orders = self.shared.orders.lock();
-            self.shared.closed.store(true, Ordering::Release);
-            orders.clear();
         }
         let stage = Stage::Stopped(reason);
         {
             let mut status = self.shared.status.lock();
             *status = Status { stage, latency: None, ..*status };
         }
+        {
+            let mut orders = self.shared.orders.lock();
+            self.shared.closed.store(true, Ordering::Release);
+            orders.clear();
+        }
         log::info!("shard {}: stopped: {reason}", self.shared.id);
         // With no receiver left, the handle is where the reason is seen.
-        let _ = self.sender.send(Event::of_shard(self.shared.id, EventKind::Closed(reason)));
+        self.outlet.send(Event::of_shard(self.shared.id, EventKind::Closed(reason)));
         drop(self.ticket.take());
         drop(self.permit.take());
         (self.context.on_stage)(self.shared.id, stage);

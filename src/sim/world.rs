@@ -217,6 +217,10 @@ impl World {
         match op {
             Some(1) => {
                 self.record(now, connection, Action::Heartbeat(data.as_u64()));
+                if data.as_u64() > Some(self.last_sequence(connection)) {
+                    let rule = format!("a heartbeat has the last sequence received, not {data}");
+                    self.violation(now, connection, rule);
+                }
                 if let Some(connection) = self.connections.get_mut(&connection) {
                     connection.last_heartbeat = now;
                 }
@@ -426,10 +430,6 @@ impl World {
             return self.refuse(now, connection, 4004, "no IDENTIFY with nothing remaining: the token is reset");
         }
         self.starts_left -= 1;
-        if let Some(answer) = self.answers.pop_front() {
-            self.orders.push_back(Order::Send(connection, answer));
-            return;
-        }
         let key = number % self.settings.max_concurrency.max(1);
         let last = self.keys.insert(key, now);
         if let Some(last) = last
@@ -438,6 +438,10 @@ impl World {
             let rule = format!("one IDENTIFY per key and 5 s: key {key} after {:?}", now - last);
             self.violation(now, connection, rule);
             self.orders.push_back(Order::Send(connection, invalid_session(false)));
+            return;
+        }
+        if let Some(answer) = self.answers.pop_front() {
+            self.orders.push_back(Order::Send(connection, answer));
             return;
         }
         if identify.compress {
@@ -662,6 +666,12 @@ impl World {
 
     fn sessions_of(&self, shard: ShardId) -> Vec<String> {
         self.sessions.iter().filter(|(_, session)| session.shard == shard).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The last sequence that a connection's session was given.
+    fn last_sequence(&self, connection: usize) -> u64 {
+        let session = self.connections.get(&connection).and_then(|client| client.session.as_ref());
+        session.and_then(|id| self.sessions.get(id)).map_or(0, |session| session.sequence)
     }
 
     fn longest_silence(&self) -> Duration {

@@ -35,14 +35,17 @@ pub trait Connector: Send + Sync {
 ///    reads or waits; [`is_flushed`](Self::is_flushed) tells.
 /// 4. After [`Received::Closed`] or an error, or whenever the caller wants, [`disconnect`](Self::disconnect) ends it.
 pub trait Transport: Send {
-    /// Starts a connection.
-    fn connect(&mut self, url: &Url) -> Result<(), TransportError>;
+    /// Starts a connection that has until `deadline` to open; the caller keeps the deadline.
+    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError>;
 
     /// What came next. Never blocks.
     fn read(&mut self) -> Result<Received, TransportError>;
 
     /// Sends a text message. Never blocks.
     fn send(&mut self, text: String) -> Result<(), TransportError>;
+
+    /// Sends a text message that no layer below may log. Never blocks; it fails where it would.
+    fn send_secret(&mut self, text: &str) -> Result<(), TransportError>;
 
     /// Whether everything sent has been given to the operating system.
     fn is_flushed(&self) -> bool;

@@ -108,7 +108,8 @@ impl Rig {
     /// The opcodes sent since this was last asked, with their data.
     fn sent(&mut self) -> Vec<(u64, Value)> {
         let sent = self.said.iter().filter_map(|output| match output {
-            Output::Send(json) | Output::Identify(json) => Some(json.clone()),
+            Output::Send(json) => Some(json.clone()),
+            Output::Identify(secret) | Output::Resume(secret) => Some(secret.expose().to_owned()),
             Output::SendCommand(command) => Some(command.json().to_owned()),
             _ => None,
         });
@@ -235,6 +236,77 @@ fn an_ack_keeps_the_connection_and_gives_the_latency() {
     }
     assert_eq!(rig.machine.stage(), Stage::Ready);
     assert_eq!(rig.machine.latency(), Some(Duration::from_millis(30)));
+}
+
+#[test]
+fn after_a_stall_an_ack_has_its_whole_time() {
+    let mut rig = Rig::ready();
+    for _ in 0..5 {
+        rig.sleep();
+        rig.input(Input::Stalled);
+    }
+    // The shard reads on. The ACK is still on its way, behind what the peer could not send.
+    rig.now += Duration::from_secs(30);
+    rig.input(Input::Stalled);
+    rig.input(Input::Drained);
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    rig.now += INTERVAL;
+    rig.input(Input::Drained);
+    assert_ne!(rig.machine.stage(), Stage::Ready, "but no more than that");
+}
+
+#[test]
+fn every_identify_that_leads_nowhere_makes_the_next_one_wait_longer() {
+    let losses: [fn(&mut Rig); 4] = [
+        |rig| rig.input(Input::Closed(None)),
+        |rig| rig.input(Input::Closed(Some(4000))),
+        |rig| rig.payload(&json!({"op": 0, "t": "READY", "s": 1, "d": {}})),
+        |rig| {
+            rig.dispatch("READY", 1, &json!({"session_id": "s", "user": {"id": "5"}}));
+            rig.input(Input::Closed(Some(4009)));
+        },
+    ];
+    for (at, loss) in losses.into_iter().enumerate() {
+        let mut rig = Rig::new(None);
+        let mut total = Duration::ZERO;
+        for _ in 0..20 {
+            rig.input(Input::Connected);
+            rig.hello();
+            rig.input(Input::Permit);
+            rig.said.clear();
+            loss(&mut rig);
+            total += rig.reconnect().1;
+        }
+        assert!(total > Duration::from_secs(60 * 60), "20 IDENTIFYs within {total:?} by loss {at}");
+    }
+}
+
+#[test]
+fn a_session_that_cannot_get_past_an_event_is_given_up() {
+    let mut rig = Rig::ready();
+    for _ in 1..UNREADABLE {
+        rig.input(Input::Payload(b"unreadable".to_vec()));
+        assert!(!rig.lost_session());
+        rig.reconnect();
+        rig.input(Input::Connected);
+        rig.hello();
+        assert_eq!(rig.machine.stage(), Stage::Resuming);
+    }
+    rig.input(Input::Payload(b"unreadable".to_vec()));
+    assert!(rig.lost_session());
+    assert_eq!(rig.reconnect().0, Target::Main);
+}
+
+#[test]
+fn a_stop_spends_no_permit() {
+    let mut rig = Rig::new(None);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    rig.machine.handle(rig.now, Input::Permit);
+    rig.machine.handle(rig.now, Input::Stop(CloseReason::Requested));
+    rig.drive();
+    assert!(rig.sent().is_empty());
 }
 
 #[test]
@@ -698,6 +770,7 @@ impl Observer {
                         self.wire.beat_due = Some((due + self.interval).max(now + self.interval / 2));
                     }
                 }
+                Output::Resume(_) => self.sends(now, false)?,
                 Output::SendCommand(command) => self.sends(now, command.is_presence())?,
                 Output::Deliver(payload) => {
                     let sequence = payload.sequence().unwrap();

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 
 const WINDOW: Duration = Duration::from_secs(5);
+/// How much later than announced a day begins.
+const GUARD: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn limits(max_concurrency: u32, remaining: u32) -> Limits {
@@ -14,8 +16,12 @@ fn limits(max_concurrency: u32, remaining: u32) -> Limits {
     Limits { total: 1000, remaining, reset_after: Duration::from_secs(3600), max_concurrency }
 }
 
+fn rules(release_after: ReleaseAfter) -> Rules {
+    Rules { window: WINDOW, release_after, reset_every: DAY, reset_guard: GUARD }
+}
+
 fn schedule(now: Instant, limits: Limits) -> Schedule {
-    Schedule::new(now, limits, WINDOW, DAY, ReleaseAfter::Identify)
+    Schedule::new(now, limits, rules(ReleaseAfter::Identify))
 }
 
 fn shard(number: u32) -> ShardId {
@@ -61,7 +67,7 @@ fn with_nothing_remaining_everyone_waits_for_the_reset() {
     let (a, b) = (schedule.request(shard(0)), schedule.request(shard(1)));
     assert_eq!(granted(&mut schedule, now), [a], "one is left");
     schedule.used(now, a);
-    let reset = now + Duration::from_secs(3600);
+    let reset = now + Duration::from_secs(3600) + GUARD;
     assert_eq!(schedule.poll(now + WINDOW), Turn::Wait(Some(reset)));
     assert_eq!(granted(&mut schedule, reset), [b]);
     assert_eq!(schedule.remaining(reset), 1000);
@@ -91,7 +97,7 @@ fn no_wait_overflows() {
 #[test]
 fn ready_may_start_the_window_instead() {
     let now = Instant::now();
-    let mut schedule = Schedule::new(now, limits(1, 10), WINDOW, DAY, ReleaseAfter::Ready);
+    let mut schedule = Schedule::new(now, limits(1, 10), rules(ReleaseAfter::Ready));
     let (a, b) = (schedule.request(shard(0)), schedule.request(shard(1)));
     assert_eq!(granted(&mut schedule, now), [a]);
     schedule.used(now, a);
@@ -115,6 +121,21 @@ fn a_holder_may_choose_its_window() {
 }
 
 #[test]
+fn leaving_after_use_frees_nothing_twice() {
+    let now = Instant::now();
+    let mut schedule = schedule(now, limits(1, 10));
+    let ids: Vec<_> = (0..3).map(|n| schedule.request(shard(n))).collect();
+    assert_eq!(granted(&mut schedule, now), ids[..1]);
+    schedule.used(now, ids[0]);
+    assert_eq!(granted(&mut schedule, now + WINDOW), ids[1..2]);
+    schedule.exit_after(now + WINDOW, ids[0], Duration::ZERO);
+    schedule.used(now + WINDOW, ids[0]);
+    schedule.leave(now + WINDOW, ids[0]);
+    assert_eq!(granted(&mut schedule, now + WINDOW), [], "the second is held");
+    assert_eq!(schedule.remaining(now), 9);
+}
+
+#[test]
 fn a_new_number_of_keys_keeps_order_and_windows() {
     let now = Instant::now();
     let mut schedule = schedule(now, limits(1, 1000));
@@ -130,7 +151,7 @@ fn a_new_number_of_keys_keeps_order_and_windows() {
 fn a_hundred_thousand_tickets_in_linear_time() {
     let now = Instant::now();
     let mut schedule =
-        Schedule::new(now, Limits { total: u32::MAX, ..limits(16, u32::MAX) }, WINDOW, DAY, ReleaseAfter::Identify);
+        Schedule::new(now, Limits { total: u32::MAX, ..limits(16, u32::MAX) }, rules(ReleaseAfter::Identify));
     for n in 0..100_000 {
         schedule.request(shard(n));
     }
@@ -243,9 +264,9 @@ proptest! {
     #[test]
     fn every_history_keeps_the_rules(steps in steps(), keys in 1..5_u32, left in 0..40_u32) {
         let start = Instant::now();
-        let reset = start + DAY;
+        let reset = start + DAY + GUARD;
         let limits = Limits { total: 1000, remaining: left, reset_after: DAY, ..limits(keys, left) };
-        let mut schedule = Schedule::new(start, limits, WINDOW, DAY, ReleaseAfter::Identify);
+        let mut schedule = Schedule::new(start, limits, rules(ReleaseAfter::Identify));
         let mut seen = Observer {
             now: start,
             keys: NonZeroU32::new(keys).unwrap(),
