@@ -22,7 +22,19 @@ const QUIET: Duration = Duration::from_secs(2);
 /// How long the simulated world may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> ExitCode {
+    start().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            eprintln!("  because {error}");
+            cause = error.source();
+        }
+        ExitCode::FAILURE
+    })
+}
+
+fn start() -> Result<ExitCode, Box<dyn Error>> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     let intents = Intents::default() | Intents::MESSAGE_CONTENT;
     if let Ok(token) = std::env::var("DISCORD_TOKEN") {

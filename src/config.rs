@@ -43,7 +43,8 @@ pub struct Config {
     pub large_threshold: u16,
     /// The presence to start with: the `d` of a presence update. Default: Discord's.
     pub presence: Option<Value>,
-    /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says.
+    /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says, which is asked all the same unless
+    /// `plan` and `limiter` leave nothing to ask.
     pub gateway_url: Option<String>,
     /// The base of the HTTP API. Default: `https://discord.com/api/v10`.
     pub rest_url: String,
@@ -52,7 +53,8 @@ pub struct Config {
     pub resume_hosts: Vec<String>,
     /// Certificates to trust in place of the system's, as PEM, for websocket and HTTP alike. Default: none.
     pub root_certificates: Option<String>,
-    /// Decides who may identify. Default: a [`SessionLimit`](crate::limit::SessionLimit) with Discord's values.
+    /// Decides who may identify. Default: a [`SessionLimit`](crate::limit::SessionLimit) of the manager's own, with
+    /// Discord's values. Managers of one bot that run in one process, at once or within 5 s, must share one.
     pub limiter: Option<Arc<dyn IdentifyLimiter>>,
     /// From when the default limiter's window counts. Default: from the IDENTIFY.
     pub release_after: ReleaseAfter,

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::intents::UnknownIntents;
-use crate::protocol::{CloseReason, InvalidCommand};
+use crate::protocol::{CloseReason, InvalidCommand, Stage};
 use crate::shard_id::{InvalidShardId, ShardId};
 use crate::token::InvalidToken;
 
@@ -94,12 +94,22 @@ pub enum Error {
         reason: CloseReason,
     },
     /// Not every shard was ready in time.
-    #[error("{ready} of {total} shards were ready in time")]
+    #[error(
+        "{ready} of {total} shards were ready in time; shard {shard} is {}{}",
+        stage.map_or("not open yet".into(), |stage| stage.to_string()),
+        last_disconnect.map_or(String::new(), |reason| format!(", last disconnected because {reason}"))
+    )]
     NotReady {
         /// How many were.
         ready: usize,
         /// Of how many.
         total: usize,
+        /// The first that was not.
+        shard: ShardId,
+        /// Where it stands; `None` if it has not been opened.
+        stage: Option<Stage>,
+        /// Why its last connection ended.
+        last_disconnect: Option<CloseReason>,
     },
     /// The manager is closed or gone.
     #[error("the shards are closed")]
@@ -132,6 +142,12 @@ impl Error {
         self.fault() == Fault::Caller
     }
 
+    /// The error and its causes, in one line.
+    pub fn report(&self) -> String {
+        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
+        causes.fold(self.to_string(), |report, cause| format!("{report}: {cause}"))
+    }
+
     pub(crate) fn setting(setting: &'static str, given: impl fmt::Display, allowed: impl Into<String>) -> Self {
         Self::Setting { setting, given: given.to_string(), allowed: allowed.into() }
     }
@@ -146,7 +162,12 @@ mod tests {
         let error = Error::setting("large_threshold", 20, "50 to 250");
         assert_eq!(error.to_string(), "`large_threshold` is 20; allowed: 50 to 250");
         assert!(error.is_fatal());
-        let error = Error::NotReady { ready: 1, total: 4 };
-        assert_eq!((error.fault(), error.to_string().as_str()), (Fault::Network, "1 of 4 shards were ready in time"));
+        let (stage, last_disconnect) = (Some(Stage::Waiting), Some(CloseReason::Cut));
+        let error = Error::NotReady { ready: 1, total: 4, shard: ShardId::ONE, stage, last_disconnect };
+        let text =
+            "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnected because the connection was cut";
+        assert_eq!((error.fault(), error.to_string().as_str()), (Fault::Network, text));
+        let error = Error::Io { what: "a thread", source: io::Error::other("no memory") };
+        assert_eq!(error.report(), "the operating system refused: a thread: no memory");
     }
 }

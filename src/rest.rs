@@ -143,7 +143,9 @@ impl Rest {
     fn request(&self, method: &Method, path: &str, json: Option<&Value>) -> Result<String, Error> {
         let request = describe(method, path);
         let mut pause = PAUSE;
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let mut response = self.send(method, path, json).map_err(|source| http_error(&request, source))?;
             let status = response.status();
             let body = read(&mut response).map_err(|source| http_error(&request, source))?;
@@ -166,7 +168,6 @@ impl Rest {
             log::info!("{request} was answered with {status}; the next attempt follows in {wait:?}");
             thread::sleep(wait);
         }
-        unreachable!("the last attempt returns")
     }
 
     fn send(&self, method: &Method, path: &str, json: Option<&Value>) -> Result<Response<Body>, ureq::Error> {

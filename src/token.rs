@@ -11,14 +11,15 @@ pub struct Token(Arc<str>);
 impl Token {
     /// Takes a bot token as the developer portal shows it; a leading `Bot ` and white space around it are removed.
     ///
-    /// Only its shape is checked (three parts of visible ASCII with dots between them): whether it is valid, Discord says.
+    /// Only its shape is checked (three parts with dots between them, of letters, digits and `-_=+/`): whether it is valid, Discord says.
     pub fn new(token: impl AsRef<str>) -> Result<Self, InvalidToken> {
         let given = token.as_ref().trim();
         let token = given.strip_prefix("Bot ").unwrap_or(given).trim_start();
         if token.is_empty() {
             return Err(InvalidToken::Empty);
         }
-        if let Some(at) = token.bytes().position(|byte| !byte.is_ascii_graphic()) {
+        let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.=+/".contains(&byte);
+        if let Some(at) = token.bytes().position(|byte| !is_usual(byte)) {
             return Err(InvalidToken::Character { at });
         }
         let parts = token.split('.').count();
@@ -60,9 +61,9 @@ pub enum InvalidToken {
     /// Nothing was given.
     #[error("the token is empty: copy it from the Bot page of the developer portal")]
     Empty,
-    /// White space, a control character, or no ASCII.
+    /// White space, a quotation mark, a control character, or no ASCII.
     #[error(
-        "the token has a character that no token has, at byte {at}: copy it again from the Bot page of the developer portal"
+        "the token has a character that no token has, at byte {at}: give it alone, without quotes or a prefix such as `Bearer`"
     )]
     Character {
         /// Byte offset of the character.
@@ -95,6 +96,7 @@ mod tests {
         assert_eq!(Token::new("Bot "), Err(InvalidToken::Parts { parts: 1 }));
         assert_eq!(Token::new("aaa.b b.ccc"), Err(InvalidToken::Character { at: 5 }));
         assert_eq!(Token::new("aaa.bb\n.ccc"), Err(InvalidToken::Character { at: 6 }));
+        assert_eq!(Token::new("\"aaa.bbb.ccc\""), Err(InvalidToken::Character { at: 0 }));
         assert_eq!(Token::new("aaabbb"), Err(InvalidToken::Parts { parts: 1 }));
         assert_eq!(Token::new("aaa..ccc"), Err(InvalidToken::Parts { parts: 3 }));
     }

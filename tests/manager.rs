@@ -71,7 +71,9 @@ fn ready_needs_no_guilds_intent() {
 fn waiting_gives_up_with_the_numbers() {
     let gateway = gateway().shards(2).ready_delay(PATIENCE).start().unwrap();
     let manager = ShardManager::start(config(&gateway)).unwrap();
-    let Err(Error::NotReady { ready: 0, total: 2 }) = manager.wait_ready(Duration::from_millis(50)) else { panic!() };
+    let Err(Error::NotReady { ready: 0, total: 2, .. }) = manager.wait_ready(Duration::from_millis(50)) else {
+        panic!()
+    };
     manager.close();
     assert!(matches!(manager.wait_ready(PATIENCE), Err(Error::Stopped { .. } | Error::Closed)));
 }

@@ -220,4 +220,5 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
         assert!(handle.send(&serde_json::json!({"op": 4})).unwrap_err().to_string().contains("GUILD_MEMBERS"));
     }
     assert!(matches!(manager.wait_ready(PATIENCE), Err(threadcord::Error::Stopped { .. })));
+    assert!(matches!(manager.run(1, |_, _| {}), Err(threadcord::Error::Stopped { .. })), "a supervisor is to see it");
 }

@@ -89,7 +89,8 @@ impl Event {
         }
     }
 
-    /// A word for it: the name of Discord's event, or that of the [`EventKind`].
+    /// A word for it: the name of Discord's event (`READY`), or that of the [`EventKind`] (`Ready`), which comes just
+    /// before it.
     pub fn name(&self) -> &str {
         match &self.kind {
             EventKind::Dispatch(dispatch) => dispatch.name(),
@@ -131,7 +132,7 @@ impl Dispatch {
         self.0.name().unwrap_or_default()
     }
 
-    /// Its sequence within the session.
+    /// Its sequence within the session. `RESUMED` alone may have that of the event before it.
     pub fn sequence(&self) -> u64 {
         self.0.sequence().unwrap_or_default()
     }

@@ -28,7 +28,7 @@ pub type Wake = Box<dyn Fn() + Send + Sync>;
 /// - serve the shards of a key in the order they asked;
 /// - heed each [`Report`]: one who leaves unused frees the slot at once.
 ///
-/// With the feature `sim`, [`contract`] checks an implementation for all of this.
+/// With the feature `sim`, the module `limit::contract` checks an implementation for all of this.
 pub trait IdentifyLimiter: Send + Sync {
     /// A shard wants to identify.
     fn request(&self, shard: ShardId, wake: Wake) -> Ticket;

@@ -155,9 +155,36 @@ impl Fleet {
                 continue;
             };
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return Err(Error::NotReady { ready, total: self.plan.len() });
+                return Err(self.not_ready(&state, ready));
             }
         }
+    }
+
+    /// Why the fleet is not ready, by the first shard that is not.
+    fn not_ready(&self, state: &State, ready: usize) -> Error {
+        let slot = |shard: &ShardId| state.shards.get(shard);
+        let is_ready = |shard: &&ShardId| slot(shard).is_some_and(|slot| slot.stage == Stage::Ready);
+        let shard = self.plan.iter().find(|shard| !is_ready(shard)).copied().unwrap_or(ShardId::ONE);
+        Error::NotReady {
+            ready,
+            total: self.plan.len(),
+            shard,
+            stage: slot(&shard).map(|slot| slot.stage),
+            last_disconnect: slot(&shard).and_then(|slot| slot.shard.status().last_disconnect),
+        }
+    }
+
+    /// The first shard that has stopped because of something that its owner must mend.
+    pub(super) fn fatal_stop(&self) -> Result<(), Error> {
+        let state = self.state.lock();
+        for (shard, slot) in &state.shards {
+            if let Stage::Stopped(reason) = slot.stage
+                && reason.is_fatal()
+            {
+                return Err(Error::Stopped { shard: *shard, reason });
+            }
+        }
+        Ok(())
     }
 
     /// Opens every shard in its turn; blocks until all are open or the fleet stops.

@@ -98,7 +98,7 @@ impl ShardManager {
         Ok(Self { fleet, handle, opener: parking_lot::Mutex::new(Some(opener)) })
     }
 
-    /// Every event of every shard.
+    /// Every event of every shard. Keep it: when the last [`Events`] is dropped, the shards stop for good.
     pub fn events(&self) -> Events {
         self.fleet.events()
     }
@@ -108,11 +108,16 @@ impl ShardManager {
     /// calling thread.
     ///
     /// A handler that panics is logged and counted, and its worker goes on. It may call anything of its [`Handle`];
-    /// to end the loop, [`Handle::close`].
+    /// to end the loop, [`Handle::close`] or [`Handle::suspend`].
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if a shard stopped because of something that only you can mend, for example an intent that is
+    /// not allowed.
     pub fn run(&self, workers: usize, handler: impl Fn(&Handle, Event) + Sync) -> Result<(), Error> {
         let count = NonZeroUsize::new(workers).ok_or_else(|| Error::setting("workers", workers, "at least 1"))?;
         delivery::run(self.events(), count, self.fleet.panics(), |event| handler(&self.handle, event))
-            .map_err(|source| Error::Io { what: "a thread for a handler", source })
+            .map_err(|source| Error::Io { what: "a thread for a handler", source })?;
+        self.fleet.fatal_stop()
     }
 
     /// What handlers get: weak and cheap to clone.
@@ -154,6 +159,21 @@ impl ShardManager {
     /// sessions. [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is missed, provided it
     /// happens within a few minutes. Events that were delivered but not handled come again: those that are held, and those
     /// that nobody has taken from the stream.
+    ///
+    /// ```
+    /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
+    /// # let gateway = sim::Gateway::builder().start()?;
+    /// # let config = Config::new(Token::new(gateway.token())?, Intents::default()).rest_url(gateway.rest_url());
+    /// # let manager = ShardManager::start(config.clone())?;
+    /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
+    /// let sessions = manager.suspend();
+    /// let stored = serde_json::to_string(&sessions)?;
+    /// // ... later, perhaps in another process ...
+    /// let manager = ShardManager::start(config.sessions(serde_json::from_str(&stored)?))?;
+    /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
+    /// # assert_eq!(manager.shards()[0].status().identifies, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn suspend(&self) -> Vec<Session> {
         self.stop(CloseReason::Suspended);
         self.shards().iter().filter_map(Shard::session).collect()

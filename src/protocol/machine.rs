@@ -496,6 +496,9 @@ impl Machine {
         if recovery == Recovery::Stop {
             return self.stop(reason);
         }
+        if matches!((&self.state, reason), (State::Identifying { .. }, CloseReason::InvalidSession { .. })) {
+            log::warn!("shard {}: the IDENTIFY was refused (op 9); it counts all the same", self.shard);
+        }
         self.outbox.push_back(Output::Disconnect(match reason {
             CloseReason::Malformed | CloseReason::ReconnectRequested | CloseReason::InvalidSession { .. } => {
                 Some(RESUMABLE)

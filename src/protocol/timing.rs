@@ -21,7 +21,7 @@ pub struct Timing {
     pub invalid_session_min: Duration,
     /// Greatest pause after the first invalid session. Discord's: 5 s.
     pub invalid_session_max: Duration,
-    /// Greatest pause after many invalid sessions in a row, each of which cost an IDENTIFY. Ours: 15 min.
+    /// Greatest pause after many IDENTIFYs in a row that led to no lasting session. Ours: 15 min.
     pub invalid_session_cap: Duration,
     /// Pause before the second attempt to reconnect; it doubles with each failure. Ours: 1 s.
     pub backoff_base: Duration,
@@ -29,9 +29,9 @@ pub struct Timing {
     pub backoff_cap: Duration,
     /// How long a connection must have been ready for its loss not to count as another failure. Ours: 10 s.
     pub stable_after: Duration,
-    /// The window of [`sends_per_window`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
+    /// The window of [`SENDS_PER_WINDOW`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
     pub send_window: Duration,
-    /// The window of [`presences_per_window`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20 s.
+    /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20 s.
     pub presence_window: Duration,
     /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
     pub identify_window: Duration,
@@ -77,6 +77,7 @@ impl Timing {
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
     pub fn scaled(factor: f64) -> Self {
+        assert!(factor.is_finite() && factor >= 0.0, "the factor of a scaled clock is {factor}");
         let mut timing = Self::default();
         for (duration, scales) in timing.durations_mut() {
             if scales {

@@ -8,8 +8,8 @@
 //!     .rest_url(gateway.rest_url())
 //!     .timing(Timing::scaled(0.01));
 //! let manager = ShardManager::start(config)?;
-//! let guild = gateway.guild_ids()[0];
-//! let created = manager.events().filter(|event| event.name() == "GUILD_CREATE").take(5).count();
+//! let events = manager.events();
+//! let created = events.filter(|event| event.name() == "GUILD_CREATE").take(5).count();
 //! assert_eq!(created, 5);
 //! gateway.assert_lawful();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -188,7 +188,8 @@ impl Builder {
         self
     }
 
-    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. Default: 1.
+    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. The client needs the same scale
+    /// (`Timing::scaled`), or it identifies too early. Default: 1.
     pub fn time_scale(mut self, factor: f64) -> Self {
         self.settings.time_scale = factor;
         self
@@ -239,7 +240,24 @@ impl Builder {
     }
 
     /// Starts it on a free port of the loopback interface.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if there are no shards, `max_concurrency` is 0, or the time scale or the activity is
+    /// no positive number.
     pub fn start(self) -> io::Result<Gateway> {
+        let Settings { shards, max_concurrency, time_scale, activity, .. } = self.settings;
+        let wrong = match () {
+            () if shards == 0 => "`shards` is 0; allowed: at least 1".into(),
+            () if max_concurrency == 0 => "`max_concurrency` is 0; allowed: at least 1".into(),
+            () if !(time_scale.is_finite() && time_scale > 0.0) => {
+                format!("`time_scale` is {time_scale}; allowed: above 0")
+            }
+            () if !(activity.is_finite() && activity >= 0.0) => format!("`activity` is {activity}; allowed: 0 or more"),
+            () => String::new(),
+        };
+        if !wrong.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+        }
         Gateway::start(self)
     }
 }
@@ -315,7 +333,8 @@ impl Gateway {
         self.shared.world.lock().channel_of(guild_id)
     }
 
-    /// Sends an event to the shard of a guild, or without one to shard 0.
+    /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose intents want it. Before a
+    /// shard has a session nobody hears of it: wait for [`Observed::live`] first.
     pub fn emit(&self, guild_id: Option<u64>, name: &str, data: &Value) -> Result<(), EmitError> {
         self.change(|world, _| world.emit(guild_id, name, data))
     }

@@ -270,7 +270,9 @@ impl World {
         token: Option<&str>,
         body: &str,
     ) -> (u16, Value) {
-        let path = path.strip_prefix("/api/v10").unwrap_or(path);
+        let Some(path) = path.strip_prefix("/api/v10") else {
+            return (404, json!({"message": "404: Not Found", "code": 0}));
+        };
         if (method, path) == ("GET", "/gateway") {
             return (200, json!({"url": self.url}));
         }
