@@ -62,17 +62,18 @@ mod tests {
 
     #[test]
     fn shards_stay_in_order_and_panics_stay_alone() {
-        let (outlet, source) = delivery::channel();
-        for events in 0..300 {
+        let (sender, events) = delivery::channel();
+        for number_of_event in 0..300 {
             for number in 0..8 {
                 let shard = ShardId::new(number, 8).unwrap();
-                assert!(outlet.send(Event::of_shard(shard, EventKind::Stalled { events, bytes: 0 })));
+                let kind = EventKind::Stalled { events: number_of_event, bytes: 0 };
+                sender.send(Event::of_shard(shard, kind)).unwrap();
             }
         }
-        drop(outlet);
+        drop(sender);
         let seen: Mutex<HashMap<u32, Vec<usize>>> = Mutex::default();
         let panics = AtomicU64::new(0);
-        run(source.events(), NonZeroUsize::new(3).unwrap(), &panics, |event| {
+        run(events, NonZeroUsize::new(3).unwrap(), &panics, |event| {
             let EventKind::Stalled { events, .. } = event.kind() else { return };
             seen.lock().entry(event.shard().number()).or_default().push(*events);
             assert!(events % 100 != 7, "an event that the handler cannot stand");

@@ -92,11 +92,11 @@ impl Credit {
         Receipt { epoch: self.epoch, serial: self.next, bytes }
     }
 
-    /// An event is gone: handled, or dropped with nobody to handle it. Returns whether a stalled shard may go on.
-    pub(crate) fn settle(&mut self, receipt: Receipt, handled: bool) -> bool {
+    /// An event was handled. Returns whether a stalled shard may go on.
+    pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
         self.events -= 1;
         self.bytes -= receipt.bytes;
-        if handled && receipt.epoch == self.epoch {
+        if receipt.epoch == self.epoch {
             self.open.remove(&receipt.serial);
         }
         let goes_on = self.stalled && self.events <= self.max_events / 2 && self.bytes <= self.max_bytes / 2;
@@ -136,22 +136,12 @@ mod tests {
     fn the_mark_waits_for_the_slowest() {
         let mut credit = begun(10, 1000);
         let receipts = [1, 2, 4].map(|sequence| credit.deliver(sequence, 10));
-        credit.settle(receipts[2], true);
-        credit.settle(receipts[1], true);
+        credit.settle(receipts[2]);
+        credit.settle(receipts[1]);
         assert_eq!(mark(&credit), 0);
-        credit.settle(receipts[0], true);
+        credit.settle(receipts[0]);
         assert_eq!(mark(&credit), 4);
         assert_eq!(credit.outstanding(), (0, 0));
-    }
-
-    #[test]
-    fn what_nobody_handled_moves_no_mark() {
-        let mut credit = begun(10, 1000);
-        let receipts = [1, 2, 3].map(|sequence| credit.deliver(sequence, 10));
-        credit.settle(receipts[0], true);
-        credit.settle(receipts[1], false);
-        credit.settle(receipts[2], false);
-        assert_eq!((mark(&credit), credit.outstanding()), (1, (0, 0)));
     }
 
     #[test]
@@ -160,7 +150,7 @@ mod tests {
         credit.deliver(1, 10);
         for sequence in 2..10_000 {
             let receipt = credit.deliver(sequence, 10);
-            credit.settle(receipt, true);
+            credit.settle(receipt);
         }
         assert_eq!((mark(&credit), credit.open.len()), (0, 1));
     }
@@ -171,9 +161,9 @@ mod tests {
         let old = credit.deliver(50, 10);
         credit.begin(Session::new("b".into(), 1, String::new(), ShardId::ONE, 1), 0);
         let new = credit.deliver(1, 10);
-        credit.settle(old, true);
+        credit.settle(old);
         assert_eq!(mark(&credit), 0);
-        credit.settle(new, true);
+        credit.settle(new);
         assert_eq!((mark(&credit), credit.outstanding()), (1, (0, 0)));
     }
 
@@ -182,10 +172,10 @@ mod tests {
         let mut credit = begun(4, 1000);
         let receipts: Vec<_> = (1..=4).map(|sequence| credit.deliver(sequence, 10)).collect();
         assert!(!credit.has_room() && credit.stall() && !credit.stall());
-        assert!(!credit.settle(receipts[0], true));
+        assert!(!credit.settle(receipts[0]));
         assert!(credit.is_stalled());
-        assert!(credit.settle(receipts[1], true));
-        assert!(!credit.is_stalled() && !credit.settle(receipts[2], true));
+        assert!(credit.settle(receipts[1]));
+        assert!(!credit.is_stalled() && !credit.settle(receipts[2]));
     }
 
     #[test]
@@ -194,7 +184,7 @@ mod tests {
         assert!(credit.has_room());
         let huge = credit.deliver(1, 5000);
         assert!(credit.stall());
-        assert!(credit.settle(huge, true));
+        assert!(credit.settle(huge));
         assert!(credit.has_room());
     }
 }

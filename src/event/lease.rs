@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -12,18 +11,12 @@ use crate::protocol::Session;
 /// A shard's [`Credit`] under a lock, with the means to wake the shard when credit comes back.
 pub(crate) struct Ledger {
     credit: Mutex<Credit>,
-    /// Nobody receives any more: what is dropped from here on has not been handled.
-    abandoned: Arc<AtomicBool>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Ledger {
-    pub(crate) fn new(
-        credit: Credit,
-        abandoned: Arc<AtomicBool>,
-        wake: impl Fn() + Send + Sync + 'static,
-    ) -> Arc<Self> {
-        Arc::new(Self { credit: Mutex::new(credit), abandoned, wake: Box::new(wake) })
+    pub(crate) fn new(credit: Credit, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { credit: Mutex::new(credit), wake: Box::new(wake) })
     }
 
     /// See [`Credit::begin`].
@@ -79,8 +72,7 @@ pub(crate) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let handled = !self.ledger.abandoned.load(Ordering::Acquire);
-        let goes_on = self.ledger.credit.lock().settle(self.receipt, handled);
+        let goes_on = self.ledger.credit.lock().settle(self.receipt);
         if goes_on {
             (self.ledger.wake)();
         }

@@ -8,11 +8,13 @@ use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 use super::transition::{Step, Transition};
-use crate::delivery::{Events, Outlet, Source};
+use crate::delivery::Events;
 use crate::error::Error;
+use crate::event::Event;
 use crate::protocol::{CloseReason, Session, Stage};
 use crate::shard::{Context, Shard};
 use crate::shard_id::ShardId;
@@ -30,7 +32,7 @@ const RESOLVING_CHECK: Duration = Duration::from_millis(20);
 /// The shards of a manager.
 pub(crate) struct Fleet {
     plan: Vec<ShardId>,
-    source: Source,
+    events: Events,
     state: Mutex<State>,
     /// A shard stands somewhere else, or the fleet is to stop.
     changed: Condvar,
@@ -40,8 +42,8 @@ pub(crate) struct Fleet {
 struct State {
     shards: BTreeMap<ShardId, Slot>,
     transition: Transition,
-    /// Where the shards get theirs; gone when no shard will open any more, so that the stream can end.
-    outlet: Option<Outlet>,
+    /// Where the shards get theirs from; gone when no shard will open any more, so that the stream can end.
+    sender: Option<Sender<Event>>,
     stopping: Option<CloseReason>,
 }
 
@@ -53,14 +55,19 @@ struct Slot {
 
 impl Fleet {
     /// A fleet of `plan`, none of which is open yet.
-    pub(super) fn new(plan: Vec<ShardId>, max_concurrency: NonZeroU32, outlet: Outlet, source: Source) -> Arc<Self> {
+    pub(super) fn new(
+        plan: Vec<ShardId>,
+        max_concurrency: NonZeroU32,
+        sender: Sender<Event>,
+        events: Events,
+    ) -> Arc<Self> {
         let transition = Transition::new(plan.iter().copied(), max_concurrency);
-        let state = State { shards: BTreeMap::new(), transition, outlet: Some(outlet), stopping: None };
-        Arc::new(Self { plan, source, state: Mutex::new(state), changed: Condvar::new(), panics: AtomicU64::new(0) })
+        let state = State { shards: BTreeMap::new(), transition, sender: Some(sender), stopping: None };
+        Arc::new(Self { plan, events, state: Mutex::new(state), changed: Condvar::new(), panics: AtomicU64::new(0) })
     }
 
     pub(super) fn events(&self) -> Events {
-        self.source.events()
+        self.events.clone()
     }
 
     pub(super) fn panics(&self) -> &AtomicU64 {
@@ -93,7 +100,7 @@ impl Fleet {
             }
             state.transition.handle(shard, stage);
             // A wrong token, intent, version or count is wrong for every shard.
-            matches!(stage, Stage::Stopped(CloseReason::Discord(_))) && state.outlet.take().is_some()
+            matches!(stage, Stage::Stopped(CloseReason::Discord(_))) && state.sender.take().is_some()
         };
         self.changed.notify_all();
         if is_last {
@@ -105,7 +112,7 @@ impl Fleet {
     pub(super) fn stop(&self, reason: CloseReason) {
         let (shards, reason) = {
             let mut state = self.state.lock();
-            state.outlet = None;
+            state.sender = None;
             let reason = *state.stopping.get_or_insert(reason);
             (state.shards.values().map(|slot| slot.shard.clone()).collect::<Vec<_>>(), reason)
         };
@@ -190,9 +197,9 @@ impl Fleet {
     /// Opens every shard in its turn; blocks until all are open or the fleet stops.
     fn open_all<C: Connector + 'static>(&self, context: &Arc<Context<C>>, sessions: &[Session]) {
         let mut pause = SHORTAGE_PAUSE;
-        while let Some((id, outlet)) = self.next_to_open() {
+        while let Some((id, sender)) = self.next_to_open() {
             let session = sessions.iter().find(|session| session.shard == id).cloned();
-            match Shard::spawn(id, session, Arc::clone(context), outlet) {
+            match Shard::spawn(id, session, Arc::clone(context), sender) {
                 Ok((shard, thread)) => {
                     self.opened(&shard, thread);
                     pause = SHORTAGE_PAUSE;
@@ -208,17 +215,16 @@ impl Fleet {
             }
         }
         // No more shards will open: the stream ends with those that run.
-        let outlet = self.state.lock().outlet.take();
-        drop(outlet);
+        self.state.lock().sender = None;
     }
 
     /// Blocks until a shard may open; `None` if all are open or the fleet is stopping.
-    fn next_to_open(&self) -> Option<(ShardId, Outlet)> {
+    fn next_to_open(&self) -> Option<(ShardId, Sender<Event>)> {
         let mut state = self.state.lock();
         loop {
-            let outlet = state.outlet.clone()?;
+            let sender = state.sender.clone()?;
             match state.transition.poll() {
-                Step::Open(id) => return Some((id, outlet)),
+                Step::Open(id) => return Some((id, sender)),
                 Step::Done => return None,
                 Step::Wait => self.changed.wait(&mut state),
             }

@@ -78,9 +78,9 @@ impl ShardManager {
         let limiter = limiter(&config, limits);
         let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
 
-        let (outlet, source) = delivery::channel();
+        let (sender, events) = delivery::channel();
         let connector = WebSocketConnector::new(tls, config.compression, config.max_payload);
-        let fleet = Fleet::new(shards, max_concurrency, outlet, source);
+        let fleet = Fleet::new(shards, max_concurrency, sender, events);
         let observer = Arc::downgrade(&fleet);
         let context = Arc::new(Context {
             config,
@@ -98,7 +98,7 @@ impl ShardManager {
         Ok(Self { fleet, handle, opener: parking_lot::Mutex::new(Some(opener)) })
     }
 
-    /// Every event of every shard. Keep it: when the last [`Events`] is dropped, the shards stop for good.
+    /// Every event of every shard. Calls share one stream.
     pub fn events(&self) -> Events {
         self.fleet.events()
     }

@@ -98,8 +98,6 @@ pub enum CloseReason {
     },
     /// A payload could not be read.
     Malformed,
-    /// Nobody is left to receive events; the session can be resumed.
-    NoReceiver,
     /// The identify limiter was closed or failed.
     LimiterClosed,
     /// The shard's thread panicked: a bug.
@@ -107,16 +105,11 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Whether a shard that stops for this reason leaves a session that can be resumed.
-    pub fn keeps_session(self) -> bool {
-        matches!(self, Self::Suspended | Self::NoReceiver)
-    }
-
     /// Whether the shard stops for good because of something that only its owner can mend.
     pub fn is_fatal(self) -> bool {
         match self {
             Self::Discord(code) => code.recovery() == Recovery::Stop,
-            Self::LimiterClosed | Self::NoReceiver | Self::Panicked => true,
+            Self::LimiterClosed | Self::Panicked => true,
             _ => false,
         }
     }
@@ -137,7 +130,6 @@ impl fmt::Display for CloseReason {
             Self::InvalidSession { resumable: true } => "invalid session, resumable",
             Self::InvalidSession { resumable: false } => "invalid session",
             Self::Malformed => "a payload could not be read",
-            Self::NoReceiver => "nobody receives events",
             Self::LimiterClosed => "the identify limiter is closed",
             Self::Panicked => "the shard's thread panicked",
         })

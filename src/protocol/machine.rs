@@ -551,12 +551,12 @@ impl Machine {
         pause
     }
 
-    /// Stops for good. The session stays where nobody asked for its end.
+    /// Stops for good. Only `suspend` leaves a session behind.
     fn stop(&mut self, reason: CloseReason) {
         if matches!(self.state, State::Stopped { .. }) {
             return;
         }
-        let keeps = reason.keeps_session();
+        let keeps = reason == CloseReason::Suspended;
         // What has not been sent must not be sent only to be closed upon.
         self.outbox.retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
         if self.state.is_connected() {

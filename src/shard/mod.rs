@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use serde_json::Value;
 
 pub(crate) use address::Addresses;
 
 use crate::config::Config;
-use crate::delivery::Outlet;
 use crate::error::Error;
-use crate::event::{Credit, Ledger};
+use crate::event::{Credit, Event, Ledger};
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{CloseReason, Command, Machine, Session, Stage};
 use crate::shard_id::ShardId;
@@ -86,17 +86,15 @@ impl Shard {
         id: ShardId,
         session: Option<Session>,
         context: Arc<Context<C>>,
-        outlet: Outlet,
+        sender: Sender<Event>,
     ) -> io::Result<(Self, JoinHandle<()>)> {
         let transport = context.connector.transport()?;
         let waker = transport.waker();
         let config = &context.config;
         let on_credit = waker.clone();
-        let ledger = Ledger::new(
-            Credit::new(config.max_outstanding_events, config.max_outstanding_bytes),
-            outlet.abandoned(),
-            move || on_credit.wake(),
-        );
+        let ledger = Ledger::new(Credit::new(config.max_outstanding_events, config.max_outstanding_bytes), move || {
+            on_credit.wake();
+        });
         let shared = Arc::new(Shared {
             id,
             waker,
@@ -111,7 +109,7 @@ impl Shard {
             Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..));
         let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
         let shard = Self(Arc::clone(&shared));
-        let thread = builder.spawn(move || thread::run(machine, transport, shared, &context, outlet))?;
+        let thread = builder.spawn(move || thread::run(machine, transport, shared, &context, sender))?;
         Ok((shard, thread))
     }
 

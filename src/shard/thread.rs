@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crossbeam_channel::Sender;
+
 use super::{Context, Order, Shared, Status};
-use crate::delivery::Outlet;
 use crate::event::{Event, EventKind, Room};
 use crate::limit::{Permit, Ticket};
 use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer};
@@ -18,7 +19,7 @@ pub(super) fn run<C: Connector>(
     transport: C::Transport,
     shared: Arc<Shared>,
     context: &Context<C>,
-    outlet: Outlet,
+    sender: Sender<Event>,
 ) {
     if let Some(session) = machine.session() {
         shared.ledger.begin(session.clone(), session.sequence);
@@ -28,7 +29,7 @@ pub(super) fn run<C: Connector>(
         transport,
         shared,
         context,
-        outlet,
+        sender,
         stage: None,
         dry: false,
         ticket: None,
@@ -44,7 +45,7 @@ struct Thread<'a, C: Connector> {
     transport: C::Transport,
     shared: Arc<Shared>,
     context: &'a Context<C>,
-    outlet: Outlet,
+    sender: Sender<Event>,
     /// What the owner was last told.
     stage: Option<Stage>,
     /// The last read found nothing; the next thing to do is to wait.
@@ -252,10 +253,9 @@ impl<C: Connector> Thread<'_, C> {
         self.emit(Event::of_shard(self.shared.id, EventKind::Stalled { events, bytes }));
     }
 
-    fn emit(&mut self, event: Event) {
-        if !self.outlet.send(event) {
-            self.handle(Input::Stop(CloseReason::NoReceiver));
-        }
+    fn emit(&self, event: Event) {
+        // The manager keeps a receiver; one that is gone has asked every shard to stop.
+        let _ = self.sender.send(event);
     }
 
     /// Does something with the transport; what fails there ends the connection.
@@ -291,7 +291,7 @@ impl<C: Connector> Thread<'_, C> {
             log::error!("shard {}: the thread panicked; this is a bug", self.shared.id);
             self.transport.disconnect(None, Instant::now());
         }
-        if !reason.keeps_session() {
+        if reason != CloseReason::Suspended {
             self.shared.ledger.end();
         }
         let stage = Stage::Stopped(reason);
@@ -305,8 +305,7 @@ impl<C: Connector> Thread<'_, C> {
             orders.clear();
         }
         log::info!("shard {}: stopped: {reason}", self.shared.id);
-        // With no receiver left, the handle is where the reason is seen.
-        self.outlet.send(Event::of_shard(self.shared.id, EventKind::Closed(reason)));
+        self.emit(Event::of_shard(self.shared.id, EventKind::Closed(reason)));
         drop(self.ticket.take());
         drop(self.permit.take());
         (self.context.on_stage)(self.shared.id, stage);
