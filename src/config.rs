@@ -382,6 +382,10 @@ mod tests {
         assert!(refused(scaled().gateway_url("wss://gateway-us-east1-b.discord.gg")).contains("simulators"));
         scaled().gateway_url("wss://localhost:1").validate().unwrap();
         scaled().rest_url("http://127.0.0.1:1/api/v10").validate().unwrap();
+        let mismatch = |config: &Config, gateway| config.validate_gateway(gateway).unwrap_err().to_string();
+        let proxied = scaled().rest_url("http://127.0.0.1:1/api/v10");
+        assert!(mismatch(&proxied, "wss://gateway.discord.gg").contains("simulators"), "whoever names the gateway");
+        assert!(mismatch(&config(), "ws://gateway.discord.gg").contains("wss://"), "named over https");
         let mut endless = config();
         endless.timing.hello_timeout = Duration::MAX;
         assert!(refused(endless).contains("timing"));

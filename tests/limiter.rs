@@ -229,6 +229,21 @@ fn new_values_let_waiters_in() {
 }
 
 #[test]
+fn a_limiter_is_told_limits_only_by_discord() {
+    let limit = Arc::new(SessionLimit::with_timing(
+        Limits { remaining: 3, reset_after: PATIENCE, ..limits(1) },
+        &timing(),
+        ReleaseAfter::Identify,
+    ));
+    let gateway = gateway().start().unwrap();
+    let shared = || config(&gateway).plan(Plan::Total(1)).limiter(Arc::clone(&limit) as _);
+    drop(ready(shared().gateway_url(gateway.url())));
+    assert_eq!(limit.remaining(), 2, "nobody was asked");
+    drop(ready(shared()));
+    assert_eq!(limit.remaining(), 998, "/gateway/bot says 999, and one was used");
+}
+
+#[test]
 fn a_closed_limiter_stops_shards_with_a_reason() {
     let limit = Arc::new(scaled(1));
     limit.close();
