@@ -14,12 +14,13 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
     let manager = ready(config(&gateway));
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
-    for n in 0..60 {
+    for n in 0..60_u64 {
         gateway.chat(channel, &n.to_string()).unwrap();
         if n % 20 == 10 {
             fault(&gateway);
             gateway.chat(channel, "while it is away").unwrap();
-            assert!(gateway.wait_for(PATIENCE, |seen| seen.live.contains_key(&ONE)), "it comes back");
+            // Until the shard knows that it is back: a fault before that would be one more before the same resume.
+            eventually("it comes back", || manager.shard(ONE).unwrap().status().resumes == n / 20 + 1);
         }
     }
     let mut numbers = Vec::new();
@@ -37,7 +38,6 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
     }
     let away = numbers.iter().filter(|number| *number == "while it is away").count();
     assert_eq!(away, 3);
-    eventually("it counts three resumes", || manager.shard(ONE).unwrap().status().resumes == 3);
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
     gateway.assert_lawful();
 }
