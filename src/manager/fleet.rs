@@ -93,7 +93,7 @@ impl Fleet {
 
     /// A shard tells where it stands, on its own thread.
     pub(super) fn handle_stage(&self, shard: ShardId, stage: Stage) {
-        let is_last = {
+        let was_opening = {
             let mut state = self.state.lock();
             if let Some(slot) = state.shards.get_mut(&shard) {
                 slot.stage = stage;
@@ -103,7 +103,7 @@ impl Fleet {
             matches!(stage, Stage::Stopped(CloseReason::Discord(_))) && state.sender.take().is_some()
         };
         self.changed.notify_all();
-        if is_last {
+        if was_opening {
             log::error!("no more shards are opened: shard {shard} {stage}");
         }
     }
