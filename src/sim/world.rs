@@ -217,7 +217,7 @@ impl World {
         match op {
             Some(1) => {
                 self.record(now, connection, Action::Heartbeat(data.as_u64()));
-                if data.as_u64() > Some(self.last_sequence(connection)) {
+                if self.last_sequence(connection).is_some_and(|last| data.as_u64() > Some(last)) {
                     let rule = format!("a heartbeat has the last sequence received, not {data}");
                     self.violation(now, connection, rule);
                 }
@@ -670,10 +670,11 @@ impl World {
         self.sessions.iter().filter(|(_, session)| session.shard == shard).map(|(id, _)| id.clone()).collect()
     }
 
-    /// The last sequence that a connection's session was given.
-    fn last_sequence(&self, connection: usize) -> u64 {
-        let session = self.connections.get(&connection).and_then(|client| client.session.as_ref());
-        session.and_then(|id| self.sessions.get(id)).map_or(0, |session| session.sequence)
+    /// The last sequence that a connection's session was given; `None` while it has none, though its client may be about
+    /// to resume one.
+    fn last_sequence(&self, connection: usize) -> Option<u64> {
+        let session = self.connections.get(&connection)?.session.as_ref()?;
+        self.sessions.get(session).map(|session| session.sequence)
     }
 
     fn longest_silence(&self) -> Duration {
