@@ -39,7 +39,13 @@ fn no_thread_and_no_descriptor_is_left() {
     for _ in 0..3 {
         round();
     }
-    eventually("all is as before", || footprint() == before);
+    // No more than before: what is before may still count a thread of the first round that has been joined already, which
+    // the system lists for a moment longer. Three rounds that each leave something leave more than that.
+    let is_as_before = || {
+        let (threads, descriptors) = footprint();
+        threads <= before.0 && descriptors <= before.1
+    };
+    eventually("all is as before", is_as_before);
 
     let limit = Arc::new(SessionLimit::with_timing(Limits::default(), &Timing::scaled(0.01), ReleaseAfter::Identify));
     let mut permit = limit.enter(ShardId::ONE).unwrap();
@@ -47,5 +53,5 @@ fn no_thread_and_no_descriptor_is_left() {
     let waiting = limit.request(ShardId::ONE, Box::new(|| {}));
     drop(limit);
     drop((permit, waiting));
-    eventually("the limit's thread has ended", || footprint() == before);
+    eventually("the limit's thread has ended", is_as_before);
 }
