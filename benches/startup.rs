@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let identifies: Vec<Duration> = seen
             .records
             .iter()
-            .filter(|record| record.action == sim::Action::Identify)
+            .filter(|record| matches!(record.action, sim::Action::Identify(_)))
             .map(|record| record.at - start)
             .collect();
         println!(

@@ -77,13 +77,13 @@ fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
 
     let (reconnected, cut, invalidated) = (shard(1)?, shard(2)?, shard(3)?);
     println!("--- shard {reconnected} is asked to reconnect (op 7)");
-    gateway.reconnect(reconnected);
+    gateway.inject(reconnected, sim::Fault::Reconnect);
     until("it resumes", || status(reconnected).is_some_and(|status| status.resumes == 1))?;
     println!("--- shard {cut} is cut off");
-    gateway.cut(cut);
+    gateway.inject(cut, sim::Fault::Cut);
     until("it resumes", || status(cut).is_some_and(|status| status.resumes == 1))?;
     println!("--- the session of shard {invalidated} is declared invalid (op 9 false): it has to identify again");
-    gateway.invalidate(invalidated, false);
+    gateway.inject(invalidated, sim::Fault::InvalidSession { resumable: false });
     until("it is back", || {
         status(invalidated).is_some_and(|status| status.identifies == 2 && status.stage == Stage::Ready)
     })?;
@@ -272,7 +272,8 @@ impl Bot {
 /// When the shards identified, and how far apart those of a key were.
 fn show_identifies(gateway: &sim::Gateway) {
     let seen = gateway.observed();
-    let identifies: Vec<_> = seen.records.iter().filter(|record| record.action == sim::Action::Identify).collect();
+    let identifies: Vec<_> =
+        seen.records.iter().filter(|record| matches!(record.action, sim::Action::Identify(_))).collect();
     let Some(first) = identifies.first().map(|record| record.at) else { return };
     for key in 0..2 {
         let of_key: Vec<String> = identifies

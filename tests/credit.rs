@@ -4,6 +4,7 @@ mod common;
 
 use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use serde_json::Value;
+use threadcord::sim::Fault;
 use threadcord::sim::{Action, Gateway};
 use threadcord::{EventKind, ShardId};
 
@@ -109,7 +110,7 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
     while !matches!(held.last().map(threadcord::Event::kind), Some(EventKind::Stalled { .. })) {
         held.push(events.next_timeout(PATIENCE).unwrap());
     }
-    gateway.cut(ShardId::ONE);
+    gateway.inject(ShardId::ONE, Fault::Cut);
     let closed = |record: &threadcord::sim::Record| matches!(record.action, Action::Closed(_));
     assert!(gateway.wait_for(PATIENCE, |seen| seen.records.iter().any(closed)));
     let mut numbers = Vec::new();

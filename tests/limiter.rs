@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use threadcord::limit::{
     Granter, IdentifyLimiter, LimitError, Limits, ReleaseAfter, Report, SessionLimit, Ticket, Unlimited, Wake, contract,
 };
+use threadcord::sim::{Fault, Target};
 use threadcord::{CloseReason, Plan, ShardId, ShardManager, Stage, Timing};
 
 fn limits(keys: u32) -> Limits {
@@ -262,7 +263,7 @@ fn a_connection_that_dies_in_the_queue_leaks_no_permit() {
     let manager = ShardManager::start(config(&gateway).plan(Plan::Total(2)).limiter(Arc::clone(&limit) as _)).unwrap();
     eventually("both wait for their turn", || limit.waiting() == 2);
     // They have not identified, so the gateway knows them by their connections alone.
-    gateway.cut_all();
+    gateway.inject(Target::All, Fault::Cut);
     eventually("both are away", || {
         manager.shards().iter().all(|shard| shard.status().connects >= 2) && limit.waiting() == 2
     });

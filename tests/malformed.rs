@@ -3,7 +3,7 @@
 mod common;
 
 use common::{PATIENCE, config, eventually, gateway, ready};
-use threadcord::sim::{Action, Observed};
+use threadcord::sim::{Action, Answer, Fault, Observed};
 use threadcord::{CloseReason, Compression, ShardId, ShardManager};
 
 const ONE: ShardId = ShardId::ONE;
@@ -53,10 +53,11 @@ fn greetings() {
         r#"{"op":10,"d":null}"#,
     ] {
         let gateway = gateway().start().unwrap();
-        gateway.greet_with(Some(greeting));
+        for _ in 0..3 {
+            gateway.inject(ONE, Fault::Hello(Answer::Payload(greeting.into())));
+        }
         let manager = ShardManager::start(config(&gateway)).unwrap();
         assert!(gateway.wait_for(PATIENCE, |seen| connects(seen) >= 3), "{greeting}");
-        gateway.greet_with(None);
         manager.wait_ready(PATIENCE).unwrap();
         // With backoff: a shard that spun would have connected thousands of times.
         assert!(connects(&gateway.observed()) < 50, "{greeting}");
@@ -67,7 +68,8 @@ fn greetings() {
 #[test]
 fn ready_without_a_session() {
     let gateway = gateway().start().unwrap();
-    gateway.answer_with(1, r#"{"t":"READY","s":1,"op":0,"d":{"v":10,"user":{"id":"1"},"guilds":[]}}"#);
+    let answer = r#"{"t":"READY","s":1,"op":0,"d":{"v":10,"user":{"id":"1"},"guilds":[]}}"#;
+    gateway.inject(ONE, Fault::Identify(Answer::Payload(answer.into())));
     let manager = ready(config(&gateway));
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
     gateway.assert_lawful();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
-use threadcord::sim::{Action, Gateway};
+use threadcord::sim::{Action, Answer, Fault, Gateway, ResumeUrl};
 use threadcord::{CloseCode, CloseReason, EventKind, Events, ShardId, ShardManager};
 
 const ONE: ShardId = ShardId::ONE;
@@ -54,22 +54,22 @@ fn ended(gateway: &Gateway, act: impl FnOnce()) {
 
 #[test]
 fn after_a_cut() {
-    nothing_is_lost(|gateway| ended(gateway, || gateway.cut(ONE)));
+    nothing_is_lost(|gateway| ended(gateway, || gateway.inject(ONE, Fault::Cut)));
 }
 
 #[test]
 fn after_op_7() {
-    nothing_is_lost(|gateway| ended(gateway, || gateway.reconnect(ONE)));
+    nothing_is_lost(|gateway| ended(gateway, || gateway.inject(ONE, Fault::Reconnect)));
 }
 
 #[test]
 fn after_op_9_that_allows_it() {
-    nothing_is_lost(|gateway| ended(gateway, || gateway.invalidate(ONE, true)));
+    nothing_is_lost(|gateway| ended(gateway, || gateway.inject(ONE, Fault::InvalidSession { resumable: true })));
 }
 
 #[test]
 fn after_a_close_that_allows_it() {
-    nothing_is_lost(|gateway| ended(gateway, || gateway.close(ONE, 4000)));
+    nothing_is_lost(|gateway| ended(gateway, || gateway.inject(ONE, Fault::Close(4000))));
 }
 
 #[test]
@@ -100,12 +100,15 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: CloseReason) {
 
 #[test]
 fn op_9_false_starts_a_new_session() {
-    session_is_lost(|gateway| gateway.invalidate(ONE, false), CloseReason::InvalidSession { resumable: false });
+    session_is_lost(
+        |gateway| gateway.inject(ONE, Fault::InvalidSession { resumable: false }),
+        CloseReason::InvalidSession { resumable: false },
+    );
 }
 
 #[test]
 fn close_4009_starts_a_new_session() {
-    session_is_lost(|gateway| gateway.close(ONE, 4009), CloseReason::Discord(CloseCode(4009)));
+    session_is_lost(|gateway| gateway.inject(ONE, Fault::Close(4009)), CloseReason::Discord(CloseCode(4009)));
 }
 
 #[test]
@@ -113,8 +116,8 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let events = manager.events();
-    gateway.answer_with(1, r#"{"op":9,"d":false}"#);
-    gateway.cut(ONE);
+    gateway.inject(ONE, Fault::Resume(Answer::InvalidSession { resumable: false }));
+    gateway.inject(ONE, Fault::Cut);
     next(&events, |event| matches!(event.kind(), EventKind::SessionLost(_)));
     manager.wait_ready(PATIENCE).unwrap();
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
@@ -124,7 +127,9 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
 #[test]
 fn op_9_to_an_identify_goes_back_into_the_queue() {
     let gateway = gateway().start().unwrap();
-    gateway.answer_with(2, r#"{"op":9,"d":false}"#);
+    for _ in 0..2 {
+        gateway.inject(ONE, Fault::Identify(Answer::InvalidSession { resumable: false }));
+    }
     let manager = ready(config(&gateway));
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 3);
     gateway.assert_lawful();
@@ -133,17 +138,12 @@ fn op_9_to_an_identify_goes_back_into_the_queue() {
 #[test]
 fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
     let gateway = gateway().start().unwrap();
-    gateway.greet_with(Some(r#"{"op":7,"d":null}"#));
-    gateway.answer_with(1, r#"{"op":7,"d":null}"#);
+    gateway.inject(ONE, Fault::Hello(Answer::Reconnect));
+    gateway.inject(ONE, Fault::Identify(Answer::Reconnect));
     let manager = ShardManager::start(config(&gateway)).unwrap();
-    let connects = |seen: &threadcord::sim::Observed| {
-        seen.records.iter().filter(|record| record.action == Action::Connected).count()
-    };
-    assert!(gateway.wait_for(PATIENCE, |seen| connects(seen) >= 2));
-    assert!(gateway.observed().live.is_empty());
-    gateway.greet_with(None);
-    manager.wait_ready(PATIENCE).unwrap();
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
+    next(&manager.events(), |event| matches!(event.kind(), EventKind::Ready));
+    let status = manager.shard(ONE).unwrap().status();
+    assert_eq!((status.connects, status.identifies), (3, 2));
     gateway.assert_lawful();
 }
 
@@ -152,9 +152,9 @@ fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
     // Nothing listens on port 1; and a host that is not the gateway's never gets the token.
     for url in ["ws://127.0.0.1:1", "wss://evil.example", "no url"] {
         let gateway = gateway().start().unwrap();
-        gateway.resume_url(url);
+        gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url.into())));
         let manager = ready(config(&gateway));
-        gateway.cut(ONE);
+        gateway.inject(ONE, Fault::Cut);
         eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
         gateway.assert_lawful();
     }
@@ -168,9 +168,8 @@ fn a_zombied_connection_is_dropped_and_resumed() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway));
-    gateway.acknowledge(false);
+    gateway.inject(ONE, Fault::NoAck);
     eventually("it is noticed", || manager.shard(ONE).unwrap().status().last_disconnect == Some(CloseReason::Zombied));
-    gateway.acknowledge(true);
     eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes >= 1);
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
     eventually("there is a latency", || manager.shard(ONE).unwrap().latency().is_some());
@@ -180,7 +179,7 @@ fn a_zombied_connection_is_dropped_and_resumed() {
 fn a_heartbeat_that_is_asked_for_comes_at_once() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    gateway.request_heartbeat(ONE);
+    gateway.inject(ONE, Fault::HeartbeatRequest);
     let beat = |seen: &threadcord::sim::Observed| {
         seen.records.iter().any(|record| matches!(record.action, Action::Heartbeat(Some(1))))
     };
@@ -194,11 +193,11 @@ fn commands_survive_a_cut() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let handle = manager.shard(ONE).unwrap();
-    gateway.cut(ONE);
+    gateway.inject(ONE, Fault::Cut);
     eventually("it is away", || handle.status().last_disconnect.is_some());
-    handle.send(&serde_json::json!({"op": 4, "d": {"guild_id": "1"}})).unwrap();
+    handle.send(&serde_json::json!({"op": 31, "d": {"guild_ids": []}})).unwrap();
     let arrived = |seen: &threadcord::sim::Observed| {
-        seen.records.iter().any(|record| matches!(&record.action, Action::Command(payload) if payload["op"] == 4))
+        seen.records.iter().any(|record| matches!(record.action, Action::Command { op: 31, .. }))
     };
     assert!(gateway.wait_for(PATIENCE, arrived));
     gateway.assert_lawful();
@@ -210,8 +209,8 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
     let manager = ready(config(&gateway));
     let events: Events = manager.events();
     let reason = CloseReason::Discord(CloseCode(4014));
-    gateway.close(shard(0, 2), 4014);
-    gateway.close(shard(1, 2), 4014);
+    gateway.inject(shard(0, 2), Fault::Close(4014));
+    gateway.inject(shard(1, 2), Fault::Close(4014));
     let closed: Vec<_> = events.filter(|event| matches!(event.kind(), EventKind::Closed(_))).collect();
     assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
     for id in [shard(0, 2), shard(1, 2)] {

@@ -5,6 +5,7 @@ mod common;
 use common::{config, eventually, gateway, ready};
 use log::{LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
+use threadcord::sim::Fault;
 use threadcord::{Compression, ShardId};
 
 /// Keeps every line.
@@ -30,7 +31,7 @@ fn no_line_shows_the_token() {
     log::set_max_level(LevelFilter::Trace);
     let gateway = gateway().guilds(1).tls(true).start().unwrap();
     let manager = ready(config(&gateway).compression(Compression::None));
-    gateway.cut(ShardId::ONE);
+    gateway.inject(ShardId::ONE, Fault::Cut);
     eventually("it resumes", || manager.shard(ShardId::ONE).unwrap().status().resumes == 1);
     manager.handle().rest().current_application().unwrap();
     manager.close();

@@ -1,44 +1,70 @@
 //! A simulated gateway to test bots on: Discord's rules, over real sockets, on this machine.
 //!
 //! ```
+//! use std::time::Duration;
 //! use threadcord::{Config, Intents, ShardManager, Timing, Token, sim};
 //!
-//! let gateway = sim::Gateway::builder().shards(2).guilds(5).time_scale(0.01).start()?;
-//! let config = Config::new(Token::new(gateway.token())?, Intents::default())
+//! let gateway = sim::Gateway::builder().guilds(1).time_scale(0.01).start()?;
+//! let config = Config::new(Token::new(gateway.token())?, Intents::default() | Intents::MESSAGE_CONTENT)
 //!     .rest_url(gateway.rest_url())
 //!     .timing(Timing::scaled(0.01));
+//!
+//! // The bot.
 //! let manager = ShardManager::start(config)?;
-//! let events = manager.events();
-//! let created = events.filter(|event| event.name() == "GUILD_CREATE").take(5).count();
-//! assert_eq!(created, 5);
+//! let (handle, events) = (manager.handle(), manager.events());
+//! std::thread::spawn(move || {
+//!     for event in events.filter(|event| event.name() == "MESSAGE_CREATE") {
+//!         let Ok(message) = event.dispatch().unwrap().decode::<serde_json::Value>() else { continue };
+//!         if message["content"] == "!ping" {
+//!             let path = format!("/channels/{}/messages", message["channel_id"].as_str().unwrap());
+//!             handle.rest().call("POST", &path, Some(&serde_json::json!({"content": "pong"}))).unwrap();
+//!         }
+//!     }
+//! });
+//!
+//! // Its test.
+//! let general = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+//! gateway.expect("the shard gets ready", Duration::from_secs(10), |seen| seen.live.len() == 1);
+//! gateway.chat(general, "!ping")?;
+//! gateway.expect("it answers", Duration::from_secs(10), |seen| seen.posts(general).any(|text| text == "pong"));
 //! gateway.assert_lawful();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! One thread serves the gateway (`ws` or `wss`) and its HTTP interface on one port. What it does is decided by a pure
 //! core that shares no code with the library it judges: who breaks one of Discord's rules is answered as Discord
-//! answers, and the violation is recorded.
+//! answers, and the violation is recorded. Whatever can go wrong with a connection is a [`Fault`], to be
+//! [injected](Gateway::inject) now, later, or by chance. The program `gateway-sim` is the same for bots in any language.
+//!
+//! What it leaves out: voice, the encoding `etf`, and most of the HTTP interface.
 
+mod builder;
 mod certificate;
 mod encoder;
+mod fault;
+mod observed;
 mod payloads;
 mod server;
+mod traffic;
 mod world;
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 use tungstenite::Message;
 
+pub use self::builder::{Builder, StartError};
 use self::certificate::Certificates;
+pub use self::fault::{Answer, Fault, FaultError, RestFault, ResumeUrl, TlsFault, UpgradeFault};
+pub use self::observed::{Action, Dispatched, EmitError, Observed, Record, Strike, Violation, digest};
+pub use self::traffic::EVENT_NAMES;
 use self::world::World;
-use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
 /// A running gateway. Dropping it stops it.
@@ -57,247 +83,51 @@ struct Shared {
     waker: mio::Waker,
 }
 
-/// The settings of a [`Gateway`].
-#[derive(Clone, Debug)]
-pub struct Builder {
-    settings: Settings,
-    guilds: u32,
-    tls: bool,
-}
-
-/// The rules and limits of a world.
-#[derive(Clone, Debug)]
-struct Settings {
-    token: String,
-    shards: u32,
-    max_concurrency: u32,
-    session_starts: u32,
-    session_starts_left: u32,
-    reset_after: Duration,
-    time_scale: f64,
-    heartbeat_interval: Duration,
-    ready_delay: Duration,
-    allowed_intents: Intents,
-    guilds_per_shard: usize,
-    activity: f64,
-    seed: u64,
-}
-
-/// What clients did, and which rules they broke.
-#[derive(Clone, Debug, Default)]
+/// Whom a [`Fault`] strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Observed {
-    /// What clients did, in order.
-    pub records: Vec<Record>,
-    /// The rules that clients broke, in order.
-    pub violations: Vec<Violation>,
-    /// Shards whose session is live: connected, and past READY or RESUMED.
-    pub live: BTreeMap<ShardId, usize>,
-    /// Sessions that Discord's rules ended while their client wanted to go on.
-    pub sessions_lost: usize,
-    /// The last sequence that each session was given.
-    pub sequences: BTreeMap<String, u64>,
+pub enum Target {
+    /// The connections of a shard; for faults that wait, its next handshake, where its shard is known by then (IDENTIFY,
+    /// RESUME, and what follows them) and else the next of anybody.
+    Shard(ShardId),
+    /// Every connection, those too that have not said which shard they are.
+    All,
+    /// One connection, by chance.
+    Any,
 }
 
-/// Something that a client did.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Record {
-    /// When.
-    pub at: Instant,
-    /// Which of the connections since the start.
-    pub connection: usize,
-    /// The shard, once it is known.
-    pub shard: Option<ShardId>,
-    /// What.
-    pub action: Action,
-}
-
-/// What a client can do.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Action {
-    /// It connected and was greeted.
-    Connected,
-    /// It identified.
-    Identify,
-    /// It resumed a session from a sequence.
-    Resume {
-        /// The session.
-        session: String,
-        /// The last sequence that it has seen.
-        sequence: u64,
-    },
-    /// It sent a heartbeat with its last sequence.
-    Heartbeat(Option<u64>),
-    /// It sent something else.
-    Command(Value),
-    /// It closed the connection with a code, or it was cut.
-    Closed(Option<u16>),
-}
-
-/// A rule that a client broke.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Violation {
-    /// When.
-    pub at: Instant,
-    /// The shard, once it is known.
-    pub shard: Option<ShardId>,
-    /// Which rule, in words.
-    pub rule: String,
-}
-
-/// Why an event cannot be emitted.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EmitError {
-    /// There is no such guild.
-    #[error("there is no guild {0}: `guild_ids` lists them")]
-    UnknownGuild(u64),
-    /// There is no such channel.
-    #[error("there is no channel {0}: `channel_of` tells a guild's")]
-    UnknownChannel(u64),
-    /// An event's data is an object.
-    #[error("the data of {0} is not a JSON object")]
-    NotAnObject(String),
-}
-
-impl Builder {
-    /// How many shards `/gateway/bot` recommends. Default: 1.
-    pub fn shards(mut self, shards: u32) -> Self {
-        self.settings.shards = shards;
-        self
-    }
-
-    /// How many shards may identify at once. Default: 1.
-    pub fn max_concurrency(mut self, max_concurrency: u32) -> Self {
-        self.settings.max_concurrency = max_concurrency;
-        self
-    }
-
-    /// How many guilds the bot is in, spread over all shards. Default: 0.
-    pub fn guilds(mut self, guilds: u32) -> Self {
-        self.guilds = guilds;
-        self
-    }
-
-    /// Whether to serve `wss` and `https` with a certificate of [`Gateway::root_certificate`]. Default: no.
-    pub fn tls(mut self, tls: bool) -> Self {
-        self.tls = tls;
-        self
-    }
-
-    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. The client needs the same scale
-    /// (`Timing::scaled`), or it identifies too early. Default: 1.
-    pub fn time_scale(mut self, factor: f64) -> Self {
-        self.settings.time_scale = factor;
-        self
-    }
-
-    /// The heartbeat interval before scaling. Default: 41.25 s.
-    pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
-        self.settings.heartbeat_interval = interval;
-        self
-    }
-
-    /// How long READY takes, not scaled. Default: at once.
-    pub fn ready_delay(mut self, delay: Duration) -> Self {
-        self.settings.ready_delay = delay;
-        self
-    }
-
-    /// IDENTIFYs a day, how many of them are left, and when there are more, not scaled. Default: 1000, 1000, 24 h.
-    pub fn session_starts(mut self, total: u32, left: u32, reset_after: Duration) -> Self {
-        self.settings.session_starts = total;
-        self.settings.session_starts_left = left;
-        self.settings.reset_after = reset_after;
-        self
-    }
-
-    /// The intents that the bot may use; others are answered with 4014. Default: all.
-    pub fn allowed_intents(mut self, intents: Intents) -> Self {
-        self.settings.allowed_intents = intents;
-        self
-    }
-
-    /// How many guilds a shard may hold before 4011. Default: 2500.
-    pub fn guilds_per_shard(mut self, guilds: usize) -> Self {
-        self.settings.guilds_per_shard = guilds;
-        self
-    }
-
-    /// Events a second that the guilds bring forth by themselves, in all. Default: 0.
-    pub fn activity(mut self, events_per_second: f64) -> Self {
-        self.settings.activity = events_per_second;
-        self
-    }
-
-    /// What chance starts from. Default: 0.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.settings.seed = seed;
-        self
-    }
-
-    /// Starts it on a free port of the loopback interface.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if there are no shards, `max_concurrency` is 0, or the time scale or the activity is
-    /// no positive number.
-    pub fn start(self) -> io::Result<Gateway> {
-        let Settings { shards, max_concurrency, time_scale, activity, .. } = self.settings;
-        let wrong = match () {
-            () if shards == 0 => "`shards` is 0; allowed: at least 1".into(),
-            () if max_concurrency == 0 => "`max_concurrency` is 0; allowed: at least 1".into(),
-            () if !(time_scale.is_finite() && time_scale > 0.0) => {
-                format!("`time_scale` is {time_scale}; allowed: above 0")
-            }
-            () if !(activity.is_finite() && activity >= 0.0) => format!("`activity` is {activity}; allowed: 0 or more"),
-            () => String::new(),
-        };
-        if !wrong.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
-        }
-        Gateway::start(self)
+impl From<ShardId> for Target {
+    fn from(shard: ShardId) -> Self {
+        Self::Shard(shard)
     }
 }
 
 impl Gateway {
     /// A gateway with one shard and no guilds, to begin with.
     pub fn builder() -> Builder {
-        let settings = Settings {
-            token: "MTAwMDAwMDAwMDAwMDAwMDAw.c2lt.c2ltdWxhdGVkLXRva2VuLW9mLW5vLXZhbHVl".into(),
-            shards: 1,
-            max_concurrency: 1,
-            session_starts: 1000,
-            session_starts_left: 1000,
-            reset_after: Duration::from_secs(24 * 60 * 60),
-            time_scale: 1.0,
-            heartbeat_interval: Duration::from_millis(41_250),
-            ready_delay: Duration::ZERO,
-            allowed_intents: Intents::all(),
-            guilds_per_shard: 2500,
-            activity: 0.0,
-            seed: 0,
-        };
-        Builder { settings, guilds: 0, tls: false }
+        Builder::new()
     }
 
-    fn start(builder: Builder) -> io::Result<Self> {
-        let listener = mio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    fn start(builder: Builder) -> Result<Self, StartError> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, builder.port));
+        let listener = mio::net::TcpListener::bind(address).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => StartError::PortInUse(builder.port),
+            _ => error.into(),
+        })?;
         let address = listener.local_addr()?;
         let certificates = builder.tls.then(Certificates::new).transpose()?;
+        let root_certificate = certificates.as_ref().map(|certificates| certificates.root.clone());
         let scheme = if builder.tls { "wss" } else { "ws" };
         let token = builder.settings.token.clone();
-        let mut world = World::new(Instant::now(), builder.settings, format!("{scheme}://{address}"));
+        // A clock before 1970 is a clock that is not set.
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut world = World::new(Instant::now(), unix, builder.settings, format!("{scheme}://{address}"));
         world.add_guilds(builder.guilds);
 
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), server::WAKE)?;
         let shared = Arc::new(Shared { world: Mutex::new(world), changed: Condvar::new(), waker });
-        let (acceptor, root_certificate) =
-            certificates.map(|certificates| (certificates.acceptor, certificates.root)).unzip();
-        let server = server::Server::new(poll, listener, acceptor, Arc::clone(&shared))?;
+        let server = server::Server::new(poll, listener, certificates, Arc::clone(&shared))?;
         let thread = std::thread::Builder::new().name("sim-gateway".into()).spawn(move || server.run())?;
         Ok(Self { shared, address, token, root_certificate, thread: Some(thread) })
     }
@@ -330,53 +160,55 @@ impl Gateway {
 
     /// The text channel of a guild.
     pub fn channel_of(&self, guild_id: u64) -> Option<u64> {
-        self.shared.world.lock().channel_of(guild_id)
+        self.shared.world.lock().guild(guild_id).map(payloads::Guild::channel)
     }
 
-    /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose intents want it. Before a
-    /// shard has a session nobody hears of it: wait for [`Observed::live`] first.
-    pub fn emit(&self, guild_id: Option<u64>, name: &str, data: &Value) -> Result<(), EmitError> {
+    /// The channel in which somebody writes to the bot directly.
+    pub fn direct_channel(&self) -> u64 {
+        payloads::DIRECT_CHANNEL
+    }
+
+    /// Puts the bot into more guilds.
+    pub fn add_guilds(&self, count: u32) {
+        self.change(|world, _| world.add_guilds(count));
+    }
+
+    /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose intents want it. Returns how
+    /// many sessions that were: 0 as long as none has started, and then nobody hears of it.
+    pub fn emit(&self, guild_id: Option<u64>, name: &str, data: &Value) -> Result<usize, EmitError> {
         self.change(|world, _| world.emit(guild_id, name, data))
     }
 
     /// Somebody writes a message in a channel. Returns its id.
     pub fn chat(&self, channel_id: u64, text: &str) -> Result<u64, EmitError> {
-        self.change(|world, _| world.chat(channel_id, text))
+        self.change(|world, now| world.chat(now, channel_id, text))
     }
 
-    /// Asks a shard to reconnect (op 7).
-    pub fn reconnect(&self, shard: ShardId) {
-        self.change(|world, _| world.reconnect(shard));
+    /// Somebody uses a command of the bot's in a channel of a guild; `options` is an array of the command's options, or null.
+    /// Returns the interaction's id. The bot has 3 s to answer it.
+    pub fn interact(&self, channel_id: u64, command: &str, options: &Value) -> Result<u64, EmitError> {
+        self.change(|world, now| world.interact(now, channel_id, command, options))
     }
 
-    /// Declares a shard's session invalid (op 9), resumable or not.
-    pub fn invalidate(&self, shard: ShardId, resumable: bool) {
-        self.change(|world, _| world.invalidate(shard, resumable));
+    /// Lets a fault happen: now to connections, or at the next handshake if it is one that waits.
+    pub fn inject(&self, target: impl Into<Target>, fault: Fault) {
+        self.change(|world, now| world.inject(now, target.into(), fault));
     }
 
-    /// Cuts a shard's connection without a close frame.
-    pub fn cut(&self, shard: ShardId) {
-        self.change(|world, _| world.cut(shard));
+    /// Lets a fault happen after a delay, which is not scaled.
+    pub fn inject_after(&self, delay: Duration, target: impl Into<Target>, fault: Fault) {
+        self.change(|world, now| world.inject_after(now, delay, target.into(), fault));
     }
 
-    /// Cuts every connection, those too that have not said which shard they are.
-    pub fn cut_all(&self) {
-        self.change(|world, _| world.cut_all());
-    }
-
-    /// Closes a shard's connection with a code.
-    pub fn close(&self, shard: ShardId, code: u16) {
-        self.change(|world, now| world.close(now, shard, code));
-    }
-
-    /// Asks a shard for a heartbeat (op 1).
-    pub fn request_heartbeat(&self, shard: ShardId) {
-        self.change(|world, _| world.send_raw(shard, r#"{"op":1,"d":null}"#));
-    }
-
-    /// Sends a shard any text as a text message, past its compression.
-    pub fn send_text(&self, shard: ShardId, text: &str) {
-        self.change(|world, _| world.send_message(shard, &Message::text(text)));
+    /// From now on faults of these happen by chance, so many a second on average, each to a connection by chance. A rate of 0
+    /// ends it, and forgets all that still wait for a handshake. [`Fault::all`] has one of each kind.
+    ///
+    /// # Panics
+    /// If the rate is negative or no number.
+    pub fn random_faults(&self, per_second: f64, faults: impl IntoIterator<Item = Fault>) {
+        assert!(per_second >= 0.0, "`per_second` is {per_second}; allowed: 0 or more");
+        let faults = faults.into_iter().collect();
+        self.change(|world, now| world.set_random_faults(now, per_second, faults));
     }
 
     /// Sends a shard any payload, whatever it is, in its compression.
@@ -384,35 +216,32 @@ impl Gateway {
         self.change(|world, _| world.send_raw(shard, text));
     }
 
+    /// Sends a shard any text as a text message, past its compression.
+    pub fn send_text(&self, shard: ShardId, text: &str) {
+        self.change(|world, _| world.send_message(shard, &Message::text(text)));
+    }
+
     /// Sends a shard any bytes as a binary message, past its compression.
     pub fn send_bytes(&self, shard: ShardId, bytes: &[u8]) {
         self.change(|world, _| world.send_message(shard, &Message::binary(bytes.to_vec())));
     }
 
-    /// Whether heartbeats of all shards are answered. They are, to begin with.
-    pub fn acknowledge(&self, acknowledge: bool) {
-        self.change(|world, _| world.acknowledge = acknowledge);
-    }
-
-    /// What the gateway says to the next connections in place of HELLO: nothing, or any text; the usual again after
-    /// `None`.
-    pub fn greet_with(&self, greeting: Option<&str>) {
-        self.change(|world, _| world.greeting = greeting.map(str::to_owned));
-    }
-
-    /// What the next `count` IDENTIFYs or RESUMEs are answered with, in place of what they should be.
-    pub fn answer_with(&self, count: usize, answer: &str) {
-        self.change(|world, _| world.answers.extend(std::iter::repeat_n(answer.to_owned(), count)));
-    }
-
-    /// The `resume_gateway_url` of the sessions that start from now on. Default: [`url`](Self::url).
-    pub fn resume_url(&self, url: &str) {
-        self.change(|world, _| url.clone_into(&mut world.resume_url));
-    }
-
     /// What clients did so far, and which rules they broke.
     pub fn observed(&self) -> Observed {
         self.shared.world.lock().observed.clone()
+    }
+
+    /// As [`observed`](Self::observed), since this was last called; records, violations and faults are forgotten by it. For
+    /// programs that run long.
+    pub fn drain(&self) -> Observed {
+        let observed = &mut self.shared.world.lock().observed;
+        let kept = Observed { records: Vec::new(), violations: Vec::new(), faults: Vec::new(), ..observed.clone() };
+        std::mem::replace(observed, kept)
+    }
+
+    /// Every event that sessions were given, in order, if [`Builder::keep_dispatches`] says so; RESUMED is not among them.
+    pub fn dispatches(&self) -> Vec<Dispatched> {
+        self.shared.world.lock().dispatches.clone()
     }
 
     /// Waits until something has been observed. Returns whether it was, in time.
@@ -425,6 +254,18 @@ impl Gateway {
             }
         }
         true
+    }
+
+    /// Waits until something has been observed.
+    ///
+    /// # Panics
+    /// If it is not, in time; with what was expected and what was last seen instead.
+    pub fn expect(&self, what: &str, timeout: Duration, condition: impl FnMut(&Observed) -> bool) {
+        if !self.wait_for(timeout, condition) {
+            let seen = self.observed();
+            let last = &seen.records[seen.records.len().saturating_sub(20)..];
+            panic!("not in {timeout:?}: {what}\nlive: {:?}\nlast seen: {last:#?}", seen.live);
+        }
     }
 
     /// Panics if a client broke a rule.
@@ -442,6 +283,12 @@ impl Gateway {
         // Without its thread nothing is served any more, and nobody has to be woken.
         let _ = self.shared.waker.wake();
         result
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("url", &self.url()).finish_non_exhaustive()
     }
 }
 

@@ -1,24 +1,66 @@
 //! What Discord's objects look like.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::{Value, json};
 
 use crate::shard_id::ShardId;
 
 /// Discord's epoch, in milliseconds since Unix's.
-const EPOCH: u64 = 1_420_070_400_000;
+pub(super) const EPOCH: u64 = 1_420_070_400_000;
 
 /// The bot's own user and application.
 pub(super) const BOT: u64 = 100_000_000_000_000_000;
 
-/// An id of its own for the n-th guild, with the shard of a guild changing from one to the next.
-pub(super) fn guild_id(n: u32) -> u64 {
-    ((1_600_000_000_000 - EPOCH + u64::from(n)) << 22) | 1
+/// Somebody who writes to the bot, and where.
+pub(super) const FRIEND: u64 = 100_000_000_000_000_101;
+pub(super) const DIRECT_CHANNEL: u64 = 100_000_000_000_000_201;
+
+const JOINED: &str = "2024-05-01T12:00:00.000000+00:00";
+
+/// A guild that the bot is in. Its other ids follow from its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guild {
+    pub(super) id: u64,
+    pub(super) members: u32,
+}
+
+impl Guild {
+    /// The n-th guild; the shard changes from one to the next.
+    pub(super) fn new(n: u32, members: u32) -> Self {
+        Self { id: ((1_600_000_000_000 - EPOCH + u64::from(n)) << 22) | 1, members }
+    }
+
+    pub(super) fn channel(self) -> u64 {
+        self.id + 1
+    }
+
+    pub(super) fn voice_channel(self) -> u64 {
+        self.id + 2
+    }
+
+    pub(super) fn role(self) -> u64 {
+        self.id + 3
+    }
+
+    pub(super) fn member(self, n: u32) -> u64 {
+        self.id + 1000 + u64::from(n)
+    }
+
+    pub(super) fn member_ids(self) -> impl Iterator<Item = u64> {
+        (0..self.members).map(move |n| self.member(n))
+    }
+}
+
+/// An instant of the world as Discord writes it.
+pub(super) fn timestamp(unix: Duration) -> String {
+    humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + unix).to_string().replace('Z', "+00:00")
 }
 
 pub(super) fn user(id: u64, bot: bool) -> Value {
     json!({
         "id": id.to_string(),
-        "username": if bot { "simulated bot".into() } else { format!("user{}", id % 1000) },
+        "username": if bot { "simulated bot".into() } else { username(id) },
         "discriminator": "0",
         "global_name": null,
         "avatar": null,
@@ -27,50 +69,114 @@ pub(super) fn user(id: u64, bot: bool) -> Value {
     })
 }
 
+pub(super) fn username(id: u64) -> String {
+    format!("user{}", id % 1_000_000)
+}
+
+pub(super) fn application(guilds: usize) -> Value {
+    json!({
+        "id": BOT.to_string(),
+        "name": "simulated application",
+        "icon": null,
+        "description": "",
+        "summary": "",
+        "bot_public": true,
+        "bot_require_code_grant": false,
+        "verify_key": "0000000000000000000000000000000000000000000000000000000000000000",
+        "flags": 0,
+        "team": null,
+        "owner": user(FRIEND, false),
+        "bot": user(BOT, true),
+        "approximate_guild_count": guilds,
+        "redirect_uris": [],
+        "interactions_endpoint_url": null,
+    })
+}
+
 pub(super) fn hello(interval_ms: u128) -> Value {
     json!({"op": 10, "s": null, "t": null, "d": {"heartbeat_interval": interval_ms, "_trace": ["sim"]}})
 }
 
-pub(super) fn ready(shard: ShardId, session: &str, resume_url: &str, guilds: &[u64]) -> Value {
-    let guilds: Vec<Value> = guilds.iter().map(|id| json!({"id": id.to_string(), "unavailable": true})).collect();
+pub(super) fn ready(shard: ShardId, session: &str, resume_url: &str, guilds: &[Guild]) -> Value {
+    let guilds: Vec<Value> =
+        guilds.iter().map(|guild| json!({"id": guild.id.to_string(), "unavailable": true})).collect();
+    let mut bot = user(BOT, true);
+    bot["verified"] = true.into();
+    bot["mfa_enabled"] = false.into();
+    bot["email"] = Value::Null;
+    bot["flags"] = 0.into();
     json!({
         "v": 10,
-        "user": user(BOT, true),
-        "guilds": guilds,
+        "user_settings": {},
+        "user": bot,
+        "session_type": "normal",
         "session_id": session,
         "resume_gateway_url": resume_url,
+        "relationships": [],
+        "private_channels": [],
+        "presences": [],
+        "guilds": guilds,
+        "guild_join_requests": [],
+        "geo_ordered_rtc_regions": [],
+        "auth": {},
         "shard": [shard.number(), shard.total()],
         "application": {"id": BOT.to_string(), "flags": 0},
+        "_trace": ["sim"],
     })
 }
 
-pub(super) fn guild(id: u64, channel: u64, members: &[u64]) -> Value {
-    let list: Vec<Value> = members.iter().map(|id| member(*id)).collect();
+/// A guild as `GUILD_CREATE` tells of it; `most` members of it are listed.
+pub(super) fn guild_create(guild: Guild, most: usize) -> Value {
+    let list: Vec<Value> = guild.member_ids().take(most).map(member).collect();
+    let mut data = guild_object(guild);
+    let rest = json!({
+        "joined_at": JOINED,
+        "large": guild.members as usize > most,
+        "unavailable": false,
+        "member_count": guild.members,
+        "voice_states": [],
+        "members": list,
+        "threads": [],
+        "presences": [],
+        "stage_instances": [],
+        "guild_scheduled_events": [],
+        "soundboard_sounds": [],
+        "channels": [text_channel(guild), voice_channel(guild)],
+    });
+    extend(&mut data, rest);
+    data
+}
+
+/// A guild without what only `GUILD_CREATE` has.
+pub(super) fn guild_object(guild: Guild) -> Value {
     json!({
-        "id": id.to_string(),
-        "name": format!("Guild {}", (id >> 22) % 100_000),
+        "id": guild.id.to_string(),
+        "name": format!("Guild {}", (guild.id >> 22) % 100_000),
         "icon": null,
         "splash": null,
         "discovery_splash": null,
         "banner": null,
         "description": null,
-        "owner_id": members.first().copied().unwrap_or(BOT).to_string(),
+        "owner_id": guild.member(0).to_string(),
+        "region": "deprecated",
         "afk_channel_id": null,
         "afk_timeout": 300,
         "application_id": null,
         "verification_level": 1,
         "default_message_notifications": 0,
         "explicit_content_filter": 0,
-        "emojis": [],
+        "emojis": [emoji(guild)],
         "stickers": [],
         "features": [],
         "mfa_level": 0,
-        "system_channel_id": channel.to_string(),
+        "system_channel_id": guild.channel().to_string(),
         "system_channel_flags": 0,
         "rules_channel_id": null,
         "public_updates_channel_id": null,
         "max_presences": null,
         "max_members": 500_000,
+        "max_video_channel_users": 25,
+        "max_stage_video_channel_users": 50,
         "vanity_url_code": null,
         "premium_tier": 0,
         "premium_subscription_count": 0,
@@ -78,28 +184,23 @@ pub(super) fn guild(id: u64, channel: u64, members: &[u64]) -> Value {
         "preferred_locale": "en-US",
         "nsfw_level": 0,
         "safety_alerts_channel_id": null,
-        "joined_at": "2024-05-01T12:00:00.000000+00:00",
-        "large": false,
-        "unavailable": false,
-        "member_count": members.len(),
-        "voice_states": [],
-        "members": list,
-        "threads": [],
-        "presences": [],
-        "stage_instances": [],
-        "guild_scheduled_events": [],
-        "roles": [everyone(id)],
-        "channels": [text_channel(channel, id)],
+        "roles": [everyone(guild), role(guild)],
     })
 }
 
-fn member(user_id: u64) -> Value {
+pub(super) fn member(user_id: u64) -> Value {
+    let mut data = json!({"user": user(user_id, user_id == BOT)});
+    extend(&mut data, member_without_user());
+    data
+}
+
+pub(super) fn member_without_user() -> Value {
     json!({
-        "user": user(user_id, false),
         "nick": null,
         "avatar": null,
+        "banner": null,
         "roles": [],
-        "joined_at": "2024-05-01T12:00:00.000000+00:00",
+        "joined_at": JOINED,
         "premium_since": null,
         "deaf": false,
         "mute": false,
@@ -109,15 +210,22 @@ fn member(user_id: u64) -> Value {
     })
 }
 
-fn everyone(guild_id: u64) -> Value {
+fn everyone(guild: Guild) -> Value {
+    let mut data = role(guild);
+    extend(&mut data, json!({"id": guild.id.to_string(), "name": "@everyone", "position": 0}));
+    data
+}
+
+pub(super) fn role(guild: Guild) -> Value {
     json!({
-        "id": guild_id.to_string(),
-        "name": "@everyone",
-        "color": 0,
+        "id": guild.role().to_string(),
+        "name": "friends of „quotes“ and \\",
+        "color": 3_447_003,
+        "colors": {"primary_color": 3_447_003, "secondary_color": null, "tertiary_color": null},
         "hoist": false,
         "icon": null,
         "unicode_emoji": null,
-        "position": 0,
+        "position": 1,
         "permissions": "2248473465835073",
         "managed": false,
         "mentionable": false,
@@ -125,11 +233,24 @@ fn everyone(guild_id: u64) -> Value {
     })
 }
 
-fn text_channel(id: u64, guild_id: u64) -> Value {
+pub(super) fn emoji(guild: Guild) -> Value {
     json!({
-        "id": id.to_string(),
+        "id": (guild.id + 4).to_string(),
+        "name": "crab",
+        "roles": [],
+        "user": user(guild.member(0), false),
+        "require_colons": true,
+        "managed": false,
+        "animated": false,
+        "available": true,
+    })
+}
+
+pub(super) fn text_channel(guild: Guild) -> Value {
+    json!({
+        "id": guild.channel().to_string(),
         "type": 0,
-        "guild_id": guild_id.to_string(),
+        "guild_id": guild.id.to_string(),
         "name": "general",
         "topic": "everything — ünïcode \"quoted\"",
         "position": 0,
@@ -142,14 +263,44 @@ fn text_channel(id: u64, guild_id: u64) -> Value {
     })
 }
 
-pub(super) fn message(id: u64, guild_id: u64, channel_id: u64, author: &Value, text: &str) -> Value {
+pub(super) fn voice_channel(guild: Guild) -> Value {
+    json!({
+        "id": guild.voice_channel().to_string(),
+        "type": 2,
+        "guild_id": guild.id.to_string(),
+        "name": "talk",
+        "position": 1,
+        "permission_overwrites": [],
+        "nsfw": false,
+        "bitrate": 64_000,
+        "user_limit": 0,
+        "rtc_region": null,
+        "video_quality_mode": 1,
+        "last_message_id": null,
+        "rate_limit_per_user": 0,
+        "parent_id": null,
+        "flags": 0,
+    })
+}
+
+pub(super) fn direct_channel() -> Value {
+    json!({
+        "id": DIRECT_CHANNEL.to_string(),
+        "type": 1,
+        "last_message_id": null,
+        "recipients": [user(FRIEND, false)],
+        "flags": 0,
+    })
+}
+
+/// A message as the HTTP interface shows it.
+pub(super) fn message(id: u64, unix: Duration, channel: u64, author: u64, text: &str) -> Value {
     json!({
         "id": id.to_string(),
-        "channel_id": channel_id.to_string(),
-        "guild_id": guild_id.to_string(),
-        "author": author,
+        "channel_id": channel.to_string(),
+        "author": user(author, author == BOT),
         "content": text,
-        "timestamp": "2026-08-01T12:00:00.000000+00:00",
+        "timestamp": timestamp(unix),
         "edited_timestamp": null,
         "tts": false,
         "mention_everyone": false,
@@ -164,23 +315,80 @@ pub(super) fn message(id: u64, guild_id: u64, channel_id: u64, author: &Value, t
     })
 }
 
-pub(super) fn typing(guild_id: u64, channel_id: u64, user_id: u64) -> Value {
+/// A message of a guild as events tell of it.
+pub(super) fn guild_message(mut message: Value, guild: Guild) -> Value {
+    message["guild_id"] = guild.id.to_string().into();
+    message["member"] = member_without_user();
+    message
+}
+
+pub(super) fn voice_state(guild: Guild, channel: Option<u64>, user_id: u64, session: &str) -> Value {
     json!({
-        "channel_id": channel_id.to_string(),
-        "guild_id": guild_id.to_string(),
+        "guild_id": guild.id.to_string(),
+        "channel_id": channel.map(|id| id.to_string()),
         "user_id": user_id.to_string(),
-        "timestamp": 1_785_585_600,
+        "member": member(user_id),
+        "session_id": session,
+        "deaf": false,
+        "mute": false,
+        "self_deaf": false,
+        "self_mute": false,
+        "self_video": false,
+        "suppress": false,
+        "request_to_speak_timestamp": null,
     })
 }
 
-pub(super) fn reaction(guild_id: u64, channel_id: u64, message_id: u64, user_id: u64) -> Value {
+pub(super) fn presence(guild: Guild, user_id: u64, status: &str) -> Value {
     json!({
-        "user_id": user_id.to_string(),
-        "channel_id": channel_id.to_string(),
-        "message_id": message_id.to_string(),
-        "guild_id": guild_id.to_string(),
-        "emoji": {"id": null, "name": "🎉"},
-        "burst": false,
-        "type": 0,
+        "user": {"id": user_id.to_string()},
+        "guild_id": guild.id.to_string(),
+        "status": status,
+        "activities": [{
+            "id": "ec0b28a579ecb4bd",
+            "name": "Chess ♞",
+            "type": 0,
+            "created_at": 1_785_585_600_000_u64,
+        }],
+        "client_status": {"desktop": status},
     })
+}
+
+/// A command that somebody used.
+pub(super) fn interaction(id: u64, token: &str, guild: Guild, name: &str, options: &Value) -> Value {
+    json!({
+        "id": id.to_string(),
+        "application_id": BOT.to_string(),
+        "type": 2,
+        "token": token,
+        "version": 1,
+        "guild_id": guild.id.to_string(),
+        "guild": {"id": guild.id.to_string(), "locale": "en-US", "features": []},
+        "channel_id": guild.channel().to_string(),
+        "channel": {
+            "id": guild.channel().to_string(), "type": 0, "name": "general", "permissions": "2248473465835073",
+            "guild_id": guild.id.to_string(), "flags": 0,
+        },
+        "member": interaction_member(guild),
+        "app_permissions": "2248473465835073",
+        "locale": "en-US",
+        "guild_locale": "en-US",
+        "entitlements": [],
+        "authorizing_integration_owners": {"0": guild.id.to_string()},
+        "context": 0,
+        "attachment_size_limit": 10_485_760,
+        "data": {"id": (BOT + 1).to_string(), "name": name, "type": 1, "options": options},
+    })
+}
+
+fn interaction_member(guild: Guild) -> Value {
+    let mut data = member(guild.member(0));
+    data["permissions"] = "2248473465835073".into();
+    data
+}
+
+pub(super) fn extend(object: &mut Value, more: Value) {
+    if let (Value::Object(object), Value::Object(more)) = (object, more) {
+        object.extend(more);
+    }
 }

@@ -1,0 +1,250 @@
+//! The settings of a simulated gateway.
+
+use std::io;
+use std::time::Duration;
+
+use super::Gateway;
+use super::traffic::Mix;
+use crate::intents::Intents;
+
+/// The settings of a [`Gateway`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub(super) settings: Settings,
+    pub(super) guilds: u32,
+    pub(super) tls: bool,
+    pub(super) port: u16,
+    mix: Vec<(String, u32)>,
+}
+
+/// The rules and limits of a world.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) token: String,
+    pub(super) shards: u32,
+    pub(super) shard_multiple: u32,
+    pub(super) max_concurrency: u32,
+    pub(super) session_starts: u32,
+    pub(super) session_starts_left: u32,
+    pub(super) reset_after: Duration,
+    pub(super) time_scale: f64,
+    pub(super) heartbeat_interval: Duration,
+    pub(super) ready_delay: Duration,
+    pub(super) guild_delay: Duration,
+    pub(super) latency: Duration,
+    pub(super) jitter: Duration,
+    pub(super) allowed_intents: Intents,
+    pub(super) guilds_per_shard: usize,
+    pub(super) members: u32,
+    pub(super) activity: f64,
+    pub(super) mix: Mix,
+    pub(super) keep_dispatches: bool,
+    pub(super) seed: u64,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is out of its range.
+    #[error("`{setting}` is {given}; allowed: {allowed}")]
+    Setting {
+        /// Which.
+        setting: &'static str,
+        /// What was given.
+        given: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// Another program has the port.
+    #[error("port {0} is in use: take another, or 0 for any that is free")]
+    PortInUse(u16),
+    /// The operating system refused something.
+    #[error("the simulated gateway cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Builder {
+    pub(super) fn new() -> Self {
+        let settings = Settings {
+            token: "MTAwMDAwMDAwMDAwMDAwMDAw.c2lt.c2ltdWxhdGVkLXRva2VuLW9mLW5vLXZhbHVl".into(),
+            shards: 1,
+            shard_multiple: 1,
+            max_concurrency: 1,
+            session_starts: 1000,
+            session_starts_left: 1000,
+            reset_after: Duration::from_secs(24 * 60 * 60),
+            time_scale: 1.0,
+            heartbeat_interval: Duration::from_millis(41_250),
+            ready_delay: Duration::ZERO,
+            guild_delay: Duration::ZERO,
+            latency: Duration::ZERO,
+            jitter: Duration::ZERO,
+            allowed_intents: Intents::all(),
+            guilds_per_shard: 2500,
+            members: 3,
+            activity: 0.0,
+            mix: Mix::default(),
+            keep_dispatches: false,
+            seed: 0,
+        };
+        Self { settings, guilds: 0, tls: false, port: 0, mix: Vec::new() }
+    }
+
+    /// The port of the loopback interface. Default: 0, any that is free.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// Whether to serve `wss` and `https` with a certificate of [`Gateway::root_certificate`]. Default: no.
+    pub fn tls(mut self, tls: bool) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// How many shards `/gateway/bot` recommends. Default: 1.
+    pub fn shards(mut self, shards: u32) -> Self {
+        self.settings.shards = shards;
+        self
+    }
+
+    /// Treats the bot as a large one, of over 150,000 guilds: the shard count of an IDENTIFY must be a multiple of this, or it is
+    /// answered with 4010. Default: 1.
+    pub fn shard_multiple(mut self, multiple: u32) -> Self {
+        self.settings.shard_multiple = multiple;
+        self
+    }
+
+    /// How many shards may identify at once. Default: 1.
+    pub fn max_concurrency(mut self, max_concurrency: u32) -> Self {
+        self.settings.max_concurrency = max_concurrency;
+        self
+    }
+
+    /// How many guilds the bot is in, spread over all shards. Default: 0.
+    pub fn guilds(mut self, guilds: u32) -> Self {
+        self.guilds = guilds;
+        self
+    }
+
+    /// How many members each guild has. Default: 3.
+    pub fn members(mut self, members: u32) -> Self {
+        self.settings.members = members;
+        self
+    }
+
+    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. The client needs the same scale
+    /// (`Timing::scaled`), or it identifies too early. Default: 1.
+    pub fn time_scale(mut self, factor: f64) -> Self {
+        self.settings.time_scale = factor;
+        self
+    }
+
+    /// The heartbeat interval before scaling. Default: 41.25 s. A heartbeat may be late by a quarter of it and 2 s, which are
+    /// not scaled, for they are the machine's.
+    pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
+        self.settings.heartbeat_interval = interval;
+        self
+    }
+
+    /// How long READY takes, not scaled. Default: at once.
+    pub fn ready_delay(mut self, delay: Duration) -> Self {
+        self.settings.ready_delay = delay;
+        self
+    }
+
+    /// How long each guild of a session takes to become available after the one before, not scaled. Default: at once.
+    pub fn guild_delay(mut self, delay: Duration) -> Self {
+        self.settings.guild_delay = delay;
+        self
+    }
+
+    /// How long every message takes in each direction, and how much longer by chance, not scaled. Default: nothing.
+    pub fn latency(mut self, latency: Duration, jitter: Duration) -> Self {
+        self.settings.latency = latency;
+        self.settings.jitter = jitter;
+        self
+    }
+
+    /// IDENTIFYs a day, how many of them are left, and when there are more, not scaled. Default: 1000, 1000, 24 h.
+    pub fn session_starts(mut self, total: u32, left: u32, reset_after: Duration) -> Self {
+        self.settings.session_starts = total;
+        self.settings.session_starts_left = left;
+        self.settings.reset_after = reset_after;
+        self
+    }
+
+    /// The intents that the bot may use; others are answered with 4014. Default: all.
+    pub fn allowed_intents(mut self, intents: Intents) -> Self {
+        self.settings.allowed_intents = intents;
+        self
+    }
+
+    /// How many guilds a shard may hold before 4011. Default: 2500.
+    pub fn guilds_per_shard(mut self, guilds: usize) -> Self {
+        self.settings.guilds_per_shard = guilds;
+        self
+    }
+
+    /// Events a second that the guilds bring forth by themselves, in all. Default: 0.
+    pub fn activity(mut self, events_per_second: f64) -> Self {
+        self.settings.activity = events_per_second;
+        self
+    }
+
+    /// Which events the guilds bring forth, each with its weight; the names are those of
+    /// [`EVENT_NAMES`](super::EVENT_NAMES). Default: all of them, mostly messages, typing and presences.
+    pub fn mix<'a>(mut self, weights: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
+        self.mix = weights.into_iter().map(|(name, weight)| (name.to_owned(), weight)).collect();
+        self
+    }
+
+    /// Whether [`Gateway::dispatches`] remembers every event that sessions were given, which takes memory. Default: no.
+    pub fn keep_dispatches(mut self, keep: bool) -> Self {
+        self.settings.keep_dispatches = keep;
+        self
+    }
+
+    /// What chance starts from. Default: 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.settings.seed = seed;
+        self
+    }
+
+    /// Starts it on the loopback interface.
+    pub fn start(mut self) -> Result<Gateway, StartError> {
+        self.check()?;
+        if !self.mix.is_empty() {
+            self.settings.mix = Mix::new(&self.mix).map_err(|(given, allowed)| wrong("mix", &given, allowed))?;
+        }
+        Gateway::start(self)
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let Settings { shards, shard_multiple, max_concurrency, members, time_scale, activity, .. } = self.settings;
+        let settings = [
+            ("shards", shards, 1, u32::MAX),
+            ("shard_multiple", shard_multiple, 1, u32::MAX),
+            ("max_concurrency", max_concurrency, 1, u32::MAX),
+            ("guilds", self.guilds, 0, 1_000_000),
+            ("members", members, 1, 1_000_000),
+        ];
+        for (setting, given, least, most) in settings {
+            if !(least..=most).contains(&given) {
+                return Err(wrong(setting, &given, format!("{least} to {most}")));
+            }
+        }
+        if !(time_scale > 0.0 && time_scale <= 1000.0) {
+            return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
+        }
+        if !(0.0..=1_000_000.0).contains(&activity) {
+            return Err(wrong("activity", &activity, "0 to 1000000 events a second"));
+        }
+        Ok(())
+    }
+}
+
+fn wrong(setting: &'static str, given: &impl ToString, allowed: impl Into<String>) -> StartError {
+    StartError::Setting { setting, given: given.to_string(), allowed: allowed.into() }
+}

@@ -1,0 +1,318 @@
+//! One connection, from its first byte to its last.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsAcceptor, TlsStream};
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Message, WebSocket};
+
+use super::super::encoder::Encoder;
+use super::http::{Responder, Response, respond};
+use super::wire::{Line, Stream};
+
+/// The longest request head and body.
+const LONGEST_REQUEST: usize = 1 << 20;
+
+pub(super) struct Connection {
+    stage: Stage,
+    encoder: Encoder,
+    pub(super) unflushed: bool,
+    /// The client's close code, once it has sent one.
+    pub(super) closed_with: Option<u16>,
+    /// How long messages take, and how much longer by chance.
+    delay: Option<(Duration, Duration)>,
+    inbox: VecDeque<(Instant, News)>,
+    outbox: VecDeque<(Instant, Outgoing)>,
+}
+
+enum Stage {
+    Tls(MidHandshakeTlsStream<Line>),
+    /// Reading the head of a request, and its body.
+    Request(Stream, Vec<u8>),
+    /// Writing an answer; then the connection is what `then` says.
+    Answer {
+        stream: Stream,
+        answer: Vec<u8>,
+        written: usize,
+        then: Then,
+    },
+    Open(Box<WebSocket<Stream>>),
+    /// Nothing is said, and nothing that is read matters.
+    Mute(Stream),
+    Gone,
+}
+
+pub(super) enum Then {
+    Close,
+    Open { compress: Option<String>, version: Option<String>, tail: Vec<u8> },
+}
+
+/// What a connection's socket brought.
+pub(super) enum News {
+    Opened { version: Option<String> },
+    Text(String),
+    Binary,
+    Gone,
+}
+
+/// What is to be sent.
+pub(super) enum Outgoing {
+    Payload(String),
+    Message(Message),
+    Bytes(Vec<u8>),
+    Close(u16),
+}
+
+impl Connection {
+    pub(super) fn plain(line: Line) -> Self {
+        Self::new(Stage::Request(Stream::Plain(line), Vec::new()))
+    }
+
+    pub(super) fn secure(acceptor: &TlsAcceptor, line: Line) -> Self {
+        Self::new(shaken(acceptor.accept(line)))
+    }
+
+    /// A connection that never says anything.
+    pub(super) fn mute(line: Line) -> Self {
+        Self::new(Stage::Mute(Stream::Plain(line)))
+    }
+
+    fn new(stage: Stage) -> Self {
+        Self {
+            stage,
+            encoder: Encoder::None,
+            unflushed: false,
+            closed_with: None,
+            delay: None,
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn compress_payloads(&mut self) {
+        if matches!(self.encoder, Encoder::None) {
+            self.encoder = Encoder::Payload;
+        }
+    }
+
+    pub(super) fn delay(&mut self, latency: Duration, jitter: Duration) {
+        self.delay = Some((latency, jitter));
+    }
+
+    pub(super) fn drip(&mut self, bytes_per_second: u32) {
+        if let Some(stream) = self.stream() {
+            stream.drip(bytes_per_second);
+        }
+    }
+
+    pub(super) fn silence(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
+            // What tungstenite has of the peer's last message is lost with it; nobody reads it.
+            Stage::Open(socket) => Stage::Mute(socket.into_inner()),
+            other => other,
+        };
+    }
+
+    pub(super) fn reset(&mut self) {
+        if let Some(stream) = self.stream() {
+            stream.reset();
+        }
+    }
+
+    /// Ends the connection without a close frame.
+    pub(super) fn cut(&mut self) {
+        self.flush();
+        if let Some(stream) = self.stream() {
+            stream.cut();
+        }
+    }
+
+    fn stream(&mut self) -> Option<&mut Stream> {
+        match &mut self.stage {
+            Stage::Open(socket) => Some(socket.get_mut()),
+            Stage::Request(stream, _) | Stage::Answer { stream, .. } | Stage::Mute(stream) => Some(stream),
+            Stage::Tls(_) | Stage::Gone => None,
+        }
+    }
+
+    /// Sends something, now or after the line's delay.
+    pub(super) fn send(&mut self, now: Instant, outgoing: Outgoing) {
+        match self.later(now, self.outbox.back().map(|(at, _)| *at)) {
+            Some(at) => self.outbox.push_back((at, outgoing)),
+            None => self.write(outgoing),
+        }
+    }
+
+    /// Takes news from the socket that the line delays; gives back what it does not.
+    pub(super) fn receive(&mut self, now: Instant, news: News) -> Option<News> {
+        let is_delayed = matches!(news, News::Text(_) | News::Binary);
+        match self.later(now, self.inbox.back().map(|(at, _)| *at)).filter(|_| is_delayed) {
+            Some(at) => {
+                self.inbox.push_back((at, news));
+                None
+            }
+            None => Some(news),
+        }
+    }
+
+    /// When something that sets out now arrives, not before what set out `last`.
+    fn later(&self, now: Instant, last: Option<Instant>) -> Option<Instant> {
+        let (latency, jitter) = self.delay?;
+        let at = now + latency + jitter.mul_f64(fastrand::f64());
+        Some(last.map_or(at, |last| at.max(last)))
+    }
+
+    /// What was delayed and is due.
+    pub(super) fn delayed_news(&mut self, now: Instant) -> Option<News> {
+        let (at, _) = self.inbox.front()?;
+        if *at <= now { self.inbox.pop_front().map(|(_, news)| news) } else { None }
+    }
+
+    /// Writes what was delayed and is due.
+    pub(super) fn send_delayed(&mut self, now: Instant) {
+        while let Some((at, _)) = self.outbox.front()
+            && *at <= now
+            && let Some((_, outgoing)) = self.outbox.pop_front()
+        {
+            self.write(outgoing);
+        }
+    }
+
+    /// When it has something to do, whatever the socket says.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let next_write = match &self.stage {
+            Stage::Open(socket) if self.unflushed => socket.get_ref().next_write(),
+            _ => None,
+        };
+        let next = [next_write, self.inbox.front().map(|(at, _)| *at), self.outbox.front().map(|(at, _)| *at)];
+        next.into_iter().flatten().min()
+    }
+
+    fn write(&mut self, outgoing: Outgoing) {
+        let Stage::Open(socket) = &mut self.stage else { return };
+        // What does not go out now goes out with the next flush; what cannot is seen when reading.
+        let _ = match outgoing {
+            Outgoing::Payload(payload) => socket.write(self.encoder.encode(&payload)),
+            Outgoing::Message(message) => socket.write(message),
+            Outgoing::Bytes(bytes) => {
+                let flushed = socket.flush();
+                // A few bytes: the socket takes them all, or is so full that its end makes no difference.
+                flushed.and_then(|()| socket.get_mut().write(&bytes).map(drop).map_err(Into::into))
+            }
+            Outgoing::Close(code) => socket.close(Some(CloseFrame { code: code.into(), reason: "".into() })),
+        };
+        self.unflushed = true;
+    }
+
+    pub(super) fn flush(&mut self) {
+        if let Stage::Open(socket) = &mut self.stage {
+            self.unflushed = is_blocked(&socket.flush());
+        }
+    }
+
+    /// The next thing that happened; `None` if the socket has nothing more for now.
+    pub(super) fn step(&mut self, responder: &mut impl Responder) -> Option<News> {
+        self.flush();
+        loop {
+            match std::mem::replace(&mut self.stage, Stage::Gone) {
+                Stage::Gone => return Some(News::Gone),
+                Stage::Tls(handshake) => {
+                    self.stage = shaken(handshake.handshake());
+                    if matches!(self.stage, Stage::Tls(_)) {
+                        return None;
+                    }
+                }
+                Stage::Request(stream, request) => {
+                    if self.read_request(stream, request, responder) {
+                        return None;
+                    }
+                }
+                Stage::Answer { mut stream, answer, mut written, then } => match stream.write(&answer[written..]) {
+                    Ok(count) => {
+                        written += count;
+                        if written < answer.len() {
+                            self.stage = Stage::Answer { stream, answer, written, then };
+                        } else if let Then::Open { compress, version, tail } = then {
+                            self.encoder = Encoder::new(compress.as_deref()).unwrap_or(Encoder::None);
+                            let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(16 * 1024);
+                            let socket = WebSocket::from_partially_read(stream, tail, Role::Server, Some(config));
+                            self.stage = Stage::Open(Box::new(socket));
+                            return Some(News::Opened { version });
+                        } else {
+                            stream.finish();
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.stage = Stage::Answer { stream, answer, written, then };
+                        return None;
+                    }
+                    Err(_) => {}
+                },
+                Stage::Mute(mut stream) => match stream.read(&mut [0; 4096]) {
+                    Ok(0) => {}
+                    Ok(_) => self.stage = Stage::Mute(stream),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.stage = Stage::Mute(stream);
+                        return None;
+                    }
+                    Err(_) => {}
+                },
+                Stage::Open(mut socket) => {
+                    let message = socket.read();
+                    self.stage = Stage::Open(socket);
+                    match message {
+                        Ok(Message::Text(text)) => return Some(News::Text(text.as_str().to_owned())),
+                        Ok(Message::Binary(_)) => return Some(News::Binary),
+                        Ok(Message::Close(frame)) => self.closed_with = frame.map(|frame| frame.code.into()),
+                        Ok(_) => {}
+                        Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                        Err(_) => self.stage = Stage::Gone,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads a request on; whether that has to wait for the socket.
+    fn read_request(&mut self, mut stream: Stream, mut request: Vec<u8>, responder: &mut impl Responder) -> bool {
+        let mut chunk = [0; 8192];
+        match stream.read(&mut chunk) {
+            Ok(0) => {}
+            Ok(count) => {
+                request.extend_from_slice(&chunk[..count]);
+                match respond(&request, responder) {
+                    Ok(Some(Response::Bytes(answer, then))) => {
+                        self.stage = Stage::Answer { stream, answer, written: 0, then };
+                    }
+                    Ok(Some(Response::Hang)) => self.stage = Stage::Mute(stream),
+                    Ok(Some(Response::Reset)) => stream.reset(),
+                    Ok(None) if request.len() < LONGEST_REQUEST => self.stage = Stage::Request(stream, request),
+                    Ok(None) | Err(_) => {}
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.stage = Stage::Request(stream, request);
+                return true;
+            }
+            Err(_) => {}
+        }
+        false
+    }
+}
+
+fn shaken(handshake: Result<TlsStream<Line>, HandshakeError<Line>>) -> Stage {
+    match handshake {
+        Ok(stream) => Stage::Request(Stream::Tls(stream), Vec::new()),
+        Err(HandshakeError::WouldBlock(handshake)) => Stage::Tls(handshake),
+        Err(HandshakeError::Failure(error)) => {
+            log::debug!("a TLS handshake with the simulated gateway failed: {error}");
+            Stage::Gone
+        }
+    }
+}
+
+fn is_blocked(result: &tungstenite::Result<()>) -> bool {
+    matches!(result, Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock)
+}

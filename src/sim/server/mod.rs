@@ -1,0 +1,223 @@
+//! The thread that serves a [`World`]: one poll for all connections, websocket and HTTP on one port.
+
+mod connection;
+mod http;
+mod wire;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
+use parking_lot::Mutex;
+
+use self::connection::{Connection, News, Outgoing};
+use self::http::Responder;
+use self::wire::Line;
+use super::Shared;
+use super::certificate::Certificates;
+use super::fault::{TlsFault, UpgradeFault};
+use super::world::{Order, Reply, Request, World};
+
+const LISTENER: Token = Token(0);
+pub(super) const WAKE: Token = Token(1);
+
+/// The tokens of connections count from here.
+const FIRST_CONNECTION: usize = 2;
+
+pub(super) struct Server {
+    poll: Poll,
+    listener: TcpListener,
+    certificates: Option<Certificates>,
+    shared: Arc<Shared>,
+    connections: HashMap<usize, Connection>,
+    next: usize,
+}
+
+/// Answers the requests of one connection.
+struct Desk<'a> {
+    world: &'a Mutex<World>,
+    connection: usize,
+}
+
+impl Responder for Desk<'_> {
+    fn upgrade(&mut self) -> Option<UpgradeFault> {
+        self.world.lock().upgrade_fault(Instant::now())
+    }
+
+    fn rest(&mut self, request: &Request<'_>) -> Reply {
+        self.world.lock().rest(Instant::now(), self.connection, request)
+    }
+}
+
+impl Server {
+    pub(super) fn new(
+        poll: Poll,
+        mut listener: TcpListener,
+        certificates: Option<Certificates>,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        Ok(Self { poll, listener, certificates, shared, connections: HashMap::new(), next: FIRST_CONNECTION })
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            self.serve_delayed();
+            let Some((orders, deadline)) = self.ask() else { return };
+            self.shared.changed.notify_all();
+            if !orders.is_empty() {
+                self.carry_out(orders);
+                continue;
+            }
+            let delayed = self.connections.values().filter_map(Connection::deadline).min();
+            let deadline = deadline.into_iter().chain(delayed).min();
+            let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if let Err(error) = self.poll.poll(&mut events, timeout)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("the simulated gateway stops: {error}");
+                return;
+            }
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept(),
+                    WAKE => {}
+                    Token(connection) => self.drive(connection),
+                }
+            }
+        }
+    }
+
+    /// What the world wants done, and when it wants to be asked again; `None` if it is over.
+    fn ask(&self) -> Option<(Vec<Order>, Option<Instant>)> {
+        let mut world = self.shared.world.lock();
+        if world.stopped {
+            return None;
+        }
+        let mut orders = Vec::new();
+        while let Some(order) = world.poll(Instant::now()) {
+            orders.push(order);
+        }
+        Some((orders, world.deadline()))
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let mut tcp = match self.listener.accept() {
+                Ok((tcp, _)) => tcp,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return log::warn!("the simulated gateway cannot accept: {error}"),
+            };
+            let id = self.next;
+            self.next += 1;
+            let both = Interest::READABLE | Interest::WRITABLE;
+            // A connection that cannot be set up is as good as one that was cut.
+            if tcp.set_nodelay(true).is_err() || self.poll.registry().register(&mut tcp, Token(id), both).is_err() {
+                continue;
+            }
+            let line = Line::new(tcp);
+            let connection = match &self.certificates {
+                None => Connection::plain(line),
+                Some(certificates) => match self.shared.world.lock().tls_fault(Instant::now()) {
+                    None => Connection::secure(&certificates.acceptor, line),
+                    Some(TlsFault::Hang) => Connection::mute(line),
+                    Some(TlsFault::Expired) => Connection::secure(&certificates.expired, line),
+                    Some(TlsFault::WrongName) => Connection::secure(&certificates.wrong_name, line),
+                    Some(TlsFault::Untrusted) => Connection::secure(&certificates.untrusted, line),
+                },
+            };
+            self.connections.insert(id, connection);
+            self.drive(id);
+        }
+    }
+
+    /// Takes a connection as far as its socket goes.
+    fn drive(&mut self, id: usize) {
+        while let Some(connection) = self.connections.get_mut(&id) {
+            let Some(news) = connection.step(&mut Desk { world: &self.shared.world, connection: id }) else { return };
+            if let Some(news) = connection.receive(Instant::now(), news) {
+                self.tell(id, news);
+            }
+        }
+    }
+
+    /// Tells the world what a connection brought.
+    fn tell(&mut self, id: usize, news: News) {
+        let now = Instant::now();
+        let mut world = self.shared.world.lock();
+        match news {
+            News::Opened { version } => world.connected(now, id, version.as_deref()),
+            News::Text(text) => world.text(now, id, &text),
+            News::Binary => world.binary(now, id),
+            News::Gone => {
+                let code = self.connections.remove(&id).and_then(|connection| connection.closed_with);
+                world.closed(now, id, code);
+            }
+        }
+    }
+
+    /// Passes on what slow lines have kept until now.
+    fn serve_delayed(&mut self) {
+        let now = Instant::now();
+        let due = |(id, connection): (&usize, &Connection)| {
+            connection.deadline().is_some_and(|deadline| deadline <= now).then_some(*id)
+        };
+        let due: Vec<usize> = self.connections.iter().filter_map(due).collect();
+        for id in due {
+            while let Some(news) = self.connections.get_mut(&id).and_then(|connection| connection.delayed_news(now)) {
+                self.tell(id, news);
+            }
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.send_delayed(now);
+                connection.flush();
+            }
+        }
+    }
+
+    fn carry_out(&mut self, orders: Vec<Order>) {
+        let now = Instant::now();
+        for order in orders {
+            match order {
+                Order::Send(id, payload) => self.send(now, id, Outgoing::Payload(payload)),
+                Order::Message(id, message) => self.send(now, id, Outgoing::Message(message)),
+                Order::Bytes(id, bytes) => self.send(now, id, Outgoing::Bytes(bytes)),
+                Order::Close(id, code) => {
+                    self.send(now, id, Outgoing::Close(code));
+                    self.drive(id);
+                }
+                Order::Cut(id) => self.end(id, Connection::cut),
+                Order::Reset(id) => self.end(id, Connection::reset),
+                Order::CompressPayloads(id) => self.with(id, Connection::compress_payloads),
+                Order::Silence(id) => self.with(id, Connection::silence),
+                Order::Delay { connection, latency, jitter } => self.with(connection, |c| c.delay(latency, jitter)),
+                Order::Drip { connection, bytes_per_second } => self.with(connection, |c| c.drip(bytes_per_second)),
+            }
+        }
+        // Written first and flushed after, so that a burst is few system calls.
+        for connection in self.connections.values_mut().filter(|connection| connection.unflushed) {
+            connection.flush();
+        }
+    }
+
+    fn send(&mut self, now: Instant, id: usize, outgoing: Outgoing) {
+        self.with(id, |connection| connection.send(now, outgoing));
+    }
+
+    /// Ends a connection, and tells the world.
+    fn end(&mut self, id: usize, how: impl FnOnce(&mut Connection)) {
+        self.with(id, how);
+        self.connections.remove(&id);
+        self.shared.world.lock().closed(Instant::now(), id, None);
+    }
+
+    /// Does something to a connection that may be gone by now.
+    fn with(&mut self, id: usize, action: impl FnOnce(&mut Connection)) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            action(connection);
+        }
+    }
+}

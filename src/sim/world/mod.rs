@@ -1,0 +1,382 @@
+//! What the other side of the wire does: Discord's rules, without socket, thread, lock or clock.
+//!
+//! Inputs are what clients do ([`connected`](World::connected), [`text`](World::text), [`binary`](World::binary),
+//! [`closed`](World::closed), [`rest`](World::rest)) and what the owner wants. After each, [`poll`](World::poll) gives what the
+//! server has to do, until it says `None`; then the world sleeps until its [`deadline`](World::deadline).
+#![deny(clippy::disallowed_methods)]
+
+mod commands;
+mod faults;
+mod guilds;
+mod rest;
+mod sessions;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use serde_json::Value;
+use tungstenite::Message;
+
+use super::builder::Settings;
+use super::fault::{Answer, Fault};
+use super::observed::{Action, Dispatched, Observed, Record, Violation};
+use super::payloads::{self, Guild};
+use crate::shard_id::ShardId;
+pub(super) use rest::{Reply, Request};
+use sessions::Session;
+
+const SEND_WINDOW: Duration = Duration::from_secs(60);
+const SENDS: usize = 120;
+const MAX_PAYLOAD: usize = 4096;
+/// What a heartbeat may be late on a machine that does other things too.
+const HEARTBEAT_GRACE: Duration = Duration::from_secs(2);
+
+/// Something for the server to do with a connection.
+#[derive(Debug, PartialEq)]
+pub(super) enum Order {
+    /// Send a payload in the connection's compression.
+    Send(usize, String),
+    /// Send a message past the compression.
+    Message(usize, Message),
+    /// Send bytes past the websocket, and with `then` end it.
+    Bytes(usize, Vec<u8>),
+    /// From here on large payloads are compressed one by one.
+    CompressPayloads(usize),
+    Close(usize, u16),
+    /// End it without a close frame.
+    Cut(usize),
+    /// End it with a reset.
+    Reset(usize),
+    /// Neither read nor write any more.
+    Silence(usize),
+    Delay {
+        connection: usize,
+        latency: Duration,
+        jitter: Duration,
+    },
+    Drip {
+        connection: usize,
+        bytes_per_second: u32,
+    },
+}
+
+pub(super) struct World {
+    settings: Settings,
+    start: Instant,
+    /// The time since Unix's epoch, at the start.
+    unix_start: Duration,
+    url: String,
+    pub(super) stopped: bool,
+    pub(super) observed: Observed,
+    pub(super) dispatches: Vec<Dispatched>,
+    /// In the order of their ids.
+    guilds: Vec<Guild>,
+    connections: HashMap<usize, Connection>,
+    sessions: HashMap<String, Session>,
+    /// The sessions of each shard, by total and number.
+    homes: BTreeMap<(u32, u32), Vec<String>>,
+    /// The last IDENTIFY of each key.
+    keys: HashMap<u32, Instant>,
+    starts_left: u32,
+    reset_at: Instant,
+    /// Too many IDENTIFYs: the token that everyone has is no longer the bot's.
+    token_is_reset: bool,
+    /// When all members of each guild were last asked for.
+    member_requests: HashMap<u64, Instant>,
+    desk: rest::Desk,
+    ambushes: Vec<(Option<ShardId>, Fault)>,
+    random_faults: Option<(f64, Vec<Fault>)>,
+    timers: BTreeMap<(Instant, u64), Timer>,
+    orders: VecDeque<Order>,
+    next_id: u64,
+    rng: Rng,
+}
+
+struct Connection {
+    shard: Option<ShardId>,
+    session: Option<String>,
+    identified: bool,
+    silent: bool,
+    acknowledges: bool,
+    last_heartbeat: Instant,
+    sends: VecDeque<Instant>,
+    presences: VecDeque<Instant>,
+}
+
+#[derive(Debug)]
+enum Timer {
+    Ready { connection: usize, start: sessions::Start },
+    GuildAvailable { session: String, guilds: VecDeque<Guild> },
+    Heartbeat(usize),
+    SessionEnd { session: String, absence: u64 },
+    Traffic,
+    Fault { target: super::Target, fault: Fault },
+    RandomFault,
+}
+
+impl World {
+    /// `unix` is the time since Unix's epoch.
+    pub(super) fn new(now: Instant, unix: Duration, settings: Settings, url: String) -> Self {
+        let mut world = Self {
+            start: now,
+            unix_start: unix,
+            url,
+            stopped: false,
+            observed: Observed::default(),
+            dispatches: Vec::new(),
+            guilds: Vec::new(),
+            connections: HashMap::new(),
+            sessions: HashMap::new(),
+            homes: BTreeMap::new(),
+            keys: HashMap::new(),
+            starts_left: settings.session_starts_left,
+            reset_at: now + settings.reset_after,
+            token_is_reset: false,
+            member_requests: HashMap::new(),
+            desk: rest::Desk::default(),
+            ambushes: Vec::new(),
+            random_faults: None,
+            timers: BTreeMap::new(),
+            orders: VecDeque::new(),
+            next_id: 1,
+            rng: Rng::with_seed(settings.seed),
+            settings,
+        };
+        if world.settings.activity > 0.0 {
+            world.set_timer(now, Timer::Traffic);
+        }
+        world
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What to do next; `None` until the next input or [`deadline`](Self::deadline).
+    pub(super) fn poll(&mut self, now: Instant) -> Option<Order> {
+        while let Some(entry) = self.timers.first_entry()
+            && entry.key().0 <= now
+        {
+            let ((due, _), timer) = entry.remove_entry();
+            match timer {
+                Timer::Ready { connection, start } => self.ready(now, connection, &start),
+                Timer::GuildAvailable { session, guilds } => self.guilds_available(now, session, guilds),
+                Timer::Heartbeat(connection) => self.check_heartbeat(now, connection),
+                Timer::SessionEnd { session, absence } => {
+                    if self.sessions.get(&session).is_some_and(|s| s.connection.is_none() && s.absences == absence) {
+                        self.lose_session(&session);
+                    }
+                }
+                Timer::Traffic => self.traffic(now, due),
+                Timer::Fault { target, fault } => self.inject(now, target, fault),
+                Timer::RandomFault => self.random_fault(now),
+            }
+        }
+        self.orders.pop_front()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.timers.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    // What clients do.
+
+    /// A connection was upgraded to a websocket.
+    pub(super) fn connected(&mut self, now: Instant, connection: usize, version: Option<&str>) {
+        self.connections.insert(
+            connection,
+            Connection {
+                shard: None,
+                session: None,
+                identified: false,
+                silent: false,
+                acknowledges: true,
+                last_heartbeat: now,
+                sends: VecDeque::new(),
+                presences: VecDeque::new(),
+            },
+        );
+        self.record(now, connection, Action::Connected);
+        let (latency, jitter) = (self.settings.latency, self.settings.jitter);
+        if !(latency + jitter).is_zero() {
+            self.orders.push_back(Order::Delay { connection, latency, jitter });
+        }
+        if version != Some("10") {
+            return self.refuse(now, connection, 4012, "the API version is 10");
+        }
+        self.set_timer(now + self.longest_silence(), Timer::Heartbeat(connection));
+        if let Some(answer) = self.ambush(now, None, |fault| match fault {
+            Fault::Hello(answer) => Some(answer.clone()),
+            _ => None,
+        }) {
+            return self.answer(now, connection, answer, None);
+        }
+        let interval = self.scaled(self.settings.heartbeat_interval);
+        self.orders.push_back(Order::Send(connection, payloads::hello(interval.as_millis()).to_string()));
+    }
+
+    /// A connection brought a text message.
+    pub(super) fn text(&mut self, now: Instant, connection: usize, text: &str) {
+        let window = self.scaled(SEND_WINDOW);
+        let Some(client) = self.connections.get_mut(&connection) else { return };
+        if over(&mut client.sends, now, window, SENDS) {
+            return self.refuse(now, connection, 4008, "at most 120 payloads per 60 s");
+        }
+        if text.len() > MAX_PAYLOAD {
+            return self.refuse(now, connection, 4002, &format!("at most 4096 bytes per payload, not {}", text.len()));
+        }
+        let Ok(mut payload) = serde_json::from_str::<Value>(text) else {
+            return self.refuse(now, connection, 4002, "payloads are JSON");
+        };
+        let data = payload["d"].take();
+        match payload["op"].as_u64() {
+            Some(1) => self.heartbeat(now, connection, &data),
+            Some(2) => self.identify(now, connection, data),
+            Some(6) => self.resume(now, connection, &data),
+            Some(op @ (3 | 4 | 8 | 31 | 43)) => self.command(now, connection, op, &data),
+            Some(op) => {
+                self.refuse(now, connection, 4001, &format!("opcodes are those that Discord documents, not {op}"));
+            }
+            None => self.refuse(now, connection, 4002, "payloads have an `op`"),
+        }
+    }
+
+    /// A connection brought a binary message.
+    pub(super) fn binary(&mut self, now: Instant, connection: usize) {
+        self.refuse(now, connection, 4002, "payloads are text messages");
+    }
+
+    /// The connection is gone; `code` is the client's.
+    pub(super) fn closed(&mut self, now: Instant, connection: usize, code: Option<u16>) {
+        if !self.connections.contains_key(&connection) {
+            return;
+        }
+        self.record(now, connection, Action::Closed(code));
+        self.observed.live.retain(|_, live| *live != connection);
+        let Some(id) = self.connections.remove(&connection).and_then(|client| client.session) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.connection = None;
+        session.absences += 1;
+        let absence = session.absences;
+        if matches!(code, Some(1000 | 1001)) {
+            self.end_session(&id);
+        } else {
+            self.set_timer(now + self.scaled(sessions::LIFETIME), Timer::SessionEnd { session: id, absence });
+        }
+    }
+
+    fn heartbeat(&mut self, now: Instant, connection: usize, data: &Value) {
+        self.record(now, connection, Action::Heartbeat(data.as_u64()));
+        // A connection has no sequence while its client may still be about to resume.
+        let session = self.connections.get(&connection).and_then(|client| client.session.as_ref());
+        let last = session.and_then(|session| self.sessions.get(session)).map(|session| session.sequence);
+        if last.is_some_and(|last| data.as_u64() > Some(last)) {
+            self.violation(now, connection, format!("a heartbeat has the last sequence received, not {data}"));
+        }
+        let Some(client) = self.connections.get_mut(&connection) else { return };
+        client.last_heartbeat = now;
+        if client.acknowledges {
+            self.orders.push_back(Order::Send(connection, r#"{"op":11,"s":null,"t":null,"d":null}"#.into()));
+        }
+    }
+
+    fn check_heartbeat(&mut self, now: Instant, connection: usize) {
+        let Some(client) = self.connections.get(&connection) else { return };
+        let due = client.last_heartbeat + self.longest_silence();
+        if now < due {
+            self.set_timer(due, Timer::Heartbeat(connection));
+        } else if client.silent {
+            // Nobody knows whether it beat.
+            self.orders.push_back(Order::Cut(connection));
+        } else {
+            self.refuse(now, connection, 4009, "a heartbeat per interval");
+        }
+    }
+
+    /// A rule is broken: the connection is closed with Discord's code for it.
+    fn refuse(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
+        self.violation(now, connection, format!("{code}: {rule}"));
+        self.close(now, connection, code);
+    }
+
+    fn close(&mut self, now: Instant, connection: usize, code: u16) {
+        self.orders.push_back(Order::Close(connection, code));
+        self.closed(now, connection, None);
+    }
+
+    fn violation(&mut self, now: Instant, connection: usize, rule: String) {
+        let shard = self.shard_of(connection);
+        self.observed.violations.push(Violation { at: now, shard, rule });
+    }
+
+    fn record(&mut self, now: Instant, connection: usize, action: Action) {
+        let shard = self.shard_of(connection);
+        self.observed.records.push(Record { at: now, connection, shard, action });
+    }
+
+    fn shard_of(&self, connection: usize) -> Option<ShardId> {
+        self.connections.get(&connection)?.shard
+    }
+
+    /// The connections that are said to be a shard's, in order.
+    fn connections_of(&self, shard: ShardId) -> Vec<usize> {
+        let of_shard = self.connections.iter().filter(|(_, client)| client.shard == Some(shard));
+        let mut connections: Vec<_> = of_shard.map(|(id, _)| *id).collect();
+        connections.sort_unstable();
+        connections
+    }
+
+    // What the owner does, past the rules.
+
+    pub(super) fn send_raw(&mut self, shard: ShardId, text: &str) {
+        for connection in self.connections_of(shard) {
+            self.orders.push_back(Order::Send(connection, text.to_owned()));
+        }
+    }
+
+    pub(super) fn send_message(&mut self, shard: ShardId, message: &Message) {
+        for connection in self.connections_of(shard) {
+            self.orders.push_back(Order::Message(connection, message.clone()));
+        }
+    }
+
+    // Time.
+
+    fn unix(&self, now: Instant) -> Duration {
+        self.unix_start + now.saturating_duration_since(self.start)
+    }
+
+    /// An id of its own for something that comes into being now.
+    fn snowflake(&mut self, now: Instant) -> u64 {
+        self.next_id += 1;
+        let milliseconds = u64::try_from(self.unix(now).as_millis()).unwrap_or(u64::MAX);
+        (milliseconds.saturating_sub(payloads::EPOCH) << 22) | (self.next_id & 0x3f_ffff)
+    }
+
+    fn longest_silence(&self) -> Duration {
+        self.scaled(self.settings.heartbeat_interval).mul_f64(1.25) + HEARTBEAT_GRACE
+    }
+
+    fn scaled(&self, duration: Duration) -> Duration {
+        duration.mul_f64(self.settings.time_scale)
+    }
+
+    fn set_timer(&mut self, at: Instant, timer: Timer) {
+        self.next_id += 1;
+        self.timers.insert((at, self.next_id), timer);
+    }
+}
+
+/// Counts one more, and tells whether that is more than the limit within the window.
+fn over(sent: &mut VecDeque<Instant>, now: Instant, window: Duration, limit: usize) -> bool {
+    while sent.front().is_some_and(|&at| at + window <= now) {
+        sent.pop_front();
+    }
+    sent.push_back(now);
+    sent.len() > limit
+}
+
+fn invalid_session(resumable: bool) -> String {
+    format!(r#"{{"op":9,"s":null,"t":null,"d":{resumable}}}"#)
+}

@@ -1,0 +1,350 @@
+//! Who may identify and resume, and what a session is given.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Action, Answer, Dispatched, Fault, Guild, Order, Timer, World, commands, invalid_session, payloads};
+use crate::intents::Intents;
+use crate::shard_id::ShardId;
+
+/// How long a session waits for its client.
+pub(super) const LIFETIME: Duration = Duration::from_secs(180);
+const IDENTIFY_WINDOW: Duration = Duration::from_secs(5);
+/// Bytes of events that a session keeps for replay.
+const REPLAY: usize = 8 << 20;
+
+pub(super) struct Session {
+    pub(super) shard: ShardId,
+    pub(super) intents: Intents,
+    large_threshold: usize,
+    pub(super) sequence: u64,
+    pub(super) replay: VecDeque<(u64, String)>,
+    replay_bytes: usize,
+    pub(super) connection: Option<usize>,
+    /// Counts the times that it lost its client, so that an old timer does not end it.
+    pub(super) absences: u64,
+}
+
+/// What an IDENTIFY asked for.
+#[derive(Debug)]
+pub(super) struct Start {
+    shard: ShardId,
+    intents: Intents,
+    large_threshold: usize,
+}
+
+#[derive(Deserialize)]
+struct Identify {
+    token: String,
+    intents: u64,
+    #[serde(default)]
+    compress: bool,
+    shard: Option<(u32, u32)>,
+    large_threshold: Option<u64>,
+    presence: Option<Value>,
+    properties: serde_json::Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Resume {
+    token: String,
+    session_id: String,
+    seq: u64,
+}
+
+impl World {
+    pub(super) fn identify(&mut self, now: Instant, connection: usize, mut data: Value) {
+        let identify = Identify::deserialize(&data);
+        if let Some(fields) = data.as_object_mut() {
+            fields.remove("token");
+        }
+        let Ok(identify) = identify else {
+            self.record(now, connection, Action::Identify(data));
+            return self.refuse(
+                now,
+                connection,
+                4002,
+                "IDENTIFY has token, intents, properties and shard as documented",
+            );
+        };
+        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let (number, total) = identify.shard.unwrap_or((0, 1));
+        let shard = ShardId::new(number, total);
+        let again = std::mem::replace(&mut client.identified, true);
+        client.shard = shard.ok();
+        self.record(now, connection, Action::Identify(data));
+        if again {
+            return self.refuse(now, connection, 4005, "a connection identifies once");
+        }
+        if !self.is_token(&identify.token) {
+            return self.refuse(now, connection, 4004, "the token is the bot's");
+        }
+        let start = match self.identity(&identify, shard.ok()) {
+            Ok(start) => start,
+            Err((code, rule)) => return self.refuse(now, connection, code, rule),
+        };
+        if !self.spend_start(now, connection, number) {
+            return;
+        }
+        let answer = self.ambush(now, Some(start.shard), |fault| match fault {
+            Fault::Identify(answer) => Some(answer.clone()),
+            _ => None,
+        });
+        if let Some(answer) = answer {
+            return self.answer(now, connection, answer, None);
+        }
+        if identify.compress {
+            self.orders.push_back(Order::CompressPayloads(connection));
+        }
+        self.set_timer(now + self.settings.ready_delay, Timer::Ready { connection, start });
+    }
+
+    /// What an IDENTIFY asks for, if it may; else the close code and the rule.
+    fn identity(&self, identify: &Identify, shard: Option<ShardId>) -> Result<Start, (u16, &'static str)> {
+        let shard = shard.ok_or((4010, "shard numbers are below their total"))?;
+        if shard.total() % self.settings.shard_multiple != 0 {
+            return Err((4010, "a large bot's shard count is a multiple of the one that it is given"));
+        }
+        let intents = Intents::from_bits(identify.intents).ok_or((4013, "intents are those that Discord documents"))?;
+        if !self.settings.allowed_intents.contains(intents) {
+            return Err((4014, "intents are those that the bot may use"));
+        }
+        if self.guilds_of(shard).count() > self.settings.guilds_per_shard {
+            return Err((4011, "a shard holds no more guilds than it may"));
+        }
+        let large_threshold = identify.large_threshold.unwrap_or(50);
+        if !(50..=250).contains(&large_threshold) {
+            return Err((4002, "large_threshold is 50 to 250"));
+        }
+        if identify.presence.as_ref().is_some_and(|presence| !commands::is_presence(presence)) {
+            return Err((4002, "a presence has since, activities (an array), status and afk"));
+        }
+        if !["os", "browser", "device"].iter().all(|property| identify.properties.contains_key(*property)) {
+            return Err((4002, "properties have os, browser and device"));
+        }
+        Ok(Start { shard, intents, large_threshold: usize::try_from(large_threshold).unwrap_or(50) })
+    }
+
+    /// Counts an IDENTIFY against the day's and against its key's window; whether it goes on.
+    fn spend_start(&mut self, now: Instant, connection: usize, number: u32) -> bool {
+        self.new_day(now);
+        if self.starts_left == 0 {
+            self.violation(now, connection, "no IDENTIFY with nothing remaining: the token is reset".into());
+            self.token_is_reset = true;
+            for id in self.sessions.keys().cloned().collect::<Vec<_>>() {
+                self.lose_session(&id);
+            }
+            for connection in self.connections.keys().copied().collect::<Vec<_>>() {
+                self.close(now, connection, 4004);
+            }
+            return false;
+        }
+        self.starts_left -= 1;
+        let key = number % self.settings.max_concurrency;
+        let last = self.keys.insert(key, now);
+        if let Some(last) = last
+            && now < last + self.scaled(IDENTIFY_WINDOW)
+        {
+            let rule = format!("one IDENTIFY per key and 5 s: key {key} after {:?}", now - last);
+            self.violation(now, connection, rule);
+            self.orders.push_back(Order::Send(connection, invalid_session(false)));
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn ready(&mut self, now: Instant, connection: usize, start: &Start) {
+        let Start { shard, intents, large_threshold } = *start;
+        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let id = format!("{:032x}", self.rng.u128(..));
+        client.session = Some(id.clone());
+        let session = Session {
+            shard,
+            intents,
+            large_threshold,
+            sequence: 0,
+            replay: VecDeque::new(),
+            replay_bytes: 0,
+            connection: Some(connection),
+            absences: 0,
+        };
+        self.sessions.insert(id.clone(), session);
+        self.homes.entry((shard.total(), shard.number())).or_default().push(id.clone());
+        self.observed.live.insert(shard, connection);
+        let guilds: VecDeque<Guild> = self.guilds_of(shard).collect();
+        let resume_url = self.resume_url(now, shard);
+        let listed = guilds.iter().copied().collect::<Vec<_>>();
+        self.dispatch(&id, "READY", &payloads::ready(shard, &id, &resume_url, &listed));
+        if intents.contains(Intents::GUILDS) {
+            self.guilds_available(now, id, guilds);
+        }
+    }
+
+    /// The guilds of a new session become available, one after the other.
+    pub(super) fn guilds_available(&mut self, now: Instant, session: String, mut guilds: VecDeque<Guild>) {
+        while let Some(guild) = guilds.pop_front() {
+            let Some(state) = self.sessions.get(&session) else { return };
+            let data = payloads::guild_create(guild, state.large_threshold);
+            self.dispatch(&session, "GUILD_CREATE", &data);
+            if !self.settings.guild_delay.is_zero() && !guilds.is_empty() {
+                return self.set_timer(now + self.settings.guild_delay, Timer::GuildAvailable { session, guilds });
+            }
+        }
+    }
+
+    pub(super) fn resume(&mut self, now: Instant, connection: usize, data: &Value) {
+        let Ok(resume) = Resume::deserialize(data) else {
+            return self.refuse(now, connection, 4002, "RESUME has token, session_id and seq");
+        };
+        let id = resume.session_id;
+        let shard = self.sessions.get(&id).map(|session| session.shard);
+        let Some(client) = self.connections.get_mut(&connection) else { return };
+        client.shard = shard;
+        let again = std::mem::replace(&mut client.identified, true);
+        self.record(now, connection, Action::Resume { session: id.clone(), sequence: resume.seq });
+        if again {
+            return self.refuse(now, connection, 4005, "a connection identifies once");
+        }
+        if !self.is_token(&resume.token) {
+            return self.refuse(now, connection, 4004, "the token is the bot's");
+        }
+        let answer = self.ambush(now, shard, |fault| match fault {
+            Fault::Resume(answer) => Some(answer.clone()),
+            _ => None,
+        });
+        if let Some(answer) = answer {
+            return self.answer(now, connection, answer, Some(&id));
+        }
+        match self.sessions.get(&id) {
+            Some(session) if resume.seq > session.sequence => {
+                self.lose_session(&id);
+                self.refuse(now, connection, 4007, "a session resumes from a sequence that it was given");
+            }
+            // What was missed is no longer all there.
+            Some(session) if session.replay.front().is_some_and(|(first, _)| *first > resume.seq + 1) => {
+                self.lose_session(&id);
+                self.orders.push_back(Order::Send(connection, invalid_session(false)));
+            }
+            Some(_) => self.replay(now, connection, &id, resume.seq),
+            None => self.orders.push_back(Order::Send(connection, invalid_session(false))),
+        }
+    }
+
+    fn replay(&mut self, now: Instant, connection: usize, id: &str, sequence: u64) {
+        let shard = self.sessions.get(id).map(|session| session.shard);
+        let twice = self.ambush(now, shard, |fault| (*fault == Fault::ReplayTwice).then_some(())).is_some();
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        // The client may be quicker than the news of its old connection's end.
+        let old = session.connection.replace(connection);
+        let from = if twice { sequence.saturating_sub(5) } else { sequence };
+        let missed = session.replay.iter().filter(|(sequence, _)| *sequence > from);
+        for (_, payload) in missed {
+            for _ in 0..=usize::from(twice) {
+                self.orders.push_back(Order::Send(connection, payload.clone()));
+            }
+        }
+        let resumed = json!({"t": "RESUMED", "s": session.sequence, "op": 0, "d": {"_trace": ["sim"]}}).to_string();
+        self.orders.push_back(Order::Send(connection, resumed));
+        self.observed.live.insert(session.shard, connection);
+        if let Some(old) = old.and_then(|old| self.connections.get_mut(&old)) {
+            old.session = None;
+        }
+        if let Some(client) = self.connections.get_mut(&connection) {
+            client.session = Some(id.to_owned());
+        }
+    }
+
+    /// Says something in place of what is due. `session` is the one that the client wanted.
+    pub(super) fn answer(&mut self, now: Instant, connection: usize, answer: Answer, session: Option<&str>) {
+        match answer {
+            Answer::Nothing => {}
+            Answer::Reconnect => self.orders.push_back(Order::Send(connection, super::faults::RECONNECT.into())),
+            Answer::InvalidSession { resumable } => {
+                if let Some(session) = session.filter(|_| !resumable) {
+                    self.lose_session(session);
+                }
+                self.orders.push_back(Order::Send(connection, invalid_session(resumable)));
+            }
+            Answer::Close(code) => {
+                if let Some(session) = session.filter(|_| ends_session(code)) {
+                    self.lose_session(session);
+                }
+                self.close(now, connection, code);
+            }
+            Answer::Payload(payload) => self.orders.push_back(Order::Send(connection, payload)),
+        }
+    }
+
+    /// Gives an event to a session.
+    pub(super) fn dispatch(&mut self, id: &str, name: &str, data: &Value) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.sequence += 1;
+        let sequence = session.sequence;
+        let data = data.to_string();
+        // In the order in which Discord writes the fields.
+        let payload = format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#);
+        session.replay_bytes += payload.len();
+        session.replay.push_back((sequence, payload.clone()));
+        while session.replay_bytes > REPLAY
+            && let Some((_, oldest)) = session.replay.pop_front()
+        {
+            session.replay_bytes -= oldest.len();
+        }
+        if let Some(connection) = session.connection {
+            self.orders.push_back(Order::Send(connection, payload));
+        }
+        match self.observed.sequences.get_mut(id) {
+            Some(last) => *last = sequence,
+            None => drop(self.observed.sequences.insert(id.to_owned(), sequence)),
+        }
+        if self.settings.keep_dispatches {
+            let (session, name) = (id.to_owned(), name.to_owned());
+            let digest = super::super::observed::digest(data.as_bytes());
+            self.dispatches.push(Dispatched { session, sequence, name, digest });
+        }
+    }
+
+    /// Ends a session whose client would have gone on.
+    pub(super) fn lose_session(&mut self, id: &str) {
+        if self.end_session(id) {
+            self.observed.lost.insert(id.to_owned());
+        }
+    }
+
+    /// Ends a session; whether there was one.
+    pub(super) fn end_session(&mut self, id: &str) -> bool {
+        let Some(session) = self.sessions.remove(id) else { return false };
+        let home = (session.shard.total(), session.shard.number());
+        if let Some(sessions) = self.homes.get_mut(&home) {
+            sessions.retain(|other| other != id);
+            if sessions.is_empty() {
+                self.homes.remove(&home);
+            }
+        }
+        self.observed.live.retain(|_, live| Some(*live) != session.connection);
+        true
+    }
+
+    pub(super) fn sessions_of(&self, shard: ShardId) -> Vec<String> {
+        self.homes.get(&(shard.total(), shard.number())).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn is_token(&self, token: &str) -> bool {
+        !self.token_is_reset && token == self.settings.token
+    }
+
+    pub(super) fn new_day(&mut self, now: Instant) {
+        if now >= self.reset_at {
+            self.starts_left = self.settings.session_starts;
+            self.reset_at = now + Duration::from_secs(24 * 60 * 60);
+        }
+    }
+}
+
+/// Whether a close of the gateway's leaves nothing to resume.
+pub(super) fn ends_session(code: u16) -> bool {
+    matches!(code, 1000 | 1001 | 4003 | 4007 | 4009)
+}
