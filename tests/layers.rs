@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on the lowest layer.
-const LAYERS: [(&str, Option<u32>); 16] = [
+const LAYERS: [(&str, Option<u32>); 17] = [
     ("shard_id", Some(0)),
     ("intents", Some(0)),
     ("token", Some(0)),
@@ -22,6 +22,7 @@ const LAYERS: [(&str, Option<u32>); 16] = [
     // What re-exports the others belongs to no layer, and nobody imports from it.
     ("lib", Some(7)),
     ("main", Some(7)),
+    ("bin", Some(7)),
 ];
 
 #[test]

@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use super::Gateway;
 use super::traffic::Mix;
+use super::{Gateway, LONGEST};
 use crate::intents::Intents;
 
 /// The settings of a [`Gateway`].
@@ -38,8 +38,36 @@ pub(super) struct Settings {
     pub(super) members: u32,
     pub(super) activity: f64,
     pub(super) mix: Mix,
+    pub(super) offer: Offer,
     pub(super) keep_dispatches: bool,
     pub(super) seed: u64,
+}
+
+/// Which transport compressions a gateway offers; a client that asks for another is answered with HTTP 400.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Offer {
+    /// All that Discord has, and none.
+    #[default]
+    Any,
+    /// None.
+    Plain,
+    /// `zlib-stream`.
+    ZlibStream,
+    /// `zstd-stream`.
+    ZstdStream,
+}
+
+impl Offer {
+    pub(super) fn has(self, compress: Option<&str>) -> bool {
+        let asked = match compress {
+            None => Self::Plain,
+            Some("zlib-stream") => Self::ZlibStream,
+            Some("zstd-stream") => Self::ZstdStream,
+            Some(_) => return false,
+        };
+        self == Self::Any || self == asked
+    }
 }
 
 /// Why a gateway did not start.
@@ -85,6 +113,7 @@ impl Builder {
             members: 3,
             activity: 0.0,
             mix: Mix::default(),
+            offer: Offer::Any,
             keep_dispatches: false,
             seed: 0,
         };
@@ -200,6 +229,12 @@ impl Builder {
         self
     }
 
+    /// Which transport compressions it offers. Default: all.
+    pub fn compression(mut self, offer: Offer) -> Self {
+        self.settings.offer = offer;
+        self
+    }
+
     /// Whether [`Gateway::dispatches`] remembers every event that sessions were given, which takes memory. Default: no.
     pub fn keep_dispatches(mut self, keep: bool) -> Self {
         self.settings.keep_dispatches = keep;
@@ -234,6 +269,23 @@ impl Builder {
             if !(least..=most).contains(&given) {
                 return Err(wrong(setting, &given, format!("{least} to {most}")));
             }
+        }
+        let Settings { reset_after, heartbeat_interval, ready_delay, guild_delay, latency, jitter, .. } = self.settings;
+        let durations = [
+            ("reset_after", reset_after),
+            ("heartbeat_interval", heartbeat_interval),
+            ("ready_delay", ready_delay),
+            ("guild_delay", guild_delay),
+            ("latency", latency),
+            ("jitter", jitter),
+        ];
+        for (setting, given) in durations {
+            if given > LONGEST {
+                return Err(wrong(setting, &humantime::format_duration(given), "up to a year"));
+            }
+        }
+        if heartbeat_interval.is_zero() {
+            return Err(wrong("heartbeat_interval", &"0", "above 0"));
         }
         if !(time_scale > 0.0 && time_scale <= 1000.0) {
             return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));

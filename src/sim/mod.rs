@@ -59,7 +59,7 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 use tungstenite::Message;
 
-pub use self::builder::{Builder, StartError};
+pub use self::builder::{Builder, Offer, StartError};
 use self::certificate::Certificates;
 pub use self::fault::{Answer, Fault, FaultError, RestFault, ResumeUrl, TlsFault, UpgradeFault};
 pub use self::observed::{Action, Dispatched, EmitError, Observed, Record, Strike, Violation, digest};
@@ -75,6 +75,9 @@ pub struct Gateway {
     root_certificate: Option<String>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// A year: what lies further off does not happen.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What the gateway's thread and its owner share.
 struct Shared {
@@ -195,7 +198,7 @@ impl Gateway {
         self.change(|world, now| world.inject(now, target.into(), fault));
     }
 
-    /// Lets a fault happen after a delay, which is not scaled.
+    /// Lets a fault happen after a delay, which is not scaled, of at most a year.
     pub fn inject_after(&self, delay: Duration, target: impl Into<Target>, fault: Fault) {
         self.change(|world, now| world.inject_after(now, delay, target.into(), fault));
     }
@@ -235,8 +238,14 @@ impl Gateway {
     /// programs that run long.
     pub fn drain(&self) -> Observed {
         let observed = &mut self.shared.world.lock().observed;
-        let kept = Observed { records: Vec::new(), violations: Vec::new(), faults: Vec::new(), ..observed.clone() };
-        std::mem::replace(observed, kept)
+        Observed {
+            records: std::mem::take(&mut observed.records),
+            violations: std::mem::take(&mut observed.violations),
+            faults: std::mem::take(&mut observed.faults),
+            live: observed.live.clone(),
+            sequences: observed.sequences.clone(),
+            lost: observed.lost.clone(),
+        }
     }
 
     /// Every event that sessions were given, in order, if [`Builder::keep_dispatches`] says so; RESUMED is not among them.
@@ -284,6 +293,11 @@ impl Gateway {
         let _ = self.shared.waker.wake();
         result
     }
+}
+
+/// The instant after a delay. Delays that nobody lives to see are cut down, for instants end somewhere.
+fn after(now: Instant, delay: Duration) -> Instant {
+    now + delay.min(LONGEST)
 }
 
 impl fmt::Debug for Gateway {

@@ -298,6 +298,7 @@ pub(super) fn message(id: u64, unix: Duration, channel: u64, author: u64, text: 
     json!({
         "id": id.to_string(),
         "channel_id": channel.to_string(),
+        "channel_type": i32::from(channel == DIRECT_CHANNEL),
         "author": user(author, author == BOT),
         "content": text,
         "timestamp": timestamp(unix),

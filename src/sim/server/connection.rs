@@ -9,6 +9,7 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 
 use super::super::encoder::Encoder;
+use super::super::{LONGEST, after};
 use super::http::{Responder, Response, respond};
 use super::wire::{Line, Stream};
 
@@ -160,7 +161,7 @@ impl Connection {
     /// When something that sets out now arrives, not before what set out `last`.
     fn later(&self, now: Instant, last: Option<Instant>) -> Option<Instant> {
         let (latency, jitter) = self.delay?;
-        let at = now + latency + jitter.mul_f64(fastrand::f64());
+        let at = after(now, latency.saturating_add(jitter.min(LONGEST).mul_f64(fastrand::f64())));
         Some(last.map_or(at, |last| at.max(last)))
     }
 

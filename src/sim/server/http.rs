@@ -21,7 +21,7 @@ pub(super) enum Response {
 
 /// Who answers requests.
 pub(super) trait Responder {
-    fn upgrade(&mut self) -> Option<UpgradeFault>;
+    fn upgrade(&mut self, compress: Option<&str>) -> Option<UpgradeFault>;
     fn rest(&mut self, request: &Request<'_>) -> Reply;
 }
 
@@ -61,7 +61,7 @@ pub(super) fn respond(bytes: &[u8], responder: &mut impl Responder) -> Result<Op
 }
 
 fn upgrade(key: &str, query: &mut HashMap<String, String>, tail: Vec<u8>, responder: &mut impl Responder) -> Response {
-    match responder.upgrade() {
+    match responder.upgrade(query.get("compress").map(String::as_str)) {
         Some(UpgradeFault::Refused) => return Response::Reset,
         Some(UpgradeFault::Hang) => return Response::Hang,
         Some(UpgradeFault::Status(status)) => {

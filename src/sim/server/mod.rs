@@ -43,8 +43,8 @@ struct Desk<'a> {
 }
 
 impl Responder for Desk<'_> {
-    fn upgrade(&mut self) -> Option<UpgradeFault> {
-        self.world.lock().upgrade_fault(Instant::now())
+    fn upgrade(&mut self, compress: Option<&str>) -> Option<UpgradeFault> {
+        self.world.lock().upgrade_fault(Instant::now(), compress)
     }
 
     fn rest(&mut self, request: &Request<'_>) -> Reply {

@@ -40,7 +40,7 @@ impl World {
     }
 
     pub(in crate::sim) fn inject_after(&mut self, now: Instant, delay: Duration, target: Target, fault: Fault) {
-        self.set_timer(now + delay, Timer::Fault { target, fault });
+        self.set_timer(super::super::after(now, delay), Timer::Fault { target, fault });
     }
 
     /// From now on faults of these happen by chance; with a rate of 0 no more, and those that wait are forgotten.
@@ -92,7 +92,11 @@ impl World {
         })
     }
 
-    pub(in crate::sim) fn upgrade_fault(&mut self, now: Instant) -> Option<UpgradeFault> {
+    /// What is wrong with the next upgrade, which asks for a compression.
+    pub(in crate::sim) fn upgrade_fault(&mut self, now: Instant, compress: Option<&str>) -> Option<UpgradeFault> {
+        if !self.settings.offer.has(compress) {
+            return Some(UpgradeFault::Status(400));
+        }
         self.ambush(now, None, |fault| match fault {
             Fault::Upgrade(fault) => Some(*fault),
             _ => None,
