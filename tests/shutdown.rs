@@ -5,18 +5,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{config, eventually, gateway, ready};
+use common::{config, eventually, footprint, gateway, ready};
 use threadcord::limit::{IdentifyLimiter, Limits, ReleaseAfter, SessionLimit};
 use threadcord::{ShardId, Timing};
-
-fn entries(folder: &str) -> usize {
-    std::fs::read_dir(folder).unwrap().count()
-}
-
-/// Threads and open descriptors of this process.
-fn footprint() -> (usize, usize) {
-    (entries("/proc/self/task"), entries("/proc/self/fd"))
-}
 
 // One test alone, since what it counts belongs to the process.
 #[test]

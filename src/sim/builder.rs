@@ -7,6 +7,9 @@ use super::traffic::Mix;
 use super::{Gateway, LONGEST};
 use crate::intents::Intents;
 
+/// Events a second.
+pub(super) const MOST_ACTIVE: f64 = 1_000_000.0;
+
 /// The settings of a [`Gateway`].
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -290,7 +293,7 @@ impl Builder {
         if !(time_scale > 0.0 && time_scale <= 1000.0) {
             return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
         }
-        if !(0.0..=1_000_000.0).contains(&activity) {
+        if !(0.0..=MOST_ACTIVE).contains(&activity) {
             return Err(wrong("activity", &activity, "0 to 1000000 events a second"));
         }
         Ok(())

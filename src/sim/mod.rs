@@ -182,6 +182,19 @@ impl Gateway {
         self.change(|world, _| world.emit(guild_id, name, data))
     }
 
+    /// From now on the guilds bring forth so many events a second; see [`Builder::activity`].
+    ///
+    /// # Panics
+    /// If the rate is not from 0 to 1,000,000.
+    pub fn set_activity(&self, events_per_second: f64) {
+        let allowed = 0.0..=builder::MOST_ACTIVE;
+        assert!(
+            allowed.contains(&events_per_second),
+            "`events_per_second` is {events_per_second}; allowed: {allowed:?}"
+        );
+        self.change(|world, now| world.set_activity(now, events_per_second));
+    }
+
     /// Somebody writes a message in a channel. Returns its id.
     pub fn chat(&self, channel_id: u64, text: &str) -> Result<u64, EmitError> {
         self.change(|world, now| world.chat(now, channel_id, text))

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of the rig")]
 
+pub mod book;
+
 use std::time::{Duration, Instant};
 
 use threadcord::{Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
@@ -49,6 +51,13 @@ pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
             return event;
         }
     }
+}
+
+/// Threads and open descriptors of this process.
+#[cfg(target_os = "linux")]
+pub fn footprint() -> (usize, usize) {
+    let entries = |folder| std::fs::read_dir(folder).unwrap().count();
+    (entries("/proc/self/task"), entries("/proc/self/fd"))
 }
 
 /// Waits until something holds.

@@ -84,6 +84,14 @@ impl World {
         }
     }
 
+    pub(in crate::sim) fn set_activity(&mut self, now: Instant, events_per_second: f64) {
+        self.timers.retain(|_, timer| !matches!(timer, Timer::Traffic));
+        self.settings.activity = events_per_second;
+        if events_per_second > 0.0 {
+            self.set_timer(now, Timer::Traffic);
+        }
+    }
+
     /// Something happens in some guild.
     pub(super) fn traffic(&mut self, now: Instant, due: Instant) {
         let pause = Duration::from_secs_f64(1.0 / self.settings.activity);

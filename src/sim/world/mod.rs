@@ -143,9 +143,7 @@ impl World {
             rng: Rng::with_seed(settings.seed),
             settings,
         };
-        if world.settings.activity > 0.0 {
-            world.set_timer(now, Timer::Traffic);
-        }
+        world.set_activity(now, world.settings.activity);
         world
     }
 
@@ -380,3 +378,6 @@ fn over(sent: &mut VecDeque<Instant>, now: Instant, window: Duration, limit: usi
 fn invalid_session(resumable: bool) -> String {
     format!(r#"{{"op":9,"s":null,"t":null,"d":{resumable}}}"#)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! A fleet under load and under every fault that it can survive, by chance: nothing is lost, no limit is broken, nothing
+//! is left behind.
+//!
+//! `THREADCORD_SOAK_SECONDS` makes it longer than it is for everyday, and `THREADCORD_SOAK_SEED` repeats one.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::book::Book;
+use common::{PATIENCE, footprint};
+use serde_json::json;
+use threadcord::sim::{Fault, Gateway, Observed};
+use threadcord::{Compression, Config, Events, Intents, Plan, ShardManager, Stage, Timing, Token};
+
+const SHARDS: u32 = 32;
+const GUILDS: u32 = 96;
+const EVENTS_PER_SECOND: f64 = 2000.0;
+const FAULTS_PER_SECOND: f64 = 25.0;
+
+/// A twentieth of Discord's time: a window of 5 s has 250 ms, and a session waits 9 s for its client.
+const SCALE: f64 = 0.05;
+
+/// What a payload may have here; the bomb has twice as much.
+const MAX_PAYLOAD: usize = 1 << 20;
+
+/// What the process may hold in memory beyond what it began with: the gateway's replay buffers and its journal, and what
+/// the shards may have outstanding.
+const MOST_MEMORY_MB: usize = 1024;
+
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().map(|value| value.parse().ok().unwrap_or_else(|| panic!("{name}={value} is no number")))
+}
+
+fn faults() -> Vec<Fault> {
+    let resized = |fault| if let Fault::Bomb { .. } = fault { Fault::Bomb { size: 2 * MAX_PAYLOAD } } else { fault };
+    Fault::all().into_iter().map(resized).collect()
+}
+
+fn gateway(seed: u64) -> Gateway {
+    Gateway::builder()
+        .tls(true)
+        .shards(SHARDS)
+        .max_concurrency(16)
+        .guilds(GUILDS)
+        .time_scale(SCALE)
+        .heartbeat_interval(Duration::from_secs(20))
+        .session_starts(1_000_000, 1_000_000, Duration::from_secs(24 * 60 * 60))
+        .keep_dispatches(true)
+        .seed(seed)
+        .start()
+        .unwrap()
+}
+
+fn config(gateway: &Gateway, compression: Compression) -> Config {
+    let mut timing = Timing::scaled(SCALE);
+    timing.connect_timeout = Duration::from_secs(2);
+    timing.hello_timeout = Duration::from_secs(2);
+    timing.answer_timeout = Duration::from_secs(2);
+    Config::new(Token::new(gateway.token()).unwrap(), Intents::all())
+        .rest_url(gateway.rest_url())
+        .root_certificates(gateway.root_certificate().unwrap())
+        .plan(Plan::Total(SHARDS))
+        .compression(compression)
+        .max_payload(MAX_PAYLOAD)
+        .timing(timing)
+}
+
+fn resident_mb() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+/// Handles what there is; the pause is that of a handler that is slow now and then.
+fn handle(book: &mut Book, events: &Events, until: Instant, rng: &mut fastrand::Rng) {
+    while Instant::now() < until {
+        let Ok(event) = events.next_timeout(until.saturating_duration_since(Instant::now())) else { return };
+        book.note(&event);
+        if rng.u32(..20_000) == 0 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+#[test]
+fn a_fleet_survives_everything() {
+    let seconds = variable("THREADCORD_SOAK_SECONDS").unwrap_or(4);
+    let seed = variable("THREADCORD_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let compressions = [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream];
+    let compression = compressions[usize::try_from(seed % 4).unwrap()];
+    println!("THREADCORD_SOAK_SECONDS={seconds} THREADCORD_SOAK_SEED={seed}, with {compression:?}");
+
+    // What the libraries keep for good.
+    drop(gateway(0));
+    let before = footprint();
+    let memory = resident_mb();
+    let (summary, seen) = soak(seed, Duration::from_secs(seconds), compression, memory);
+    common::eventually("all threads and descriptors are gone", || {
+        let (threads, descriptors) = footprint();
+        threads <= before.0 && descriptors <= before.1
+    });
+    println!("{summary}");
+    let kinds: BTreeSet<_> = seen.faults.iter().map(|strike| strike.fault.to_string()).collect();
+    let missed: Vec<_> =
+        faults().into_iter().map(|fault| fault.to_string()).filter(|kind| !kinds.contains(kind)).collect();
+    println!("{} faults of {} kinds; none of: {missed:?}", seen.faults.len(), kinds.len());
+    assert!(seconds < 60 || missed.len() <= 3, "a long soak meets nearly every fault");
+}
+
+fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) -> (String, Observed) {
+    let gateway = gateway(seed);
+    let manager = ShardManager::start(config(&gateway, compression)).unwrap();
+    let (events, client) = (manager.events(), manager.handle());
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut book = Book::default();
+    manager.wait_ready(PATIENCE).unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = Arc::clone(&stop);
+    let rest = client.clone();
+    // It may wait long for a request that hangs.
+    let caller = std::thread::spawn(move || {
+        let mut answers = (0, 0);
+        while !stopping.load(Ordering::Acquire) {
+            match rest.rest().call("GET", "/users/@me", None) {
+                Ok(_) => answers.0 += 1,
+                Err(_) => answers.1 += 1,
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        answers
+    });
+
+    gateway.set_activity(EVENTS_PER_SECOND);
+    gateway.random_faults(FAULTS_PER_SECOND, faults());
+    let (end, mut peak, mut commands) = (Instant::now() + length, 0, 0);
+    let guilds = gateway.guild_ids();
+    while Instant::now() < end {
+        handle(&mut book, &events, Instant::now() + Duration::from_millis(50), &mut rng);
+        // Equal on purpose, so that being equal is no reason to be dropped.
+        let guild = guilds[rng.usize(..guilds.len())];
+        for _ in 0..2 {
+            gateway.emit(Some(guild), "TYPING_START", &json!({"guild_id": guild.to_string(), "user_id": "1"})).unwrap();
+        }
+        let shard = client.shard_by_guild(guild).unwrap();
+        let request = json!({"op": 8, "d": {"guild_id": guild.to_string(), "user_ids": ["1"]}});
+        commands += usize::from(shard.send(&request).is_ok());
+        peak = peak.max(resident_mb());
+    }
+    gateway.random_faults(0.0, []);
+    gateway.set_activity(0.0);
+    let deadline = Instant::now() + PATIENCE;
+    let ready = || manager.shards().iter().filter(|shard| shard.status().stage == Stage::Ready).count();
+    while ready() < SHARDS as usize || book.missing(&gateway) > 0 {
+        assert!(Instant::now() < deadline, "{} ready, {} events missing", ready(), book.missing(&gateway));
+        handle(&mut book, &events, Instant::now() + Duration::from_millis(20), &mut rng);
+    }
+    assert!(book.closed.is_empty(), "shards have stopped: {:?}", book.closed);
+    gateway.assert_lawful();
+    let count = book.check(&gateway);
+    let status: Vec<_> = manager.shards().iter().map(threadcord::Shard::status).collect();
+    let sum = |of: fn(&threadcord::Status) -> u64| status.iter().map(of).sum::<u64>();
+    let summary = format!(
+        "{count} events in {} sessions, {} of them lost by rule; {} connections, {} resumes, {} IDENTIFYs, {commands} commands; \
+         memory {memory} MB before, {peak} MB at most",
+        book.sessions.len(),
+        book.lost.len(),
+        sum(|status| status.connects),
+        sum(|status| status.resumes),
+        sum(|status| status.identifies),
+    );
+    assert!(peak < memory + MOST_MEMORY_MB, "{summary}");
+    assert_eq!(book.lost.len() as u64, sum(|status| status.sessions_lost), "{summary}");
+    manager.close();
+    drop(manager);
+    let seen = gateway.observed();
+    // Requests that hang end with the gateway.
+    stop.store(true, Ordering::Release);
+    drop(gateway);
+    let (answered, failed) = caller.join().unwrap();
+    (format!("{summary}; REST: {answered} answers, {failed} errors"), seen)
+}
