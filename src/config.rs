@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 
 use crate::error::Error;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
-use crate::protocol::{Identity, MAX_PAYLOAD, Session, Timing};
+use crate::protocol::{Command, Identity, MAX_PAYLOAD, Session, Timing};
 use crate::shard_id::ShardId;
 use crate::token::Token;
 use crate::transport::Compression;
@@ -202,8 +202,9 @@ impl Config {
             let allowed = format!("one with which IDENTIFY has at most {MAX_PAYLOAD} bytes");
             return Err(Error::setting("presence", format!("too large, with it IDENTIFY has {size} bytes"), allowed));
         }
-        if self.presence.as_ref().is_some_and(|presence| !presence.is_object()) {
-            return Err(Error::setting("presence", "not a JSON object", "the `d` of a presence update"));
+        let presence = self.presence.as_ref().map(|presence| Command::raw(&json!({"op": 3, "d": presence})));
+        if let Some(Err(wrong)) = presence {
+            return Err(Error::setting("presence", wrong, "the `d` of a presence update"));
         }
         let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
         match &self.gateway_url {
@@ -345,8 +346,6 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn config() -> Config {
@@ -369,7 +368,8 @@ mod tests {
         assert!(refused(config().max_outstanding_events(0)).contains("at least 1"));
         assert!(refused(config().stack_size(100)).contains("100"));
         assert!(refused(config().presence(json!("online"))).contains("presence"));
-        assert!(refused(config().presence(json!({"a": "x".repeat(4000)}))).contains("4096"));
+        assert!(refused(config().presence(json!({"activities": null}))).contains("empty one for none"));
+        assert!(refused(config().presence(json!({"activities": [], "status": "x".repeat(4000)}))).contains("4096"));
         let mut unknown = config();
         unknown.intents = Intents::from_bits_retain(1 << 40);
         assert!(refused(unknown).contains("0x10000000000"));

@@ -302,7 +302,7 @@ fn raw_commands_are_checked_and_sent() {
     for refused in [json!({"op": 2}), json!({"op": 1}), json!({"op": 6}), json!({}), json!([]), json!("x")] {
         assert!(matches!(shard.send(&refused), Err(Error::Command(_))), "{refused}");
     }
-    let error = shard.send(&json!({"op": 8, "d": "x".repeat(5000)})).unwrap_err();
+    let error = shard.send(&json!({"op": 31, "d": "x".repeat(5000)})).unwrap_err();
     assert!(error.to_string().contains("allowed are 4096"), "{error}");
     let presence = json!({"op": 3, "d": {"since": null, "activities": [], "status": "idle", "afk": false}});
     shard.send(&presence).unwrap();
@@ -340,4 +340,44 @@ fn the_stages_are_told() {
     assert_eq!(stages, ["Connecting", "Ready", "Closed"]);
     assert!(matches!(manager.shards()[0].status().stage, Stage::Stopped(CloseReason::Requested)));
     assert!(manager.shards()[0].session().is_none());
+}
+
+#[test]
+fn shard_numbers_may_be_large() {
+    let gateway = gateway().start().unwrap();
+    let plan = Plan::Ids { ids: vec![70_000, 99_999], total: 100_000 };
+    let manager = ready(config(&gateway).plan(plan));
+    let live: Vec<ShardId> = gateway.observed().live.keys().copied().collect();
+    assert_eq!(live, [shard(70_000, 100_000), shard(99_999, 100_000)]);
+    drop(manager);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_guild_whose_shard_is_not_here_has_none() {
+    let gateway = gateway().guilds(2).start().unwrap();
+    let manager = ready(config(&gateway).plan(Plan::Ids { ids: vec![1], total: 2 }));
+    let [here, there] = [1, 0].map(|number: u64| {
+        *gateway.guild_ids().iter().find(|id| (**id >> 22) % 2 == number).expect("a guild for each shard")
+    });
+    assert_eq!(manager.shard_by_guild(here).unwrap().id(), shard(1, 2));
+    assert!(manager.shard_by_guild(there).is_none());
+    let handle = manager.handle();
+    manager.close();
+    drop(manager);
+    assert!(handle.shard_by_guild(here).is_none_or(|shard| matches!(shard.status().stage, Stage::Stopped(_))));
+}
+
+#[test]
+fn shutdown_interrupts_a_pause() {
+    let gateway = gateway().start().unwrap();
+    let mut config = config(&gateway);
+    config.timing.backoff_base = std::time::Duration::from_secs(3600);
+    config.timing.backoff_cap = std::time::Duration::from_secs(3600);
+    let manager = ready(config);
+    drop(gateway);
+    eventually("it pauses", || matches!(manager.shards()[0].status().stage, Stage::Waiting));
+    let start = std::time::Instant::now();
+    manager.close();
+    assert!(start.elapsed() < PATIENCE);
 }

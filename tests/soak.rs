@@ -15,12 +15,14 @@ use common::book::Book;
 use common::{PATIENCE, footprint};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed};
-use threadcord::{Compression, Config, Events, Intents, Plan, ShardManager, Stage, Timing, Token};
+use threadcord::{Compression, Config, Events, Handle, Intents, Plan, ShardManager, Stage, Timing, Token};
 
 const SHARDS: u32 = 32;
 const GUILDS: u32 = 96;
 const EVENTS_PER_SECOND: f64 = 2000.0;
 const FAULTS_PER_SECOND: f64 = 25.0;
+
+const REST_CALLERS: usize = 16;
 
 /// A twentieth of Discord's time: a window of 5 s has 250 ms, and a session waits 9 s for its client.
 const SCALE: f64 = 0.05;
@@ -112,6 +114,19 @@ fn a_fleet_survives_everything() {
     assert!(seconds < 60 || missed.len() <= 3, "a long soak meets nearly every fault");
 }
 
+/// Calls the HTTP interface until it is told to stop; returns how often that went well, and how often not.
+fn call(client: &Handle, stop: &AtomicBool) -> (usize, usize) {
+    let mut answers = (0, 0);
+    while !stop.load(Ordering::Acquire) {
+        match client.rest().call("GET", "/users/@me", None) {
+            Ok(_) => answers.0 += 1,
+            Err(_) => answers.1 += 1,
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    answers
+}
+
 fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) -> (String, Observed) {
     let gateway = gateway(seed);
     let manager = ShardManager::start(config(&gateway, compression)).unwrap();
@@ -121,20 +136,13 @@ fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) ->
     manager.wait_ready(PATIENCE).unwrap();
 
     let stop = Arc::new(AtomicBool::new(false));
-    let stopping = Arc::clone(&stop);
-    let rest = client.clone();
-    // It may wait long for a request that hangs.
-    let caller = std::thread::spawn(move || {
-        let mut answers = (0, 0);
-        while !stopping.load(Ordering::Acquire) {
-            match rest.rest().call("GET", "/users/@me", None) {
-                Ok(_) => answers.0 += 1,
-                Err(_) => answers.1 += 1,
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        answers
-    });
+    // Many, since each may wait long for a request that hangs.
+    let callers: Vec<_> = (0..REST_CALLERS)
+        .map(|_| {
+            let (client, stop) = (client.clone(), Arc::clone(&stop));
+            std::thread::spawn(move || call(&client, &stop))
+        })
+        .collect();
 
     gateway.set_activity(EVENTS_PER_SECOND);
     gateway.random_faults(FAULTS_PER_SECOND, faults());
@@ -182,6 +190,7 @@ fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) ->
     // Requests that hang end with the gateway.
     stop.store(true, Ordering::Release);
     drop(gateway);
-    let (answered, failed) = caller.join().unwrap();
+    let answers: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+    let (answered, failed) = answers.iter().fold((0, 0), |sum, answer| (sum.0 + answer.0, sum.1 + answer.1));
     (format!("{summary}; REST: {answered} answers, {failed} errors"), seen)
 }

@@ -56,3 +56,36 @@ fn zstd_stream() {
     events_arrive(Compression::ZstdStream, false);
     events_arrive(Compression::ZstdStream, true);
 }
+
+#[test]
+fn payloads_of_many_megabytes() {
+    for compression in [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream] {
+        let gateway = gateway().guilds(1).start().unwrap();
+        let config = config(&gateway).compression(compression).max_outstanding_bytes(64 << 20);
+        let manager = ready(config);
+        let events = manager.events();
+        let guild = gateway.guild_ids()[0];
+        for megabytes in [0, 1, 20] {
+            let text = "0123456789abcdef".repeat((megabytes << 16) + 8000);
+            gateway.emit(Some(guild), "LARGE", &serde_json::json!({"text": text})).unwrap();
+            let event = next(&events, |event| event.name() == "LARGE");
+            assert_eq!(event.dispatch().unwrap().decode::<Value>().unwrap()["text"], text, "{compression:?}");
+        }
+        assert_eq!(manager.shards()[0].status().connects, 1);
+    }
+}
+
+#[test]
+fn unknown_events_are_delivered_as_they_are() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    let guild = gateway.guild_ids()[0];
+    let data = serde_json::json!({"list": [1, 2.5, null], "text": "ü"});
+    assert_eq!(gateway.emit(Some(guild), "SOMETHING_NEW", &data), Ok(1));
+    let event = next(&events, |event| event.name() == "SOMETHING_NEW");
+    let dispatch = event.dispatch().unwrap();
+    assert_eq!(dispatch.data(), data.to_string().as_bytes());
+    assert_eq!(manager.shards()[0].session().unwrap().id.len(), 32);
+    assert_eq!(gateway.observed().sequences.values().copied().max(), Some(dispatch.sequence()));
+}

@@ -18,6 +18,19 @@ pub const MAX_PAYLOAD: usize = 4096;
 /// Opcode of a presence update.
 const PRESENCE_UPDATE: u64 = 3;
 
+/// Opcode of a request for the members of a guild.
+const REQUEST_GUILD_MEMBERS: u64 = 8;
+
+/// How many members may be asked for by their ids.
+///
+/// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+const MAX_USER_IDS: usize = 100;
+
+/// The longest nonce, in bytes; Discord ignores a longer one, and answers that nobody can tell apart come back.
+///
+/// Source: as above.
+const MAX_NONCE: usize = 32;
+
 /// Something to say to Discord on a shard's connection, checked when it is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -28,12 +41,20 @@ pub struct Command {
 impl Command {
     /// A payload as it goes over the wire: an object with an `op`.
     ///
-    /// Heartbeats (1), IDENTIFY (2) and RESUME (6) are the library's own and refused.
+    /// Heartbeats (1), IDENTIFY (2) and RESUME (6) are the library's own and refused; and so is what Discord would answer with
+    /// a close or not at all: a presence whose `activities` are not an array, a request for members with both or neither of
+    /// `query` and `user_ids`, with over 100 ids, or with a nonce of over 32 bytes.
     pub fn raw(payload: &Value) -> Result<Self, InvalidCommand> {
         let object = payload.as_object().ok_or(InvalidCommand::NotAnObject)?;
         let op = object.get("op").and_then(Value::as_u64).ok_or(InvalidCommand::NoOpcode)?;
         if matches!(op, 1 | 2 | 6) {
             return Err(InvalidCommand::Reserved(op));
+        }
+        let data = &payload["d"];
+        match op {
+            PRESENCE_UPDATE if !data["activities"].is_array() => return Err(InvalidCommand::Activities),
+            REQUEST_GUILD_MEMBERS => check_member_request(data)?,
+            _ => {}
         }
         let json = payload.to_string();
         if json.len() > MAX_PAYLOAD {
@@ -53,6 +74,20 @@ impl Command {
     }
 }
 
+fn check_member_request(data: &Value) -> Result<(), InvalidCommand> {
+    if data["query"].is_null() == data["user_ids"].is_null() {
+        return Err(InvalidCommand::QueryOrUserIds);
+    }
+    match data["user_ids"].as_array().map(Vec::len) {
+        Some(count) if count > MAX_USER_IDS => return Err(InvalidCommand::TooManyUserIds(count)),
+        _ => {}
+    }
+    match data["nonce"].as_str().map(str::len) {
+        Some(length) if length > MAX_NONCE => Err(InvalidCommand::NonceTooLong(length)),
+        _ => Ok(()),
+    }
+}
+
 /// Why something cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -66,6 +101,18 @@ pub enum InvalidCommand {
     /// The library sends these itself.
     #[error("op {0} is sent by the library itself: 1, 2 and 6 are refused")]
     Reserved(u64),
+    /// Discord would close the connection.
+    #[error("the `activities` of a presence are not an array: give an empty one for none")]
+    Activities,
+    /// Discord answers one kind of question at a time.
+    #[error("a request for members has one of `query` and `user_ids`")]
+    QueryOrUserIds,
+    /// Discord tells of so many members at once, and no more.
+    #[error("a request for members has {0} `user_ids`, allowed are 100: ask several times")]
+    TooManyUserIds(usize),
+    /// Discord would ignore it.
+    #[error("the nonce has {0} bytes, allowed are 32")]
+    NonceTooLong(usize),
     /// Discord would close the connection.
     #[error("the payload has {0} bytes, allowed are 4096")]
     TooLarge(usize),
@@ -158,10 +205,29 @@ mod tests {
         for op in [1, 2, 6] {
             assert_eq!(raw(json!({"op": op})), Err(InvalidCommand::Reserved(op)));
         }
-        let envelope = json!({"op": 8, "d": ""}).to_string().len();
-        assert!(raw(json!({"op": 8, "d": "x".repeat(MAX_PAYLOAD - envelope)})).is_ok());
-        let error = raw(json!({"op": 8, "d": "x".repeat(MAX_PAYLOAD - envelope + 1)})).unwrap_err();
+        let envelope = json!({"op": 31, "d": ""}).to_string().len();
+        assert!(raw(json!({"op": 31, "d": "x".repeat(MAX_PAYLOAD - envelope)})).is_ok());
+        let error = raw(json!({"op": 31, "d": "x".repeat(MAX_PAYLOAD - envelope + 1)})).unwrap_err();
         assert!(error.to_string().contains("4097"), "{error}");
+    }
+
+    #[test]
+    fn what_discord_would_ignore_or_punish_is_refused() {
+        let members = |data: Value| Command::raw(&json!({"op": 8, "d": data}));
+        assert!(members(json!({"guild_id": "1", "query": "", "limit": 0, "nonce": "n".repeat(32)})).is_ok());
+        assert!(members(json!({"guild_id": "1", "user_ids": vec!["1"; 100]})).is_ok());
+        let long = members(json!({"guild_id": "1", "query": "", "limit": 0, "nonce": "ü".repeat(17)}));
+        assert_eq!(long, Err(InvalidCommand::NonceTooLong(34)), "bytes, not characters");
+        let both = members(json!({"guild_id": "1", "query": "", "user_ids": ["1"]}));
+        assert_eq!(both, Err(InvalidCommand::QueryOrUserIds));
+        assert_eq!(members(json!({"guild_id": "1"})), Err(InvalidCommand::QueryOrUserIds));
+        let many = members(json!({"guild_id": "1", "user_ids": vec!["1"; 101]}));
+        assert_eq!(many, Err(InvalidCommand::TooManyUserIds(101)));
+        for activities in [Value::Null, json!({})] {
+            let presence =
+                json!({"op": 3, "d": {"since": null, "activities": activities, "status": "idle", "afk": false}});
+            assert_eq!(Command::raw(&presence), Err(InvalidCommand::Activities));
+        }
     }
 
     #[test]

@@ -147,7 +147,12 @@ fn session(sequence: u64) -> Session {
 }
 
 fn command(op: u64) -> Command {
-    Command::raw(&json!({"op": op, "d": {}})).unwrap()
+    let data = match op {
+        3 => json!({"since": null, "activities": [], "status": "online", "afk": false}),
+        8 => json!({"guild_id": "1", "query": "", "limit": 0}),
+        _ => json!({}),
+    };
+    Command::raw(&json!({"op": op, "d": data})).unwrap()
 }
 
 #[test]
@@ -236,6 +241,31 @@ fn an_ack_keeps_the_connection_and_gives_the_latency() {
     }
     assert_eq!(rig.machine.stage(), Stage::Ready);
     assert_eq!(rig.machine.latency(), Some(Duration::from_millis(30)));
+}
+
+#[test]
+fn a_new_connection_is_no_zombie_and_has_one_schedule() {
+    let mut rig = Rig::ready();
+    // A beat of the old connection that was never acknowledged.
+    rig.sleep();
+    for _ in 0..3 {
+        rig.payload(&json!({"op": 7}));
+        rig.reconnect();
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.input(Input::Drained);
+        rig.dispatch("RESUMED", 1, &json!({}));
+        rig.input(Input::Drained);
+        assert_eq!(rig.machine.stage(), Stage::Ready);
+    }
+    rig.said.clear();
+    let end = rig.now + INTERVAL * 10;
+    while rig.drive().is_some_and(|(until, _)| until <= end) {
+        rig.sleep();
+        rig.payload(&json!({"op": 11}));
+    }
+    let beats = rig.sent().iter().filter(|(op, _)| *op == 1).count();
+    assert!((9..=10).contains(&beats), "{beats} in ten intervals");
 }
 
 #[test]
@@ -373,6 +403,48 @@ fn a_resume_replays_in_order_and_drops_what_came_before() {
     assert_eq!(rig.machine.stage(), Stage::Ready);
     assert!(rig.said(&Output::Report(Notice::Resumed)));
     assert_eq!(rig.delivered(), [11, 12, 12], "RESUMED comes whatever its sequence");
+}
+
+#[test]
+fn a_resume_takes_no_permit() {
+    let mut rig = Rig::new(Some(session(10)));
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.dispatch("RESUMED", 10, &json!({}));
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert!(!rig.said(&Output::RequestPermit));
+}
+
+#[test]
+fn a_new_session_begins_without_a_sequence() {
+    let mut rig = Rig::ready();
+    rig.dispatch("MESSAGE_CREATE", 900, &json!({}));
+    rig.payload(&json!({"op": 9, "d": false}));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.input(Input::Permit);
+    rig.sent();
+    rig.payload(&json!({"op": 1, "d": null}));
+    assert_eq!(rig.sent(), [(1, Value::Null)], "the old session's is forgotten");
+    rig.dispatch("READY", 1, &json!({"session_id": "s2", "resume_gateway_url": "", "user": {"id": "5"}}));
+    rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
+    assert_eq!(rig.delivered(), [1, 2], "and drops nothing of the new one");
+}
+
+#[test]
+fn events_of_an_old_connection_are_ignored() {
+    let mut rig = Rig::ready();
+    rig.payload(&json!({"op": 7}));
+    rig.said.clear();
+    for sequence in [2, 3] {
+        rig.dispatch("MESSAGE_CREATE", sequence, &json!({}));
+    }
+    assert_eq!(
+        (rig.delivered(), rig.machine.session().unwrap().sequence),
+        (Vec::new(), 1),
+        "they come with the replay"
+    );
 }
 
 #[test]
@@ -593,6 +665,22 @@ fn the_budget_holds_commands_but_not_heartbeats() {
         rig.payload(&json!({"op": 11}));
     }
     assert!(waits.contains(&Timer::Heartbeat) && waits.contains(&Timer::SendBudget), "{waits:?}");
+}
+
+#[test]
+fn each_connection_has_a_budget_of_its_own() {
+    let mut rig = Rig::ready();
+    for _ in 0..150 {
+        rig.input(Input::Command(command(31)));
+    }
+    let burst = rig.sent().len();
+    rig.payload(&json!({"op": 7}));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    rig.dispatch("RESUMED", 1, &json!({}));
+    assert_eq!(rig.sent().len(), 150 - burst, "the rest goes out at once");
 }
 
 #[test]

@@ -1,0 +1,274 @@
+//! Each fault that the simulator has, one by one: what the client makes of it, and that nothing is lost.
+
+mod common;
+
+use std::time::Duration;
+
+use common::book::Book;
+use common::{config, eventually, ready};
+use threadcord::sim::{Fault, Gateway, Target};
+use threadcord::{Compression, Config, ShardId, ShardManager, Stage, Status, Timing};
+
+const ONE: ShardId = ShardId::ONE;
+
+const COMPRESSIONS: [Compression; 4] =
+    [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream];
+
+fn fault(word: &str) -> Fault {
+    word.parse().unwrap()
+}
+
+fn gateway(tls: bool) -> Gateway {
+    // Half a second between heartbeats, so that silence is soon noticed.
+    let interval = Duration::from_secs(50);
+    let gateway = Gateway::builder().tls(tls).guilds(2).time_scale(common::SCALE).heartbeat_interval(interval);
+    gateway.keep_dispatches(true).start().unwrap()
+}
+
+/// A configuration that does not wait long for a peer that hangs.
+fn hasty(gateway: &Gateway, compression: Compression) -> Config {
+    let mut timing = Timing::scaled(common::SCALE);
+    for timeout in [&mut timing.connect_timeout, &mut timing.hello_timeout, &mut timing.answer_timeout] {
+        *timeout = Duration::from_millis(300);
+    }
+    config(gateway).compression(compression).max_payload(64 << 10).timing(timing)
+}
+
+/// Lets somebody write before, while and after something happens to a ready shard, and checks that every event is
+/// accounted for. Returns the shard's status at the end.
+fn through(
+    gateway: &Gateway,
+    manager: &ShardManager,
+    happens: impl FnOnce(&Gateway),
+    is_over: impl Fn(&Status) -> bool,
+) -> Status {
+    let events = manager.events();
+    let mut book = Book::default();
+    let shard = manager.shard(ONE).unwrap();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    let chat = |count: u32| {
+        for _ in 0..count {
+            gateway.chat(channel, "the same again").unwrap();
+        }
+    };
+    chat(10);
+    happens(gateway);
+    chat(10);
+    eventually("it is over", || {
+        events.receiver().try_iter().for_each(|event| book.note(&event));
+        is_over(&shard.status()) && shard.status().stage == Stage::Ready
+    });
+    chat(10);
+    eventually("all has arrived", || {
+        events.receiver().try_iter().for_each(|event| book.note(&event));
+        book.missing(gateway) == 0
+    });
+    book.check(gateway);
+    gateway.assert_lawful();
+    shard.status()
+}
+
+#[test]
+fn a_bad_line_loses_nothing() {
+    for word in ["delay=5ms+20ms", "drip=100000", "heartbeat-request"] {
+        let gateway = gateway(true);
+        let manager = ready(hasty(&gateway, Compression::ZstdStream));
+        let status = through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |_| true);
+        assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
+    }
+}
+
+#[test]
+fn what_comes_again_is_delivered_once() {
+    for word in ["repeat", "out-of-order"] {
+        let gateway = gateway(false);
+        let manager = ready(hasty(&gateway, Compression::None));
+        let status = through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |_| true);
+        assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
+    }
+    let gateway = gateway(false);
+    let manager = ready(hasty(&gateway, Compression::None));
+    let happens = |gateway: &Gateway| {
+        gateway.inject(ONE, Fault::ReplayTwice);
+        gateway.inject(ONE, Fault::Cut);
+    };
+    through(&gateway, &manager, happens, |status| status.resumes == 1);
+    assert!(gateway.observed().faults.iter().any(|strike| strike.fault == Fault::ReplayTwice));
+}
+
+fn is_resumed_from(words: &[&str], tls: bool) {
+    for (at, word) in words.iter().enumerate() {
+        let gateway = gateway(tls);
+        let manager = ready(hasty(&gateway, COMPRESSIONS[at % 4]));
+        let status =
+            through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |status| status.resumes == 1);
+        assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_resumed() {
+    let words = ["cut", "reset", "cut-in-frame", "silence", "no-ack"];
+    is_resumed_from(&words, false);
+    is_resumed_from(&words, true);
+}
+
+#[test]
+fn a_peer_that_breaks_the_protocol_is_left_and_resumed() {
+    // Each with every compression.
+    for word in ["garbage", "corrupt", "bomb=131072", "oversized"] {
+        is_resumed_from(&[word; 4], false);
+    }
+}
+
+#[test]
+fn a_peer_that_asks_for_it_is_resumed() {
+    is_resumed_from(
+        &["reconnect", "invalid-session=true", "close=1012", "close=4000", "close=4001", "close=4002"],
+        false,
+    );
+    is_resumed_from(&["close=4005", "close=4008", "close=4999"], false);
+}
+
+#[test]
+fn a_session_that_is_ended_is_reported_and_replaced() {
+    for word in ["invalid-session=false", "close=1000", "close=1001", "close=4003", "close=4007", "close=4009"] {
+        let gateway = gateway(false);
+        let manager = ready(hasty(&gateway, Compression::ZlibStream));
+        let happens = |gateway: &Gateway| gateway.inject(ONE, fault(word));
+        let status = through(&gateway, &manager, happens, |status| status.sessions_lost == 1);
+        assert_eq!(status.identifies, 2, "{word}");
+    }
+}
+
+/// Lets a fault happen to the handshake after a cut, and returns the status after it.
+fn handshake(word: &str, tls: bool, is_over: fn(&Status) -> bool) -> Status {
+    let gateway = gateway(tls);
+    let manager = ready(hasty(&gateway, Compression::ZstdStream));
+    let happens = |gateway: &Gateway| {
+        gateway.inject(ONE, fault(word));
+        gateway.inject(ONE, Fault::Cut);
+    };
+    let status = through(&gateway, &manager, happens, is_over);
+    let struck = gateway.observed().faults.iter().any(|strike| strike.fault == fault(word));
+    assert!(struck && status.connects >= 3, "{word}: {status:?}");
+    status
+}
+
+#[test]
+fn a_handshake_that_fails_is_tried_again() {
+    for word in [
+        "upgrade=refused",
+        "upgrade=503",
+        "upgrade=429",
+        "upgrade=hang",
+        "hello=nothing",
+        "hello=reconnect",
+        "hello=close:4000",
+        "resume=nothing",
+        "resume=reconnect",
+        "resume=invalid-session:true",
+        "resume=close:4000",
+    ] {
+        let status = handshake(word, false, |status| status.resumes == 1);
+        assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
+    }
+}
+
+#[test]
+fn tls_that_fails_is_tried_again() {
+    for word in ["tls=expired", "tls=wrong-name", "tls=untrusted", "tls=hang"] {
+        let status = handshake(word, true, |status| status.resumes == 1);
+        assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
+    }
+}
+
+#[test]
+fn a_resume_that_is_refused_is_a_new_session() {
+    for word in ["resume=invalid-session:false", "resume=close:4007", "resume=close:4009"] {
+        let status = handshake(word, false, |status| status.sessions_lost == 1);
+        assert_eq!((status.identifies, status.resumes), (2, 0), "{word}");
+    }
+}
+
+#[test]
+fn a_start_that_fails_is_no_start() {
+    for word in ["identify=nothing", "identify=reconnect", "identify=invalid-session:false", "identify=close:4000"] {
+        let gateway = gateway(false);
+        gateway.inject(Target::Any, fault(word));
+        let manager = ready(hasty(&gateway, Compression::ZstdStream));
+        let status = manager.shard(ONE).unwrap().status();
+        assert_eq!((status.identifies, status.resumes, status.sessions_lost), (2, 0, 0), "{word}");
+        gateway.assert_lawful();
+    }
+}
+
+#[test]
+fn a_resume_url_that_leads_nowhere_gives_way() {
+    for (tls, word) in [
+        (false, "resume-url=dead"),
+        (true, "resume-url=dead"),
+        (false, "resume-url=foreign"),
+        (true, "resume-url=foreign"),
+    ] {
+        let gateway = gateway(tls);
+        gateway.inject(ONE, fault(word));
+        let manager = ready(hasty(&gateway, Compression::ZstdStream));
+        let happens = |gateway: &Gateway| gateway.inject(ONE, Fault::Cut);
+        let status = through(&gateway, &manager, happens, |status| status.resumes == 1);
+        assert_eq!(status.identifies, 1, "{word}");
+    }
+}
+
+#[test]
+fn rest_that_fails_is_an_error_or_tried_again() {
+    let gateway = gateway(false);
+    let manager = ready(hasty(&gateway, Compression::ZstdStream));
+    let handle = manager.handle();
+    let get = || handle.rest().call("GET", "/users/@me", None);
+    for (word, is_tried_again) in
+        [("rest=401", false), ("rest=html", true), ("rest=500", true), ("rest=503", true), ("rest=429", true)]
+    {
+        gateway.inject(Target::Any, fault(word));
+        let answer = get();
+        assert_eq!(answer.is_ok(), is_tried_again, "{word}: {answer:?}");
+        assert!(get().is_ok(), "{word}: the next one is well");
+    }
+}
+
+#[test]
+fn faults_come_by_schedule_and_by_chance() {
+    let gateway = gateway(false);
+    gateway.inject_after(Duration::from_millis(300), Target::All, Fault::Reconnect);
+    let manager = ready(hasty(&gateway, Compression::ZstdStream));
+    let struck = |fault: &Fault| gateway.observed().faults.iter().any(|strike| strike.fault == *fault);
+    eventually("the scheduled one strikes", || struck(&Fault::Reconnect));
+    gateway.random_faults(50.0, [Fault::HeartbeatRequest, Fault::Repeat]);
+    let both = || struck(&Fault::HeartbeatRequest) && struck(&Fault::Repeat);
+    through(&gateway, &manager, |_| eventually("both strike", both), |_| true);
+    gateway.random_faults(0.0, []);
+}
+
+#[test]
+fn a_gateway_tells_what_is_wrong_with_its_settings() {
+    use threadcord::sim::StartError;
+    let taken = Gateway::builder().start().unwrap();
+    let port: u16 = taken.url().rsplit(':').next().unwrap().parse().unwrap();
+    let error = Gateway::builder().port(port).start().unwrap_err();
+    assert!(matches!(error, StartError::PortInUse(given) if given == port), "{error}");
+    for (builder, wanted) in [
+        (Gateway::builder().shards(0), "`shards` is 0; allowed: 1 to"),
+        (Gateway::builder().max_concurrency(0), "`max_concurrency` is 0"),
+        (Gateway::builder().shard_multiple(0), "`shard_multiple` is 0"),
+        (Gateway::builder().members(0), "`members` is 0"),
+        (Gateway::builder().guilds(2_000_000), "0 to 1000000"),
+        (Gateway::builder().time_scale(f64::NAN), "`time_scale` is NaN"),
+        (Gateway::builder().activity(-1.0), "`activity` is -1"),
+        (Gateway::builder().ready_delay(Duration::MAX), "`ready_delay` is"),
+        (Gateway::builder().heartbeat_interval(Duration::ZERO), "`heartbeat_interval` is 0"),
+        (Gateway::builder().mix([("TYPING", 1)]), "`mix` is TYPING; allowed: MESSAGE_CREATE"),
+    ] {
+        let error = builder.start().unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
