@@ -2,6 +2,8 @@
 //!
 //! [`Transport`] is the seam between a shard's thread and the network; [`WebSocketConnector`] is what stands behind it.
 
+#[cfg(test)]
+mod fuzz;
 mod inflate;
 mod websocket;
 

@@ -117,8 +117,14 @@ impl Transport for WebSocketTransport {
             match std::mem::replace(&mut self.link, Link::None) {
                 Link::None => return Ok(Received::Nothing),
                 Link::Open(mut socket) => {
-                    let received = self.read_message(&mut socket);
+                    let received = read_message(&mut socket, &mut self.inflater);
                     self.link = Link::Open(socket);
+                    match received {
+                        Ok(Received::Nothing) => self.maybe_ready = false,
+                        // The answer to a ping may be waiting to be sent.
+                        Ok(Received::Partial) => self.flushed = false,
+                        _ => {}
+                    }
                     return received;
                 }
                 handshake => {
@@ -309,14 +315,7 @@ impl WebSocketTransport {
     fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
         let Some(attempts) = &self.attempts else { return Ok(false) };
         let request = attempts.url.as_str().into_client_request()?;
-        // A compressed message is hardly ever larger than what is in it, so one bound serves for both.
-        let largest = Some(self.connector.max_payload.saturating_add(FRAME_SLACK));
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(0)
-            .max_message_size(largest)
-            .max_frame_size(largest);
-        let handshake = ClientHandshake::start(stream, request, Some(config))?;
+        let handshake = ClientHandshake::start(stream, request, Some(settings(self.connector.max_payload)))?;
         self.upgraded(handshake.handshake())
     }
 
@@ -341,26 +340,6 @@ impl WebSocketTransport {
         }
     }
 
-    fn read_message(&mut self, socket: &mut WebSocket<Stream>) -> Result<Received, TransportError> {
-        match socket.read() {
-            Ok(Message::Text(text)) => Ok(Received::Payload(self.inflater.text(text.as_bytes())?)),
-            Ok(Message::Binary(bytes)) => {
-                Ok(self.inflater.binary(&bytes)?.map_or(Received::Partial, Received::Payload))
-            }
-            Ok(Message::Close(frame)) => Ok(Received::Closed(frame.map(|frame| frame.code.into()))),
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {
-                // The answer to a ping may be waiting to be sent.
-                self.flushed = false;
-                Ok(Received::Partial)
-            }
-            Err(error) if is_blocked(&error) => {
-                self.maybe_ready = false;
-                Ok(Received::Nothing)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
     fn flush(&mut self) -> Result<(), TransportError> {
         if !self.flushed
             && let Link::Open(socket) = &mut self.link
@@ -368,6 +347,32 @@ impl WebSocketTransport {
             self.flushed = not_blocked(socket.flush())?;
         }
         Ok(())
+    }
+}
+
+/// The settings of a websocket whose payloads have up to `max_payload` bytes.
+pub(super) fn settings(max_payload: usize) -> WebSocketConfig {
+    // A compressed message is hardly ever larger than what is in it, so one bound serves for both.
+    let largest = Some(max_payload.saturating_add(FRAME_SLACK));
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_message_size(largest)
+        .max_frame_size(largest)
+}
+
+/// What came next on an open websocket.
+pub(super) fn read_message<S: Read + Write>(
+    socket: &mut WebSocket<S>,
+    inflater: &mut Inflater,
+) -> Result<Received, TransportError> {
+    match socket.read() {
+        Ok(Message::Text(text)) => Ok(Received::Payload(inflater.text(text.as_bytes())?)),
+        Ok(Message::Binary(bytes)) => Ok(inflater.binary(&bytes)?.map_or(Received::Partial, Received::Payload)),
+        Ok(Message::Close(frame)) => Ok(Received::Closed(frame.map(|frame| frame.code.into()))),
+        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(Received::Partial),
+        Err(error) if is_blocked(&error) => Ok(Received::Nothing),
+        Err(error) => Err(error.into()),
     }
 }
 
