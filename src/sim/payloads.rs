@@ -69,6 +69,13 @@ pub(super) fn user(id: u64, bot: bool) -> Value {
     })
 }
 
+/// The bot, as it is told about itself.
+pub(super) fn current_user() -> Value {
+    let mut bot = user(BOT, true);
+    extend(&mut bot, json!({"verified": true, "mfa_enabled": false, "email": null, "flags": 0, "locale": "en-US"}));
+    bot
+}
+
 pub(super) fn username(id: u64) -> String {
     format!("user{}", id % 1_000_000)
 }
@@ -100,15 +107,10 @@ pub(super) fn hello(interval_ms: u128) -> Value {
 pub(super) fn ready(shard: ShardId, session: &str, resume_url: &str, guilds: &[Guild]) -> Value {
     let guilds: Vec<Value> =
         guilds.iter().map(|guild| json!({"id": guild.id.to_string(), "unavailable": true})).collect();
-    let mut bot = user(BOT, true);
-    bot["verified"] = true.into();
-    bot["mfa_enabled"] = false.into();
-    bot["email"] = Value::Null;
-    bot["flags"] = 0.into();
     json!({
         "v": 10,
         "user_settings": {},
-        "user": bot,
+        "user": current_user(),
         "session_type": "normal",
         "session_id": session,
         "resume_gateway_url": resume_url,

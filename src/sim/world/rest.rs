@@ -154,7 +154,7 @@ impl World {
                 let large = if self.settings.shard_multiple > 1 { 150_001 } else { 0 };
                 (200, payloads::application(self.guilds.len().max(large)))
             }
-            ("GET", ["users", "@me"]) => (200, payloads::user(payloads::BOT, true)),
+            ("GET", ["users", "@me"]) => (200, payloads::current_user()),
             ("POST", ["users", "@me", "channels"]) => (200, payloads::direct_channel()),
             ("GET", ["guilds", guild]) => match guild.parse().ok().and_then(|id| self.guild(id)) {
                 Some(guild) => (200, payloads::guild_object(guild)),

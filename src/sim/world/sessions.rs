@@ -332,8 +332,9 @@ impl World {
         self.homes.get(&(shard.total(), shard.number())).cloned().unwrap_or_default()
     }
 
+    /// Whether this is the bot's token, with or without `Bot ` before it: Discord takes both.
     pub(super) fn is_token(&self, token: &str) -> bool {
-        !self.token_is_reset && token == self.settings.token
+        !self.token_is_reset && token.strip_prefix("Bot ").unwrap_or(token) == self.settings.token
     }
 
     pub(super) fn new_day(&mut self, now: Instant) {

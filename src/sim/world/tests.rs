@@ -134,6 +134,7 @@ fn refusal(change: impl FnOnce(&mut Value)) -> Option<u16> {
 fn a_wrong_identify_is_closed_with_its_code() {
     assert_eq!(refusal(|_| {}), None);
     assert_eq!(refusal(|data| data["token"] = "other".into()), Some(4004));
+    assert_eq!(refusal(|data| data["token"] = format!("Bot {TOKEN}").into()), None, "as some libraries say it");
     assert_eq!(refusal(|data| data["shard"] = json!([2, 2])), Some(4010));
     assert_eq!(refusal(|data| data["shard"] = json!([0, 1])), Some(4011));
     assert_eq!(refusal(|data| data["intents"] = (1_u64 << 40).into()), Some(4013));
