@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use threadcord::ShardId;
 use threadcord::sim::{self, Action, Fault, Gateway, Offer, Record, StartError, Target};
@@ -90,13 +89,16 @@ fn text(name: &'static str, value: &'static str, help: &'static str) -> Arg {
 }
 
 fn number(name: &'static str, help: &'static str, default: &'static str, least: u64, most: u64) -> Arg {
-    let parser = RangedU64ValueParser::<u64>::new().range(least..=most);
+    let parse = move |text: &str| match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("allowed: {least} to {most}")),
+    };
     Arg::new(name)
         .long(name)
         .help(help)
         .value_name("N")
         .default_value(default)
-        .value_parser(parser)
+        .value_parser(parse)
         .allow_negative_numbers(true)
 }
 

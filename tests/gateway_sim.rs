@@ -1,0 +1,128 @@
+//! The program `gateway-sim`: what it serves, what it says, and how it ends.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use common::{PATIENCE, eventually, next};
+use threadcord::{Config, Intents, ShardId, ShardManager, Timing, Token};
+
+/// The program, with what a bot has to know.
+struct Program {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+    rest_url: String,
+    token: String,
+}
+
+impl Program {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gateway-sim"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut value = |word: &str| {
+            let mut line = String::new();
+            lines.read_line(&mut line).unwrap();
+            line.strip_prefix(word).unwrap_or_else(|| panic!("{word}: {line}")).trim().to_owned()
+        };
+        let _gateway = value("gateway");
+        let (rest_url, token) = (value("rest"), value("token"));
+        Self { child, lines, rest_url, token }
+    }
+
+    fn config(&self) -> Config {
+        Config::new(Token::new(&*self.token).unwrap(), Intents::all()).rest_url(&*self.rest_url)
+    }
+
+    fn order(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Lets it end; returns all that it has said.
+    fn end(mut self) -> (String, ExitStatus) {
+        self.order("quit");
+        let mut said = String::new();
+        self.lines.read_to_string(&mut said).unwrap();
+        (said, self.child.wait().unwrap())
+    }
+}
+
+#[test]
+fn it_serves_a_bot_and_takes_orders() {
+    let mut program = Program::start(&["--guilds", "2", "--time-scale", "0.01", "--heartbeat-interval", "500s"]);
+    let manager = ShardManager::start(program.config().timing(Timing::scaled(0.01))).unwrap();
+    manager.wait_ready(PATIENCE).unwrap();
+    let events = manager.events();
+    program.order("chat hello there");
+    let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
+    assert_eq!(message.dispatch().unwrap().decode::<serde_json::Value>().unwrap()["content"], "hello there");
+    program.order(r#"emit SOMETHING {"a": 1}"#);
+    next(&events, |event| event.name() == "SOMETHING");
+    program.order("nonsense");
+    program.order("fault cut@0/1");
+    eventually("it resumes", || manager.shard(ShardId::ONE).unwrap().status().resumes == 1);
+    manager.close();
+    let (said, status) = program.end();
+    assert!(status.success(), "{said}");
+    for line in [
+        "shard 0/1      identify",
+        "FAULT cut",
+        "resume",
+        "closed 1000",
+        "1 sessions hear of SOMETHING",
+        "no client broke a rule",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+}
+
+#[test]
+fn it_ends_with_1_if_a_client_broke_a_rule() {
+    let program = Program::start(&["--shards", "2"]);
+    // A hundredth of the window that it should be.
+    let manager = ShardManager::start(program.config().timing(Timing::scaled(0.01))).unwrap();
+    let mut said = String::new();
+    let mut program = program;
+    while !said.contains("VIOLATION") {
+        said.clear();
+        assert!(program.lines.read_line(&mut said).unwrap() > 0, "it ends without a violation");
+    }
+    drop(manager);
+    let (said, status) = program.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("violations:") && said.contains("one IDENTIFY per key and 5 s"), "{said}");
+}
+
+#[test]
+fn a_wrong_flag_is_told_with_what_is_allowed() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (arguments, wanted) in [
+        (["--port", "70000"], ["--port", "0 to 65535"]),
+        (["--port", &port], ["--port", "in use"]),
+        (["--shards", "0"], ["--shards", "1 to 4294967295"]),
+        (["--shards", "-3"], ["--shards", "1 to 4294967295"]),
+        (["--time-scale", "0"], ["--time-scale", "above 0, to 1000"]),
+        (["--activity", "-1"], ["--activity", "0 to 1000000"]),
+        (["--mix", "TYPING=1"], ["--mix", "TYPING_START"]),
+        (["--mix", "TYPING_START=many"], ["--mix", "NAME=WEIGHT"]),
+        (["--compression", "gzip"], ["--compression", "zstd-stream"]),
+        (["--latency", "5"], ["--latency", "250ms"]),
+        (["--heartbeat-interval", "0s"], ["--heartbeat-interval", "above 0"]),
+        (["--fault", "cut"], ["--fault", "TIME:FAULT"]),
+        (["--fault", "1s:cutt"], ["--fault", "cut-in-frame"]),
+        (["--fault", "1s:cut@2/2"], ["--fault", "shard"]),
+        (["--fault-kinds", "cut,close=1"], ["--fault-kinds", "3000 to 4999"]),
+        (["--sharts", "1"], ["--sharts", "--shards"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_gateway-sim")).args(arguments).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(wanted.iter().all(|wanted| error.contains(wanted)), "{arguments:?}: {error}");
+    }
+}
