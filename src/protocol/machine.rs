@@ -355,21 +355,26 @@ impl Machine {
             Some("RESUMED") => self.handle_resumed(now),
             _ => {}
         }
+        self.handle_event(now, payload);
+        Ok(())
+    }
+
+    /// An event of the session that is live or being resumed.
+    fn handle_event(&mut self, now: Instant, payload: Payload) {
         let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state else {
             log::warn!("shard {}: {:?} outside a session ignored", self.shard, payload.name());
-            return Ok(());
+            return;
         };
         let sequence = payload.sequence().unwrap_or(0);
         if sequence <= session.sequence && payload.name() != Some("RESUMED") {
             log::debug!("shard {}: sequence {sequence} came again and is dropped", self.shard);
-            return Ok(());
+            return;
         }
         session.sequence = session.sequence.max(sequence);
         if let State::Resuming { deadline, .. } = &mut self.state {
             *deadline = now + self.timing.answer_timeout;
         }
         self.outbox.push_back(Output::Deliver(payload));
-        Ok(())
     }
 
     fn handle_ready(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
@@ -384,6 +389,11 @@ impl Machine {
             self.shard,
             ready.user.and_then(|user| user.id.parse().ok()).unwrap_or(0),
         );
+        if self.session().is_some_and(|old| old.id == session.id) {
+            // The first event of this very session, in a replay or again: an event like any other.
+            self.handle_event(now, payload);
+            return Ok(());
+        }
         self.change_state(|machine, state| {
             let link = match state {
                 State::Identifying { link, .. } => link,

@@ -416,6 +416,32 @@ fn a_resume_takes_no_permit() {
 }
 
 #[test]
+fn a_ready_that_comes_again_starts_no_session() {
+    let again = json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}});
+    let mut rig = Rig::ready();
+    rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
+    rig.dispatch("READY", 1, &again);
+    rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
+    assert_eq!((rig.delivered(), rig.lost_session()), (vec![2], false));
+    rig.payload(&json!({"op": 7}));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.dispatch("READY", 1, &again);
+    assert_eq!((rig.machine.stage(), rig.delivered(), rig.lost_session()), (Stage::Resuming, vec![], false));
+
+    // Of a stored session, of which nothing has been handled, it is the first event missed.
+    let stored = Session::new("s1".into(), 0, "wss://r".into(), shard(), 5);
+    let mut rig = Rig::new(Some(stored));
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.dispatch("READY", 1, &again);
+    rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
+    rig.dispatch("RESUMED", 2, &json!({}));
+    assert_eq!((rig.delivered(), rig.lost_session()), (vec![1, 2, 2], false));
+}
+
+#[test]
 fn a_new_session_begins_without_a_sequence() {
     let mut rig = Rig::ready();
     rig.dispatch("MESSAGE_CREATE", 900, &json!({}));
