@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::book::Book;
 use common::{config, eventually, ready};
 use threadcord::sim::{Fault, Gateway, Target};
-use threadcord::{Compression, Config, ShardId, ShardManager, Stage, Status, Timing};
+use threadcord::{Compression, Config, ShardId, ShardManager, Stage, Status};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -19,19 +19,33 @@ fn fault(word: &str) -> Fault {
 }
 
 fn gateway(tls: bool) -> Gateway {
-    // Half a second between heartbeats, so that silence is soon noticed.
-    let interval = Duration::from_secs(50);
-    let gateway = Gateway::builder().tls(tls).guilds(2).time_scale(common::SCALE).heartbeat_interval(interval);
+    let gateway = common::gateway().tls(tls).guilds(2);
     gateway.keep_dispatches(true).start().unwrap()
+}
+
+/// A gateway with half a second between heartbeats, so that silence is soon noticed.
+fn hectic(tls: bool) -> Gateway {
+    let gateway = common::gateway().heartbeat_interval(Duration::from_secs(50)).tls(tls).guilds(2);
+    gateway.keep_dispatches(true).start().unwrap()
+}
+
+fn bot(gateway: &Gateway, compression: Compression) -> Config {
+    config(gateway).compression(compression).max_payload(64 << 10)
 }
 
 /// A configuration that does not wait long for a peer that hangs.
 fn hasty(gateway: &Gateway, compression: Compression) -> Config {
-    let mut timing = Timing::scaled(common::SCALE);
+    let mut config = bot(gateway, compression);
+    let timing = &mut config.timing;
     for timeout in [&mut timing.connect_timeout, &mut timing.hello_timeout, &mut timing.answer_timeout] {
-        *timeout = Duration::from_millis(300);
+        *timeout = Duration::from_millis(500);
     }
-    config(gateway).compression(compression).max_payload(64 << 10).timing(timing)
+    config
+}
+
+/// Whether a fault has struck.
+fn struck(gateway: &Gateway, fault: &Fault) -> bool {
+    gateway.observed().faults.iter().any(|strike| strike.fault == *fault)
 }
 
 /// Lets somebody write before, while and after something happens to a ready shard, and checks that every event is
@@ -65,6 +79,7 @@ fn through(
     });
     book.check(gateway);
     gateway.assert_lawful();
+    assert!(!gateway.observed().faults.is_empty(), "nothing has struck");
     shard.status()
 }
 
@@ -72,7 +87,7 @@ fn through(
 fn a_bad_line_loses_nothing() {
     for word in ["delay=5ms+20ms", "drip=100000", "heartbeat-request"] {
         let gateway = gateway(true);
-        let manager = ready(hasty(&gateway, Compression::ZstdStream));
+        let manager = ready(bot(&gateway, Compression::ZstdStream));
         let status = through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |_| true);
         assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
     }
@@ -82,24 +97,24 @@ fn a_bad_line_loses_nothing() {
 fn what_comes_again_is_delivered_once() {
     for word in ["repeat", "out-of-order"] {
         let gateway = gateway(false);
-        let manager = ready(hasty(&gateway, Compression::None));
+        let manager = ready(bot(&gateway, Compression::None));
         let status = through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |_| true);
         assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
     }
     let gateway = gateway(false);
-    let manager = ready(hasty(&gateway, Compression::None));
+    let manager = ready(bot(&gateway, Compression::None));
     let happens = |gateway: &Gateway| {
         gateway.inject(ONE, Fault::ReplayTwice);
         gateway.inject(ONE, Fault::Cut);
     };
     through(&gateway, &manager, happens, |status| status.resumes == 1);
-    assert!(gateway.observed().faults.iter().any(|strike| strike.fault == Fault::ReplayTwice));
+    assert!(struck(&gateway, &Fault::ReplayTwice));
 }
 
-fn is_resumed_from(words: &[&str], tls: bool) {
+fn is_resumed_from(words: &[&str], gateway: impl Fn() -> Gateway) {
     for (at, word) in words.iter().enumerate() {
-        let gateway = gateway(tls);
-        let manager = ready(hasty(&gateway, COMPRESSIONS[at % 4]));
+        let gateway = gateway();
+        let manager = ready(bot(&gateway, COMPRESSIONS[at % 4]));
         let status =
             through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |status| status.resumes == 1);
         assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
@@ -108,16 +123,17 @@ fn is_resumed_from(words: &[&str], tls: bool) {
 
 #[test]
 fn a_connection_that_breaks_is_resumed() {
-    let words = ["cut", "reset", "cut-in-frame", "silence", "no-ack"];
-    is_resumed_from(&words, false);
-    is_resumed_from(&words, true);
+    for tls in [false, true] {
+        is_resumed_from(&["cut", "reset", "cut-in-frame"], || gateway(tls));
+        is_resumed_from(&["silence", "no-ack"], || hectic(tls));
+    }
 }
 
 #[test]
 fn a_peer_that_breaks_the_protocol_is_left_and_resumed() {
     // Each with every compression.
     for word in ["garbage", "corrupt", "bomb=131072", "oversized"] {
-        is_resumed_from(&[word; 4], false);
+        is_resumed_from(&[word; 4], || gateway(false));
     }
 }
 
@@ -125,16 +141,16 @@ fn a_peer_that_breaks_the_protocol_is_left_and_resumed() {
 fn a_peer_that_asks_for_it_is_resumed() {
     is_resumed_from(
         &["reconnect", "invalid-session=true", "close=1012", "close=4000", "close=4001", "close=4002"],
-        false,
+        || gateway(false),
     );
-    is_resumed_from(&["close=4005", "close=4008", "close=4999"], false);
+    is_resumed_from(&["close=4005", "close=4008", "close=4999"], || gateway(false));
 }
 
 #[test]
 fn a_session_that_is_ended_is_reported_and_replaced() {
     for word in ["invalid-session=false", "close=1000", "close=1001", "close=4003", "close=4007", "close=4009"] {
         let gateway = gateway(false);
-        let manager = ready(hasty(&gateway, Compression::ZlibStream));
+        let manager = ready(bot(&gateway, Compression::ZlibStream));
         let happens = |gateway: &Gateway| gateway.inject(ONE, fault(word));
         let status = through(&gateway, &manager, happens, |status| status.sessions_lost == 1);
         assert_eq!(status.identifies, 2, "{word}");
@@ -150,8 +166,7 @@ fn handshake(word: &str, tls: bool, is_over: fn(&Status) -> bool) -> Status {
         gateway.inject(ONE, Fault::Cut);
     };
     let status = through(&gateway, &manager, happens, is_over);
-    let struck = gateway.observed().faults.iter().any(|strike| strike.fault == fault(word));
-    assert!(struck && status.connects >= 3, "{word}: {status:?}");
+    assert!(struck(&gateway, &fault(word)) && status.connects >= 3, "{word}: {status:?}");
     status
 }
 
@@ -213,7 +228,7 @@ fn a_resume_url_that_leads_nowhere_gives_way() {
     ] {
         let gateway = gateway(tls);
         gateway.inject(ONE, fault(word));
-        let manager = ready(hasty(&gateway, Compression::ZstdStream));
+        let manager = ready(bot(&gateway, Compression::ZstdStream));
         let happens = |gateway: &Gateway| gateway.inject(ONE, Fault::Cut);
         let status = through(&gateway, &manager, happens, |status| status.resumes == 1);
         assert_eq!(status.identifies, 1, "{word}");
@@ -223,7 +238,7 @@ fn a_resume_url_that_leads_nowhere_gives_way() {
 #[test]
 fn rest_that_fails_is_an_error_or_tried_again() {
     let gateway = gateway(false);
-    let manager = ready(hasty(&gateway, Compression::ZstdStream));
+    let manager = ready(bot(&gateway, Compression::ZstdStream));
     let handle = manager.handle();
     let get = || handle.rest().call("GET", "/users/@me", None);
     for (word, is_tried_again) in
@@ -232,6 +247,7 @@ fn rest_that_fails_is_an_error_or_tried_again() {
         gateway.inject(Target::Any, fault(word));
         let answer = get();
         assert_eq!(answer.is_ok(), is_tried_again, "{word}: {answer:?}");
+        assert!(struck(&gateway, &fault(word)));
         assert!(get().is_ok(), "{word}: the next one is well");
     }
 }
@@ -239,12 +255,11 @@ fn rest_that_fails_is_an_error_or_tried_again() {
 #[test]
 fn faults_come_by_schedule_and_by_chance() {
     let gateway = gateway(false);
-    gateway.inject_after(Duration::from_millis(300), Target::All, Fault::Reconnect);
-    let manager = ready(hasty(&gateway, Compression::ZstdStream));
-    let struck = |fault: &Fault| gateway.observed().faults.iter().any(|strike| strike.fault == *fault);
-    eventually("the scheduled one strikes", || struck(&Fault::Reconnect));
+    let manager = ready(bot(&gateway, Compression::ZstdStream));
+    gateway.inject_after(Duration::from_millis(100), Target::All, Fault::Reconnect);
+    eventually("the scheduled one strikes", || struck(&gateway, &Fault::Reconnect));
     gateway.random_faults(50.0, [Fault::HeartbeatRequest, Fault::Repeat]);
-    let both = || struck(&Fault::HeartbeatRequest) && struck(&Fault::Repeat);
+    let both = || struck(&gateway, &Fault::HeartbeatRequest) && struck(&gateway, &Fault::Repeat);
     through(&gateway, &manager, |_| eventually("both strike", both), |_| true);
     gateway.random_faults(0.0, []);
 }
@@ -265,7 +280,8 @@ fn a_gateway_tells_what_is_wrong_with_its_settings() {
         (Gateway::builder().time_scale(f64::NAN), "`time_scale` is NaN"),
         (Gateway::builder().activity(-1.0), "`activity` is -1"),
         (Gateway::builder().ready_delay(Duration::MAX), "`ready_delay` is"),
-        (Gateway::builder().heartbeat_interval(Duration::ZERO), "`heartbeat_interval` is 0"),
+        (Gateway::builder().heartbeat_interval(Duration::ZERO), "1 ms or more, once scaled"),
+        (Gateway::builder().time_scale(1e-9), "1 ms or more, once scaled"),
         (Gateway::builder().mix([("TYPING", 1)]), "`mix` is TYPING; allowed: MESSAGE_CREATE"),
     ] {
         let error = builder.start().unwrap_err().to_string();

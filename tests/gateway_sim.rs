@@ -52,6 +52,13 @@ impl Program {
     }
 }
 
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It has ended, unless a test has failed.
+        let _ = self.child.kill();
+    }
+}
+
 #[test]
 fn it_serves_a_bot_and_takes_orders() {
     let mut program = Program::start(&["--guilds", "2", "--time-scale", "0.01", "--heartbeat-interval", "500s"]);
@@ -83,11 +90,10 @@ fn it_serves_a_bot_and_takes_orders() {
 
 #[test]
 fn it_ends_with_1_if_a_client_broke_a_rule() {
-    let program = Program::start(&["--shards", "2"]);
+    let mut program = Program::start(&["--shards", "2"]);
     // A hundredth of the window that it should be.
     let manager = ShardManager::start(program.config().timing(Timing::scaled(0.01))).unwrap();
     let mut said = String::new();
-    let mut program = program;
     while !said.contains("VIOLATION") {
         said.clear();
         assert!(program.lines.read_line(&mut said).unwrap() > 0, "it ends without a violation");
@@ -113,11 +119,13 @@ fn a_wrong_flag_is_told_with_what_is_allowed() {
         (["--mix", "TYPING_START=many"], ["--mix", "NAME=WEIGHT"]),
         (["--compression", "gzip"], ["--compression", "zstd-stream"]),
         (["--latency", "5"], ["--latency", "250ms"]),
-        (["--heartbeat-interval", "0s"], ["--heartbeat-interval", "above 0"]),
+        (["--heartbeat-interval", "0s"], ["--heartbeat-interval", "1 ms or more"]),
         (["--fault", "cut"], ["--fault", "TIME:FAULT"]),
         (["--fault", "1s:cutt"], ["--fault", "cut-in-frame"]),
         (["--fault", "1s:cut@2/2"], ["--fault", "shard"]),
-        (["--fault-kinds", "cut,close=1"], ["--fault-kinds", "3000 to 4999"]),
+        (["--fault-kind", "close=1"], ["--fault-kind", "3000 to 4999"]),
+        (["--fault-kind", "cut"], ["--random-faults", "required"]),
+        (["--certificate", "x.pem"], ["--tls", "required"]),
         (["--sharts", "1"], ["--sharts", "--shards"]),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_gateway-sim")).args(arguments).output().unwrap();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::book::Book;
 use common::{PATIENCE, footprint};
 use serde_json::json;
-use threadcord::sim::{Fault, Gateway, Observed};
+use threadcord::sim::{Fault, Gateway, Observed, RestFault};
 use threadcord::{Compression, Config, Events, Handle, Intents, Plan, ShardManager, Stage, Timing, Token};
 
 const SHARDS: u32 = 32;
@@ -40,7 +40,9 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 fn faults() -> Vec<Fault> {
     let resized = |fault| if let Fault::Bomb { .. } = fault { Fault::Bomb { size: 2 * MAX_PAYLOAD } } else { fault };
-    Fault::all().into_iter().map(resized).collect()
+    // A shard makes no HTTP request by itself, so that it survives a token that is refused there for once.
+    let refused = Fault::Rest(RestFault::Status(401));
+    Fault::all().into_iter().map(resized).chain([refused]).collect()
 }
 
 fn gateway(seed: u64) -> Gateway {

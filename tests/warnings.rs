@@ -34,7 +34,7 @@ fn a_day_that_is_too_short_for_the_plan_is_told_up_front() {
     // It is said before the first shard connects, so it is there now.
     let warnings = WARNINGS.0.lock().clone();
     assert!(
-        warnings.iter().any(|line| line.contains('5') && line.contains('3') && line.contains("IDENTIFY")),
+        warnings.iter().any(|line| line.contains("5 shards") && line.contains("3 of 1000 IDENTIFYs")),
         "{warnings:?}"
     );
     drop(manager);

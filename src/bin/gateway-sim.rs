@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Display;
-use std::io::BufRead;
+use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -26,6 +26,13 @@ Lines on standard input let things happen meanwhile:
   quit                         the end
 
 It exits with 1 if a client broke a rule of Discord's.";
+
+const TIME_SCALE_HELP: &str = "What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms";
+
+const FAULT_HELP: &str = "A fault at a time after the start, for example 10s:cut@0/2; without a shard it strikes any";
+
+const FAULT_KIND_HELP: &str =
+    "Which faults by chance, may be given often (default: one of each that a client survives)";
 
 /// How long it takes at most until what clients do is shown.
 const TICK: Duration = Duration::from_millis(50);
@@ -50,29 +57,35 @@ fn command() -> Command {
         .args([
             number("port", "Port of the loopback interface; 0 is any that is free", "0", 0, u64::from(u16::MAX)),
             switch("tls", "Serves wss and https; the certificate to trust is printed, or written to --certificate"),
-            text("certificate", "FILE", "Writes the certificate to trust, as PEM"),
+            text("certificate", "FILE", "Writes the certificate to trust, as PEM").requires("tls"),
             number("shards", "Shards that /gateway/bot recommends", "1", 1, u64::from(u32::MAX)),
-            number("shard-multiple", "A large bot's: shard counts must be multiples of it", "1", 1, u64::from(u32::MAX)),
+            number(
+                "shard-multiple",
+                "A large bot's: shard counts must be multiples of it",
+                "1",
+                1,
+                u64::from(u32::MAX),
+            ),
             number("max-concurrency", "Shards that may identify at once", "1", 1, u64::from(u32::MAX)),
             number("guilds", "Guilds that the bot is in", "3", 0, 1_000_000),
             number("members", "Members of each guild", "3", 1, 1_000_000),
             number("guilds-per-shard", "Guilds that a shard may hold before 4011", "2500", 1, 1_000_000),
             number("session-starts", "IDENTIFYs that are left of today's 1000", "1000", 0, 1000),
-            rate("activity", "Events a second that the guilds bring forth, in all"),
+            rate("activity", "Events a second that the guilds bring forth, in all").default_value("0"),
             text("mix", "NAME=WEIGHT,...", "Which events these are"),
             parsed("compression", "KIND", "any, none, zlib-stream or zstd-stream: what clients must ask for", offer)
                 .default_value("any"),
-            parsed("time-scale", "FACTOR", "What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms", factor)
-                .default_value("1"),
+            parsed("time-scale", "FACTOR", TIME_SCALE_HELP, factor).default_value("1"),
             duration("heartbeat-interval", "Heartbeat interval, before scaling", "41250ms"),
             duration("ready-delay", "How long READY takes", "0s"),
             duration("guild-delay", "How long each guild takes to become available after the one before", "0s"),
             duration("latency", "How long every message takes in each direction", "0s"),
             duration("jitter", "How much longer it takes by chance", "0s"),
-            parsed("fault", "TIME:FAULT[@SHARD/TOTAL]", "A fault at a time after the start, for example 10s:cut@0/2; for one of all connections without a shard", scheduled)
-                .action(ArgAction::Append),
+            parsed("fault", "TIME:FAULT[@SHARD/TOTAL]", FAULT_HELP, scheduled).action(ArgAction::Append),
             rate("random-faults", "Faults a second by chance"),
-            parsed("fault-kinds", "FAULT,...", "Which faults these are (default: one of each kind that a client survives)", fault_kinds),
+            parsed("fault-kind", "FAULT", FAULT_KIND_HELP, Fault::from_str)
+                .action(ArgAction::Append)
+                .requires("random-faults"),
             number("seed", "What chance starts from", "0", 0, u64::MAX),
             duration("duration", "Ends after this time; 0s: when it is interrupted", "0s"),
             switch("heartbeats", "Shows heartbeats, too"),
@@ -119,7 +132,6 @@ fn duration(name: &'static str, help: &'static str, default: &'static str) -> Ar
 
 fn rate(name: &'static str, help: &'static str) -> Arg {
     parsed(name, "RATE", help, |text| float(text, |rate| (0.0..=1_000_000.0).contains(rate), "0 to 1000000"))
-        .default_value("0")
 }
 
 fn factor(text: &str) -> Result<f64, String> {
@@ -147,7 +159,9 @@ fn scheduled(text: &str) -> Result<(Duration, Target, Fault), String> {
 }
 
 fn targeted(text: &str) -> Result<(Target, Fault), String> {
-    let (fault, target) = match text.rsplit_once('@') {
+    // Urls and payloads may have an `@` of their own.
+    let is_shard = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'/');
+    let (fault, target) = match text.rsplit_once('@').filter(|(_, shard)| is_shard(shard)) {
         Some((fault, shard)) => (fault, Target::Shard(shard_id(shard)?)),
         None => (text, Target::Any),
     };
@@ -160,10 +174,6 @@ fn shard_id(text: &str) -> Result<ShardId, String> {
     ShardId::new(number_of(number)?, number_of(total)?).map_err(|error| error.to_string())
 }
 
-fn fault_kinds(text: &str) -> Result<Vec<Fault>, sim::FaultError> {
-    text.split(',').map(Fault::from_str).collect()
-}
-
 /// Serves until the end; whether every client kept the rules.
 fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     let gateway = Arc::new(start(arguments)?);
@@ -171,11 +181,13 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     let stopping = Arc::clone(&stop);
     ctrlc::set_handler(move || stopping.store(true, Ordering::Release))?;
     announce(&gateway, arguments)?;
+    if let Some(rate) = arguments.get_one::<f64>("random-faults") {
+        let kinds: Vec<Fault> = arguments.get_many("fault-kind").into_iter().flatten().cloned().collect();
+        gateway.random_faults(*rate, if kinds.is_empty() { Fault::all() } else { kinds });
+    }
     for (delay, target, fault) in arguments.get_many::<(Duration, Target, Fault)>("fault").into_iter().flatten() {
         gateway.inject_after(*delay, *target, fault.clone());
     }
-    let kinds = arguments.get_one("fault-kinds").cloned().unwrap_or_else(Fault::all);
-    gateway.random_faults(value(arguments, "random-faults")?, kinds);
 
     let (console, quitting) = (Arc::clone(&gateway), Arc::clone(&stop));
     // Nobody waits for it: it reads for as long as there is input.
@@ -186,10 +198,10 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     while !stop.load(Ordering::Acquire) && end.is_none_or(|end| Instant::now() < end) {
         gateway
             .wait_for(TICK, |seen| !seen.records.is_empty() || !seen.violations.is_empty() || !seen.faults.is_empty());
-        log.show(&gateway.drain());
+        log.show(&gateway.drain())?;
     }
-    log.show(&gateway.drain());
-    Ok(log.summary())
+    log.show(&gateway.drain())?;
+    Ok(log.summary()?)
 }
 
 fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
@@ -319,7 +331,7 @@ struct Log {
     faults: BTreeMap<String, usize>,
     violations: BTreeMap<String, usize>,
     events: u64,
-    sessions: usize,
+    sessions: u64,
     lost: usize,
 }
 
@@ -338,7 +350,7 @@ impl Log {
         }
     }
 
-    fn show(&mut self, seen: &sim::Observed) {
+    fn show(&mut self, seen: &sim::Observed) -> io::Result<()> {
         let mut lines = Vec::new();
         for record in &seen.records {
             let (word, detail) = describe(&record.action);
@@ -359,12 +371,13 @@ impl Log {
             lines.push((violation.at, self.line(violation.at, &shard(violation.shard), &what)));
         }
         lines.sort_by_key(|(at, _)| *at);
+        let mut out = io::stdout().lock();
         for (_, line) in lines {
-            println!("{line}");
+            writeln!(out, "{line}")?;
         }
-        self.events = seen.sequences.values().sum();
-        self.sessions = seen.sequences.len();
-        self.lost = seen.lost.len();
+        (self.events, self.sessions) = (seen.events, seen.started);
+        self.lost += seen.lost.len();
+        Ok(())
     }
 
     fn line(&self, at: Instant, who: &str, what: &str) -> String {
@@ -373,26 +386,29 @@ impl Log {
     }
 
     /// Shows what there was in all; whether every client kept the rules.
-    fn summary(&self) -> bool {
-        println!("--- {:.1} s", self.start.elapsed().as_secs_f64());
-        println!("{} events for {} sessions, of which the gateway ended {}", self.events, self.sessions, self.lost);
-        table("clients", &self.actions);
-        table("faults", &self.faults);
-        table("violations", &self.violations);
+    fn summary(&self) -> io::Result<bool> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "--- {:.1} s", self.start.elapsed().as_secs_f64())?;
+        writeln!(
+            out,
+            "{} events for {} sessions, of which the gateway ended {}",
+            self.events, self.sessions, self.lost
+        )?;
+        table(&mut out, "clients", &self.actions)?;
+        table(&mut out, "faults", &self.faults)?;
+        table(&mut out, "violations", &self.violations)?;
         if self.violations.is_empty() {
-            println!("no client broke a rule");
+            writeln!(out, "no client broke a rule")?;
         }
-        self.violations.is_empty()
+        Ok(self.violations.is_empty())
     }
 }
 
-fn table(title: &str, rows: &BTreeMap<impl Display, usize>) {
+fn table(out: &mut impl Write, title: &str, rows: &BTreeMap<impl Display, usize>) -> io::Result<()> {
     if !rows.is_empty() {
-        println!("{title}:");
+        writeln!(out, "{title}:")?;
     }
-    for (row, count) in rows {
-        println!("{count:>8}  {row}");
-    }
+    rows.iter().try_for_each(|(row, count)| writeln!(out, "{count:>8}  {row}"))
 }
 
 fn who(record: &Record) -> String {

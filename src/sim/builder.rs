@@ -287,11 +287,16 @@ impl Builder {
                 return Err(wrong(setting, &humantime::format_duration(given), "up to a year"));
             }
         }
-        if heartbeat_interval.is_zero() {
-            return Err(wrong("heartbeat_interval", &"0", "above 0"));
-        }
         if !(time_scale > 0.0 && time_scale <= 1000.0) {
             return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
+        }
+        let interval = heartbeat_interval.mul_f64(time_scale);
+        if interval < Duration::from_millis(1) {
+            return Err(wrong(
+                "heartbeat_interval",
+                &humantime::format_duration(interval),
+                "1 ms or more, once scaled",
+            ));
         }
         if !(0.0..=MOST_ACTIVE).contains(&activity) {
             return Err(wrong("activity", &activity, "0 to 1000000 events a second"));

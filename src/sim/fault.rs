@@ -54,7 +54,7 @@ pub enum Fault {
         /// Whether the client may resume it.
         resumable: bool,
     },
-    /// A close with a code, from 1000 to 4999. (`close=4009`)
+    /// A close with a code: 1000 to 1003, 1007 to 1014, or 3000 to 4999. (`close=4009`)
     Close(u16),
     /// The last event comes again, with the same sequence. (`repeat`)
     Repeat,
@@ -94,7 +94,7 @@ pub enum Answer {
         /// Whether the client may resume it.
         resumable: bool,
     },
-    /// A close with a code, from 1000 to 4999.
+    /// A close with a code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
     Close(u16),
     /// This payload.
     Payload(String),
@@ -159,7 +159,7 @@ const SURVIVABLE: &str = "\
     upgrade=hang hello=nothing hello=reconnect hello=close:4000 identify=nothing identify=reconnect \
     identify=invalid-session:false identify=close:4000 resume=nothing resume=reconnect \
     resume=invalid-session:true resume=invalid-session:false resume=close:4000 resume=close:4007 replay-twice resume-url=dead \
-    resume-url=foreign rest=401 rest=429 rest=500 rest=html rest=hang";
+    resume-url=foreign rest=429 rest=500 rest=html rest=hang";
 
 /// A word that names no fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

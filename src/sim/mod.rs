@@ -219,10 +219,13 @@ impl Gateway {
     /// From now on faults of these happen by chance, so many a second on average, each to a connection by chance. A rate of 0
     /// ends it, and forgets all that still wait for a handshake. [`Fault::all`] has one of each kind.
     ///
+    /// Of the kinds that wait for a handshake, one of each may wait at a time.
+    ///
     /// # Panics
-    /// If the rate is negative or no number.
+    /// If the rate is not from 0 to 1,000,000.
     pub fn random_faults(&self, per_second: f64, faults: impl IntoIterator<Item = Fault>) {
-        assert!(per_second >= 0.0, "`per_second` is {per_second}; allowed: 0 or more");
+        let allowed = 0.0..=builder::MOST_ACTIVE;
+        assert!(allowed.contains(&per_second), "`per_second` is {per_second}; allowed: {allowed:?}");
         let faults = faults.into_iter().collect();
         self.change(|world, now| world.set_random_faults(now, per_second, faults));
     }
@@ -247,18 +250,10 @@ impl Gateway {
         self.shared.world.lock().observed.clone()
     }
 
-    /// As [`observed`](Self::observed), since this was last called; records, violations and faults are forgotten by it. For
-    /// programs that run long.
+    /// As [`observed`](Self::observed), since this was last called. It forgets records, violations, faults and lost sessions, and
+    /// the sequences of sessions that are over. For programs that run long.
     pub fn drain(&self) -> Observed {
-        let observed = &mut self.shared.world.lock().observed;
-        Observed {
-            records: std::mem::take(&mut observed.records),
-            violations: std::mem::take(&mut observed.violations),
-            faults: std::mem::take(&mut observed.faults),
-            live: observed.live.clone(),
-            sequences: observed.sequences.clone(),
-            lost: observed.lost.clone(),
-        }
+        self.shared.world.lock().drain()
     }
 
     /// Every event that sessions were given, in order, if [`Builder::keep_dispatches`] says so; RESUMED is not among them.
@@ -267,8 +262,10 @@ impl Gateway {
     }
 
     /// Waits until something has been observed. Returns whether it was, in time.
+    ///
+    /// The world stands still while `condition` looks at it: calling the gateway from there is a deadlock.
     pub fn wait_for(&self, timeout: Duration, mut condition: impl FnMut(&Observed) -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(Instant::now(), timeout);
         let mut world = self.shared.world.lock();
         while !condition(&world.observed) {
             if self.shared.changed.wait_until(&mut world, deadline).timed_out() {
@@ -278,7 +275,7 @@ impl Gateway {
         true
     }
 
-    /// Waits until something has been observed.
+    /// As [`wait_for`](Self::wait_for), for tests.
     ///
     /// # Panics
     /// If it is not, in time; with what was expected and what was last seen instead.

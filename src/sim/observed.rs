@@ -20,6 +20,10 @@ pub struct Observed {
     pub faults: Vec<Strike>,
     /// Shards whose session is live, with their connections: past READY or RESUMED.
     pub live: BTreeMap<ShardId, usize>,
+    /// How many events sessions were given, in all.
+    pub events: u64,
+    /// How many sessions have started.
+    pub started: u64,
     /// The last sequence that each session was given, those included that are over.
     pub sequences: BTreeMap<String, u64>,
     /// The sessions that the gateway ended while their client wanted to go on.
@@ -79,7 +83,7 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Action {
-    /// It connected and was greeted.
+    /// It connected: the websocket is open.
     Connected,
     /// It identified, with this data; the token is left out.
     Identify(Value),
@@ -99,7 +103,7 @@ pub enum Action {
         /// The payload's `d`.
         data: Value,
     },
-    /// It closed the connection with a code, or it was cut.
+    /// The connection is over: the client closed it with a code, or it was cut, or the gateway closed it.
     Closed(Option<u16>),
     /// It posted a message, or answered an interaction with one.
     Post {

@@ -16,6 +16,12 @@ use super::wire::{Line, Stream};
 /// The longest request head and body.
 const LONGEST_REQUEST: usize = 1 << 20;
 
+/// What a client may leave unread, in bytes.
+const LARGEST_BACKLOG: usize = 256 << 20;
+
+/// How long a client may take to answer a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 pub(super) struct Connection {
     stage: Stage,
     encoder: Encoder,
@@ -26,6 +32,10 @@ pub(super) struct Connection {
     delay: Option<(Duration, Duration)>,
     inbox: VecDeque<(Instant, News)>,
     outbox: VecDeque<(Instant, Outgoing)>,
+    /// Bytes past the websocket, of which the last is also the last that makes sense.
+    raw: Vec<u8>,
+    /// When a connection is given up that was closed.
+    give_up: Option<Instant>,
 }
 
 enum Stage {
@@ -64,6 +74,9 @@ pub(super) enum Outgoing {
     Message(Message),
     Bytes(Vec<u8>),
     Close(u16),
+    Cut,
+    Reset,
+    Silence,
 }
 
 impl Connection {
@@ -89,6 +102,8 @@ impl Connection {
             delay: None,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
+            raw: Vec::new(),
+            give_up: None,
         }
     }
 
@@ -108,7 +123,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn silence(&mut self) {
+    fn silence(&mut self) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
             // What tungstenite has of the peer's last message is lost with it; nobody reads it.
             Stage::Open(socket) => Stage::Mute(socket.into_inner()),
@@ -116,18 +131,13 @@ impl Connection {
         };
     }
 
-    pub(super) fn reset(&mut self) {
-        if let Some(stream) = self.stream() {
-            stream.reset();
-        }
-    }
-
     /// Ends the connection without a close frame.
-    pub(super) fn cut(&mut self) {
+    fn end(&mut self, how: impl FnOnce(&mut Stream)) {
         self.flush();
         if let Some(stream) = self.stream() {
-            stream.cut();
+            how(stream);
         }
+        self.stage = Stage::Gone;
     }
 
     fn stream(&mut self) -> Option<&mut Stream> {
@@ -171,14 +181,23 @@ impl Connection {
         if *at <= now { self.inbox.pop_front().map(|(_, news)| news) } else { None }
     }
 
-    /// Writes what was delayed and is due.
-    pub(super) fn send_delayed(&mut self, now: Instant) {
+    /// What was delayed, due or not.
+    pub(super) fn take_inbox(&mut self) -> impl Iterator<Item = News> + use<> {
+        std::mem::take(&mut self.inbox).into_iter().map(|(_, news)| news)
+    }
+
+    /// Writes what was delayed and is due, and what the line was too slow for; gives up who does not answer a close.
+    pub(super) fn serve(&mut self, now: Instant) {
+        if self.give_up.is_some_and(|at| at <= now) {
+            self.stage = Stage::Gone;
+        }
         while let Some((at, _)) = self.outbox.front()
             && *at <= now
             && let Some((_, outgoing)) = self.outbox.pop_front()
         {
             self.write(outgoing);
         }
+        self.flush();
     }
 
     /// When it has something to do, whatever the socket says.
@@ -187,29 +206,45 @@ impl Connection {
             Stage::Open(socket) if self.unflushed => socket.get_ref().next_write(),
             _ => None,
         };
-        let next = [next_write, self.inbox.front().map(|(at, _)| *at), self.outbox.front().map(|(at, _)| *at)];
+        let next =
+            [next_write, self.give_up, self.inbox.front().map(|(at, _)| *at), self.outbox.front().map(|(at, _)| *at)];
         next.into_iter().flatten().min()
     }
 
     fn write(&mut self, outgoing: Outgoing) {
         let Stage::Open(socket) = &mut self.stage else { return };
         // What does not go out now goes out with the next flush; what cannot is seen when reading.
-        let _ = match outgoing {
+        let written = match outgoing {
             Outgoing::Payload(payload) => socket.write(self.encoder.encode(&payload)),
             Outgoing::Message(message) => socket.write(message),
             Outgoing::Bytes(bytes) => {
-                let flushed = socket.flush();
-                // A few bytes: the socket takes them all, or is so full that its end makes no difference.
-                flushed.and_then(|()| socket.get_mut().write(&bytes).map(drop).map_err(Into::into))
+                self.raw.extend(bytes);
+                Ok(())
             }
-            Outgoing::Close(code) => socket.close(Some(CloseFrame { code: code.into(), reason: "".into() })),
+            Outgoing::Close(code) => {
+                self.give_up = Some(after(Instant::now(), CLOSE_TIMEOUT));
+                socket.close(Some(CloseFrame { code: code.into(), reason: "".into() }))
+            }
+            Outgoing::Cut => return self.end(Stream::cut),
+            Outgoing::Reset => return self.end(Stream::reset),
+            Outgoing::Silence => return self.silence(),
         };
+        if matches!(written, Err(tungstenite::Error::WriteBufferFull(_))) {
+            // It does not read; Discord would not wait for it either.
+            return self.end(Stream::reset);
+        }
         self.unflushed = true;
     }
 
     pub(super) fn flush(&mut self) {
-        if let Stage::Open(socket) = &mut self.stage {
-            self.unflushed = is_blocked(&socket.flush());
+        let Stage::Open(socket) = &mut self.stage else { return };
+        self.unflushed = is_blocked(&socket.flush());
+        while !self.unflushed && !self.raw.is_empty() {
+            match socket.get_mut().write(&self.raw) {
+                Ok(count @ 1..) => drop(self.raw.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.unflushed = true,
+                Ok(_) | Err(_) => self.raw.clear(),
+            }
         }
     }
 
@@ -237,7 +272,10 @@ impl Connection {
                             self.stage = Stage::Answer { stream, answer, written, then };
                         } else if let Then::Open { compress, version, tail } = then {
                             self.encoder = Encoder::new(compress.as_deref()).unwrap_or(Encoder::None);
-                            let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(16 * 1024);
+                            let config = WebSocketConfig::default()
+                                .read_buffer_size(4096)
+                                .write_buffer_size(16 * 1024)
+                                .max_write_buffer_size(LARGEST_BACKLOG);
                             let socket = WebSocket::from_partially_read(stream, tail, Role::Server, Some(config));
                             self.stage = Stage::Open(Box::new(socket));
                             return Some(News::Opened { version });

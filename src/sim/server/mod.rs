@@ -7,7 +7,7 @@ mod wire;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
@@ -27,6 +27,9 @@ pub(super) const WAKE: Token = Token(1);
 /// The tokens of connections count from here.
 const FIRST_CONNECTION: usize = 2;
 
+/// After which time it is tried again to accept, for example when descriptors had run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 pub(super) struct Server {
     poll: Poll,
     listener: TcpListener,
@@ -34,6 +37,8 @@ pub(super) struct Server {
     shared: Arc<Shared>,
     connections: HashMap<usize, Connection>,
     next: usize,
+    /// When to accept again, after that has failed.
+    accept_again: Option<Instant>,
 }
 
 /// Answers the requests of one connection.
@@ -60,7 +65,15 @@ impl Server {
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        Ok(Self { poll, listener, certificates, shared, connections: HashMap::new(), next: FIRST_CONNECTION })
+        Ok(Self {
+            poll,
+            listener,
+            certificates,
+            shared,
+            connections: HashMap::new(),
+            next: FIRST_CONNECTION,
+            accept_again: None,
+        })
     }
 
     pub(super) fn run(mut self) {
@@ -69,12 +82,11 @@ impl Server {
             self.serve_delayed();
             let Some((orders, deadline)) = self.ask() else { return };
             self.shared.changed.notify_all();
-            if !orders.is_empty() {
-                self.carry_out(orders);
-                continue;
-            }
+            // After orders the world may have more to do; but the sockets come in between.
+            let at_once = (!orders.is_empty()).then(Instant::now);
+            self.carry_out(orders);
             let delayed = self.connections.values().filter_map(Connection::deadline).min();
-            let deadline = deadline.into_iter().chain(delayed).min();
+            let deadline = deadline.into_iter().chain(delayed).chain(at_once).chain(self.accept_again).min();
             let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
@@ -89,6 +101,9 @@ impl Server {
                     Token(connection) => self.drive(connection),
                 }
             }
+            if self.accept_again.is_some_and(|at| at <= Instant::now()) {
+                self.accept();
+            }
         }
     }
 
@@ -98,19 +113,25 @@ impl Server {
         if world.stopped {
             return None;
         }
-        let mut orders = Vec::new();
-        while let Some(order) = world.poll(Instant::now()) {
+        let (now, mut orders) = (Instant::now(), Vec::new());
+        while let Some(order) = world.poll(now) {
             orders.push(order);
         }
         Some((orders, world.deadline()))
     }
 
     fn accept(&mut self) {
+        self.accept_again = None;
         loop {
             let mut tcp = match self.listener.accept() {
                 Ok((tcp, _)) => tcp,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => return log::warn!("the simulated gateway cannot accept: {error}"),
+                Err(error) => {
+                    // Who waits is not told of again, so it is tried again.
+                    log::warn!("the simulated gateway cannot accept: {error}");
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
             };
             let id = self.next;
             self.next += 1;
@@ -154,8 +175,15 @@ impl Server {
             News::Text(text) => world.text(now, id, &text),
             News::Binary => world.binary(now, id),
             News::Gone => {
-                let code = self.connections.remove(&id).and_then(|connection| connection.closed_with);
-                world.closed(now, id, code);
+                let Some(mut connection) = self.connections.remove(&id) else { return };
+                for news in connection.take_inbox() {
+                    match news {
+                        News::Text(text) => world.text(now, id, &text),
+                        News::Binary => world.binary(now, id),
+                        News::Opened { .. } | News::Gone => {}
+                    }
+                }
+                world.closed(now, id, connection.closed_with);
             }
         }
     }
@@ -171,10 +199,8 @@ impl Server {
             while let Some(news) = self.connections.get_mut(&id).and_then(|connection| connection.delayed_news(now)) {
                 self.tell(id, news);
             }
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.send_delayed(now);
-                connection.flush();
-            }
+            self.with(id, |connection| connection.serve(now));
+            self.drive(id);
         }
     }
 
@@ -189,10 +215,16 @@ impl Server {
                     self.send(now, id, Outgoing::Close(code));
                     self.drive(id);
                 }
-                Order::Cut(id) => self.end(id, Connection::cut),
-                Order::Reset(id) => self.end(id, Connection::reset),
+                Order::Cut(id) => {
+                    self.send(now, id, Outgoing::Cut);
+                    self.drive(id);
+                }
+                Order::Reset(id) => {
+                    self.send(now, id, Outgoing::Reset);
+                    self.drive(id);
+                }
                 Order::CompressPayloads(id) => self.with(id, Connection::compress_payloads),
-                Order::Silence(id) => self.with(id, Connection::silence),
+                Order::Silence(id) => self.send(now, id, Outgoing::Silence),
                 Order::Delay { connection, latency, jitter } => self.with(connection, |c| c.delay(latency, jitter)),
                 Order::Drip { connection, bytes_per_second } => self.with(connection, |c| c.drip(bytes_per_second)),
             }
@@ -205,13 +237,6 @@ impl Server {
 
     fn send(&mut self, now: Instant, id: usize, outgoing: Outgoing) {
         self.with(id, |connection| connection.send(now, outgoing));
-    }
-
-    /// Ends a connection, and tells the world.
-    fn end(&mut self, id: usize, how: impl FnOnce(&mut Connection)) {
-        self.with(id, how);
-        self.connections.remove(&id);
-        self.shared.world.lock().closed(Instant::now(), id, None);
     }
 
     /// Does something to a connection that may be gone by now.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Action, Guild, World, over, payloads};
+use super::{Action, Guild, Standing, World, over, payloads};
 use crate::intents::Intents;
 
 const PRESENCE_WINDOW: Duration = Duration::from_secs(20);
@@ -30,6 +30,10 @@ impl World {
     pub(super) fn command(&mut self, now: Instant, connection: usize, op: u64, data: &Value) {
         let session = self.connections.get(&connection).and_then(|client| client.session.clone());
         let Some(session) = session.filter(|session| self.sessions.contains_key(session)) else {
+            if self.connections.get(&connection).is_some_and(|client| client.standing == Standing::Invalidated) {
+                // It was on its way when the client learned that its session is over.
+                return self.record(now, connection, Action::Command { op, data: data.clone() });
+            }
             return self.refuse(now, connection, 4003, "commands come after READY");
         };
         self.record(now, connection, Action::Command { op, data: data.clone() });

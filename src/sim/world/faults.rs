@@ -7,13 +7,20 @@ use tungstenite::Message;
 use super::super::Target;
 use super::super::fault::{ResumeUrl, TlsFault, UpgradeFault};
 use super::super::observed::Strike;
-use super::{Fault, Order, Timer, World, invalid_session, sessions};
+use super::{Fault, Order, Timer, World, sessions};
 use crate::shard_id::ShardId;
 
 pub(super) const RECONNECT: &str = r#"{"op":7,"s":null,"t":null,"d":null}"#;
 
 /// How far back an event is that comes again after newer ones.
 const LATE: usize = 4;
+
+/// Between two faults by chance, in seconds; time has to pass.
+const SHORTEST_WAIT: f64 = 1e-6;
+const LONGEST_WAIT: f64 = 86_400.0;
+
+/// The most that a bomb unpacks to: 1 GiB.
+const LARGEST_BOMB: usize = 1 << 30;
 
 impl World {
     /// Lets a fault happen: now, or at the next handshake of its kind.
@@ -22,6 +29,9 @@ impl World {
             Target::Shard(shard) => Some(shard),
             Target::All | Target::Any => None,
         };
+        if matches!(fault, Fault::Tls(_)) && !self.url.starts_with("wss") {
+            return;
+        }
         if fault.waits() {
             return self.ambushes.push((shard, fault));
         }
@@ -57,7 +67,10 @@ impl World {
     pub(super) fn random_fault(&mut self, now: Instant) {
         let Some((_, faults)) = &self.random_faults else { return };
         let fault = faults[self.rng.usize(..faults.len())].clone();
-        self.inject(now, Target::Any, fault);
+        // One of a kind may wait, so that a client which seldom does a handshake is not met by all of them in a row.
+        if !self.ambushes.iter().any(|(_, waiting)| *waiting == fault) {
+            self.inject(now, Target::Any, fault);
+        }
         self.wait_for_chance(now);
     }
 
@@ -65,7 +78,7 @@ impl World {
         let Some((per_second, _)) = self.random_faults else { return };
         // Independent of each other, as accidents are.
         let wait = -(1.0 - self.rng.f64()).ln() / per_second;
-        self.set_timer(now + Duration::from_secs_f64(wait.min(86_400.0)), Timer::RandomFault);
+        self.set_timer(now + Duration::from_secs_f64(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)), Timer::RandomFault);
     }
 
     /// The first fault that waits for this, and for this shard.
@@ -150,7 +163,7 @@ impl World {
                 self.order(Order::Message(connection, Message::binary(bytes)))
             }
             Fault::Bomb { size } => {
-                let payload = format!(r#"{{"op":11,"d":"{}"}}"#, "0".repeat(*size));
+                let payload = format!(r#"{{"op":11,"d":"{}"}}"#, "0".repeat((*size).min(LARGEST_BOMB)));
                 self.order(Order::Send(connection, payload))
             }
             Fault::Oversized => {
@@ -167,14 +180,15 @@ impl World {
             }
             Fault::Reconnect => self.order(Order::Send(connection, RECONNECT.into())),
             Fault::InvalidSession { resumable } => {
-                if let Some(shard) = shard.filter(|_| !resumable) {
-                    self.lose_sessions(shard);
+                if !resumable {
+                    self.lose_session_of(connection);
                 }
-                self.order(Order::Send(connection, invalid_session(*resumable)))
+                self.invalidate(connection, *resumable);
+                true
             }
             Fault::Close(code) => {
-                if let Some(shard) = shard.filter(|_| sessions::ends_session(*code)) {
-                    self.lose_sessions(shard);
+                if sessions::ends_session(*code) {
+                    self.lose_session_of(connection);
                 }
                 self.close(now, connection, *code);
                 true
@@ -202,8 +216,9 @@ impl World {
         true
     }
 
-    fn lose_sessions(&mut self, shard: ShardId) {
-        for session in self.sessions_of(shard) {
+    fn lose_session_of(&mut self, connection: usize) {
+        let session = self.connections.get(&connection).and_then(|client| client.session.clone());
+        if let Some(session) = session {
             self.lose_session(&session);
         }
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::super::LONGEST;
 use super::super::observed::EmitError;
 use super::super::traffic;
 use super::{Guild, Timer, World, payloads};
@@ -11,7 +12,7 @@ use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
 /// How far the traffic of a machine that stood still may lie behind.
-const LONGEST_LAG: Duration = Duration::from_secs(1);
+const LONGEST_LAG: Duration = Duration::from_millis(100);
 
 impl World {
     pub(in crate::sim) fn add_guilds(&mut self, count: u32) {
@@ -94,7 +95,7 @@ impl World {
 
     /// Something happens in some guild.
     pub(super) fn traffic(&mut self, now: Instant, due: Instant) {
-        let pause = Duration::from_secs_f64(1.0 / self.settings.activity);
+        let pause = Duration::try_from_secs_f64(1.0 / self.settings.activity).unwrap_or(LONGEST).min(LONGEST);
         let oldest = now.checked_sub(LONGEST_LAG).unwrap_or(now);
         self.set_timer(due.max(oldest) + pause, Timer::Traffic);
         let Some(at) = self.rng.usize(..).checked_rem(self.guilds.len()) else { return };

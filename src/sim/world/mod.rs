@@ -32,6 +32,9 @@ const MAX_PAYLOAD: usize = 4096;
 /// What a heartbeat may be late on a machine that does other things too.
 const HEARTBEAT_GRACE: Duration = Duration::from_secs(2);
 
+/// After which time a heartbeat that is missing is looked for again.
+const SECOND_LOOK: Duration = Duration::from_millis(250);
+
 /// Something for the server to do with a connection.
 #[derive(Debug, PartialEq)]
 pub(super) enum Order {
@@ -96,7 +99,7 @@ pub(super) struct World {
 struct Connection {
     shard: Option<ShardId>,
     session: Option<String>,
-    identified: bool,
+    standing: Standing,
     silent: bool,
     acknowledges: bool,
     last_heartbeat: Instant,
@@ -104,14 +107,40 @@ struct Connection {
     presences: VecDeque<Instant>,
 }
 
+/// Where a connection stands with its client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    New,
+    /// It has identified or resumed.
+    Known,
+    /// It was sent op 9, and may not know it yet.
+    Invalidated,
+}
+
 #[derive(Debug)]
 enum Timer {
-    Ready { connection: usize, start: sessions::Start },
-    GuildAvailable { session: String, guilds: VecDeque<Guild> },
-    Heartbeat(usize),
-    SessionEnd { session: String, absence: u64 },
+    Ready {
+        connection: usize,
+        start: sessions::Start,
+    },
+    GuildAvailable {
+        session: String,
+        guilds: VecDeque<Guild>,
+    },
+    /// Whether a connection has beaten; with `late`, it should have.
+    Heartbeat {
+        connection: usize,
+        late: bool,
+    },
+    SessionEnd {
+        session: String,
+        absence: u64,
+    },
     Traffic,
-    Fault { target: super::Target, fault: Fault },
+    Fault {
+        target: super::Target,
+        fault: Fault,
+    },
     RandomFault,
 }
 
@@ -160,7 +189,7 @@ impl World {
             match timer {
                 Timer::Ready { connection, start } => self.ready(now, connection, &start),
                 Timer::GuildAvailable { session, guilds } => self.guilds_available(now, session, guilds),
-                Timer::Heartbeat(connection) => self.check_heartbeat(now, connection),
+                Timer::Heartbeat { connection, late } => self.check_heartbeat(now, connection, late),
                 Timer::SessionEnd { session, absence } => {
                     if self.sessions.get(&session).is_some_and(|s| s.connection.is_none() && s.absences == absence) {
                         self.lose_session(&session);
@@ -187,7 +216,7 @@ impl World {
             Connection {
                 shard: None,
                 session: None,
-                identified: false,
+                standing: Standing::New,
                 silent: false,
                 acknowledges: true,
                 last_heartbeat: now,
@@ -203,7 +232,7 @@ impl World {
         if version != Some("10") {
             return self.refuse(now, connection, 4012, "the API version is 10");
         }
-        self.set_timer(now + self.longest_silence(), Timer::Heartbeat(connection));
+        self.set_timer(now + self.longest_silence(), Timer::Heartbeat { connection, late: false });
         if let Some(answer) = self.ambush(now, None, |fault| match fault {
             Fault::Hello(answer) => Some(answer.clone()),
             _ => None,
@@ -227,7 +256,7 @@ impl World {
         let Ok(mut payload) = serde_json::from_str::<Value>(text) else {
             return self.refuse(now, connection, 4002, "payloads are JSON");
         };
-        let data = payload["d"].take();
+        let data = payload.get_mut("d").map(Value::take).unwrap_or_default();
         match payload["op"].as_u64() {
             Some(1) => self.heartbeat(now, connection, &data),
             Some(2) => self.identify(now, connection, data),
@@ -242,6 +271,9 @@ impl World {
 
     /// A connection brought a binary message.
     pub(super) fn binary(&mut self, now: Instant, connection: usize) {
+        if !self.connections.contains_key(&connection) {
+            return;
+        }
         self.refuse(now, connection, 4002, "payloads are text messages");
     }
 
@@ -251,12 +283,12 @@ impl World {
             return;
         }
         self.record(now, connection, Action::Closed(code));
-        self.observed.live.retain(|_, live| *live != connection);
         let Some(id) = self.connections.remove(&connection).and_then(|client| client.session) else { return };
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.connection = None;
         session.absences += 1;
-        let absence = session.absences;
+        let (absence, shard) = (session.absences, session.shard);
+        self.update_live(shard);
         if matches!(code, Some(1000 | 1001)) {
             self.end_session(&id);
         } else {
@@ -279,15 +311,21 @@ impl World {
         }
     }
 
-    fn check_heartbeat(&mut self, now: Instant, connection: usize) {
+    fn check_heartbeat(&mut self, now: Instant, connection: usize, late: bool) {
         let Some(client) = self.connections.get(&connection) else { return };
         let due = client.last_heartbeat + self.longest_silence();
         if now < due {
-            self.set_timer(due, Timer::Heartbeat(connection));
+            self.set_timer(due, Timer::Heartbeat { connection, late: false });
         } else if client.silent {
             // Nobody knows whether it beat.
             self.orders.push_back(Order::Cut(connection));
+        } else if !late {
+            // It may lie in the socket still, when it was this machine that stood still.
+            self.set_timer(now + SECOND_LOOK, Timer::Heartbeat { connection, late: true });
         } else {
+            if let Some(session) = client.session.clone() {
+                self.lose_session(&session);
+            }
             self.refuse(now, connection, 4009, "a heartbeat per interval");
         }
     }
@@ -326,6 +364,22 @@ impl World {
     }
 
     // What the owner does, past the rules.
+
+    /// What was observed since the last time; forgets what is over.
+    pub(super) fn drain(&mut self) -> Observed {
+        let observed = &mut self.observed;
+        let drained = Observed {
+            records: std::mem::take(&mut observed.records),
+            violations: std::mem::take(&mut observed.violations),
+            faults: std::mem::take(&mut observed.faults),
+            lost: std::mem::take(&mut observed.lost),
+            live: observed.live.clone(),
+            sequences: observed.sequences.clone(),
+            ..*observed
+        };
+        observed.sequences.retain(|session, _| self.sessions.contains_key(session));
+        drained
+    }
 
     pub(super) fn send_raw(&mut self, shard: ShardId, text: &str) {
         for connection in self.connections_of(shard) {
@@ -373,10 +427,6 @@ fn over(sent: &mut VecDeque<Instant>, now: Instant, window: Duration, limit: usi
     }
     sent.push_back(now);
     sent.len() > limit
-}
-
-fn invalid_session(resumable: bool) -> String {
-    format!(r#"{{"op":9,"s":null,"t":null,"d":{resumable}}}"#)
 }
 
 #[cfg(test)]

@@ -354,6 +354,8 @@ impl World {
             ("GET", _) => (200, self.desk.commands.clone().into()),
             ("POST", body) if body["name"].is_string() => {
                 let command = with_id(body, self);
+                // One of the same name takes the place of the old one.
+                self.desk.commands.retain(|old| old["name"] != command["name"]);
                 self.desk.commands.push(command.clone());
                 (201, command)
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Action, Answer, Dispatched, Fault, Guild, Order, Timer, World, commands, invalid_session, payloads};
+use super::{Action, Answer, Dispatched, Fault, Guild, Order, Standing, Timer, World, commands, payloads};
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
@@ -73,7 +73,7 @@ impl World {
         let Some(client) = self.connections.get_mut(&connection) else { return };
         let (number, total) = identify.shard.unwrap_or((0, 1));
         let shard = ShardId::new(number, total);
-        let again = std::mem::replace(&mut client.identified, true);
+        let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
         client.shard = shard.ok();
         self.record(now, connection, Action::Identify(data));
         if again {
@@ -150,7 +150,7 @@ impl World {
         {
             let rule = format!("one IDENTIFY per key and 5 s: key {key} after {:?}", now - last);
             self.violation(now, connection, rule);
-            self.orders.push_back(Order::Send(connection, invalid_session(false)));
+            self.invalidate(connection, false);
             return false;
         }
         true
@@ -173,7 +173,8 @@ impl World {
         };
         self.sessions.insert(id.clone(), session);
         self.homes.entry((shard.total(), shard.number())).or_default().push(id.clone());
-        self.observed.live.insert(shard, connection);
+        self.observed.started += 1;
+        self.update_live(shard);
         let guilds: VecDeque<Guild> = self.guilds_of(shard).collect();
         let resume_url = self.resume_url(now, shard);
         let listed = guilds.iter().copied().collect::<Vec<_>>();
@@ -203,7 +204,7 @@ impl World {
         let shard = self.sessions.get(&id).map(|session| session.shard);
         let Some(client) = self.connections.get_mut(&connection) else { return };
         client.shard = shard;
-        let again = std::mem::replace(&mut client.identified, true);
+        let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
         self.record(now, connection, Action::Resume { session: id.clone(), sequence: resume.seq });
         if again {
             return self.refuse(now, connection, 4005, "a connection identifies once");
@@ -224,12 +225,15 @@ impl World {
                 self.refuse(now, connection, 4007, "a session resumes from a sequence that it was given");
             }
             // What was missed is no longer all there.
-            Some(session) if session.replay.front().is_some_and(|(first, _)| *first > resume.seq + 1) => {
+            Some(session)
+                if resume.seq < session.sequence
+                    && session.replay.front().is_none_or(|(first, _)| *first > resume.seq + 1) =>
+            {
                 self.lose_session(&id);
-                self.orders.push_back(Order::Send(connection, invalid_session(false)));
+                self.invalidate(connection, false);
             }
             Some(_) => self.replay(now, connection, &id, resume.seq),
-            None => self.orders.push_back(Order::Send(connection, invalid_session(false))),
+            None => self.invalidate(connection, false),
         }
     }
 
@@ -248,7 +252,8 @@ impl World {
         }
         let resumed = json!({"t": "RESUMED", "s": session.sequence, "op": 0, "d": {"_trace": ["sim"]}}).to_string();
         self.orders.push_back(Order::Send(connection, resumed));
-        self.observed.live.insert(session.shard, connection);
+        let shard = session.shard;
+        self.update_live(shard);
         if let Some(old) = old.and_then(|old| self.connections.get_mut(&old)) {
             old.session = None;
         }
@@ -266,7 +271,7 @@ impl World {
                 if let Some(session) = session.filter(|_| !resumable) {
                     self.lose_session(session);
                 }
-                self.orders.push_back(Order::Send(connection, invalid_session(resumable)));
+                self.invalidate(connection, resumable);
             }
             Answer::Close(code) => {
                 if let Some(session) = session.filter(|_| ends_session(code)) {
@@ -283,6 +288,7 @@ impl World {
         let Some(session) = self.sessions.get_mut(id) else { return };
         session.sequence += 1;
         let sequence = session.sequence;
+        self.observed.events += 1;
         let data = data.to_string();
         // In the order in which Discord writes the fields.
         let payload = format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#);
@@ -324,12 +330,27 @@ impl World {
                 self.homes.remove(&home);
             }
         }
-        self.observed.live.retain(|_, live| Some(*live) != session.connection);
+        self.update_live(session.shard);
         true
     }
 
-    pub(super) fn sessions_of(&self, shard: ShardId) -> Vec<String> {
-        self.homes.get(&(shard.total(), shard.number())).cloned().unwrap_or_default()
+    /// Tells which connection of a shard is live now: of several the latest session's.
+    pub(super) fn update_live(&mut self, shard: ShardId) {
+        let sessions = self.homes.get(&(shard.total(), shard.number()));
+        let mut connections = sessions.into_iter().flatten().filter_map(|id| self.sessions.get(id)?.connection);
+        match connections.next_back() {
+            Some(connection) => drop(self.observed.live.insert(shard, connection)),
+            None => drop(self.observed.live.remove(&shard)),
+        }
+    }
+
+    /// Sends op 9, after which a client may identify or resume on the same connection.
+    pub(super) fn invalidate(&mut self, connection: usize, resumable: bool) {
+        if let Some(client) = self.connections.get_mut(&connection) {
+            client.standing = Standing::Invalidated;
+        }
+        let payload = format!(r#"{{"op":9,"s":null,"t":null,"d":{resumable}}}"#);
+        self.orders.push_back(Order::Send(connection, payload));
     }
 
     /// Whether this is the bot's token, with or without `Bot ` before it: Discord takes both.

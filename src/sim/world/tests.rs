@@ -160,8 +160,11 @@ fn a_large_bot_needs_a_multiple() {
 #[test]
 fn a_wrong_payload_is_closed_with_its_code() {
     let too_long = json!({"op": 31, "d": {"guild_ids": ["1".repeat(5000)]}}).to_string();
-    let cases: [(&str, u16); 11] = [
+    let cases: [(&str, u16); 14] = [
         ("no json", 4002),
+        ("[]", 4002),
+        ("5", 4002),
+        (r#""x""#, 4002),
         ("{}", 4002),
         (r#"{"op":5,"d":null}"#, 4001),
         (&too_long, 4002),
@@ -320,6 +323,55 @@ fn a_session_does_not_resume_from_the_future_nor_from_too_far_back() {
     rig.world.closed(rig.now, 1, None);
     rig.resume(2, &session, 2);
     assert_eq!(rig.take(2)[1]["op"], 9, "what was missed is no longer kept, and a gap is no replay");
+}
+
+#[test]
+fn an_event_that_is_too_large_to_keep_is_no_gap() {
+    let mut rig = Rig::new(|builder| builder.guilds(1));
+    rig.identify(1, (0, 1), Intents::all());
+    let session = rig.session();
+    let guild = rig.world.guilds[0].id;
+    rig.world.closed(rig.now, 1, None);
+    rig.world.emit(Some(guild), "BIG", &json!({"text": "a".repeat(9 << 20)})).unwrap();
+    rig.resume(2, &session, 2);
+    assert_eq!(rig.take(2)[1]["op"], 9);
+}
+
+#[test]
+fn op_9_lets_a_client_start_over_on_the_same_connection() {
+    let mut rig = Rig::new(|builder| builder.guilds(1));
+    rig.identify(1, (0, 1), Intents::GUILDS);
+    let session = rig.session();
+    rig.world.inject(rig.now, Target::All, Fault::InvalidSession { resumable: true });
+    rig.say(1, &json!({"op": 6, "d": {"token": TOKEN, "session_id": session, "seq": 2}}));
+    assert_eq!(rig.names(1).last().unwrap(), "RESUMED");
+    rig.sleep(5.0);
+    rig.world.inject(rig.now, Target::All, Fault::InvalidSession { resumable: false });
+    rig.say(1, &json!({"op": 31, "d": {"guild_ids": []}}));
+    assert_eq!(rig.violations(), 0, "the command was on its way");
+    rig.say(1, &identify((0, 1), Intents::GUILDS));
+    assert_eq!((rig.names(1), rig.violations()), (vec!["READY".into(), "GUILD_CREATE".into()], 0));
+}
+
+#[test]
+fn a_fault_of_one_connection_leaves_the_other_of_its_shard_alone() {
+    let mut rig = Rig::new(|builder| builder);
+    rig.identify(1, (0, 1), Intents::GUILDS);
+    rig.sleep(5.0);
+    rig.identify(2, (0, 1), Intents::GUILDS);
+    assert_eq!(rig.world.observed.live[&ShardId::ONE], 2);
+    rig.world.closed(rig.now, 2, Some(1000));
+    assert_eq!(rig.world.observed.live[&ShardId::ONE], 1, "the other is still there");
+    assert_eq!(rig.world.sessions.len(), 1);
+}
+
+#[test]
+fn faults_that_wait_do_not_pile_up() {
+    let mut rig = Rig::new(|builder| builder);
+    let faults = vec![Fault::Hello(Answer::Nothing), "rest=500".parse().unwrap(), "tls=hang".parse().unwrap()];
+    rig.world.set_random_faults(rig.now, 1e6, faults);
+    rig.sleep(0.001);
+    assert_eq!(rig.world.ambushes.len(), 2, "one of each, and none that this gateway cannot do");
 }
 
 #[test]
