@@ -168,6 +168,11 @@ impl Server {
 
     /// Tells the world what a connection brought.
     fn tell(&mut self, id: usize, news: News) {
+        if matches!(news, News::Gone) {
+            // What was still on its way came before the end.
+            let inbox = self.connections.get_mut(&id).map(Connection::take_inbox);
+            inbox.into_iter().flatten().for_each(|news| self.tell(id, news));
+        }
         let now = Instant::now();
         let mut world = self.shared.world.lock();
         match news {
@@ -175,15 +180,8 @@ impl Server {
             News::Text(text) => world.text(now, id, &text),
             News::Binary => world.binary(now, id),
             News::Gone => {
-                let Some(mut connection) = self.connections.remove(&id) else { return };
-                for news in connection.take_inbox() {
-                    match news {
-                        News::Text(text) => world.text(now, id, &text),
-                        News::Binary => world.binary(now, id),
-                        News::Opened { .. } | News::Gone => {}
-                    }
-                }
-                world.closed(now, id, connection.closed_with);
+                let code = self.connections.remove(&id).and_then(|connection| connection.closed_with);
+                world.closed(now, id, code);
             }
         }
     }

@@ -209,14 +209,13 @@ impl World {
 
     /// Sends an event of the connection's session again, counted from the last.
     fn send_again(&mut self, connection: usize, back: usize) -> bool {
-        let session = self.connections.get(&connection).and_then(|client| client.session.as_ref());
-        let Some(session) = session.and_then(|session| self.sessions.get(session)) else { return false };
-        let Some((_, payload)) = session.replay.iter().rev().nth(back) else { return false };
+        let replay = self.session_of(connection).map(|session| &session.replay);
+        let Some((_, payload)) = replay.and_then(|replay| replay.iter().rev().nth(back)) else { return false };
         self.orders.push_back(Order::Send(connection, payload.clone()));
         true
     }
 
-    fn lose_session_of(&mut self, connection: usize) {
+    pub(super) fn lose_session_of(&mut self, connection: usize) {
         let session = self.connections.get(&connection).and_then(|client| client.session.clone());
         if let Some(session) = session {
             self.lose_session(&session);

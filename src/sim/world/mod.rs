@@ -42,7 +42,7 @@ pub(super) enum Order {
     Send(usize, String),
     /// Send a message past the compression.
     Message(usize, Message),
-    /// Send bytes past the websocket, and with `then` end it.
+    /// Send bytes past the websocket.
     Bytes(usize, Vec<u8>),
     /// From here on large payloads are compressed one by one.
     CompressPayloads(usize),
@@ -299,8 +299,7 @@ impl World {
     fn heartbeat(&mut self, now: Instant, connection: usize, data: &Value) {
         self.record(now, connection, Action::Heartbeat(data.as_u64()));
         // A connection has no sequence while its client may still be about to resume.
-        let session = self.connections.get(&connection).and_then(|client| client.session.as_ref());
-        let last = session.and_then(|session| self.sessions.get(session)).map(|session| session.sequence);
+        let last = self.session_of(connection).map(|session| session.sequence);
         if last.is_some_and(|last| data.as_u64() > Some(last)) {
             self.violation(now, connection, format!("a heartbeat has the last sequence received, not {data}"));
         }
@@ -323,9 +322,7 @@ impl World {
             // It may lie in the socket still, when it was this machine that stood still.
             self.set_timer(now + SECOND_LOOK, Timer::Heartbeat { connection, late: true });
         } else {
-            if let Some(session) = client.session.clone() {
-                self.lose_session(&session);
-            }
+            self.lose_session_of(connection);
             self.refuse(now, connection, 4009, "a heartbeat per interval");
         }
     }
@@ -349,6 +346,11 @@ impl World {
     fn record(&mut self, now: Instant, connection: usize, action: Action) {
         let shard = self.shard_of(connection);
         self.observed.records.push(Record { at: now, connection, shard, action });
+    }
+
+    /// The session that a connection carries.
+    fn session_of(&self, connection: usize) -> Option<&Session> {
+        self.sessions.get(self.connections.get(&connection)?.session.as_ref()?)
     }
 
     fn shard_of(&self, connection: usize) -> Option<ShardId> {

@@ -175,10 +175,9 @@ impl World {
         self.homes.entry((shard.total(), shard.number())).or_default().push(id.clone());
         self.observed.started += 1;
         self.update_live(shard);
-        let guilds: VecDeque<Guild> = self.guilds_of(shard).collect();
+        let mut guilds: VecDeque<Guild> = self.guilds_of(shard).collect();
         let resume_url = self.resume_url(now, shard);
-        let listed = guilds.iter().copied().collect::<Vec<_>>();
-        self.dispatch(&id, "READY", &payloads::ready(shard, &id, &resume_url, &listed));
+        self.dispatch(&id, "READY", &payloads::ready(shard, &id, &resume_url, guilds.make_contiguous()));
         if intents.contains(Intents::GUILDS) {
             self.guilds_available(now, id, guilds);
         }
