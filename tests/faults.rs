@@ -5,14 +5,11 @@ mod common;
 use std::time::Duration;
 
 use common::book::Book;
-use common::{config, eventually, ready};
+use common::{COMPRESSIONS, config, eventually, ready};
 use threadcord::sim::{Fault, Gateway, Target};
 use threadcord::{Compression, Config, ShardId, ShardManager, Stage, Status};
 
 const ONE: ShardId = ShardId::ONE;
-
-const COMPRESSIONS: [Compression; 4] =
-    [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream];
 
 fn fault(word: &str) -> Fault {
     word.parse().unwrap()

@@ -9,7 +9,7 @@ use threadcord::{CloseReason, Compression, ShardId, ShardManager};
 const ONE: ShardId = ShardId::ONE;
 
 fn connects(seen: &Observed) -> usize {
-    seen.records.iter().filter(|record| record.action == Action::Connected).count()
+    seen.count(|action| *action == Action::Connected)
 }
 
 /// Whether the client closed with a code that keeps the session.

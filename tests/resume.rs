@@ -44,9 +44,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
 
 /// Waits until the gateway has seen the end of a connection.
 fn ended(gateway: &Gateway, act: impl FnOnce()) {
-    let closes = |seen: &threadcord::sim::Observed| {
-        seen.records.iter().filter(|record| matches!(record.action, Action::Closed(_))).count()
-    };
+    let closes = |seen: &threadcord::sim::Observed| seen.count(|action| matches!(action, Action::Closed(_)));
     let before = closes(&gateway.observed());
     act();
     assert!(gateway.wait_for(PATIENCE, |seen| closes(seen) > before));

@@ -2,40 +2,21 @@
 
 mod common;
 
-use common::{config, eventually, gateway, ready};
-use log::{LevelFilter, Log, Metadata, Record};
-use parking_lot::Mutex;
+use common::{config, eventually, gateway, lines, ready};
+use log::LevelFilter;
 use threadcord::sim::Fault;
 use threadcord::{Compression, ShardId};
 
-/// Keeps every line.
-struct Lines(Mutex<Vec<String>>);
-
-impl Log for Lines {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        self.0.lock().push(format!("{} {} {}", record.level(), record.target(), record.args()));
-    }
-
-    fn flush(&self) {}
-}
-
-static LINES: Lines = Lines(Mutex::new(Vec::new()));
-
 #[test]
 fn no_line_shows_the_token() {
-    log::set_logger(&LINES).unwrap();
-    log::set_max_level(LevelFilter::Trace);
+    lines::keep(LevelFilter::Trace);
     let gateway = gateway().guilds(1).tls(true).start().unwrap();
     let manager = ready(config(&gateway).compression(Compression::None));
     gateway.inject(ShardId::ONE, Fault::Cut);
     eventually("it resumes", || manager.shard(ShardId::ONE).unwrap().status().resumes == 1);
     manager.handle().rest().current_application().unwrap();
     manager.close();
-    let lines = LINES.0.lock();
+    let lines = lines::kept();
     let of_ours: Vec<_> = lines.iter().filter(|line| line.contains("threadcord")).collect();
     assert!(of_ours.len() > 5, "the logger sees this crate: {of_ours:?}");
     // The gateway's own end of the connection shows what it received; that is another program's in real life.

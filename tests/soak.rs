@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::book::Book;
-use common::{PATIENCE, footprint};
+use common::{COMPRESSIONS, PATIENCE, footprint};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed, RestFault};
-use threadcord::{Compression, Config, Events, Handle, Intents, Plan, ShardManager, Stage, Timing, Token};
+use threadcord::{Compression, Config, Events, Handle, Plan, ShardManager, Stage, Timing};
 
 const SHARDS: u32 = 32;
 const GUILDS: u32 = 96;
@@ -65,13 +65,7 @@ fn config(gateway: &Gateway, compression: Compression) -> Config {
     timing.connect_timeout = Duration::from_secs(2);
     timing.hello_timeout = Duration::from_secs(2);
     timing.answer_timeout = Duration::from_secs(2);
-    Config::new(Token::new(gateway.token()).unwrap(), Intents::all())
-        .rest_url(gateway.rest_url())
-        .root_certificates(gateway.root_certificate().unwrap())
-        .plan(Plan::Total(SHARDS))
-        .compression(compression)
-        .max_payload(MAX_PAYLOAD)
-        .timing(timing)
+    common::config(gateway).plan(Plan::Total(SHARDS)).compression(compression).max_payload(MAX_PAYLOAD).timing(timing)
 }
 
 fn resident_mb() -> usize {
@@ -95,8 +89,7 @@ fn handle(book: &mut Book, events: &Events, until: Instant, rng: &mut fastrand::
 fn a_fleet_survives_everything() {
     let seconds = variable("THREADCORD_SOAK_SECONDS").unwrap_or(4);
     let seed = variable("THREADCORD_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    let compressions = [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream];
-    let compression = compressions[usize::try_from(seed % 4).unwrap()];
+    let compression = COMPRESSIONS[usize::try_from(seed % 4).unwrap()];
     println!("THREADCORD_SOAK_SECONDS={seconds} THREADCORD_SOAK_SEED={seed}, with {compression:?}");
 
     // What the libraries keep for good.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{config, gateway, next, ready};
+use common::{COMPRESSIONS, config, gateway, next, ready};
 use serde_json::Value;
 use threadcord::{Compression, Stage};
 
@@ -59,7 +59,7 @@ fn zstd_stream() {
 
 #[test]
 fn payloads_of_many_megabytes() {
-    for compression in [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream] {
+    for compression in COMPRESSIONS {
         let gateway = gateway().guilds(1).start().unwrap();
         let config = config(&gateway).compression(compression).max_outstanding_bytes(64 << 20);
         let manager = ready(config);

@@ -3,16 +3,20 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of the rig")]
 
 pub mod book;
+pub mod lines;
 
 use std::time::{Duration, Instant};
 
-use threadcord::{Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
+use threadcord::{Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
 
 /// How long anything may take on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A hundredth of Discord's time: a window of 5 s has 50 ms.
 pub const SCALE: f64 = 0.01;
+
+pub const COMPRESSIONS: [Compression; 4] =
+    [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream];
 
 /// A gateway whose time is scaled, but for the heartbeat interval, which is 5 s.
 pub fn gateway() -> sim::Builder {
