@@ -1,7 +1,9 @@
 //! What a user can choose.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +13,9 @@ use url::Url;
 use crate::error::Error;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
-use crate::protocol::{Command, Identity, MAX_PAYLOAD, Session, Timing};
+use crate::protocol::{CloseReason, Command, Identity, MAX_PAYLOAD, Session, Timing};
 use crate::shard_id::ShardId;
+use crate::store::SessionStore;
 use crate::token::Token;
 use crate::transport::Compression;
 
@@ -37,6 +40,29 @@ pub struct Config {
     /// Sessions to resume, of an earlier [`suspend`](crate::ShardManager::suspend). One whose shard is not in the plan,
     /// or has another total, is not used. Default: none.
     pub sessions: Vec<Session>,
+    /// Keeps the sessions for the next process: loaded at the start, written every few seconds and when the manager is
+    /// suspended. [`FileStore`](crate::store::FileStore) is one. Default: none.
+    pub session_store: Option<Arc<dyn SessionStore>>,
+    /// How many shards take the place of one that holds more guilds than Discord allows (close code 4011), 2 or more: shard
+    /// `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`. Default: none, the shard stops.
+    pub auto_split: Option<u32>,
+    /// Whether to reshard when the shards grow full. Needs a plan with all shards. Default: no.
+    pub auto_reshard: Option<AutoReshard>,
+    /// After how many sessions in a row that never lasted, within 10 minutes
+    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), a shard stops with
+    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) rather than spend more IDENTIFYs; a restart has it try
+    /// again. Default: 5.
+    pub most_short_sessions: Option<NonZeroU32>,
+    /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
+    pub shortage: Shortage,
+    /// Changes the settings of single shards, for example the presence. It is called whenever a shard is opened or
+    /// restarted, on any thread, and must not block. Of what it sets these count: `intents`, `compression`,
+    /// `large_threshold`, `presence`, `most_short_sessions`, `max_outstanding_events`, `max_outstanding_bytes`, `max_payload`,
+    /// `stack_size`, `timing`; a restart takes the `intents`, `large_threshold` and `presence`. Default: none.
+    pub for_shard: Option<ShardHook>,
+    /// Called when a shard's connection has ended: with the reason, and whether the shard comes back by itself. It is called
+    /// on the shard's thread and must not block. Default: none; [`EventKind`](crate::EventKind) tells the same in the stream.
+    pub on_close: Option<CloseHook>,
     /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
     pub compression: Compression,
     /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default: 50.
@@ -79,6 +105,13 @@ impl Config {
             intents,
             plan: Plan::Recommended,
             sessions: Vec::new(),
+            session_store: None,
+            auto_split: None,
+            auto_reshard: None,
+            most_short_sessions: NonZeroU32::new(5),
+            shortage: Shortage::default(),
+            for_shard: None,
+            on_close: None,
             compression: Compression::default(),
             large_threshold: 50,
             presence: None,
@@ -104,6 +137,42 @@ impl Config {
     /// Sets [`sessions`](Self::sessions).
     pub fn sessions(self, sessions: Vec<Session>) -> Self {
         Self { sessions, ..self }
+    }
+
+    /// Sets [`session_store`](Self::session_store).
+    pub fn session_store(self, store: impl SessionStore + 'static) -> Self {
+        Self { session_store: Some(Arc::new(store)), ..self }
+    }
+
+    /// Sets [`auto_split`](Self::auto_split).
+    pub fn auto_split(self, count: u32) -> Self {
+        Self { auto_split: Some(count), ..self }
+    }
+
+    /// Sets [`auto_reshard`](Self::auto_reshard): asks Discord every `check_every` (a minute to 7 days), and reshards where the
+    /// fullest shard holds more than `threshold` of what it may (above 0, to 1).
+    pub fn auto_reshard(self, check_every: Duration, threshold: f64) -> Self {
+        Self { auto_reshard: Some(AutoReshard { check_every, threshold }), ..self }
+    }
+
+    /// Sets [`most_short_sessions`](Self::most_short_sessions); with `None` shards try for ever, with longer and longer pauses.
+    pub fn most_short_sessions(self, most: Option<NonZeroU32>) -> Self {
+        Self { most_short_sessions: most, ..self }
+    }
+
+    /// Sets [`shortage`](Self::shortage).
+    pub fn shortage(self, shortage: Shortage) -> Self {
+        Self { shortage, ..self }
+    }
+
+    /// Sets [`for_shard`](Self::for_shard).
+    pub fn for_shard(self, change: impl Fn(ShardId, &mut Config) + Send + Sync + 'static) -> Self {
+        Self { for_shard: Some(Arc::new(change)), ..self }
+    }
+
+    /// Sets [`on_close`](Self::on_close).
+    pub fn on_close(self, on_close: impl Fn(ShardId, CloseReason, bool) + Send + Sync + 'static) -> Self {
+        Self { on_close: Some(Arc::new(on_close)), ..self }
     }
 
     /// Sets [`compression`](Self::compression).
@@ -192,6 +261,16 @@ impl Config {
     pub fn validate(&self) -> Result<(), Error> {
         Intents::try_from_bits(self.intents.bits())?;
         self.plan.validate()?;
+        if let Some(count) = self.auto_split {
+            within("auto_split", count as usize, 2, 1000)?;
+        }
+        if let Some(auto) = self.auto_reshard {
+            auto.validate(&self.plan, &self.timing)?;
+        }
+        let bot = self.token.user_id();
+        if let Some(foreign) = self.sessions.iter().find(|session| is_foreign(session, bot)) {
+            return Err(Error::ForeignSession { shard: foreign.shard, bot_user_id: foreign.bot_user_id });
+        }
         within("large_threshold", self.large_threshold.into(), 50, 250)?;
         within("max_outstanding_events", self.max_outstanding_events, 1, usize::MAX)?;
         within("max_outstanding_bytes", self.max_outstanding_bytes, 1, usize::MAX)?;
@@ -224,6 +303,18 @@ impl Config {
         self.validate_timing(is_discord(&given))
     }
 
+    /// The settings of one shard, checked.
+    pub(crate) fn of_shard(&self, shard: ShardId) -> Result<Arc<Self>, Error> {
+        let mut config = self.clone();
+        let Some(change) = &self.for_shard else { return Ok(Arc::new(config)) };
+        catch_unwind(AssertUnwindSafe(|| change(shard, &mut config))).map_err(|_| {
+            Error::setting("for_shard", format!("one that panics for shard {shard}"), "one that does not")
+        })?;
+        config.token = self.token.clone();
+        config.validate()?;
+        Ok(Arc::new(config))
+    }
+
     fn validate_timing(&self, is_discord: bool) -> Result<(), Error> {
         if is_discord && self.timing.breaks_discords_limits() {
             return Err(Error::setting("timing", "shorter than Discord's windows", "that for simulators alone"));
@@ -247,6 +338,66 @@ impl fmt::Debug for Config {
             .field("rest_url", &self.rest_url)
             .finish_non_exhaustive()
     }
+}
+
+/// Changes the settings of one shard.
+pub type ShardHook = Arc<dyn Fn(ShardId, &mut Config) + Send + Sync>;
+
+/// Hears of a shard's closed connections: the reason, and whether the shard comes back by itself.
+pub type CloseHook = Arc<dyn Fn(ShardId, CloseReason, bool) + Send + Sync>;
+
+/// When to reshard without being asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AutoReshard {
+    /// How often Discord is asked.
+    pub check_every: Duration,
+    /// How full the shards may be before they are replaced by as many as Discord recommends: 0.8 is 80 %.
+    pub threshold: f64,
+}
+
+/// Asks every 8 hours and reshards above 80 %.
+impl Default for AutoReshard {
+    fn default() -> Self {
+        Self { check_every: Duration::from_secs(8 * 60 * 60), threshold: 0.8 }
+    }
+}
+
+impl AutoReshard {
+    fn validate(self, plan: &Plan, timing: &Timing) -> Result<(), Error> {
+        let Self { check_every, threshold } = self;
+        if !(threshold > 0.0 && threshold <= 1.0) {
+            return Err(Error::setting("auto_reshard", format!("a threshold of {threshold}"), "above 0, to 1"));
+        }
+        // Against a simulator, where time is scaled, a minute may be long.
+        let least = if timing.breaks_discords_limits() { Duration::from_millis(1) } else { Duration::from_secs(60) };
+        if !(least..=LONGEST_DURATION).contains(&check_every) {
+            let allowed = format!("{least:?} to {LONGEST_DURATION:?}");
+            return Err(Error::setting("auto_reshard", format!("a check every {check_every:?}"), allowed));
+        }
+        match plan {
+            Plan::Recommended | Plan::Total(_) => Ok(()),
+            _ => Err(Error::setting(
+                "auto_reshard",
+                "a plan for some of the shards",
+                "one for all of them; several processes are to be resharded by hand, at once",
+            )),
+        }
+    }
+}
+
+/// What to do if fewer IDENTIFYs are left today than are needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shortage {
+    /// Say so in the log, and wait for the reset.
+    #[default]
+    Warn,
+    /// Refuse with [`Error::TooFewIdentifies`](crate::Error::TooFewIdentifies).
+    Refuse,
+}
+
+/// Whether a session belongs to another bot, as far as that is known.
+pub(crate) fn is_foreign(session: &Session, bot_user_id: Option<u64>) -> bool {
+    session.bot_user_id != 0 && bot_user_id.is_some_and(|bot| bot != session.bot_user_id)
 }
 
 /// Digits that the longest shard id has more than the shortest, for number and total.
@@ -304,12 +455,50 @@ pub enum Plan {
         /// How many shards there are in all.
         total: u32,
     },
+    /// The share of one process of several: the shards whose number leaves `index` when divided by `of`. If `of` divides
+    /// `max_concurrency`, no two processes share a rate limit key, so that each may have a limit of its own (of the day's
+    /// IDENTIFYs each still knows only what it spent).
+    Bucket {
+        /// Which process, from 0.
+        index: u32,
+        /// How many processes.
+        of: u32,
+        /// How many shards there are in all. `None`: as many as Discord recommends when it is asked, which may change from
+        /// one process's start to the next one's.
+        total: Option<u32>,
+    },
 }
 
 impl Plan {
     /// The shards whose numbers are in a range, for one process of several.
     pub fn range(ids: Range<u32>, total: u32) -> Self {
         Self::Ids { ids: ids.collect(), total }
+    }
+
+    /// The share of process `index` of `of`, of as many shards as Discord recommends; see [`Plan::Bucket`].
+    pub fn bucket(index: u32, of: u32) -> Self {
+        Self::Bucket { index, of, total: None }
+    }
+
+    /// How many shards there are in all, if the plan says so and names no single ones.
+    pub(crate) fn explicit_total(&self) -> Option<u32> {
+        match self {
+            Self::Total(total) | Self::Bucket { total: Some(total), .. } => Some(*total),
+            Self::Recommended | Self::Ids { .. } | Self::Bucket { total: None, .. } => None,
+        }
+    }
+
+    /// The same with another total.
+    pub(crate) fn with_total(&self, total: u32) -> Self {
+        match *self {
+            Self::Bucket { index, of, .. } => Self::Bucket { index, of, total: Some(total) },
+            _ => Self::Total(total),
+        }
+    }
+
+    /// Whether it takes asking Discord to know the shards.
+    pub(crate) fn asks_discord(&self) -> bool {
+        matches!(self, Self::Recommended | Self::Bucket { total: None, .. })
     }
 
     /// The shards to run, where Discord recommends `recommended` shards.
@@ -319,17 +508,33 @@ impl Plan {
             Self::Recommended => ((0..recommended).collect(), recommended),
             Self::Total(total) => ((0..*total).collect(), *total),
             Self::Ids { ids, total } => (ids.clone(), *total),
+            Self::Bucket { index, of, total } => {
+                let total = total.unwrap_or(recommended);
+                let ids: Vec<u32> = (*index..total).step_by(*of as usize).collect();
+                if ids.is_empty() {
+                    let given = format!("bucket {index} of {of}, with {total} shards in all");
+                    return Err(Error::setting("plan", given, "no more buckets than shards"));
+                }
+                (ids, total)
+            }
         };
         ids.into_iter().map(|number| Ok(ShardId::new(number, total)?)).collect()
     }
 
-    fn validate(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         match self {
-            Self::Total(0) => Err(Error::setting("plan", "a total of 0 shards", "at least 1")),
-            Self::Recommended | Self::Total(_) => Ok(()),
+            Self::Total(0) | Self::Bucket { total: Some(0), .. } => {
+                Err(Error::setting("plan", "a total of 0 shards", "at least 1"))
+            }
+            Self::Bucket { index, of, .. } if index >= of => Err(Error::setting(
+                "plan",
+                format!("bucket {index} of {of}"),
+                "buckets from 0 to their number less one",
+            )),
             Self::Ids { ids, .. } if ids.is_empty() => {
                 Err(Error::setting("plan", "an empty list of shards", "at least one shard"))
             }
+            Self::Recommended | Self::Total(_) | Self::Bucket { .. } => Ok(()),
             Self::Ids { ids, total } => {
                 let mut seen = std::collections::HashSet::new();
                 for number in ids {
@@ -370,6 +575,16 @@ mod tests {
         assert!(refused(config().presence(json!("online"))).contains("presence"));
         assert!(refused(config().presence(json!({"activities": null}))).contains("empty one for none"));
         assert!(refused(config().presence(json!({"activities": [], "status": "x".repeat(4000)}))).contains("4096"));
+        for count in [0, 1] {
+            assert!(refused(config().auto_split(count)).contains("`auto_split`"));
+        }
+        let hour = Duration::from_secs(3600);
+        config().auto_reshard(hour, 0.8).validate().unwrap();
+        for threshold in [0.0, 1.1, f64::NAN] {
+            assert!(refused(config().auto_reshard(hour, threshold)).contains("threshold"));
+        }
+        assert!(refused(config().auto_reshard(Duration::ZERO, 0.8)).contains("60s"));
+        assert!(refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand"));
         let mut unknown = config();
         unknown.intents = Intents::from_bits_retain(1 << 40);
         assert!(refused(unknown).contains("0x10000000000"));
@@ -398,6 +613,11 @@ mod tests {
         assert_eq!(shards(Plan::Recommended).unwrap(), ["0/3", "1/3", "2/3"]);
         assert_eq!(shards(Plan::Total(2)).unwrap(), ["0/2", "1/2"]);
         assert_eq!(shards(Plan::range(4..6, 8)).unwrap(), ["4/8", "5/8"]);
+        assert_eq!(shards(Plan::bucket(1, 2)).unwrap(), ["1/3"]);
+        assert_eq!(shards(Plan::Bucket { index: 1, of: 2, total: Some(5) }).unwrap(), ["1/5", "3/5"]);
+        assert!(shards(Plan::bucket(2, 2)).unwrap_err().to_string().contains("bucket 2 of 2"));
+        assert!(shards(Plan::bucket(0, 0)).is_err());
+        assert!(shards(Plan::bucket(5, 6)).unwrap_err().to_string().contains("no more buckets than shards"));
         assert!(shards(Plan::Total(0)).is_err());
         assert!(shards(Plan::range(0..0, 8)).is_err());
         assert!(shards(Plan::range(7..9, 8)).unwrap_err().to_string().contains("shard 8 of 8"));

@@ -9,6 +9,9 @@ use crate::protocol::{CloseReason, InvalidCommand, Stage};
 use crate::shard_id::{InvalidShardId, ShardId};
 use crate::token::InvalidToken;
 
+/// Why a session store does not work.
+pub type StoreError = Box<dyn std::error::Error + Send + Sync>;
+
 /// An error of this crate. The source chain carries the details.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -111,6 +114,66 @@ pub enum Error {
         /// Why its last connection ended.
         last_disconnect: Option<CloseReason>,
     },
+    /// A shard is to be opened that runs already.
+    #[error("shard {shard} is open already: close it first, or restart it")]
+    AlreadyOpen {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A shard that does not run was to be closed or restarted.
+    #[error("shard {shard} is not open here")]
+    NotOpen {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A shard is to be opened whose guilds another one has, since their totals differ.
+    #[error("shard {shard} would hear the guilds of shard {with}, which runs: use its total, or reshard")]
+    Overlaps {
+        /// The shard.
+        shard: ShardId,
+        /// The one that runs.
+        with: ShardId,
+    },
+    /// Shards are on their way; this cannot be done meanwhile.
+    #[error("{running} is not done yet: wait for it, then try again")]
+    Busy {
+        /// What runs.
+        running: &'static str,
+    },
+    /// Something takes longer than the caller waits; it goes on.
+    #[error("not done in {}", .waiting_for.first().map_or("time".into(), |shard| format!("time, waiting for shard {shard}")))]
+    TimedOut {
+        /// The shards that it waits for.
+        waiting_for: Vec<ShardId>,
+    },
+    /// A session that another bot has left.
+    #[error("the session of shard {shard} belongs to another bot, with the user id {bot_user_id}")]
+    ForeignSession {
+        /// The session's shard.
+        shard: ShardId,
+        /// Its bot.
+        bot_user_id: u64,
+    },
+    /// Fewer IDENTIFYs are left than are needed.
+    #[error("{needed} shards are to identify, and {remaining} of {total} IDENTIFYs are left; there are more in {} s", reset_after.as_secs())]
+    TooFewIdentifies {
+        /// How many are needed.
+        needed: usize,
+        /// How many are left.
+        remaining: u32,
+        /// How many there are a day.
+        total: u32,
+        /// When there are more.
+        reset_after: Duration,
+    },
+    /// A session store does not work.
+    #[error("the session store cannot be {what}")]
+    Store {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: StoreError,
+    },
     /// The manager is closed or gone.
     #[error("the shards are closed")]
     Closed,
@@ -132,7 +195,13 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Status { status: 500.., .. } | Self::UnexpectedAnswer { .. } => Fault::Discord,
-            Self::RateLimited { .. } | Self::Http { .. } | Self::Io { .. } | Self::NotReady { .. } => Fault::Network,
+            Self::RateLimited { .. }
+            | Self::Http { .. }
+            | Self::Io { .. }
+            | Self::NotReady { .. }
+            | Self::Busy { .. }
+            | Self::TimedOut { .. }
+            | Self::TooFewIdentifies { .. } => Fault::Network,
             _ => Fault::Caller,
         }
     }

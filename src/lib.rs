@@ -45,15 +45,16 @@ mod shard;
 mod shard_id;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod store;
 mod token;
 pub mod transport;
 
-pub use config::{Config, Plan};
+pub use config::{AutoReshard, CloseHook, Config, Plan, ShardHook, Shortage};
 pub use delivery::Events;
-pub use error::{Error, Fault};
+pub use error::{Error, Fault, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventKind};
 pub use intents::{Intents, UnknownIntents};
-pub use manager::{Handle, ShardManager};
+pub use manager::{FleetStatus, Handle, Operation, ShardManager, ShardStatus};
 pub use protocol::{CloseCode, CloseReason, InvalidCommand, Session, Stage, Timing};
 pub use shard::{Shard, Status};
 pub use shard_id::{InvalidShardId, ShardId};

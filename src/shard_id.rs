@@ -34,6 +34,31 @@ impl ShardId {
         Some(Self { number, total })
     }
 
+    /// The `count` shards of `count` times the total that have the same guilds together; `None` if `count` is below 2 or the
+    /// total grows too large.
+    ///
+    /// ```
+    /// # use threadcord::ShardId;
+    /// let shard = ShardId::new(1, 2)?;
+    /// assert_eq!(shard.split(2).unwrap(), [ShardId::new(1, 4)?, ShardId::new(3, 4)?]);
+    /// # Ok::<(), threadcord::InvalidShardId>(())
+    /// ```
+    pub fn split(self, count: u32) -> Option<Vec<Self>> {
+        let total = self.total.checked_mul(count).filter(|_| count >= 2)?;
+        Some((0..count).map(|n| Self { number: self.number + n * self.total, total }).collect())
+    }
+
+    /// Whether some guild belongs to both. Two shards of one total never share one.
+    pub fn overlaps(self, other: Self) -> bool {
+        let (mut divisor, mut rest) = (self.total, other.total);
+        while rest > 0 {
+            (divisor, rest) = (rest, divisor % rest);
+        }
+        // The numbers that leave one remainder with one total and another with the other exist if the remainders agree
+        // by the greatest common divisor.
+        self.number % divisor == other.number % divisor
+    }
+
     /// The number of this shard, from 0.
     pub fn number(self) -> u32 {
         self.number
@@ -99,6 +124,32 @@ mod tests {
         assert_eq!(ShardId::for_guild(197_038_439_483_310_086, 0), None);
         let shard = ShardId::for_guild(197_038_439_483_310_086, 16).unwrap();
         assert_eq!(u64::from(shard.number()), (197_038_439_483_310_086_u64 >> 22) % 16);
+    }
+
+    #[test]
+    fn a_split_covers_the_same_guilds() {
+        for (number, total, count) in [(0, 1, 2), (1, 2, 2), (2, 5, 3), (6, 7, 10)] {
+            let shard = ShardId::new(number, total).unwrap();
+            let into = shard.split(count).unwrap();
+            assert_eq!(into.len(), count as usize);
+            for guild in (0..500).map(|n| n << 22) {
+                let covers = |shard: &ShardId| ShardId::for_guild(guild, shard.total()) == Some(*shard);
+                assert_eq!(into.iter().filter(|shard| covers(shard)).count(), usize::from(covers(&shard)));
+            }
+        }
+        assert_eq!([0, 1].map(|count| ShardId::ONE.split(count)), [None, None]);
+        assert_eq!(ShardId::new(0, u32::MAX).unwrap().split(2), None);
+    }
+
+    #[test]
+    fn overlaps_are_those_of_guilds() {
+        for (a, b) in (1..7).flat_map(|a| (1..7).map(move |b| (a, b))) {
+            for (x, y) in (0..a).flat_map(|x| (0..b).map(move |y| (x, y))) {
+                let (left, right) = (ShardId::new(x, a).unwrap(), ShardId::new(y, b).unwrap());
+                let both = (0..a * b).any(|guild| guild % a == x && guild % b == y);
+                assert_eq!(left.overlaps(right), both, "{left} {right}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
 /// A bot token. Neither `Debug` nor `Display` shows it; clones share one allocation.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Arc<str>);
@@ -27,6 +30,13 @@ impl Token {
             return Err(InvalidToken::Parts { parts });
         }
         Ok(Self(token.into()))
+    }
+
+    /// The bot's user id, which the token begins with (in base 64); `None` if it is not there.
+    pub fn user_id(&self) -> Option<u64> {
+        let first = self.0.split('.').next()?.trim_end_matches('=');
+        let id = STANDARD_NO_PAD.decode(first).ok()?;
+        str::from_utf8(&id).ok()?.parse().ok()
     }
 
     /// The token itself, without `Bot `. Keep it out of logs.

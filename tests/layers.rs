@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on the lowest layer.
-const LAYERS: [(&str, Option<u32>); 17] = [
+const LAYERS: [(&str, Option<u32>); 18] = [
     ("shard_id", Some(0)),
     ("intents", Some(0)),
     ("token", Some(0)),
@@ -14,6 +14,7 @@ const LAYERS: [(&str, Option<u32>); 17] = [
     ("limit", Some(3)),
     ("transport", Some(3)),
     ("rest", Some(3)),
+    ("store", Some(3)),
     ("config", Some(4)),
     ("delivery", Some(4)),
     ("shard", Some(5)),

@@ -209,7 +209,7 @@ fn suspend_keeps_sessions_that_start_again() {
     }
 
     let mut config = config(&gateway).sessions(serde_json::from_str(&stored).unwrap());
-    let foreign = threadcord::protocol::Session::new("x".into(), 1, String::new(), shard(0, 9), 1);
+    let foreign = threadcord::Session::new("x".into(), 1, String::new(), shard(0, 9), sessions[0].bot_user_id);
     config.sessions.push(foreign);
     let manager = ready(config);
     let events = manager.events();
@@ -331,11 +331,12 @@ fn a_flood_of_commands_stays_within_the_limit() {
 fn the_stages_are_told() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
+    manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
     manager.close();
     let stages: Vec<String> =
         events.filter(|event| event.dispatch().is_none()).map(|event| event.name().to_owned()).collect();
-    assert_eq!(stages, ["Connecting", "Ready", "Closed"]);
+    assert_eq!(stages, ["Connecting", "Ready", "GuildsReady", "Closed"]);
     assert!(matches!(manager.shards()[0].status().stage, Stage::Stopped(CloseReason::Requested)));
     assert!(manager.shards()[0].session().is_none());
 }

@@ -1,11 +1,14 @@
 //! The fan-in: every shard's events in one place.
 
+mod merge;
+mod outlet;
 mod workers;
 
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
+pub(crate) use outlet::Outlet;
 pub(crate) use workers::run;
 
 use crate::event::Event;
@@ -13,7 +16,8 @@ use crate::event::Event;
 /// Every event of every shard, in the order of each shard. An iterator that blocks; clones share the stream, so that
 /// each event goes to one of them.
 ///
-/// It ends when every shard has stopped. The channel behind it is unbounded; what bounds it is each shard's credit: a
+/// It ends when the manager is closed or suspended, or when the last shard has stopped because of something that only its
+/// owner can mend. The channel behind it is unbounded; what bounds it is each shard's credit: a
 /// shard whose events nobody takes stops reading, and says so in the log. The manager keeps the stream: dropping an
 /// `Events` loses nothing, and the next one goes on where it stopped.
 #[derive(Clone, Debug)]

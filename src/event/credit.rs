@@ -72,6 +72,11 @@ impl Credit {
         Some(Session { sequence, ..session })
     }
 
+    /// The last sequence delivered.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
     /// Whether another event may be delivered. One always fits.
     pub(crate) fn has_room(&self) -> bool {
         self.events == 0 || (self.events < self.max_events && self.bytes < self.max_bytes)

@@ -34,6 +34,11 @@ impl Ledger {
         self.credit.lock().session()
     }
 
+    /// The last sequence delivered.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.credit.lock().delivered()
+    }
+
     /// What is outstanding: events and bytes.
     pub(crate) fn outstanding(&self) -> (usize, usize) {
         self.credit.lock().outstanding()

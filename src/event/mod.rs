@@ -38,6 +38,13 @@ pub enum EventKind {
     },
     /// A new session has started; READY follows as a dispatch.
     Ready,
+    /// Every guild that READY named has arrived as a `GUILD_CREATE`, or was waited for in vain; once for each session.
+    GuildsReady {
+        /// Guilds of the session, those included that are unavailable.
+        guilds: usize,
+        /// Those that did not arrive in time ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)).
+        missing: usize,
+    },
     /// The session goes on; everything missed has been delivered.
     Resumed,
     /// Discord ended the session. What it sent after `sequence` of this session is lost.
@@ -58,8 +65,20 @@ pub enum EventKind {
         /// Their size in bytes.
         bytes: usize,
     },
-    /// The shard has stopped for good; nothing of it follows.
+    /// The shard has stopped; nothing of it follows, unless it is opened again by hand.
     Closed(CloseReason),
+    /// The shard held more guilds than Discord allows (4011) and has stopped; these take its place.
+    Split {
+        /// The shards that open now.
+        into: Vec<ShardId>,
+    },
+    /// New shards have taken over from old ones; see [`ShardManager::reshard`](crate::ShardManager::reshard).
+    Resharded {
+        /// Those that ran until now; nothing of them follows but that they are closed.
+        from: Vec<ShardId>,
+        /// Those that run from now on. They are ready, and their guilds are in.
+        to: Vec<ShardId>,
+    },
 }
 
 impl Event {
@@ -96,11 +115,14 @@ impl Event {
             EventKind::Dispatch(dispatch) => dispatch.name(),
             EventKind::Connecting { .. } => "Connecting",
             EventKind::Ready => "Ready",
+            EventKind::GuildsReady { .. } => "GuildsReady",
             EventKind::Resumed => "Resumed",
             EventKind::SessionLost(_) => "SessionLost",
             EventKind::Disconnected { .. } => "Disconnected",
             EventKind::Stalled { .. } => "Stalled",
             EventKind::Closed(_) => "Closed",
+            EventKind::Split { .. } => "Split",
+            EventKind::Resharded { .. } => "Resharded",
         }
     }
 

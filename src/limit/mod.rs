@@ -13,6 +13,10 @@ mod ticket;
 
 pub use schedule::Limits;
 pub use session_limit::SessionLimit;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
 pub use ticket::{Granter, LimitError, Permit, Report, Ticket};
 
 use crate::shard_id::ShardId;
@@ -37,6 +41,41 @@ pub trait IdentifyLimiter: Send + Sync {
     fn update(&self, limits: Limits) {
         let _ = limits;
     }
+
+    /// What is left and who waits, as far as the limiter knows, for [`FleetStatus`](crate::FleetStatus). The default knows
+    /// nothing.
+    fn status(&self) -> Option<LimitStatus> {
+        None
+    }
+}
+
+/// What is left of a limit, and who waits for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct LimitStatus {
+    /// IDENTIFYs left until the reset.
+    pub remaining: u32,
+    /// IDENTIFYs a day.
+    pub total: u32,
+    /// When there are more; `None` if none was spent since the last time.
+    #[serde(serialize_with = "maybe_seconds")]
+    pub reset_after: Option<Duration>,
+    /// How many may identify at once.
+    pub max_concurrency: NonZeroU32,
+    /// Who waits for a turn, in the order in which they came.
+    pub waiting: Vec<ShardId>,
+}
+
+impl LimitStatus {
+    /// With nobody waiting.
+    pub fn new(remaining: u32, total: u32, reset_after: Option<Duration>, max_concurrency: NonZeroU32) -> Self {
+        Self { remaining, total, reset_after, max_concurrency, waiting: Vec::new() }
+    }
+}
+
+#[expect(clippy::ref_option, reason = "serde gives it so")]
+pub(crate) fn maybe_seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_secs_f64()).serialize(serializer)
 }
 
 /// Grants everything at once: for gateway proxies that keep the limit themselves.

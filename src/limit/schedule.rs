@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use super::ReleaseAfter;
+use super::{LimitStatus, ReleaseAfter};
 use crate::shard_id::ShardId;
 
 /// No wait is longer than this, so that no instant overflows, whatever a server or a caller says.
@@ -220,6 +220,19 @@ impl Schedule {
     /// IDENTIFYs left today, those held included.
     pub(crate) fn remaining(&mut self, now: Instant) -> u32 {
         if self.reset_at.is_some_and(|reset| now >= reset) { self.limits.total } else { self.limits.remaining }
+    }
+
+    /// What is left, and who waits.
+    pub(crate) fn status(&mut self, now: Instant) -> LimitStatus {
+        let remaining = self.remaining(now);
+        let reset_after = self.reset_at.map(|reset| reset.saturating_duration_since(now));
+        let mut queued: Vec<_> =
+            self.tickets.iter().filter(|(_, ticket)| ticket.state == TicketState::Queued).collect();
+        queued.sort_unstable_by_key(|(id, _)| id.0);
+        LimitStatus {
+            waiting: queued.into_iter().map(|(_, ticket)| ticket.shard).collect(),
+            ..LimitStatus::new(remaining, self.limits.total, reset_after, self.limits.max_concurrency)
+        }
     }
 
     /// Tickets that wait for their turn.

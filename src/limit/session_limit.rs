@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::schedule::{Limits, Rules, Schedule, TicketId, Turn};
 use super::ticket::{Granter, LimitError, Permit, Report, Ticket};
-use super::{IdentifyLimiter, ReleaseAfter, Wake};
+use super::{IdentifyLimiter, LimitStatus, ReleaseAfter, Wake};
 use crate::protocol::Timing;
 use crate::shard_id::ShardId;
 
@@ -134,6 +134,11 @@ impl SessionLimit {
         self.shared.state.lock().schedule.waiting()
     }
 
+    /// What is left, and who waits.
+    pub fn status(&self) -> LimitStatus {
+        self.shared.state.lock().schedule.status(Instant::now())
+    }
+
     /// Refuses everyone who waits and everyone who comes, with [`LimitError::Closed`].
     pub fn close(&self) {
         let waiting = {
@@ -175,6 +180,10 @@ impl IdentifyLimiter for SessionLimit {
 
     fn update(&self, limits: Limits) {
         self.update(limits);
+    }
+
+    fn status(&self) -> Option<LimitStatus> {
+        Some(self.status())
     }
 }
 

@@ -1,69 +1,198 @@
-//! The shards that run, shared by the manager, its handles and its opener thread.
+//! The shards that run, shared by the manager, its handles and its threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
-use super::transition::{Step, Transition};
-use crate::delivery::Events;
+use super::operation::{Failure, Operation};
+use super::transition::Transition;
+use crate::config::Config;
+use crate::delivery::{Events, Outlet};
 use crate::error::Error;
-use crate::event::Event;
-use crate::protocol::{CloseReason, Session, Stage};
-use crate::shard::{Context, Shard};
+use crate::event::{Event, EventKind};
+use crate::limit::IdentifyLimiter;
+use crate::protocol::{CloseCode, CloseReason, Session, Stage};
+use crate::rest::Rest;
+use crate::shard::{Change, Shard};
 use crate::shard_id::ShardId;
-use crate::transport::Connector;
 
-/// How long the opener waits when the operating system has no thread or descriptor left; it doubles.
-const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
+/// How often something is looked for of which nothing tells: that a shard looks a host up, that handlers are done.
+const CHECK: Duration = Duration::from_millis(5);
 
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The close code of a shard that does not go with the bot's size.
+pub(super) const INVALID_SHARD: CloseReason = CloseReason::Discord(CloseCode(4010));
 
-/// How often a `close` looks whether a shard has begun to look a host up, of which nothing tells.
-const RESOLVING_CHECK: Duration = Duration::from_millis(20);
+/// The close code of a shard that would hold too many guilds.
+const SHARDING_REQUIRED: CloseReason = CloseReason::Discord(CloseCode(4011));
 
 /// The shards of a manager.
 pub(crate) struct Fleet {
-    plan: Vec<ShardId>,
+    pub(super) config: Config,
+    pub(super) rest: Rest,
+    pub(super) limiter: Arc<dyn IdentifyLimiter>,
     events: Events,
-    state: Mutex<State>,
-    /// A shard stands somewhere else, or the fleet is to stop.
-    changed: Condvar,
+    pub(super) state: Mutex<State>,
+    /// A shard stands somewhere else, there is something to do, or the fleet is to stop.
+    pub(super) changed: Condvar,
     panics: AtomicU64,
 }
 
-struct State {
-    shards: BTreeMap<ShardId, Slot>,
-    transition: Transition,
-    /// Where the shards get theirs from; gone when no shard will open any more, so that the stream can end.
-    sender: Option<Sender<Event>>,
-    stopping: Option<CloseReason>,
+pub(super) struct State {
+    pub(super) shards: BTreeMap<ShardId, Slot>,
+    /// Those that are to run; while they are replaced by others, those that run until then.
+    pub(super) wanted: BTreeSet<ShardId>,
+    pub(super) transition: Transition,
+    pub(super) operations: Vec<Operation>,
+    /// Where the shards put their events; gone when there will be none any more, so that the stream can end.
+    pub(super) outlet: Option<Arc<Outlet>>,
+    pub(super) reshard: Option<Reshard>,
+    /// The sessions of shards that will open.
+    pub(super) sessions: HashMap<ShardId, Session>,
+    /// The threads of shards that have been replaced.
+    pub(super) retired: Vec<(Shard, JoinHandle<()>)>,
+    pub(super) stopping: Option<CloseReason>,
+    /// Discord is being asked whether the number of shards is right.
+    pub(super) is_asking: bool,
 }
 
-struct Slot {
-    shard: Shard,
-    stage: Stage,
-    thread: Option<JoinHandle<()>>,
+pub(super) struct Slot {
+    pub(super) shard: Shard,
+    pub(super) stage: Stage,
+    pub(super) guilds_in: bool,
+    pub(super) thread: Option<JoinHandle<()>>,
+    pub(super) part: Part,
+}
+
+/// The part that a shard plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Its events are delivered.
+    Running,
+    /// It will replace others.
+    Incoming,
+    /// It was to replace others, and is not needed any more.
+    Dismissed,
+}
+
+/// One set of shards is being replaced by another.
+pub(super) struct Reshard {
+    pub(super) to: Vec<ShardId>,
+    pub(super) outlet: Arc<Outlet>,
+    pub(super) operation: Operation,
+}
+
+/// What is to be done once the lock is given back.
+#[derive(Default)]
+pub(super) struct After {
+    close: Vec<Shard>,
+    tell: Vec<(Arc<Outlet>, Event)>,
+}
+
+impl After {
+    pub(super) fn carry_out(self) {
+        self.close.iter().for_each(Shard::close);
+        for (outlet, event) in self.tell {
+            outlet.send(event, false);
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn runs(&self) -> bool {
+        !matches!(self.stage, Stage::Stopped(_))
+    }
+}
+
+impl State {
+    /// The shards whose events are delivered.
+    pub(super) fn running(&self) -> impl Iterator<Item = (&ShardId, &Slot)> {
+        self.shards.iter().filter(|(_, slot)| slot.part == Part::Running)
+    }
+
+    /// Takes a shard out. Its thread is joined when the manager stops, or earlier.
+    pub(super) fn retire(&mut self, shard: ShardId) {
+        if let Some(Slot { shard, thread: Some(thread), .. }) = self.shards.remove(&shard) {
+            self.retired.push((shard, thread));
+        }
+    }
+
+    pub(super) fn tell_operations(&mut self, tell: impl Fn(&Operation)) {
+        self.operations.iter().for_each(tell);
+        self.operations.retain(|operation| !operation.is_over());
+    }
+
+    /// Gives the shards up that were to replace others. Returns those that are to close.
+    pub(super) fn dismiss(&mut self, failure: Failure) -> Vec<Shard> {
+        let Some(reshard) = self.reshard.take() else { return Vec::new() };
+        reshard.operation.finish(Err(failure));
+        self.operations.retain(|operation| !operation.is_over());
+        self.transition.clear();
+        if let Some(outlet) = &self.outlet {
+            outlet.stay();
+        }
+        let mut dismissed = Vec::new();
+        let incoming: Vec<ShardId> = reshard.to.into_iter().filter(|shard| self.shards.contains_key(shard)).collect();
+        for id in incoming {
+            let Some(slot) = self.shards.get_mut(&id) else { continue };
+            slot.part = Part::Dismissed;
+            if slot.runs() {
+                dismissed.push(slot.shard.clone());
+            } else {
+                self.retire(id);
+            }
+        }
+        dismissed
+    }
+
+    /// Ends the stream if no shard runs or will, and one of them cannot be helped from here.
+    pub(super) fn end_if_over(&mut self) {
+        let is_lost = |slot: &Slot| matches!(slot.stage, Stage::Stopped(reason) if reason.is_fatal() && reason != CloseReason::CircuitOpen);
+        if !self.is_asking
+            && self.transition.is_done()
+            && !self.shards.values().any(Slot::runs)
+            && self.running().any(|(_, slot)| is_lost(slot))
+        {
+            self.outlet = None;
+        }
+    }
 }
 
 impl Fleet {
-    /// A fleet of `plan`, none of which is open yet.
     pub(super) fn new(
-        plan: Vec<ShardId>,
-        max_concurrency: NonZeroU32,
-        sender: Sender<Event>,
+        config: Config,
+        rest: Rest,
+        limiter: Arc<dyn IdentifyLimiter>,
+        transition: Transition,
+        outlet: Arc<Outlet>,
         events: Events,
     ) -> Arc<Self> {
-        let transition = Transition::new(plan.iter().copied(), max_concurrency);
-        let state = State { shards: BTreeMap::new(), transition, sender: Some(sender), stopping: None };
-        Arc::new(Self { plan, events, state: Mutex::new(state), changed: Condvar::new(), panics: AtomicU64::new(0) })
+        let state = State {
+            shards: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            transition,
+            operations: Vec::new(),
+            outlet: Some(outlet),
+            reshard: None,
+            sessions: HashMap::new(),
+            retired: Vec::new(),
+            stopping: None,
+            is_asking: false,
+        };
+        let (state, changed, panics) = (Mutex::new(state), Condvar::new(), AtomicU64::new(0));
+        Arc::new(Self { config, rest, limiter, events, state, changed, panics })
+    }
+
+    /// These shards are to run, some with a session.
+    pub(super) fn begin(&self, shards: Vec<ShardId>, sessions: Vec<Session>) {
+        let mut state = self.state.lock();
+        state.wanted = shards.iter().copied().collect();
+        state.sessions = sessions.into_iter().map(|session| (session.shard, session)).collect();
+        state.transition.open(shards);
     }
 
     pub(super) fn events(&self) -> Events {
@@ -75,51 +204,141 @@ impl Fleet {
     }
 
     pub(super) fn handler_panics(&self) -> u64 {
-        self.panics.load(std::sync::atomic::Ordering::Relaxed)
+        self.panics.load(Ordering::Relaxed)
     }
 
     pub(super) fn shard(&self, id: ShardId) -> Option<Shard> {
-        self.state.lock().shards.get(&id).map(|slot| slot.shard.clone())
+        let state = self.state.lock();
+        let slot = state.shards.get(&id).filter(|slot| slot.part == Part::Running)?;
+        Some(slot.shard.clone())
     }
 
     pub(super) fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
-        let total = self.plan.first()?.total();
-        self.shard(ShardId::for_guild(guild_id, total)?)
+        let state = self.state.lock();
+        // After a split the totals differ; still no two shards have the same guild.
+        let totals: BTreeSet<u32> = state.wanted.iter().map(|shard| shard.total()).collect();
+        let ids = totals.into_iter().filter_map(|total| ShardId::for_guild(guild_id, total));
+        let slots = ids.filter(|id| state.wanted.contains(id)).filter_map(|id| state.shards.get(&id));
+        slots.map(|slot| slot.shard.clone()).next()
     }
 
     pub(super) fn shards(&self) -> Vec<Shard> {
-        self.state.lock().shards.values().map(|slot| slot.shard.clone()).collect()
+        self.state.lock().running().map(|(_, slot)| slot.shard.clone()).collect()
     }
 
-    /// A shard tells where it stands, on its own thread.
-    pub(super) fn handle_stage(&self, shard: ShardId, stage: Stage) {
-        let was_opening = {
+    /// A shard tells what has changed, on its own thread.
+    pub(super) fn handle(self: &Arc<Self>, shard: ShardId, change: Change) {
+        let mut after = After::default();
+        {
             let mut state = self.state.lock();
+            state.transition.handle(shard, change);
             if let Some(slot) = state.shards.get_mut(&shard) {
-                slot.stage = stage;
+                match change {
+                    Change::GuildsIn => slot.guilds_in = true,
+                    Change::Stage(stage) => {
+                        slot.stage = stage;
+                        slot.guilds_in &= stage != Stage::Identifying;
+                    }
+                }
             }
-            state.transition.handle(shard, stage);
-            // A wrong token, intent, version or count is wrong for every shard.
-            matches!(stage, Stage::Stopped(CloseReason::Discord(_))) && state.sender.take().is_some()
-        };
-        self.changed.notify_all();
-        if was_opening {
-            log::error!("no more shards are opened: shard {shard} {stage}");
+            if let Change::Stage(stage) = change {
+                if let Stage::Stopped(reason) = stage {
+                    self.handle_stop(&mut state, shard, reason, &mut after);
+                }
+                state.tell_operations(|operation| operation.handle(shard, stage));
+                state.end_if_over();
+            }
         }
+        self.changed.notify_all();
+        after.carry_out();
+    }
+
+    /// What follows from a shard's end.
+    pub(super) fn handle_stop(
+        self: &Arc<Self>,
+        state: &mut State,
+        shard: ShardId,
+        reason: CloseReason,
+        after: &mut After,
+    ) {
+        let part = state.shards.get(&shard).map(|slot| slot.part);
+        if part == Some(Part::Dismissed) {
+            state.retire(shard);
+        }
+        if state.stopping.is_some() || !matches!(part, Some(Part::Running | Part::Incoming)) {
+            return;
+        }
+        if part == Some(Part::Incoming) {
+            if state.transition.is_closing() {
+                // Too late: the old set is going. What follows for this shard follows when it has taken over.
+                return;
+            }
+            log::error!("the reshard is given up, and the old shards go on: shard {shard} stopped: {reason}");
+            after.close = state.dismiss(Failure::Stopped { shard, reason });
+            return self.handle_stops(state, after);
+        }
+        match reason {
+            SHARDING_REQUIRED if state.reshard.is_some() => {
+                log::warn!("shard {shard} holds too many guilds; the reshard that is under way replaces it");
+                return;
+            }
+            SHARDING_REQUIRED if self.split(state, shard, after) => return,
+            INVALID_SHARD if self.ask_for_multiple(state, shard) => return,
+            _ => {}
+        }
+        // A wrong token, intent, version or count is wrong for every shard.
+        if matches!(reason, CloseReason::Discord(_)) && !state.transition.is_opening_none() && state.reshard.is_none() {
+            log::error!("no more shards are opened: shard {shard} stopped: {reason}");
+            state.transition.clear();
+            state.tell_operations(|operation| operation.finish(Err(Failure::Stopped { shard, reason })));
+        }
+    }
+
+    /// What follows from the ends of shards that nothing followed from while they were being replaced, or were to replace.
+    pub(super) fn handle_stops(self: &Arc<Self>, state: &mut State, after: &mut After) {
+        let stopped = state.running().filter_map(|(id, slot)| match slot.stage {
+            Stage::Stopped(reason) if reason.is_fatal() => Some((*id, reason)),
+            _ => None,
+        });
+        for (id, reason) in stopped.collect::<Vec<_>>() {
+            self.handle_stop(state, id, reason, after);
+        }
+    }
+
+    /// Lets several shards take the place of one that is too full, if the user wants that and it can be done.
+    fn split(&self, state: &mut State, shard: ShardId, after: &mut After) -> bool {
+        let into = self.config.auto_split.and_then(|count| shard.split(count));
+        let (Some(into), Some(outlet)) = (into, state.outlet.clone()) else { return false };
+        log::warn!("shard {shard} holds too many guilds: {} take its place", list(&into));
+        state.retire(shard);
+        state.wanted.remove(&shard);
+        state.wanted.extend(&into);
+        state.transition.open(into.iter().copied());
+        state.tell_operations(|operation| operation.replace(shard, &into));
+        after.tell.push((outlet, Event::of_shard(shard, EventKind::Split { into })));
+        true
     }
 
     /// Asks every shard to stop, and opens no more. The first reason counts.
     pub(super) fn stop(&self, reason: CloseReason) {
         let (shards, reason) = {
             let mut state = self.state.lock();
-            state.sender = None;
+            state.outlet = None;
             let reason = *state.stopping.get_or_insert(reason);
-            (state.shards.values().map(|slot| slot.shard.clone()).collect::<Vec<_>>(), reason)
+            state.dismiss(Failure::Closed);
+            state.tell_operations(|operation| operation.finish(Err(Failure::Closed)));
+            let shards = state.shards.values().map(|slot| (slot.shard.clone(), slot.part));
+            (shards.collect::<Vec<_>>(), reason)
         };
         self.changed.notify_all();
-        for shard in shards {
-            ask_to_stop(&shard, reason);
+        for (shard, part) in shards {
+            if reason == CloseReason::Suspended && part == Part::Running { shard.suspend() } else { shard.close() }
         }
+    }
+
+    /// Why the fleet is stopping, if it is.
+    pub(super) fn stopping(&self) -> Option<CloseReason> {
+        self.state.lock().stopping
     }
 
     /// Waits until every shard has stopped, but never for the calling thread, and not for a thread that is looking a host
@@ -129,32 +348,52 @@ impl Fleet {
         let mut state = self.state.lock();
         let runs = |slot: &Slot| {
             let is_own = slot.thread.as_ref().is_some_and(|thread| thread.thread().id() == own);
-            !is_own && !matches!(slot.stage, Stage::Stopped(_)) && !slot.shard.is_resolving()
+            !is_own && slot.runs() && !slot.shard.is_resolving()
         };
         while state.shards.values().any(runs) {
-            self.changed.wait_for(&mut state, RESOLVING_CHECK);
+            self.changed.wait_for(&mut state, CHECK);
         }
-        let stopped = state.shards.values_mut().filter(|slot| matches!(slot.stage, Stage::Stopped(_)));
-        let threads: Vec<_> = stopped.filter_map(|slot| slot.thread.take()).collect();
+        let stopped = state.shards.values_mut().filter(|slot| !slot.runs());
+        let mut threads: Vec<_> = stopped.filter_map(|slot| slot.thread.take()).collect();
+        threads.extend(state.retired.drain(..).filter(|(shard, _)| !shard.is_resolving()).map(|(_, thread)| thread));
         drop(state);
         threads.into_iter().for_each(join);
     }
 
-    pub(super) fn wait_ready(&self, deadline: Option<Instant>) -> Result<(), Error> {
+    /// Waits until the handlers have finished all that these shards delivered, but no longer than until `deadline`.
+    pub(super) fn wait_handled(&self, shards: &[Shard], deadline: Instant, is_over: impl Fn(&State) -> bool) {
+        let mut state = self.state.lock();
+        while shards.iter().any(|shard| shard.outstanding().0 > 0) && Instant::now() < deadline && !is_over(&state) {
+            self.changed.wait_for(&mut state, CHECK);
+        }
+    }
+
+    /// The sessions at their low-water marks, of the shards that run and of those that will.
+    pub(super) fn sessions(&self) -> Vec<Session> {
+        let state = self.state.lock();
+        let running = state.running().filter_map(|(_, slot)| slot.shard.session());
+        let mut sessions: Vec<Session> = running.chain(state.sessions.values().cloned()).collect();
+        sessions.sort_unstable_by_key(|session| session.shard);
+        sessions
+    }
+
+    /// Blocks until every shard is ready at once, and its guilds are in, if they are asked for.
+    pub(super) fn wait_ready(&self, deadline: Option<Instant>, with_guilds: bool) -> Result<(), Error> {
         let mut state = self.state.lock();
         loop {
             let mut ready = 0;
-            for (shard, slot) in &state.shards {
+            for id in &state.wanted {
+                let Some(slot) = state.shards.get(id) else { continue };
                 match slot.stage {
-                    Stage::Stopped(reason) => return Err(Error::Stopped { shard: *shard, reason }),
-                    Stage::Ready => ready += 1,
+                    Stage::Stopped(reason) if !state.is_asking => return Err(Error::Stopped { shard: *id, reason }),
+                    Stage::Ready if slot.guilds_in || !with_guilds => ready += 1,
                     _ => {}
                 }
             }
             if state.stopping.is_some() {
                 return Err(Error::Closed);
             }
-            if ready == self.plan.len() {
+            if ready == state.wanted.len() {
                 return Ok(());
             }
             let Some(deadline) = deadline else {
@@ -162,29 +401,15 @@ impl Fleet {
                 continue;
             };
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return Err(self.not_ready(&state, ready));
+                return Err(not_ready(&state, ready, with_guilds));
             }
-        }
-    }
-
-    /// Why the fleet is not ready, by the first shard that is not.
-    fn not_ready(&self, state: &State, ready: usize) -> Error {
-        let slot = |shard: &ShardId| state.shards.get(shard);
-        let is_ready = |shard: &&ShardId| slot(shard).is_some_and(|slot| slot.stage == Stage::Ready);
-        let shard = self.plan.iter().find(|shard| !is_ready(shard)).copied().unwrap_or(ShardId::ONE);
-        Error::NotReady {
-            ready,
-            total: self.plan.len(),
-            shard,
-            stage: slot(&shard).map(|slot| slot.stage),
-            last_disconnect: slot(&shard).and_then(|slot| slot.shard.status().last_disconnect),
         }
     }
 
     /// The first shard that has stopped because of something that its owner must mend.
     pub(super) fn fatal_stop(&self) -> Result<(), Error> {
         let state = self.state.lock();
-        for (shard, slot) in &state.shards {
+        for (shard, slot) in state.running() {
             if let Stage::Stopped(reason) = slot.stage
                 && reason.is_fatal()
             {
@@ -193,91 +418,42 @@ impl Fleet {
         }
         Ok(())
     }
+}
 
-    /// Opens every shard in its turn; blocks until all are open or the fleet stops.
-    fn open_all<C: Connector + 'static>(&self, context: &Arc<Context<C>>, sessions: &[Session]) {
-        let mut pause = SHORTAGE_PAUSE;
-        while let Some((id, sender)) = self.next_to_open() {
-            let session = sessions.iter().find(|session| session.shard == id).cloned();
-            match Shard::spawn(id, session, Arc::clone(context), sender) {
-                Ok((shard, thread)) => {
-                    self.opened(&shard, thread);
-                    pause = SHORTAGE_PAUSE;
-                }
-                Err(error) => {
-                    log::error!("shard {id} cannot be opened, again in {pause:?}: {error}");
-                    let deadline = Instant::now() + pause;
-                    let mut state = self.state.lock();
-                    state.transition.put_back(id);
-                    while state.stopping.is_none() && !self.changed.wait_until(&mut state, deadline).timed_out() {}
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-            }
-        }
-        // No more shards will open: the stream ends with those that run.
-        self.state.lock().sender = None;
-    }
-
-    /// Blocks until a shard may open; `None` if all are open or the fleet is stopping.
-    fn next_to_open(&self) -> Option<(ShardId, Sender<Event>)> {
-        let mut state = self.state.lock();
-        loop {
-            let sender = state.sender.clone()?;
-            match state.transition.poll() {
-                Step::Open(id) => return Some((id, sender)),
-                Step::Done => return None,
-                Step::Wait => self.changed.wait(&mut state),
-            }
-        }
-    }
-
-    /// A shard's thread has started.
-    fn opened(&self, shard: &Shard, thread: JoinHandle<()>) {
-        let stopping = {
-            let mut state = self.state.lock();
-            // What it has told before it had a slot stands in its status.
-            let stage = shard.status().stage;
-            state.shards.insert(shard.id(), Slot { shard: shard.clone(), stage, thread: Some(thread) });
-            state.stopping
-        };
-        self.changed.notify_all();
-        if let Some(reason) = stopping {
-            ask_to_stop(shard, reason);
-        }
+/// Why the fleet is not ready, by the first shard that is not.
+fn not_ready(state: &State, ready: usize, with_guilds: bool) -> Error {
+    let slot = |shard: &ShardId| state.shards.get(shard);
+    let is_ready = |shard: &&ShardId| {
+        slot(shard).is_some_and(|slot| slot.stage == Stage::Ready && (slot.guilds_in || !with_guilds))
+    };
+    let shard = state.wanted.iter().find(|shard| !is_ready(shard)).copied().unwrap_or(ShardId::ONE);
+    Error::NotReady {
+        ready,
+        total: state.wanted.len(),
+        shard,
+        stage: slot(&shard).map(|slot| slot.stage),
+        last_disconnect: slot(&shard).and_then(|slot| slot.shard.status().last_disconnect),
     }
 }
 
 impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fleet").field("plan", &self.plan.len()).finish_non_exhaustive()
+        f.debug_struct("Fleet").field("wanted", &self.state.lock().wanted.len()).finish_non_exhaustive()
     }
 }
 
-/// Starts the thread that opens the shards in turn; it ends when all are open.
-pub(super) fn open<C: Connector + 'static>(
-    fleet: &Arc<Fleet>,
-    context: Arc<Context<C>>,
-    sessions: Vec<Session>,
-) -> Result<JoinHandle<()>, Error> {
-    let fleet = Arc::clone(fleet);
-    thread::Builder::new()
-        .name("shard-opener".into())
-        .spawn(move || fleet.open_all(&context, &sessions))
-        .map_err(|source| Error::Io { what: "a thread to open the shards", source })
-}
-
-fn ask_to_stop(shard: &Shard, reason: CloseReason) {
-    if reason == CloseReason::Suspended {
-        shard.suspend();
-    } else {
-        shard.close();
+/// Shards in words.
+pub(super) fn list(shards: &[ShardId]) -> String {
+    match shards {
+        [first, .., last] if shards.len() > 8 => format!("{} shards from {first} to {last}", shards.len()),
+        _ => shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     }
 }
 
 /// Waits for a thread's end, unless it is the one that asks.
 pub(super) fn join(thread: JoinHandle<()>) {
     if thread.thread().id() != thread::current().id() {
-        // A shard's thread catches its own panics; the opener has nothing that panics.
+        // The threads of a manager catch their own panics, or have nothing that panics.
         let _ = thread.join();
     }
 }

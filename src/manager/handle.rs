@@ -1,17 +1,21 @@
 //! What handlers get of a manager.
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
-use super::Fleet;
-use crate::protocol::CloseReason;
+use super::{Fleet, FleetStatus, Operation};
+use crate::config::Plan;
+use crate::error::Error;
+use crate::protocol::{CloseReason, Session};
 use crate::rest::Rest;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
 /// A manager as its handlers see it: weak, cheap to clone, safe to keep anywhere.
 ///
-/// It does not keep the manager alive. None of its methods blocks, but [`rest`](Self::rest)'s requests do.
+/// It does not keep the manager alive. None of its methods blocks, but [`reshard`](Self::reshard) and
+/// [`rest`](Self::rest)'s requests; so any of them may be called from handlers. What takes a while is an [`Operation`],
+/// which goes on by itself and can be waited for.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) fleet: Weak<Fleet>,
@@ -39,6 +43,79 @@ impl Handle {
         &self.rest
     }
 
+    /// The whole fleet at this moment; `None` if the manager is gone.
+    pub fn status(&self) -> Option<FleetStatus> {
+        Some(self.fleet.upgrade()?.status())
+    }
+
+    /// Opens one more shard: one that was closed, or one of other processes. Done when it is ready.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyOpen`]; [`Error::Overlaps`] with a shard of another total; [`Error::Busy`] during a reshard;
+    /// [`Error::Closed`].
+    pub fn open_shard(&self, id: ShardId) -> Result<Operation, Error> {
+        self.fleet()?.open(id, None)
+    }
+
+    /// As [`open_shard`](Self::open_shard), with a session to resume, for example one of another process. If Discord
+    /// refuses it, the shard identifies.
+    ///
+    /// # Errors
+    /// As there, and [`Error::ForeignSession`].
+    pub fn resume_shard(&self, session: Session) -> Result<Operation, Error> {
+        self.fleet()?.open(session.shard, Some(session))
+    }
+
+    /// Ends the session of one shard and stops it. Done when its connection is closed.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
+    pub fn close_shard(&self, id: ShardId) -> Result<Operation, Error> {
+        self.fleet()?.close_shard(id)
+    }
+
+    /// Has one shard connect anew. If it has a session it resumes, and no event is missed; what went wrong before is
+    /// forgotten, and [`Config::for_shard`](crate::Config::for_shard) is asked again. One that has stopped, for example with
+    /// an open circuit, is opened again. Done when it is ready.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
+    pub fn restart_shard(&self, id: ShardId) -> Result<Operation, Error> {
+        self.fleet()?.restart(id)
+    }
+
+    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `most_away` at once, and of a rate limit
+    /// key one after the other. Done when all are ready again.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if `most_away` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
+    pub fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
+        self.fleet()?.restart_all(most_away)
+    }
+
+    /// Replaces all shards by those of another plan, without a gap in what is delivered.
+    ///
+    /// The new shards start beside the old ones, as their turn to identify comes; their events are held. When all are ready
+    /// and their guilds are in, both sets are heard for [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more.
+    /// Then the old ones close, their handlers finish, and one event says so:
+    /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of the new shards, beginning
+    /// with those that the old ones had not delivered. READY and the arrival of guilds are not delivered again. Two events
+    /// count as the same if name and data are; equal events are delivered as often as Discord sent them. An event is repeated
+    /// only if one set is behind the other by more than the overlap.
+    ///
+    /// What is held counts as outstanding, so a new shard may stall if the old ones deliver slowly; nothing is lost by that.
+    /// Look-ups find the old shards until the new ones have taken over. Done when they have. If a new shard stops before, or
+    /// the manager does, the reshard is given up and the old shards go on.
+    ///
+    /// It blocks for up to two requests of [`Rest`], but for a gateway proxy's.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another reshard, a start, split or restart is under way; [`Error::AlreadyOpen`] if a new
+    /// shard has the number and total of one that runs; [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives.
+    pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
+        self.fleet()?.reshard(plan)
+    }
+
     /// How many handlers have panicked.
     pub fn handler_panics(&self) -> u64 {
         self.fleet.upgrade().map_or(0, |fleet| fleet.handler_panics())
@@ -57,6 +134,10 @@ impl Handle {
         if let Some(fleet) = self.fleet.upgrade() {
             fleet.stop(CloseReason::Suspended);
         }
+    }
+
+    fn fleet(&self) -> Result<Arc<Fleet>, Error> {
+        self.fleet.upgrade().ok_or(Error::Closed)
     }
 }
 

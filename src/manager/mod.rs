@@ -1,7 +1,14 @@
 //! Many shards, one process.
 
+mod conductor;
+mod count;
 mod fleet;
 mod handle;
+mod keeper;
+mod operation;
+mod operations;
+mod start;
+mod status;
 mod transition;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -9,26 +16,23 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use native_tls::{Certificate, TlsConnector};
+use parking_lot::Mutex;
 
 use self::fleet::Fleet;
 pub use self::handle::Handle;
+use self::keeper::Keeper;
+pub use self::operation::Operation;
+pub use self::status::{FleetStatus, ShardStatus};
+use self::transition::Transition;
 use crate::config::{Config, Plan};
-use crate::delivery::{self, Events};
+use crate::delivery::{self, Events, Outlet};
 use crate::error::Error;
 use crate::event::Event;
-use crate::limit::{IdentifyLimiter, Limits, SessionLimit};
 use crate::protocol::{CloseReason, Session};
-use crate::rest::{GatewayBot, Rest, SessionStartLimit};
+use crate::rest::Rest;
 use crate::shard::{Addresses, Context, Shard};
 use crate::shard_id::ShardId;
-use crate::transport::WebSocketConnector;
-
-/// Threads that a shard costs.
-const THREADS_PER_SHARD: u64 = 1;
-
-/// Descriptors that a shard costs: its socket, its poll and its waker.
-const DESCRIPTORS_PER_SHARD: u64 = 3;
+use crate::transport::{Connector, WebSocketConnector};
 
 /// A bot's shards in this process, each on its own thread. It owns them: dropping it closes them and waits for them.
 ///
@@ -48,21 +52,31 @@ const DESCRIPTORS_PER_SHARD: u64 = 3;
 pub struct ShardManager {
     fleet: Arc<Fleet>,
     handle: Handle,
-    opener: parking_lot::Mutex<Option<JoinHandle<()>>>,
+    conductor: Mutex<Option<JoinHandle<()>>>,
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl ShardManager {
     /// Checks the configuration, asks Discord what it does not say, and starts the shards, a few at a time as their turn
     /// to identify comes. Returns as soon as the first are on their way; [`wait_ready`](Self::wait_ready) waits for all.
     ///
-    /// It blocks for up to one request of [`Rest`]. Nothing is started if it fails.
+    /// It blocks for up to two requests of [`Rest`], and for the session store. Nothing is started if it fails.
     pub fn start(config: Config) -> Result<Self, Error> {
+        Self::start_with(config, |connector| connector)
+    }
+
+    /// As [`start`](Self::start), with transports of your own: `connector` is given the one that makes websockets, to use it
+    /// or not.
+    pub fn start_with<C: Connector + 'static>(
+        config: Config,
+        connector: impl FnOnce(WebSocketConnector) -> C,
+    ) -> Result<Self, Error> {
         config.validate()?;
         let rest = Rest::new(config.token.clone(), &config.rest_url, config.root_certificates.as_deref())?;
         let (tls, gateway) = thread::scope(|scope| {
             // Reading the system's certificates takes as long as asking Discord: both at once.
-            let tls = scope.spawn(|| tls_connector(config.root_certificates.as_deref()));
-            let gateway = ask_discord(&config, &rest);
+            let tls = scope.spawn(|| start::tls_connector(config.root_certificates.as_deref()));
+            let gateway = start::ask_discord(&config, &config.plan, &rest);
             (tls.join(), gateway)
         });
         let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -70,32 +84,37 @@ impl ShardManager {
         let url = config.gateway_url.clone().or_else(|| gateway.as_ref().map(|gateway| gateway.url.clone()));
         let url = url.unwrap_or_default();
         config.validate_gateway(&url)?;
-        let addresses = Addresses::new(&url, config.resume_hosts.clone(), config.compression)?;
-        let shards = config.plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
-        let sessions = matching_sessions(&config.sessions, &shards);
-        warn_of_shortage(&shards, sessions.len(), gateway.as_ref());
-        let limits = gateway.as_ref().map(|gateway| limits(&gateway.session_start_limit));
-        let limiter = limiter(&config, limits);
+        let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
+        let plan = count::rounded(&config.plan, gateway.as_ref(), || count::is_large(&rest));
+        let shards = plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
+        shards.iter().try_for_each(|shard| config.of_shard(*shard).map(drop))?;
+        let sessions = start::sessions(&config, &shards)?;
+        start::check_identifies(shards.len() - sessions.len(), gateway.as_ref(), config.shortage)?;
+        start::warn_of_resources(shards.len());
+        let limits = gateway.as_ref().map(|gateway| start::limits(&gateway.session_start_limit));
+        let limiter = start::limiter(&config, limits);
         let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
 
         let (sender, events) = delivery::channel();
-        let connector = WebSocketConnector::new(tls, config.compression, config.max_payload);
-        let fleet = Fleet::new(shards, max_concurrency, sender, events);
+        let (outlet, transition) = (Outlet::new(sender), Transition::new(max_concurrency));
+        let store = config.session_store.clone();
+        let fleet = Fleet::new(config, rest.clone(), Arc::clone(&limiter), transition, outlet, events);
+        fleet.begin(shards, sessions);
         let observer = Arc::downgrade(&fleet);
         let context = Arc::new(Context {
-            config,
-            connector,
+            connector: connector(WebSocketConnector::new(tls)),
             addresses,
             limiter,
-            on_stage: Box::new(move |shard, stage| {
+            observer: Box::new(move |shard, change| {
                 if let Some(fleet) = observer.upgrade() {
-                    fleet.handle_stage(shard, stage);
+                    fleet.handle(shard, change);
                 }
             }),
         });
+        let keeper = store.map(|store| Keeper::start(&fleet, store)).transpose()?;
+        let conductor = conductor::start(&fleet, context)?;
         let handle = Handle { fleet: Arc::downgrade(&fleet), rest };
-        let opener = fleet::open(&fleet, context, sessions)?;
-        Ok(Self { fleet, handle, opener: parking_lot::Mutex::new(Some(opener)) })
+        Ok(Self { fleet, handle, conductor: Mutex::new(Some(conductor)), keeper: Mutex::new(keeper) })
     }
 
     /// Every event of every shard. Calls share one stream.
@@ -125,40 +144,87 @@ impl ShardManager {
         self.handle.clone()
     }
 
-    /// A shard, if it runs here and has been opened.
+    /// A shard, if it runs here and has been opened. While others replace it, it is found until they take over, and they
+    /// from then on. Does not block.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
         self.fleet.shard(id)
     }
 
-    /// The shard that receives the events of a guild, if it runs here and has been opened.
+    /// The shard that delivers the events of a guild, if it runs here and has been opened. Does not block.
     pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
         self.fleet.shard_by_guild(guild_id)
     }
 
-    /// Every shard that was opened, by number.
+    /// Every shard that was opened and whose events are delivered, by number. Does not block.
     pub fn shards(&self) -> Vec<Shard> {
         self.fleet.shards()
     }
 
-    /// Blocks until every shard of the plan is ready at once.
+    /// The whole fleet at this moment. Does not block.
+    pub fn status(&self) -> FleetStatus {
+        self.fleet.status()
+    }
+
+    /// Blocks until every shard that is to run is ready at once.
     ///
     /// # Errors
     /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
-        self.fleet.wait_ready(Instant::now().checked_add(timeout))
+        self.fleet.wait_ready(Instant::now().checked_add(timeout), false)
+    }
+
+    /// As [`wait_ready`](Self::wait_ready), until also every guild that READY named has arrived or was given up
+    /// ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)). Somebody has to take the events meanwhile: guilds arrive
+    /// as events, and a shard that may have no more of them outstanding stops reading.
+    pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
+        self.fleet.wait_ready(Instant::now().checked_add(timeout), true)
+    }
+
+    /// Opens one more shard; see [`Handle::open_shard`].
+    pub fn open_shard(&self, id: ShardId) -> Result<Operation, Error> {
+        self.fleet.open(id, None)
+    }
+
+    /// Opens one more shard with a session; see [`Handle::resume_shard`].
+    pub fn resume_shard(&self, session: Session) -> Result<Operation, Error> {
+        self.fleet.open(session.shard, Some(session))
+    }
+
+    /// Closes one shard; see [`Handle::close_shard`].
+    pub fn close_shard(&self, id: ShardId) -> Result<Operation, Error> {
+        self.fleet.close_shard(id)
+    }
+
+    /// Restarts one shard; see [`Handle::restart_shard`].
+    pub fn restart_shard(&self, id: ShardId) -> Result<Operation, Error> {
+        self.fleet.restart(id)
+    }
+
+    /// Restarts every shard in turn; see [`Handle::restart_all`].
+    pub fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
+        self.fleet.restart_all(most_away)
+    }
+
+    /// Replaces the shards by others without a gap; see [`Handle::reshard`].
+    pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
+        self.fleet.reshard(plan)
     }
 
     /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up to the close time-out
-    /// (2 s). A thread that is looking a host's name up, which nothing can interrupt, ends by itself later. Calling it
-    /// twice does no harm; the first of `close` and `suspend` counts.
+    /// (2 s). A thread that is looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
+    /// that asks Discord for the number of shards. Calling it twice does no harm; the first of `close` and `suspend` counts.
     pub fn close(&self) {
         self.stop(CloseReason::Requested);
     }
 
-    /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does, and returns the
-    /// sessions. [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is missed, provided it
-    /// happens within a few minutes. Events that were delivered but not handled come again: those that are held, and those
-    /// that nobody has taken from the stream.
+    /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does, then for the handlers to
+    /// finish what they have ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns the sessions.
+    /// [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is missed, provided it happens within a
+    /// few minutes. Events that were delivered and are not handled by then come again: those that are held, and those that
+    /// nobody has taken from the stream.
+    ///
+    /// A program that takes its events on the thread that calls this, or that calls it from a handler, waits in vain for
+    /// itself: it should set that time to zero, or use [`Handle::suspend`].
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -176,98 +242,31 @@ impl ShardManager {
     /// ```
     pub fn suspend(&self) -> Vec<Session> {
         self.stop(CloseReason::Suspended);
-        self.shards().iter().filter_map(Shard::session).collect()
+        self.fleet.sessions()
     }
 
     fn stop(&self, reason: CloseReason) {
         self.fleet.stop(reason);
-        let opener = self.opener.lock().take();
-        opener.into_iter().for_each(fleet::join);
+        let conductor = self.conductor.lock().take();
+        conductor.into_iter().for_each(fleet::join);
         self.fleet.join();
+        if self.fleet.stopping() == Some(CloseReason::Suspended) {
+            let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
+            self.fleet.wait_handled(&self.shards(), deadline, |_| false);
+        }
+        // After the first stop there is no keeper, and nothing changes any more.
+        let Some(keeper) = self.keeper.lock().take() else { return };
+        drop(keeper);
+        if let Some(store) = &self.fleet.config.session_store
+            && let Err(error) = store.save(&self.fleet.sessions())
+        {
+            log::error!("the session store cannot be written: {error}");
+        }
     }
 }
 
 impl Drop for ShardManager {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// What `/gateway/bot` says; `None` if the configuration says it all, as for a gateway proxy.
-fn ask_discord(config: &Config, rest: &Rest) -> Result<Option<GatewayBot>, Error> {
-    match (&config.gateway_url, &config.plan, &config.limiter) {
-        (Some(_), Plan::Total(_) | Plan::Ids { .. }, Some(_)) => Ok(None),
-        _ => rest.gateway_bot().map(Some),
-    }
-}
-
-fn tls_connector(root_certificates: Option<&str>) -> Result<TlsConnector, Error> {
-    let mut builder = TlsConnector::builder();
-    if let Some(pem) = root_certificates {
-        builder.disable_built_in_roots(true);
-        for certificate in Certificate::stack_from_pem(pem.as_bytes())? {
-            builder.add_root_certificate(certificate);
-        }
-    }
-    Ok(builder.build()?)
-}
-
-fn limits(limit: &SessionStartLimit) -> Limits {
-    Limits {
-        total: limit.total,
-        remaining: limit.remaining,
-        reset_after: Duration::from_millis(limit.reset_after),
-        max_concurrency: limit.max_concurrency,
-    }
-}
-
-fn limiter(config: &Config, limits: Option<Limits>) -> Arc<dyn IdentifyLimiter> {
-    match (&config.limiter, limits) {
-        (Some(limiter), Some(limits)) => {
-            limiter.update(limits);
-            Arc::clone(limiter)
-        }
-        // Discord was not asked: the limiter knows better.
-        (Some(limiter), None) => Arc::clone(limiter),
-        (None, limits) => {
-            Arc::new(SessionLimit::with_timing(limits.unwrap_or_default(), &config.timing, config.release_after))
-        }
-    }
-}
-
-/// The sessions that belong to shards of the plan.
-fn matching_sessions(sessions: &[Session], shards: &[ShardId]) -> Vec<Session> {
-    let (matching, others): (Vec<_>, Vec<_>) =
-        sessions.iter().cloned().partition(|session| shards.contains(&session.shard));
-    for session in others {
-        log::warn!("a stored session of shard {} is not used: that shard is not in the plan", session.shard);
-    }
-    matching
-}
-
-/// Says up front what will run short: IDENTIFYs, threads, descriptors.
-fn warn_of_shortage(shards: &[ShardId], resuming: usize, gateway: Option<&GatewayBot>) {
-    if let Some(limit) = gateway.map(|gateway| &gateway.session_start_limit) {
-        let needed = shards.len().saturating_sub(resuming);
-        if needed > limit.remaining as usize {
-            log::warn!(
-                "{needed} shards are to identify, and {} of {} IDENTIFYs are left; the others wait {} s for the reset",
-                limit.remaining,
-                limit.total,
-                limit.reset_after / 1000,
-            );
-        }
-    }
-    #[cfg(unix)]
-    for (resource, what, each) in [
-        (rlimit::Resource::NOFILE, "descriptors", DESCRIPTORS_PER_SHARD),
-        (rlimit::Resource::NPROC, "threads", THREADS_PER_SHARD),
-    ] {
-        let needed = shards.len() as u64 * each;
-        if let Ok((allowed, _)) = resource.get()
-            && needed > allowed
-        {
-            log::warn!("{} shards need {needed} {what}; this process may have {allowed} (see `ulimit`)", shards.len());
-        }
     }
 }

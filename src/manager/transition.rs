@@ -1,26 +1,60 @@
-//! Which shards open next.
+//! Which shards open, restart and close next.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
 use crate::protocol::Stage;
+use crate::shard::Change;
 use crate::shard_id::ShardId;
 
 /// How many windows' worth of shards may be on their way.
 const AHEAD: usize = 2;
 
-/// The way from the shards that run to those that shall run.
+/// The way from the shards that run to those that shall run: starts, splits, restarts and reshards are all one of these.
 ///
 /// Shards open in the order given. No more are on their way at once than could identify soon: a crowd of connections
 /// that wait for their turn costs threads, descriptors and Discord's patience. And a shard opens only when the one
 /// before it of its rate limit key has taken its place in the queue (or has failed once), so that they identify in order.
 #[derive(Debug)]
 pub(crate) struct Transition {
+    max_concurrency: NonZeroU32,
     open: VecDeque<ShardId>,
     /// Opened, but neither identified nor resumed yet; `true` once it has asked for its turn.
     under_way: HashMap<ShardId, bool>,
-    max_concurrency: NonZeroU32,
+    restart: VecDeque<ShardId>,
+    /// Asked to restart; `true` once it has left.
+    away: HashMap<ShardId, bool>,
+    most_away: usize,
+    handover: Option<Handover>,
+}
+
+/// One set of shards gives way to another.
+#[derive(Debug)]
+struct Handover {
+    /// The new set: who is ready, and whose guilds are in.
+    new: BTreeMap<ShardId, Settled>,
+    /// Those of the old set that have not stopped.
+    old: Vec<ShardId>,
+    overlap: Duration,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Settled {
+    ready: bool,
+    guilds_in: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Until the new set is ready and its guilds are in.
+    Settling,
+    /// Both sets are heard until then.
+    Overlap(Instant),
+    /// The old set closes; so many of it have been asked to.
+    Closing(usize),
 }
 
 /// What a transition asks for.
@@ -28,33 +62,159 @@ pub(crate) struct Transition {
 pub(crate) enum Step {
     /// Open this shard.
     Open(ShardId),
-    /// Nothing before a shard gets somewhere.
-    Wait,
-    /// Everything is open.
-    Done,
+    /// Have this one connect anew.
+    Restart(ShardId),
+    /// Close this one of the old set.
+    Close(ShardId),
+    /// The old set has stopped: the new one takes over. The transition is over.
+    HandOver,
+    /// Nothing before that instant, or before a shard gets somewhere.
+    Wait(Option<Instant>),
 }
 
 impl Transition {
-    /// Opens `shards`, of which `max_concurrency` may identify at once.
-    pub(crate) fn new(shards: impl IntoIterator<Item = ShardId>, max_concurrency: NonZeroU32) -> Self {
-        Self { open: shards.into_iter().collect(), under_way: HashMap::new(), max_concurrency }
+    /// Nothing to do, where `max_concurrency` shards may identify at once.
+    pub(crate) fn new(max_concurrency: NonZeroU32) -> Self {
+        Self {
+            max_concurrency,
+            open: VecDeque::new(),
+            under_way: HashMap::new(),
+            restart: VecDeque::new(),
+            away: HashMap::new(),
+            most_away: 1,
+            handover: None,
+        }
+    }
+
+    /// Discord says how many may identify at once.
+    pub(crate) fn set_max_concurrency(&mut self, max_concurrency: NonZeroU32) {
+        self.max_concurrency = max_concurrency;
+    }
+
+    /// Opens shards, after those that are to be opened already.
+    pub(crate) fn open(&mut self, shards: impl IntoIterator<Item = ShardId>) {
+        self.open.extend(shards);
+    }
+
+    /// Restarts shards, one of a rate limit key at a time and `most_away` in all.
+    pub(crate) fn restart(&mut self, shards: impl IntoIterator<Item = ShardId>, most_away: usize) {
+        for shard in shards {
+            if !self.restart.contains(&shard) {
+                self.restart.push_back(shard);
+            }
+        }
+        self.most_away = most_away;
+    }
+
+    /// Opens the shards `new`; when they are ready and their guilds are in, waits for `overlap`, closes `old`, and hands over.
+    pub(crate) fn replace(&mut self, old: Vec<ShardId>, new: &[ShardId], overlap: Duration) {
+        self.open.extend(new);
+        let new = new.iter().map(|shard| (*shard, Settled::default())).collect();
+        self.handover = Some(Handover { new, old, overlap, phase: Phase::Settling });
+    }
+
+    /// Whether nothing is to be done.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_opening_none() && self.restart.is_empty() && self.away.is_empty() && self.handover.is_none()
+    }
+
+    /// Whether no shard is to be opened or about to identify.
+    pub(crate) fn is_opening_none(&self) -> bool {
+        self.open.is_empty() && self.under_way.is_empty()
+    }
+
+    /// Whether an old set is being closed, so that there is no way back.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.handover.as_ref().is_some_and(|handover| matches!(handover.phase, Phase::Closing(_)))
+    }
+
+    /// Whether a shard waits to be opened.
+    pub(crate) fn will_open(&self, shard: ShardId) -> bool {
+        self.open.contains(&shard)
+    }
+
+    /// Nothing more is opened, restarted or replaced. Returns what was to be opened.
+    pub(crate) fn clear(&mut self) -> Vec<ShardId> {
+        self.under_way.clear();
+        self.restart.clear();
+        self.away.clear();
+        self.handover = None;
+        std::mem::take(&mut self.open).into()
     }
 
     /// What to do next.
-    pub(crate) fn poll(&mut self) -> Step {
-        let Some(&shard) = self.open.front() else { return Step::Done };
-        let key = |shard: ShardId| shard.rate_limit_key(self.max_concurrency);
+    pub(crate) fn poll(&mut self, now: Instant) -> Step {
+        self.poll_open().or_else(|| self.poll_restart()).unwrap_or_else(|| self.poll_handover(now))
+    }
+
+    fn poll_open(&mut self) -> Option<Step> {
+        let &shard = self.open.front()?;
         let crowded = self.under_way.len() >= AHEAD * self.max_concurrency.get() as usize;
-        if crowded || self.under_way.iter().any(|(other, asked)| !asked && key(*other) == key(shard)) {
-            return Step::Wait;
+        if crowded || self.under_way.iter().any(|(other, asked)| !asked && self.key(*other) == self.key(shard)) {
+            return None;
         }
         self.open.pop_front();
         self.under_way.insert(shard, false);
-        Step::Open(shard)
+        Some(Step::Open(shard))
     }
 
-    /// A shard stands somewhere else now.
-    pub(crate) fn handle(&mut self, shard: ShardId, stage: Stage) {
+    fn poll_restart(&mut self) -> Option<Step> {
+        if self.away.len() >= self.most_away {
+            return None;
+        }
+        let is_free = |shard: &ShardId| self.away.keys().all(|other| self.key(*other) != self.key(*shard));
+        let at = self.restart.iter().position(is_free)?;
+        let shard = self.restart.remove(at)?;
+        self.away.insert(shard, false);
+        Some(Step::Restart(shard))
+    }
+
+    fn poll_handover(&mut self, now: Instant) -> Step {
+        let Some(Handover { new, old, overlap, phase }) = &mut self.handover else { return Step::Wait(None) };
+        if *phase == Phase::Settling && new.values().all(|settled| settled.ready && settled.guilds_in) {
+            *phase = Phase::Overlap(now + *overlap);
+        }
+        match phase {
+            Phase::Settling => Step::Wait(None),
+            Phase::Overlap(until) if now < *until => Step::Wait(Some(*until)),
+            // One that is cut off just now would leave its guilds without either.
+            Phase::Overlap(_) if !new.values().all(|settled| settled.ready) => Step::Wait(None),
+            Phase::Overlap(_) | Phase::Closing(_) if old.is_empty() => {
+                self.handover = None;
+                Step::HandOver
+            }
+            Phase::Overlap(_) => {
+                *phase = Phase::Closing(1);
+                Step::Close(old[0])
+            }
+            Phase::Closing(asked) => match old.get(*asked) {
+                Some(shard) => {
+                    *asked += 1;
+                    Step::Close(*shard)
+                }
+                None => Step::Wait(None),
+            },
+        }
+    }
+
+    /// Something has changed at a shard.
+    pub(crate) fn handle(&mut self, shard: ShardId, change: Change) {
+        if let Some(settled) = self.handover.as_mut().and_then(|handover| handover.new.get_mut(&shard)) {
+            match change {
+                Change::GuildsIn => settled.guilds_in = true,
+                Change::Stage(stage) => {
+                    settled.ready = stage == Stage::Ready;
+                    // A new session: its guilds arrive anew.
+                    settled.guilds_in &= stage != Stage::Identifying;
+                }
+            }
+        }
+        if let Some(Handover { new, phase: phase @ Phase::Overlap(_), .. }) = &mut self.handover
+            && new.values().any(|settled| !settled.guilds_in)
+        {
+            *phase = Phase::Settling;
+        }
+        let Change::Stage(stage) = change else { return };
         match stage {
             Stage::Identifying | Stage::Resuming | Stage::Ready | Stage::Stopped(_) => {
                 self.under_way.remove(&shard);
@@ -66,6 +226,23 @@ impl Transition {
             }
             Stage::Connecting | Stage::AwaitingHello => {}
         }
+        match (stage, self.away.get_mut(&shard)) {
+            (Stage::Ready, Some(true)) | (Stage::Stopped(_), Some(_)) => {
+                self.away.remove(&shard);
+            }
+            (Stage::Ready, Some(false)) | (_, None) => {}
+            (_, Some(has_left)) => *has_left = true,
+        }
+        if let (Stage::Stopped(_), Some(Handover { old, phase, .. })) = (stage, &mut self.handover)
+            && let Some(at) = old.iter().position(|old| *old == shard)
+        {
+            old.remove(at);
+            if let Phase::Closing(asked) = phase
+                && at < *asked
+            {
+                *asked -= 1;
+            }
+        }
     }
 
     /// A shard could not be opened for now; it is next again.
@@ -74,24 +251,45 @@ impl Transition {
             self.open.push_front(shard);
         }
     }
+
+    /// A shard is not wanted any more. Returns whether it was only waiting to be opened.
+    pub(crate) fn forget(&mut self, shard: ShardId) -> bool {
+        let waiting = self.open.len();
+        self.open.retain(|other| *other != shard);
+        self.restart.retain(|other| *other != shard);
+        self.open.len() < waiting
+    }
+
+    fn key(&self, shard: ShardId) -> u32 {
+        shard.rate_limit_key(self.max_concurrency)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+
     use super::*;
+    use crate::protocol::CloseReason;
 
     fn shard(number: u32) -> ShardId {
         ShardId::new(number, 9).unwrap()
     }
 
     fn transition(shards: u32, max_concurrency: u32) -> Transition {
-        Transition::new((0..shards).map(shard), NonZeroU32::new(max_concurrency).unwrap())
+        let mut transition = Transition::new(NonZeroU32::new(max_concurrency).unwrap());
+        transition.open((0..shards).map(shard));
+        transition
+    }
+
+    fn stage(transition: &mut Transition, number: u32, stage: Stage) {
+        transition.handle(shard(number), Change::Stage(stage));
     }
 
     /// Opens what may be opened.
     fn opened(transition: &mut Transition) -> Vec<u32> {
         let mut opened = Vec::new();
-        while let Step::Open(shard) = transition.poll() {
+        while let Step::Open(shard) = transition.poll(Instant::now()) {
             opened.push(shard.number());
         }
         opened
@@ -101,35 +299,103 @@ mod tests {
     fn two_windows_at_a_time() {
         let mut transition = transition(9, 2);
         assert_eq!(opened(&mut transition), [0, 1]);
-        transition.handle(shard(0), Stage::Queued);
-        transition.handle(shard(1), Stage::Queued);
+        stage(&mut transition, 0, Stage::Queued);
+        stage(&mut transition, 1, Stage::Queued);
         assert_eq!(opened(&mut transition), [2, 3]);
-        transition.handle(shard(2), Stage::Queued);
-        transition.handle(shard(3), Stage::Queued);
-        assert_eq!(transition.poll(), Step::Wait, "four are on their way");
-        transition.handle(shard(0), Stage::Identifying);
-        transition.handle(shard(0), Stage::Ready);
+        stage(&mut transition, 2, Stage::Queued);
+        stage(&mut transition, 3, Stage::Queued);
+        assert!(opened(&mut transition).is_empty(), "four are on their way");
+        stage(&mut transition, 0, Stage::Identifying);
+        stage(&mut transition, 0, Stage::Ready);
         assert_eq!(opened(&mut transition), [4]);
-        transition.handle(shard(1), Stage::Resuming);
+        stage(&mut transition, 1, Stage::Resuming);
         assert_eq!(opened(&mut transition), [5]);
         transition.put_back(shard(5));
         assert_eq!(opened(&mut transition), [5]);
         for number in 2..9 {
-            transition.handle(shard(number), Stage::Ready);
+            stage(&mut transition, number, Stage::Ready);
             opened(&mut transition);
         }
-        assert_eq!(transition.poll(), Step::Done);
+        assert!(transition.is_done());
     }
 
     #[test]
     fn nobody_overtakes_within_a_key_and_nobody_holds_it_back_for_good() {
         let mut transition = transition(4, 2);
         assert_eq!(opened(&mut transition), [0, 1]);
-        transition.handle(shard(1), Stage::Queued);
-        assert_eq!(transition.poll(), Step::Wait, "shard 0 has not asked for its turn");
-        transition.handle(shard(0), Stage::Connecting);
-        assert_eq!(transition.poll(), Step::Wait);
-        transition.handle(shard(0), Stage::Waiting);
+        stage(&mut transition, 1, Stage::Queued);
+        assert!(opened(&mut transition).is_empty(), "shard 0 has not asked for its turn");
+        stage(&mut transition, 0, Stage::Connecting);
+        assert!(opened(&mut transition).is_empty());
+        stage(&mut transition, 0, Stage::Waiting);
         assert_eq!(opened(&mut transition), [2, 3], "it cannot connect: it holds nobody back");
+    }
+
+    #[test]
+    fn restarts_take_turns() {
+        let now = Instant::now();
+        let mut transition = transition(0, 2);
+        transition.restart((0..5).map(shard), 2);
+        transition.restart([shard(4)], 2);
+        assert_eq!(transition.poll(now), Step::Restart(shard(0)));
+        assert_eq!(transition.poll(now), Step::Restart(shard(1)));
+        assert_eq!(transition.poll(now), Step::Wait(None), "two are away");
+        stage(&mut transition, 1, Stage::Ready);
+        assert_eq!(transition.poll(now), Step::Wait(None), "it was ready before it left");
+        stage(&mut transition, 1, Stage::Connecting);
+        stage(&mut transition, 1, Stage::Ready);
+        assert_eq!(transition.poll(now), Step::Restart(shard(3)), "shard 2 has the key of shard 0, which is away");
+        stage(&mut transition, 0, Stage::Stopped(CloseReason::Cut));
+        assert_eq!(transition.poll(now), Step::Restart(shard(2)));
+        stage(&mut transition, 3, Stage::Connecting);
+        stage(&mut transition, 3, Stage::Ready);
+        assert_eq!(transition.poll(now), Step::Wait(None), "shard 4 has the key of shard 2");
+        transition.forget(shard(4));
+        stage(&mut transition, 2, Stage::Stopped(CloseReason::Cut));
+        assert!(transition.is_done());
+    }
+
+    #[test]
+    fn a_new_set_settles_overlaps_and_takes_over() {
+        let overlap = Duration::from_secs(10);
+        let mut now = Instant::now();
+        let mut transition = transition(0, 9);
+        transition.replace(vec![shard(5), shard(6), shard(7)], &[shard(0), shard(1)], overlap);
+        assert_eq!(opened(&mut transition), [0, 1]);
+        for number in 0..2 {
+            stage(&mut transition, number, Stage::Ready);
+            assert_eq!(transition.poll(now), Step::Wait(None));
+            transition.handle(shard(number), Change::GuildsIn);
+        }
+        assert_eq!(transition.poll(now), Step::Wait(Some(now + overlap)));
+        stage(&mut transition, 1, Stage::Identifying);
+        stage(&mut transition, 1, Stage::Ready);
+        now += overlap;
+        assert_eq!(transition.poll(now), Step::Wait(None), "a new session: its guilds are not in");
+        transition.handle(shard(1), Change::GuildsIn);
+        assert_eq!(transition.poll(now), Step::Wait(Some(now + overlap)), "the overlap begins anew");
+        stage(&mut transition, 0, Stage::Connecting);
+        now += overlap;
+        assert_eq!(transition.poll(now), Step::Wait(None), "one is cut off");
+        stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 0, Stage::Ready);
+        assert_eq!(transition.poll(now), Step::Close(shard(5)));
+        stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
+        assert_eq!(transition.poll(now), Step::Close(shard(7)));
+        assert_eq!(transition.poll(now), Step::Wait(None));
+        assert!(!transition.is_done());
+        stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
+        assert_eq!(transition.poll(now), Step::HandOver);
+        assert!(transition.is_done());
+    }
+
+    #[test]
+    fn what_is_cleared_is_done() {
+        let mut transition = transition(3, 1);
+        opened(&mut transition);
+        transition.replace(vec![shard(5)], &[shard(7)], Duration::ZERO);
+        transition.restart([shard(6)], 1);
+        assert_eq!(transition.clear(), [shard(1), shard(2), shard(7)]);
+        assert!(transition.is_done());
     }
 }

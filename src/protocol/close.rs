@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
+
 /// What a close code allows next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
@@ -77,6 +79,8 @@ pub enum CloseReason {
     Requested,
     /// `suspend` was called: the session can be resumed.
     Suspended,
+    /// A restart was asked for; the shard comes back at once.
+    Restarted,
     /// Discord sent a close frame with this code.
     Discord(CloseCode),
     /// The connection was cut, or closed without a code.
@@ -98,6 +102,8 @@ pub enum CloseReason {
     },
     /// A payload could not be read.
     Malformed,
+    /// Too many sessions in a row never lasted: no more IDENTIFYs are spent before the shard is restarted.
+    CircuitOpen,
     /// The identify limiter was closed or failed.
     LimiterClosed,
     /// The shard's thread panicked: a bug.
@@ -109,9 +115,16 @@ impl CloseReason {
     pub fn is_fatal(self) -> bool {
         match self {
             Self::Discord(code) => code.recovery() == Recovery::Stop,
-            Self::LimiterClosed | Self::Panicked => true,
+            Self::CircuitOpen | Self::LimiterClosed | Self::Panicked => true,
             _ => false,
         }
+    }
+}
+
+/// As its text.
+impl Serialize for CloseReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -121,6 +134,7 @@ impl fmt::Display for CloseReason {
             Self::Discord(code) => return write!(f, "Discord closed with {code}"),
             Self::Requested => "closed on request",
             Self::Suspended => "suspended on request",
+            Self::Restarted => "restarted on request",
             Self::Cut => "the connection was cut",
             Self::ConnectFailed => "no connection came about",
             Self::HelloTimeout => "no HELLO in time",
@@ -130,6 +144,7 @@ impl fmt::Display for CloseReason {
             Self::InvalidSession { resumable: true } => "invalid session, resumable",
             Self::InvalidSession { resumable: false } => "invalid session",
             Self::Malformed => "a payload could not be read",
+            Self::CircuitOpen => "too many sessions in a row never lasted; restart it once the cause is mended",
             Self::LimiterClosed => "the identify limiter is closed",
             Self::Panicked => "the shard's thread panicked",
         })

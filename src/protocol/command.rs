@@ -68,6 +68,13 @@ impl Command {
         &self.json
     }
 
+    /// The guild that it names, if it names one.
+    pub(crate) fn guild_id(&self) -> Option<u64> {
+        let payload: Value = serde_json::from_str(&self.json).ok()?;
+        let guild = &payload["d"]["guild_id"];
+        guild.as_str().map_or(guild.as_u64(), |id| id.parse().ok())
+    }
+
     /// Whether it counts against the limit of presence updates.
     pub(crate) fn is_presence(&self) -> bool {
         self.op == PRESENCE_UPDATE

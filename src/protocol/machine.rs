@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -58,6 +59,9 @@ pub enum Input {
     Command(Command),
     /// A command was asked to be sent, but the connection did not carry it.
     Unsent(Command),
+    /// The shard is to connect anew and resume, with this identity if it ever identifies again. What went wrong before is
+    /// forgotten.
+    Restart(Box<Identity>),
     /// The shard is to stop for good.
     Stop(CloseReason),
 }
@@ -155,6 +159,10 @@ pub struct Machine {
     failures: u32,
     /// IDENTIFYs, or RESUMEs that will cost one, in a row that led to no lasting session.
     barren: u32,
+    /// When sessions in a row ended that never lasted, within the circuit breaker's window.
+    short_sessions: VecDeque<Instant>,
+    /// With so many of them the shard stops.
+    most_short_sessions: Option<NonZeroU32>,
     /// Where the session stood when a payload could not be read, and how often in a row that was there.
     unreadable: (u64, u32),
 }
@@ -187,8 +195,17 @@ impl Machine {
             commands: VecDeque::new(),
             failures: 0,
             barren: 0,
+            short_sessions: VecDeque::new(),
+            most_short_sessions: None,
             unreadable: (0, 0),
         }
+    }
+
+    /// With a circuit breaker: so many sessions in a row that never lasted, within [`Timing::circuit_window`], and the shard
+    /// stops with [`CloseReason::CircuitOpen`].
+    #[must_use]
+    pub fn with_most_short_sessions(self, most: Option<NonZeroU32>) -> Self {
+        Self { most_short_sessions: most, ..self }
     }
 
     /// Takes in what happened.
@@ -215,6 +232,7 @@ impl Machine {
             Input::Permit => self.identify(now),
             Input::Command(command) => self.commands.push_back(command),
             Input::Unsent(command) => self.commands.push_front(command),
+            Input::Restart(identity) => self.restart(now, *identity),
             Input::Stop(reason) => self.stop(reason),
         }
     }
@@ -263,6 +281,11 @@ impl Machine {
     /// Commands that wait to be sent.
     pub fn queued_commands(&self) -> usize {
         self.commands.len()
+    }
+
+    /// Takes the commands that wait to be sent.
+    pub fn take_commands(&mut self) -> VecDeque<Command> {
+        mem::take(&mut self.commands)
     }
 
     /// What has not been read is not late.
@@ -516,6 +539,9 @@ impl Machine {
             _ => None,
         }));
         let retry_in = self.pause(now, reason, recovery);
+        if self.most_short_sessions.is_some_and(|most| self.short_sessions.len() >= most.get() as usize) {
+            return self.open_circuit();
+        }
         self.change_state(|machine, state| {
             let mut start = state.into_start();
             if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {
@@ -538,11 +564,9 @@ impl Machine {
 
     /// How long to stay away. Only a connection that was ready for a while makes the failures before it forgotten.
     fn pause(&mut self, now: Instant, reason: CloseReason, recovery: Recovery) -> Duration {
-        if let State::Ready { since, .. } = &self.state
-            && now >= *since + self.timing.stable_after
-        {
-            self.failures = 0;
-            self.barren = 0;
+        let lasted = matches!(self.state, State::Ready { since, .. } if now >= since + self.timing.stable_after);
+        if lasted {
+            self.forget_failures();
         }
         let Timing { backoff_base, backoff_cap, invalid_session_min, invalid_session_max, .. } = self.timing;
         let jitter = self.rng.f64();
@@ -554,11 +578,61 @@ impl Machine {
             let cap = self.timing.invalid_session_cap;
             pause = pause.max(backoff::delay(invalid_session_max, cap, self.barren, jitter));
             self.barren = self.barren.saturating_add(1);
+            if !lasted {
+                self.short_sessions.push_back(now);
+            }
+            let window = self.timing.circuit_window;
+            self.short_sessions.retain(|at| now.saturating_duration_since(*at) <= window);
         }
         if is_invalid {
             pause += invalid_session_min + invalid_session_max.saturating_sub(invalid_session_min).mul_f64(jitter);
         }
         pause
+    }
+
+    fn forget_failures(&mut self) {
+        self.failures = 0;
+        self.barren = 0;
+        self.short_sessions.clear();
+    }
+
+    /// Stops, so that no more IDENTIFYs are spent in vain.
+    fn open_circuit(&mut self) {
+        let most = self.short_sessions.len();
+        log::error!("shard {}: {most} sessions in a row never lasted; it stops until it is restarted", self.shard);
+        if let Some(session) = self.session().cloned() {
+            self.outbox.push_back(Output::Report(Notice::SessionLost(session)));
+        }
+        self.change_state(|_, _| State::Stopped { reason: CloseReason::CircuitOpen, session: None });
+    }
+
+    /// Connects anew at once, and resumes if there is a session.
+    fn restart(&mut self, now: Instant, identity: Identity) {
+        if matches!(self.state, State::Stopped { .. }) {
+            return;
+        }
+        self.identity = identity;
+        self.forget_failures();
+        self.unreadable = (0, 0);
+        self.drop_unsent_starts();
+        let was_connected = self.state.is_connected();
+        if was_connected {
+            self.outbox.push_back(Output::Disconnect(Some(RESUMABLE)));
+        }
+        self.change_state(|machine, state| {
+            let start = state.into_start();
+            if was_connected {
+                let resumable = matches!(start, Start::Resume { .. });
+                let (reason, retry_in) = (CloseReason::Restarted, Duration::ZERO);
+                machine.outbox.push_back(Output::Report(Notice::Disconnected { reason, retry_in, resumable }));
+            }
+            State::Waiting { until: now, start }
+        });
+    }
+
+    /// What has not been sent must not be sent only to be closed upon.
+    fn drop_unsent_starts(&mut self) {
+        self.outbox.retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
     }
 
     /// Stops for good. Only `suspend` leaves a session behind.
@@ -567,8 +641,7 @@ impl Machine {
             return;
         }
         let keeps = reason == CloseReason::Suspended;
-        // What has not been sent must not be sent only to be closed upon.
-        self.outbox.retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
+        self.drop_unsent_starts();
         if self.state.is_connected() {
             self.outbox.push_back(Output::Disconnect(match reason {
                 CloseReason::Discord(_) => None,

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use serde::{Serialize, Serializer};
+
 use super::close::CloseReason;
 use super::heartbeat::Heartbeat;
 use super::send_budget::SendBudget;
@@ -128,6 +130,13 @@ impl From<&State> for Stage {
             State::Ready { .. } => Self::Ready,
             State::Stopped { reason, .. } => Self::Stopped(*reason),
         }
+    }
+}
+
+/// As its text.
+impl Serialize for Stage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

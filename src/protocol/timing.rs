@@ -29,6 +29,9 @@ pub struct Timing {
     pub backoff_cap: Duration,
     /// How long a connection must have been ready for its loss not to count as another failure. Ours: 10 s.
     pub stable_after: Duration,
+    /// The window in which sessions that never lasted are counted; see
+    /// [`Config::most_short_sessions`](crate::Config::most_short_sessions). Ours: 10 min.
+    pub circuit_window: Duration,
     /// The window of [`SENDS_PER_WINDOW`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
     pub send_window: Duration,
     /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20 s.
@@ -42,6 +45,14 @@ pub struct Timing {
     pub reset_guard: Duration,
     /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
     pub identify_reset: Duration,
+    /// How long after READY, or after the last one that arrived, the next guild may take to arrive. Ours: 15 s.
+    pub guilds_timeout: Duration,
+    /// How long handlers may take to finish what they have when sessions are suspended or handed over. Ours: 5 s.
+    pub handlers_timeout: Duration,
+    /// How long the old and the new shards of a reshard are both heard. Ours: 10 s.
+    pub reshard_overlap: Duration,
+    /// How often a session store is written. Ours: 5 s.
+    pub store_interval: Duration,
 }
 
 impl Default for Timing {
@@ -58,12 +69,17 @@ impl Default for Timing {
             backoff_base: seconds(1),
             backoff_cap: seconds(60),
             stable_after: seconds(10),
+            circuit_window: seconds(10 * 60),
             send_window: seconds(60),
             presence_window: seconds(20),
             identify_window: seconds(5),
             guard: Duration::from_millis(100),
             reset_guard: seconds(30),
             identify_reset: seconds(24 * 60 * 60),
+            guilds_timeout: seconds(15),
+            handlers_timeout: seconds(5),
+            reshard_overlap: seconds(10),
+            store_interval: seconds(5),
         }
     }
 }
@@ -71,8 +87,9 @@ impl Default for Timing {
 impl Timing {
     /// The default with every pause and window multiplied by `factor`, for a simulator whose time runs faster.
     ///
-    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`) and the `guard` stay as they
-    /// are: they make up for a slow machine or network, which a faster clock does not change.
+    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`, `guilds_timeout`,
+    /// `handlers_timeout`), `guard`, `reshard_overlap` and `store_interval` stay as they are: they make up for a slow machine
+    /// or network, which a faster clock does not change.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
@@ -93,7 +110,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 16] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 21] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -101,12 +118,17 @@ impl Timing {
             answer_timeout,
             close_timeout,
             guard,
+            guilds_timeout,
+            handlers_timeout,
+            reshard_overlap,
+            store_interval,
             invalid_session_min,
             invalid_session_max,
             invalid_session_cap,
             backoff_base,
             backoff_cap,
             stable_after,
+            circuit_window,
             send_window,
             presence_window,
             identify_window,
@@ -119,12 +141,17 @@ impl Timing {
             (answer_timeout, false),
             (close_timeout, false),
             (guard, false),
+            (guilds_timeout, false),
+            (handlers_timeout, false),
+            (reshard_overlap, false),
+            (store_interval, false),
             (invalid_session_min, true),
             (invalid_session_max, true),
             (invalid_session_cap, true),
             (backoff_base, true),
             (backoff_cap, true),
             (stable_after, true),
+            (circuit_window, true),
             (send_window, true),
             (presence_window, true),
             (identify_window, true),

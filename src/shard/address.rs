@@ -18,32 +18,31 @@ const DISCORD: &str = "discord.gg";
 pub(crate) struct Addresses {
     main: Url,
     resume_hosts: Vec<String>,
-    compression: Compression,
 }
 
 impl Addresses {
     /// `gateway` comes from the configuration or from `/gateway/bot`.
-    pub(crate) fn new(gateway: &str, resume_hosts: Vec<String>, compression: Compression) -> Result<Self, Error> {
+    pub(crate) fn new(gateway: &str, resume_hosts: Vec<String>) -> Result<Self, Error> {
         let main = parse(gateway)
             .ok_or_else(|| Error::setting("gateway_url", gateway, "a url that starts with wss:// or ws://"))?;
-        Ok(Self { main: with_query(main, compression), resume_hosts, compression })
+        Ok(Self { main, resume_hosts })
     }
 
     /// The gateway itself.
-    pub(crate) fn main(&self) -> Url {
-        self.main.clone()
+    pub(crate) fn main(&self, compression: Compression) -> Url {
+        with_query(self.main.clone(), compression)
     }
 
     /// A session's own address, if the token may go there: to the gateway's host, below `discord.gg` if the gateway is,
     /// or to a host that the user listed; and never in the clear where the gateway is not.
-    pub(crate) fn resume(&self, url: &str) -> Option<Url> {
+    pub(crate) fn resume(&self, url: &str, compression: Compression) -> Option<Url> {
         let url = parse(url)?;
         let (host, main) = (url.host_str()?, self.main.host_str()?);
         let trusted = host == main
             || (is_under(host, DISCORD) && is_under(main, DISCORD))
             || self.resume_hosts.iter().any(|listed| listed == host);
         let downgraded = self.main.scheme() == "wss" && url.scheme() != "wss";
-        (trusted && !downgraded).then(|| with_query(url, self.compression))
+        (trusted && !downgraded).then(|| with_query(url, compression))
     }
 }
 
@@ -75,27 +74,29 @@ mod tests {
     use super::*;
 
     fn addresses(gateway: &str) -> Addresses {
-        Addresses::new(gateway, vec!["listed.example".into()], Compression::ZstdStream).unwrap()
+        Addresses::new(gateway, vec!["listed.example".into()]).unwrap()
     }
 
     #[test]
     fn every_address_gets_the_same_query() {
         let discord = addresses("wss://gateway.discord.gg");
-        assert_eq!(discord.main().as_str(), "wss://gateway.discord.gg/?v=10&encoding=json&compress=zstd-stream");
+        let zstd = Compression::ZstdStream;
+        assert_eq!(discord.main(zstd).as_str(), "wss://gateway.discord.gg/?v=10&encoding=json&compress=zstd-stream");
         for url in ["wss://a.discord.gg", "wss://a.discord.gg/", "wss://a.discord.gg/?v=9&compress=zlib-stream#x"] {
-            let resume = discord.resume(url).unwrap();
+            let resume = discord.resume(url, zstd).unwrap();
             assert_eq!(resume.as_str(), "wss://a.discord.gg/?v=10&encoding=json&compress=zstd-stream");
         }
-        let resume = discord.resume("wss://a.discord.gg:444/path/?shard=1").unwrap();
+        let resume = discord.resume("wss://a.discord.gg:444/path/?shard=1", zstd).unwrap();
         assert_eq!(resume.as_str(), "wss://a.discord.gg:444/path/?v=10&encoding=json&compress=zstd-stream&shard=1");
-        let plain = Addresses::new("ws://localhost:1/x", Vec::new(), Compression::Payload).unwrap();
-        assert_eq!(plain.main().as_str(), "ws://localhost:1/x?v=10&encoding=json");
+        let plain = Addresses::new("ws://localhost:1/x", Vec::new()).unwrap();
+        assert_eq!(plain.main(Compression::Payload).as_str(), "ws://localhost:1/x?v=10&encoding=json");
     }
 
     #[test]
     fn the_token_goes_to_trusted_hosts_alone() {
+        let resume = |addresses: &Addresses, url| addresses.resume(url, Compression::None).is_some();
         let discord = addresses("wss://gateway.discord.gg");
-        assert!(discord.resume("wss://listed.example").is_some());
+        assert!(resume(&discord, "wss://listed.example"));
         for url in [
             "ws://gateway.discord.gg",
             "wss://evil.example",
@@ -103,11 +104,11 @@ mod tests {
             "https://gateway.discord.gg",
             "",
         ] {
-            assert!(discord.resume(url).is_none(), "{url}");
+            assert!(!resume(&discord, url), "{url}");
         }
         let local = addresses("ws://localhost:1");
-        assert!(local.resume("ws://localhost:2").is_some() && local.resume("wss://localhost").is_some());
-        assert!(local.resume("wss://gateway.discord.gg").is_none());
-        assert!(Addresses::new("https://x", Vec::new(), Compression::None).is_err());
+        assert!(resume(&local, "ws://localhost:2") && resume(&local, "wss://localhost"));
+        assert!(!resume(&local, "wss://gateway.discord.gg"));
+        assert!(Addresses::new("https://x", Vec::new()).is_err());
     }
 }

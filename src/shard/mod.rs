@@ -1,12 +1,13 @@
 //! One shard, one thread.
 
 mod address;
+mod guilds;
 mod thread;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,12 +18,13 @@ use serde_json::Value;
 pub(crate) use address::Addresses;
 
 use crate::config::Config;
+use crate::delivery::Outlet;
 use crate::error::Error;
-use crate::event::{Credit, Event, Ledger};
+use crate::event::{Credit, Ledger};
 use crate::limit::IdentifyLimiter;
-use crate::protocol::{CloseReason, Command, Machine, Session, Stage};
+use crate::protocol::{CloseReason, Command, Identity, Machine, Session, Stage};
 use crate::shard_id::ShardId;
-use crate::transport::{Connector, Transport, Waker};
+use crate::transport::{Connector, Settings, Transport, Waker};
 
 /// A running shard. Cheap to clone; it does not keep the shard alive.
 #[derive(Clone, Debug)]
@@ -34,10 +36,21 @@ pub struct Shard(Arc<Shared>);
 pub struct Status {
     /// Where it stands.
     pub stage: Stage,
+    /// Since when it stands there.
+    pub since: Instant,
+    /// Guilds of its session, those included that are unavailable; `None` if it was resumed from an earlier process,
+    /// since only READY tells.
+    pub guilds: Option<usize>,
+    /// The last sequence of its session that was delivered.
+    pub sequence: u64,
     /// From the last heartbeat to its ACK; `None` before the first one of a connection.
     pub latency: Option<Duration>,
     /// Events of Discord delivered.
     pub events: u64,
+    /// Their bytes, inflated.
+    pub bytes: u64,
+    /// Commands that wait to be sent.
+    pub waiting_commands: usize,
     /// Connections started.
     pub connects: u64,
     /// IDENTIFYs sent.
@@ -52,11 +65,26 @@ pub struct Status {
 
 /// What the threads of a manager's shards have in common.
 pub(crate) struct Context<C> {
-    pub(crate) config: Config,
     pub(crate) connector: C,
     pub(crate) addresses: Addresses,
     pub(crate) limiter: Arc<dyn IdentifyLimiter>,
-    pub(crate) on_stage: Box<dyn Fn(ShardId, Stage) + Send + Sync>,
+    pub(crate) observer: Box<dyn Fn(ShardId, Change) + Send + Sync>,
+}
+
+/// Something that the owner of a shard wants to know at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It stands somewhere else.
+    Stage(Stage),
+    /// All guilds of its session have arrived or were given up.
+    GuildsIn,
+}
+
+/// A shard whose thread waits for `start` to be dropped.
+pub(crate) struct Spawned {
+    pub(crate) shard: Shard,
+    pub(crate) thread: JoinHandle<()>,
+    pub(crate) start: Sender<()>,
 }
 
 /// What the handle and the thread share.
@@ -68,8 +96,12 @@ struct Shared {
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
     status: Mutex<Status>,
-    /// Counted apart from the status, because it changes with each event.
+    /// Counted apart from the status, because they change with each event.
     events: AtomicU64,
+    bytes: AtomicU64,
+    waiting_commands: AtomicUsize,
+    /// What had not been sent when it stopped.
+    unsent: Mutex<Vec<Command>>,
     ledger: Arc<Ledger>,
 }
 
@@ -77,20 +109,22 @@ struct Shared {
 #[derive(Debug)]
 enum Order {
     Command(Command),
+    Restart(Box<Identity>),
     Stop(CloseReason),
 }
 
 impl Shard {
-    /// Starts the thread of a shard. Fails if the operating system has no thread or descriptor left.
+    /// Starts the thread of a shard, which waits for its owner to be ready. Fails if the operating system has no thread or
+    /// descriptor left.
     pub(crate) fn spawn<C: Connector + 'static>(
         id: ShardId,
         session: Option<Session>,
+        config: Arc<Config>,
         context: Arc<Context<C>>,
-        sender: Sender<Event>,
-    ) -> io::Result<(Self, JoinHandle<()>)> {
-        let transport = context.connector.transport()?;
+        outlet: Arc<Outlet>,
+    ) -> io::Result<Spawned> {
+        let transport = context.connector.transport(id, Settings::new(config.compression, config.max_payload))?;
         let waker = transport.waker();
-        let config = &context.config;
         let on_credit = waker.clone();
         let ledger = Ledger::new(Credit::new(config.max_outstanding_events, config.max_outstanding_bytes), move || {
             on_credit.wake();
@@ -101,16 +135,25 @@ impl Shard {
             orders: Mutex::default(),
             closed: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
-            status: Mutex::new(Status::default()),
+            status: Mutex::new(Status::new(Instant::now())),
             events: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            waiting_commands: AtomicUsize::new(0),
+            unsent: Mutex::default(),
             ledger,
         });
         let machine =
-            Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..));
+            Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..))
+                .with_most_short_sessions(config.most_short_sessions);
         let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
         let shard = Self(Arc::clone(&shared));
-        let thread = builder.spawn(move || thread::run(machine, transport, shared, &context, sender))?;
-        Ok((shard, thread))
+        let (start, started) = crossbeam_channel::bounded::<()>(0);
+        let thread = builder.spawn(move || {
+            // Nobody sends: it ends when the other side is dropped.
+            let _ = started.recv();
+            thread::run(machine, transport, shared, &config, &context, &outlet);
+        })?;
+        Ok(Spawned { shard, thread, start })
     }
 
     /// Which one it is.
@@ -120,7 +163,13 @@ impl Shard {
 
     /// Where it stands, and what it has been through.
     pub fn status(&self) -> Status {
-        Status { events: self.0.events.load(Ordering::Relaxed), ..*self.0.status.lock() }
+        Status {
+            sequence: self.0.ledger.delivered(),
+            events: self.0.events.load(Ordering::Relaxed),
+            bytes: self.0.bytes.load(Ordering::Relaxed),
+            waiting_commands: self.0.waiting_commands.load(Ordering::Relaxed),
+            ..*self.0.status.lock()
+        }
     }
 
     /// From the last heartbeat to its ACK; `None` before the first one of a connection.
@@ -146,8 +195,7 @@ impl Shard {
     /// when it was cut goes out on the next; what the operating system had taken by then may be lost, and what waits when
     /// the shard stops is. 1, 2 and 6 are the library's own and refused.
     pub fn send(&self, payload: &Value) -> Result<(), Error> {
-        let command = Command::raw(payload)?;
-        self.order(Order::Command(command))
+        self.send_command(Command::raw(payload)?)
     }
 
     /// Ends the session and stops the shard: the bot goes offline. Does not wait for it.
@@ -159,6 +207,21 @@ impl Shard {
     /// Stops the shard so that its session can be resumed. Does not wait for it.
     pub fn suspend(&self) {
         let _ = self.order(Order::Stop(CloseReason::Suspended));
+    }
+
+    /// Has it connect anew and resume; what went wrong before is forgotten.
+    pub(crate) fn restart(&self, identity: Identity) -> Result<(), Error> {
+        self.order(Order::Restart(Box::new(identity)))
+    }
+
+    /// Gives it something to send that was checked before.
+    pub(crate) fn send_command(&self, command: Command) -> Result<(), Error> {
+        self.order(Order::Command(command))
+    }
+
+    /// What had not been sent when it stopped.
+    pub(crate) fn take_unsent(&self) -> Vec<Command> {
+        std::mem::take(&mut *self.0.unsent.lock())
     }
 
     /// Whether the thread may be looking a host up.
@@ -191,12 +254,17 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-impl Default for Status {
-    fn default() -> Self {
+impl Status {
+    fn new(now: Instant) -> Self {
         Self {
             stage: Stage::Waiting,
+            since: now,
+            guilds: None,
+            sequence: 0,
             latency: None,
             events: 0,
+            bytes: 0,
+            waiting_commands: 0,
             connects: 0,
             identifies: 0,
             resumes: 0,

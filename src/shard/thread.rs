@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
-
-use super::{Context, Order, Shared, Status};
+use super::guilds::{AllIn, Guilds};
+use super::{Change, Context, Order, Shared, Status};
+use crate::config::Config;
+use crate::delivery::Outlet;
 use crate::event::{Event, EventKind, Room};
+use crate::intents::Intents;
 use crate::limit::{Permit, Ticket};
 use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer};
 use crate::transport::{Connector, Received, Transport, TransportError};
@@ -18,8 +20,9 @@ pub(super) fn run<C: Connector>(
     machine: Machine,
     transport: C::Transport,
     shared: Arc<Shared>,
+    config: &Config,
     context: &Context<C>,
-    sender: Sender<Event>,
+    outlet: &Outlet,
 ) {
     if let Some(session) = machine.session() {
         shared.ledger.begin(session.clone(), session.sequence);
@@ -28,8 +31,10 @@ pub(super) fn run<C: Connector>(
         machine,
         transport,
         shared,
+        config,
         context,
-        sender,
+        outlet,
+        guilds: Guilds::new(config.timing.guilds_timeout),
         stage: None,
         dry: false,
         ticket: None,
@@ -44,8 +49,10 @@ struct Thread<'a, C: Connector> {
     machine: Machine,
     transport: C::Transport,
     shared: Arc<Shared>,
+    config: &'a Config,
     context: &'a Context<C>,
-    sender: Sender<Event>,
+    outlet: &'a Outlet,
+    guilds: Guilds,
     /// What the owner was last told.
     stage: Option<Stage>,
     /// The last read found nothing; the next thing to do is to wait.
@@ -90,6 +97,7 @@ impl<C: Connector> Thread<'_, C> {
         for order in orders {
             self.handle(match order {
                 Order::Command(command) => Input::Command(command),
+                Order::Restart(identity) => Input::Restart(identity),
                 Order::Stop(reason) => Input::Stop(reason),
             });
         }
@@ -109,18 +117,18 @@ impl<C: Connector> Thread<'_, C> {
     }
 
     fn connect(&mut self, target: &Target) {
-        let addresses = &self.context.addresses;
+        let (addresses, compression) = (&self.context.addresses, self.config.compression);
         let url = match target {
-            Target::Main => addresses.main(),
-            Target::Resume(url) => addresses.resume(url).unwrap_or_else(|| {
+            Target::Main => addresses.main(compression),
+            Target::Resume(url) => addresses.resume(url, compression).unwrap_or_else(|| {
                 log::warn!("shard {}: the resume url {url} is not trusted; the gateway's is used", self.shared.id);
-                addresses.main()
+                addresses.main(compression)
             }),
         };
         log::debug!("shard {}: connecting to {}", self.shared.id, url.host_str().unwrap_or_default());
         self.shared.status.lock().connects += 1;
         self.shared.resolving.store(true, Ordering::Release);
-        let deadline = Instant::now() + self.context.config.timing.connect_timeout;
+        let deadline = Instant::now() + self.config.timing.connect_timeout;
         self.check(|transport| transport.connect(&url, deadline));
         self.shared.resolving.store(false, Ordering::Release);
     }
@@ -160,9 +168,43 @@ impl<C: Connector> Thread<'_, C> {
     }
 
     fn deliver(&mut self, payload: Payload) {
-        let lease = self.shared.ledger.lease(payload.sequence().unwrap_or_default(), payload.size());
+        let size = payload.size();
+        let lease = self.shared.ledger.lease(payload.sequence().unwrap_or_default(), size);
         self.shared.events.fetch_add(1, Ordering::Relaxed);
-        self.emit(Event::dispatch_of(self.shared.id, payload, lease));
+        self.shared.bytes.fetch_add(size as u64, Ordering::Relaxed);
+        let is_arrival = self.note_guild(&payload);
+        self.outlet.send(Event::dispatch_of(self.shared.id, payload, lease), is_arrival);
+    }
+
+    /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY named.
+    fn note_guild(&mut self, payload: &Payload) -> bool {
+        let is_arrival = match payload.name() {
+            Some("READY") => {
+                let arrive = self.config.intents.contains(Intents::GUILDS);
+                self.guilds.ready(Instant::now(), payload.data(), arrive);
+                false
+            }
+            Some("GUILD_CREATE") => self.guilds.create(Instant::now(), payload.data()),
+            Some("GUILD_DELETE") => {
+                self.guilds.delete(payload.data());
+                false
+            }
+            _ => return false,
+        };
+        self.shared.status.lock().guilds = self.guilds.count();
+        is_arrival
+    }
+
+    /// Says when all guilds are in.
+    fn poll_guilds(&mut self) {
+        if self.guilds.deadline().is_none() || self.machine.stage() != Stage::Ready {
+            return;
+        }
+        if let Some(AllIn { guilds, missing }) = self.guilds.poll(Instant::now()) {
+            log::info!("shard {}: {guilds} guilds are in, but for {missing}", self.shared.id);
+            self.emit(EventKind::GuildsReady { guilds, missing });
+            (self.context.observer)(self.shared.id, Change::GuildsIn);
+        }
     }
 
     fn report(&mut self, notice: Notice) {
@@ -176,7 +218,12 @@ impl<C: Connector> Thread<'_, C> {
             }
             Notice::Resumed => {
                 self.shared.status.lock().resumes += 1;
+                self.guilds.resumed(Instant::now());
                 log::info!("shard {}: resumed", self.shared.id);
+                if self.guilds.deadline().is_none() {
+                    // They had arrived before, perhaps in an earlier process.
+                    (self.context.observer)(self.shared.id, Change::GuildsIn);
+                }
             }
             Notice::SessionLost(session) => {
                 self.shared.ledger.end();
@@ -186,17 +233,26 @@ impl<C: Connector> Thread<'_, C> {
             Notice::Disconnected { reason, retry_in, .. } => {
                 self.shared.status.lock().last_disconnect = Some(*reason);
                 log::info!("shard {}: {reason}; next connection in {retry_in:?}", self.shared.id);
+                self.call_on_close(*reason, true);
             }
             Notice::Connecting { .. } => {}
         }
-        self.emit(Event::of_shard(self.shared.id, notice.into()));
+        self.emit(notice.into());
+    }
+
+    /// Tells the user's callback. What it panics with must not end the shard.
+    fn call_on_close(&self, reason: CloseReason, comes_back: bool) {
+        let Some(on_close) = &self.config.on_close else { return };
+        if catch_unwind(AssertUnwindSafe(|| on_close(self.shared.id, reason, comes_back))).is_err() {
+            log::error!("shard {}: the callback for closed connections panicked", self.shared.id);
+        }
     }
 
     fn disconnect(&mut self, code: Option<u16>) {
         self.ticket = None;
         self.permit = None;
         self.forget_flushed();
-        self.transport.disconnect(code, Instant::now() + self.context.config.timing.close_timeout);
+        self.transport.disconnect(code, Instant::now() + self.config.timing.close_timeout);
         for command in std::mem::take(&mut self.unflushed).into_iter().rev() {
             self.handle(Input::Unsent(command));
         }
@@ -204,8 +260,10 @@ impl<C: Connector> Thread<'_, C> {
 
     /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
+        self.poll_guilds();
         self.publish();
-        let until = until.map(|(at, _)| at);
+        let guilds = self.guilds.deadline().filter(|_| self.machine.stage() == Stage::Ready);
+        let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
         let room = self.room();
         if room == Room::StalledNow {
             self.report_stall();
@@ -250,12 +308,11 @@ impl<C: Connector> Thread<'_, C> {
     fn report_stall(&mut self) {
         let (events, bytes) = self.shared.ledger.outstanding();
         log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
-        self.emit(Event::of_shard(self.shared.id, EventKind::Stalled { events, bytes }));
+        self.emit(EventKind::Stalled { events, bytes });
     }
 
-    fn emit(&self, event: Event) {
-        // The manager keeps a receiver; one that is gone has asked every shard to stop.
-        let _ = self.sender.send(event);
+    fn emit(&self, kind: EventKind) {
+        self.outlet.send(Event::of_shard(self.shared.id, kind), false);
     }
 
     /// Does something with the transport; what fails there ends the connection.
@@ -278,10 +335,14 @@ impl<C: Connector> Thread<'_, C> {
     /// Tells where the shard stands, once all that led there has been done.
     fn publish(&mut self) {
         let stage = self.machine.stage();
+        self.shared.waiting_commands.store(self.machine.queued_commands(), Ordering::Relaxed);
         if self.stage != Some(stage) {
             self.stage = Some(stage);
-            self.shared.status.lock().stage = stage;
-            (self.context.on_stage)(self.shared.id, stage);
+            {
+                let mut status = self.shared.status.lock();
+                *status = Status { stage, since: Instant::now(), ..*status };
+            }
+            (self.context.observer)(self.shared.id, Change::Stage(stage));
         }
     }
 
@@ -297,17 +358,23 @@ impl<C: Connector> Thread<'_, C> {
         let stage = Stage::Stopped(reason);
         {
             let mut status = self.shared.status.lock();
-            *status = Status { stage, latency: None, ..*status };
+            *status = Status { stage, since: Instant::now(), latency: None, ..*status };
         }
-        {
+        let orders = {
             let mut orders = self.shared.orders.lock();
             self.shared.closed.store(true, Ordering::Release);
-            orders.clear();
-        }
+            std::mem::take(&mut *orders)
+        };
+        let queued = orders.into_iter().filter_map(|order| match order {
+            Order::Command(command) => Some(command),
+            Order::Restart(_) | Order::Stop(_) => None,
+        });
+        self.shared.unsent.lock().extend(self.machine.take_commands().into_iter().chain(queued));
         log::info!("shard {}: stopped: {reason}", self.shared.id);
-        self.emit(Event::of_shard(self.shared.id, EventKind::Closed(reason)));
+        self.call_on_close(reason, false);
+        self.emit(EventKind::Closed(reason));
         drop(self.ticket.take());
         drop(self.permit.take());
-        (self.context.on_stage)(self.shared.id, stage);
+        (self.context.observer)(self.shared.id, Change::Stage(stage));
     }
 }

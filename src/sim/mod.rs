@@ -176,6 +176,11 @@ impl Gateway {
         self.change(|world, _| world.add_guilds(count));
     }
 
+    /// From now on `/gateway/bot` recommends so many shards, at least 1.
+    pub fn set_shards(&self, shards: u32) {
+        self.change(|world, _| world.set_shards(shards));
+    }
+
     /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose intents want it. Returns how
     /// many sessions that were: 0 as long as none has started, and then nobody hears of it.
     pub fn emit(&self, guild_id: Option<u64>, name: &str, data: &Value) -> Result<usize, EmitError> {

@@ -17,13 +17,35 @@ pub use inflate::{Compression, InflateError};
 use url::Url;
 pub use websocket::{WebSocketConnector, WebSocketTransport};
 
-/// Makes transports, one for each shard; holds what they share.
+use crate::shard_id::ShardId;
+
+/// Makes transports, one for each shard; holds what they share. [`ShardManager::start_with`] takes one of your own: for a
+/// proxy, for a record of what goes over the wire, for a network of a test.
+///
+/// [`ShardManager::start_with`]: crate::ShardManager::start_with
 pub trait Connector: Send + Sync {
     /// What it makes.
     type Transport: Transport + 'static;
 
-    /// A transport without a connection.
-    fn transport(&self) -> io::Result<Self::Transport>;
+    /// A transport without a connection. An error is tried again later, with a pause.
+    fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<Self::Transport>;
+}
+
+/// What a shard wants of its transport.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Settings {
+    /// How what comes in is compressed.
+    pub compression: Compression,
+    /// The largest payload in bytes, inflated.
+    pub max_payload: usize,
+}
+
+impl Settings {
+    /// All of them.
+    pub fn new(compression: Compression, max_payload: usize) -> Self {
+        Self { compression, max_payload }
+    }
 }
 
 /// The connection of one shard, or the lack of one. Everything happens on the shard's thread, and only

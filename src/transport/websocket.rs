@@ -18,7 +18,8 @@ use tungstenite::{Message, WebSocket};
 use url::{Host, Url};
 
 use super::inflate::{Compression, Inflater};
-use super::{Connector, Received, Transport, TransportError, Waker};
+use super::{Connector, Received, Settings, Transport, TransportError, Waker};
+use crate::shard_id::ShardId;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -33,21 +34,19 @@ const FRAME_SLACK: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct WebSocketConnector {
     tls: TlsConnector,
-    compression: Compression,
-    max_payload: usize,
 }
 
 impl WebSocketConnector {
-    /// `tls` is used for `wss`. Payloads may have up to `max_payload` bytes, uncompressed.
-    pub fn new(tls: TlsConnector, compression: Compression, max_payload: usize) -> Self {
-        Self { tls, compression, max_payload }
+    /// `tls` is used for `wss`.
+    pub fn new(tls: TlsConnector) -> Self {
+        Self { tls }
     }
 }
 
 impl Connector for WebSocketConnector {
     type Transport = WebSocketTransport;
 
-    fn transport(&self) -> io::Result<WebSocketTransport> {
+    fn transport(&self, _shard: ShardId, settings: Settings) -> io::Result<WebSocketTransport> {
         let poll = Poll::new()?;
         let wake = mio::Waker::new(poll.registry(), WAKE)?;
         let waker = Waker::new(move || {
@@ -56,7 +55,8 @@ impl Connector for WebSocketConnector {
             }
         });
         Ok(WebSocketTransport {
-            connector: self.clone(),
+            tls: self.tls.clone(),
+            settings,
             poll,
             events: Events::with_capacity(4),
             waker,
@@ -71,7 +71,8 @@ impl Connector for WebSocketConnector {
 
 /// The websocket of one shard.
 pub struct WebSocketTransport {
-    connector: WebSocketConnector,
+    tls: TlsConnector,
+    settings: Settings,
     poll: Poll,
     events: Events,
     waker: Waker,
@@ -106,7 +107,7 @@ impl Transport for WebSocketTransport {
     fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
         self.link = Link::None;
         self.flushed = true;
-        self.inflater = Inflater::new(self.connector.compression, self.connector.max_payload);
+        self.inflater = Inflater::new(self.settings.compression, self.settings.max_payload);
         self.attempts = Some(Attempts { url: url.clone(), addresses: resolve(url)?, deadline, give_up: None });
         self.try_next_address(io::ErrorKind::AddrNotAvailable.into())
     }
@@ -290,7 +291,7 @@ impl WebSocketTransport {
                 Some(Host::Ipv6(ip)) => ip.to_string(),
                 None => String::new(),
             };
-            let handshake = self.connector.tls.connect(&domain, stream);
+            let handshake = self.tls.connect(&domain, stream);
             self.secured(handshake)
         } else {
             self.upgrade(Stream::Plain(stream))
@@ -315,7 +316,7 @@ impl WebSocketTransport {
     fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
         let Some(attempts) = &self.attempts else { return Ok(false) };
         let request = attempts.url.as_str().into_client_request()?;
-        let handshake = ClientHandshake::start(stream, request, Some(settings(self.connector.max_payload)))?;
+        let handshake = ClientHandshake::start(stream, request, Some(settings(self.settings.max_payload)))?;
         self.upgraded(handshake.handshake())
     }
 

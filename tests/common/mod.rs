@@ -25,9 +25,11 @@ pub fn gateway() -> sim::Builder {
 
 /// A configuration for a gateway of the rig.
 pub fn config(gateway: &sim::Gateway) -> Config {
-    let config = Config::new(Token::new(gateway.token()).unwrap(), Intents::all())
-        .rest_url(gateway.rest_url())
-        .timing(Timing::scaled(SCALE));
+    let mut timing = Timing::scaled(SCALE);
+    // Most tests take their events on the thread that suspends.
+    timing.handlers_timeout = Duration::ZERO;
+    let config =
+        Config::new(Token::new(gateway.token()).unwrap(), Intents::all()).rest_url(gateway.rest_url()).timing(timing);
     match gateway.root_certificate() {
         Some(pem) => config.root_certificates(pem),
         None => config,

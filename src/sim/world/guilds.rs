@@ -33,6 +33,10 @@ impl World {
     }
 
     /// The guild whose text channel this is.
+    pub(in crate::sim) fn set_shards(&mut self, shards: u32) {
+        self.settings.shards = shards.max(1);
+    }
+
     pub(super) fn guild_of_channel(&self, channel: u64) -> Option<Guild> {
         self.guild(channel.checked_sub(1)?)
     }

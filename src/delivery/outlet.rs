@@ -1,0 +1,126 @@
+//! Where the shards of a set put their events.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
+use super::merge::Merge;
+use crate::event::Event;
+
+/// The way of a set of shards into the stream of events. A set that replaces another, and one that is replaced, share a
+/// [`Merge`] with the other; for all others an event costs one look at a flag.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    sender: Sender<Event>,
+    is_merging: AtomicBool,
+    merging: Mutex<Neighbours>,
+}
+
+/// The sets that a set is merged with: the one that it replaces, and the one that replaces it.
+#[derive(Clone, Debug, Default)]
+struct Neighbours {
+    before: Option<Merging>,
+    after: Option<Merging>,
+}
+
+#[derive(Clone, Debug)]
+struct Merging {
+    merge: Arc<Mutex<Merge<Event>>>,
+    hasher: RandomState,
+}
+
+impl Outlet {
+    pub(crate) fn new(sender: Sender<Event>) -> Arc<Self> {
+        Arc::new(Self { sender, is_merging: AtomicBool::new(false), merging: Mutex::default() })
+    }
+
+    /// An outlet for the set that will replace this one. From now on this one's events are noted, and the new one's held.
+    pub(crate) fn successor(&self, overlap: Duration) -> Arc<Self> {
+        let merging = Merging { merge: Arc::new(Mutex::new(Merge::new(overlap))), hasher: RandomState::new() };
+        self.change(|neighbours| neighbours.after = Some(merging.clone()));
+        let successor = Self::new(self.sender.clone());
+        successor.change(|neighbours| neighbours.before = Some(merging));
+        successor
+    }
+
+    /// No other set replaces this one after all.
+    pub(crate) fn stay(&self) {
+        self.change(|neighbours| neighbours.after = None);
+    }
+
+    /// An event of Discord, or of the shard. `is_arrival`: it is the arrival of a guild that READY named, which a set that
+    /// replaces another does not tell.
+    pub(crate) fn send(&self, event: Event, is_arrival: bool) {
+        if !self.is_merging.load(Ordering::Acquire) {
+            return self.emit(event);
+        }
+        let Neighbours { before, after } = self.merging.lock().clone();
+        let event = match before {
+            None => Some(event),
+            Some(merging) => {
+                let (event, is_over) = merging.new_event(event, is_arrival);
+                if is_over {
+                    self.change(|neighbours| neighbours.before = None);
+                }
+                event
+            }
+        };
+        let Some(event) = event else { return };
+        if let Some(merging) = after {
+            merging.note(&event);
+        }
+        self.emit(event);
+    }
+
+    /// The set that this one replaces has ended: `first` is delivered, then what was held, then everything as it comes.
+    pub(crate) fn take_over(&self, first: Event) {
+        let before = self.merging.lock().before.clone();
+        let Some(merging) = before else { return self.emit(first) };
+        // The channel is unbounded: sending does not block, and a shard's next event cannot overtake what was held.
+        let mut merge = merging.merge.lock();
+        self.emit(first);
+        merge.hand_over().for_each(|event| self.emit(event));
+    }
+
+    fn emit(&self, event: Event) {
+        // The manager keeps a receiver; one that is gone has asked every shard to stop.
+        let _ = self.sender.send(event);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Neighbours)) {
+        let mut neighbours = self.merging.lock();
+        change(&mut neighbours);
+        self.is_merging.store(neighbours.before.is_some() || neighbours.after.is_some(), Ordering::Release);
+    }
+}
+
+impl Merging {
+    fn note(&self, event: &Event) {
+        if let Some(digest) = self.digest(event) {
+            let twin = self.merge.lock().old(Instant::now(), digest);
+            drop(twin);
+        }
+    }
+
+    /// Returns the event if it is to be delivered now, and whether nothing is left to be merged.
+    fn new_event(&self, event: Event, is_arrival: bool) -> (Option<Event>, bool) {
+        let digest = self.digest(&event);
+        let mut merge = self.merge.lock();
+        let event = match digest {
+            Some(digest) if merge.is_live() || !is_arrival => merge.new_event(Instant::now(), digest, event),
+            // What happens to a shard, and how its session begins, nobody hears before it takes over.
+            _ => merge.is_live().then_some(event),
+        };
+        (event, merge.is_over())
+    }
+
+    /// `None` for what belongs to one session alone.
+    fn digest(&self, event: &Event) -> Option<u64> {
+        let dispatch = event.dispatch().filter(|dispatch| !matches!(dispatch.name(), "READY" | "RESUMED"))?;
+        Some(self.hasher.hash_one((dispatch.name(), dispatch.data())))
+    }
+}

@@ -1,0 +1,227 @@
+//! What the owner of a fleet can ask for while it runs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::fleet::{After, Fleet, Part, Reshard, Slot, State, list};
+use super::operation::{Goal, Operation};
+use super::{count, start};
+use crate::config::{Plan, is_foreign};
+use crate::error::Error;
+use crate::event::{Event, EventKind};
+use crate::protocol::{Session, Stage};
+use crate::shard::Shard;
+use crate::shard_id::ShardId;
+
+impl Fleet {
+    pub(super) fn open(&self, shard: ShardId, session: Option<Session>) -> Result<Operation, Error> {
+        if let Some(foreign) = session.as_ref().filter(|session| is_foreign(session, self.config.token.user_id())) {
+            return Err(Error::ForeignSession { shard, bot_user_id: foreign.bot_user_id });
+        }
+        self.config.of_shard(shard)?;
+        self.ask(|state| {
+            state.check_free()?;
+            if state.wanted.contains(&shard) || state.shards.get(&shard).is_some_and(Slot::runs) {
+                return Err(Error::AlreadyOpen { shard });
+            }
+            if let Some(with) = state.wanted.iter().find(|other| shard.overlaps(**other)) {
+                return Err(Error::Overlaps { shard, with: *with });
+            }
+            state.wanted.insert(shard);
+            state.sessions.extend(session.map(|session| (shard, session)));
+            state.transition.open([shard]);
+            Ok(Operation::new([(shard, Goal::Ready)]))
+        })
+    }
+
+    pub(super) fn close_shard(&self, shard: ShardId) -> Result<Operation, Error> {
+        let mut running = None;
+        let operation = self.ask(|state| {
+            state.check_free()?;
+            if !state.wanted.contains(&shard) {
+                return Err(Error::NotOpen { shard });
+            }
+            let slot = state.shards.get(&shard);
+            running = slot.filter(|slot| slot.runs()).map(|slot| slot.shard.clone());
+            let is_stopped = slot.is_some_and(|slot| !slot.runs());
+            state.wanted.remove(&shard);
+            state.sessions.remove(&shard);
+            let was_waiting = state.transition.forget(shard);
+            Ok(Operation::new((!is_stopped && !was_waiting).then_some((shard, Goal::Stopped))))
+        })?;
+        if let Some(shard) = running {
+            shard.close();
+        }
+        Ok(operation)
+    }
+
+    pub(super) fn restart(&self, shard: ShardId) -> Result<Operation, Error> {
+        self.restart_some(1, |state| {
+            if state.wanted.contains(&shard) || state.shards.get(&shard).is_some_and(|slot| slot.part == Part::Running)
+            {
+                return Ok(vec![shard]);
+            }
+            Err(Error::NotOpen { shard })
+        })
+    }
+
+    pub(super) fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
+        if most_away == 0 {
+            return Err(Error::setting("most_away", most_away, "at least 1"));
+        }
+        self.restart_some(most_away, |state| Ok(state.wanted.iter().copied().collect()))
+    }
+
+    /// Restarts those that run, and opens those that have stopped; those that are on their way go on.
+    fn restart_some(
+        &self,
+        most_away: usize,
+        which: impl FnOnce(&State) -> Result<Vec<ShardId>, Error>,
+    ) -> Result<Operation, Error> {
+        self.ask(|state| {
+            state.check_free()?;
+            let shards = which(state)?;
+            if let Some((shard, with)) = state.overlap(&shards) {
+                return Err(Error::Overlaps { shard, with });
+            }
+            let mut goals = Vec::new();
+            for shard in shards {
+                match state.shards.get(&shard) {
+                    Some(slot) if slot.runs() => {
+                        goals.push((shard, Goal::ReadyAgain(slot.stage != Stage::Ready)));
+                        state.transition.restart([shard], most_away);
+                    }
+                    Some(_) if !state.transition.will_open(shard) => {
+                        goals.push((shard, Goal::Ready));
+                        state.wanted.insert(shard);
+                        state.transition.open([shard]);
+                    }
+                    _ => goals.push((shard, Goal::Ready)),
+                }
+            }
+            Ok(Operation::new(goals))
+        })
+    }
+
+    pub(super) fn reshard(self: &Arc<Self>, plan: &Plan) -> Result<Operation, Error> {
+        plan.validate()?;
+        self.check_idle()?;
+        let gateway = start::ask_discord(&self.config, plan, &self.rest)?;
+        let plan = count::rounded(plan, gateway.as_ref(), || count::is_large(&self.rest));
+        let to = plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
+        let max_concurrency = gateway.as_ref().map(|gateway| {
+            self.limiter.update(start::limits(&gateway.session_start_limit));
+            gateway.session_start_limit.max_concurrency
+        });
+        start::check_identifies(to.len(), gateway.as_ref(), self.config.shortage)?;
+        to.iter().try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
+        self.ask(|state| {
+            state.check_idle()?;
+            if let Some(shard) = to.iter().find(|shard| state.shards.get(shard).is_some_and(Slot::runs)) {
+                return Err(Error::AlreadyOpen { shard: *shard });
+            }
+            if let Some(max_concurrency) = max_concurrency {
+                state.transition.set_max_concurrency(max_concurrency);
+            }
+            let overlap = self.config.timing.reshard_overlap;
+            let outlet = state.outlet.as_ref().ok_or(Error::Closed)?.successor(overlap);
+            // What stopped earlier under one of the new ids makes room.
+            for shard in &to {
+                state.retire(*shard);
+            }
+            let old = state.running().filter(|(_, slot)| slot.runs()).map(|(id, _)| *id).collect();
+            state.transition.replace(old, &to, overlap);
+            let operation = Operation::new(to.iter().map(|shard| (*shard, Goal::HandOver)));
+            state.reshard = Some(Reshard { to: to.clone(), outlet, operation: operation.clone() });
+            Ok(operation)
+        })
+    }
+
+    /// Changes what is wanted, unless the fleet is stopping, and has the conductor look.
+    pub(super) fn ask(&self, change: impl FnOnce(&mut State) -> Result<Operation, Error>) -> Result<Operation, Error> {
+        let operation = {
+            let mut state = self.state.lock();
+            if state.stopping.is_some() || state.outlet.is_none() {
+                return Err(Error::Closed);
+            }
+            let operation = change(&mut state)?;
+            state.operations.push(operation.clone());
+            operation
+        };
+        self.changed.notify_all();
+        Ok(operation)
+    }
+
+    fn check_idle(&self) -> Result<(), Error> {
+        let state = self.state.lock();
+        if state.stopping.is_some() { Err(Error::Closed) } else { state.check_idle() }
+    }
+
+    /// The old set has stopped: its handlers finish, then the new one takes over.
+    pub(super) fn hand_over(self: &Arc<Self>) {
+        let old: Vec<Shard> = self.shards();
+        let deadline = Instant::now() + self.config.timing.handlers_timeout;
+        // So that a guild's events stay in order even if another worker gets those of its new shard.
+        self.wait_handled(&old, deadline, |state| state.stopping.is_some());
+        let mut after = After::default();
+        let (outlet, from, to) = {
+            let mut state = self.state.lock();
+            let Some(Reshard { to, outlet, operation }) = state.reshard.take() else { return };
+            let from: Vec<ShardId> = state.running().map(|(id, _)| *id).collect();
+            for shard in &from {
+                state.retire(*shard);
+            }
+            for id in &to {
+                if let Some(slot) = state.shards.get_mut(id) {
+                    slot.part = Part::Running;
+                }
+            }
+            state.wanted = to.iter().copied().collect();
+            state.outlet = Some(Arc::clone(&outlet));
+            operation.finish(Ok(()));
+            self.handle_stops(&mut state, &mut after);
+            state.tell_operations(|_| {});
+            (outlet, from, to)
+        };
+        self.changed.notify_all();
+        log::info!("{} have taken over from {}", list(&to), list(&from));
+        outlet.take_over(Event::of_shard(to[0], EventKind::Resharded { from, to }));
+        after.carry_out();
+        for command in old.iter().flat_map(Shard::take_unsent) {
+            let home = command.guild_id().and_then(|guild| self.shard_by_guild(guild));
+            match home.map(|shard| shard.send_command(command)) {
+                Some(Ok(())) => {}
+                _ => log::warn!(
+                    "a command that an old shard had not sent is dropped: it names no guild of the new shards"
+                ),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Whether single shards may be changed.
+    fn check_free(&self) -> Result<(), Error> {
+        if self.reshard.is_some() { Err(Error::Busy { running: "a reshard" }) } else { Ok(()) }
+    }
+
+    /// Whether all shards may be replaced.
+    fn check_idle(&self) -> Result<(), Error> {
+        self.check_free()?;
+        if self.transition.is_done() && !self.is_asking {
+            Ok(())
+        } else {
+            Err(Error::Busy { running: "a start, split or restart" })
+        }
+    }
+
+    /// A shard of these, and a wanted one whose guilds it shares.
+    fn overlap(&self, shards: &[ShardId]) -> Option<(ShardId, ShardId)> {
+        let new: HashSet<&ShardId> = shards.iter().filter(|shard| !self.wanted.contains(shard)).collect();
+        new.into_iter().find_map(|shard| {
+            let other = self.wanted.iter().find(|other| shard.overlaps(**other))?;
+            Some((*shard, *other))
+        })
+    }
+}
