@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::fleet::{Fleet, Part, Slot};
 use super::transition::Step;
 use crate::error::Error;
-use crate::protocol::{CloseReason, Stage};
-use crate::shard::{Change, Context, Shard, Spawned};
+use crate::protocol::Stage;
+use crate::shard::{Context, Shard, Spawned};
 use crate::shard_id::ShardId;
 use crate::transport::Connector;
 
@@ -130,10 +130,11 @@ impl<C: Connector + 'static> Conductor<C> {
     }
 
     fn restart(&self, id: ShardId) {
-        let Some(shard) = self.fleet.shard(id) else { return };
-        let restarted = self.fleet.config.of_shard(id).and_then(|config| shard.restart(config.identity()));
+        let shard = self.fleet.shard(id).ok_or(Error::NotOpen { shard: id });
+        let restarted = shard.and_then(|shard| shard.restart(self.fleet.config.of_shard(id)?.identity()));
         if let Err(error) = restarted {
             log::error!("shard {id} is not restarted: {}", error.report());
+            self.fleet.state.lock().transition.handle_stop(id);
         }
     }
 
@@ -142,8 +143,7 @@ impl<C: Connector + 'static> Conductor<C> {
         shard.close();
         if shard.is_resolving() {
             // It has no connection, and the look-up may take long: nothing more comes from it.
-            let stopped = Change::Stage(Stage::Stopped(CloseReason::Requested));
-            self.fleet.state.lock().transition.handle(id, stopped);
+            self.fleet.state.lock().transition.handle_stop(id);
         }
     }
 }

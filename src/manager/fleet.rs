@@ -114,9 +114,12 @@ impl State {
         self.shards.iter().filter(|(_, slot)| slot.part == Part::Running)
     }
 
-    /// Takes a shard out. Its thread is joined when the manager stops, or earlier.
+    /// Takes a shard out. Its thread ends by itself, and is joined when the manager stops.
     pub(super) fn retire(&mut self, shard: ShardId) {
         if let Some(Slot { shard, thread: Some(thread), .. }) = self.shards.remove(&shard) {
+            // Nobody can ask it to later.
+            shard.close();
+            self.retired.retain(|(_, thread)| !thread.is_finished());
             self.retired.push((shard, thread));
         }
     }

@@ -92,7 +92,7 @@ impl Fleet {
                         goals.push((shard, Goal::ReadyAgain(slot.stage != Stage::Ready)));
                         state.transition.restart([shard], most_away);
                     }
-                    Some(_) if !state.transition.will_open(shard) => {
+                    Some(_) if !state.transition.is_opening(shard) => {
                         goals.push((shard, Goal::Ready));
                         state.wanted.insert(shard);
                         state.transition.open([shard]);

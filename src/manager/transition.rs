@@ -128,9 +128,9 @@ impl Transition {
         self.handover.as_ref().is_some_and(|handover| matches!(handover.phase, Phase::Closing(_)))
     }
 
-    /// Whether a shard waits to be opened.
-    pub(crate) fn will_open(&self, shard: ShardId) -> bool {
-        self.open.contains(&shard)
+    /// Whether a shard waits to be opened, or is on its way.
+    pub(crate) fn is_opening(&self, shard: ShardId) -> bool {
+        self.open.contains(&shard) || self.under_way.contains_key(&shard)
     }
 
     /// Nothing more is opened, restarted or replaced. Returns what was to be opened.
@@ -216,9 +216,10 @@ impl Transition {
         }
         let Change::Stage(stage) = change else { return };
         match stage {
-            Stage::Identifying | Stage::Resuming | Stage::Ready | Stage::Stopped(_) => {
+            Stage::Identifying | Stage::Resuming | Stage::Ready => {
                 self.under_way.remove(&shard);
             }
+            Stage::Stopped(_) => return self.handle_stop(shard),
             Stage::Queued | Stage::Waiting => {
                 if let Some(asked) = self.under_way.get_mut(&shard) {
                     *asked = true;
@@ -227,21 +228,26 @@ impl Transition {
             Stage::Connecting | Stage::AwaitingHello => {}
         }
         match (stage, self.away.get_mut(&shard)) {
-            (Stage::Ready, Some(true)) | (Stage::Stopped(_), Some(_)) => {
+            (Stage::Ready, Some(true)) => {
                 self.away.remove(&shard);
             }
             (Stage::Ready, Some(false)) | (_, None) => {}
             (_, Some(has_left)) => *has_left = true,
         }
-        if let (Stage::Stopped(_), Some(Handover { old, phase, .. })) = (stage, &mut self.handover)
-            && let Some(at) = old.iter().position(|old| *old == shard)
+    }
+
+    /// A shard has stopped, or was not there to begin with: nobody waits for it.
+    pub(crate) fn handle_stop(&mut self, shard: ShardId) {
+        self.under_way.remove(&shard);
+        self.away.remove(&shard);
+        self.restart.retain(|other| *other != shard);
+        let Some(Handover { old, phase, .. }) = &mut self.handover else { return };
+        let Some(at) = old.iter().position(|old| *old == shard) else { return };
+        old.remove(at);
+        if let Phase::Closing(asked) = phase
+            && at < *asked
         {
-            old.remove(at);
-            if let Phase::Closing(asked) = phase
-                && at < *asked
-            {
-                *asked -= 1;
-            }
+            *asked -= 1;
         }
     }
 
@@ -350,8 +356,8 @@ mod tests {
         stage(&mut transition, 3, Stage::Connecting);
         stage(&mut transition, 3, Stage::Ready);
         assert_eq!(transition.poll(now), Step::Wait(None), "shard 4 has the key of shard 2");
-        transition.forget(shard(4));
-        stage(&mut transition, 2, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 4, Stage::Stopped(CloseReason::Cut));
+        transition.handle_stop(shard(2));
         assert!(transition.is_done());
     }
 

@@ -991,3 +991,90 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn sessions_that_never_last_open_the_circuit() {
+    let new = || {
+        let mut rig = Rig::new(None);
+        rig.machine = rig.machine.with_most_short_sessions(NonZeroU32::new(3));
+        rig
+    };
+    let lose = |rig: &mut Rig, after: Duration| {
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.input(Input::Permit);
+        rig.dispatch("READY", 1, &json!({"session_id": "s", "user": {"id": "5"}}));
+        rig.now += after;
+        rig.said.clear();
+        rig.input(Input::Closed(Some(4009)));
+    };
+    // Three in a row: it stops, and says what was lost.
+    let mut rig = new();
+    for _ in 0..2 {
+        lose(&mut rig, Duration::from_secs(9));
+        rig.reconnect();
+    }
+    lose(&mut rig, Duration::from_secs(9));
+    assert_eq!(rig.machine.stage(), Stage::Stopped(CloseReason::CircuitOpen));
+    assert!(rig.lost_session());
+    // One that lasted between them, or ten minutes: it goes on.
+    for (last, away) in [(11, 0), (9, 10 * 60)] {
+        let mut rig = new();
+        for _ in 0..5 {
+            lose(&mut rig, Duration::from_secs(9));
+            rig.reconnect();
+            rig.now += Duration::from_secs(away);
+            lose(&mut rig, Duration::from_secs(last));
+            rig.reconnect();
+        }
+    }
+    // And without a breaker it goes on for ever.
+    let mut rig = Rig::new(None);
+    for _ in 0..50 {
+        lose(&mut rig, Duration::ZERO);
+        rig.reconnect();
+    }
+}
+
+#[test]
+fn a_restart_resumes_at_once_in_every_state() {
+    let restart = |rig: &mut Rig| {
+        let identity = Identity { intents: Intents::GUILD_MESSAGES, ..rig.machine.identity.clone() };
+        rig.said.clear();
+        rig.input(Input::Restart(Box::new(identity)));
+    };
+    // Ready: it leaves resumably, and its commands wait for the next connection.
+    let mut rig = Rig::ready();
+    restart(&mut rig);
+    assert_eq!(rig.said[0], Output::Disconnect(Some(4000)));
+    assert!(rig.said.contains(&Output::Connect(Target::Resume("wss://r".into()))), "{:?}", rig.said);
+    let told = Notice::Disconnected { reason: CloseReason::Restarted, retry_in: Duration::ZERO, resumable: true };
+    assert!(rig.said.contains(&Output::Report(told)));
+    // While it queues: no IDENTIFY goes to the connection that it leaves, and the next one has the new identity.
+    let mut rig = Rig::new(None);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.machine.handle(rig.now, Input::Permit);
+    restart(&mut rig);
+    assert!(!rig.said.iter().any(|output| matches!(output, Output::Identify(_))), "{:?}", rig.said);
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    rig.input(Input::Permit);
+    assert_eq!(rig.sent()[0].1["intents"], Intents::GUILD_MESSAGES.bits());
+    // In a long pause, whose reasons are forgotten.
+    let mut rig = Rig::new(None);
+    for _ in 0..10 {
+        rig.input(Input::Failed(CloseReason::ConnectFailed));
+        rig.reconnect();
+    }
+    rig.input(Input::Failed(CloseReason::ConnectFailed));
+    restart(&mut rig);
+    assert!(rig.said.contains(&Output::Connect(Target::Main)));
+    rig.input(Input::Failed(CloseReason::ConnectFailed));
+    assert_eq!(rig.reconnect().1, Duration::ZERO, "the first failure again");
+    // Once it has stopped, nothing.
+    rig.input(Input::Stop(CloseReason::Requested));
+    restart(&mut rig);
+    assert!(matches!(rig.machine.stage(), Stage::Stopped(_)));
+}

@@ -1,0 +1,405 @@
+//! Single shards: opened, resumed, closed and restarted while the others run; and what the owner hears of them.
+
+mod common;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use threadcord::sim::{Action, Answer, Fault, Gateway};
+use threadcord::transport::{Connector, Settings, WebSocketConnector, WebSocketTransport};
+use threadcord::{CloseReason, Error, Event, EventKind, Handle, Plan, Session, ShardId, ShardManager, Shortage, Stage};
+
+fn is_live(gateway: &Gateway, shard: ShardId) -> bool {
+    gateway.observed().live.contains_key(&shard)
+}
+
+fn identifies(gateway: &Gateway) -> usize {
+    gateway.observed().count(|action| matches!(action, Action::Identify(_)))
+}
+
+#[test]
+fn one_shard_is_closed_and_opened_again() {
+    let gateway = gateway().shards(3).max_concurrency(3).guilds(6).start().unwrap();
+    let manager = ready(config(&gateway));
+    let (events, id) = (manager.events(), shard(1, 3));
+    let old = manager.shard(id).unwrap();
+    manager.close_shard(id).unwrap().wait(PATIENCE).unwrap();
+    assert_eq!(old.status().stage, Stage::Stopped(CloseReason::Requested));
+    gateway.expect("it is gone", PATIENCE, |seen| !seen.live.contains_key(&id));
+    next(&events, |event| event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::Requested)));
+    assert!(matches!(manager.close_shard(id), Err(Error::NotOpen { shard }) if shard == id));
+    assert!(matches!(old.send(&json!({"op": 31, "d": {}})), Err(Error::Stopped { .. })));
+    manager.wait_ready(PATIENCE).expect("the others are");
+
+    manager.open_shard(id).unwrap().wait(PATIENCE).unwrap();
+    next(&events, |event| event.shard() == id && event.name() == "READY");
+    assert!(is_live(&gateway, id));
+    assert_eq!(manager.shard(id).unwrap().status().stage, Stage::Ready);
+    assert!(matches!(manager.open_shard(id), Err(Error::AlreadyOpen { .. })));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
+    let gateway = gateway().guilds(8).start().unwrap();
+    let manager = ready(config(&gateway).plan(Plan::range(0..1, 2)));
+    match manager.open_shard(shard(2, 4)) {
+        Err(Error::Overlaps { shard: given, with }) => assert_eq!((given, with), (shard(2, 4), shard(0, 2))),
+        other => panic!("{other:?}"),
+    }
+    for id in [shard(1, 4), shard(3, 4)] {
+        manager.open_shard(id).unwrap().wait(PATIENCE).unwrap();
+    }
+    for guild in gateway.guild_ids() {
+        let home = manager.shard_by_guild(guild).unwrap().id();
+        assert_eq!(ShardId::for_guild(guild, home.total()), Some(home));
+    }
+    assert_eq!(gateway.observed().live.len(), 3);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn one_shard_is_resumed_from_a_session() {
+    let gateway = gateway().shards(2).max_concurrency(2).guilds(4).start().unwrap();
+    let first = ready(config(&gateway));
+    first.wait_guilds(PATIENCE).unwrap();
+    for event in first.events() {
+        drop(event);
+        if first.shards().iter().all(|shard| shard.outstanding().0 == 0) {
+            break;
+        }
+    }
+    let sessions = first.suspend();
+    drop(first);
+    let of = |number: usize| sessions[number].clone();
+    for guild in gateway.guild_ids() {
+        gateway.chat(gateway.channel_of(guild).unwrap(), "while it was away").unwrap();
+    }
+    let manager = ready(config(&gateway).plan(Plan::range(0..1, 2)).sessions(vec![of(0)]));
+    manager.resume_shard(of(1)).unwrap().wait(PATIENCE).unwrap();
+    let events = manager.events();
+    for _ in 0..4 {
+        next(&events, |event| event.name() == "MESSAGE_CREATE");
+    }
+    assert_eq!(identifies(&gateway), 2, "those of the first time");
+
+    // One that Discord does not know costs an IDENTIFY, and one of another bot is refused.
+    manager.close_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
+    let mut foreign = of(1);
+    foreign.bot_user_id += 1;
+    assert!(matches!(manager.resume_shard(foreign.clone()), Err(Error::ForeignSession { .. })));
+    assert!(matches!(ShardManager::start(config(&gateway).sessions(vec![foreign])), Err(Error::ForeignSession { .. })));
+    assert!(!is_live(&gateway, shard(1, 2)));
+    manager.resume_shard(of(1)).unwrap().wait(PATIENCE).unwrap();
+    assert_eq!(identifies(&gateway), 3);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_restart_resumes_and_misses_nothing() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    let mut kept = Vec::new();
+    for n in 0..20 {
+        gateway.chat(channel, &n.to_string()).unwrap();
+        if n % 5 == 0 {
+            manager.restart_shard(ShardId::ONE).unwrap().wait(PATIENCE).unwrap();
+        }
+    }
+    for n in 0..20 {
+        let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
+        assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
+        kept.push(message);
+    }
+    let one = manager.shard(ShardId::ONE).unwrap();
+    assert_eq!(
+        (one.status().identifies, one.status().resumes, one.status().last_disconnect),
+        (1, 4, Some(CloseReason::Restarted))
+    );
+    // What is still being handled holds the mark back, across restarts.
+    let sequence = kept[0].dispatch().unwrap().sequence();
+    assert_eq!(one.session().unwrap().sequence, sequence - 1);
+    assert!(matches!(manager.restart_shard(shard(0, 2)), Err(Error::NotOpen { .. })));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_rolling_restart_takes_a_few_at_a_time() {
+    let gateway = gateway().shards(8).max_concurrency(4).guilds(8).start().unwrap();
+    let manager = ready(config(&gateway));
+    assert!(matches!(manager.restart_all(0), Err(Error::Setting { setting: "most_away", .. })));
+    gateway.drain();
+    let restart = manager.restart_all(3).unwrap();
+    let mut least = 8;
+    while !restart.is_over() {
+        least = least.min(gateway.observed().live.len());
+    }
+    restart.wait(PATIENCE).unwrap();
+    assert!((5..8).contains(&least), "{least} were live at least");
+    for shard in manager.shards() {
+        assert_eq!((shard.status().resumes, shard.status().identifies), (1, 1), "{}", shard.id());
+    }
+    // Of one key never two were away: each came back before the next of its key left.
+    let seen = gateway.observed();
+    for key in 0..4 {
+        let of_key = seen.records.iter().filter(|record| record.shard.is_some_and(|shard| shard.number() % 4 == key));
+        let steps = of_key.filter_map(|record| match record.action {
+            Action::Closed(Some(4000)) => Some(("left", record.shard?.number())),
+            Action::Resume { .. } => Some(("back", record.shard?.number())),
+            _ => None,
+        });
+        let steps: Vec<_> = steps.collect();
+        assert_eq!(steps, [("left", key), ("back", key), ("left", key + 4), ("back", key + 4)]);
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn every_shard_can_have_settings_of_its_own() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let config = config(&gateway).for_shard(move |shard, config| {
+        let name = format!("shard {shard}, time {}", count.fetch_add(1, Ordering::SeqCst));
+        config.presence =
+            Some(json!({"activities": [{"name": name, "type": 0}], "status": "idle", "since": null, "afk": false}));
+        config.compression = common::COMPRESSIONS[shard.number() as usize];
+    });
+    let manager = ready(config);
+    for id in [shard(0, 2), shard(1, 2)] {
+        let seen = gateway.observed();
+        let (_, identify) = seen.identifies(id).next().unwrap();
+        let name = identify["presence"]["activities"][0]["name"].as_str().unwrap();
+        assert!(name.starts_with(&format!("shard {id}")), "{name}");
+    }
+    let before = asked.load(Ordering::SeqCst);
+    manager.restart_shard(shard(0, 2)).unwrap().wait(PATIENCE).unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), before + 1, "a restart asks again");
+
+    let wrong = common::config(&gateway).for_shard(|_, config| config.large_threshold = 7);
+    assert!(matches!(ShardManager::start(wrong), Err(Error::Setting { setting: "large_threshold", .. })));
+    let wrong = common::config(&gateway).for_shard(|_, _| panic!("a hook of no use"));
+    assert!(matches!(ShardManager::start(wrong), Err(Error::Setting { setting: "for_shard", .. })));
+    gateway.assert_lawful();
+}
+
+/// Counts the transports that it has made.
+struct Counting(WebSocketConnector, Arc<Mutex<Vec<ShardId>>>);
+
+impl Connector for Counting {
+    type Transport = WebSocketTransport;
+
+    fn transport(&self, shard: ShardId, settings: Settings) -> std::io::Result<WebSocketTransport> {
+        self.1.lock().push(shard);
+        self.0.transport(shard, settings)
+    }
+}
+
+#[test]
+fn transports_may_come_from_a_factory_of_the_users() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let made = Arc::<Mutex<Vec<ShardId>>>::default();
+    let manager =
+        ShardManager::start_with(config(&gateway), |connector| Counting(connector, Arc::clone(&made))).unwrap();
+    manager.wait_ready(PATIENCE).unwrap();
+    assert_eq!(*made.lock(), [shard(0, 2), shard(1, 2)]);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn closed_connections_are_told_by_callback_and_event() {
+    let gateway = gateway().shards(1).start().unwrap();
+    let calls = Arc::<Mutex<Vec<(ShardId, CloseReason, bool)>>>::default();
+    let noted = Arc::clone(&calls);
+    let manager = ready(config(&gateway).on_close(move |shard, reason, comes_back| {
+        noted.lock().push((shard, reason, comes_back));
+        assert!(!comes_back, "a callback that panics now and then");
+    }));
+    let events = manager.events();
+    gateway.inject(ShardId::ONE, Fault::Reconnect);
+    let disconnected = next(&events, |event| event.name() == "Disconnected");
+    assert!(matches!(disconnected.kind(), EventKind::Disconnected { reason: CloseReason::ReconnectRequested, .. }));
+    next(&events, |event| event.name() == "Resumed");
+    gateway.inject(ShardId::ONE, Fault::Close(4014));
+    let closed = next(&events, |event| event.name() == "Closed");
+    let EventKind::Closed(fatal) = *closed.kind() else { panic!() };
+    assert_eq!(*calls.lock(), [(ShardId::ONE, CloseReason::ReconnectRequested, true), (ShardId::ONE, fatal, false)]);
+    assert!(matches!(fatal, CloseReason::Discord(code) if code.0 == 4014));
+    assert!(events.into_iter().next().is_none(), "the stream has ended");
+    assert!(matches!(manager.open_shard(shard(0, 2)), Err(Error::Closed)));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn guilds_are_told_when_all_are_in_or_given_up() {
+    let gateway =
+        gateway().shards(2).max_concurrency(2).guilds(10).guild_delay(Duration::from_millis(5)).start().unwrap();
+    let manager = ShardManager::start(config(&gateway)).unwrap();
+    manager.wait_guilds(PATIENCE).unwrap();
+    let (mut arrived, mut told) = (0, Vec::new());
+    let events = manager.events();
+    while told.len() < 2 {
+        let event = next(&events, |event| matches!(event.name(), "GUILD_CREATE" | "GuildsReady"));
+        match event.kind() {
+            EventKind::GuildsReady { guilds, missing: 0 } => told.push(*guilds),
+            EventKind::GuildsReady { .. } => panic!("{event:?}"),
+            _ => arrived += 1,
+        }
+    }
+    assert_eq!((arrived, told.iter().sum::<usize>()), (10, 10));
+    assert!(manager.status().shards.iter().all(|shard| shard.guilds_in && shard.guilds.is_some()));
+    manager.close();
+
+    // Guilds that take their time are given up, each after that long.
+    let slow = common::gateway().guilds(3).guild_delay(PATIENCE).start().unwrap();
+    let mut config = config(&slow);
+    config.timing.guilds_timeout = Duration::from_millis(50);
+    let manager = ready(config.clone());
+    manager.wait_guilds(PATIENCE).unwrap();
+    let event = next(&manager.events(), |event| event.name() == "GuildsReady");
+    assert!(matches!(event.kind(), EventKind::GuildsReady { guilds: 3, missing: 2 | 3 }), "{event:?}");
+    // Not in time: the error says who is waited for.
+    config.timing.guilds_timeout = PATIENCE;
+    drop(manager);
+    let manager = ready(config);
+    assert!(matches!(manager.wait_guilds(Duration::from_millis(20)), Err(Error::NotReady { ready: 0, total: 1, .. })));
+}
+
+#[test]
+fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let mut config = config(&gateway).most_short_sessions(NonZeroU32::new(3));
+    // The pauses between the attempts, which would otherwise be most of this test.
+    config.timing.circuit_window = PATIENCE;
+    let manager = ready(config);
+    let (events, id) = (manager.events(), shard(1, 2));
+    let refuse = || gateway.inject(id, Fault::Identify(Answer::InvalidSession { resumable: false }));
+    (0..2).for_each(|_| refuse());
+    gateway.inject(id, Fault::InvalidSession { resumable: false });
+    next(&events, |event| event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::CircuitOpen)));
+    let stopped = manager.shard(id).unwrap();
+    assert_eq!(stopped.status().stage, Stage::Stopped(CloseReason::CircuitOpen));
+    assert!(manager.wait_ready(PATIENCE).unwrap_err().to_string().contains("restart it"));
+    let spent = identifies(&gateway);
+    manager.restart_shard(id).unwrap().wait(PATIENCE).unwrap();
+    assert_eq!(identifies(&gateway), spent + 1);
+    manager.wait_ready(PATIENCE).unwrap();
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
+    let gateway = gateway().shards(4).session_starts(1000, 3, Duration::from_secs(3600)).start().unwrap();
+    match ShardManager::start(config(&gateway).shortage(Shortage::Refuse)) {
+        Err(Error::TooFewIdentifies { needed: 4, remaining: 3, total: 1000, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(gateway.observed().live.is_empty() && identifies(&gateway) == 0);
+    // Three fit, and then nothing is left for a reshard, nor for a restart that would identify.
+    let manager = ready(config(&gateway).plan(Plan::range(0..3, 4)).shortage(Shortage::Refuse));
+    assert!(matches!(manager.reshard(&Plan::Total(5)), Err(Error::TooFewIdentifies { needed: 5, remaining: 0, .. })));
+    assert_eq!(manager.shards().len(), 3);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_large_bots_total_is_rounded_up() {
+    // Known from the number of guilds, before anything starts ...
+    let large = gateway().shards(2).shard_multiple(2).max_concurrency(8).start().unwrap();
+    let manager = ready(config(&large).plan(Plan::Total(3)));
+    assert_eq!(manager.shards().iter().map(threadcord::Shard::id).collect::<Vec<_>>(), shard(0, 1).split(4).unwrap());
+    manager.close();
+    large.assert_lawful();
+    // ... or from the close code of a gateway that counts otherwise.
+    let gateway = gateway().shards(2).max_concurrency(8).start().unwrap();
+    gateway.inject(shard(1, 3), Fault::Identify(Answer::Close(4010)));
+    let manager = ShardManager::start(config(&gateway).plan(Plan::Total(3))).unwrap();
+    eventually("four shards run", || manager.wait_ready(PATIENCE).is_ok() && manager.shards().len() == 4);
+    gateway
+        .expect("only they", PATIENCE, |seen| seen.live.len() == 4 && seen.live.keys().all(|shard| shard.total() == 4));
+    manager.close();
+    gateway.assert_lawful();
+    // What cannot be mended by that ends as before.
+    for number in 0..4 {
+        gateway.inject(shard(number, 4), Fault::Identify(Answer::Close(4010)));
+    }
+    let manager = ShardManager::start(config(&gateway).plan(Plan::Total(4))).unwrap();
+    let error = manager.run(1, |_: &Handle, _: Event| {}).unwrap_err().to_string();
+    assert!(error.contains("4010"), "{error}");
+}
+
+#[test]
+fn the_status_tells_it_all() {
+    let gateway =
+        gateway().shards(3).max_concurrency(1).guilds(6).ready_delay(Duration::from_millis(200)).start().unwrap();
+    let mut config = config(&gateway);
+    config.timing.guard = Duration::from_millis(400);
+    let manager = ShardManager::start(config).unwrap();
+    eventually("somebody waits for a turn", || manager.status().limit.is_some_and(|limit| !limit.waiting.is_empty()));
+    let status = manager.status();
+    assert!(status.to_string().contains("wait for a turn, first shard"), "{status}");
+    manager.wait_guilds(PATIENCE).unwrap();
+    gateway.inject(shard(2, 3), Fault::Cut);
+    eventually("it resumes", || manager.shard(shard(2, 3)).unwrap().status().resumes == 1);
+    manager.wait_ready(PATIENCE).unwrap();
+    let status = manager.status();
+    let [_, _, last] = &status.shards[..] else { panic!("{status}") };
+    assert_eq!((last.identifies, last.resumes, last.reconnects, last.guilds), (1, 1, 1, Some(2)));
+    assert_eq!((last.last_disconnect, last.stage), (Some(CloseReason::Cut), Stage::Ready));
+    assert!(last.bytes > 100 && last.events >= 4 && last.outstanding_events >= 4 && last.sequence >= 3);
+    let limit = status.limit.as_ref().unwrap();
+    assert_eq!((limit.remaining, limit.total, limit.max_concurrency.get()), (997, 1000, 1));
+    assert!(status.to_string().contains("3 of 3 shards ready"), "{status}");
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["shards"][2]["last_disconnect"], "the connection was cut");
+    let handle = manager.handle();
+    assert!(handle.status().is_some());
+    drop(manager);
+    assert!(handle.status().is_none());
+    gateway.assert_lawful();
+}
+
+#[test]
+fn everything_may_be_called_from_a_handler() {
+    let gateway = gateway().shards(3).max_concurrency(3).guilds(3).start().unwrap();
+    let mut config = config(&gateway);
+    config.timing.reshard_overlap = Duration::from_millis(10);
+    config.timing.handlers_timeout = Duration::from_millis(10);
+    let manager = ready(config);
+    let step = AtomicUsize::new(0);
+    // On one worker, so that nobody else takes events while the handler waits.
+    manager
+        .run(1, |handle, event| {
+            let id = shard(1, 3);
+            match step.fetch_add(1, Ordering::SeqCst) {
+                0 => handle.close_shard(id).unwrap().wait(PATIENCE).unwrap(),
+                1 => handle.open_shard(id).unwrap().wait(PATIENCE).unwrap(),
+                2 => handle.restart_shard(event.shard()).unwrap().wait(PATIENCE).unwrap(),
+                3 => handle.restart_all(1).unwrap().wait(PATIENCE).unwrap(),
+                4 => handle.reshard(&Plan::Total(2)).unwrap().wait(PATIENCE).unwrap(),
+                5 => handle.close(),
+                _ => {}
+            }
+        })
+        .unwrap();
+    assert!(step.load(Ordering::SeqCst) > 5);
+    assert_eq!(manager.handle().handler_panics(), 0);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_session_names_its_shard() {
+    let session = Session::new("a".into(), 1, String::new(), shard(1, 2), 0);
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    // One total with another that runs.
+    assert!(matches!(manager.resume_shard(session), Err(Error::Overlaps { .. })));
+    gateway.assert_lawful();
+}

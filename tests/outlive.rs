@@ -1,0 +1,335 @@
+//! Sessions outlive the process: suspended, killed, started again.
+#![cfg(unix)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use threadcord::sim::{Action, Gateway};
+use threadcord::store::{FileStore, SessionStore};
+use threadcord::{Config, Dispatch, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token};
+
+const GUILDS: u32 = 20;
+const SHARDS: u32 = 4;
+
+/// Events a second, in all.
+const RATE: u32 = 5000;
+
+/// Tells the child process where the gateway is and where to write.
+const CHILD: &str = "THREADCORD_TEST_CHILD";
+
+/// A folder of the test's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("threadcord-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left in a temporary folder does no harm.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn loaded_gateway() -> Gateway {
+    gateway().shards(SHARDS).max_concurrency(SHARDS).guilds(GUILDS).start().unwrap()
+}
+
+/// Sends `RATE` numbered events a second until it is told to stop; returns how many each guild got.
+fn send(gateway: &Gateway, stop: &AtomicBool) -> u64 {
+    let (guilds, start, mut sent) = (gateway.guild_ids(), Instant::now(), 0);
+    while !stop.load(Ordering::Acquire) {
+        for guild in &guilds {
+            let data = json!({"guild_id": guild.to_string(), "timestamp": sent});
+            assert_eq!(gateway.emit(Some(*guild), "TYPING_START", &data), Ok(1));
+        }
+        sent += 1;
+        let due = start + Duration::from_secs(1) * u32::try_from(sent).unwrap() * GUILDS / RATE;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+fn identifies(gateway: &Gateway) -> usize {
+    gateway.observed().count(|action| matches!(action, Action::Identify(_)))
+}
+
+/// A numbered event: its guild and number.
+fn number(dispatch: &Dispatch) -> Option<(u64, u64)> {
+    if dispatch.name() != "TYPING_START" {
+        return None;
+    }
+    let data: Value = dispatch.decode().unwrap();
+    Some((data["guild_id"].as_str()?.parse().unwrap(), data["timestamp"].as_u64()?))
+}
+
+#[test]
+fn suspended_and_started_again_under_load() {
+    let folder = Folder::new("suspended");
+    let gateway = loaded_gateway();
+    let (seen, stop) = (Mutex::<HashMap<u64, Vec<u64>>>::default(), AtomicBool::new(false));
+    let mut config = config(&gateway).session_store(FileStore::new(folder.0.join("sessions.json")));
+    config.timing.handlers_timeout = PATIENCE;
+    let mut sent = 0;
+    std::thread::scope(|scope| {
+        let mut sender = None;
+        for round in 0..4 {
+            let manager = ready(config.clone());
+            std::thread::scope(|handlers| {
+                handlers.spawn(|| {
+                    let handler = |_: &Handle, event: Event| {
+                        let Some((guild, number)) = event.dispatch().and_then(number) else { return };
+                        std::thread::sleep(Duration::from_micros(100));
+                        seen.lock().entry(guild).or_default().push(number);
+                    };
+                    manager.run(3, handler).unwrap();
+                });
+                if round == 0 {
+                    sender = Some(scope.spawn(|| send(&gateway, &stop)));
+                }
+                std::thread::sleep(Duration::from_millis(500));
+                if round == 3 {
+                    stop.store(true, Ordering::Release);
+                    sent = sender.take().unwrap().join().unwrap();
+                    let is_last = |numbers: &&Vec<u64>| numbers.last() == Some(&(sent - 1));
+                    eventually("the last one comes", || {
+                        seen.lock().values().filter(is_last).count() == GUILDS as usize
+                    });
+                }
+                assert_eq!(manager.suspend().len(), SHARDS as usize);
+            });
+        }
+    });
+    for (guild, numbers) in seen.into_inner() {
+        assert!(numbers.iter().copied().eq(0..sent), "guild {guild}: {} of {sent}", numbers.len());
+    }
+    assert_eq!(identifies(&gateway), SHARDS as usize, "those of the first start");
+    gateway.assert_lawful();
+}
+
+/// The process that is killed: writes down each event that it has handled.
+#[test]
+fn child() {
+    let Ok(told) = std::env::var(CHILD) else { return };
+    let [rest, token, folder]: [&str; 3] = told.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let mut config = Config::new(Token::new(token).unwrap(), threadcord::Intents::all())
+        .rest_url(rest)
+        .timing(threadcord::Timing::scaled(common::SCALE))
+        .session_store(FileStore::new(PathBuf::from(folder).join("sessions.json")));
+    config.timing.store_interval = Duration::from_millis(300);
+    let manager = ShardManager::start(config).unwrap();
+    let mut log = fs::File::create(PathBuf::from(folder).join("handled")).unwrap();
+    for event in manager.events() {
+        let Some(dispatch) = event.dispatch() else { continue };
+        let Some((guild, number)) = number(dispatch) else { continue };
+        // One write for each: what is in the file has been handled, however the process ends.
+        let line = format!("{} {} {guild} {number}\n", event.shard().number(), dispatch.sequence());
+        log.write_all(line.as_bytes()).unwrap();
+    }
+}
+
+#[test]
+fn killed_and_started_again_under_load() {
+    let folder = Folder::new("killed");
+    let gateway = Arc::new(loaded_gateway());
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env(CHILD, format!("{} {} {}", gateway.rest_url(), gateway.token(), folder.0.display()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    gateway.expect("the child is ready", PATIENCE, |seen| seen.live.len() == SHARDS as usize);
+    let stop = Arc::new(AtomicBool::new(false));
+    let sender = std::thread::spawn({
+        let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
+        move || send(&gateway, &stop)
+    });
+    // Long enough for several writes, and the kill falls between two of them.
+    std::thread::sleep(Duration::from_millis(1750));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let store = FileStore::new(folder.0.join("sessions.json"));
+    let sessions = store.load().unwrap();
+    assert_eq!(sessions.len(), SHARDS as usize);
+    let stored: BTreeMap<u32, u64> =
+        sessions.iter().map(|session| (session.shard.number(), session.sequence)).collect();
+    let log = fs::read_to_string(folder.0.join("handled")).unwrap();
+    // The last line may be cut off in the middle.
+    let lines = log.lines().filter(|_| log.ends_with('\n')).map(|line| {
+        let fields: Vec<u64> = line.split(' ').map(|field| field.parse().unwrap()).collect();
+        (u32::try_from(fields[0]).unwrap(), fields[1], (fields[2], fields[3]))
+    });
+    let handled: Vec<_> = lines.collect();
+    assert!(handled.len() > 1000, "the child was busy: {}", handled.len());
+    let before_write: BTreeSet<_> =
+        handled.iter().filter(|(shard, sequence, _)| *sequence <= stored[shard]).map(|(.., event)| *event).collect();
+    let since_write: BTreeSet<_> =
+        handled.iter().filter(|(shard, sequence, _)| *sequence > stored[shard]).map(|(.., event)| *event).collect();
+
+    let manager = ready(config(&gateway).session_store(store));
+    let events = manager.events();
+    stop.store(true, Ordering::Release);
+    let sent = sender.join().unwrap();
+    let mut again = BTreeSet::new();
+    let wanted = u64::from(GUILDS) * sent - before_write.len() as u64;
+    while (again.len() as u64) < wanted {
+        let event = next(&events, |event| event.dispatch().and_then(number).is_some());
+        let event = event.dispatch().and_then(number).unwrap();
+        assert!(again.insert(event), "{event:?} came twice from one process");
+    }
+    assert!(before_write.is_disjoint(&again), "what was handled before the last write does not come again");
+    assert!(since_write.is_subset(&again), "what was handled since then does");
+    println!(
+        "{} handled before the last write, {} since, of {} sent",
+        before_write.len(),
+        since_write.len(),
+        sent * u64::from(GUILDS)
+    );
+    assert_eq!(identifies(&gateway), SHARDS as usize, "those of the child");
+    gateway.assert_lawful();
+}
+
+#[test]
+fn handlers_may_finish_before_sessions_are_taken() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    for (patience, comes_again) in [(PATIENCE, false), (Duration::from_millis(50), true)] {
+        let mut config = config(&gateway);
+        config.timing.handlers_timeout = patience;
+        let manager = ready(config);
+        let (started, begun) = crossbeam_channel::bounded(1);
+        let (finish, finished) = crossbeam_channel::bounded::<()>(0);
+        let sessions = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                manager.run(1, |_, event| {
+                    if event.name() == "MESSAGE_CREATE" {
+                        started.send(()).unwrap();
+                        // Until it is told to finish, or the test gives up waiting for that.
+                        let _ = finished.recv();
+                    }
+                })
+            });
+            gateway.chat(channel, "one that takes long").unwrap();
+            begun.recv().unwrap();
+            let suspending = scope.spawn(|| manager.suspend());
+            if comes_again {
+                let sessions = suspending.join().unwrap();
+                drop(finish);
+                return sessions;
+            }
+            gateway.expect("it has left", PATIENCE, |seen| seen.live.is_empty());
+            assert!(!suspending.is_finished(), "it waits for the handler");
+            drop(finish);
+            suspending.join().unwrap()
+        });
+        drop(manager);
+        let manager = ready(common::config(&gateway).sessions(sessions));
+        gateway.chat(channel, "the next").unwrap();
+        let message = next(&manager.events(), |event| event.name() == "MESSAGE_CREATE");
+        let content = message.dispatch().unwrap().decode::<Value>().unwrap()["content"].clone();
+        assert_eq!(content, if comes_again { "one that takes long" } else { "the next" });
+        manager.close();
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
+    let folder = Folder::new("written");
+    let store = FileStore::new(folder.0.join("sessions.json"));
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let mut config = config(&gateway).session_store(store.clone());
+    config.timing.store_interval = Duration::from_millis(10);
+    let manager = ready(config.clone());
+    eventually("both sessions are stored", || store.load().unwrap().len() == 2);
+    manager.close();
+    assert!(store.load().unwrap().is_empty(), "sessions that are over are not kept");
+    drop(manager);
+    assert_eq!(identifies(&gateway), 2);
+
+    // A session that Discord does not know falls back to an IDENTIFY.
+    let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let made_up = |id: ShardId, bot| {
+        let mut session = Session::new("made up".into(), 7, gateway.url(), id, bot);
+        session.saved_at = now;
+        session
+    };
+    store.save(&[made_up(shard(0, 2), bot), made_up(shard(1, 2), bot + 1), made_up(shard(0, 9), bot)]).unwrap();
+    let manager = ready(config);
+    let resumes = gateway.observed().count(|action| matches!(action, Action::Resume { .. }));
+    assert_eq!((resumes, identifies(&gateway)), (1, 4), "one is tried; another bot's and another total's are not");
+    manager.suspend();
+    assert_eq!(store.load().unwrap().len(), 2);
+    gateway.assert_lawful();
+}
+
+/// A store that fails when it is told to.
+#[derive(Clone, Default)]
+struct Failing {
+    reading: Arc<AtomicBool>,
+    writing: Arc<AtomicBool>,
+}
+
+impl SessionStore for Failing {
+    fn load(&self) -> Result<Vec<Session>, StoreError> {
+        if self.reading.load(Ordering::SeqCst) { Err("unreadable".into()) } else { Ok(Vec::new()) }
+    }
+
+    fn save(&self, _: &[Session]) -> Result<(), StoreError> {
+        if self.writing.load(Ordering::SeqCst) { Err("full".into()) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
+    let gateway = gateway().start().unwrap();
+    let store = Failing::default();
+    let start = || {
+        let mut config = config(&gateway).session_store(store.clone());
+        config.timing.store_interval = Duration::from_millis(1);
+        ShardManager::start(config)
+    };
+    store.reading.store(true, Ordering::SeqCst);
+    let error = start().unwrap_err();
+    assert_eq!(error.report(), "the session store cannot be read: unreadable");
+    store.reading.store(false, Ordering::SeqCst);
+    store.writing.store(true, Ordering::SeqCst);
+    assert!(matches!(start(), Err(Error::Store { what: "written", .. })));
+    let folder = Folder::new("missing");
+    let nowhere = FileStore::new(folder.0.join("missing/sessions.json"));
+    assert!(matches!(ShardManager::start(config(&gateway).session_store(nowhere)), Err(Error::Store { .. })));
+    assert!(gateway.observed().live.is_empty() && identifies(&gateway) == 0);
+    store.writing.store(false, Ordering::SeqCst);
+    let manager = start().unwrap();
+    manager.wait_ready(PATIENCE).unwrap();
+    store.writing.store(true, Ordering::SeqCst);
+    gateway.chat(gateway.direct_channel(), "life goes on").unwrap();
+    next(&manager.events(), |event| event.name() == "MESSAGE_CREATE");
+    assert_eq!(manager.suspend().len(), 1);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_plan_that_has_changed_starts_anew() {
+    let gateway = gateway().shards(2).max_concurrency(3).start().unwrap();
+    let sessions = ready(config(&gateway)).suspend();
+    let manager = ready(config(&gateway).plan(Plan::Total(3)).sessions(sessions));
+    assert_eq!(manager.shards().iter().map(|shard| shard.status().identifies).sum::<u64>(), 3);
+    gateway.assert_lawful();
+}

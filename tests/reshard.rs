@@ -1,0 +1,340 @@
+//! Other shards take over while events flow: nothing is lost, repeated or out of order.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use threadcord::sim::{Answer, Fault, Gateway};
+use threadcord::{CloseReason, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager};
+
+const GUILDS: u32 = 24;
+
+/// Events a second, in all.
+const RATE: u32 = 5000;
+
+/// What a bot saw of each guild.
+#[derive(Default)]
+struct Seen {
+    /// The numbers of its events, as they came.
+    numbers: HashMap<u64, Vec<u64>>,
+    last: HashMap<u64, Instant>,
+    /// The longest time without an event of some guild.
+    silence: Duration,
+    resharded: Vec<(Vec<ShardId>, Vec<ShardId>)>,
+    ready: usize,
+    arrivals: usize,
+}
+
+impl Seen {
+    fn note(&mut self, event: &Event) {
+        if let EventKind::Resharded { from, to } = event.kind() {
+            self.resharded.push((from.clone(), to.clone()));
+        }
+        let Some(dispatch) = event.dispatch() else { return };
+        self.ready += usize::from(dispatch.name() == "READY");
+        self.arrivals += usize::from(dispatch.name() == "GUILD_CREATE");
+        if dispatch.name() != "TYPING_START" {
+            return;
+        }
+        let data: Value = dispatch.decode().unwrap();
+        let guild: u64 = data["guild_id"].as_str().unwrap().parse().unwrap();
+        let now = Instant::now();
+        if let Some(last) = self.last.insert(guild, now) {
+            self.silence = self.silence.max(now - last);
+        }
+        self.numbers.entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
+    }
+}
+
+/// Sends `RATE` events a second until it is told to stop; returns how many each guild got. Of two that follow each other both
+/// are the same, so that being equal is no reason to be dropped.
+fn send(gateway: &Gateway, stop: &AtomicBool) -> u64 {
+    let guilds = gateway.guild_ids();
+    let start = Instant::now();
+    let mut sent = 0;
+    while !stop.load(Ordering::Acquire) || sent % 2 == 1 {
+        for guild in &guilds {
+            let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": sent / 2});
+            assert!(gateway.emit(Some(*guild), "TYPING_START", &data).unwrap() > 0, "somebody hears it");
+        }
+        sent += 1;
+        let due = start + Duration::from_secs(1) * u32::try_from(sent).unwrap() * GUILDS / RATE;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+/// A fleet under load.
+struct Play {
+    gateway: Arc<Gateway>,
+    manager: ShardManager,
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    handler: JoinHandle<()>,
+}
+
+impl Play {
+    fn start(change: impl FnOnce(Config) -> Config) -> Self {
+        let gateway = gateway().shards(4).max_concurrency(4).guilds(GUILDS).start().unwrap();
+        let mut config = config(&gateway);
+        config.timing.reshard_overlap = Duration::from_secs(2);
+        let manager = ready(change(config));
+        let (seen, stop) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
+        let handler = std::thread::spawn({
+            let (events, seen) = (manager.events(), Arc::clone(&seen));
+            move || events.for_each(|event| seen.lock().note(&event))
+        });
+        manager.wait_guilds(PATIENCE).unwrap();
+        let gateway = Arc::new(gateway);
+        let sender = std::thread::spawn({
+            let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
+            move || send(&gateway, &stop)
+        });
+        Self { gateway, manager, seen, stop, sender, handler }
+    }
+
+    /// Everything came, once and in order. Returns what was seen.
+    fn end(self) -> Seen {
+        self.stop.store(true, Ordering::Release);
+        let sent = self.sender.join().unwrap();
+        eventually("the last event comes", || {
+            let seen = self.seen.lock();
+            seen.numbers.len() == GUILDS as usize
+                && seen.numbers.values().all(|numbers| numbers.last() == Some(&(sent / 2 - 1)))
+        });
+        self.manager.close();
+        self.handler.join().unwrap();
+        let seen = std::mem::take(&mut *self.seen.lock());
+        for (guild, numbers) in &seen.numbers {
+            let wrong = numbers.iter().copied().zip((0..sent).map(|n| n / 2)).position(|(got, sent)| got != sent);
+            let around = wrong.map(|at| &numbers[at.saturating_sub(5)..numbers.len().min(at + 5)]);
+            assert_eq!(wrong, None, "guild {guild} got {around:?} (of {} sent {})", sent, numbers.len());
+            assert_eq!(numbers.len() as u64, sent, "guild {guild}");
+        }
+        self.gateway.assert_lawful();
+        println!("{} events in all, the longest silence of a guild {:?}", sent * u64::from(GUILDS), seen.silence);
+        seen
+    }
+}
+
+fn ids(total: u32) -> Vec<ShardId> {
+    (0..total).map(|number| shard(number, total)).collect()
+}
+
+fn running(manager: &ShardManager) -> Vec<ShardId> {
+    manager.shards().iter().map(threadcord::Shard::id).collect()
+}
+
+#[test]
+fn there_and_back_under_load() {
+    let play = Play::start(|config| config);
+    let manager = &play.manager;
+    for total in [6, 4] {
+        let before = running(manager);
+        let reshard = manager.reshard(&Plan::Total(total)).unwrap();
+        assert!(matches!(manager.reshard(&Plan::Total(9)), Err(Error::Busy { running: "a reshard" })));
+        assert!(matches!(manager.restart_all(1), Err(Error::Busy { .. })));
+        assert!(matches!(manager.close_shard(before[0]), Err(Error::Busy { .. })));
+        while !reshard.is_over() {
+            // Every guild has exactly one shard at each moment, of one of the two sets.
+            for guild in play.gateway.guild_ids() {
+                let home = manager.shard_by_guild(guild).expect("a shard").id();
+                assert_eq!(ShardId::for_guild(guild, home.total()), Some(home));
+                assert!(before.contains(&home) || home.total() == total);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        reshard.wait(PATIENCE).unwrap();
+        assert_eq!(running(manager), ids(total));
+        manager.wait_guilds(PATIENCE).unwrap();
+        play.gateway.expect("the old ones are closed", PATIENCE, |seen| seen.live.len() == total as usize);
+    }
+    let seen = play.end();
+    assert_eq!(seen.resharded, [(ids(4), ids(6)), (ids(6), ids(4))]);
+    assert_eq!((seen.ready, seen.arrivals), (4, GUILDS as usize), "those of the first shards alone");
+}
+
+#[test]
+fn with_faults_on_the_way_nothing_is_lost() {
+    let play = Play::start(|config| config);
+    let reshard = play.manager.reshard(&Plan::Total(6)).unwrap();
+    play.gateway.expect("the new ones are live", PATIENCE, |seen| seen.live.len() == 10);
+    // Cut off and resumed, on both sides; and a new session for one of the new shards.
+    play.gateway.inject(shard(1, 4), Fault::Cut);
+    play.gateway.inject(shard(2, 6), Fault::Cut);
+    play.gateway.inject(shard(3, 6), Fault::InvalidSession { resumable: false });
+    play.gateway.inject(shard(3, 4), Fault::Reconnect);
+    reshard.wait(PATIENCE).unwrap();
+    assert_eq!(running(&play.manager), ids(6));
+    play.end();
+}
+
+#[test]
+fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
+    let play = Play::start(|config| config);
+    let before = play.manager.shards();
+    play.gateway.inject(shard(4, 6), Fault::Identify(Answer::Close(4013)));
+    let reshard = play.manager.reshard(&Plan::Total(6)).unwrap();
+    match reshard.wait(PATIENCE) {
+        Err(Error::Stopped { shard: stopped, reason: CloseReason::Discord(code) }) => {
+            assert_eq!((stopped, code.0), (shard(4, 6), 4013));
+        }
+        other => panic!("{other:?}"),
+    }
+    play.gateway.expect("the new ones are closed", PATIENCE, |seen| seen.live.keys().all(|shard| shard.total() == 4));
+    assert_eq!(running(&play.manager), ids(4));
+    assert!(before.iter().all(|shard| shard.status().connects == 1), "the old ones were not touched");
+    // And then it can be tried again.
+    play.manager.reshard(&Plan::Total(6)).unwrap().wait(PATIENCE).unwrap();
+    let seen = play.end();
+    assert_eq!(seen.resharded, [(ids(4), ids(6))]);
+}
+
+#[test]
+fn workers_keep_the_guilds_in_order_across_it() {
+    let gateway = gateway().shards(2).max_concurrency(4).guilds(8).start().unwrap();
+    let mut config = config(&gateway);
+    config.timing.reshard_overlap = Duration::from_millis(200);
+    config.timing.handlers_timeout = PATIENCE;
+    let manager = ready(config);
+    let (guilds, stop) = (gateway.guild_ids(), AtomicBool::new(false));
+    let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
+    let (sent, handled) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let handler = |_: &Handle, event: Event| {
+        let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { return };
+        let data: Value = dispatch.decode().unwrap();
+        let guild = data["guild_id"].as_str().unwrap().parse().unwrap();
+        // Slow, so that each worker has a backlog.
+        std::thread::sleep(Duration::from_micros(500));
+        seen.lock().entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
+        handled.fetch_add(1, Ordering::SeqCst);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| manager.run(4, handler).unwrap());
+        scope.spawn(|| {
+            for n in 0_u64.. {
+                if stop.load(Ordering::Acquire) {
+                    break;
+                }
+                for guild in &guilds {
+                    let data = json!({"guild_id": guild.to_string(), "timestamp": n});
+                    sent.fetch_add(gateway.emit(Some(*guild), "TYPING_START", &data).unwrap().min(1), Ordering::SeqCst);
+                }
+                std::thread::sleep(Duration::from_millis(4));
+            }
+        });
+        for total in [3, 5, 2] {
+            manager.reshard(&Plan::Total(total)).unwrap().wait(PATIENCE).unwrap();
+        }
+        stop.store(true, Ordering::Release);
+        eventually("all are handled", || handled.load(Ordering::SeqCst) == sent.load(Ordering::SeqCst));
+        manager.close();
+    });
+    for (guild, numbers) in seen.into_inner() {
+        assert!(numbers.iter().copied().eq(0..numbers.len() as u64), "guild {guild}: {numbers:?}");
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn commands_find_the_shard_of_their_guild_throughout() {
+    let gateway = gateway().shards(2).max_concurrency(4).guilds(4).start().unwrap();
+    let mut config = config(&gateway);
+    config.timing.reshard_overlap = Duration::from_millis(50);
+    let manager = ready(config);
+    let reshard = manager.reshard(&Plan::Total(3)).unwrap();
+    let guild = gateway.guild_ids()[1];
+    let mut accepted = 0;
+    while !reshard.is_over() {
+        let sounds = json!({"op": 31, "d": {"guild_ids": [guild.to_string()], "guild_id": guild.to_string()}});
+        accepted += usize::from(manager.shard_by_guild(guild).unwrap().send(&sounds).is_ok());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    reshard.wait(PATIENCE).unwrap();
+    let homes = [2, 3].map(|total| ShardId::for_guild(guild, total).unwrap());
+    gateway.expect("every command arrives", PATIENCE, |seen| {
+        homes.iter().map(|home| seen.commands(*home, 31).count()).sum::<usize>() == accepted
+    });
+    gateway.assert_lawful();
+}
+
+#[test]
+fn what_cannot_be_resharded_is_said_and_changes_nothing() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let manager = ready(config(&gateway));
+    let refused = |plan: Plan| manager.reshard(&plan).unwrap_err();
+    assert!(matches!(refused(Plan::Total(0)), Error::Setting { setting: "plan", .. }));
+    assert!(matches!(refused(Plan::Ids { ids: vec![1, 1], total: 4 }), Error::Setting { .. }));
+    assert!(matches!(refused(Plan::range(3..5, 4)), Error::ShardId(_)));
+    assert!(matches!(refused(Plan::Total(2)), Error::AlreadyOpen { .. }));
+    assert!(matches!(refused(Plan::Recommended), Error::AlreadyOpen { .. }), "2, as before");
+    let handle = manager.handle();
+    assert_eq!(running(&manager), ids(2));
+    manager.close();
+    assert!(matches!(refused(Plan::Total(4)), Error::Closed));
+    drop(manager);
+    assert!(matches!(handle.reshard(&Plan::Total(4)), Err(Error::Closed)));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn closing_in_the_middle_ends_both_sets() {
+    let gateway =
+        gateway().shards(2).max_concurrency(1).guilds(2).ready_delay(Duration::from_millis(50)).start().unwrap();
+    let manager = ready(config(&gateway));
+    let reshard = manager.reshard(&Plan::Total(5)).unwrap();
+    gateway.expect("some new ones are live", PATIENCE, |seen| seen.live.len() > 3);
+    manager.close();
+    assert!(matches!(reshard.wait(PATIENCE), Err(Error::Closed)));
+    gateway.expect("all are gone", PATIENCE, |seen| seen.live.is_empty());
+    assert_eq!(manager.events().filter(|event| matches!(event.kind(), EventKind::Closed(_))).count(), 2);
+    gateway.assert_lawful();
+}
+
+/// The next `Resharded`.
+fn resharded(events: &Events) -> (Vec<ShardId>, Vec<ShardId>) {
+    match next(events, |event| event.name() == "Resharded").kind() {
+        EventKind::Resharded { from, to } => (from.clone(), to.clone()),
+        _ => unreachable!("the name says so"),
+    }
+}
+
+#[test]
+fn a_fleet_that_grows_full_reshards_by_itself() {
+    let gateway = gateway().shards(2).max_concurrency(4).guilds(4).start().unwrap();
+    let mut config = config(&gateway).auto_reshard(Duration::from_millis(20), 0.8);
+    config.timing.reshard_overlap = Duration::from_millis(20);
+    let manager = ready(config);
+    let events = manager.events();
+    // 4,000 guilds on 2 shards: 80 %, which is not above the threshold.
+    gateway.set_shards(4);
+    let requests = || gateway.observed().count(|action| matches!(action, threadcord::sim::Action::Request { .. }));
+    let before = requests();
+    eventually("it asks again and again", || requests() > before + 3);
+    assert_eq!(running(&manager), ids(2));
+    gateway.set_shards(5);
+    assert_eq!(resharded(&events), (ids(2), ids(5)));
+    assert_eq!(running(&manager), ids(5));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn no_reshard_by_itself_without_room_in_the_day() {
+    let day = Duration::from_secs(3600);
+    let gateway = gateway().shards(1).session_starts(1000, 9, day).start().unwrap();
+    let manager = ready(config(&gateway).auto_reshard(Duration::from_millis(5), 0.8));
+    let requests = || gateway.observed().count(|action| matches!(action, threadcord::sim::Action::Request { .. }));
+    gateway.set_shards(5);
+    let before = requests();
+    eventually("it asks again and again", || requests() > before + 5);
+    assert_eq!(running(&manager), ids(1));
+    gateway.assert_lawful();
+}
