@@ -38,7 +38,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let gateway = sim::Gateway::builder().shards(SHARDS).max_concurrency(SHARDS).guilds(GUILDS).start()?;
     let folder = std::env::temp_dir().join(format!("threadcord-restart-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
-    let good = play(Arc::new(gateway), &folder);
+    let good = play(&Arc::new(gateway), &folder);
     fs::remove_dir_all(&folder)?;
     Ok(if good? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -74,7 +74,7 @@ struct Typing {
     timestamp: u64,
 }
 
-fn play(gateway: Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Error>> {
+fn play(gateway: &Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Error>> {
     let start = || -> Result<Child, Box<dyn Error>> {
         let child = Command::new(std::env::current_exe()?)
             .args(["bot", &gateway.rest_url(), gateway.token()])
@@ -87,7 +87,7 @@ fn play(gateway: Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Error
     let mut first = start()?;
     let stop = Arc::new(AtomicBool::new(false));
     let talking = thread::spawn({
-        let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
+        let (gateway, stop) = (Arc::clone(gateway), Arc::clone(&stop));
         move || talk(&gateway, &stop)
     });
     thread::sleep(Duration::from_secs(7));

@@ -117,6 +117,7 @@ fn three_at_a_time_and_one_shard_alone() {
     let mut events = manager.events();
     manager.reshard(&Plan::Total(6)).unwrap();
     assert!(events.any(|event| event.name() == "Resharded"));
+    gateway.expect("the old ones are gone", PATIENCE, |seen| seen.live.keys().all(|shard| shard.total() == 6));
     covered_once(&gateway, |guild| Some(manager.shard_by_guild(guild)?.id()), &[6]);
     assert_lawful(&gateway);
 }

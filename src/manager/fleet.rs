@@ -56,6 +56,8 @@ pub(super) struct State {
     /// The threads of shards that have been replaced.
     pub(super) retired: Vec<(Shard, JoinHandle<()>)>,
     pub(super) stopping: Option<CloseReason>,
+    /// The session store is to be written before its time.
+    pub(super) store_now: bool,
     /// Discord is being asked whether the number of shards is right.
     pub(super) is_asking: bool,
 }
@@ -184,6 +186,7 @@ impl Fleet {
             sessions: HashMap::new(),
             retired: Vec::new(),
             stopping: None,
+            store_now: false,
             is_asking: false,
         };
         let (state, changed, panics) = (Mutex::new(state), Condvar::new(), AtomicU64::new(0));

@@ -97,12 +97,14 @@ impl Handle {
     ///
     /// The new shards start beside the old ones, as their turn to identify comes; their events are held. When all are ready
     /// and their guilds are in, both sets are heard for [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more.
-    /// Then the old ones close, their handlers finish, and one event says so:
+    /// Then the old ones close, their handlers finish (for up to
+    /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)), and one event says so:
     /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of the new shards, beginning
     /// with those that the old ones had not delivered. READY and the arrival of guilds are not delivered again. Two events
     /// count as the same if name and data are; equal events are delivered as often as Discord sent them. An event is repeated
     /// only if one set is behind the other by more than the overlap.
     ///
+    /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at the hand-over.
     /// What is held counts as outstanding, so a new shard may stall if the old ones deliver slowly; nothing is lost by that.
     /// Look-ups find the old shards until the new ones have taken over. Done when they have. If a new shard stops before, or
     /// the manager does, the reshard is given up and the old shards go on.

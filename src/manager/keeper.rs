@@ -2,46 +2,25 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::time::Instant;
 
 use super::fleet::Fleet;
 use crate::error::Error;
 use crate::store::SessionStore;
 
-/// Writes the sessions every few seconds, until it is dropped. A store that is slow or hangs holds up nothing else.
-#[derive(Debug)]
-pub(super) struct Keeper {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+/// Starts the thread, which writes the sessions every few seconds until the fleet stops. A store that is slow holds up
+/// nothing else.
+pub(super) fn start(fleet: &Arc<Fleet>, store: Arc<dyn SessionStore>) -> Result<JoinHandle<()>, Error> {
+    let fleet = Arc::clone(fleet);
+    thread::Builder::new()
+        .name("session-store".into())
+        .spawn(move || keep(&fleet, &*store))
+        .map_err(|source| Error::Io { what: "a thread for the session store", source })
 }
 
-impl Keeper {
-    pub(super) fn start(fleet: &Arc<Fleet>, store: Arc<dyn SessionStore>) -> Result<Self, Error> {
-        let (stop, stopped) = crossbeam_channel::bounded(0);
-        let fleet = Arc::clone(fleet);
-        let thread = thread::Builder::new()
-            .name("session-store".into())
-            .spawn(move || keep(&fleet, &*store, &stopped))
-            .map_err(|source| Error::Io { what: "a thread for the session store", source })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        self.thread.take().into_iter().for_each(super::fleet::join);
-    }
-}
-
-fn keep(fleet: &Fleet, store: &dyn SessionStore, stopped: &Receiver<()>) {
+fn keep(fleet: &Fleet, store: &dyn SessionStore) {
     let mut is_failing = false;
-    loop {
-        match stopped.recv_timeout(fleet.config.timing.store_interval) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
-        }
+    while wait(fleet) {
         match store.save(&fleet.sessions()) {
             Err(error) if !is_failing => log::error!("the session store cannot be written, it is tried again: {error}"),
             Ok(()) if is_failing => log::info!("the session store is written again"),
@@ -49,4 +28,17 @@ fn keep(fleet: &Fleet, store: &dyn SessionStore, stopped: &Receiver<()>) {
         }
         is_failing = !is_failing;
     }
+}
+
+/// Blocks until the store is to be written; `false` if the fleet is stopping.
+fn wait(fleet: &Fleet) -> bool {
+    let deadline = Instant::now() + fleet.config.timing.store_interval;
+    let mut state = fleet.state.lock();
+    while state.stopping.is_none() && !state.store_now {
+        if fleet.changed.wait_until(&mut state, deadline).timed_out() {
+            break;
+        }
+    }
+    state.store_now = false;
+    state.stopping.is_none()
 }

@@ -1,4 +1,8 @@
 //! Many shards, one process.
+//!
+//! What is to run, what does, and what follows when a shard stops is in `fleet`; what users ask for while it runs in
+//! `operations`. Both only note what is wanted: `transition` decides which shard opens, restarts or closes next, and the
+//! `conductor`, a thread, does it. `keeper` is the thread that writes the session store.
 
 mod conductor;
 mod count;
@@ -20,7 +24,6 @@ use parking_lot::Mutex;
 
 use self::fleet::Fleet;
 pub use self::handle::Handle;
-use self::keeper::Keeper;
 pub use self::operation::Operation;
 pub use self::status::{FleetStatus, ShardStatus};
 use self::transition::Transition;
@@ -53,7 +56,7 @@ pub struct ShardManager {
     fleet: Arc<Fleet>,
     handle: Handle,
     conductor: Mutex<Option<JoinHandle<()>>>,
-    keeper: Mutex<Option<Keeper>>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl ShardManager {
@@ -111,7 +114,7 @@ impl ShardManager {
                 }
             }),
         });
-        let keeper = store.map(|store| Keeper::start(&fleet, store)).transpose()?;
+        let keeper = store.map(|store| keeper::start(&fleet, store)).transpose()?;
         let conductor = conductor::start(&fleet, context)?;
         let handle = Handle { fleet: Arc::downgrade(&fleet), rest };
         Ok(Self { fleet, handle, conductor: Mutex::new(Some(conductor)), keeper: Mutex::new(keeper) })
@@ -256,7 +259,7 @@ impl ShardManager {
         }
         // After the first stop there is no keeper, and nothing changes any more.
         let Some(keeper) = self.keeper.lock().take() else { return };
-        drop(keeper);
+        fleet::join(keeper);
         if let Some(store) = &self.fleet.config.session_store
             && let Err(error) = store.save(&self.fleet.sessions())
         {

@@ -168,6 +168,9 @@ impl Fleet {
         let (outlet, from, to) = {
             let mut state = self.state.lock();
             let Some(Reshard { to, outlet, operation }) = state.reshard.take() else { return };
+            state.transition.handed_over();
+            // The sessions of the old set are over: those of the new one are to be stored at once.
+            state.store_now = true;
             let from: Vec<ShardId> = state.running().map(|(id, _)| *id).collect();
             for shard in &from {
                 state.retire(*shard);
@@ -203,7 +206,13 @@ impl Fleet {
 impl State {
     /// Whether single shards may be changed.
     fn check_free(&self) -> Result<(), Error> {
-        if self.reshard.is_some() { Err(Error::Busy { running: "a reshard" }) } else { Ok(()) }
+        if self.reshard.is_some() {
+            return Err(Error::Busy { running: "a reshard" });
+        }
+        if self.shards.values().any(|slot| slot.part == Part::Dismissed) {
+            return Err(Error::Busy { running: "the end of shards that are not needed any more" });
+        }
+        Ok(())
     }
 
     /// Whether all shards may be replaced.
@@ -212,7 +221,7 @@ impl State {
         if self.transition.is_done() && !self.is_asking {
             Ok(())
         } else {
-            Err(Error::Busy { running: "a start, split or restart" })
+            Err(Error::Busy { running: "a start, a split, a restart or a question to Discord" })
         }
     }
 

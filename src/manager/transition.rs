@@ -66,7 +66,7 @@ pub(crate) enum Step {
     Restart(ShardId),
     /// Close this one of the old set.
     Close(ShardId),
-    /// The old set has stopped: the new one takes over. The transition is over.
+    /// The old set has stopped: the new one takes over; say when it has.
     HandOver,
     /// Nothing before that instant, or before a shard gets somewhere.
     Wait(Option<Instant>),
@@ -111,6 +111,11 @@ impl Transition {
         self.open.extend(new);
         let new = new.iter().map(|shard| (*shard, Settled::default())).collect();
         self.handover = Some(Handover { new, old, overlap, phase: Phase::Settling });
+    }
+
+    /// The new set has taken over.
+    pub(crate) fn handed_over(&mut self) {
+        self.handover = None;
     }
 
     /// Whether nothing is to be done.
@@ -180,7 +185,7 @@ impl Transition {
             // One that is cut off just now would leave its guilds without either.
             Phase::Overlap(_) if !new.values().all(|settled| settled.ready) => Step::Wait(None),
             Phase::Overlap(_) | Phase::Closing(_) if old.is_empty() => {
-                self.handover = None;
+                *phase = Phase::Closing(0);
                 Step::HandOver
             }
             Phase::Overlap(_) => {
@@ -392,6 +397,8 @@ mod tests {
         assert!(!transition.is_done());
         stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
         assert_eq!(transition.poll(now), Step::HandOver);
+        assert!(transition.is_closing() && !transition.is_done(), "there is no way back");
+        transition.handed_over();
         assert!(transition.is_done());
     }
 
