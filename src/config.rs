@@ -56,7 +56,7 @@ pub struct Config {
     /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
     pub shortage: Shortage,
     /// Changes the settings of single shards, for example the presence. It is called whenever a shard is opened or
-    /// restarted, on any thread, and must not block. Of what it sets these count: `intents`, `compression`,
+    /// restarted (once to check what it does, and once to use it), on any thread, and must not block. Of what it sets these count: `intents`, `compression`,
     /// `large_threshold`, `presence`, `most_short_sessions`, `max_outstanding_events`, `max_outstanding_bytes`, `max_payload`,
     /// `stack_size`, `timing`; a restart takes the `intents`, `large_threshold` and `presence`. Default: none.
     pub for_shard: Option<ShardHook>,
@@ -271,6 +271,11 @@ impl Config {
         if let Some(foreign) = self.sessions.iter().find(|session| is_foreign(session, bot)) {
             return Err(Error::ForeignSession { shard: foreign.shard, bot_user_id: foreign.bot_user_id });
         }
+        let mut shards = std::collections::HashSet::new();
+        if let Some(twice) = self.sessions.iter().find(|session| !shards.insert(session.shard)) {
+            let given = format!("two sessions of shard {}", twice.shard);
+            return Err(Error::setting("sessions", given, "one for each shard"));
+        }
         within("large_threshold", self.large_threshold.into(), 50, 250)?;
         within("max_outstanding_events", self.max_outstanding_events, 1, usize::MAX)?;
         within("max_outstanding_bytes", self.max_outstanding_bytes, 1, usize::MAX)?;
@@ -304,9 +309,9 @@ impl Config {
     }
 
     /// The settings of one shard, checked.
-    pub(crate) fn of_shard(&self, shard: ShardId) -> Result<Arc<Self>, Error> {
-        let mut config = self.clone();
-        let Some(change) = &self.for_shard else { return Ok(Arc::new(config)) };
+    pub(crate) fn of_shard(self: &Arc<Self>, shard: ShardId) -> Result<Arc<Self>, Error> {
+        let Some(change) = &self.for_shard else { return Ok(Arc::clone(self)) };
+        let mut config = Self::clone(self);
         catch_unwind(AssertUnwindSafe(|| change(shard, &mut config))).map_err(|_| {
             Error::setting("for_shard", format!("one that panics for shard {shard}"), "one that does not")
         })?;
@@ -375,7 +380,7 @@ impl AutoReshard {
             return Err(Error::setting("auto_reshard", format!("a check every {check_every:?}"), allowed));
         }
         match plan {
-            Plan::Recommended | Plan::Total(_) => Ok(()),
+            Plan::Recommended | Plan::Stored | Plan::Total(_) => Ok(()),
             _ => Err(Error::setting(
                 "auto_reshard",
                 "a plan for some of the shards",
@@ -393,6 +398,14 @@ pub enum Shortage {
     Warn,
     /// Refuse with [`Error::TooFewIdentifies`](crate::Error::TooFewIdentifies).
     Refuse,
+}
+
+/// Whether shards have every guild once.
+fn is_whole(shards: &[ShardId]) -> bool {
+    let apart = |(at, shard): (usize, &ShardId)| shards[at + 1..].iter().all(|other| !shard.overlaps(*other));
+    // Shards that share no guild have every guild if their parts of all guilds, 1/total each, make up one.
+    let parts: f64 = shards.iter().map(|shard| 1.0 / f64::from(shard.total())).sum();
+    shards.iter().enumerate().all(apart) && (parts - 1.0).abs() < 0.5 / f64::from(u32::MAX)
 }
 
 /// Whether a session belongs to another bot, as far as that is known.
@@ -455,6 +468,9 @@ pub enum Plan {
         /// How many shards there are in all.
         total: u32,
     },
+    /// The shards whose sessions are given or stored, if those have every guild once, whatever their totals: as they were
+    /// before, after any number of splits and reshards. Else as many as Discord recommends.
+    Stored,
     /// The share of one process of several: the shards whose number leaves `index` when divided by `of`. If `of` divides
     /// `max_concurrency`, no two processes share a rate limit key, so that each may have a limit of its own (of the day's
     /// IDENTIFYs each still knows only what it spent).
@@ -484,7 +500,7 @@ impl Plan {
     pub(crate) fn explicit_total(&self) -> Option<u32> {
         match self {
             Self::Total(total) | Self::Bucket { total: Some(total), .. } => Some(*total),
-            Self::Recommended | Self::Ids { .. } | Self::Bucket { total: None, .. } => None,
+            Self::Recommended | Self::Stored | Self::Ids { .. } | Self::Bucket { total: None, .. } => None,
         }
     }
 
@@ -496,16 +512,30 @@ impl Plan {
         }
     }
 
+    /// The shards to run, where Discord recommends `recommended` shards and these sessions are at hand.
+    pub(crate) fn shards_with(&self, recommended: u32, sessions: &[Session]) -> Result<Vec<ShardId>, Error> {
+        if *self == Self::Stored {
+            let mut stored: Vec<ShardId> = sessions.iter().map(|session| session.shard).collect();
+            stored.sort_unstable();
+            stored.dedup();
+            if is_whole(&stored) {
+                return Ok(stored);
+            }
+            log::info!("the stored sessions are not those of a whole fleet: it starts with the recommended shards");
+        }
+        self.shards(recommended)
+    }
+
     /// Whether it takes asking Discord to know the shards.
     pub(crate) fn asks_discord(&self) -> bool {
-        matches!(self, Self::Recommended | Self::Bucket { total: None, .. })
+        matches!(self, Self::Recommended | Self::Stored | Self::Bucket { total: None, .. })
     }
 
     /// The shards to run, where Discord recommends `recommended` shards.
     pub fn shards(&self, recommended: u32) -> Result<Vec<ShardId>, Error> {
         self.validate()?;
         let (ids, total) = match self {
-            Self::Recommended => ((0..recommended).collect(), recommended),
+            Self::Recommended | Self::Stored => ((0..recommended).collect(), recommended),
             Self::Total(total) => ((0..*total).collect(), *total),
             Self::Ids { ids, total } => (ids.clone(), *total),
             Self::Bucket { index, of, total } => {
@@ -534,7 +564,7 @@ impl Plan {
             Self::Ids { ids, .. } if ids.is_empty() => {
                 Err(Error::setting("plan", "an empty list of shards", "at least one shard"))
             }
-            Self::Recommended | Self::Total(_) | Self::Bucket { .. } => Ok(()),
+            Self::Recommended | Self::Stored | Self::Total(_) | Self::Bucket { .. } => Ok(()),
             Self::Ids { ids, total } => {
                 let mut seen = std::collections::HashSet::new();
                 for number in ids {
@@ -622,6 +652,28 @@ mod tests {
         assert!(shards(Plan::range(0..0, 8)).is_err());
         assert!(shards(Plan::range(7..9, 8)).unwrap_err().to_string().contains("shard 8 of 8"));
         assert!(shards(Plan::Ids { ids: vec![1, 1], total: 2 }).unwrap_err().to_string().contains("twice"));
+    }
+
+    #[test]
+    fn a_stored_plan_is_what_the_sessions_make_up() {
+        let plan = |ids: &[(u32, u32)]| {
+            let session = |id: &(u32, u32)| {
+                let shard = ShardId::new(id.0, id.1).unwrap();
+                Session::new("a".into(), 1, String::new(), shard, 1)
+            };
+            let sessions: Vec<Session> = ids.iter().map(session).collect();
+            let shards = Plan::Stored.shards_with(2, &sessions).unwrap();
+            shards.into_iter().map(<(u32, u32)>::from).collect::<Vec<_>>()
+        };
+        let recommended = [(0, 2), (1, 2)];
+        assert_eq!(plan(&[(0, 4), (1, 2), (2, 4)]), [(0, 4), (1, 2), (2, 4)], "after a split");
+        assert_eq!(plan(&[(0, 1)]), [(0, 1)]);
+        assert_eq!(plan(&[]), recommended);
+        assert_eq!(plan(&[(0, 4), (2, 4)]), recommended, "half of the guilds");
+        assert_eq!(plan(&[(0, 2), (2, 4), (1, 4)]), recommended, "two of them have the same guilds");
+        let many: Vec<_> = (0..3000).map(|number| (number, 3000)).collect();
+        assert_eq!(plan(&many).len(), 3000);
+        assert_eq!(plan(&many[1..]), recommended);
     }
 
     #[test]

@@ -174,6 +174,9 @@ pub enum Error {
         /// Why it failed.
         source: StoreError,
     },
+    /// A reshard was given up because that was asked for; the old shards go on.
+    #[error("the reshard was cancelled")]
+    Cancelled,
     /// The manager is closed or gone.
     #[error("the shards are closed")]
     Closed,

@@ -3,7 +3,7 @@
 //! # The layers
 //!
 //! ```text
-//!   ShardManager ── opens, looks up, joins ──┐         for event in manager.events()
+//!   ShardManager ── opens, replaces, joins ──┐         for event in manager.events()
 //!                                            │                    ▲
 //!       your commands                        ▼                    │ crossbeam channel, bounded by credit
 //!            └── Shard::send ──▶ [ shard: one thread each ] ── delivery ── event
@@ -14,16 +14,17 @@
 //! ```
 //!
 //! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an argument:
-//! [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the credit behind each [`Event`]. Every thread is
-//! a short loop around one of them.
+//! [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the credit behind each [`Event`], the transition
+//! behind [`ShardManager`], the merge of two sets of shards. Every thread is a short loop around one of them.
 //!
 //! # Log levels
 //!
-//! Through [`log`], with the shard in each line and never the token:
-//! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a malformed payload, a
-//!   panic.
-//! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs; and why a connection failed.
-//! - **info**: a shard is ready, has resumed, has lost its connection, has stopped.
+//! Through [`log`], with the shard in each line and never the token. The targets are the modules, so that one can be turned
+//! up or down by itself: `threadcord::shard`, `threadcord::manager`, `threadcord::protocol`, `threadcord::limit`, ...
+//! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a malformed payload, an open
+//!   circuit, a reshard that is given up, a panic.
+//! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs, room in a shard; and why a connection failed.
+//! - **info**: a shard is ready, has resumed, has lost its connection, has stopped; others have taken over.
 //! - **debug**: each step of a connection; unknown opcodes.
 //!
 //! The libraries below log too. At trace level `tungstenite` shows the payloads, but not those with the token; the HTTP

@@ -186,7 +186,7 @@ fn every_shard_can_have_settings_of_its_own() {
     }
     let before = asked.load(Ordering::SeqCst);
     manager.restart_shard(shard(0, 2)).unwrap().wait(PATIENCE).unwrap();
-    assert_eq!(asked.load(Ordering::SeqCst), before + 1, "a restart asks again");
+    assert!(asked.load(Ordering::SeqCst) > before, "a restart asks again");
 
     let wrong = common::config(&gateway).for_shard(|_, config| config.large_threshold = 7);
     assert!(matches!(ShardManager::start(wrong), Err(Error::Setting { setting: "large_threshold", .. })));
@@ -397,6 +397,47 @@ fn everything_may_be_called_from_a_handler() {
     assert!(step.load(Ordering::SeqCst) > 5);
     assert_eq!(manager.handle().handler_panics(), 0);
     gateway.assert_lawful();
+}
+
+#[test]
+fn operations_on_what_is_not_there_yet_end() {
+    let gateway = gateway().shards(1).session_starts(1000, 1, Duration::from_secs(3600)).start().unwrap();
+    // Shard 0 takes the day's last IDENTIFY, and the others wait.
+    let manager = ready(config(&gateway).plan(Plan::range(0..1, 4)));
+    let opening: Vec<_> = (1..4).map(|number| manager.open_shard(shard(number, 4)).unwrap()).collect();
+    assert!(matches!(opening[0].wait(Duration::from_millis(20)), Err(Error::TimedOut { .. })));
+    let restart = manager.restart_all(1).unwrap();
+    for number in [3, 2, 1] {
+        manager.close_shard(shard(number, 4)).unwrap().wait(PATIENCE).unwrap();
+        assert!(matches!(opening[number as usize - 1].wait(PATIENCE), Err(Error::Stopped { .. })));
+    }
+    assert!(matches!(restart.wait(PATIENCE), Err(Error::Stopped { .. })));
+    manager.wait_ready(PATIENCE).expect("the one that is left restarts by itself");
+    gateway.assert_lawful();
+}
+
+#[test]
+fn settings_that_fail_later_fail_the_operation_alone() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = Arc::clone(&fails);
+    let hook = move |_: ShardId, _: &mut threadcord::Config| assert!(!told.load(Ordering::SeqCst), "no settings");
+    let manager = ready(config(&gateway).for_shard(hook));
+    fails.store(true, Ordering::SeqCst);
+    assert!(matches!(manager.restart_all(1), Err(Error::Setting { setting: "for_shard", .. })));
+    manager.close_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
+    assert!(matches!(manager.open_shard(shard(1, 2)), Err(Error::Setting { .. })));
+    fails.store(false, Ordering::SeqCst);
+    manager.open_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
+    gateway.assert_lawful();
+}
+
+#[test]
+fn two_sessions_of_one_shard_are_refused() {
+    let gateway = gateway().start().unwrap();
+    let session = Session::new("a".into(), 1, String::new(), ShardId::ONE, 0);
+    let twice = config(&gateway).sessions(vec![session.clone(), session]);
+    assert!(matches!(ShardManager::start(twice), Err(Error::Setting { setting: "sessions", .. })));
 }
 
 #[test]

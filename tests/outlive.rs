@@ -326,6 +326,33 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
 }
 
 #[test]
+fn after_a_split_and_a_reshard_it_starts_as_it_was() {
+    let folder = Folder::new("stored");
+    let gateway = gateway().shards(2).max_concurrency(4).guilds(16).guilds_per_shard(8).start().unwrap();
+    let mut config = config(&gateway).session_store(FileStore::new(folder.0.join("sessions.json")));
+    config = config.plan(Plan::Stored).auto_split(2);
+    config.timing.reshard_overlap = Duration::from_millis(10);
+    let manager = ready(config.clone());
+    gateway.add_guilds(1);
+    gateway.inject(shard(0, 2), threadcord::sim::Fault::InvalidSession { resumable: false });
+    eventually("it is split", || manager.shards().len() == 3);
+    manager.wait_ready(PATIENCE).unwrap();
+    manager.suspend();
+    drop(manager);
+    let manager = ready(config.clone());
+    let ids: Vec<_> = manager.shards().iter().map(threadcord::Shard::id).collect();
+    assert_eq!(ids, [shard(0, 4), shard(1, 2), shard(2, 4)]);
+    let events = manager.events();
+    manager.reshard(&Plan::Total(5)).unwrap();
+    next(&events, |event| event.name() == "Resharded");
+    manager.suspend();
+    drop(manager);
+    let spent = identifies(&gateway);
+    let manager = ready(config);
+    assert_eq!((manager.shards().len(), identifies(&gateway)), (5, spent));
+}
+
+#[test]
 fn a_plan_that_has_changed_starts_anew() {
     let gateway = gateway().shards(2).max_concurrency(3).start().unwrap();
     let sessions = ready(config(&gateway)).suspend();

@@ -199,6 +199,100 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
 }
 
 #[test]
+fn an_old_shard_that_lags_behind_is_waited_for() {
+    // What its handler has not let it read was sent before the new shards began: nobody else has it.
+    let gateway = gateway().shards(1).max_concurrency(4).guilds(2).start().unwrap();
+    let mut config = config(&gateway).max_outstanding_events(4);
+    config.timing.reshard_overlap = Duration::from_millis(10);
+    let manager = ready(config);
+    let guilds = gateway.guild_ids();
+    for n in 0..50 {
+        for guild in &guilds {
+            gateway
+                .emit(Some(*guild), "TYPING_START", &json!({"guild_id": guild.to_string(), "timestamp": n}))
+                .unwrap();
+        }
+    }
+    let one = manager.shard(ShardId::ONE).unwrap();
+    eventually("it stalls", || one.outstanding().0 >= 4);
+    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let is_new = |seen: &threadcord::sim::Observed| seen.live.keys().filter(|shard| shard.total() == 2).count() == 2;
+    gateway.expect("the new ones are live", PATIENCE, is_new);
+    assert!(
+        matches!(reshard.wait(Duration::from_millis(500)), Err(Error::TimedOut { .. })),
+        "it waits for the old one"
+    );
+    let mut numbers: HashMap<u64, Vec<u64>> = HashMap::new();
+    for event in manager.events() {
+        if event.name() == "Resharded" {
+            break;
+        }
+        let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { continue };
+        let data: Value = dispatch.decode().unwrap();
+        let guild = data["guild_id"].as_str().unwrap().parse().unwrap();
+        numbers.entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
+    }
+    reshard.wait(PATIENCE).unwrap();
+    assert_eq!(numbers.len(), 2);
+    for numbers in numbers.values() {
+        assert!(numbers.iter().copied().eq(0..50), "{numbers:?}");
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
+    let gateway = gateway().shards(2).max_concurrency(4).guilds(4).start().unwrap();
+    let mut config = config(&gateway);
+    config.timing.reshard_overlap = Duration::from_millis(10);
+    config.timing.handlers_timeout = PATIENCE;
+    let manager = ready(config.clone());
+    manager.wait_guilds(PATIENCE).unwrap();
+    // One event that is not handled holds the hand-over up, after the old ones have closed.
+    let kept = next(&manager.events(), |event| event.name() == "GUILD_CREATE");
+    manager.events().receiver().try_iter().for_each(drop);
+    let reshard = manager.reshard(&Plan::Total(3)).unwrap();
+    gateway.expect("the old ones have closed", PATIENCE, |seen| {
+        seen.live.len() == 3 && seen.live.keys().all(|shard| shard.total() == 3)
+    });
+    assert!(!reshard.is_over());
+    for guild in gateway.guild_ids() {
+        assert_eq!(manager.shard_by_guild(guild).map(|shard| shard.id()), ShardId::for_guild(guild, 3));
+        gateway.chat(gateway.channel_of(guild).unwrap(), "held").unwrap();
+    }
+    // Some of it is held when it suspends, and some has not been read. Neither is waited for.
+    let held = |manager: &ShardManager| manager.shards().iter().map(|shard| shard.outstanding().0).sum::<usize>();
+    eventually("something is held", || held(&manager) > 0);
+    let sessions = manager.suspend();
+    assert!(matches!(reshard.wait(PATIENCE), Err(Error::Closed)));
+    drop((kept, manager));
+    assert_eq!(sessions.iter().map(|session| session.shard).collect::<Vec<_>>(), ids(3));
+    let manager = ready(config.plan(Plan::Stored).sessions(sessions));
+    let events = manager.events();
+    for _ in 0..4 {
+        next(&events, |event| event.name() == "MESSAGE_CREATE");
+    }
+    assert_eq!(manager.shards().iter().map(|shard| shard.status().identifies).sum::<u64>(), 0);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn it_can_be_cancelled() {
+    let gateway = gateway().shards(2).max_concurrency(4).start().unwrap();
+    // The overlap is ten seconds.
+    let manager = ready(config(&gateway));
+    assert!(!manager.cancel_reshard(), "there is none");
+    let reshard = manager.reshard(&Plan::Total(3)).unwrap();
+    gateway.expect("both sets are live", PATIENCE, |seen| seen.live.len() == 5);
+    assert!(manager.cancel_reshard() && !manager.cancel_reshard());
+    assert!(matches!(reshard.wait(PATIENCE), Err(Error::Cancelled)));
+    gateway.expect("the new ones are gone", PATIENCE, |seen| seen.live.keys().all(|shard| shard.total() == 2));
+    assert_eq!(running(&manager), ids(2));
+    manager.wait_ready(PATIENCE).unwrap();
+    gateway.assert_lawful();
+}
+
+#[test]
 fn workers_keep_the_guilds_in_order_across_it() {
     let gateway = gateway().shards(2).max_concurrency(4).guilds(8).start().unwrap();
     let mut config = config(&gateway);

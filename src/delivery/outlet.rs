@@ -1,5 +1,6 @@
 //! Where the shards of a set put their events.
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
+use serde::Deserialize;
 
-use super::merge::Merge;
+use super::merge::{Digest, Lane, Merge};
 use crate::event::Event;
 
 /// The way of a set of shards into the stream of events. A set that replaces another, and one that is replaced, share a
@@ -83,7 +85,7 @@ impl Outlet {
         // The channel is unbounded: sending does not block, and a shard's next event cannot overtake what was held.
         let mut merge = merging.merge.lock();
         self.emit(first);
-        merge.hand_over().for_each(|event| self.emit(event));
+        merge.hand_over(Instant::now()).for_each(|event| self.emit(event));
     }
 
     fn emit(&self, event: Event) {
@@ -100,27 +102,40 @@ impl Outlet {
 
 impl Merging {
     fn note(&self, event: &Event) {
-        if let Some(digest) = self.digest(event) {
-            let twin = self.merge.lock().old(Instant::now(), digest);
+        if let Some((lane, digest)) = self.place(event) {
+            let twin = self.merge.lock().old(Instant::now(), lane, digest);
             drop(twin);
         }
     }
 
     /// Returns the event if it is to be delivered now, and whether nothing is left to be merged.
     fn new_event(&self, event: Event, is_arrival: bool) -> (Option<Event>, bool) {
-        let digest = self.digest(&event);
+        let (place, now) = (self.place(&event), Instant::now());
         let mut merge = self.merge.lock();
-        let event = match digest {
-            Some(digest) if merge.is_live() || !is_arrival => merge.new_event(Instant::now(), digest, event),
+        let event = match place {
+            Some((lane, digest)) if merge.is_live() || !is_arrival => merge.new_event(now, lane, digest, event),
             // What happens to a shard, and how its session begins, nobody hears before it takes over.
             _ => merge.is_live().then_some(event),
         };
-        (event, merge.is_over())
+        (event, merge.is_over(now))
     }
 
-    /// `None` for what belongs to one session alone.
-    fn digest(&self, event: &Event) -> Option<u64> {
+    /// The guild and the digest of an event; `None` for what belongs to one session alone.
+    fn place(&self, event: &Event) -> Option<(Lane, Digest)> {
         let dispatch = event.dispatch().filter(|dispatch| !matches!(dispatch.name(), "READY" | "RESUMED"))?;
-        Some(self.hasher.hash_one((dispatch.name(), dispatch.data())))
+        // Data that names its guild in an unknown way shares the lane of those without one.
+        let guild: Guild<'_> = serde_json::from_slice(dispatch.data()).unwrap_or_default();
+        let own = matches!(dispatch.name(), "GUILD_CREATE" | "GUILD_UPDATE" | "GUILD_DELETE");
+        let guild = if own { guild.id } else { guild.guild_id };
+        Some((self.hasher.hash_one(guild), self.hasher.hash_one((dispatch.name(), dispatch.data()))))
     }
+}
+
+/// Where an event's data names its guild.
+#[derive(Default, Deserialize)]
+struct Guild<'a> {
+    #[serde(borrow)]
+    guild_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
 }

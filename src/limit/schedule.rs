@@ -119,9 +119,19 @@ impl Schedule {
     /// Takes new values from Discord. The queue stays; a new number of keys sorts it anew.
     pub(crate) fn update(&mut self, now: Instant, limits: Limits) {
         let rekey = limits.max_concurrency != self.limits.max_concurrency;
+        let own = self.limits.remaining;
         self.limits = limits;
-        self.reset_at = (!limits.reset_after.is_zero())
+        let reset_at = (!limits.reset_after.is_zero())
             .then(|| later(now, limits.reset_after.saturating_add(self.rules.reset_guard)));
+        if let (Some(before), Some(after)) = (self.reset_at, reset_at)
+            && now < before
+            && after.max(before) - after.min(before) <= self.rules.reset_guard
+        {
+            // The same day: an answer that was on its way while somebody identified does not know of that, and one IDENTIFY
+            // too many costs the token.
+            self.limits.remaining = own.min(limits.remaining);
+        }
+        self.reset_at = reset_at;
         if self.reset_at.is_none() && limits.remaining == 0 {
             // The reset is now.
             self.limits.remaining = limits.total;

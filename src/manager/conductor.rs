@@ -1,13 +1,16 @@
 //! The thread that opens, restarts and closes shards in their turn.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::fleet::{Fleet, Part, Slot};
+use super::fleet::{CHECK, Fleet, Part, Slot, State};
+use super::operation::Failure;
 use super::transition::Step;
 use crate::error::Error;
-use crate::protocol::Stage;
+use crate::protocol::{CloseReason, Stage};
 use crate::shard::{Context, Shard, Spawned};
 use crate::shard_id::ShardId;
 use crate::transport::Connector;
@@ -50,6 +53,7 @@ impl<C: Connector + 'static> Conductor<C> {
                 None => return,
                 Some(Step::Open(shard)) => self.open(shard),
                 Some(Step::Restart(shard)) => self.restart(shard),
+                Some(Step::Commit) => self.fleet.commit(),
                 Some(Step::Close(shard)) => self.close(shard),
                 Some(Step::HandOver) => self.fleet.hand_over(),
                 Some(Step::Wait(_)) => {}
@@ -64,7 +68,12 @@ impl<C: Connector + 'static> Conductor<C> {
             if state.stopping.is_some() {
                 return None;
             }
-            let step = state.transition.poll(Instant::now());
+            let State { transition, shards, .. } = &mut *state;
+            let has_caught_up = |shard, since| {
+                let slot: Option<&Slot> = shards.get(&shard);
+                slot.is_none_or(|slot| !slot.runs() || slot.shard.has_caught_up(since))
+            };
+            let step = transition.poll(Instant::now(), has_caught_up);
             let Step::Wait(until) = step else { return Some(step) };
             match until.into_iter().chain(next_check).min() {
                 None => self.fleet.changed.wait(&mut state),
@@ -78,41 +87,32 @@ impl<C: Connector + 'static> Conductor<C> {
     }
 
     fn open(&mut self, id: ShardId) {
+        self.wait_for_namesake(id);
         match self.spawn(id) {
-            Ok(None) => {}
-            Ok(Some(spawned)) => {
-                self.pause = SHORTAGE_PAUSE;
-                let mut state = self.fleet.state.lock();
-                state.retire(id);
-                let part = match &state.reshard {
-                    _ if state.stopping.is_some() => Part::Dismissed,
-                    Some(reshard) if reshard.to.contains(&id) => Part::Incoming,
-                    _ if state.wanted.contains(&id) => Part::Running,
-                    _ => Part::Dismissed,
-                };
-                let Spawned { shard, thread, start } = spawned;
-                if part == Part::Dismissed {
-                    // It was closed, or the fleet is stopping, while it came into being.
-                    shard.close();
-                }
-                let slot = Slot { shard, stage: Stage::Waiting, guilds_in: false, thread: Some(thread), part };
-                state.shards.insert(id, slot);
-                drop(state);
-                drop(start);
-            }
-            Err(error) => {
-                log::error!("shard {id} cannot be opened, again in {:?}: {}", self.pause, error.report());
+            Ok(()) => self.pause = SHORTAGE_PAUSE,
+            Err(Error::Io { what, source }) => {
+                log::error!("shard {id} cannot be opened, again in {:?}: no {what}: {source}", self.pause);
                 let deadline = Instant::now() + self.pause;
                 let mut state = self.fleet.state.lock();
                 state.transition.put_back(id);
                 while state.stopping.is_none() && !self.fleet.changed.wait_until(&mut state, deadline).timed_out() {}
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
+            Err(error) => self.give_up(id, &error),
         }
     }
 
-    /// Makes a shard whose thread waits for its `start` to be dropped; `None` if there is no more need of it.
-    fn spawn(&self, id: ShardId) -> Result<Option<Spawned>, Error> {
+    /// Waits until an earlier run of a shard has ended, which was closed.
+    fn wait_for_namesake(&self, id: ShardId) {
+        let mut state = self.fleet.state.lock();
+        let runs = |slot: &Slot| slot.runs() && !slot.shard.is_resolving();
+        while state.stopping.is_none() && state.shards.get(&id).is_some_and(runs) {
+            self.fleet.changed.wait_for(&mut state, CHECK);
+        }
+        state.retire(id);
+    }
+
+    fn spawn(&self, id: ShardId) -> Result<(), Error> {
         let config = self.fleet.config.of_shard(id)?;
         let (outlet, session) = {
             let state = self.fleet.state.lock();
@@ -120,26 +120,53 @@ impl<C: Connector + 'static> Conductor<C> {
                 Some(reshard) if reshard.to.contains(&id) => Some(Arc::clone(&reshard.outlet)),
                 _ => state.outlet.clone(),
             };
-            let Some(outlet) = outlet else { return Ok(None) };
+            let Some(outlet) = outlet else { return Ok(()) };
             (outlet, state.sessions.get(&id).cloned())
         };
-        let spawned = Shard::spawn(id, session, config, Arc::clone(&self.context), outlet)
-            .map_err(|source| Error::Io { what: "a thread or descriptor for a shard", source })?;
-        self.fleet.state.lock().sessions.remove(&id);
-        Ok(Some(spawned))
+        let spawn = || Shard::spawn(id, session, config, Arc::clone(&self.context), outlet);
+        let spawned = catch_unwind(AssertUnwindSafe(spawn)).unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        let Spawned { shard, thread, start } =
+            spawned.map_err(|source| Error::Io { what: "thread or descriptor", source })?;
+        let mut state = self.fleet.state.lock();
+        // From here on it is the shard that knows it.
+        state.sessions.remove(&id);
+        let part = match &state.reshard {
+            Some(reshard) if reshard.to.contains(&id) && state.has_way_back() => Part::Incoming,
+            _ if state.wanted.contains(&id) => Part::Running,
+            _ => Part::Dismissed,
+        };
+        let stopping = state.stopping;
+        let slot = Slot { shard: shard.clone(), stage: Stage::Waiting, guilds_in: false, thread: Some(thread), part };
+        state.shards.insert(id, slot);
+        drop(state);
+        // It was closed, or the fleet is stopping, while it came into being.
+        match (stopping, part) {
+            (Some(CloseReason::Suspended), Part::Running) => shard.suspend(),
+            (Some(_), _) | (_, Part::Dismissed) => shard.close(),
+            _ => {}
+        }
+        drop(start);
+        Ok(())
+    }
+
+    /// A shard cannot be opened or restarted with the settings that the user gives it.
+    fn give_up(&self, id: ShardId, error: &Error) {
+        log::error!("shard {id} is not opened or restarted: {}", error.report());
+        let mut state = self.fleet.state.lock();
+        state.transition.handle_stop(id);
+        state.tell_operations(|operation| operation.give_up(&[id], Failure::Settings { shard: id }));
     }
 
     fn restart(&self, id: ShardId) {
         let shard = self.fleet.shard(id).ok_or(Error::NotOpen { shard: id });
         let restarted = shard.and_then(|shard| shard.restart(self.fleet.config.of_shard(id)?.identity()));
         if let Err(error) = restarted {
-            log::error!("shard {id} is not restarted: {}", error.report());
-            self.fleet.state.lock().transition.handle_stop(id);
+            self.give_up(id, &error);
         }
     }
 
     fn close(&self, id: ShardId) {
-        let Some(shard) = self.fleet.shard(id) else { return };
+        let Some(shard) = self.fleet.state.lock().shards.get(&id).map(|slot| slot.shard.clone()) else { return };
         shard.close();
         if shard.is_resolving() {
             // It has no connection, and the look-up may take long: nothing more comes from it.

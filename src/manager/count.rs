@@ -3,7 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::thread;
 
-use super::fleet::{Fleet, Part, State, list};
+use super::fleet::{Fleet, INVALID_SHARD, Part, State, list};
+use super::operation::Failure;
 use crate::config::Plan;
 use crate::error::Error;
 use crate::rest::{GatewayBot, Rest};
@@ -54,7 +55,12 @@ impl Fleet {
             return is_explicit;
         }
         state.transition.clear();
-        self.in_background(state, Rest::gateway_bot, move |fleet, answer| fleet.take_multiple(shard, answer))
+        let failure = Failure::Stopped { shard, reason: INVALID_SHARD };
+        state.tell_operations(|operation| operation.finish(Err(failure)));
+        let asked =
+            self.in_background(|state| &mut state.is_asking, move |fleet, answer| fleet.take_multiple(shard, answer));
+        state.is_asking = asked;
+        asked
     }
 
     /// Starts anew with a total that Discord takes, if there is one.
@@ -66,7 +72,7 @@ impl Fleet {
         let closing: Vec<Shard> = {
             let mut state = self.state.lock();
             if state.stopping.is_some() || plan == self.config.plan {
-                return Err(Error::Stopped { shard, reason: super::fleet::INVALID_SHARD });
+                return Err(Error::Stopped { shard, reason: INVALID_SHARD });
             }
             log::warn!("Discord does not take {} shards; {} are opened in their place", shard.total(), list(&to));
             state.transition.clear();
@@ -92,12 +98,12 @@ impl Fleet {
     /// Asks Discord how many shards it recommends, and reshards if those that run are too full.
     pub(super) fn check_fullness(self: &Arc<Self>, threshold: f64) {
         let mut state = self.state.lock();
-        if state.is_asking || state.stopping.is_some() || state.outlet.is_none() {
+        if state.is_asking || state.is_checking || state.stopping.is_some() || state.outlet.is_none() {
             return;
         }
-        self.in_background(&mut state, Rest::gateway_bot, move |fleet, answer| {
-            fleet.reshard_if_full(threshold, &answer?)
-        });
+        let check =
+            move |fleet: &Arc<Self>, answer: Result<GatewayBot, Error>| fleet.reshard_if_full(threshold, &answer?);
+        state.is_checking = self.in_background(|state| &mut state.is_checking, check);
     }
 
     fn reshard_if_full(self: &Arc<Self>, threshold: f64, gateway: &GatewayBot) -> Result<(), Error> {
@@ -124,41 +130,34 @@ impl Fleet {
             return Ok(());
         }
         log::info!("the shards are {:.0} % full: {needed} replace them", fullness * 100.0);
-        self.state.lock().is_asking = false;
         self.reshard(&Plan::Total(needed)).map(drop)
     }
 
-    /// Asks Discord something on a thread of its own, which nobody waits for: a request can take long.
+    /// Asks `/gateway/bot` on a thread of its own, which nobody waits for: a request can take long. `flag` is unset at the end.
     fn in_background(
         self: &Arc<Self>,
-        state: &mut State,
-        question: impl FnOnce(&Rest) -> Result<GatewayBot, Error> + Send + 'static,
+        flag: fn(&mut State) -> &mut bool,
         then: impl FnOnce(&Arc<Self>, Result<GatewayBot, Error>) -> Result<(), Error> + Send + 'static,
     ) -> bool {
         let (fleet, rest) = (Arc::downgrade(self), self.rest.clone());
         let asks = move || {
-            let answer = question(&rest);
+            let answer = rest.gateway_bot();
             let Some(fleet) = Weak::upgrade(&fleet) else { return };
             if let Err(error) = then(&fleet, answer) {
                 log::error!("the number of shards stays as it is: {}", error.report());
             }
-            fleet.is_asked();
+            {
+                let mut state = fleet.state.lock();
+                *flag(&mut state) = false;
+                state.end_if_over();
+            }
+            fleet.changed.notify_all();
         };
         let thread = thread::Builder::new().name("shard-count".into()).spawn(asks);
         if let Err(error) = &thread {
             log::error!("Discord cannot be asked for the number of shards: {error}");
         }
-        state.is_asking = thread.is_ok();
-        state.is_asking
-    }
-
-    fn is_asked(&self) {
-        {
-            let mut state = self.state.lock();
-            state.is_asking = false;
-            state.end_if_over();
-        }
-        self.changed.notify_all();
+        thread.is_ok()
     }
 }
 

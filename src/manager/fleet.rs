@@ -22,7 +22,7 @@ use crate::shard::{Change, Shard};
 use crate::shard_id::ShardId;
 
 /// How often something is looked for of which nothing tells: that a shard looks a host up, that handlers are done.
-const CHECK: Duration = Duration::from_millis(5);
+pub(super) const CHECK: Duration = Duration::from_millis(5);
 
 /// The close code of a shard that does not go with the bot's size.
 pub(super) const INVALID_SHARD: CloseReason = CloseReason::Discord(CloseCode(4010));
@@ -32,7 +32,7 @@ const SHARDING_REQUIRED: CloseReason = CloseReason::Discord(CloseCode(4011));
 
 /// The shards of a manager.
 pub(crate) struct Fleet {
-    pub(super) config: Config,
+    pub(super) config: Arc<Config>,
     pub(super) rest: Rest,
     pub(super) limiter: Arc<dyn IdentifyLimiter>,
     events: Events,
@@ -44,7 +44,7 @@ pub(crate) struct Fleet {
 
 pub(super) struct State {
     pub(super) shards: BTreeMap<ShardId, Slot>,
-    /// Those that are to run; while they are replaced by others, those that run until then.
+    /// Those that are to run; while others are to replace them, those that run until then.
     pub(super) wanted: BTreeSet<ShardId>,
     pub(super) transition: Transition,
     pub(super) operations: Vec<Operation>,
@@ -58,8 +58,10 @@ pub(super) struct State {
     pub(super) stopping: Option<CloseReason>,
     /// The session store is to be written before its time.
     pub(super) store_now: bool,
-    /// Discord is being asked whether the number of shards is right.
+    /// Discord is being asked for a number of shards that it takes; until then nothing runs.
     pub(super) is_asking: bool,
+    /// Discord is being asked whether the shards are too few.
+    pub(super) is_checking: bool,
 }
 
 pub(super) struct Slot {
@@ -73,11 +75,13 @@ pub(super) struct Slot {
 /// The part that a shard plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Its events are delivered.
+    /// It is to run.
     Running,
     /// It will replace others.
     Incoming,
-    /// It was to replace others, and is not needed any more.
+    /// Others are about to take over from it.
+    Leaving,
+    /// It is not needed any more: it was to replace others, or was closed while it came into being.
     Dismissed,
 }
 
@@ -91,7 +95,7 @@ pub(super) struct Reshard {
 /// What is to be done once the lock is given back.
 #[derive(Default)]
 pub(super) struct After {
-    close: Vec<Shard>,
+    pub(super) close: Vec<Shard>,
     tell: Vec<(Arc<Outlet>, Event)>,
 }
 
@@ -111,7 +115,7 @@ impl Slot {
 }
 
 impl State {
-    /// The shards whose events are delivered.
+    /// The shards that are to run, and those that have been closed by hand.
     pub(super) fn running(&self) -> impl Iterator<Item = (&ShardId, &Slot)> {
         self.shards.iter().filter(|(_, slot)| slot.part == Part::Running)
     }
@@ -131,6 +135,11 @@ impl State {
         self.operations.retain(|operation| !operation.is_over());
     }
 
+    /// Whether others are about to replace the shards, and that can still be given up.
+    pub(super) fn has_way_back(&self) -> bool {
+        self.shards.values().all(|slot| slot.part != Part::Leaving)
+    }
+
     /// Gives the shards up that were to replace others. Returns those that are to close.
     pub(super) fn dismiss(&mut self, failure: Failure) -> Vec<Shard> {
         let Some(reshard) = self.reshard.take() else { return Vec::new() };
@@ -141,14 +150,13 @@ impl State {
             outlet.stay();
         }
         let mut dismissed = Vec::new();
-        let incoming: Vec<ShardId> = reshard.to.into_iter().filter(|shard| self.shards.contains_key(shard)).collect();
-        for id in incoming {
-            let Some(slot) = self.shards.get_mut(&id) else { continue };
-            slot.part = Part::Dismissed;
-            if slot.runs() {
-                dismissed.push(slot.shard.clone());
-            } else {
-                self.retire(id);
+        for id in reshard.to {
+            match self.shards.get_mut(&id) {
+                Some(slot) if slot.runs() => {
+                    slot.part = Part::Dismissed;
+                    dismissed.push(slot.shard.clone());
+                }
+                _ => self.retire(id),
             }
         }
         dismissed
@@ -156,11 +164,14 @@ impl State {
 
     /// Ends the stream if no shard runs or will, and one of them cannot be helped from here.
     pub(super) fn end_if_over(&mut self) {
-        let is_lost = |slot: &Slot| matches!(slot.stage, Stage::Stopped(reason) if reason.is_fatal() && reason != CloseReason::CircuitOpen);
+        let is_lost = |shard: &ShardId| match self.shards.get(shard).map(|slot| slot.stage) {
+            Some(Stage::Stopped(reason)) => reason.is_fatal() && reason != CloseReason::CircuitOpen,
+            _ => false,
+        };
         if !self.is_asking
             && self.transition.is_done()
             && !self.shards.values().any(Slot::runs)
-            && self.running().any(|(_, slot)| is_lost(slot))
+            && self.wanted.iter().any(is_lost)
         {
             self.outlet = None;
         }
@@ -169,7 +180,7 @@ impl State {
 
 impl Fleet {
     pub(super) fn new(
-        config: Config,
+        config: Arc<Config>,
         rest: Rest,
         limiter: Arc<dyn IdentifyLimiter>,
         transition: Transition,
@@ -188,6 +199,7 @@ impl Fleet {
             stopping: None,
             store_now: false,
             is_asking: false,
+            is_checking: false,
         };
         let (state, changed, panics) = (Mutex::new(state), Condvar::new(), AtomicU64::new(0));
         Arc::new(Self { config, rest, limiter, events, state, changed, panics })
@@ -233,25 +245,35 @@ impl Fleet {
     }
 
     /// A shard tells what has changed, on its own thread.
-    pub(super) fn handle(self: &Arc<Self>, shard: ShardId, change: Change) {
+    pub(super) fn handle(self: &Arc<Self>, shard: &Shard, change: Change) {
+        let id = shard.id();
         let mut after = After::default();
         {
             let mut state = self.state.lock();
-            state.transition.handle(shard, change);
-            if let Some(slot) = state.shards.get_mut(&shard) {
-                match change {
-                    Change::GuildsIn => slot.guilds_in = true,
-                    Change::Stage(stage) => {
-                        slot.stage = stage;
-                        slot.guilds_in &= stage != Stage::Identifying;
-                    }
+            let Some(slot) = state.shards.get_mut(&id).filter(|slot| slot.shard.is(shard)) else {
+                // It has been replaced: what becomes of it concerns nobody but those who join its thread.
+                return;
+            };
+            match change {
+                Change::GuildsIn => slot.guilds_in = true,
+                Change::Stage(stage) => {
+                    slot.stage = stage;
+                    slot.guilds_in &= stage != Stage::Identifying;
                 }
             }
+            let was_away = state.transition.is_away(id);
+            state.transition.handle(id, change);
             if let Change::Stage(stage) = change {
                 if let Stage::Stopped(reason) = stage {
-                    self.handle_stop(&mut state, shard, reason, &mut after);
+                    if was_away {
+                        // What stopped this one may stop the others.
+                        let given_up = state.transition.give_up_restarts();
+                        let failure = Failure::Stopped { shard: id, reason };
+                        state.tell_operations(|operation| operation.give_up(&given_up, failure));
+                    }
+                    self.handle_stop(&mut state, id, reason, &mut after);
                 }
-                state.tell_operations(|operation| operation.handle(shard, stage));
+                state.tell_operations(|operation| operation.handle(id, stage));
                 state.end_if_over();
             }
         }
@@ -271,20 +293,19 @@ impl Fleet {
         if part == Some(Part::Dismissed) {
             state.retire(shard);
         }
-        if state.stopping.is_some() || !matches!(part, Some(Part::Running | Part::Incoming)) {
+        if state.stopping.is_some() {
             return;
         }
         if part == Some(Part::Incoming) {
-            if state.transition.is_closing() {
-                // Too late: the old set is going. What follows for this shard follows when it has taken over.
-                return;
-            }
             log::error!("the reshard is given up, and the old shards go on: shard {shard} stopped: {reason}");
             after.close = state.dismiss(Failure::Stopped { shard, reason });
             return self.handle_stops(state, after);
         }
+        if part != Some(Part::Running) || !state.wanted.contains(&shard) {
+            return;
+        }
         match reason {
-            SHARDING_REQUIRED if state.reshard.is_some() => {
+            SHARDING_REQUIRED if state.reshard.is_some() && state.has_way_back() => {
                 log::warn!("shard {shard} holds too many guilds; the reshard that is under way replaces it");
                 return;
             }
@@ -331,7 +352,9 @@ impl Fleet {
             let mut state = self.state.lock();
             state.outlet = None;
             let reason = *state.stopping.get_or_insert(reason);
-            state.dismiss(Failure::Closed);
+            if state.has_way_back() {
+                state.dismiss(Failure::Closed);
+            }
             state.tell_operations(|operation| operation.finish(Err(Failure::Closed)));
             let shards = state.shards.values().map(|slot| (slot.shard.clone(), slot.part));
             (shards.collect::<Vec<_>>(), reason)
@@ -415,8 +438,8 @@ impl Fleet {
     /// The first shard that has stopped because of something that its owner must mend.
     pub(super) fn fatal_stop(&self) -> Result<(), Error> {
         let state = self.state.lock();
-        for (shard, slot) in state.running() {
-            if let Stage::Stopped(reason) = slot.stage
+        for shard in &state.wanted {
+            if let Some(Stage::Stopped(reason)) = state.shards.get(shard).map(|slot| slot.stage)
                 && reason.is_fatal()
             {
                 return Err(Error::Stopped { shard: *shard, reason });

@@ -97,17 +97,17 @@ impl Handle {
     ///
     /// The new shards start beside the old ones, as their turn to identify comes; their events are held. When all are ready
     /// and their guilds are in, both sets are heard for [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more.
-    /// Then the old ones close, their handlers finish (for up to
+    /// Then, once the old ones have caught up with what they were sent before, they close, their handlers finish (for up to
     /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)), and one event says so:
     /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of the new shards, beginning
     /// with those that the old ones had not delivered. READY and the arrival of guilds are not delivered again. Two events
-    /// count as the same if name and data are; equal events are delivered as often as Discord sent them. An event is repeated
-    /// only if one set is behind the other by more than the overlap.
+    /// count as the same if name and data are; equal events of a guild are delivered as often as Discord sent them. An event is
+    /// repeated, and then late, only if a new shard is away or behind for longer than the overlap.
     ///
     /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at the hand-over.
     /// What is held counts as outstanding, so a new shard may stall if the old ones deliver slowly; nothing is lost by that.
-    /// Look-ups find the old shards until the new ones have taken over. Done when they have. If a new shard stops before, or
-    /// the manager does, the reshard is given up and the old shards go on.
+    /// Look-ups find the old shards until those close. Done when the new ones have taken over. If one of them stops before the
+    /// old ones close, the reshard is given up and the old shards go on as they were.
     ///
     /// It blocks for up to two requests of [`Rest`], but for a gateway proxy's.
     ///
@@ -116,6 +116,12 @@ impl Handle {
     /// shard has the number and total of one that runs; [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives.
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
         self.fleet()?.reshard(plan)
+    }
+
+    /// Gives a reshard up: the new shards are closed, and the old ones go on. Returns whether there was one; one whose old
+    /// shards are closing already cannot be given up.
+    pub fn cancel_reshard(&self) -> bool {
+        self.fleet.upgrade().is_some_and(|fleet| fleet.cancel_reshard())
     }
 
     /// How many handlers have panicked.

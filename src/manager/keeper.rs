@@ -1,15 +1,17 @@
 //! The thread that writes the session store.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::fleet::Fleet;
-use crate::error::Error;
+use crate::error::{Error, StoreError};
+use crate::protocol::Session;
 use crate::store::SessionStore;
 
 /// Starts the thread, which writes the sessions every few seconds until the fleet stops. A store that is slow holds up
-/// nothing else.
+/// nothing else, but the end of the manager.
 pub(super) fn start(fleet: &Arc<Fleet>, store: Arc<dyn SessionStore>) -> Result<JoinHandle<()>, Error> {
     let fleet = Arc::clone(fleet);
     thread::Builder::new()
@@ -21,13 +23,18 @@ pub(super) fn start(fleet: &Arc<Fleet>, store: Arc<dyn SessionStore>) -> Result<
 fn keep(fleet: &Fleet, store: &dyn SessionStore) {
     let mut is_failing = false;
     while wait(fleet) {
-        match store.save(&fleet.sessions()) {
+        match save(store, &fleet.sessions()) {
             Err(error) if !is_failing => log::error!("the session store cannot be written, it is tried again: {error}"),
             Ok(()) if is_failing => log::info!("the session store is written again"),
             _ => continue,
         }
         is_failing = !is_failing;
     }
+}
+
+/// Writes the store; what it panics with is an error like any other.
+pub(super) fn save(store: &dyn SessionStore, sessions: &[Session]) -> Result<(), StoreError> {
+    catch_unwind(AssertUnwindSafe(|| store.save(sessions))).unwrap_or_else(|_| Err("it panicked".into()))
 }
 
 /// Blocks until the store is to be written; `false` if the fleet is stopping.

@@ -89,9 +89,11 @@ impl ShardManager {
         config.validate_gateway(&url)?;
         let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
         let plan = count::rounded(&config.plan, gateway.as_ref(), || count::is_large(&rest));
-        let shards = plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
+        let sessions = start::sessions(&config)?;
+        let shards = plan.shards_with(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()), &sessions)?;
+        let config = Arc::new(Config { sessions: Vec::new(), ..config });
         shards.iter().try_for_each(|shard| config.of_shard(*shard).map(drop))?;
-        let sessions = start::sessions(&config, &shards)?;
+        let sessions = start::matching(sessions, &shards, &config)?;
         start::check_identifies(shards.len() - sessions.len(), gateway.as_ref(), config.shortage)?;
         start::warn_of_resources(shards.len());
         let limits = gateway.as_ref().map(|gateway| start::limits(&gateway.session_start_limit));
@@ -198,6 +200,11 @@ impl ShardManager {
         self.fleet.close_shard(id)
     }
 
+    /// Gives a reshard up; see [`Handle::cancel_reshard`].
+    pub fn cancel_reshard(&self) -> bool {
+        self.fleet.cancel_reshard()
+    }
+
     /// Restarts one shard; see [`Handle::restart_shard`].
     pub fn restart_shard(&self, id: ShardId) -> Result<Operation, Error> {
         self.fleet.restart(id)
@@ -214,7 +221,7 @@ impl ShardManager {
     }
 
     /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up to the close time-out
-    /// (2 s). A thread that is looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
+    /// (2 s) and for as long as the session store takes. A thread that is looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
     /// that asks Discord for the number of shards. Calling it twice does no harm; the first of `close` and `suspend` counts.
     pub fn close(&self) {
         self.stop(CloseReason::Requested);
@@ -251,17 +258,23 @@ impl ShardManager {
     fn stop(&self, reason: CloseReason) {
         self.fleet.stop(reason);
         let conductor = self.conductor.lock().take();
+        let is_first = conductor.is_some();
         conductor.into_iter().for_each(fleet::join);
         self.fleet.join();
-        if self.fleet.stopping() == Some(CloseReason::Suspended) {
-            let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
-            self.fleet.wait_handled(&self.shards(), deadline, |_| false);
+        if !is_first {
+            return;
         }
-        // After the first stop there is no keeper, and nothing changes any more.
-        let Some(keeper) = self.keeper.lock().take() else { return };
-        fleet::join(keeper);
+        let is_suspended = self.fleet.stopping() == Some(CloseReason::Suspended);
+        if is_suspended {
+            let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
+            // What is held for a hand-over that never came nobody handles.
+            self.fleet.wait_handled(&self.shards(), deadline, |state| state.reshard.is_some());
+        }
+        let keeper = self.keeper.lock().take();
+        keeper.into_iter().for_each(fleet::join);
+        let sessions = if is_suspended { self.fleet.sessions() } else { Vec::new() };
         if let Some(store) = &self.fleet.config.session_store
-            && let Err(error) = store.save(&self.fleet.sessions())
+            && let Err(error) = keeper::save(&**store, &sessions)
         {
             log::error!("the session store cannot be written: {error}");
         }

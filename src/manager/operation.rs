@@ -41,7 +41,15 @@ pub(super) enum Goal {
 /// Why something did not come about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    Stopped { shard: ShardId, reason: CloseReason },
+    Stopped {
+        shard: ShardId,
+        reason: CloseReason,
+    },
+    /// Its settings cannot be used.
+    Settings {
+        shard: ShardId,
+    },
+    Cancelled,
     Closed,
 }
 
@@ -49,6 +57,10 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Stopped { shard, reason } => Self::Stopped { shard, reason },
+            Failure::Settings { shard } => {
+                Self::setting("for_shard", format!("one that fails for shard {shard}"), "one that works every time")
+            }
+            Failure::Cancelled => Self::Cancelled,
             Failure::Closed => Self::Closed,
         }
     }
@@ -65,8 +77,8 @@ impl Operation {
     /// [`Config::on_close`](crate::Config::on_close)): that thread has to run for it.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if a shard stopped on the way, [`Error::Closed`] if the manager did, [`Error::TimedOut`] if it
-    /// takes longer; it goes on then.
+    /// [`Error::Stopped`] if a shard stopped on the way, [`Error::Closed`] if the manager did, [`Error::Cancelled`] after
+    /// [`Handle::cancel_reshard`](crate::Handle::cancel_reshard), [`Error::TimedOut`] if it takes longer; it goes on then.
     pub fn wait(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Instant::now().checked_add(timeout);
         let mut progress = self.0.progress.lock();
@@ -109,6 +121,13 @@ impl Operation {
         if progress.waiting_for.is_empty() {
             drop(progress);
             self.finish(Ok(()));
+        }
+    }
+
+    /// These shards will not come to what they are waited for.
+    pub(super) fn give_up(&self, shards: &[ShardId], failure: Failure) {
+        if shards.iter().any(|shard| self.0.progress.lock().waiting_for.contains_key(shard)) {
+            self.finish(Err(failure));
         }
     }
 

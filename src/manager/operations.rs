@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::fleet::{After, Fleet, Part, Reshard, Slot, State, list};
-use super::operation::{Goal, Operation};
+use super::operation::{Failure, Goal, Operation};
 use super::{count, start};
 use crate::config::{Plan, is_foreign};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
-use crate::protocol::{Session, Stage};
+use crate::protocol::{CloseReason, Session, Stage};
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
@@ -39,16 +39,20 @@ impl Fleet {
         let mut running = None;
         let operation = self.ask(|state| {
             state.check_free()?;
-            if !state.wanted.contains(&shard) {
+            if !state.wanted.remove(&shard) {
                 return Err(Error::NotOpen { shard });
             }
-            let slot = state.shards.get(&shard);
-            running = slot.filter(|slot| slot.runs()).map(|slot| slot.shard.clone());
-            let is_stopped = slot.is_some_and(|slot| !slot.runs());
-            state.wanted.remove(&shard);
             state.sessions.remove(&shard);
             let was_waiting = state.transition.forget(shard);
-            Ok(Operation::new((!is_stopped && !was_waiting).then_some((shard, Goal::Stopped))))
+            let slot = state.shards.get(&shard);
+            running = slot.filter(|slot| slot.runs()).map(|slot| slot.shard.clone());
+            let is_stopped = slot.is_some_and(|slot| !slot.runs()) && !state.transition.is_opening(shard);
+            if was_waiting || is_stopped {
+                let closed = Stage::Stopped(CloseReason::Requested);
+                state.tell_operations(|operation| operation.handle(shard, closed));
+                return Ok(Operation::new([]));
+            }
+            Ok(Operation::new([(shard, Goal::Stopped)]))
         })?;
         if let Some(shard) = running {
             shard.close();
@@ -79,29 +83,46 @@ impl Fleet {
         most_away: usize,
         which: impl FnOnce(&State) -> Result<Vec<ShardId>, Error>,
     ) -> Result<Operation, Error> {
+        let shards = which(&self.state.lock())?;
+        shards.iter().try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
         self.ask(|state| {
             state.check_free()?;
-            let shards = which(state)?;
             if let Some((shard, with)) = state.overlap(&shards) {
                 return Err(Error::Overlaps { shard, with });
             }
             let mut goals = Vec::new();
             for shard in shards {
                 match state.shards.get(&shard) {
-                    Some(slot) if slot.runs() => {
+                    Some(slot) if slot.runs() && state.wanted.contains(&shard) => {
                         goals.push((shard, Goal::ReadyAgain(slot.stage != Stage::Ready)));
                         state.transition.restart([shard], most_away);
                     }
-                    Some(_) if !state.transition.is_opening(shard) => {
+                    _ => {
                         goals.push((shard, Goal::Ready));
                         state.wanted.insert(shard);
                         state.transition.open([shard]);
                     }
-                    _ => goals.push((shard, Goal::Ready)),
                 }
             }
             Ok(Operation::new(goals))
         })
+    }
+
+    /// Gives up a reshard, unless the new shards are about to take over. Returns whether there was one.
+    pub(super) fn cancel_reshard(self: &Arc<Self>) -> bool {
+        let mut after = After::default();
+        {
+            let mut state = self.state.lock();
+            if state.reshard.is_none() || !state.has_way_back() {
+                return false;
+            }
+            log::info!("the reshard is given up, and the old shards go on: that was asked for");
+            after.close = state.dismiss(Failure::Cancelled);
+            self.handle_stops(&mut state, &mut after);
+        }
+        self.changed.notify_all();
+        after.carry_out();
+        true
     }
 
     pub(super) fn reshard(self: &Arc<Self>, plan: &Plan) -> Result<Operation, Error> {
@@ -158,40 +179,58 @@ impl Fleet {
         if state.stopping.is_some() { Err(Error::Closed) } else { state.check_idle() }
     }
 
+    /// The old set is going to close. From here on the new one is that which is looked up, stored and suspended, but its
+    /// events are held until the old one has stopped.
+    pub(super) fn commit(&self) {
+        let mut state = self.state.lock();
+        let Some(Reshard { to, outlet, .. }) = &state.reshard else { return };
+        let (to, outlet) = (to.clone(), Arc::clone(outlet));
+        for slot in state.shards.values_mut() {
+            slot.part = match slot.part {
+                Part::Incoming => Part::Running,
+                Part::Running => Part::Leaving,
+                part => part,
+            };
+        }
+        state.wanted = to.into_iter().collect();
+        state.outlet = Some(outlet);
+        // The sessions of the old set are about to end.
+        state.store_now = true;
+    }
+
     /// The old set has stopped: its handlers finish, then the new one takes over.
     pub(super) fn hand_over(self: &Arc<Self>) {
-        let old: Vec<Shard> = self.shards();
+        let leaving: Vec<Shard> = {
+            let state = self.state.lock();
+            let leaving = state.shards.values().filter(|slot| slot.part == Part::Leaving);
+            leaving.map(|slot| slot.shard.clone()).collect()
+        };
         let deadline = Instant::now() + self.config.timing.handlers_timeout;
         // So that a guild's events stay in order even if another worker gets those of its new shard.
-        self.wait_handled(&old, deadline, |state| state.stopping.is_some());
+        self.wait_handled(&leaving, deadline, |state| state.stopping.is_some());
+        let from: Vec<ShardId> = leaving.iter().map(Shard::id).collect();
         let mut after = After::default();
-        let (outlet, from, to) = {
+        let (to, outlet) = {
             let mut state = self.state.lock();
+            if state.stopping.is_some() {
+                // What is held comes again: nobody has handled it.
+                return;
+            }
             let Some(Reshard { to, outlet, operation }) = state.reshard.take() else { return };
             state.transition.handed_over();
-            // The sessions of the old set are over: those of the new one are to be stored at once.
-            state.store_now = true;
-            let from: Vec<ShardId> = state.running().map(|(id, _)| *id).collect();
             for shard in &from {
                 state.retire(*shard);
             }
-            for id in &to {
-                if let Some(slot) = state.shards.get_mut(id) {
-                    slot.part = Part::Running;
-                }
-            }
-            state.wanted = to.iter().copied().collect();
-            state.outlet = Some(Arc::clone(&outlet));
             operation.finish(Ok(()));
-            self.handle_stops(&mut state, &mut after);
             state.tell_operations(|_| {});
-            (outlet, from, to)
+            self.handle_stops(&mut state, &mut after);
+            (to, outlet)
         };
         self.changed.notify_all();
         log::info!("{} have taken over from {}", list(&to), list(&from));
         outlet.take_over(Event::of_shard(to[0], EventKind::Resharded { from, to }));
         after.carry_out();
-        for command in old.iter().flat_map(Shard::take_unsent) {
+        for command in leaving.iter().flat_map(Shard::take_unsent) {
             let home = command.guild_id().and_then(|guild| self.shard_by_guild(guild));
             match home.map(|shard| shard.send_command(command)) {
                 Some(Ok(())) => {}

@@ -1,5 +1,6 @@
 //! What is asked, checked and prepared before anything starts.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,34 +61,33 @@ pub(super) fn limiter(config: &Config, limits: Option<Limits>) -> Arc<dyn Identi
     }
 }
 
-/// The sessions to start with: those that the user gave, and for other shards those of the store, which is written at once
-/// to see whether it can be.
-pub(super) fn sessions(config: &Config, shards: &[ShardId]) -> Result<Vec<Session>, Error> {
-    let mut sessions = matching(config.sessions.clone(), shards, None);
+/// The sessions at hand: those that the user gave, and for other shards those of the store.
+pub(super) fn sessions(config: &Config) -> Result<Vec<Session>, Error> {
+    let mut sessions = config.sessions.clone();
     let Some(store) = &config.session_store else { return Ok(sessions) };
     let stored = store.load().map_err(|source| Error::Store { what: "read", source })?;
-    for session in matching(stored, shards, config.token.user_id()) {
-        if sessions.iter().all(|given| given.shard != session.shard) {
+    for session in stored {
+        if is_foreign(&session, config.token.user_id()) {
+            log::warn!("a stored session of shard {} is not used: it is another bot's", session.shard);
+        } else if sessions.iter().all(|other| other.shard != session.shard) {
             sessions.push(session);
         }
     }
-    store.save(&sessions).map_err(|source| Error::Store { what: "written", source })?;
     Ok(sessions)
 }
 
-/// Those that belong to shards of the plan and to this bot.
-fn matching(sessions: Vec<Session>, shards: &[ShardId], bot_user_id: Option<u64>) -> Vec<Session> {
-    let mut matching = Vec::new();
-    for session in sessions {
-        if is_foreign(&session, bot_user_id) {
-            log::warn!("a stored session of shard {} is not used: it is another bot's", session.shard);
-        } else if shards.contains(&session.shard) {
-            matching.push(session);
-        } else {
-            log::warn!("a stored session of shard {} is not used: that shard is not in the plan", session.shard);
-        }
+/// Those that belong to shards of the plan. The store is written, to see whether it can be.
+pub(super) fn matching(sessions: Vec<Session>, shards: &[ShardId], config: &Config) -> Result<Vec<Session>, Error> {
+    let shards: HashSet<&ShardId> = shards.iter().collect();
+    let (matching, others): (Vec<_>, Vec<_>) =
+        sessions.into_iter().partition(|session| shards.contains(&session.shard));
+    for session in others {
+        log::warn!("a stored session of shard {} is not used: that shard is not in the plan", session.shard);
     }
-    matching
+    if let Some(store) = &config.session_store {
+        store.save(&matching).map_err(|source| Error::Store { what: "written", source })?;
+    }
+    Ok(matching)
 }
 
 /// Holds the IDENTIFYs that are left against those that are needed.

@@ -9,6 +9,9 @@ use crate::protocol::Stage;
 use crate::shard::Change;
 use crate::shard_id::ShardId;
 
+/// How often an old set that lags behind is looked at.
+const CAUGHT_UP_CHECK: Duration = Duration::from_millis(10);
+
 /// How many windows' worth of shards may be on their way.
 const AHEAD: usize = 2;
 
@@ -51,7 +54,7 @@ struct Settled {
 enum Phase {
     /// Until the new set is ready and its guilds are in.
     Settling,
-    /// Both sets are heard until then.
+    /// Both sets are heard, since then.
     Overlap(Instant),
     /// The old set closes; so many of it have been asked to.
     Closing(usize),
@@ -64,6 +67,8 @@ pub(crate) enum Step {
     Open(ShardId),
     /// Have this one connect anew.
     Restart(ShardId),
+    /// The old set is going to close: from here there is no way back.
+    Commit,
     /// Close this one of the old set.
     Close(ShardId),
     /// The old set has stopped: the new one takes over; say when it has.
@@ -93,22 +98,39 @@ impl Transition {
 
     /// Opens shards, after those that are to be opened already.
     pub(crate) fn open(&mut self, shards: impl IntoIterator<Item = ShardId>) {
-        self.open.extend(shards);
+        for shard in shards {
+            if !self.is_opening(shard) {
+                self.open.push_back(shard);
+            }
+        }
     }
 
     /// Restarts shards, one of a rate limit key at a time and `most_away` in all.
     pub(crate) fn restart(&mut self, shards: impl IntoIterator<Item = ShardId>, most_away: usize) {
+        let is_idle = self.restart.is_empty() && self.away.is_empty();
         for shard in shards {
             if !self.restart.contains(&shard) {
                 self.restart.push_back(shard);
             }
         }
-        self.most_away = most_away;
+        // Whoever asked before for fewer to be away at once is not let down.
+        self.most_away = if is_idle { most_away } else { self.most_away.min(most_away) };
     }
 
-    /// Opens the shards `new`; when they are ready and their guilds are in, waits for `overlap`, closes `old`, and hands over.
+    /// Whether a shard was asked to restart and is not back.
+    pub(crate) fn is_away(&self, shard: ShardId) -> bool {
+        self.away.contains_key(&shard)
+    }
+
+    /// A restart has failed: the others are not tried. Returns them.
+    pub(crate) fn give_up_restarts(&mut self) -> Vec<ShardId> {
+        std::mem::take(&mut self.restart).into()
+    }
+
+    /// Opens the shards `new`; when they are ready and their guilds are in, waits for `overlap` and until `old` has caught up,
+    /// closes `old`, and hands over.
     pub(crate) fn replace(&mut self, old: Vec<ShardId>, new: &[ShardId], overlap: Duration) {
-        self.open.extend(new);
+        self.open(new.iter().copied());
         let new = new.iter().map(|shard| (*shard, Settled::default())).collect();
         self.handover = Some(Handover { new, old, overlap, phase: Phase::Settling });
     }
@@ -128,11 +150,6 @@ impl Transition {
         self.open.is_empty() && self.under_way.is_empty()
     }
 
-    /// Whether an old set is being closed, so that there is no way back.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.handover.as_ref().is_some_and(|handover| matches!(handover.phase, Phase::Closing(_)))
-    }
-
     /// Whether a shard waits to be opened, or is on its way.
     pub(crate) fn is_opening(&self, shard: ShardId) -> bool {
         self.open.contains(&shard) || self.under_way.contains_key(&shard)
@@ -147,9 +164,10 @@ impl Transition {
         std::mem::take(&mut self.open).into()
     }
 
-    /// What to do next.
-    pub(crate) fn poll(&mut self, now: Instant) -> Step {
-        self.poll_open().or_else(|| self.poll_restart()).unwrap_or_else(|| self.poll_handover(now))
+    /// What to do next. `has_caught_up` tells whether a shard has delivered all that was sent to it before an instant.
+    pub(crate) fn poll(&mut self, now: Instant, has_caught_up: impl Fn(ShardId, Instant) -> bool) -> Step {
+        let step = self.poll_open().or_else(|| self.poll_restart());
+        step.unwrap_or_else(|| self.poll_handover(now, has_caught_up))
     }
 
     fn poll_open(&mut self) -> Option<Step> {
@@ -174,24 +192,25 @@ impl Transition {
         Some(Step::Restart(shard))
     }
 
-    fn poll_handover(&mut self, now: Instant) -> Step {
+    fn poll_handover(&mut self, now: Instant, has_caught_up: impl Fn(ShardId, Instant) -> bool) -> Step {
         let Some(Handover { new, old, overlap, phase }) = &mut self.handover else { return Step::Wait(None) };
         if *phase == Phase::Settling && new.values().all(|settled| settled.ready && settled.guilds_in) {
-            *phase = Phase::Overlap(now + *overlap);
+            *phase = Phase::Overlap(now);
         }
         match phase {
             Phase::Settling => Step::Wait(None),
-            Phase::Overlap(until) if now < *until => Step::Wait(Some(*until)),
+            Phase::Overlap(since) if now < *since + *overlap => Step::Wait(Some(*since + *overlap)),
             // One that is cut off just now would leave its guilds without either.
             Phase::Overlap(_) if !new.values().all(|settled| settled.ready) => Step::Wait(None),
-            Phase::Overlap(_) | Phase::Closing(_) if old.is_empty() => {
-                *phase = Phase::Closing(0);
-                Step::HandOver
+            // What an old one has not read, and was sent before the new ones began, nobody else has.
+            Phase::Overlap(since) if !old.iter().all(|shard| has_caught_up(*shard, *since)) => {
+                Step::Wait(Some(now + CAUGHT_UP_CHECK))
             }
             Phase::Overlap(_) => {
-                *phase = Phase::Closing(1);
-                Step::Close(old[0])
+                *phase = Phase::Closing(0);
+                Step::Commit
             }
+            Phase::Closing(_) if old.is_empty() => Step::HandOver,
             Phase::Closing(asked) => match old.get(*asked) {
                 Some(shard) => {
                     *asked += 1;
@@ -208,7 +227,8 @@ impl Transition {
             match change {
                 Change::GuildsIn => settled.guilds_in = true,
                 Change::Stage(stage) => {
-                    settled.ready = stage == Stage::Ready;
+                    // One that resumes may be held up by what it holds, and goes on once it has taken over.
+                    settled.ready = matches!(stage, Stage::Ready | Stage::Resuming);
                     // A new session: its guilds arrive anew.
                     settled.guilds_in &= stage != Stage::Identifying;
                 }
@@ -300,7 +320,7 @@ mod tests {
     /// Opens what may be opened.
     fn opened(transition: &mut Transition) -> Vec<u32> {
         let mut opened = Vec::new();
-        while let Step::Open(shard) = transition.poll(Instant::now()) {
+        while let Step::Open(shard) = transition.poll(Instant::now(), |_, _| true) {
             opened.push(shard.number());
         }
         opened
@@ -347,20 +367,24 @@ mod tests {
         let now = Instant::now();
         let mut transition = transition(0, 2);
         transition.restart((0..5).map(shard), 2);
-        transition.restart([shard(4)], 2);
-        assert_eq!(transition.poll(now), Step::Restart(shard(0)));
-        assert_eq!(transition.poll(now), Step::Restart(shard(1)));
-        assert_eq!(transition.poll(now), Step::Wait(None), "two are away");
+        transition.restart([shard(4)], 5);
+        assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(0)));
+        assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(1)));
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "two are away");
         stage(&mut transition, 1, Stage::Ready);
-        assert_eq!(transition.poll(now), Step::Wait(None), "it was ready before it left");
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "it was ready before it left");
         stage(&mut transition, 1, Stage::Connecting);
         stage(&mut transition, 1, Stage::Ready);
-        assert_eq!(transition.poll(now), Step::Restart(shard(3)), "shard 2 has the key of shard 0, which is away");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Restart(shard(3)),
+            "shard 2 has the key of shard 0, which is away"
+        );
         stage(&mut transition, 0, Stage::Stopped(CloseReason::Cut));
-        assert_eq!(transition.poll(now), Step::Restart(shard(2)));
+        assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(2)));
         stage(&mut transition, 3, Stage::Connecting);
         stage(&mut transition, 3, Stage::Ready);
-        assert_eq!(transition.poll(now), Step::Wait(None), "shard 4 has the key of shard 2");
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "shard 4 has the key of shard 2");
         stage(&mut transition, 4, Stage::Stopped(CloseReason::Cut));
         transition.handle_stop(shard(2));
         assert!(transition.is_done());
@@ -375,29 +399,32 @@ mod tests {
         assert_eq!(opened(&mut transition), [0, 1]);
         for number in 0..2 {
             stage(&mut transition, number, Stage::Ready);
-            assert_eq!(transition.poll(now), Step::Wait(None));
+            assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None));
             transition.handle(shard(number), Change::GuildsIn);
         }
-        assert_eq!(transition.poll(now), Step::Wait(Some(now + overlap)));
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(Some(now + overlap)));
         stage(&mut transition, 1, Stage::Identifying);
         stage(&mut transition, 1, Stage::Ready);
         now += overlap;
-        assert_eq!(transition.poll(now), Step::Wait(None), "a new session: its guilds are not in");
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "a new session: its guilds are not in");
         transition.handle(shard(1), Change::GuildsIn);
-        assert_eq!(transition.poll(now), Step::Wait(Some(now + overlap)), "the overlap begins anew");
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(Some(now + overlap)), "the overlap begins anew");
         stage(&mut transition, 0, Stage::Connecting);
         now += overlap;
-        assert_eq!(transition.poll(now), Step::Wait(None), "one is cut off");
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "one is cut off");
         stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
-        stage(&mut transition, 0, Stage::Ready);
-        assert_eq!(transition.poll(now), Step::Close(shard(5)));
+        stage(&mut transition, 0, Stage::Resuming);
+        let lags = transition.poll(now, |shard, since| shard.number() != 7 || since + overlap != now);
+        assert_eq!(lags, Step::Wait(Some(now + CAUGHT_UP_CHECK)), "an old one lags behind");
+        assert_eq!(transition.poll(now, |_, _| true), Step::Commit);
+        assert_eq!(transition.poll(now, |_, _| true), Step::Close(shard(5)));
         stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
-        assert_eq!(transition.poll(now), Step::Close(shard(7)));
-        assert_eq!(transition.poll(now), Step::Wait(None));
+        assert_eq!(transition.poll(now, |_, _| true), Step::Close(shard(7)));
+        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None));
         assert!(!transition.is_done());
         stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
-        assert_eq!(transition.poll(now), Step::HandOver);
-        assert!(transition.is_closing() && !transition.is_done(), "there is no way back");
+        assert_eq!(transition.poll(now, |_, _| true), Step::HandOver);
+        assert!(!transition.is_done());
         transition.handed_over();
         assert!(transition.is_done());
     }

@@ -68,8 +68,11 @@ pub(crate) struct Context<C> {
     pub(crate) connector: C,
     pub(crate) addresses: Addresses,
     pub(crate) limiter: Arc<dyn IdentifyLimiter>,
-    pub(crate) observer: Box<dyn Fn(ShardId, Change) + Send + Sync>,
+    pub(crate) observer: Observer,
 }
+
+/// Hears of a shard's changes, on the shard's thread.
+pub(crate) type Observer = Box<dyn Fn(&Shard, Change) + Send + Sync>;
 
 /// Something that the owner of a shard wants to know at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +99,7 @@ struct Shared {
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
     status: Mutex<Status>,
+    reading: Mutex<Reading>,
     /// Counted apart from the status, because they change with each event.
     events: AtomicU64,
     bytes: AtomicU64,
@@ -103,6 +107,15 @@ struct Shared {
     /// What had not been sent when it stopped.
     unsent: Mutex<Vec<Command>>,
     ledger: Arc<Ledger>,
+}
+
+/// How far a shard has read of what was sent to it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reading {
+    /// It waits for more at this moment, with a session that is live.
+    waits: bool,
+    /// When it last did.
+    waited_at: Option<Instant>,
 }
 
 /// Something that a handle wants of the thread.
@@ -136,6 +149,7 @@ impl Shard {
             closed: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
             status: Mutex::new(Status::new(Instant::now())),
+            reading: Mutex::default(),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             waiting_commands: AtomicUsize::new(0),
@@ -146,6 +160,9 @@ impl Shard {
             Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..))
                 .with_most_short_sessions(config.most_short_sessions);
         let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
+        if let Some(session) = machine.session() {
+            shared.ledger.begin(session.clone(), session.sequence);
+        }
         let shard = Self(Arc::clone(&shared));
         let (start, started) = crossbeam_channel::bounded::<()>(0);
         let thread = builder.spawn(move || {
@@ -222,6 +239,18 @@ impl Shard {
     /// What had not been sent when it stopped.
     pub(crate) fn take_unsent(&self) -> Vec<Command> {
         std::mem::take(&mut *self.0.unsent.lock())
+    }
+
+    /// Whether all that was sent to it before an instant has been delivered, or never will be: it has waited for more since
+    /// then, or has no session.
+    pub(crate) fn has_caught_up(&self, since: Instant) -> bool {
+        let Reading { waits, waited_at } = *self.0.reading.lock();
+        waits || waited_at.is_some_and(|at| at >= since) || self.0.ledger.session().is_none()
+    }
+
+    /// Whether both are the same run of a shard: one that was closed and opened again is another.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether the thread may be looking a host up.

@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::guilds::{AllIn, Guilds};
-use super::{Change, Context, Order, Shared, Status};
+use super::{Change, Context, Order, Shard, Shared, Status};
 use crate::config::Config;
 use crate::delivery::Outlet;
 use crate::event::{Event, EventKind, Room};
 use crate::intents::Intents;
 use crate::limit::{Permit, Ticket};
 use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer};
-use crate::transport::{Connector, Received, Transport, TransportError};
+use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
 /// Runs a shard until it stops, and tells everyone why it did.
 pub(super) fn run<C: Connector>(
@@ -24,9 +24,6 @@ pub(super) fn run<C: Connector>(
     context: &Context<C>,
     outlet: &Outlet,
 ) {
-    if let Some(session) = machine.session() {
-        shared.ledger.begin(session.clone(), session.sequence);
-    }
     let mut thread = Thread {
         machine,
         transport,
@@ -97,7 +94,11 @@ impl<C: Connector> Thread<'_, C> {
         for order in orders {
             self.handle(match order {
                 Order::Command(command) => Input::Command(command),
-                Order::Restart(identity) => Input::Restart(identity),
+                Order::Restart(mut identity) => {
+                    // The transport stays as it is.
+                    identity.compress = self.config.compression == Compression::Payload;
+                    Input::Restart(identity)
+                }
                 Order::Stop(reason) => Input::Stop(reason),
             });
         }
@@ -203,7 +204,7 @@ impl<C: Connector> Thread<'_, C> {
         if let Some(AllIn { guilds, missing }) = self.guilds.poll(Instant::now()) {
             log::info!("shard {}: {guilds} guilds are in, but for {missing}", self.shared.id);
             self.emit(EventKind::GuildsReady { guilds, missing });
-            (self.context.observer)(self.shared.id, Change::GuildsIn);
+            self.tell(Change::GuildsIn);
         }
     }
 
@@ -222,7 +223,7 @@ impl<C: Connector> Thread<'_, C> {
                 log::info!("shard {}: resumed", self.shared.id);
                 if self.guilds.deadline().is_none() {
                     // They had arrived before, perhaps in an earlier process.
-                    (self.context.observer)(self.shared.id, Change::GuildsIn);
+                    self.tell(Change::GuildsIn);
                 }
             }
             Notice::SessionLost(session) => {
@@ -274,7 +275,12 @@ impl<C: Connector> Thread<'_, C> {
         } else if self.dry {
             self.dry = false;
             self.shared.status.lock().latency = self.machine.latency();
+            self.shared.reading.lock().waits = self.machine.stage() == Stage::Ready;
             self.check(|transport| transport.wait(until, true));
+            let mut reading = self.shared.reading.lock();
+            if std::mem::take(&mut reading.waits) {
+                reading.waited_at = Some(Instant::now());
+            }
         } else {
             self.receive();
         }
@@ -311,6 +317,11 @@ impl<C: Connector> Thread<'_, C> {
         self.emit(EventKind::Stalled { events, bytes });
     }
 
+    /// Tells the shard's owner.
+    fn tell(&self, change: Change) {
+        (self.context.observer)(&Shard(Arc::clone(&self.shared)), change);
+    }
+
     fn emit(&self, kind: EventKind) {
         self.outlet.send(Event::of_shard(self.shared.id, kind), false);
     }
@@ -342,7 +353,7 @@ impl<C: Connector> Thread<'_, C> {
                 let mut status = self.shared.status.lock();
                 *status = Status { stage, since: Instant::now(), ..*status };
             }
-            (self.context.observer)(self.shared.id, Change::Stage(stage));
+            self.tell(Change::Stage(stage));
         }
     }
 
@@ -375,6 +386,6 @@ impl<C: Connector> Thread<'_, C> {
         self.emit(EventKind::Closed(reason));
         drop(self.ticket.take());
         drop(self.permit.take());
-        (self.context.observer)(self.shared.id, Change::Stage(stage));
+        self.tell(Change::Stage(stage));
     }
 }

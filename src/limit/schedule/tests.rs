@@ -95,6 +95,22 @@ fn no_wait_overflows() {
 }
 
 #[test]
+fn an_answer_that_is_out_of_date_gives_nothing_back() {
+    let now = Instant::now();
+    let day = Duration::from_secs(3600);
+    let mut schedule = schedule(now, Limits { reset_after: day, ..limits(1, 5) });
+    let id = schedule.request(shard(0));
+    assert_eq!(granted(&mut schedule, now), [id]);
+    schedule.used(now, id);
+    schedule.update(now, Limits { reset_after: day, ..limits(1, 5) });
+    assert_eq!(schedule.remaining(now), 4, "it was asked for before the IDENTIFY");
+    schedule.update(now, Limits { reset_after: day, ..limits(1, 2) });
+    assert_eq!(schedule.remaining(now), 2, "other processes spend, too");
+    schedule.update(now, Limits { reset_after: 20 * day, ..limits(1, 1000) });
+    assert_eq!(schedule.remaining(now), 1000, "another day");
+}
+
+#[test]
 fn ready_may_start_the_window_instead() {
     let now = Instant::now();
     let mut schedule = Schedule::new(now, limits(1, 10), rules(ReleaseAfter::Ready));

@@ -32,11 +32,11 @@ impl World {
         self.guilds.binary_search_by_key(&id, |guild| guild.id).ok().map(|at| self.guilds[at])
     }
 
-    /// The guild whose text channel this is.
     pub(in crate::sim) fn set_shards(&mut self, shards: u32) {
         self.settings.shards = shards.max(1);
     }
 
+    /// The guild whose text channel this is.
     pub(super) fn guild_of_channel(&self, channel: u64) -> Option<Guild> {
         self.guild(channel.checked_sub(1)?)
     }
