@@ -90,6 +90,8 @@ pub(super) struct Reshard {
     pub(super) to: Vec<ShardId>,
     pub(super) outlet: Arc<Outlet>,
     pub(super) operation: Operation,
+    /// The old set closes: there is no way back.
+    pub(super) is_committed: bool,
 }
 
 /// What is to be done once the lock is given back.
@@ -135,9 +137,9 @@ impl State {
         self.operations.retain(|operation| !operation.is_over());
     }
 
-    /// Whether others are about to replace the shards, and that can still be given up.
+    /// Whether others are to replace the shards, and that can still be given up.
     pub(super) fn has_way_back(&self) -> bool {
-        self.shards.values().all(|slot| slot.part != Part::Leaving)
+        self.reshard.as_ref().is_some_and(|reshard| !reshard.is_committed)
     }
 
     /// Gives the shards up that were to replace others. Returns those that are to close.
@@ -265,7 +267,7 @@ impl Fleet {
             state.transition.handle(id, change);
             if let Change::Stage(stage) = change {
                 if let Stage::Stopped(reason) = stage {
-                    if was_away {
+                    if was_away && reason.is_fatal() {
                         // What stopped this one may stop the others.
                         let given_up = state.transition.give_up_restarts();
                         let failure = Failure::Stopped { shard: id, reason };
@@ -305,7 +307,7 @@ impl Fleet {
             return;
         }
         match reason {
-            SHARDING_REQUIRED if state.reshard.is_some() && state.has_way_back() => {
+            SHARDING_REQUIRED if state.has_way_back() => {
                 log::warn!("shard {shard} holds too many guilds; the reshard that is under way replaces it");
                 return;
             }

@@ -46,7 +46,7 @@ impl Fleet {
             let was_waiting = state.transition.forget(shard);
             let slot = state.shards.get(&shard);
             running = slot.filter(|slot| slot.runs()).map(|slot| slot.shard.clone());
-            let is_stopped = slot.is_some_and(|slot| !slot.runs()) && !state.transition.is_opening(shard);
+            let is_stopped = slot.is_none_or(|slot| !slot.runs()) && !state.transition.is_opening(shard);
             if was_waiting || is_stopped {
                 let closed = Stage::Stopped(CloseReason::Requested);
                 state.tell_operations(|operation| operation.handle(shard, closed));
@@ -113,7 +113,7 @@ impl Fleet {
         let mut after = After::default();
         {
             let mut state = self.state.lock();
-            if state.reshard.is_none() || !state.has_way_back() {
+            if !state.has_way_back() {
                 return false;
             }
             log::info!("the reshard is given up, and the old shards go on: that was asked for");
@@ -154,7 +154,7 @@ impl Fleet {
             let old = state.running().filter(|(_, slot)| slot.runs()).map(|(id, _)| *id).collect();
             state.transition.replace(old, &to, overlap);
             let operation = Operation::new(to.iter().map(|shard| (*shard, Goal::HandOver)));
-            state.reshard = Some(Reshard { to: to.clone(), outlet, operation: operation.clone() });
+            state.reshard = Some(Reshard { to: to.clone(), outlet, operation: operation.clone(), is_committed: false });
             Ok(operation)
         })
     }
@@ -183,7 +183,8 @@ impl Fleet {
     /// events are held until the old one has stopped.
     pub(super) fn commit(&self) {
         let mut state = self.state.lock();
-        let Some(Reshard { to, outlet, .. }) = &state.reshard else { return };
+        let Some(Reshard { to, outlet, is_committed, .. }) = &mut state.reshard else { return };
+        *is_committed = true;
         let (to, outlet) = (to.clone(), Arc::clone(outlet));
         for slot in state.shards.values_mut() {
             slot.part = match slot.part {
@@ -216,7 +217,7 @@ impl Fleet {
                 // What is held comes again: nobody has handled it.
                 return;
             }
-            let Some(Reshard { to, outlet, operation }) = state.reshard.take() else { return };
+            let Some(Reshard { to, outlet, operation, .. }) = state.reshard.take() else { return };
             state.transition.handed_over();
             for shard in &from {
                 state.retire(*shard);
