@@ -469,7 +469,8 @@ pub enum Plan {
         total: u32,
     },
     /// The shards whose sessions are given or stored, if those have every guild once, whatever their totals: as they were
-    /// before, after any number of splits and reshards. Else as many as Discord recommends.
+    /// before, after any number of splits and reshards. If they are some of one total, all of that total. Else as many as
+    /// Discord recommends.
     Stored,
     /// The share of one process of several: the shards whose number leaves `index` when divided by `of`. If `of` divides
     /// `max_concurrency`, no two processes share a rate limit key, so that each may have a limit of its own (of the day's
@@ -520,6 +521,11 @@ impl Plan {
             stored.dedup();
             if is_whole(&stored) {
                 return Ok(stored);
+            }
+            if let Some(total) = stored.first().map(|shard| shard.total())
+                && stored.iter().all(|shard| shard.total() == total)
+            {
+                return Self::Total(total).shards(total);
             }
             log::info!("the stored sessions are not those of a whole fleet: it starts with the recommended shards");
         }
@@ -669,11 +675,12 @@ mod tests {
         assert_eq!(plan(&[(0, 4), (1, 2), (2, 4)]), [(0, 4), (1, 2), (2, 4)], "after a split");
         assert_eq!(plan(&[(0, 1)]), [(0, 1)]);
         assert_eq!(plan(&[]), recommended);
-        assert_eq!(plan(&[(0, 4), (2, 4)]), recommended, "half of the guilds");
+        assert_eq!(plan(&[(0, 3), (2, 3)]), [(0, 3), (1, 3), (2, 3)], "one had no session");
+        assert_eq!(plan(&[(0, 4), (1, 8)]), recommended, "some of the guilds");
         assert_eq!(plan(&[(0, 2), (2, 4), (1, 4)]), recommended, "two of them have the same guilds");
         let many: Vec<_> = (0..3000).map(|number| (number, 3000)).collect();
         assert_eq!(plan(&many).len(), 3000);
-        assert_eq!(plan(&many[1..]), recommended);
+        assert_eq!(plan(&many[1..]).len(), 3000);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Gateway};
 use threadcord::store::{FileStore, SessionStore};
 use threadcord::{Config, Dispatch, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token};
@@ -48,6 +49,12 @@ impl Drop for Folder {
 
 fn loaded_gateway() -> Gateway {
     gateway().shards(SHARDS).max_concurrency(SHARDS).guilds(GUILDS).start().unwrap()
+}
+
+/// For managers that identify soon after one another.
+fn limiter() -> Arc<SessionLimit> {
+    let timing = threadcord::Timing::scaled(common::SCALE);
+    Arc::new(SessionLimit::with_timing(Limits::default(), &timing, ReleaseAfter::Identify))
 }
 
 /// Sends `RATE` numbered events a second until it is told to stop; returns how many each guild got.
@@ -253,7 +260,7 @@ fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
     let folder = Folder::new("written");
     let store = FileStore::new(folder.0.join("sessions.json"));
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
-    let mut config = config(&gateway).session_store(store.clone());
+    let mut config = config(&gateway).session_store(store.clone()).limiter(limiter());
     config.timing.store_interval = Duration::from_millis(10);
     let manager = ready(config.clone());
     eventually("both sessions are stored", || store.load().unwrap().len() == 2);
@@ -355,8 +362,9 @@ fn after_a_split_and_a_reshard_it_starts_as_it_was() {
 #[test]
 fn a_plan_that_has_changed_starts_anew() {
     let gateway = gateway().shards(2).max_concurrency(3).start().unwrap();
-    let sessions = ready(config(&gateway)).suspend();
-    let manager = ready(config(&gateway).plan(Plan::Total(3)).sessions(sessions));
+    let config = config(&gateway).limiter(limiter());
+    let sessions = ready(config.clone()).suspend();
+    let manager = ready(config.plan(Plan::Total(3)).sessions(sessions));
     assert_eq!(manager.shards().iter().map(|shard| shard.status().identifies).sum::<u64>(), 3);
     gateway.assert_lawful();
 }

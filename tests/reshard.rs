@@ -260,12 +260,18 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
         assert_eq!(manager.shard_by_guild(guild).map(|shard| shard.id()), ShardId::for_guild(guild, 3));
         gateway.chat(gateway.channel_of(guild).unwrap(), "held").unwrap();
     }
-    // Some of it is held when it suspends, and some has not been read. Neither is waited for.
+    // Some of it is held when it suspends, and some has not been read. Neither is waited for, but the handler is.
     let held = |manager: &ShardManager| manager.shards().iter().map(|shard| shard.outstanding().0).sum::<usize>();
     eventually("something is held", || held(&manager) > 0);
-    let sessions = manager.suspend();
+    let sessions = std::thread::scope(|scope| {
+        let suspending = scope.spawn(|| manager.suspend());
+        gateway.expect("all have left", PATIENCE, |seen| seen.live.is_empty());
+        assert!(!suspending.is_finished());
+        drop(kept);
+        suspending.join().unwrap()
+    });
     assert!(matches!(reshard.wait(PATIENCE), Err(Error::Closed)));
-    drop((kept, manager));
+    drop(manager);
     assert_eq!(sessions.iter().map(|session| session.shard).collect::<Vec<_>>(), ids(3));
     let manager = ready(config.plan(Plan::Stored).sessions(sessions));
     let events = manager.events();

@@ -19,7 +19,8 @@ pub(crate) type Digest = u64;
 ///
 /// What the old set delivered just before a new session began the new one never brings. It must not stand against a later
 /// event that happens to be equal, so it is forgotten as soon as something later of its guild has come from both sets, for
-/// both hear a guild's events in the same order; or else after `overlap`. So in doubt an event is repeated, and none is lost.
+/// both hear a guild's events in the same order; or once the new shard has read all that was sent by then; or else after
+/// `overlap`. So in doubt an event is repeated rather than lost.
 #[derive(Debug)]
 pub(crate) struct Merge<E> {
     overlap: Duration,
@@ -70,9 +71,18 @@ impl<E> Merge<E> {
         None
     }
 
-    /// The new set brings an event. Returns it if it is to be delivered now.
-    pub(crate) fn new_event(&mut self, now: Instant, lane: Lane, digest: Digest, event: E) -> Option<E> {
+    /// The new set brings an event; its shard has read whatever was sent before `read_up_to`. Returns the event if it is to be
+    /// delivered now.
+    pub(crate) fn new_event(
+        &mut self,
+        now: Instant,
+        read_up_to: Option<Instant>,
+        lane: Lane,
+        digest: Digest,
+        event: E,
+    ) -> Option<E> {
         let (is_live, number) = (self.is_live(), self.held);
+        self.forget(lane, |at| read_up_to.is_some_and(|read| at < read));
         let pending = self.lane(now, lane);
         if let Some(first) = pending.delivered.iter().position(|(_, other)| *other == digest) {
             // Of several equal ones in a row the latest, so that what is left over is the oldest.
@@ -101,13 +111,18 @@ impl<E> Merge<E> {
 
     /// A guild's events, without those that were delivered too long ago.
     fn lane(&mut self, now: Instant, lane: Lane) -> &mut Pending<E> {
-        let pending =
-            self.lanes.entry(lane).or_insert_with(|| Pending { delivered: VecDeque::new(), held: VecDeque::new() });
-        while pending.delivered.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > self.overlap) {
+        let overlap = self.overlap;
+        self.forget(lane, |at| now.saturating_duration_since(at) > overlap);
+        self.lanes.entry(lane).or_insert_with(|| Pending { delivered: VecDeque::new(), held: VecDeque::new() })
+    }
+
+    /// Forgets the oldest of what the old set delivered of a guild.
+    fn forget(&mut self, lane: Lane, is_old: impl Fn(Instant) -> bool) {
+        let Some(pending) = self.lanes.get_mut(&lane) else { return };
+        while pending.delivered.front().is_some_and(|(at, _)| is_old(*at)) {
             pending.delivered.pop_front();
             self.unmatched -= 1;
         }
-        pending
     }
 }
 
@@ -125,16 +140,16 @@ mod tests {
     fn equal_events_are_two_events() {
         let now = Instant::now();
         let mut merge = Merge::new(OVERLAP);
-        assert_eq!(merge.new_event(now, 1, 7, "a"), None, "held");
-        assert_eq!(merge.new_event(now, 1, 7, "b"), None, "held");
-        assert_eq!(merge.new_event(now, 2, 7, "of another guild"), None, "held");
+        assert_eq!(merge.new_event(now, None, 1, 7, "a"), None, "held");
+        assert_eq!(merge.new_event(now, None, 1, 7, "b"), None, "held");
+        assert_eq!(merge.new_event(now, None, 2, 7, "of another guild"), None, "held");
         assert_eq!(merge.old(now, 1, 7), Some("a"));
         assert_eq!(
             merge.hand_over(now).collect::<Vec<_>>(),
             ["b", "of another guild"],
             "the old set never delivered them"
         );
-        assert_eq!(merge.new_event(now, 1, 7, "c"), Some("c"));
+        assert_eq!(merge.new_event(now, None, 1, 7, "c"), Some("c"));
         assert!(merge.is_over(now));
     }
 
@@ -147,25 +162,45 @@ mod tests {
         for second in 1..=30 {
             let now = start + Duration::from_secs(second);
             merge.old(now, 1, 7);
-            assert_eq!(merge.new_event(now, 1, 7, second), None);
+            assert_eq!(merge.new_event(now, None, 1, 7, second), None);
         }
         let now = start + Duration::from_secs(31);
         assert_eq!(merge.hand_over(now).count(), 0);
-        assert_eq!(merge.new_event(now, 1, 7, 31), Some(31), "the one left over is forgotten");
+        assert_eq!(merge.new_event(now, None, 1, 7, 31), Some(31), "the one left over is forgotten");
         // The same with something else in between: then the order tells, however quick it is, and whoever is first.
         let now = start;
         for new_first in [false, true] {
             let mut merge = Merge::new(OVERLAP);
             merge.old(now, 1, 7);
             if new_first {
-                merge.new_event(now, 1, 8, 0);
+                merge.new_event(now, None, 1, 8, 0);
                 merge.old(now, 1, 8);
             } else {
                 merge.old(now, 1, 8);
-                merge.new_event(now, 1, 8, 0);
+                merge.new_event(now, None, 1, 8, 0);
             }
             assert_eq!(merge.hand_over(now).count(), 0);
-            assert_eq!(merge.new_event(now, 1, 7, 1), Some(1));
+            assert_eq!(merge.new_event(now, None, 1, 7, 1), Some(1));
+        }
+    }
+
+    #[test]
+    fn what_a_new_shard_has_read_past_takes_nothing_away() {
+        // Two that take turns, every two seconds; the new session begins after the second.
+        let start = Instant::now();
+        let mut merge = Merge::new(OVERLAP);
+        let at = |turn: u64| start + Duration::from_secs(2 * turn + 1);
+        // It has read all that was sent up to a second before.
+        let read_up_to = |turn: u64| Some(start + Duration::from_secs(2 * turn));
+        for turn in 0..8 {
+            merge.old(at(turn), 1, turn % 2);
+            if turn >= 2 {
+                assert_eq!(merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn), None);
+            }
+        }
+        assert_eq!(merge.hand_over(at(7)).count(), 0);
+        for turn in 8..12 {
+            assert_eq!(merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn), Some(turn));
         }
     }
 
@@ -180,9 +215,9 @@ mod tests {
         let now = start + Duration::from_secs(9);
         assert!(!merge.is_over(now));
         for digest in 0..5 {
-            assert_eq!(merge.new_event(now, 1, digest, digest), None);
+            assert_eq!(merge.new_event(now, None, 1, digest, digest), None);
         }
-        assert_eq!(merge.new_event(now, 1, 0, 0), Some(0));
+        assert_eq!(merge.new_event(now, None, 1, 0, 0), Some(0));
         assert!(merge.is_over(now));
         // What never comes is not waited for.
         let mut merge = Merge::new(OVERLAP);
@@ -222,7 +257,7 @@ mod tests {
                     old += 1;
                 // The new session begins once the old set has got there.
                 } else if new < stream.len() && old > begins {
-                    prop_assert_eq!(merge.new_event(now, 1, stream[new], stream[new]), None, "before the hand-over");
+                    prop_assert_eq!(merge.new_event(now, None, 1, stream[new], stream[new]), None, "before the hand-over");
                     new += 1;
                 }
             }
@@ -233,7 +268,7 @@ mod tests {
             }
             given.extend(merge.hand_over(now));
             while new < stream.len() {
-                given.extend(merge.new_event(now, 1, stream[new], stream[new]));
+                given.extend(merge.new_event(now, None, 1, stream[new], stream[new]));
                 new += 1;
             }
             prop_assert_eq!(given, stream, "each once and in order");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
-pub(crate) use outlet::Outlet;
+pub(crate) use outlet::{Origin, Outlet};
 pub(crate) use workers::run;
 
 use crate::event::Event;

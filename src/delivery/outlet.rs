@@ -22,6 +22,15 @@ pub(crate) struct Outlet {
     merging: Mutex<Neighbours>,
 }
 
+/// What is known of an event besides itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Origin {
+    /// It is the arrival of a guild that READY named, which a set that replaces another does not tell.
+    pub(crate) is_arrival: bool,
+    /// What was sent to any session before this instant has been read here, or never will be.
+    pub(crate) read_up_to: Option<Instant>,
+}
+
 /// The sets that a set is merged with: the one that it replaces, and the one that replaces it.
 #[derive(Clone, Debug, Default)]
 struct Neighbours {
@@ -54,9 +63,8 @@ impl Outlet {
         self.change(|neighbours| neighbours.after = None);
     }
 
-    /// An event of Discord, or of the shard. `is_arrival`: it is the arrival of a guild that READY named, which a set that
-    /// replaces another does not tell.
-    pub(crate) fn send(&self, event: Event, is_arrival: bool) {
+    /// An event of Discord, or of the shard.
+    pub(crate) fn send(&self, event: Event, origin: Origin) {
         if !self.is_merging.load(Ordering::Acquire) {
             return self.emit(event);
         }
@@ -64,7 +72,7 @@ impl Outlet {
         let event = match before {
             None => Some(event),
             Some(merging) => {
-                let (event, is_over) = merging.new_event(event, is_arrival);
+                let (event, is_over) = merging.new_event(event, origin);
                 if is_over {
                     self.change(|neighbours| neighbours.before = None);
                 }
@@ -109,11 +117,13 @@ impl Merging {
     }
 
     /// Returns the event if it is to be delivered now, and whether nothing is left to be merged.
-    fn new_event(&self, event: Event, is_arrival: bool) -> (Option<Event>, bool) {
+    fn new_event(&self, event: Event, origin: Origin) -> (Option<Event>, bool) {
         let (place, now) = (self.place(&event), Instant::now());
         let mut merge = self.merge.lock();
         let event = match place {
-            Some((lane, digest)) if merge.is_live() || !is_arrival => merge.new_event(now, lane, digest, event),
+            Some((lane, digest)) if merge.is_live() || !origin.is_arrival => {
+                merge.new_event(now, origin.read_up_to, lane, digest, event)
+            }
             // What happens to a shard, and how its session begins, nobody hears before it takes over.
             _ => merge.is_live().then_some(event),
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::fleet::{CHECK, Fleet, Part, Slot, State};
+use super::fleet::{After, CHECK, Fleet, Part, Slot, State};
 use super::operation::Failure;
 use super::transition::Step;
 use crate::error::Error;
@@ -123,6 +123,7 @@ impl<C: Connector + 'static> Conductor<C> {
             let Some(outlet) = outlet else { return Ok(()) };
             (outlet, state.sessions.get(&id).cloned())
         };
+        let way_out = Arc::clone(&outlet);
         let spawn = || Shard::spawn(id, session, config, Arc::clone(&self.context), outlet);
         let spawned = catch_unwind(AssertUnwindSafe(spawn)).unwrap_or_else(|_| Err(io::Error::other("it panicked")));
         let Spawned { shard, thread, start } =
@@ -130,9 +131,10 @@ impl<C: Connector + 'static> Conductor<C> {
         let mut state = self.fleet.state.lock();
         // From here on it is the shard that knows it.
         state.sessions.remove(&id);
+        let is_current = state.outlet.as_ref().is_none_or(|outlet| Arc::ptr_eq(outlet, &way_out));
         let part = match &state.reshard {
-            Some(reshard) if reshard.to.contains(&id) && state.has_way_back() => Part::Incoming,
-            _ if state.wanted.contains(&id) => Part::Running,
+            Some(reshard) if state.has_way_back() && Arc::ptr_eq(&reshard.outlet, &way_out) => Part::Incoming,
+            _ if is_current && state.wanted.contains(&id) => Part::Running,
             _ => Part::Dismissed,
         };
         let stopping = state.stopping;
@@ -152,9 +154,20 @@ impl<C: Connector + 'static> Conductor<C> {
     /// A shard cannot be opened or restarted with the settings that the user gives it.
     fn give_up(&self, id: ShardId, error: &Error) {
         log::error!("shard {id} is not opened or restarted: {}", error.report());
-        let mut state = self.fleet.state.lock();
-        state.transition.handle_stop(id);
-        state.tell_operations(|operation| operation.give_up(&[id], Failure::Settings { shard: id }));
+        let failure = Failure::Settings { shard: id };
+        let mut after = After::default();
+        {
+            let mut state = self.fleet.state.lock();
+            state.transition.handle_stop(id);
+            if state.has_way_back() && state.reshard.as_ref().is_some_and(|reshard| reshard.to.contains(&id)) {
+                after.close = state.dismiss(failure);
+                self.fleet.handle_stops(&mut state, &mut after);
+            }
+            state.tell_operations(|operation| operation.give_up(&[id], failure));
+            state.end_if_over();
+        }
+        self.fleet.changed.notify_all();
+        after.carry_out();
     }
 
     fn restart(&self, id: ShardId) {

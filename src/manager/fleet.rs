@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::operation::{Failure, Operation};
 use super::transition::Transition;
 use crate::config::Config;
-use crate::delivery::{Events, Outlet};
+use crate::delivery::{Events, Origin, Outlet};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::limit::IdentifyLimiter;
@@ -105,7 +105,7 @@ impl After {
     pub(super) fn carry_out(self) {
         self.close.iter().for_each(Shard::close);
         for (outlet, event) in self.tell {
-            outlet.send(event, false);
+            outlet.send(event, Origin::default());
         }
     }
 }
@@ -397,6 +397,13 @@ impl Fleet {
         while shards.iter().any(|shard| shard.outstanding().0 > 0) && Instant::now() < deadline && !is_over(&state) {
             self.changed.wait_for(&mut state, CHECK);
         }
+    }
+
+    /// The shards whose handlers are waited for when the fleet is suspended: those that have delivered anything.
+    pub(super) fn delivering(&self) -> Vec<Shard> {
+        let state = self.state.lock();
+        let part = if state.reshard.is_some() { Part::Leaving } else { Part::Running };
+        state.shards.values().filter(|slot| slot.part == part).map(|slot| slot.shard.clone()).collect()
     }
 
     /// The sessions at their low-water marks, of the shards that run and of those that will.

@@ -23,7 +23,10 @@ pub(super) fn start(fleet: &Arc<Fleet>, store: Arc<dyn SessionStore>) -> Result<
 fn keep(fleet: &Fleet, store: &dyn SessionStore) {
     let mut is_failing = false;
     while wait(fleet) {
-        match save(store, &fleet.sessions()) {
+        let saved = save(store, &fleet.sessions());
+        fleet.state.lock().store_now = false;
+        fleet.changed.notify_all();
+        match saved {
             Err(error) if !is_failing => log::error!("the session store cannot be written, it is tried again: {error}"),
             Ok(()) if is_failing => log::info!("the session store is written again"),
             _ => continue,
@@ -46,6 +49,5 @@ fn wait(fleet: &Fleet) -> bool {
             break;
         }
     }
-    state.store_now = false;
     state.stopping.is_none()
 }

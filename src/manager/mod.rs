@@ -267,8 +267,7 @@ impl ShardManager {
         let is_suspended = self.fleet.stopping() == Some(CloseReason::Suspended);
         if is_suspended {
             let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
-            // What is held for a hand-over that never came nobody handles.
-            self.fleet.wait_handled(&self.shards(), deadline, |state| state.reshard.is_some());
+            self.fleet.wait_handled(&self.fleet.delivering(), deadline, |_| false);
         }
         let keeper = self.keeper.lock().take();
         keeper.into_iter().for_each(fleet::join);

@@ -22,7 +22,8 @@ impl Fleet {
         self.config.of_shard(shard)?;
         self.ask(|state| {
             state.check_free()?;
-            if state.wanted.contains(&shard) || state.shards.get(&shard).is_some_and(Slot::runs) {
+            let runs = state.shards.get(&shard).is_some_and(Slot::runs) || state.transition.is_opening(shard);
+            if runs || state.wanted.contains(&shard) {
                 return Err(Error::AlreadyOpen { shard });
             }
             if let Some(with) = state.wanted.iter().find(|other| shard.overlaps(**other)) {
@@ -81,19 +82,23 @@ impl Fleet {
     fn restart_some(
         &self,
         most_away: usize,
-        which: impl FnOnce(&State) -> Result<Vec<ShardId>, Error>,
+        which: impl Fn(&State) -> Result<Vec<ShardId>, Error>,
     ) -> Result<Operation, Error> {
-        let shards = which(&self.state.lock())?;
-        shards.iter().try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
+        let checked = which(&self.state.lock())?;
+        checked.iter().try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
         self.ask(|state| {
             state.check_free()?;
+            let shards = which(state)?;
             if let Some((shard, with)) = state.overlap(&shards) {
                 return Err(Error::Overlaps { shard, with });
             }
             let mut goals = Vec::new();
             for shard in shards {
                 match state.shards.get(&shard) {
-                    Some(slot) if slot.runs() && state.wanted.contains(&shard) => {
+                    Some(slot) if slot.runs() && !state.wanted.contains(&shard) => {
+                        return Err(Error::Busy { running: "the close of this shard" });
+                    }
+                    Some(slot) if slot.runs() => {
                         goals.push((shard, Goal::ReadyAgain(slot.stage != Stage::Ready)));
                         state.transition.restart([shard], most_away);
                     }
@@ -182,6 +187,7 @@ impl Fleet {
     /// The old set is going to close. From here on the new one is that which is looked up, stored and suspended, but its
     /// events are held until the old one has stopped.
     pub(super) fn commit(&self) {
+        let deadline = Instant::now() + self.config.timing.handlers_timeout;
         let mut state = self.state.lock();
         let Some(Reshard { to, outlet, is_committed, .. }) = &mut state.reshard else { return };
         *is_committed = true;
@@ -195,8 +201,14 @@ impl Fleet {
         }
         state.wanted = to.into_iter().collect();
         state.outlet = Some(outlet);
-        // The sessions of the old set are about to end.
-        state.store_now = true;
+        // The sessions of the old set are about to end: those of the new one are to be stored before that.
+        state.store_now = self.config.session_store.is_some();
+        self.changed.notify_all();
+        while state.store_now && state.stopping.is_none() {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
     }
 
     /// The old set has stopped: its handlers finish, then the new one takes over.
@@ -225,6 +237,7 @@ impl Fleet {
             operation.finish(Ok(()));
             state.tell_operations(|_| {});
             self.handle_stops(&mut state, &mut after);
+            state.end_if_over();
             (to, outlet)
         };
         self.changed.notify_all();

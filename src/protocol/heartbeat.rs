@@ -7,18 +7,20 @@ use std::time::{Duration, Instant};
 pub(crate) struct Heartbeat {
     interval: Duration,
     next: Instant,
-    /// Discord asked for one (op 1), outside the schedule.
+    /// Discord asked for one (op 1), or this shard's owner, outside the schedule.
     requested: bool,
     /// When the oldest heartbeat was sent that no ACK has followed.
     unanswered: Option<Instant>,
     latency: Option<Duration>,
+    /// When the last ACK came.
+    acknowledged: Option<Instant>,
 }
 
 impl Heartbeat {
     /// The first beat comes after `jitter` (0 to 1) of the interval.
     pub(crate) fn new(now: Instant, interval: Duration, jitter: f64) -> Self {
         let next = now + interval.mul_f64(jitter.clamp(0.0, 1.0));
-        Self { interval, next, requested: false, unanswered: None, latency: None }
+        Self { interval, next, requested: false, unanswered: None, latency: None, acknowledged: None }
     }
 
     /// When the next one is due on the schedule.
@@ -26,7 +28,7 @@ impl Heartbeat {
         self.next
     }
 
-    /// Discord asked for a heartbeat at once.
+    /// A heartbeat is to be sent at once.
     pub(crate) fn request(&mut self) {
         self.requested = true;
     }
@@ -60,6 +62,7 @@ impl Heartbeat {
     pub(crate) fn acknowledge(&mut self, now: Instant) {
         if let Some(sent) = self.unanswered.take() {
             self.latency = Some(now.saturating_duration_since(sent));
+            self.acknowledged = Some(now);
         }
     }
 
@@ -75,6 +78,11 @@ impl Heartbeat {
     /// It is judged only then: an ACK that lies unread in the socket, because the shard has stalled, is not missing.
     pub(crate) fn is_zombied(&self, now: Instant) -> bool {
         self.unanswered.is_some_and(|sent| now >= sent + self.interval)
+    }
+
+    /// When the last ACK came: what the peer had sent by then has been read.
+    pub(crate) fn acknowledged(&self) -> Option<Instant> {
+        self.acknowledged
     }
 
     /// From the last answered heartbeat to its ACK.

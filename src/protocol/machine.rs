@@ -59,6 +59,8 @@ pub enum Input {
     Command(Command),
     /// A command was asked to be sent, but the connection did not carry it.
     Unsent(Command),
+    /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session is.
+    Probe,
     /// The shard is to connect anew and resume, with this identity if it ever identifies again. What went wrong before is
     /// forgotten.
     Restart(Box<Identity>),
@@ -232,6 +234,11 @@ impl Machine {
             Input::Permit => self.identify(now),
             Input::Command(command) => self.commands.push_back(command),
             Input::Unsent(command) => self.commands.push_front(command),
+            Input::Probe => {
+                if let State::Ready { link, .. } = &mut self.state {
+                    link.heartbeat.request();
+                }
+            }
             Input::Restart(identity) => self.restart(now, *identity),
             Input::Stop(reason) => self.stop(reason),
         }
@@ -276,6 +283,11 @@ impl Machine {
     /// From the last heartbeat to its ACK on this connection.
     pub fn latency(&self) -> Option<Duration> {
         self.state.link()?.heartbeat.latency()
+    }
+
+    /// When the last ACK of this connection came: all that Discord had sent by then has been read.
+    pub fn acknowledged(&self) -> Option<Instant> {
+        self.state.link()?.heartbeat.acknowledged()
     }
 
     /// Commands that wait to be sent.

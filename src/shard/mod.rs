@@ -99,7 +99,10 @@ struct Shared {
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
     status: Mutex<Status>,
-    reading: Mutex<Reading>,
+    /// When the last ACK of the connection came.
+    acknowledged: Mutex<Option<Instant>>,
+    /// A heartbeat is on its way for whoever waits for an ACK.
+    probes: AtomicBool,
     /// Counted apart from the status, because they change with each event.
     events: AtomicU64,
     bytes: AtomicU64,
@@ -109,19 +112,11 @@ struct Shared {
     ledger: Arc<Ledger>,
 }
 
-/// How far a shard has read of what was sent to it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Reading {
-    /// It waits for more at this moment, with a session that is live.
-    waits: bool,
-    /// When it last did.
-    waited_at: Option<Instant>,
-}
-
 /// Something that a handle wants of the thread.
 #[derive(Debug)]
 enum Order {
     Command(Command),
+    Probe,
     Restart(Box<Identity>),
     Stop(CloseReason),
 }
@@ -149,7 +144,8 @@ impl Shard {
             closed: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
             status: Mutex::new(Status::new(Instant::now())),
-            reading: Mutex::default(),
+            acknowledged: Mutex::default(),
+            probes: AtomicBool::new(false),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             waiting_commands: AtomicUsize::new(0),
@@ -241,11 +237,17 @@ impl Shard {
         std::mem::take(&mut *self.0.unsent.lock())
     }
 
-    /// Whether all that was sent to it before an instant has been delivered, or never will be: it has waited for more since
-    /// then, or has no session.
+    /// Whether all that was sent to it before an instant has been delivered, or never will be: Discord has acknowledged a
+    /// heartbeat since then, or there is no session. Ask again if not; it sends a heartbeat meanwhile.
     pub(crate) fn has_caught_up(&self, since: Instant) -> bool {
-        let Reading { waits, waited_at } = *self.0.reading.lock();
-        waits || waited_at.is_some_and(|at| at >= since) || self.0.ledger.session().is_none()
+        if self.0.acknowledged.lock().is_some_and(|at| at >= since) || self.0.ledger.session().is_none() {
+            return true;
+        }
+        if !self.0.probes.swap(true, Ordering::AcqRel) {
+            // One that has stopped is not waited for.
+            let _ = self.order(Order::Probe);
+        }
+        false
     }
 
     /// Whether both are the same run of a shard: one that was closed and opened again is another.

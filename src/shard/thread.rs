@@ -3,17 +3,20 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::guilds::{AllIn, Guilds};
 use super::{Change, Context, Order, Shard, Shared, Status};
 use crate::config::Config;
-use crate::delivery::Outlet;
+use crate::delivery::{Origin, Outlet};
 use crate::event::{Event, EventKind, Room};
 use crate::intents::Intents;
 use crate::limit::{Permit, Ticket};
 use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer};
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
+
+/// By how much less than another session's an event may be on its way to this one. Ours: Discord promises nothing.
+const SKEW: Duration = Duration::from_secs(1);
 
 /// Runs a shard until it stops, and tells everyone why it did.
 pub(super) fn run<C: Connector>(
@@ -32,6 +35,9 @@ pub(super) fn run<C: Connector>(
         context,
         outlet,
         guilds: Guilds::new(config.timing.guilds_timeout),
+        identified_at: None,
+        dry_at: None,
+        acknowledged: None,
         stage: None,
         dry: false,
         ticket: None,
@@ -50,6 +56,11 @@ struct Thread<'a, C: Connector> {
     context: &'a Context<C>,
     outlet: &'a Outlet,
     guilds: Guilds,
+    /// When the last IDENTIFY was sent.
+    identified_at: Option<Instant>,
+    /// When the last wait for more ended, of a session that is live.
+    dry_at: Option<Instant>,
+    acknowledged: Option<Instant>,
     /// What the owner was last told.
     stage: Option<Stage>,
     /// The last read found nothing; the next thing to do is to wait.
@@ -94,6 +105,7 @@ impl<C: Connector> Thread<'_, C> {
         for order in orders {
             self.handle(match order {
                 Order::Command(command) => Input::Command(command),
+                Order::Probe => Input::Probe,
                 Order::Restart(mut identity) => {
                     // The transport stays as it is.
                     identity.compress = self.config.compression == Compression::Payload;
@@ -143,6 +155,7 @@ impl<C: Connector> Thread<'_, C> {
         // The machine asks only after a permit was handed in, and this thread hands in none but this one.
         let Some(mut permit) = self.permit.take() else { return };
         self.shared.status.lock().identifies += 1;
+        self.identified_at = Some(Instant::now());
         permit.spend(|| self.check(|transport| transport.send_secret(secret.expose())));
         // A limiter that counts from READY wants it back then.
         self.permit = Some(permit);
@@ -174,7 +187,9 @@ impl<C: Connector> Thread<'_, C> {
         self.shared.events.fetch_add(1, Ordering::Relaxed);
         self.shared.bytes.fetch_add(size as u64, Ordering::Relaxed);
         let is_arrival = self.note_guild(&payload);
-        self.outlet.send(Event::dispatch_of(self.shared.id, payload, lease), is_arrival);
+        // Nothing that was sent to another session before this has yet to come to this one.
+        let read_up_to = self.identified_at.max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
+        self.outlet.send(Event::dispatch_of(self.shared.id, payload, lease), Origin { is_arrival, read_up_to });
     }
 
     /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY named.
@@ -262,6 +277,7 @@ impl<C: Connector> Thread<'_, C> {
     /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
         self.poll_guilds();
+        self.publish_ack();
         self.publish();
         let guilds = self.guilds.deadline().filter(|_| self.machine.stage() == Stage::Ready);
         let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
@@ -275,11 +291,11 @@ impl<C: Connector> Thread<'_, C> {
         } else if self.dry {
             self.dry = false;
             self.shared.status.lock().latency = self.machine.latency();
-            self.shared.reading.lock().waits = self.machine.stage() == Stage::Ready;
+            let is_live = self.machine.stage() == Stage::Ready;
             self.check(|transport| transport.wait(until, true));
-            let mut reading = self.shared.reading.lock();
-            if std::mem::take(&mut reading.waits) {
-                reading.waited_at = Some(Instant::now());
+            if is_live {
+                // An event that came meanwhile has not been read; it is not older than this instant by much.
+                self.dry_at = Some(Instant::now());
             }
         } else {
             self.receive();
@@ -323,7 +339,7 @@ impl<C: Connector> Thread<'_, C> {
     }
 
     fn emit(&self, kind: EventKind) {
-        self.outlet.send(Event::of_shard(self.shared.id, kind), false);
+        self.outlet.send(Event::of_shard(self.shared.id, kind), Origin::default());
     }
 
     /// Does something with the transport; what fails there ends the connection.
@@ -341,6 +357,16 @@ impl<C: Connector> Thread<'_, C> {
         };
         log::warn!("shard {}: {error}", self.shared.id);
         self.handle(Input::Failed(reason));
+    }
+
+    /// Whoever waits for an ACK learns of it; with the connection, a heartbeat that was to bring one is gone.
+    fn publish_ack(&mut self) {
+        let acknowledged = self.machine.acknowledged();
+        if self.acknowledged != acknowledged {
+            self.acknowledged = acknowledged;
+            *self.shared.acknowledged.lock() = acknowledged;
+            self.shared.probes.store(false, Ordering::Release);
+        }
     }
 
     /// Tells where the shard stands, once all that led there has been done.
@@ -378,7 +404,7 @@ impl<C: Connector> Thread<'_, C> {
         };
         let queued = orders.into_iter().filter_map(|order| match order {
             Order::Command(command) => Some(command),
-            Order::Restart(_) | Order::Stop(_) => None,
+            Order::Probe | Order::Restart(_) | Order::Stop(_) => None,
         });
         self.shared.unsent.lock().extend(self.machine.take_commands().into_iter().chain(queued));
         log::info!("shard {}: stopped: {reason}", self.shared.id);
