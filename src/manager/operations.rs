@@ -223,7 +223,7 @@ impl Fleet {
         self.wait_handled(&leaving, deadline, |state| state.stopping.is_some());
         let from: Vec<ShardId> = leaving.iter().map(Shard::id).collect();
         let mut after = After::default();
-        let (to, outlet) = {
+        let (to, outlet, operation) = {
             let mut state = self.state.lock();
             if state.stopping.is_some() {
                 // What is held comes again: nobody has handled it.
@@ -234,15 +234,14 @@ impl Fleet {
             for shard in &from {
                 state.retire(*shard);
             }
-            operation.finish(Ok(()));
-            state.tell_operations(|_| {});
             self.handle_stops(&mut state, &mut after);
             state.end_if_over();
-            (to, outlet)
+            (to, outlet, operation)
         };
         self.changed.notify_all();
         log::info!("{} have taken over from {}", list(&to), list(&from));
         outlet.take_over(Event::of_shard(to[0], EventKind::Resharded { from, to }));
+        operation.finish(Ok(()));
         after.carry_out();
         for command in leaving.iter().flat_map(Shard::take_unsent) {
             let home = command.guild_id().and_then(|guild| self.shard_by_guild(guild));
