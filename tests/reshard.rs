@@ -312,8 +312,8 @@ fn workers_keep_the_guilds_in_order_across_it() {
         let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { return };
         let data: Value = dispatch.decode().unwrap();
         let guild = data["guild_id"].as_str().unwrap().parse().unwrap();
-        // Slow, so that each worker has a backlog.
-        std::thread::sleep(Duration::from_micros(500));
+        // Slow, so that the workers of the first two shards have a backlog.
+        std::thread::sleep(Duration::from_micros(2500));
         seen.lock().entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
         handled.fetch_add(1, Ordering::SeqCst);
     };
@@ -328,7 +328,8 @@ fn workers_keep_the_guilds_in_order_across_it() {
                     let data = json!({"guild_id": guild.to_string(), "timestamp": n});
                     sent.fetch_add(gateway.emit(Some(*guild), "TYPING_START", &data).unwrap().min(1), Ordering::SeqCst);
                 }
-                std::thread::sleep(Duration::from_millis(4));
+                // About a thousand a second, more than two workers can take.
+                std::thread::sleep(Duration::from_millis(8));
             }
         });
         for total in [3, 5, 2] {
