@@ -11,12 +11,12 @@ mod schedule;
 mod session_limit;
 mod ticket;
 
-pub use schedule::Limits;
-pub use session_limit::SessionLimit;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+pub use schedule::Limits;
 use serde::{Serialize, Serializer};
+pub use session_limit::SessionLimit;
 pub use ticket::{Granter, LimitError, Permit, Report, Ticket};
 
 use crate::shard_id::ShardId;

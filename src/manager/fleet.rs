@@ -114,6 +114,10 @@ impl Slot {
     pub(super) fn runs(&self) -> bool {
         !matches!(self.stage, Stage::Stopped(_))
     }
+
+    fn is_ready(&self, with_guilds: bool) -> bool {
+        self.stage == Stage::Ready && (self.guilds_in || !with_guilds)
+    }
 }
 
 impl State {
@@ -316,7 +320,7 @@ impl Fleet {
             _ => {}
         }
         // A wrong token, intent, version or count is wrong for every shard.
-        if matches!(reason, CloseReason::Discord(_)) && !state.transition.is_opening_none() && state.reshard.is_none() {
+        if matches!(reason, CloseReason::Discord(_)) && state.transition.is_opening_any() && state.reshard.is_none() {
             log::error!("no more shards are opened: shard {shard} stopped: {reason}");
             state.transition.clear();
             state.tell_operations(|operation| operation.finish(Err(Failure::Stopped { shard, reason })));
@@ -422,11 +426,12 @@ impl Fleet {
             let mut ready = 0;
             for id in &state.wanted {
                 let Some(slot) = state.shards.get(id) else { continue };
-                match slot.stage {
-                    Stage::Stopped(reason) if !state.is_asking => return Err(Error::Stopped { shard: *id, reason }),
-                    Stage::Ready if slot.guilds_in || !with_guilds => ready += 1,
-                    _ => {}
+                if let Stage::Stopped(reason) = slot.stage
+                    && !state.is_asking
+                {
+                    return Err(Error::Stopped { shard: *id, reason });
                 }
+                ready += usize::from(slot.is_ready(with_guilds));
             }
             if state.stopping.is_some() {
                 return Err(Error::Closed);
@@ -461,9 +466,7 @@ impl Fleet {
 /// Why the fleet is not ready, by the first shard that is not.
 fn not_ready(state: &State, ready: usize, with_guilds: bool) -> Error {
     let slot = |shard: &ShardId| state.shards.get(shard);
-    let is_ready = |shard: &&ShardId| {
-        slot(shard).is_some_and(|slot| slot.stage == Stage::Ready && (slot.guilds_in || !with_guilds))
-    };
+    let is_ready = |shard: &&ShardId| slot(shard).is_some_and(|slot| slot.is_ready(with_guilds));
     let shard = state.wanted.iter().find(|shard| !is_ready(shard)).copied().unwrap_or(ShardId::ONE);
     Error::NotReady {
         ready,

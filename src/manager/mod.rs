@@ -117,7 +117,8 @@ impl ShardManager {
             }),
         });
         let keeper = store.map(|store| keeper::start(&fleet, store)).transpose()?;
-        let conductor = conductor::start(&fleet, context)?;
+        // The keeper ends with the fleet.
+        let conductor = conductor::start(&fleet, context).inspect_err(|_| fleet.stop(CloseReason::Requested))?;
         let handle = Handle { fleet: Arc::downgrade(&fleet), rest };
         Ok(Self { fleet, handle, conductor: Mutex::new(Some(conductor)), keeper: Mutex::new(keeper) })
     }

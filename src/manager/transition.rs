@@ -142,15 +142,15 @@ impl Transition {
 
     /// Whether nothing is to be done.
     pub(crate) fn is_done(&self) -> bool {
-        self.is_opening_none() && self.restart.is_empty() && self.away.is_empty() && self.handover.is_none()
-    }
-
-    /// Whether no shard is to be opened or about to identify.
-    pub(crate) fn is_opening_none(&self) -> bool {
-        self.open.is_empty() && self.under_way.is_empty()
+        !self.is_opening_any() && self.restart.is_empty() && self.away.is_empty() && self.handover.is_none()
     }
 
     /// Whether a shard waits to be opened, or is on its way.
+    pub(crate) fn is_opening_any(&self) -> bool {
+        !self.open.is_empty() || !self.under_way.is_empty()
+    }
+
+    /// Whether this shard waits to be opened, or is on its way.
     pub(crate) fn is_opening(&self, shard: ShardId) -> bool {
         self.open.contains(&shard) || self.under_way.contains_key(&shard)
     }
