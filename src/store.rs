@@ -155,24 +155,6 @@ mod tests {
     use super::*;
     use crate::shard_id::ShardId;
 
-    /// A folder of the test's own, removed at its end.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("threadcord-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            // What is left in a temporary folder does no harm.
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     fn session(saved_at: u64) -> Session {
         Session { saved_at, ..Session::new("a".into(), 7, "wss://x".into(), ShardId::ONE, 1) }
     }
@@ -183,14 +165,14 @@ mod tests {
 
     #[test]
     fn what_is_saved_is_loaded() {
-        let folder = Folder::new("saved");
-        let store = FileStore::new(folder.0.join("sessions.json"));
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::new(folder.path().join("sessions.json"));
         assert!(store.load().unwrap().is_empty());
-        fs::write(folder.0.join("sessions.json.new"), "left behind").unwrap();
+        fs::write(folder.path().join("sessions.json.new"), "left behind").unwrap();
         let sessions = [session(now()), session(now() - 300)];
         store.save(&sessions).unwrap();
         assert_eq!(store.load().unwrap(), sessions);
-        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "nothing else is left");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -200,8 +182,8 @@ mod tests {
 
     #[test]
     fn what_is_of_no_use_is_none() {
-        let folder = Folder::new("useless");
-        let store = FileStore::new(folder.0.join("sessions.json"));
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::new(folder.path().join("sessions.json"));
         let future = r#"{"threadcord":2,"sessions":[]}"#;
         for content in
             ["", "{", "[]", "null", "<html>", "{\"sessions\":[]}", future, "{\"threadcord\":1,\"sessions\":[{}]}"]
@@ -218,11 +200,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_is_an_error_that_names_the_file() {
-        let folder = Folder::new("nowhere");
-        let store = FileStore::new(folder.0.join("missing/sessions.json"));
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::new(folder.path().join("missing/sessions.json"));
         let error = store.save(&[]).unwrap_err().to_string();
         assert!(error.contains("missing/sessions.json"), "{error}");
-        let store = FileStore::new(&folder.0);
+        let store = FileStore::new(folder.path());
         assert!(store.load().is_err(), "a folder");
     }
 }

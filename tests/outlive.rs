@@ -10,15 +10,15 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, next, number, ready, shard};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::Value;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Gateway};
 use threadcord::store::{FileStore, SessionStore};
-use threadcord::{Config, Dispatch, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token};
+use threadcord::{Config, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token};
 
 const GUILDS: u32 = 20;
 const SHARDS: u32 = 4;
@@ -28,24 +28,6 @@ const RATE: u32 = 5000;
 
 /// Tells the child process where the gateway is and where to write.
 const CHILD: &str = "THREADCORD_TEST_CHILD";
-
-/// A folder of the test's own, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("threadcord-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left in a temporary folder does no harm.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn loaded_gateway() -> Gateway {
     gateway().shards(SHARDS).max_concurrency(SHARDS).guilds(GUILDS).start().unwrap()
@@ -57,40 +39,16 @@ fn limiter() -> Arc<SessionLimit> {
     Arc::new(SessionLimit::with_timing(Limits::default(), &timing, ReleaseAfter::Identify))
 }
 
-/// Sends `RATE` numbered events a second until it is told to stop; returns how many each guild got.
-fn send(gateway: &Gateway, stop: &AtomicBool) -> u64 {
-    let (guilds, start, mut sent) = (gateway.guild_ids(), Instant::now(), 0);
-    while !stop.load(Ordering::Acquire) {
-        for guild in &guilds {
-            let data = json!({"guild_id": guild.to_string(), "timestamp": sent});
-            assert_eq!(gateway.emit(Some(*guild), "TYPING_START", &data), Ok(1));
-        }
-        sent += 1;
-        let due = start + Duration::from_secs(1) * u32::try_from(sent).unwrap() * GUILDS / RATE;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-    }
-    sent
-}
-
 fn identifies(gateway: &Gateway) -> usize {
     gateway.observed().count(|action| matches!(action, Action::Identify(_)))
 }
 
-/// A numbered event: its guild and number.
-fn number(dispatch: &Dispatch) -> Option<(u64, u64)> {
-    if dispatch.name() != "TYPING_START" {
-        return None;
-    }
-    let data: Value = dispatch.decode().unwrap();
-    Some((data["guild_id"].as_str()?.parse().unwrap(), data["timestamp"].as_u64()?))
-}
-
 #[test]
 fn suspended_and_started_again_under_load() {
-    let folder = Folder::new("suspended");
+    let folder = tempfile::tempdir().unwrap();
     let gateway = loaded_gateway();
     let (seen, stop) = (Mutex::<HashMap<u64, Vec<u64>>>::default(), AtomicBool::new(false));
-    let mut config = config(&gateway).session_store(FileStore::new(folder.0.join("sessions.json")));
+    let mut config = config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json")));
     config.timing.handlers_timeout = PATIENCE;
     let mut sent = 0;
     std::thread::scope(|scope| {
@@ -100,14 +58,14 @@ fn suspended_and_started_again_under_load() {
             std::thread::scope(|handlers| {
                 handlers.spawn(|| {
                     let handler = |_: &Handle, event: Event| {
-                        let Some((guild, number)) = event.dispatch().and_then(number) else { return };
+                        let Some((guild, number)) = number(&event) else { return };
                         std::thread::sleep(Duration::from_micros(100));
                         seen.lock().entry(guild).or_default().push(number);
                     };
                     manager.run(3, handler).unwrap();
                 });
                 if round == 0 {
-                    sender = Some(scope.spawn(|| send(&gateway, &stop)));
+                    sender = Some(scope.spawn(|| common::send(&gateway, RATE, 1, 1..=1, &stop)));
                 }
                 std::thread::sleep(Duration::from_millis(500));
                 if round == 3 {
@@ -143,7 +101,7 @@ fn child() {
     let mut log = fs::File::create(PathBuf::from(folder).join("handled")).unwrap();
     for event in manager.events() {
         let Some(dispatch) = event.dispatch() else { continue };
-        let Some((guild, number)) = number(dispatch) else { continue };
+        let Some((guild, number)) = number(&event) else { continue };
         // One write for each: what is in the file has been handled, however the process ends.
         let line = format!("{} {} {guild} {number}\n", event.shard().number(), dispatch.sequence());
         log.write_all(line.as_bytes()).unwrap();
@@ -152,11 +110,11 @@ fn child() {
 
 #[test]
 fn killed_and_started_again_under_load() {
-    let folder = Folder::new("killed");
+    let folder = tempfile::tempdir().unwrap();
     let gateway = Arc::new(loaded_gateway());
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture"])
-        .env(CHILD, format!("{} {} {}", gateway.rest_url(), gateway.token(), folder.0.display()))
+        .env(CHILD, format!("{} {} {}", gateway.rest_url(), gateway.token(), folder.path().display()))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -164,18 +122,18 @@ fn killed_and_started_again_under_load() {
     let stop = Arc::new(AtomicBool::new(false));
     let sender = std::thread::spawn({
         let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
-        move || send(&gateway, &stop)
+        move || common::send(&gateway, RATE, 1, 1..=1, &stop)
     });
     // Long enough for several writes, and the kill falls between two of them.
     std::thread::sleep(Duration::from_millis(1750));
     child.kill().unwrap();
     child.wait().unwrap();
-    let store = FileStore::new(folder.0.join("sessions.json"));
+    let store = FileStore::new(folder.path().join("sessions.json"));
     let sessions = store.load().unwrap();
     assert_eq!(sessions.len(), SHARDS as usize);
     let stored: BTreeMap<u32, u64> =
         sessions.iter().map(|session| (session.shard.number(), session.sequence)).collect();
-    let log = fs::read_to_string(folder.0.join("handled")).unwrap();
+    let log = fs::read_to_string(folder.path().join("handled")).unwrap();
     // The last line may be cut off in the middle.
     let lines = log.lines().filter(|_| log.ends_with('\n')).map(|line| {
         let fields: Vec<u64> = line.split(' ').map(|field| field.parse().unwrap()).collect();
@@ -195,8 +153,8 @@ fn killed_and_started_again_under_load() {
     let mut again = BTreeSet::new();
     let wanted = u64::from(GUILDS) * sent - before_write.len() as u64;
     while (again.len() as u64) < wanted {
-        let event = next(&events, |event| event.dispatch().and_then(number).is_some());
-        let event = event.dispatch().and_then(number).unwrap();
+        let event = next(&events, |event| number(event).is_some());
+        let event = number(&event).unwrap();
         assert!(again.insert(event), "{event:?} came twice from one process");
     }
     assert!(before_write.is_disjoint(&again), "what was handled before the last write does not come again");
@@ -257,8 +215,8 @@ fn handlers_may_finish_before_sessions_are_taken() {
 
 #[test]
 fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
-    let folder = Folder::new("written");
-    let store = FileStore::new(folder.0.join("sessions.json"));
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path().join("sessions.json"));
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let mut config = config(&gateway).session_store(store.clone()).limiter(limiter());
     config.timing.store_interval = Duration::from_millis(10);
@@ -318,8 +276,8 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
     store.reading.store(false, Ordering::SeqCst);
     store.writing.store(true, Ordering::SeqCst);
     assert!(matches!(start(), Err(Error::Store { what: "written", .. })));
-    let folder = Folder::new("missing");
-    let nowhere = FileStore::new(folder.0.join("missing/sessions.json"));
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = FileStore::new(folder.path().join("missing/sessions.json"));
     assert!(matches!(ShardManager::start(config(&gateway).session_store(nowhere)), Err(Error::Store { .. })));
     assert!(gateway.observed().live.is_empty() && identifies(&gateway) == 0);
     store.writing.store(false, Ordering::SeqCst);
@@ -334,9 +292,9 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
 
 #[test]
 fn after_a_split_and_a_reshard_it_starts_as_it_was() {
-    let folder = Folder::new("stored");
+    let folder = tempfile::tempdir().unwrap();
     let gateway = gateway().shards(2).max_concurrency(4).guilds(16).guilds_per_shard(8).start().unwrap();
-    let mut config = config(&gateway).session_store(FileStore::new(folder.0.join("sessions.json")));
+    let mut config = config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json")));
     config = config.plan(Plan::Stored).auto_split(2);
     config.timing.reshard_overlap = Duration::from_millis(10);
     let manager = ready(config.clone());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::json;
 use threadcord::sim::{Answer, Fault, Gateway};
 use threadcord::{CloseReason, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager};
 
@@ -40,35 +40,13 @@ impl Seen {
         let Some(dispatch) = event.dispatch() else { return };
         self.ready += usize::from(dispatch.name() == "READY");
         self.arrivals += usize::from(dispatch.name() == "GUILD_CREATE");
-        if dispatch.name() != "TYPING_START" {
-            return;
-        }
-        let data: Value = dispatch.decode().unwrap();
-        let guild: u64 = data["guild_id"].as_str().unwrap().parse().unwrap();
+        let Some((guild, number)) = common::number(event) else { return };
         let now = Instant::now();
         if let Some(last) = self.last.insert(guild, now) {
             self.silence = self.silence.max(now - last);
         }
-        self.numbers.entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
+        self.numbers.entry(guild).or_default().push(number);
     }
-}
-
-/// Sends `RATE` events a second until it is told to stop; returns how many each guild got. Of two that follow each other both
-/// are the same, so that being equal is no reason to be dropped.
-fn send(gateway: &Gateway, stop: &AtomicBool) -> u64 {
-    let guilds = gateway.guild_ids();
-    let start = Instant::now();
-    let mut sent = 0;
-    while !stop.load(Ordering::Acquire) || sent % 2 == 1 {
-        for guild in &guilds {
-            let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": sent / 2});
-            assert!(gateway.emit(Some(*guild), "TYPING_START", &data).unwrap() > 0, "somebody hears it");
-        }
-        sent += 1;
-        let due = start + Duration::from_secs(1) * u32::try_from(sent).unwrap() * GUILDS / RATE;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-    }
-    sent
 }
 
 /// A fleet under load.
@@ -96,7 +74,8 @@ impl Play {
         let gateway = Arc::new(gateway);
         let sender = std::thread::spawn({
             let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
-            move || send(&gateway, &stop)
+            // Of two that follow each other both are the same, so that being equal is no reason to be dropped.
+            move || common::send(&gateway, RATE, 2, 1..=usize::MAX, &stop)
         });
         Self { gateway, manager, seen, stop, sender, handler }
     }
@@ -227,10 +206,8 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
         if event.name() == "Resharded" {
             break;
         }
-        let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { continue };
-        let data: Value = dispatch.decode().unwrap();
-        let guild = data["guild_id"].as_str().unwrap().parse().unwrap();
-        numbers.entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
+        let Some((guild, number)) = common::number(&event) else { continue };
+        numbers.entry(guild).or_default().push(number);
     }
     reshard.wait(PATIENCE).unwrap();
     assert_eq!(numbers.len(), 2);
@@ -309,12 +286,10 @@ fn workers_keep_the_guilds_in_order_across_it() {
     let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
     let (sent, handled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let handler = |_: &Handle, event: Event| {
-        let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { return };
-        let data: Value = dispatch.decode().unwrap();
-        let guild = data["guild_id"].as_str().unwrap().parse().unwrap();
+        let Some((guild, number)) = common::number(&event) else { return };
         // Slow, so that the workers of the first two shards have a backlog.
         std::thread::sleep(Duration::from_micros(2500));
-        seen.lock().entry(guild).or_default().push(data["timestamp"].as_u64().unwrap());
+        seen.lock().entry(guild).or_default().push(number);
         handled.fetch_add(1, Ordering::SeqCst);
     };
     std::thread::scope(|scope| {

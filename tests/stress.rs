@@ -94,13 +94,13 @@ fn random_calls_from_many_threads() {
     let seconds = variable("THREADCORD_STRESS_SECONDS").unwrap_or(4);
     let seed = variable("THREADCORD_STRESS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     println!("THREADCORD_STRESS_SECONDS={seconds} THREADCORD_STRESS_SEED={seed}");
-    let file = std::env::temp_dir().join(format!("threadcord-stress-{}.json", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
     let day = Duration::from_secs(24 * 60 * 60);
     let gateway =
         gateway().shards(4).max_concurrency(4).guilds(GUILDS).activity(500.0).session_starts(1_000_000, 1_000_000, day);
     let gateway = gateway.start().unwrap();
     let before = footprint();
-    let mut config = config(&gateway).session_store(FileStore::new(&file)).auto_split(2);
+    let mut config = config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json"))).auto_split(2);
     config.timing.reshard_overlap = Duration::from_millis(20);
     config.timing.store_interval = Duration::from_millis(5);
     let manager = ShardManager::start(config).unwrap();
@@ -144,7 +144,6 @@ fn random_calls_from_many_threads() {
     });
     println!("{:#?}", tally.lock());
     drop((manager, handle));
-    let _ = std::fs::remove_file(file);
     gateway.assert_lawful();
     eventually("no thread or descriptor is left", || {
         let (threads, descriptors) = footprint();

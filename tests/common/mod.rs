@@ -5,8 +5,11 @@
 pub mod book;
 pub mod lines;
 
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use threadcord::{Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -57,6 +60,31 @@ pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
             return event;
         }
     }
+}
+
+/// Sends every guild numbered events, `rate` a second in all, until it is told to stop; each number `copies` times in a row.
+/// Each must be heard by so many sessions. Returns how many events each guild got.
+pub fn send(gateway: &sim::Gateway, rate: u32, copies: u64, heard_by: RangeInclusive<usize>, stop: &AtomicBool) -> u64 {
+    let (guilds, start, mut sent) = (gateway.guild_ids(), Instant::now(), 0_u64);
+    let count = u32::try_from(guilds.len()).unwrap();
+    while !stop.load(Ordering::Acquire) || !sent.is_multiple_of(copies) {
+        for guild in &guilds {
+            let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": sent / copies});
+            let heard = gateway.emit(Some(*guild), "TYPING_START", &data).unwrap();
+            assert!(heard_by.contains(&heard), "{heard} sessions heard it");
+        }
+        sent += 1;
+        let due = start + Duration::from_secs(1) * u32::try_from(sent).unwrap() * count / rate;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+/// The guild and the number of a numbered event.
+pub fn number(event: &Event) -> Option<(u64, u64)> {
+    let dispatch = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START")?;
+    let data: Value = dispatch.decode().unwrap();
+    Some((data["guild_id"].as_str().unwrap().parse().unwrap(), data["timestamp"].as_u64().unwrap()))
 }
 
 /// Threads and open descriptors of this process.
