@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::intents::UnknownIntents;
-use crate::protocol::{CloseReason, InvalidCommand, Stage};
+use crate::protocol::{CloseReason, Command, InvalidCommand, Stage, UnknownEventName};
 use crate::shard_id::{InvalidShardId, ShardId};
 use crate::token::InvalidToken;
 
@@ -38,6 +38,25 @@ pub enum Error {
     /// Something that cannot be sent.
     #[error(transparent)]
     Command(#[from] InvalidCommand),
+    /// A name that no event of Discord has.
+    #[error(transparent)]
+    EventName(#[from] UnknownEventName),
+    /// A command that was not taken.
+    #[error(transparent)]
+    Unsent(#[from] SendError),
+    /// Members that were asked for have not all arrived.
+    #[error("{received} parts of the members of guild {guild_id} arrived, then {failure}")]
+    Members {
+        /// The guild.
+        guild_id: u64,
+        /// How many parts (of up to 1,000 members) arrived.
+        received: u32,
+        /// What went wrong.
+        failure: MembersFailure,
+    },
+    /// Another call of `run` hands the events to its handler.
+    #[error("a handler is running already: `stop` ends it")]
+    HandlerRunning,
     /// Discord does not accept the token (HTTP 401). Trying again gives the same answer.
     #[error("Discord refused the token: copy the current one from the Bot page of the developer portal")]
     Unauthorized,
@@ -182,6 +201,82 @@ pub enum Error {
     Closed,
 }
 
+/// A command that was not taken, with the command.
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
+#[non_exhaustive]
+pub struct SendError {
+    /// The command, to be sent another time.
+    pub command: Command,
+    /// Why it was not taken.
+    pub failure: SendFailure,
+}
+
+impl SendError {
+    pub(crate) fn new(command: Command, failure: SendFailure) -> Self {
+        Self { command, failure }
+    }
+
+    /// The command, to be sent another time.
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+}
+
+/// Why a command was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendFailure {
+    /// So many commands wait already ([`Config::max_waiting_commands`](crate::Config::max_waiting_commands)).
+    #[error("{waiting} commands of shard {shard} wait already: try later, or wait with `send_timeout`")]
+    Full {
+        /// The shard.
+        shard: ShardId,
+        /// How many.
+        waiting: usize,
+    },
+    /// As many waited for as long as the caller did.
+    #[error("{waiting} commands of shard {shard} still wait: Discord takes 120 a minute")]
+    TimedOut {
+        /// The shard.
+        shard: ShardId,
+        /// How many.
+        waiting: usize,
+    },
+    /// The shard has stopped.
+    #[error("shard {shard} stopped: {reason}")]
+    Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// No shard that has been opened here has the guild.
+    #[error("no shard that runs here has guild {guild_id}")]
+    NoShard {
+        /// The guild.
+        guild_id: u64,
+    },
+}
+
+/// Why members that were asked for have not all arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembersFailure {
+    /// The deadline has passed.
+    #[error("the time was over")]
+    TimedOut,
+    /// The session ended while they came.
+    #[error("the session was lost: ask again")]
+    SessionLost,
+    /// The shard has stopped.
+    #[error("the shard stopped: {0}")]
+    Stopped(CloseReason),
+    /// An answer cannot be read.
+    #[error("one came that cannot be read")]
+    Malformed,
+}
+
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -204,7 +299,11 @@ impl Error {
             | Self::NotReady { .. }
             | Self::Busy { .. }
             | Self::TimedOut { .. }
+            | Self::Members { .. }
             | Self::TooFewIdentifies { .. } => Fault::Network,
+            Self::Unsent(SendError { failure: SendFailure::Full { .. } | SendFailure::TimedOut { .. }, .. }) => {
+                Fault::Network
+            }
             _ => Fault::Caller,
         }
     }

@@ -52,12 +52,15 @@ pub mod transport;
 
 pub use config::{AutoReshard, CloseHook, Config, Plan, ShardHook, Shortage};
 pub use delivery::Events;
-pub use error::{Error, Fault, StoreError};
-pub use event::{DecodeError, Dispatch, Event, EventKind};
+pub use error::{Error, Fault, MembersFailure, SendError, SendFailure, StoreError};
+pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use intents::{Intents, UnknownIntents};
 pub use manager::{FleetStatus, Handle, Operation, ShardManager, ShardStatus};
-pub use protocol::{CloseCode, CloseReason, InvalidCommand, Session, Stage, Timing};
-pub use shard::{Shard, Status};
+pub use protocol::{
+    Activity, ActivityKind, ChannelField, CloseCode, CloseReason, Command, EventName, InvalidCommand, MemberQuery,
+    OnlineStatus, Presence, Session, Stage, Timing, UnknownEventName, VoiceState,
+};
+pub use shard::{Members, MembersChunk, Shard, Status};
 pub use shard_id::{InvalidShardId, ShardId};
 pub use token::{InvalidToken, Token};
 pub use transport::Compression;

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::Value;
 use threadcord::sim::{Action, Answer, Fault, Gateway};
 use threadcord::transport::{Connector, Settings, WebSocketConnector, WebSocketTransport};
-use threadcord::{CloseReason, Error, Event, EventKind, Handle, Plan, Session, ShardId, ShardManager, Shortage, Stage};
+use threadcord::{
+    Activity, CloseReason, Error, Event, EventKind, Handle, OnlineStatus, Plan, Presence, SendFailure, Session,
+    ShardId, ShardManager, Shortage, Stage,
+};
 
 fn is_live(gateway: &Gateway, shard: ShardId) -> bool {
     gateway.observed().live.contains_key(&shard)
@@ -33,7 +36,7 @@ fn one_shard_is_closed_and_opened_again() {
     gateway.expect("it is gone", PATIENCE, |seen| !seen.live.contains_key(&id));
     next(&events, |event| event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::Requested)));
     assert!(matches!(manager.close_shard(id), Err(Error::NotOpen { shard }) if shard == id));
-    assert!(matches!(old.send(&json!({"op": 31, "d": {}})), Err(Error::Stopped { .. })));
+    assert!(matches!(old.send(sounds(5)).unwrap_err().failure, SendFailure::Stopped { .. }));
     manager.wait_ready(PATIENCE).expect("the others are");
 
     manager.open_shard(id).unwrap().wait(PATIENCE).unwrap();
@@ -173,8 +176,7 @@ fn every_shard_can_have_settings_of_its_own() {
     let count = Arc::clone(&asked);
     let config = config(&gateway).for_shard(move |shard, config| {
         let name = format!("shard {shard}, time {}", count.fetch_add(1, Ordering::SeqCst));
-        config.presence =
-            Some(json!({"activities": [{"name": name, "type": 0}], "status": "idle", "since": null, "afk": false}));
+        config.presence = Some(Presence::new(OnlineStatus::Idle).activity(Activity::playing(name)));
         config.compression = common::COMPRESSIONS[shard.number() as usize];
     });
     let manager = ready(config);

@@ -12,7 +12,7 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Answer, Fault, Gateway};
-use threadcord::{CloseReason, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager};
+use threadcord::{CloseReason, Command, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager};
 
 const GUILDS: u32 = 24;
 
@@ -331,7 +331,8 @@ fn commands_find_the_shard_of_their_guild_throughout() {
     let mut accepted = 0;
     while !reshard.is_over() {
         let sounds = json!({"op": 31, "d": {"guild_ids": [guild.to_string()], "guild_id": guild.to_string()}});
-        accepted += usize::from(manager.shard_by_guild(guild).unwrap().send(&sounds).is_ok());
+        let sounds = Command::raw(&sounds).unwrap();
+        accepted += usize::from(manager.shard_by_guild(guild).unwrap().send(sounds).is_ok());
         std::thread::sleep(Duration::from_millis(2));
     }
     reshard.wait(PATIENCE).unwrap();

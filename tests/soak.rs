@@ -15,7 +15,7 @@ use common::book::Book;
 use common::{COMPRESSIONS, PATIENCE, footprint};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed, RestFault};
-use threadcord::{Compression, Config, Events, Handle, Plan, ShardManager, Stage, Timing};
+use threadcord::{Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardManager, Stage, Timing};
 
 const SHARDS: u32 = 32;
 const GUILDS: u32 = 96;
@@ -153,8 +153,8 @@ fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) ->
             gateway.emit(Some(guild), "TYPING_START", &json!({"guild_id": guild.to_string(), "user_id": "1"})).unwrap();
         }
         let shard = client.shard_by_guild(guild).unwrap();
-        let request = json!({"op": 8, "d": {"guild_id": guild.to_string(), "user_ids": ["1"]}});
-        commands += usize::from(shard.send(&request).is_ok());
+        let request = Command::request_members(guild, &MemberQuery::ids([1]), None).unwrap();
+        commands += usize::from(shard.send(request).is_ok());
         peak = peak.max(resident_mb());
     }
     gateway.random_faults(0.0, []);

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, config, eventually, footprint, gateway, shard};
 use fastrand::Rng;
 use parking_lot::Mutex;
-use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::FileStore;
 use threadcord::{Error, Event, Handle, Operation, Plan, ShardId, ShardManager, Stage};
@@ -79,7 +78,7 @@ fn call(handle: &Handle, gateway: &Gateway, tally: &Tally, calm: &AtomicBool, rn
         50..60 => drop(handle.status().map(|status| status.to_string())),
         60..70 => {
             if let Some(shard) = handle.shard_by_guild(guild) {
-                let _ = shard.send(&json!({"op": 31, "d": {"guild_ids": [guild.to_string()]}}));
+                let _ = shard.send(common::sounds(guild));
             }
         }
         70..75 => gateway.inject(one, Fault::Cut),

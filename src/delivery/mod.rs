@@ -1,16 +1,18 @@
 //! The fan-in: every shard's events in one place.
 
+mod leftovers;
 mod merge;
 mod outlet;
 mod workers;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
-pub(crate) use outlet::{Origin, Outlet};
-pub(crate) use workers::run;
-
+use self::leftovers::Leftovers;
+pub(crate) use self::outlet::{Origin, Outlet};
+pub(crate) use self::workers::{Panicked, Workers};
 use crate::event::Event;
 
 /// Every event of every shard, in the order of each shard. An iterator that blocks; clones share the stream, so that
@@ -23,29 +25,39 @@ use crate::event::Event;
 #[derive(Clone, Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
+    /// What a handler that was stopped had not come to; older than what is in the channel.
+    leftovers: Arc<Leftovers>,
 }
 
 /// The fan-in channel: shards get clones of the sender.
 pub(crate) fn channel() -> (Sender<Event>, Events) {
     let (sender, receiver) = crossbeam_channel::unbounded();
-    (sender, Events { receiver })
+    (sender, Events { receiver, leftovers: Arc::default() })
 }
 
 impl Events {
-    /// The channel itself, for `crossbeam_channel::select!`. Whoever receives from it owes the same as with the
-    /// iterator: to drop or release each event.
+    /// The channel itself, for `crossbeam_channel::select!` beside the program's own. Whoever receives from it owes the same as
+    /// with the iterator: to drop or release each event.
+    ///
+    /// What [`run`](crate::ShardManager::run) had taken from it when it was [stopped](crate::ShardManager::stop) is not in there
+    /// any more: take that with [`try_next`](Self::try_next) first.
     pub fn receiver(&self) -> &Receiver<Event> {
         &self.receiver
     }
 
-    /// The next event, if one is there.
+    /// The next event, if one is there. Never blocks.
     pub fn try_next(&self) -> Result<Event, TryRecvError> {
-        self.receiver.try_recv()
+        self.leftovers.pop().map_or_else(|| self.receiver.try_recv(), Ok)
     }
 
     /// The next event, if it comes in time.
     pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
-        self.receiver.recv_timeout(timeout)
+        self.leftovers.pop().map_or_else(|| self.receiver.recv_timeout(timeout), Ok)
+    }
+
+    /// How many are there that nobody has taken.
+    pub(crate) fn len(&self) -> usize {
+        self.leftovers.len() + self.receiver.len()
     }
 }
 
@@ -53,7 +65,7 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.receiver.recv().ok()
+        self.leftovers.pop().or_else(|| self.receiver.recv().ok())
     }
 }
 

@@ -1,6 +1,5 @@
 //! Where the shards of a set put their events.
 
-use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
-use serde::Deserialize;
 
 use super::merge::{Digest, Lane, Merge};
 use crate::event::Event;
+use crate::protocol::EventName;
 
 /// The way of a set of shards into the stream of events. A set that replaces another, and one that is replaced, share a
 /// [`Merge`] with the other; for all others an event costs one look at a flag.
@@ -132,20 +131,10 @@ impl Merging {
 
     /// The guild and the digest of an event; `None` for what belongs to one session alone.
     fn place(&self, event: &Event) -> Option<(Lane, Digest)> {
-        let dispatch = event.dispatch().filter(|dispatch| !matches!(dispatch.name(), "READY" | "RESUMED"))?;
-        // Data that names its guild in an unknown way shares the lane of those without one.
-        let guild: Guild<'_> = serde_json::from_slice(dispatch.data()).unwrap_or_default();
-        let own = matches!(dispatch.name(), "GUILD_CREATE" | "GUILD_UPDATE" | "GUILD_DELETE");
-        let guild = if own { guild.id } else { guild.guild_id };
-        Some((self.hasher.hash_one(guild), self.hasher.hash_one((dispatch.name(), dispatch.data()))))
+        let is_own = |name: &EventName| matches!(name, EventName::Ready | EventName::Resumed);
+        let dispatch = event.dispatch().filter(|dispatch| !is_own(dispatch.name()))?;
+        // What names its guild in an unknown way shares the lane of what has none.
+        let lane = self.hasher.hash_one(dispatch.guild_id());
+        Some((lane, self.hasher.hash_one((dispatch.name(), dispatch.data()))))
     }
-}
-
-/// Where an event's data names its guild.
-#[derive(Default, Deserialize)]
-struct Guild<'a> {
-    #[serde(borrow)]
-    guild_id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
 }

@@ -97,6 +97,11 @@ impl Credit {
         Receipt { epoch: self.epoch, serial: self.next, bytes }
     }
 
+    /// An event is not for the user: nothing is outstanding, and it counts as handled.
+    pub(crate) fn skip(&mut self, sequence: u64) {
+        self.delivered = self.delivered.max(sequence);
+    }
+
     /// An event was handled. Returns whether a stalled shard may go on.
     pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
         self.events -= 1;
@@ -147,6 +152,17 @@ mod tests {
         credit.settle(receipts[0]);
         assert_eq!(mark(&credit), 4);
         assert_eq!(credit.outstanding(), (0, 0));
+    }
+
+    #[test]
+    fn what_is_skipped_counts_as_handled() {
+        let mut credit = begun(10, 1000);
+        credit.skip(1);
+        let receipt = credit.deliver(2, 10);
+        credit.skip(3);
+        assert_eq!((mark(&credit), credit.delivered(), credit.outstanding()), (1, 3, (1, 10)));
+        credit.settle(receipt);
+        assert_eq!(mark(&credit), 3);
     }
 
     #[test]

@@ -54,6 +54,16 @@ impl Ledger {
         }
     }
 
+    /// See [`Credit::is_stalled`].
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.credit.lock().is_stalled()
+    }
+
+    /// See [`Credit::skip`].
+    pub(crate) fn skip(&self, sequence: u64) {
+        self.credit.lock().skip(sequence);
+    }
+
     /// Leases credit to an event.
     pub(crate) fn lease(self: &Arc<Self>, sequence: u64, bytes: usize) -> Lease {
         let receipt = self.credit.lock().deliver(sequence, bytes);

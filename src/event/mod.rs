@@ -1,16 +1,19 @@
 //! What the user receives.
 
 mod credit;
+mod dispatch;
+mod filter;
 mod lease;
 
-use std::time::Duration;
-
-use serde::de::DeserializeOwned;
+use std::time::{Duration, SystemTime};
 
 pub(crate) use credit::Credit;
+pub(crate) use dispatch::Id;
+pub use dispatch::{DecodeError, Dispatch};
+pub use filter::EventFilter;
 pub(crate) use lease::{Lease, Ledger, Room};
 
-use crate::protocol::{CloseReason, Notice, Payload, Session};
+use crate::protocol::{CloseReason, Session};
 use crate::shard_id::ShardId;
 
 /// Something that came from a shard.
@@ -47,8 +50,14 @@ pub enum EventKind {
     },
     /// The session goes on; everything missed has been delivered.
     Resumed,
-    /// Discord ended the session. What it sent after `sequence` of this session is lost.
-    SessionLost(Session),
+    /// Discord ended the session, and what it sent after the session's `sequence` is lost: whatever happened from `missed_since`
+    /// until the next session's `READY`.
+    SessionLost {
+        /// The session, at the last sequence that came.
+        session: Session,
+        /// When something was last heard of it.
+        missed_since: SystemTime,
+    },
     /// The connection is gone; the shard will try again.
     Disconnected {
         /// Why.
@@ -58,15 +67,31 @@ pub enum EventKind {
         /// Whether it will resume, else identify.
         resumable: bool,
     },
-    /// The shard has stopped reading until events that it delivered are handled.
+    /// The shard has stopped reading until events that it delivered are handled; it goes on heartbeating. For how long already,
+    /// [`Status::stalled_since`](crate::Status::stalled_since) tells while it lasts.
     Stalled {
         /// Events that are outstanding.
         events: usize,
         /// Their size in bytes.
         bytes: usize,
     },
-    /// The shard has stopped; nothing of it follows, unless it is opened again by hand.
+    /// The shard reads again.
+    Unstalled {
+        /// For how long it did not.
+        stalled_for: Duration,
+    },
+    /// The shard has stopped; nothing of it follows, unless it is opened again by hand. With
+    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) its sessions never lasted, and a restart has it try again.
     Closed(CloseReason),
+    /// A handler panicked at an event of this shard. That event counts as handled, and the next one follows.
+    HandlerPanicked {
+        /// The [`name`](Event::name) of the event.
+        event: String,
+        /// Its sequence, if it was one of Discord's.
+        sequence: Option<u64>,
+        /// What the handler panicked with, if that is a text.
+        message: String,
+    },
     /// The shard held more guilds than Discord allows (4011) and has stopped; these take its place.
     Split {
         /// The shards that open now.
@@ -82,8 +107,8 @@ pub enum EventKind {
 }
 
 impl Event {
-    pub(crate) fn dispatch_of(shard: ShardId, payload: Payload, lease: Lease) -> Self {
-        Self { shard, kind: EventKind::Dispatch(Dispatch(payload)), lease: Some(lease) }
+    pub(crate) fn dispatch_of(shard: ShardId, dispatch: Dispatch, lease: Lease) -> Self {
+        Self { shard, kind: EventKind::Dispatch(dispatch), lease: Some(lease) }
     }
 
     pub(crate) fn of_shard(shard: ShardId, kind: EventKind) -> Self {
@@ -111,19 +136,7 @@ impl Event {
     /// A word for it: the name of Discord's event (`READY`), or that of the [`EventKind`] (`Ready`), which comes just
     /// before it.
     pub fn name(&self) -> &str {
-        match &self.kind {
-            EventKind::Dispatch(dispatch) => dispatch.name(),
-            EventKind::Connecting { .. } => "Connecting",
-            EventKind::Ready => "Ready",
-            EventKind::GuildsReady { .. } => "GuildsReady",
-            EventKind::Resumed => "Resumed",
-            EventKind::SessionLost(_) => "SessionLost",
-            EventKind::Disconnected { .. } => "Disconnected",
-            EventKind::Stalled { .. } => "Stalled",
-            EventKind::Closed(_) => "Closed",
-            EventKind::Split { .. } => "Split",
-            EventKind::Resharded { .. } => "Resharded",
-        }
+        self.dispatch().map_or(self.kind.word(), |dispatch| dispatch.name().as_str())
     }
 
     /// Counts it as handled and gives its credit back, before it is dropped.
@@ -132,56 +145,23 @@ impl Event {
     }
 }
 
-impl From<Notice> for EventKind {
-    fn from(notice: Notice) -> Self {
-        match notice {
-            Notice::Connecting { resuming } => Self::Connecting { resuming },
-            Notice::Ready(_) => Self::Ready,
-            Notice::Resumed => Self::Resumed,
-            Notice::SessionLost(session) => Self::SessionLost(session),
-            Notice::Disconnected { reason, retry_in, resumable } => Self::Disconnected { reason, retry_in, resumable },
+impl EventKind {
+    /// The name of the variant.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Dispatch(_) => "Dispatch",
+            Self::Connecting { .. } => "Connecting",
+            Self::Ready => "Ready",
+            Self::GuildsReady { .. } => "GuildsReady",
+            Self::Resumed => "Resumed",
+            Self::SessionLost { .. } => "SessionLost",
+            Self::Disconnected { .. } => "Disconnected",
+            Self::Stalled { .. } => "Stalled",
+            Self::Unstalled { .. } => "Unstalled",
+            Self::Closed(_) => "Closed",
+            Self::HandlerPanicked { .. } => "HandlerPanicked",
+            Self::Split { .. } => "Split",
+            Self::Resharded { .. } => "Resharded",
         }
     }
-}
-
-/// An event of Discord: its name, its sequence, and its data as Discord sent it.
-#[derive(Debug)]
-pub struct Dispatch(Payload);
-
-impl Dispatch {
-    /// Its name, for example `MESSAGE_CREATE`.
-    pub fn name(&self) -> &str {
-        self.0.name().unwrap_or_default()
-    }
-
-    /// Its sequence within the session. `RESUMED` alone may have that of the event before it.
-    pub fn sequence(&self) -> u64 {
-        self.0.sequence().unwrap_or_default()
-    }
-
-    /// The JSON of its data.
-    pub fn data(&self) -> &[u8] {
-        self.0.data()
-    }
-
-    /// Reads its data as a `T`.
-    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        serde_json::from_slice(self.data()).map_err(|source| DecodeError {
-            event: self.name().to_owned(),
-            sequence: self.sequence(),
-            source,
-        })
-    }
-}
-
-/// The data of an event is not what the program takes it for.
-#[derive(Debug, thiserror::Error)]
-#[error("{event} (sequence {sequence}) does not decode")]
-pub struct DecodeError {
-    /// The event's name.
-    pub event: String,
-    /// Its sequence.
-    pub sequence: u64,
-    /// What does not fit, and where.
-    pub source: serde_json::Error,
 }

@@ -114,17 +114,17 @@ impl<C: Connector + 'static> Conductor<C> {
 
     fn spawn(&self, id: ShardId) -> Result<(), Error> {
         let config = self.fleet.config.of_shard(id)?;
-        let (outlet, session) = {
+        let (outlet, session, presence) = {
             let state = self.fleet.state.lock();
             let outlet = match &state.reshard {
                 Some(reshard) if reshard.to.contains(&id) => Some(Arc::clone(&reshard.outlet)),
                 _ => state.outlet.clone(),
             };
             let Some(outlet) = outlet else { return Ok(()) };
-            (outlet, state.sessions.get(&id).cloned())
+            (outlet, state.sessions.get(&id).cloned(), state.presence_of(id))
         };
         let way_out = Arc::clone(&outlet);
-        let spawn = || Shard::spawn(id, session, config, Arc::clone(&self.context), outlet);
+        let spawn = || Shard::spawn(id, session, presence, config, Arc::clone(&self.context), outlet);
         let spawned = catch_unwind(AssertUnwindSafe(spawn)).unwrap_or_else(|_| Err(io::Error::other("it panicked")));
         let Spawned { shard, thread, start } =
             spawned.map_err(|source| Error::Io { what: "thread or descriptor", source })?;

@@ -1,22 +1,26 @@
 //! The shards that run, shared by the manager, its handles and its threads.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
+use std::convert::Infallible;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
+use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 use super::operation::{Failure, Operation};
 use super::transition::Transition;
 use crate::config::Config;
-use crate::delivery::{Events, Origin, Outlet};
+use crate::delivery::{Events, Origin, Outlet, Panicked, Workers};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::limit::IdentifyLimiter;
-use crate::protocol::{CloseCode, CloseReason, Session, Stage};
+use crate::protocol::{CloseCode, CloseReason, Command, Session, Stage};
 use crate::rest::Rest;
 use crate::shard::{Change, Shard};
 use crate::shard_id::ShardId;
@@ -40,6 +44,15 @@ pub(crate) struct Fleet {
     /// A shard stands somewhere else, there is something to do, or the fleet is to stop.
     pub(super) changed: Condvar,
     panics: AtomicU64,
+    handler: Mutex<HandlerRun>,
+}
+
+/// Whether events are handed to a handler.
+#[derive(Default)]
+struct HandlerRun {
+    runs: bool,
+    /// Dropping it stops the handler.
+    stop: Option<Sender<Infallible>>,
 }
 
 pub(super) struct State {
@@ -53,6 +66,10 @@ pub(super) struct State {
     pub(super) reshard: Option<Reshard>,
     /// The sessions of shards that will open.
     pub(super) sessions: HashMap<ShardId, Session>,
+    /// The presence that all shards were given last, for those that open later.
+    pub(super) presence: Option<Command>,
+    /// The presences that shards had which are gone.
+    pub(super) presences: BTreeMap<ShardId, Command>,
     /// The threads of shards that have been replaced.
     pub(super) retired: Vec<(Shard, JoinHandle<()>)>,
     pub(super) stopping: Option<CloseReason>,
@@ -128,12 +145,24 @@ impl State {
 
     /// Takes a shard out. Its thread ends by itself, and is joined when the manager stops.
     pub(super) fn retire(&mut self, shard: ShardId) {
-        if let Some(Slot { shard, thread: Some(thread), .. }) = self.shards.remove(&shard) {
+        let Some(Slot { shard, thread, .. }) = self.shards.remove(&shard) else { return };
+        self.presences.extend(shard.last_presence().map(|presence| (shard.id(), presence)));
+        if let Some(thread) = thread {
             // Nobody can ask it to later.
             shard.close();
             self.retired.retain(|(_, thread)| !thread.is_finished());
             self.retired.push((shard, thread));
         }
+    }
+
+    /// The presence that was set last for the guilds of a shard that opens: that of a shard that has some of them, of one that
+    /// had, or of all.
+    pub(super) fn presence_of(&self, id: ShardId) -> Option<Command> {
+        let mut now = self.shards.values().map(|slot| &slot.shard).filter(|shard| shard.id().overlaps(id));
+        let before =
+            || self.presences.iter().find(|(other, _)| other.overlaps(id)).map(|(_, presence)| presence.clone());
+        let exact = || self.presences.get(&id).cloned();
+        now.find_map(Shard::last_presence).or_else(exact).or_else(before).or_else(|| self.presence.clone())
     }
 
     pub(super) fn tell_operations(&mut self, tell: impl Fn(&Operation)) {
@@ -201,6 +230,8 @@ impl Fleet {
             outlet: Some(outlet),
             reshard: None,
             sessions: HashMap::new(),
+            presence: None,
+            presences: BTreeMap::new(),
             retired: Vec::new(),
             stopping: None,
             store_now: false,
@@ -208,7 +239,7 @@ impl Fleet {
             is_checking: false,
         };
         let (state, changed, panics) = (Mutex::new(state), Condvar::new(), AtomicU64::new(0));
-        Arc::new(Self { config, rest, limiter, events, state, changed, panics })
+        Arc::new(Self { config, rest, limiter, events, state, changed, panics, handler: Mutex::default() })
     }
 
     /// These shards are to run, some with a session.
@@ -223,8 +254,42 @@ impl Fleet {
         self.events.clone()
     }
 
-    pub(super) fn panics(&self) -> &AtomicU64 {
-        &self.panics
+    /// Hands events to a handler, by `run`, until there are none any more or it is stopped.
+    pub(super) fn run(&self, count: usize, run: impl FnOnce(Workers<'_>) -> io::Result<()>) -> Result<(), Error> {
+        let count = NonZeroUsize::new(count).ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
+        let (running, stop) = crossbeam_channel::bounded(0);
+        {
+            let mut handler = self.handler.lock();
+            if handler.runs {
+                return Err(Error::HandlerRunning);
+            }
+            *handler = HandlerRun { runs: true, stop: Some(running) };
+        }
+        let report = |panicked| self.report_panic(panicked);
+        let workers = Workers { events: self.events(), count, stop, report: &report };
+        // The handler's panics are caught; what is left is not, and must not leave it running for ever.
+        let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
+        *self.handler.lock() = HandlerRun::default();
+        ran.unwrap_or_else(|panic| resume_unwind(panic))
+            .map_err(|source| Error::Io { what: "a thread for a handler", source })?;
+        self.fatal_stop()
+    }
+
+    /// Stops the handler. Returns whether one was running.
+    pub(super) fn stop_handler(&self) -> bool {
+        self.handler.lock().stop.take().is_some()
+    }
+
+    fn report_panic(&self, Panicked { at, message }: Panicked) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        log::error!("shard {}: the handler panicked at {}: {message}", at.shard, at.name());
+        let outlet = self.state.lock().outlet.clone();
+        // A handler that panics at this very event would be told of it for ever.
+        if let Some(outlet) = outlet.filter(|_| at.dispatch.is_some()) {
+            let (event, sequence) = (at.name().to_owned(), at.dispatch.map(|(_, sequence)| sequence));
+            let kind = EventKind::HandlerPanicked { event, sequence, message };
+            outlet.send(Event::of_shard(at.shard, kind), Origin::default());
+        }
     }
 
     pub(super) fn handler_panics(&self) -> u64 {

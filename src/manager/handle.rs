@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 
 use super::{Fleet, FleetStatus, Operation};
 use crate::config::Plan;
-use crate::error::Error;
-use crate::protocol::{CloseReason, Session};
+use crate::error::{Error, SendError, SendFailure};
+use crate::protocol::{CloseReason, Command, Presence, Session};
 use crate::rest::Rest;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
@@ -122,6 +122,30 @@ impl Handle {
     /// shards are closing already cannot be given up.
     pub fn cancel_reshard(&self) -> bool {
         self.fleet.upgrade().is_some_and(|fleet| fleet.cancel_reshard())
+    }
+
+    /// Sends a command to the shard that has a guild; see [`Shard::send`].
+    ///
+    /// # Errors
+    /// As there, and [`SendFailure::NoShard`]; with the command.
+    pub fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
+        match self.fleet.upgrade() {
+            Some(fleet) => fleet.send_to_guild(guild_id, command),
+            None => Err(SendError::new(command, SendFailure::NoShard { guild_id })),
+        }
+    }
+
+    /// Gives every shard this presence, those too that open later.
+    ///
+    /// # Errors
+    /// [`Error::Command`] if Discord would not take it; [`Error::Closed`].
+    pub fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
+        self.fleet()?.broadcast(presence)
+    }
+
+    /// Stops [`run`](crate::ShardManager::run), also from inside a handler; see [`ShardManager::stop`](crate::ShardManager::stop).
+    pub fn stop(&self) -> bool {
+        self.fleet.upgrade().is_some_and(|fleet| fleet.stop_handler())
     }
 
     /// How many handlers have panicked.

@@ -15,7 +15,8 @@ mod start;
 mod status;
 mod transition;
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::hash::Hash;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,9 +30,9 @@ pub use self::status::{FleetStatus, ShardStatus};
 use self::transition::Transition;
 use crate::config::{Config, Plan};
 use crate::delivery::{self, Events, Outlet};
-use crate::error::Error;
+use crate::error::{Error, SendError};
 use crate::event::Event;
-use crate::protocol::{CloseReason, Session};
+use crate::protocol::{CloseReason, Command, Presence, Session};
 use crate::rest::Rest;
 use crate::shard::{Addresses, Context, Shard};
 use crate::shard_id::ShardId;
@@ -128,21 +129,65 @@ impl ShardManager {
         self.fleet.events()
     }
 
-    /// Hands every event to `handler` on `workers` threads, until all shards have stopped. Each shard belongs to one
-    /// worker, so that its events stay in order while shards run in parallel. With one worker the handler runs on the
-    /// calling thread.
+    /// Hands every event to `handler` on `workers` threads, until all shards have stopped or [`stop`](Self::stop) is called. Each
+    /// shard belongs to one worker, so that its events stay in order while shards run in parallel. With one worker the handler
+    /// runs on the calling thread.
     ///
-    /// A handler that panics is logged and counted, and its worker goes on. It may call anything of its [`Handle`];
-    /// to end the loop, [`Handle::close`] or [`Handle::suspend`].
+    /// A handler that panics is logged and counted, [`EventKind::HandlerPanicked`](crate::EventKind::HandlerPanicked) says so, its
+    /// event counts as handled, and its worker goes on. A handler may call anything of its [`Handle`]. One that blocks delays no
+    /// heartbeat; the shards whose events its worker has stop reading when their credit is used up, and go on afterwards.
     ///
     /// # Errors
+    /// [`Error::Setting`] for 0 workers; [`Error::HandlerRunning`] while another call hands the events to its handler;
     /// [`Error::Stopped`] if a shard stopped because of something that only you can mend, for example an intent that is
     /// not allowed.
     pub fn run(&self, workers: usize, handler: impl Fn(&Handle, Event) + Sync) -> Result<(), Error> {
-        let count = NonZeroUsize::new(workers).ok_or_else(|| Error::setting("workers", workers, "at least 1"))?;
-        delivery::run(self.events(), count, self.fleet.panics(), |event| handler(&self.handle, event))
-            .map_err(|source| Error::Io { what: "a thread for a handler", source })?;
-        self.fleet.fatal_stop()
+        self.fleet.run(workers, |workers| workers.run(|event| handler(&self.handle, event)))
+    }
+
+    /// As [`run`](Self::run), with an order of your own: events with the same key, for example of the same guild, go to one
+    /// worker, in order. A `key` that panics is treated as a handler that does.
+    ///
+    /// ```no_run
+    /// # use threadcord::{Config, Dispatch, Error, Intents, ShardManager, Token};
+    /// # fn run(manager: &ShardManager) -> Result<(), Error> {
+    /// let guild = |event: &threadcord::Event| event.dispatch().and_then(Dispatch::guild_id);
+    /// manager.run_keyed(8, guild, |_, event| println!("{}", event.name()))
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_keyed<K: Hash>(
+        &self,
+        workers: usize,
+        key: impl Fn(&Event) -> K,
+        handler: impl Fn(&Handle, Event) + Sync,
+    ) -> Result<(), Error> {
+        self.fleet.run(workers, |workers| workers.run_keyed(key, |event| handler(&self.handle, event)))
+    }
+
+    /// Stops [`run`](Self::run) and [`run_keyed`](Self::run_keyed): each worker finishes the event that it has, and they return.
+    /// The shards go on; what was not handled is the beginning of what [`events`](Self::events) or the next `run` gives. Does not
+    /// wait. Returns whether a handler was running.
+    pub fn stop(&self) -> bool {
+        self.fleet.stop_handler()
+    }
+
+    /// Sends a command to the shard that has a guild; see [`Shard::send`].
+    ///
+    /// # Errors
+    /// As there, and [`SendFailure::NoShard`](crate::SendFailure::NoShard); with the command.
+    pub fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
+        self.fleet.send_to_guild(guild_id, command)
+    }
+
+    /// Gives every shard this presence, those too that open later. Does not block.
+    ///
+    /// # Errors
+    /// [`Error::Command`] if Discord would not take it; [`Error::Closed`].
+    pub fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
+        self.fleet.broadcast(presence)
     }
 
     /// What handlers get: weak and cheap to clone.
@@ -225,7 +270,7 @@ impl ShardManager {
     /// (2 s) and for as long as the session store takes. A thread that is looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
     /// that asks Discord for the number of shards. Calling it twice does no harm; the first of `close` and `suspend` counts.
     pub fn close(&self) {
-        self.stop(CloseReason::Requested);
+        self.end(CloseReason::Requested);
     }
 
     /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does, then for the handlers to
@@ -252,11 +297,11 @@ impl ShardManager {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn suspend(&self) -> Vec<Session> {
-        self.stop(CloseReason::Suspended);
+        self.end(CloseReason::Suspended);
         self.fleet.sessions()
     }
 
-    fn stop(&self, reason: CloseReason) {
+    fn end(&self, reason: CloseReason) {
         self.fleet.stop(reason);
         let conductor = self.conductor.lock().take();
         let is_first = conductor.is_some();

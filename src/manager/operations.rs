@@ -8,9 +8,9 @@ use super::fleet::{After, Fleet, Part, Reshard, Slot, State, list};
 use super::operation::{Failure, Goal, Operation};
 use super::{count, start};
 use crate::config::{Plan, is_foreign};
-use crate::error::Error;
+use crate::error::{Error, SendError, SendFailure};
 use crate::event::{Event, EventKind};
-use crate::protocol::{CloseReason, Session, Stage};
+use crate::protocol::{CloseReason, Command, Presence, Session, Stage};
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
@@ -164,6 +164,31 @@ impl Fleet {
         })
     }
 
+    /// Sends a command to the shard that has a guild.
+    pub(super) fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
+        match self.shard_by_guild(guild_id) {
+            Some(shard) => shard.send(command),
+            None => Err(SendError::new(command, SendFailure::NoShard { guild_id })),
+        }
+    }
+
+    /// Gives every shard a presence, those too that will open.
+    pub(super) fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
+        let command = Command::presence(presence)?;
+        let mut state = self.state.lock();
+        if state.stopping.is_some() {
+            return Err(Error::Closed);
+        }
+        for slot in state.shards.values() {
+            // One that has stopped gets it when it opens again.
+            slot.shard.remember_presence(&command);
+            let _ = slot.shard.send(command.clone());
+        }
+        state.presences.clear();
+        state.presence = Some(command);
+        Ok(())
+    }
+
     /// Changes what is wanted, unless the fleet is stopping, and has the conductor look.
     pub(super) fn ask(&self, change: impl FnOnce(&mut State) -> Result<Operation, Error>) -> Result<Operation, Error> {
         let operation = {
@@ -198,6 +223,16 @@ impl Fleet {
                 Part::Running => Part::Leaving,
                 part => part,
             };
+        }
+        for id in &to {
+            let Some(slot) = state.shards.get(id) else { continue };
+            let mut leaving =
+                state.shards.values().filter(|old| old.part == Part::Leaving && old.shard.id().overlaps(*id));
+            let presence = leaving.find_map(|old| old.shard.last_presence());
+            if let Some(presence) = presence.filter(|presence| slot.shard.last_presence().as_ref() != Some(presence)) {
+                // It was set while the new shard was on its way. One that has stopped needs none.
+                let _ = slot.shard.send(presence);
+            }
         }
         state.wanted = to.into_iter().collect();
         state.outlet = Some(outlet);
@@ -245,7 +280,7 @@ impl Fleet {
         after.carry_out();
         for command in leaving.iter().flat_map(Shard::take_unsent) {
             let home = command.guild_id().and_then(|guild| self.shard_by_guild(guild));
-            match home.map(|shard| shard.send_command(command)) {
+            match home.map(|shard| shard.send(command)) {
                 Some(Ok(())) => {}
                 _ => log::warn!(
                     "a command that an old shard had not sent is dropped: it names no guild of the new shards"

@@ -66,6 +66,11 @@ pub struct ShardStatus {
     pub outstanding_events: usize,
     /// Their bytes.
     pub outstanding_bytes: usize,
+    /// Events that the filter has dropped.
+    pub filtered: u64,
+    /// For how long it has not read because events are not handled.
+    #[serde(serialize_with = "maybe_seconds")]
+    pub stalled: Option<Duration>,
     /// Commands that wait to be sent.
     pub waiting_commands: usize,
     /// IDENTIFYs sent.
@@ -106,6 +111,8 @@ impl Fleet {
                 bytes: status.bytes,
                 outstanding_events,
                 outstanding_bytes,
+                filtered: status.filtered,
+                stalled: status.stalled_since.map(|since| now.saturating_duration_since(since)),
                 waiting_commands: status.waiting_commands,
                 identifies: status.identifies,
                 resumes: status.resumes,
@@ -118,7 +125,7 @@ impl Fleet {
             shards: shards.collect(),
             unopened,
             limit: self.limiter.status(),
-            queued_events: self.events().receiver().len(),
+            queued_events: self.events().len(),
             handler_panics: self.handler_panics(),
         }
     }
@@ -247,6 +254,8 @@ mod tests {
             bytes: 1_250_000,
             outstanding_events: 3,
             outstanding_bytes: 900,
+            filtered: 0,
+            stalled: None,
             waiting_commands: 0,
             identifies: 1,
             resumes: 2,

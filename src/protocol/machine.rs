@@ -11,7 +11,9 @@ use serde::Deserialize;
 use super::backoff;
 use super::close::{CloseCode, CloseReason, Recovery};
 use super::command::{self, Command, Identity, Secret};
+use super::event_name::EventName;
 use super::heartbeat::{Beat, Heartbeat};
+use super::member_windows::MemberWindows;
 use super::payload::{MalformedPayload, Payload};
 use super::send_budget::SendBudget;
 use super::session::Session;
@@ -59,6 +61,8 @@ pub enum Input {
     Command(Command),
     /// A command was asked to be sent, but the connection did not carry it.
     Unsent(Command),
+    /// Nobody waits for the answer to the request for members with this nonce any more.
+    Withdrawn(Box<str>),
     /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session is.
     Probe,
     /// The shard is to connect anew and resume, with this identity if it ever identifies again. What went wrong before is
@@ -156,7 +160,13 @@ pub struct Machine {
     rng: Rng,
     state: State,
     outbox: VecDeque<Output>,
+    /// What waits to be sent, but for presences.
     commands: VecDeque<Command>,
+    /// The presence that waits to be sent: of several the newest.
+    next_presence: Option<Command>,
+    /// The presence that was asked for last, for the next IDENTIFY.
+    last_presence: Option<Command>,
+    members: MemberWindows,
     /// Connections in a row that were not ready for long.
     failures: u32,
     /// IDENTIFYs, or RESUMEs that will cost one, in a row that led to no lasting session.
@@ -195,6 +205,9 @@ impl Machine {
             state: State::Waiting { until: now, start },
             outbox: VecDeque::new(),
             commands: VecDeque::new(),
+            next_presence: None,
+            last_presence: None,
+            members: MemberWindows::default(),
             failures: 0,
             barren: 0,
             short_sessions: VecDeque::new(),
@@ -232,8 +245,17 @@ impl Machine {
             }
             Input::Failed(reason) => self.lose(now, reason),
             Input::Permit => self.identify(now),
+            Input::Command(command) if command.is_presence() => {
+                self.last_presence = Some(command.clone());
+                self.next_presence = Some(command);
+            }
             Input::Command(command) => self.commands.push_back(command),
+            // A newer one may wait already.
+            Input::Unsent(command) if command.is_presence() => {
+                self.next_presence.get_or_insert(command);
+            }
             Input::Unsent(command) => self.commands.push_front(command),
+            Input::Withdrawn(nonce) => self.commands.retain(|command| command.nonce() != Some(&*nonce)),
             Input::Probe => {
                 if let State::Ready { link, .. } = &mut self.state {
                     link.heartbeat.request();
@@ -290,12 +312,23 @@ impl Machine {
         self.state.link()?.heartbeat.acknowledged()
     }
 
-    /// Commands that wait to be sent.
+    /// With a presence for the next IDENTIFY in place of that of the identity, as if a command had set it before.
+    #[must_use]
+    pub fn with_presence(self, presence: Option<Command>) -> Self {
+        Self { last_presence: presence.filter(Command::is_presence), ..self }
+    }
+
+    /// Commands that wait to be sent, but for a presence.
     pub fn queued_commands(&self) -> usize {
         self.commands.len()
     }
 
-    /// Takes the commands that wait to be sent.
+    /// Whether a presence waits to be sent.
+    pub fn has_queued_presence(&self) -> bool {
+        self.next_presence.is_some()
+    }
+
+    /// Takes the commands that wait to be sent, but for a presence.
     pub fn take_commands(&mut self) -> VecDeque<Command> {
         mem::take(&mut self.commands)
     }
@@ -379,15 +412,19 @@ impl Machine {
         self.change_state(|machine, state| {
             let State::Queued { mut link } = state else { return state };
             link.budget.record(now, false);
-            machine.outbox.push_back(Output::Identify(machine.identity.identify(machine.shard)));
+            // It carries the presence that was asked for last, so that this need not wait any more.
+            machine.next_presence = None;
+            let secret = machine.identity.identify(machine.shard, machine.last_presence.as_ref());
+            machine.outbox.push_back(Output::Identify(secret));
             State::Identifying { link, deadline: now + machine.timing.answer_timeout }
         });
     }
 
     fn handle_dispatch(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
         match payload.name() {
-            Some("READY") => return self.handle_ready(now, payload),
-            Some("RESUMED") => self.handle_resumed(now),
+            Some(EventName::Ready) => return self.handle_ready(now, payload),
+            Some(EventName::Resumed) => self.handle_resumed(now),
+            Some(EventName::RateLimited) => self.handle_rate_limited(now, &payload),
             _ => {}
         }
         self.handle_event(now, payload);
@@ -397,11 +434,12 @@ impl Machine {
     /// An event of the session that is live or being resumed.
     fn handle_event(&mut self, now: Instant, payload: Payload) {
         let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state else {
-            log::warn!("shard {}: {:?} outside a session ignored", self.shard, payload.name());
+            let name = payload.name().map_or("", EventName::as_str);
+            log::warn!("shard {}: {name} outside a session ignored", self.shard);
             return;
         };
         let sequence = payload.sequence().unwrap_or(0);
-        if sequence <= session.sequence && payload.name() != Some("RESUMED") {
+        if sequence <= session.sequence && payload.name() != Some(&EventName::Resumed) {
             log::debug!("shard {}: sequence {sequence} came again and is dropped", self.shard);
             return;
         }
@@ -456,6 +494,17 @@ impl Machine {
         });
     }
 
+    /// Discord wants a pause before it tells of a guild's members again.
+    ///
+    /// Source: [Discord, Rate Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
+    fn handle_rate_limited(&mut self, now: Instant, payload: &Payload) {
+        // What cannot be read is still an event for the user.
+        let Ok(RateLimited { opcode: 8, retry_after, meta }) = payload.parse() else { return };
+        let Ok(guild) = meta.guild_id.parse() else { return };
+        let retry_after = Duration::try_from_secs_f64(retry_after).unwrap_or_default().min(LONGEST_INTERVAL);
+        self.members.limit(now, guild, retry_after + self.timing.guard);
+    }
+
     fn connect(&mut self, now: Instant) -> Output {
         let mut target = Target::Main;
         self.change_state(|machine, state| {
@@ -486,35 +535,40 @@ impl Machine {
             None => {}
         }
         let mut wait = (link.heartbeat.next(), Timer::Heartbeat);
-        match &mut self.state {
+        match &self.state {
             State::Identifying { deadline, .. } | State::Resuming { deadline, .. } => {
                 wait = wait.min_by_instant((*deadline, Timer::Answer));
             }
-            State::Ready { link, .. } if !self.commands.is_empty() => {
-                let mut free = link.budget.command_at(now, false);
-                if free <= now {
-                    let free_at = |command: &Command| link.budget.command_at(now, command.is_presence());
-                    if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now) {
-                        return self.send_command(now, at);
-                    }
-                    // All that is left are presences.
-                    free = link.budget.command_at(now, true);
-                }
-                wait = wait.min_by_instant((free, Timer::SendBudget));
-            }
+            State::Ready { .. } => match self.poll_commands(now) {
+                Ok(command) => return Output::SendCommand(command),
+                Err(Some(free_at)) => wait = wait.min_by_instant((free_at, Timer::SendBudget)),
+                Err(None) => {}
+            },
             _ => {}
         }
         Output::Wait(Some(wait))
     }
 
-    fn send_command(&mut self, now: Instant, at: usize) -> Output {
-        match (self.commands.remove(at), self.state.link_mut()) {
-            (Some(command), Some(link)) => {
-                link.budget.record(now, command.is_presence());
-                Output::SendCommand(command)
-            }
-            _ => Output::Wait(None),
+    /// The next command that may go out; else when one may.
+    fn poll_commands(&mut self, now: Instant) -> Result<Command, Option<Instant>> {
+        let Some(link) = self.state.link_mut() else { return Err(None) };
+        let presence_at = self.next_presence.as_ref().map(|_| link.budget.command_at(now, true));
+        if presence_at.is_some_and(|at| at <= now)
+            && let Some(presence) = self.next_presence.take()
+        {
+            link.budget.record(now, true);
+            return Ok(presence);
         }
+        let budget_at = link.budget.command_at(now, false);
+        let free_at = |command: &Command| budget_at.max(self.members.free_at(now, command));
+        if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now)
+            && let Some(command) = self.commands.remove(at)
+        {
+            link.budget.record(now, false);
+            self.members.record(now, &command, self.timing.members_window + self.timing.guard);
+            return Ok(command);
+        }
+        Err(self.commands.iter().map(free_at).chain(presence_at).min())
     }
 
     fn lose_and_poll(&mut self, now: Instant, reason: CloseReason) -> Output {
@@ -705,6 +759,19 @@ struct Ready {
 #[derive(Deserialize)]
 struct User {
     id: String,
+}
+
+#[derive(Deserialize)]
+struct RateLimited {
+    opcode: u64,
+    /// In seconds.
+    retry_after: f64,
+    meta: RateLimitedGuild,
+}
+
+#[derive(Deserialize)]
+struct RateLimitedGuild {
+    guild_id: String,
 }
 
 #[cfg(test)]

@@ -48,8 +48,10 @@
 mod backoff;
 mod close;
 mod command;
+mod event_name;
 mod heartbeat;
 mod machine;
+mod member_windows;
 mod payload;
 mod send_budget;
 mod session;
@@ -57,7 +59,11 @@ mod state;
 mod timing;
 
 pub use close::{CloseCode, CloseReason, Recovery};
-pub use command::{Command, Identity, InvalidCommand, MAX_PAYLOAD, Secret};
+pub use command::{
+    Activity, ActivityKind, ChannelField, Command, Identity, InvalidCommand, MAX_PAYLOAD, MAX_PRESENCE, MemberQuery,
+    OnlineStatus, Presence, Secret, VoiceState,
+};
+pub use event_name::{EventName, UnknownEventName};
 pub use machine::{Input, Machine, Notice, Output, Target, Timer};
 pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};

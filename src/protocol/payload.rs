@@ -5,13 +5,15 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::event_name::EventName;
+
 /// A payload from Discord. It owns its bytes; `d` is a part of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     bytes: Vec<u8>,
     op: u64,
     sequence: Option<u64>,
-    name: Option<Box<str>>,
+    name: Option<EventName>,
     data: Range<usize>,
 }
 
@@ -22,7 +24,7 @@ pub struct Payload {
 struct Envelope<'a> {
     op: u64,
     s: Option<u64>,
-    t: Option<Box<str>>,
+    t: Option<EventName>,
     #[serde(borrow)]
     d: Option<&'a RawValue>,
 }
@@ -53,8 +55,8 @@ impl Payload {
     }
 
     /// The event's name (`t`); a dispatch has one.
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+    pub fn name(&self) -> Option<&EventName> {
+        self.name.as_ref()
     }
 
     /// The JSON of `d`; `null` if there is none.
@@ -65,6 +67,16 @@ impl Payload {
     /// The size of the whole payload in bytes, uncompressed.
     pub fn size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// The memory that it takes: its buffer may be larger than what is in it.
+    pub(crate) fn footprint(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// The buffer, to be used again.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Reads `d`.
@@ -106,7 +118,7 @@ mod tests {
             r#"{"d": {"a":[1,"}"]} , "op":0,"new":[{}],"s":7,"t":"\u0058"}"#,
         ] {
             let payload = read(json).unwrap();
-            assert_eq!((payload.op(), payload.sequence(), payload.name()), (0, Some(7), Some("X")));
+            assert_eq!((payload.op(), payload.sequence(), payload.name()), (0, Some(7), Some(&EventName::from("X"))));
             assert_eq!(payload.data(), br#"{"a":[1,"}"]}"#);
         }
     }

@@ -36,6 +36,8 @@ pub struct Timing {
     pub send_window: Duration,
     /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20 s.
     pub presence_window: Duration,
+    /// The time in which all members of a guild may be asked for once. Discord's: 30 s.
+    pub members_window: Duration,
     /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
     pub identify_window: Duration,
     /// Added to each window that Discord measures too, for what the network adds and takes away. Ours: 100 ms.
@@ -72,6 +74,7 @@ impl Default for Timing {
             circuit_window: seconds(10 * 60),
             send_window: seconds(60),
             presence_window: seconds(20),
+            members_window: seconds(30),
             identify_window: seconds(5),
             guard: Duration::from_millis(100),
             reset_guard: seconds(30),
@@ -110,7 +113,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 21] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 22] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -131,6 +134,7 @@ impl Timing {
             circuit_window,
             send_window,
             presence_window,
+            members_window,
             identify_window,
             reset_guard,
             identify_reset,
@@ -154,6 +158,7 @@ impl Timing {
             (circuit_window, true),
             (send_window, true),
             (presence_window, true),
+            (members_window, true),
             (identify_window, true),
             (reset_guard, true),
             (identify_reset, true),
@@ -166,6 +171,7 @@ impl Timing {
         self.identify_window < discord.identify_window
             || self.send_window < discord.send_window
             || self.presence_window < discord.presence_window
+            || self.members_window < discord.members_window
             || self.identify_reset < discord.identify_reset
             || self.invalid_session_min < discord.invalid_session_min
     }

@@ -70,8 +70,8 @@ impl Guilds {
     }
 
     /// A `GUILD_CREATE` came. Returns whether it is the arrival of a guild that READY named.
-    pub(crate) fn create(&mut self, now: Instant, data: &[u8]) -> bool {
-        let Some((id, _)) = read(data) else { return false };
+    pub(crate) fn create(&mut self, now: Instant, id: Option<u64>) -> bool {
+        let Some(id) = id else { return false };
         if let Some(known) = &mut self.known {
             known.insert(id);
         }
@@ -132,11 +132,11 @@ mod tests {
     fn they_arrive_and_that_is_said_once() {
         let now = Instant::now();
         let mut guilds = guilds(now);
-        assert!(guilds.create(now, br#"{"name":"x","id":"1"}"#));
+        assert!(guilds.create(now, Some(1)));
         assert_eq!(guilds.poll(now), None);
-        assert!(!guilds.create(now, br#"{"id":"3"}"#), "one that is joined");
-        assert!(guilds.create(now, br#"{"id":"2"}"#));
-        assert!(!guilds.create(now, br#"{"id":"2"}"#), "once");
+        assert!(!guilds.create(now, Some(3)), "one that is joined");
+        assert!(guilds.create(now, Some(2)));
+        assert!(!guilds.create(now, Some(2)), "once");
         assert_eq!(guilds.poll(now), Some(AllIn { guilds: 3, missing: 0 }));
         assert_eq!(guilds.poll(now), None);
     }
@@ -146,10 +146,10 @@ mod tests {
         let start = Instant::now();
         let mut guilds = guilds(start);
         let later = start + Duration::from_secs(10);
-        assert!(guilds.create(later, br#"{"id":"2"}"#));
+        assert!(guilds.create(later, Some(2)));
         assert_eq!(guilds.poll(start + Duration::from_secs(20)), None, "15 s after the last one");
         assert_eq!(guilds.poll(start + Duration::from_secs(25)), Some(AllIn { guilds: 2, missing: 1 }));
-        assert!(guilds.create(later, br#"{"id":"1"}"#), "late");
+        assert!(guilds.create(later, Some(1)), "late");
     }
 
     #[test]

@@ -2,29 +2,36 @@
 
 mod address;
 mod guilds;
+mod members;
+mod queue;
 mod thread;
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
-use serde_json::Value;
 
 pub(crate) use address::Addresses;
+pub use members::{Members, MembersChunk};
 
+use self::members::Request;
+use self::queue::{Order, Queue, Refusal};
 use crate::config::Config;
 use crate::delivery::Outlet;
-use crate::error::Error;
+use crate::error::{Error, SendError, SendFailure};
 use crate::event::{Credit, Ledger};
+use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
-use crate::protocol::{CloseReason, Command, Identity, Machine, Session, Stage};
+use crate::protocol::{CloseReason, Command, Identity, InvalidCommand, Machine, MemberQuery, Session, Stage};
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, Settings, Transport, Waker};
+
+/// As long as anybody waits.
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A running shard. Cheap to clone; it does not keep the shard alive.
 #[derive(Clone, Debug)]
@@ -49,6 +56,10 @@ pub struct Status {
     pub events: u64,
     /// Their bytes, inflated.
     pub bytes: u64,
+    /// Events that the filter ([`Config::events`]) has dropped.
+    pub filtered: u64,
+    /// Since when it does not read because events are not handled; `None` if it does.
+    pub stalled_since: Option<Instant>,
     /// Commands that wait to be sent.
     pub waiting_commands: usize,
     /// Connections started.
@@ -93,9 +104,12 @@ pub(crate) struct Spawned {
 /// What the handle and the thread share.
 struct Shared {
     id: ShardId,
+    intents: Intents,
     waker: Waker,
-    orders: Mutex<VecDeque<Order>>,
-    closed: AtomicBool,
+    queue: Queue,
+    /// What the nonces of its requests for members begin with, and how many there were.
+    run: u32,
+    requests: AtomicU32,
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
     status: Mutex<Status>,
@@ -106,19 +120,10 @@ struct Shared {
     /// Counted apart from the status, because they change with each event.
     events: AtomicU64,
     bytes: AtomicU64,
-    waiting_commands: AtomicUsize,
+    filtered: AtomicU64,
     /// What had not been sent when it stopped.
     unsent: Mutex<Vec<Command>>,
     ledger: Arc<Ledger>,
-}
-
-/// Something that a handle wants of the thread.
-#[derive(Debug)]
-enum Order {
-    Command(Command),
-    Probe,
-    Restart(Box<Identity>),
-    Stop(CloseReason),
 }
 
 impl Shard {
@@ -127,6 +132,7 @@ impl Shard {
     pub(crate) fn spawn<C: Connector + 'static>(
         id: ShardId,
         session: Option<Session>,
+        presence: Option<Command>,
         config: Arc<Config>,
         context: Arc<Context<C>>,
         outlet: Arc<Outlet>,
@@ -139,22 +145,26 @@ impl Shard {
         });
         let shared = Arc::new(Shared {
             id,
+            intents: config.intents,
             waker,
-            orders: Mutex::default(),
-            closed: AtomicBool::new(false),
+            queue: Queue::new(config.max_waiting_commands),
+            run: fastrand::u32(..),
+            requests: AtomicU32::new(0),
             resolving: AtomicBool::new(false),
             status: Mutex::new(Status::new(Instant::now())),
             acknowledged: Mutex::default(),
             probes: AtomicBool::new(false),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            waiting_commands: AtomicUsize::new(0),
+            filtered: AtomicU64::new(0),
             unsent: Mutex::default(),
             ledger,
         });
         let machine =
             Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..))
-                .with_most_short_sessions(config.most_short_sessions);
+                .with_most_short_sessions(config.most_short_sessions)
+                .with_presence(presence.clone());
+        shared.queue.set_last_presence(presence);
         let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
         if let Some(session) = machine.session() {
             shared.ledger.begin(session.clone(), session.sequence);
@@ -180,7 +190,8 @@ impl Shard {
             sequence: self.0.ledger.delivered(),
             events: self.0.events.load(Ordering::Relaxed),
             bytes: self.0.bytes.load(Ordering::Relaxed),
-            waiting_commands: self.0.waiting_commands.load(Ordering::Relaxed),
+            filtered: self.0.filtered.load(Ordering::Relaxed),
+            waiting_commands: self.0.queue.waiting_commands(),
             ..*self.0.status.lock()
         }
     }
@@ -202,13 +213,74 @@ impl Shard {
         self.0.ledger.outstanding()
     }
 
-    /// Says something to Discord: an object with an `op`, as it goes over the wire.
+    /// Says something to Discord. Does not block.
     ///
-    /// It waits for the shard to be ready and for Discord's limit (120 payloads per 60 s). What a connection did not carry
-    /// when it was cut goes out on the next; what the operating system had taken by then may be lost, and what waits when
-    /// the shard stops is. 1, 2 and 6 are the library's own and refused.
-    pub fn send(&self, payload: &Value) -> Result<(), Error> {
-        self.send_command(Command::raw(payload)?)
+    /// It waits for the shard to be ready and for Discord's limits (120 payloads per 60 s, heartbeats among them; presences and
+    /// requests for all members have limits of their own), and gives way to heartbeats, IDENTIFY and RESUME. What a connection
+    /// did not carry when it was cut goes out on the next; what the operating system had taken by then may be lost, and what waits
+    /// when the shard stops is.
+    ///
+    /// # Errors
+    /// With the command, if [`Config::max_waiting_commands`] wait already or the shard has stopped. For a presence there is
+    /// always room: of several the newest waits.
+    ///
+    /// Source: [Discord, Rate limiting](https://docs.discord.com/developers/events/gateway#rate-limiting).
+    pub fn send(&self, command: Command) -> Result<(), SendError> {
+        self.send_until(command, None)
+    }
+
+    /// As [`send`](Self::send), and waits for room.
+    ///
+    /// # Errors
+    /// With the command, if there is none in time or the shard stops.
+    pub fn send_timeout(&self, command: Command, timeout: Duration) -> Result<(), SendError> {
+        let now = Instant::now();
+        self.send_until(command, Some(now.checked_add(timeout).unwrap_or(now + A_YEAR)))
+    }
+
+    /// Asks for members of a guild of this shard and gathers the answer. Does not block; taking from [`Members`] does.
+    ///
+    /// Many may run at once. All members of a guild are asked for once per 30 s: a second request waits, and so does one that
+    /// Discord answers with `RATE_LIMITED`. After a cut connection or a lost session it is asked again if nothing had come; if
+    /// something had, a lost session ends it with an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
+    ///
+    /// ```
+    /// # use threadcord::{Config, Intents, MemberQuery, ShardManager, Token, sim};
+    /// # let gateway = sim::Gateway::builder().guilds(1).start()?;
+    /// # let config = Config::new(Token::new(gateway.token())?, Intents::all()).rest_url(gateway.rest_url());
+    /// # let manager = ShardManager::start(config)?;
+    /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
+    /// # let guild = gateway.guild_ids()[0];
+    /// let shard = manager.shard_by_guild(guild).unwrap();
+    /// for chunk in shard.request_members(guild, &MemberQuery::all())? {
+    ///     for member in chunk?.members::<serde_json::Value>()? {
+    ///         println!("{}", member["user"]["username"]);
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Command`] if the request is not allowed, or needs an intent that the shard does not have; [`Error::Unsent`] as
+    /// [`send`](Self::send).
+    ///
+    /// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+    pub fn request_members(&self, guild_id: u64, query: &MemberQuery) -> Result<Members, Error> {
+        let missing = query.needs().difference(self.0.intents);
+        if !missing.is_empty() {
+            let given = format!("for what Discord tells only with the intents {missing:?}");
+            return Err(InvalidCommand::field("query", given, "what the intents of the shard allow").into());
+        }
+        let (sender, replies) = crossbeam_channel::unbounded();
+        let id = self.0.requests.fetch_add(1, Ordering::Relaxed);
+        let request = Request::new(self.0.run, id, guild_id, query, sender)?;
+        let members = Members::new(self.clone(), &request, replies);
+        self.0
+            .queue
+            .request(Box::new(request))
+            .map_err(|(request, refusal)| SendError::new(request.command, self.failure(refusal)))?;
+        self.0.waker.wake();
+        Ok(members)
     }
 
     /// Ends the session and stops the shard: the bot goes offline. Does not wait for it.
@@ -224,12 +296,26 @@ impl Shard {
 
     /// Has it connect anew and resume; what went wrong before is forgotten.
     pub(crate) fn restart(&self, identity: Identity) -> Result<(), Error> {
-        self.order(Order::Restart(Box::new(identity)))
+        self.order(Order::Restart(Box::new(identity))).map_err(|failure| match failure {
+            SendFailure::Stopped { shard, reason } => Error::Stopped { shard, reason },
+            _ => Error::Closed,
+        })
     }
 
-    /// Gives it something to send that was checked before.
-    pub(crate) fn send_command(&self, command: Command) -> Result<(), Error> {
-        self.order(Order::Command(command))
+    /// The presence that was asked for last.
+    pub(crate) fn last_presence(&self) -> Option<Command> {
+        self.0.queue.last_presence()
+    }
+
+    /// This presence counts as asked for, should the shard open again.
+    pub(crate) fn remember_presence(&self, presence: &Command) {
+        self.0.queue.set_last_presence(Some(presence.clone()));
+    }
+
+    /// The answer to a request for members is not wanted any more.
+    fn forget_members(&self, id: u32) {
+        // One that has stopped has forgotten it.
+        let _ = self.order(Order::ForgetMembers(id));
     }
 
     /// What had not been sent when it stopped.
@@ -260,22 +346,33 @@ impl Shard {
         self.0.resolving.load(Ordering::Acquire)
     }
 
-    fn order(&self, order: Order) -> Result<(), Error> {
-        let shared = &self.0;
-        {
-            // Under the lock that the thread takes before it closes the queue: what is accepted is seen.
-            let mut orders = shared.orders.lock();
-            if shared.closed.load(Ordering::Acquire) {
-                let reason = match shared.status.lock().stage {
-                    Stage::Stopped(reason) => reason,
-                    _ => CloseReason::Requested,
-                };
-                return Err(Error::Stopped { shard: shared.id, reason });
-            }
-            orders.push_back(order);
-        }
-        shared.waker.wake();
+    fn send_until(&self, command: Command, deadline: Option<Instant>) -> Result<(), SendError> {
+        self.0
+            .queue
+            .send(command, deadline)
+            .map_err(|(command, refusal)| SendError::new(command, self.failure(refusal)))?;
+        self.0.waker.wake();
         Ok(())
+    }
+
+    /// Has the thread do something. One that has stopped does nothing any more.
+    fn order(&self, order: Order) -> Result<(), SendFailure> {
+        self.0.queue.push(order).map_err(|refusal| self.failure(refusal))?;
+        self.0.waker.wake();
+        Ok(())
+    }
+
+    fn failure(&self, refusal: Refusal) -> SendFailure {
+        let shard = self.0.id;
+        match refusal {
+            Refusal::Full(waiting) => SendFailure::Full { shard, waiting },
+            Refusal::TimedOut(waiting) => SendFailure::TimedOut { shard, waiting },
+            Refusal::Closed => match self.0.status.lock().stage {
+                Stage::Stopped(reason) => SendFailure::Stopped { shard, reason },
+                // It is about to say why.
+                _ => SendFailure::Stopped { shard, reason: CloseReason::Requested },
+            },
+        }
     }
 }
 
@@ -295,6 +392,8 @@ impl Status {
             latency: None,
             events: 0,
             bytes: 0,
+            filtered: 0,
+            stalled_since: None,
             waiting_commands: 0,
             connects: 0,
             identifies: 0,

@@ -3,16 +3,21 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::guilds::{AllIn, Guilds};
-use super::{Change, Context, Order, Shard, Shared, Status};
+use super::members::{Claim, Requests};
+use super::queue::Order;
+use super::{Change, Context, Shard, Shared, Status};
 use crate::config::Config;
 use crate::delivery::{Origin, Outlet};
-use crate::event::{Event, EventKind, Room};
+use crate::error::MembersFailure;
+use crate::event::{Dispatch, Event, EventKind, Room};
 use crate::intents::Intents;
 use crate::limit::{Permit, Ticket};
-use crate::protocol::{CloseReason, Command, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer};
+use crate::protocol::{
+    CloseReason, Command, EventName, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer,
+};
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
 /// By how much less than another session's an event may be on its way to this one. Ours: Discord promises nothing.
@@ -30,11 +35,16 @@ pub(super) fn run<C: Connector>(
     let mut thread = Thread {
         machine,
         transport,
+        requests: Requests::new(shared.run),
         shared,
         config,
         context,
         outlet,
         guilds: Guilds::new(config.timing.guilds_timeout),
+        now: Instant::now(),
+        heard_at: None,
+        stalled_since: None,
+        queued: None,
         identified_at: None,
         dry_at: None,
         acknowledged: None,
@@ -56,6 +66,15 @@ struct Thread<'a, C: Connector> {
     context: &'a Context<C>,
     outlet: &'a Outlet,
     guilds: Guilds,
+    /// Requests for members whose answers have not come.
+    requests: Requests,
+    /// When something last happened.
+    now: Instant,
+    /// When a payload last came.
+    heard_at: Option<Instant>,
+    stalled_since: Option<Instant>,
+    /// How many commands wait in the machine, and whether a presence does, as far as others know.
+    queued: Option<(usize, bool)>,
     /// When the last IDENTIFY was sent.
     identified_at: Option<Instant>,
     /// When the last wait for more ended, of a session that is live.
@@ -95,25 +114,36 @@ impl<C: Connector> Thread<'_, C> {
 
     fn handle(&mut self, input: Input) {
         self.dry = false;
-        self.machine.handle(Instant::now(), input);
+        self.now = Instant::now();
+        self.machine.handle(self.now, input);
     }
 
     /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the wake-up.)
     fn take_orders(&mut self) {
         self.dry = false;
-        let orders = std::mem::take(&mut *self.shared.orders.lock());
-        for order in orders {
-            self.handle(match order {
-                Order::Command(command) => Input::Command(command),
-                Order::Probe => Input::Probe,
+        for order in self.shared.queue.take() {
+            match order {
+                Order::Command(command) => self.handle(Input::Command(command)),
+                Order::RequestMembers(request) => {
+                    let command = self.requests.begin(request);
+                    self.handle(Input::Command(command));
+                }
+                Order::ForgetMembers(id) => {
+                    if let Some(nonce) = self.requests.forget(id) {
+                        self.handle(Input::Withdrawn(nonce.into()));
+                    }
+                }
+                Order::Probe => self.handle(Input::Probe),
                 Order::Restart(mut identity) => {
                     // The transport stays as it is.
                     identity.compress = self.config.compression == Compression::Payload;
-                    Input::Restart(identity)
+                    self.handle(Input::Restart(identity));
                 }
-                Order::Stop(reason) => Input::Stop(reason),
-            });
+                Order::Stop(reason) => self.handle(Input::Stop(reason)),
+            }
         }
+        // What was taken counts as waiting; some of it may have been withdrawn or replaced.
+        self.queued = None;
         match self.ticket.as_mut().map(Ticket::poll) {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(permit))) => {
@@ -168,6 +198,7 @@ impl<C: Connector> Thread<'_, C> {
 
     fn send_command(&mut self, command: Command) {
         let json = command.json().to_owned();
+        self.requests.note_sent(&command, true);
         self.forget_flushed();
         self.unflushed.push(command);
         self.check(|transport| transport.send(json));
@@ -182,27 +213,48 @@ impl<C: Connector> Thread<'_, C> {
     }
 
     fn deliver(&mut self, payload: Payload) {
-        let size = payload.size();
-        let lease = self.shared.ledger.lease(payload.sequence().unwrap_or_default(), size);
+        // The machine asks for events alone.
+        let Some(dispatch) = Dispatch::new(payload) else { return };
+        let is_arrival = self.note_guild(&dispatch);
+        if let Some(command) = self.requests.rate_limited(&dispatch) {
+            self.handle(Input::Command(command));
+        }
+        let claim = self.requests.claim(&dispatch);
+        let is_wanted = match claim {
+            Claim::Not => self.config.events.passes(dispatch.name()),
+            Claim::Part(_) => true,
+            Claim::Forgotten => false,
+        };
+        if !is_wanted {
+            self.shared.filtered.fetch_add(1, Ordering::Relaxed);
+            self.shared.ledger.skip(dispatch.sequence());
+            return self.transport.recycle(dispatch.into_buffer());
+        }
         self.shared.events.fetch_add(1, Ordering::Relaxed);
-        self.shared.bytes.fetch_add(size as u64, Ordering::Relaxed);
-        let is_arrival = self.note_guild(&payload);
+        self.shared.bytes.fetch_add(dispatch.size() as u64, Ordering::Relaxed);
+        let lease = self.shared.ledger.lease(dispatch.sequence(), dispatch.footprint());
+        if let Claim::Part(mut part) = claim {
+            if let Some(nonce) = part.needless.take() {
+                self.handle(Input::Withdrawn(nonce.into()));
+            }
+            return self.requests.answer(part, dispatch, lease);
+        }
         // Nothing that was sent to another session before this has yet to come to this one.
         let read_up_to = self.identified_at.max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
-        self.outlet.send(Event::dispatch_of(self.shared.id, payload, lease), Origin { is_arrival, read_up_to });
+        self.outlet.send(Event::dispatch_of(self.shared.id, dispatch, lease), Origin { is_arrival, read_up_to });
     }
 
     /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY named.
-    fn note_guild(&mut self, payload: &Payload) -> bool {
-        let is_arrival = match payload.name() {
-            Some("READY") => {
+    fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
+        let is_arrival = match dispatch.name() {
+            EventName::Ready => {
                 let arrive = self.config.intents.contains(Intents::GUILDS);
-                self.guilds.ready(Instant::now(), payload.data(), arrive);
+                self.guilds.ready(self.now, dispatch.data(), arrive);
                 false
             }
-            Some("GUILD_CREATE") => self.guilds.create(Instant::now(), payload.data()),
-            Some("GUILD_DELETE") => {
-                self.guilds.delete(payload.data());
+            EventName::GuildCreate => self.guilds.create(self.now, dispatch.guild_id()),
+            EventName::GuildDelete => {
+                self.guilds.delete(dispatch.data());
                 false
             }
             _ => return false,
@@ -225,12 +277,15 @@ impl<C: Connector> Thread<'_, C> {
 
     fn report(&mut self, notice: Notice) {
         log::debug!("shard {}: {notice:?}", self.shared.id);
-        match &notice {
+        let kind = match notice {
+            Notice::Connecting { resuming } => EventKind::Connecting { resuming },
             Notice::Ready(session) => {
                 self.permit = None;
                 // READY itself, which follows as an event, has not been handled.
-                self.shared.ledger.begin(session.clone(), session.sequence.saturating_sub(1));
+                let mark = session.sequence.saturating_sub(1);
+                self.shared.ledger.begin(session, mark);
                 log::info!("shard {}: ready", self.shared.id);
+                EventKind::Ready
             }
             Notice::Resumed => {
                 self.shared.status.lock().resumes += 1;
@@ -240,20 +295,35 @@ impl<C: Connector> Thread<'_, C> {
                     // They had arrived before, perhaps in an earlier process.
                     self.tell(Change::GuildsIn);
                 }
+                let again = self.requests.resumed();
+                self.send_again(again);
+                EventKind::Resumed
             }
             Notice::SessionLost(session) => {
                 self.shared.ledger.end();
                 self.shared.status.lock().sessions_lost += 1;
                 log::warn!("shard {}: session lost at sequence {}", self.shared.id, session.sequence);
+                let again = self.requests.session_lost();
+                self.send_again(again);
+                let saved_at = UNIX_EPOCH + Duration::from_secs(session.saved_at);
+                let missed_since = self.heard_at.and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+                EventKind::SessionLost { session, missed_since: missed_since.unwrap_or(saved_at) }
             }
-            Notice::Disconnected { reason, retry_in, .. } => {
-                self.shared.status.lock().last_disconnect = Some(*reason);
+            Notice::Disconnected { reason, retry_in, resumable } => {
+                self.shared.status.lock().last_disconnect = Some(reason);
                 log::info!("shard {}: {reason}; next connection in {retry_in:?}", self.shared.id);
-                self.call_on_close(*reason, true);
+                self.call_on_close(reason, true);
+                EventKind::Disconnected { reason, retry_in, resumable }
             }
-            Notice::Connecting { .. } => {}
+        };
+        self.emit(kind);
+    }
+
+    /// Requests for members that may not have got through.
+    fn send_again(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            self.handle(Input::Command(command));
         }
-        self.emit(notice.into());
     }
 
     /// Tells the user's callback. What it panics with must not end the shard.
@@ -270,6 +340,7 @@ impl<C: Connector> Thread<'_, C> {
         self.forget_flushed();
         self.transport.disconnect(code, Instant::now() + self.config.timing.close_timeout);
         for command in std::mem::take(&mut self.unflushed).into_iter().rev() {
+            self.requests.note_sent(&command, false);
             self.handle(Input::Unsent(command));
         }
     }
@@ -282,8 +353,9 @@ impl<C: Connector> Thread<'_, C> {
         let guilds = self.guilds.deadline().filter(|_| self.machine.stage() == Stage::Ready);
         let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
         let room = self.room();
+        self.report_stall(room);
         if room == Room::StalledNow {
-            self.report_stall();
+            // What is to be said of it has been said; the machine may have something to do before the wait.
         } else if room == Room::Stalled {
             self.handle(Input::Stalled);
             self.check(|transport| transport.wait(until, false));
@@ -304,7 +376,10 @@ impl<C: Connector> Thread<'_, C> {
 
     fn receive(&mut self) {
         match self.transport.read() {
-            Ok(Received::Payload(bytes)) => self.handle(Input::Payload(bytes)),
+            Ok(Received::Payload(bytes)) => {
+                self.handle(Input::Payload(bytes));
+                self.heard_at = Some(self.now);
+            }
             Ok(Received::Partial) => {}
             Ok(Received::Opened) => self.handle(Input::Connected),
             Ok(Received::Closed(code)) => self.handle(Input::Closed(code)),
@@ -327,10 +402,28 @@ impl<C: Connector> Thread<'_, C> {
         }
     }
 
-    fn report_stall(&mut self) {
-        let (events, bytes) = self.shared.ledger.outstanding();
-        log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
-        self.emit(EventKind::Stalled { events, bytes });
+    /// Says that the shard has stalled, and for how long it had.
+    fn report_stall(&mut self, room: Room) {
+        match self.stalled_since {
+            None if room == Room::StalledNow => {
+                let (events, bytes) = self.shared.ledger.outstanding();
+                log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
+                self.set_stalled(Some(Instant::now()));
+                self.emit(EventKind::Stalled { events, bytes });
+            }
+            Some(since) if !self.shared.ledger.is_stalled() => {
+                let stalled_for = since.elapsed();
+                log::info!("shard {}: reads again, after {stalled_for:.1?}", self.shared.id);
+                self.set_stalled(None);
+                self.emit(EventKind::Unstalled { stalled_for });
+            }
+            _ => {}
+        }
+    }
+
+    fn set_stalled(&mut self, since: Option<Instant>) {
+        self.stalled_since = since;
+        self.shared.status.lock().stalled_since = since;
     }
 
     /// Tells the shard's owner.
@@ -372,7 +465,11 @@ impl<C: Connector> Thread<'_, C> {
     /// Tells where the shard stands, once all that led there has been done.
     fn publish(&mut self) {
         let stage = self.machine.stage();
-        self.shared.waiting_commands.store(self.machine.queued_commands(), Ordering::Relaxed);
+        let queued = (self.machine.queued_commands(), self.machine.has_queued_presence());
+        if self.queued != Some(queued) {
+            self.queued = Some(queued);
+            self.shared.queue.set_in_machine(queued.0, queued.1);
+        }
         if self.stage != Some(stage) {
             self.stage = Some(stage);
             {
@@ -397,16 +494,18 @@ impl<C: Connector> Thread<'_, C> {
             let mut status = self.shared.status.lock();
             *status = Status { stage, since: Instant::now(), latency: None, ..*status };
         }
-        let orders = {
-            let mut orders = self.shared.orders.lock();
-            self.shared.closed.store(true, Ordering::Release);
-            std::mem::take(&mut *orders)
-        };
-        let queued = orders.into_iter().filter_map(|order| match order {
+        self.requests.fail_all(MembersFailure::Stopped(reason));
+        let queued = self.shared.queue.close().into_iter().filter_map(|order| match order {
             Order::Command(command) => Some(command),
-            Order::Probe | Order::Restart(_) | Order::Stop(_) => None,
+            Order::RequestMembers(request) => {
+                request.fail(MembersFailure::Stopped(reason));
+                None
+            }
+            Order::ForgetMembers(_) | Order::Probe | Order::Restart(_) | Order::Stop(_) => None,
         });
-        self.shared.unsent.lock().extend(self.machine.take_commands().into_iter().chain(queued));
+        let unsent = self.machine.take_commands().into_iter().chain(queued);
+        let unsent = unsent.filter(|command| !self.requests.is_own(command));
+        self.shared.unsent.lock().extend(unsent);
         log::info!("shard {}: stopped: {reason}", self.shared.id);
         self.call_on_close(reason, false);
         self.emit(EventKind::Closed(reason));

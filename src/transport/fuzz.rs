@@ -109,8 +109,8 @@ impl Shard {
                 Output::Send(_) | Output::Resume(_) | Output::SendCommand(_) => self.sends.push(self.now),
                 Output::Deliver(payload) => {
                     let sequence = payload.sequence().expect("what is delivered has a sequence");
-                    let is_resumed = payload.name() == Some("RESUMED");
-                    let is_new = payload.name() == Some("READY");
+                    let is_resumed = payload.name().is_some_and(|name| name == "RESUMED");
+                    let is_new = payload.name().is_some_and(|name| name == "READY");
                     assert!(is_resumed || is_new || sequence > self.delivered, "{sequence} after {}", self.delivered);
                     self.delivered = if is_new { sequence } else { self.delivered.max(sequence) };
                 }

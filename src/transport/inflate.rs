@@ -1,5 +1,7 @@
 //! From websocket messages to payloads: Discord's compressions, with bounded output.
 
+use std::mem;
+
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
@@ -53,10 +55,15 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// What a payload is at least expected to need.
 const SMALLEST_BUFFER: usize = 1024;
 
+/// A larger buffer is not kept for the next payload: it would stay with the shard while that is idle.
+const LARGEST_SPARE: usize = 64 << 10;
+
 /// The decompressor of one connection.
 pub(super) struct Inflater {
     kind: Kind,
     max: usize,
+    /// The buffer of an earlier payload that nobody kept.
+    spare: Vec<u8>,
 }
 
 enum Kind {
@@ -82,24 +89,35 @@ impl Inflater {
                 Kind::ZstdStream { context }
             }
         };
-        Self { kind, max }
+        Self { kind, max, spare: Vec::new() }
+    }
+
+    /// Takes a payload's buffer back, to fill it again; a large one is given back to the system.
+    pub(super) fn recycle(&mut self, buffer: Vec<u8>) {
+        if buffer.capacity() <= LARGEST_SPARE {
+            self.spare = buffer;
+        }
     }
 
     /// A text message.
     pub(super) fn text(&mut self, message: &[u8]) -> Result<Vec<u8>, InflateError> {
         match self.kind {
-            Kind::Plain | Kind::Payload => Ok(message.to_vec()),
+            Kind::Plain | Kind::Payload => {
+                let mut payload = emptied(&mut self.spare, message.len());
+                payload.extend_from_slice(message);
+                Ok(payload)
+            }
             Kind::ZlibStream { .. } | Kind::ZstdStream { .. } => Err(InflateError::WrongKind("text")),
         }
     }
 
     /// A binary message; `None` if it is only a part of a payload.
     pub(super) fn binary(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, InflateError> {
-        let max = self.max;
+        let (max, spare) = (self.max, &mut self.spare);
         match &mut self.kind {
             Kind::Plain => Err(InflateError::WrongKind("binary")),
             Kind::Payload => {
-                let (payload, status) = inflate(&mut Decompress::new(true), message, max)?;
+                let (payload, status) = inflate(&mut Decompress::new(true), message, max, spare)?;
                 match status {
                     Status::StreamEnd => Ok(Some(payload)),
                     Status::Ok | Status::BufError => Err(InflateError::Corrupt("the zlib data is truncated".into())),
@@ -108,7 +126,7 @@ impl Inflater {
             Kind::ZlibStream { context, partial } => {
                 let ends = message.ends_with(&ZLIB_SUFFIX);
                 if ends && partial.is_empty() {
-                    return Ok(Some(inflate(context, message, max)?.0));
+                    return Ok(Some(inflate(context, message, max, spare)?.0));
                 }
                 if partial.len() + message.len() > max {
                     return Err(InflateError::TooLarge(max));
@@ -117,17 +135,22 @@ impl Inflater {
                 if !partial.ends_with(&ZLIB_SUFFIX) {
                     return Ok(None);
                 }
-                let payload = inflate(context, partial, max)?.0;
+                let payload = inflate(context, partial, max, spare)?.0;
                 *partial = Vec::new();
                 Ok(Some(payload))
             }
-            Kind::ZstdStream { context } => decompress(context, message, max).map(Some),
+            Kind::ZstdStream { context } => decompress(context, message, max, spare).map(Some),
         }
     }
 }
 
-fn inflate(context: &mut Decompress, input: &[u8], max: usize) -> Result<(Vec<u8>, Status), InflateError> {
-    let mut output = Vec::with_capacity(expected(input.len(), max));
+fn inflate(
+    context: &mut Decompress,
+    input: &[u8],
+    max: usize,
+    spare: &mut Vec<u8>,
+) -> Result<(Vec<u8>, Status), InflateError> {
+    let mut output = emptied(spare, expected(input.len(), max));
     let before = context.total_in();
     loop {
         let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
@@ -142,8 +165,8 @@ fn inflate(context: &mut Decompress, input: &[u8], max: usize) -> Result<(Vec<u8
     }
 }
 
-fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize) -> Result<Vec<u8>, InflateError> {
-    let mut output = Vec::with_capacity(expected(input.len(), max));
+fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize, spare: &mut Vec<u8>) -> Result<Vec<u8>, InflateError> {
+    let mut output = emptied(spare, expected(input.len(), max));
     let mut input = InBuffer::around(input);
     loop {
         let filled = output.len();
@@ -157,6 +180,14 @@ fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize) -> Result<Vec<u8
             return Ok(fit(output));
         }
     }
+}
+
+/// The spare buffer, with room for so much.
+fn emptied(spare: &mut Vec<u8>, room: usize) -> Vec<u8> {
+    let mut buffer = mem::take(spare);
+    buffer.clear();
+    buffer.reserve_exact(room);
+    buffer
 }
 
 /// The room to begin with: JSON shrinks to about a fifth.

@@ -80,6 +80,11 @@ pub trait Transport: Send {
     /// Ends the connection: with a close frame, whose answer may take until `deadline`, or at once.
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant);
 
+    /// Takes the buffer of a payload back that nobody keeps, to use it again. Does nothing unless it is overridden.
+    fn recycle(&mut self, buffer: Vec<u8>) {
+        drop(buffer);
+    }
+
     /// Wakes this transport's [`wait`](Self::wait) from any thread.
     fn waker(&self) -> Waker;
 }

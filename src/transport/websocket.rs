@@ -193,6 +193,10 @@ impl Transport for WebSocketTransport {
         self.flushed = true;
     }
 
+    fn recycle(&mut self, buffer: Vec<u8>) {
+        self.inflater.recycle(buffer);
+    }
+
     fn waker(&self) -> Waker {
         self.waker.clone()
     }

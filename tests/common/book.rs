@@ -22,7 +22,7 @@ pub struct Book {
 impl Book {
     pub fn note(&mut self, event: &Event) {
         match event.kind() {
-            EventKind::SessionLost(session) => {
+            EventKind::SessionLost { session, .. } => {
                 self.lost.insert(session.id.clone(), session.sequence);
             }
             EventKind::Closed(reason) => self.closed.push((event.shard(), *reason)),
@@ -36,7 +36,7 @@ impl Book {
         }
         if dispatch.name() != "RESUMED" {
             let session = self.current.get(&event.shard()).expect("READY comes first");
-            let entry = (dispatch.sequence(), dispatch.name().to_owned(), sim::digest(dispatch.data()));
+            let entry = (dispatch.sequence(), dispatch.name().to_string(), sim::digest(dispatch.data()));
             self.sessions.entry(session.clone()).or_default().push(entry);
         }
     }

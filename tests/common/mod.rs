@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use threadcord::{Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
+use threadcord::{Command, Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
 
 /// How long anything may take on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,6 +44,11 @@ pub fn ready(config: Config) -> ShardManager {
     let manager = ShardManager::start(config).expect("it starts");
     manager.wait_ready(PATIENCE).expect("every shard gets ready");
     manager
+}
+
+/// Something to say that is answered, or not, but changes nothing.
+pub fn sounds(guild: u64) -> Command {
+    Command::soundboard_sounds(&[guild]).unwrap()
 }
 
 pub fn shard(number: u32, total: u32) -> ShardId {

@@ -681,7 +681,7 @@ fn commands_wait_for_ready_and_for_resumed() {
 fn the_budget_holds_commands_but_not_heartbeats() {
     let mut rig = Rig::ready();
     for _ in 0..200 {
-        rig.input(Input::Command(command(8)));
+        rig.input(Input::Command(command(31)));
     }
     let burst = rig.sent().len();
     assert!((100..120).contains(&burst), "{burst}");
@@ -709,19 +709,100 @@ fn each_connection_has_a_budget_of_its_own() {
     assert_eq!(rig.sent().len(), 150 - burst, "the rest goes out at once");
 }
 
+fn presence(since: u64) -> Command {
+    let data = json!({"since": since, "activities": [], "status": "online", "afk": false});
+    Command::raw(&json!({"op": 3, "d": data})).unwrap()
+}
+
 #[test]
-fn presences_wait_and_let_others_pass() {
+fn of_presences_the_newest_waits_and_lets_others_pass() {
     let mut rig = Rig::ready();
-    for _ in 0..6 {
-        rig.input(Input::Command(command(3)));
+    for since in 1..=8 {
+        rig.input(Input::Command(presence(since)));
     }
     rig.input(Input::Command(command(4)));
     let ops: Vec<u64> = rig.sent().into_iter().map(|(op, _)| op).collect();
     assert_eq!(ops, [3, 3, 3, 3, 3, 4]);
-    while rig.machine.queued_commands() > 0 {
+    while rig.machine.has_queued_presence() {
         rig.sleep();
     }
-    assert_eq!(rig.sent().last().unwrap().0, 3);
+    let sent = rig.sent().into_iter().filter(|(op, _)| *op == 3);
+    assert_eq!(sent.map(|(_, data)| data["since"].as_u64().unwrap()).collect::<Vec<_>>(), [8], "and none before it");
+}
+
+#[test]
+fn the_presence_that_was_set_last_is_in_the_next_identify() {
+    let mut rig = Rig::ready();
+    rig.input(Input::Command(presence(1)));
+    rig.input(Input::Closed(Some(4009)));
+    rig.input(Input::Command(presence(2)));
+    // What the old connection did not carry is older.
+    rig.input(Input::Unsent(presence(1)));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    rig.input(Input::Permit);
+    let (op, identify) = rig.sent().remove(0);
+    assert_eq!((op, &identify["presence"]["since"]), (2, &json!(2)));
+    rig.said.clear();
+    rig.dispatch("READY", 1, &json!({"session_id": "s2"}));
+    assert_eq!(rig.sent(), [], "it need not be sent again");
+    rig.payload(&json!({"op": 7}));
+    rig.input(Input::Unsent(presence(2)));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.said.clear();
+    rig.dispatch("RESUMED", 1, &json!({}));
+    assert_eq!(rig.sent()[0].1["since"], 2, "a resumed session has no IDENTIFY to carry it");
+}
+
+#[test]
+fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
+    let mut rig = Rig::ready();
+    let ask = |nonce: &str| {
+        let data = json!({"guild_id": "1", "query": "", "limit": 0, "nonce": nonce});
+        Input::Command(Command::raw(&json!({"op": 8, "d": data})).unwrap())
+    };
+    let timing = Timing::default();
+    let window = timing.members_window + timing.guard;
+    let start = rig.now;
+    for nonce in ["a", "b", "c"] {
+        rig.input(ask(nonce));
+    }
+    rig.input(Input::Command(command(31)));
+    let sent = |rig: &mut Rig| {
+        let sent: Vec<_> = rig.sent().into_iter().map(|(op, data)| (op, data["nonce"].clone())).collect();
+        rig.said.clear();
+        sent
+    };
+    assert_eq!(sent(&mut rig), [(8, json!("a")), (31, json!(null))], "others pass");
+    // A new connection does not change what Discord counts.
+    rig.payload(&json!({"op": 7}));
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.dispatch("RESUMED", 1, &json!({}));
+    rig.said.clear();
+    rig.input(Input::Withdrawn("b".into()));
+    rig.now = start + window;
+    rig.drive();
+    assert_eq!(sent(&mut rig).last(), Some(&(8, json!("c"))), "nobody waits for b");
+    rig.input(ask("d"));
+    let meta = json!({"guild_id": "1", "nonce": "c"});
+    rig.dispatch("RATE_LIMITED", 2, &json!({"opcode": 8, "retry_after": 45.5, "meta": meta}));
+    let limited = rig.now;
+    rig.now = limited + Duration::from_secs(45);
+    rig.payload(&json!({"op": 11}));
+    assert!(sent(&mut rig).iter().all(|(op, _)| *op != 8));
+    rig.now = limited + Duration::from_millis(45_500) + timing.guard;
+    rig.drive();
+    assert!(sent(&mut rig).contains(&(8, json!("d"))));
+    for odd in [json!({}), json!({"opcode": 8, "retry_after": -1, "meta": {"guild_id": "x"}}), json!(null)] {
+        rig.dispatch("RATE_LIMITED", rig.machine.session().unwrap().sequence + 1, &odd);
+    }
+    assert_eq!(rig.machine.stage(), Stage::Ready, "what it does not understand is an event like others");
 }
 
 #[test]
@@ -859,6 +940,8 @@ struct Observer {
     wire: Wire,
     permits: usize,
     interval: Duration,
+    /// When all members of the guild were asked for.
+    members: Option<Instant>,
     /// The session that is live, and the last sequence delivered of it.
     last: u64,
 }
@@ -885,12 +968,19 @@ impl Observer {
                     }
                 }
                 Output::Resume(_) => self.sends(now, false)?,
-                Output::SendCommand(command) => self.sends(now, command.is_presence())?,
+                Output::SendCommand(command) => {
+                    self.sends(now, command.is_presence())?;
+                    if command.op() == 8 {
+                        let last = self.members.replace(now);
+                        let free = last.is_none_or(|last| now >= last + Duration::from_secs(30));
+                        prop_assert!(free, "all members of a guild twice in 30 s");
+                    }
+                }
                 Output::Deliver(payload) => {
                     let sequence = payload.sequence().unwrap();
                     match payload.name() {
-                        Some("READY") => self.last = sequence,
-                        Some("RESUMED") => {}
+                        Some(EventName::Ready) => self.last = sequence,
+                        Some(EventName::Resumed) => {}
                         _ => prop_assert!(sequence > self.last, "{sequence} after {}", self.last),
                     }
                     self.last = self.last.max(sequence);
@@ -984,7 +1074,7 @@ proptest! {
         let mut rig = Rig::new(resumes.then(|| session(10)));
         rig.machine.rng = fastrand::Rng::with_seed(seed);
         let last = if resumes { 10 } else { 0 };
-        let mut seen = Observer { rig, wire: Wire::default(), permits: 0, interval: INTERVAL, last };
+        let mut seen = Observer { rig, wire: Wire::default(), permits: 0, interval: INTERVAL, members: None, last };
         for step in steps {
             seen.step(step);
             seen.check()?;

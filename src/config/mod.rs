@@ -1,19 +1,21 @@
 //! What a user can choose.
 
+mod plan;
+
 use std::fmt;
 use std::num::NonZeroU32;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+pub use plan::Plan;
 use url::Url;
 
 use crate::error::Error;
+use crate::event::EventFilter;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
-use crate::protocol::{CloseReason, Command, Identity, MAX_PAYLOAD, Session, Timing};
+use crate::protocol::{CloseReason, Command, Identity, MAX_PAYLOAD, MAX_PRESENCE, Presence, Session, Timing};
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
 use crate::token::Token;
@@ -57,7 +59,8 @@ pub struct Config {
     pub shortage: Shortage,
     /// Changes the settings of single shards, for example the presence. It is called whenever a shard is opened or
     /// restarted (once to check what it does, and once to use it), on any thread, and must not block. Of what it sets these count: `intents`, `compression`,
-    /// `large_threshold`, `presence`, `most_short_sessions`, `max_outstanding_events`, `max_outstanding_bytes`, `max_payload`,
+    /// `large_threshold`, `presence`, `events`, `most_short_sessions`, `max_outstanding_events`, `max_outstanding_bytes`,
+    /// `max_waiting_commands`, `max_payload`,
     /// `stack_size`, `timing`; a restart takes the `intents`, `large_threshold` and `presence`. Default: none.
     pub for_shard: Option<ShardHook>,
     /// Called when a shard's connection has ended: with the reason, and whether the shard comes back by itself. It is called
@@ -67,8 +70,10 @@ pub struct Config {
     pub compression: Compression,
     /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default: 50.
     pub large_threshold: u16,
-    /// The presence to start with: the `d` of a presence update. Default: Discord's.
-    pub presence: Option<Value>,
+    /// The presence to start with, until a command sets another. Default: Discord's, online and doing nothing.
+    pub presence: Option<Presence>,
+    /// Which events pass. Default: all.
+    pub events: EventFilter,
     /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says, which is asked all the same unless
     /// `plan` and `limiter` leave nothing to ask.
     pub gateway_url: Option<String>,
@@ -89,6 +94,9 @@ pub struct Config {
     /// How many bytes of events of a shard may be outstanding before it stops reading, at least 1; one event always
     /// fits. Default: 4 MiB.
     pub max_outstanding_bytes: usize,
+    /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest waits, not counted. Default:
+    /// 1,024.
+    pub max_waiting_commands: usize,
     /// The largest payload in bytes, uncompressed; a larger one ends the connection. 64 KiB to 1 GiB. Default: 64 MiB.
     pub max_payload: usize,
     /// The stack of a shard's thread in bytes, at least 64 KiB. Default: 256 KiB.
@@ -115,6 +123,7 @@ impl Config {
             compression: Compression::default(),
             large_threshold: 50,
             presence: None,
+            events: EventFilter::ALL,
             gateway_url: None,
             rest_url: "https://discord.com/api/v10".into(),
             resume_hosts: Vec::new(),
@@ -123,6 +132,7 @@ impl Config {
             release_after: ReleaseAfter::default(),
             max_outstanding_events: 1024,
             max_outstanding_bytes: 4 << 20,
+            max_waiting_commands: 1024,
             max_payload: 64 << 20,
             stack_size: 256 << 10,
             timing: Timing::default(),
@@ -186,8 +196,13 @@ impl Config {
     }
 
     /// Sets [`presence`](Self::presence).
-    pub fn presence(self, presence: Value) -> Self {
+    pub fn presence(self, presence: Presence) -> Self {
         Self { presence: Some(presence), ..self }
+    }
+
+    /// Sets [`events`](Self::events).
+    pub fn events(self, events: EventFilter) -> Self {
+        Self { events, ..self }
     }
 
     /// Sets [`gateway_url`](Self::gateway_url).
@@ -228,6 +243,11 @@ impl Config {
     /// Sets [`max_outstanding_bytes`](Self::max_outstanding_bytes).
     pub fn max_outstanding_bytes(self, max_outstanding_bytes: usize) -> Self {
         Self { max_outstanding_bytes, ..self }
+    }
+
+    /// Sets [`max_waiting_commands`](Self::max_waiting_commands).
+    pub fn max_waiting_commands(self, max_waiting_commands: usize) -> Self {
+        Self { max_waiting_commands, ..self }
     }
 
     /// Sets [`max_payload`](Self::max_payload).
@@ -279,16 +299,19 @@ impl Config {
         within("large_threshold", self.large_threshold.into(), 50, 250)?;
         within("max_outstanding_events", self.max_outstanding_events, 1, usize::MAX)?;
         within("max_outstanding_bytes", self.max_outstanding_bytes, 1, usize::MAX)?;
+        within("max_waiting_commands", self.max_waiting_commands, 1, usize::MAX)?;
         within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
         within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
-        let size = self.identity().identify(ShardId::ONE).expose().len() + LONGEST_SHARD_ID;
-        if size > MAX_PAYLOAD {
-            let allowed = format!("one with which IDENTIFY has at most {MAX_PAYLOAD} bytes");
-            return Err(Error::setting("presence", format!("too large, with it IDENTIFY has {size} bytes"), allowed));
+        if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
+            return Err(Error::setting("presence", format!("not one that Discord takes: {wrong}"), "what that says"));
         }
-        let presence = self.presence.as_ref().map(|presence| Command::raw(&json!({"op": 3, "d": presence})));
-        if let Some(Err(wrong)) = presence {
-            return Err(Error::setting("presence", wrong, "the `d` of a presence update"));
+        // Commands may set a presence later, and the next IDENTIFY has to carry it.
+        let bare = Identity { presence: None, ..self.identity() };
+        let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
+        let allowed = MAX_PAYLOAD - MAX_PRESENCE;
+        if size > allowed {
+            let given = format!("so long that IDENTIFY has {size} bytes without a presence");
+            return Err(Error::setting("token", given, format!("one with which it has at most {allowed}")));
         }
         let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
         match &self.gateway_url {
@@ -400,14 +423,6 @@ pub enum Shortage {
     Refuse,
 }
 
-/// Whether shards have every guild once.
-fn is_whole(shards: &[ShardId]) -> bool {
-    let apart = |(at, shard): (usize, &ShardId)| shards[at + 1..].iter().all(|other| !shard.overlaps(*other));
-    // Shards that share no guild have every guild if their parts of all guilds, 1/total each, make up one.
-    let parts: f64 = shards.iter().map(|shard| 1.0 / f64::from(shard.total())).sum();
-    shards.iter().enumerate().all(apart) && (parts - 1.0).abs() < 0.5 / f64::from(u32::MAX)
-}
-
 /// Whether a session belongs to another bot, as far as that is known.
 pub(crate) fn is_foreign(session: &Session, bot_user_id: Option<u64>) -> bool {
     session.bot_user_id != 0 && bot_user_id.is_some_and(|bot| bot != session.bot_user_id)
@@ -452,142 +467,10 @@ pub(crate) fn is_under(host: &str, domain: &str) -> bool {
     host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Which shards a process runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Plan {
-    /// As many shards as `/gateway/bot` recommends, all of them.
-    #[default]
-    Recommended,
-    /// So many shards, all of them.
-    Total(u32),
-    /// Some of so many shards, by number; the others run elsewhere.
-    Ids {
-        /// Their numbers, in the order in which they shall start.
-        ids: Vec<u32>,
-        /// How many shards there are in all.
-        total: u32,
-    },
-    /// The shards whose sessions are given or stored, if those have every guild once, whatever their totals: as they were
-    /// before, after any number of splits and reshards. If they are some of one total, all of that total. Else as many as
-    /// Discord recommends.
-    Stored,
-    /// The share of one process of several: the shards whose number leaves `index` when divided by `of`. If `of` divides
-    /// `max_concurrency`, no two processes share a rate limit key, so that each may have a limit of its own (of the day's
-    /// IDENTIFYs each still knows only what it spent).
-    Bucket {
-        /// Which process, from 0.
-        index: u32,
-        /// How many processes.
-        of: u32,
-        /// How many shards there are in all. `None`: as many as Discord recommends when it is asked, which may change from
-        /// one process's start to the next one's.
-        total: Option<u32>,
-    },
-}
-
-impl Plan {
-    /// The shards whose numbers are in a range, for one process of several.
-    pub fn range(ids: Range<u32>, total: u32) -> Self {
-        Self::Ids { ids: ids.collect(), total }
-    }
-
-    /// The share of process `index` of `of`, of as many shards as Discord recommends; see [`Plan::Bucket`].
-    pub fn bucket(index: u32, of: u32) -> Self {
-        Self::Bucket { index, of, total: None }
-    }
-
-    /// How many shards there are in all, if the plan says so and names no single ones.
-    pub(crate) fn explicit_total(&self) -> Option<u32> {
-        match self {
-            Self::Total(total) | Self::Bucket { total: Some(total), .. } => Some(*total),
-            Self::Recommended | Self::Stored | Self::Ids { .. } | Self::Bucket { total: None, .. } => None,
-        }
-    }
-
-    /// The same with another total.
-    pub(crate) fn with_total(&self, total: u32) -> Self {
-        match *self {
-            Self::Bucket { index, of, .. } => Self::Bucket { index, of, total: Some(total) },
-            _ => Self::Total(total),
-        }
-    }
-
-    /// The shards to run, where Discord recommends `recommended` shards and these sessions are at hand.
-    pub(crate) fn shards_with(&self, recommended: u32, sessions: &[Session]) -> Result<Vec<ShardId>, Error> {
-        if *self == Self::Stored {
-            let mut stored: Vec<ShardId> = sessions.iter().map(|session| session.shard).collect();
-            stored.sort_unstable();
-            stored.dedup();
-            if is_whole(&stored) {
-                return Ok(stored);
-            }
-            if let Some(total) = stored.first().map(|shard| shard.total())
-                && stored.iter().all(|shard| shard.total() == total)
-            {
-                return Self::Total(total).shards(total);
-            }
-            log::info!("the stored sessions are not those of a whole fleet: it starts with the recommended shards");
-        }
-        self.shards(recommended)
-    }
-
-    /// Whether it takes asking Discord to know the shards.
-    pub(crate) fn asks_discord(&self) -> bool {
-        matches!(self, Self::Recommended | Self::Stored | Self::Bucket { total: None, .. })
-    }
-
-    /// The shards to run, where Discord recommends `recommended` shards.
-    pub fn shards(&self, recommended: u32) -> Result<Vec<ShardId>, Error> {
-        self.validate()?;
-        let (ids, total) = match self {
-            Self::Recommended | Self::Stored => ((0..recommended).collect(), recommended),
-            Self::Total(total) => ((0..*total).collect(), *total),
-            Self::Ids { ids, total } => (ids.clone(), *total),
-            Self::Bucket { index, of, total } => {
-                let total = total.unwrap_or(recommended);
-                let ids: Vec<u32> = (*index..total).step_by(*of as usize).collect();
-                if ids.is_empty() {
-                    let given = format!("bucket {index} of {of}, with {total} shards in all");
-                    return Err(Error::setting("plan", given, "no more buckets than shards"));
-                }
-                (ids, total)
-            }
-        };
-        ids.into_iter().map(|number| Ok(ShardId::new(number, total)?)).collect()
-    }
-
-    pub(crate) fn validate(&self) -> Result<(), Error> {
-        match self {
-            Self::Total(0) | Self::Bucket { total: Some(0), .. } => {
-                Err(Error::setting("plan", "a total of 0 shards", "at least 1"))
-            }
-            Self::Bucket { index, of, .. } if index >= of => Err(Error::setting(
-                "plan",
-                format!("bucket {index} of {of}"),
-                "buckets from 0 to their number less one",
-            )),
-            Self::Ids { ids, .. } if ids.is_empty() => {
-                Err(Error::setting("plan", "an empty list of shards", "at least one shard"))
-            }
-            Self::Recommended | Self::Stored | Self::Total(_) | Self::Bucket { .. } => Ok(()),
-            Self::Ids { ids, total } => {
-                let mut seen = std::collections::HashSet::new();
-                for number in ids {
-                    ShardId::new(*number, *total)?;
-                    if !seen.insert(number) {
-                        return Err(Error::setting("plan", format!("shard {number} twice"), "each shard once"));
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Activity, OnlineStatus};
 
     fn config() -> Config {
         Config::new(Token::new("a.b.c").unwrap(), Intents::GUILDS)
@@ -608,9 +491,12 @@ mod tests {
         assert!(refused(config().rest_url("wss://x")).contains("wss://x"));
         assert!(refused(config().max_outstanding_events(0)).contains("at least 1"));
         assert!(refused(config().stack_size(100)).contains("100"));
-        assert!(refused(config().presence(json!("online"))).contains("presence"));
-        assert!(refused(config().presence(json!({"activities": null}))).contains("empty one for none"));
-        assert!(refused(config().presence(json!({"activities": [], "status": "x".repeat(4000)}))).contains("4096"));
+        assert!(refused(config().max_waiting_commands(0)).contains("`max_waiting_commands` is 0; allowed: at least 1"));
+        let presence = |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
+        presence(Activity::custom("x")).validate().unwrap();
+        assert!(refused(presence(Activity::playing(""))).contains("`activities[0].name`"));
+        let long = Config::new(Token::new(format!("a.b.{}", "c".repeat(1000))).unwrap(), Intents::GUILDS);
+        assert!(refused(long).contains("`token`"));
         for count in [0, 1] {
             assert!(refused(config().auto_split(count)).contains("`auto_split`"));
         }
@@ -640,47 +526,6 @@ mod tests {
         let mut endless = config();
         endless.timing.hello_timeout = Duration::MAX;
         assert!(refused(endless).contains("timing"));
-    }
-
-    #[test]
-    fn plans_name_shards_that_exist_once() {
-        let shards =
-            |plan: Plan| plan.shards(3).map(|shards| shards.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(shards(Plan::Recommended).unwrap(), ["0/3", "1/3", "2/3"]);
-        assert_eq!(shards(Plan::Total(2)).unwrap(), ["0/2", "1/2"]);
-        assert_eq!(shards(Plan::range(4..6, 8)).unwrap(), ["4/8", "5/8"]);
-        assert_eq!(shards(Plan::bucket(1, 2)).unwrap(), ["1/3"]);
-        assert_eq!(shards(Plan::Bucket { index: 1, of: 2, total: Some(5) }).unwrap(), ["1/5", "3/5"]);
-        assert!(shards(Plan::bucket(2, 2)).unwrap_err().to_string().contains("bucket 2 of 2"));
-        assert!(shards(Plan::bucket(0, 0)).is_err());
-        assert!(shards(Plan::bucket(5, 6)).unwrap_err().to_string().contains("no more buckets than shards"));
-        assert!(shards(Plan::Total(0)).is_err());
-        assert!(shards(Plan::range(0..0, 8)).is_err());
-        assert!(shards(Plan::range(7..9, 8)).unwrap_err().to_string().contains("shard 8 of 8"));
-        assert!(shards(Plan::Ids { ids: vec![1, 1], total: 2 }).unwrap_err().to_string().contains("twice"));
-    }
-
-    #[test]
-    fn a_stored_plan_is_what_the_sessions_make_up() {
-        let plan = |ids: &[(u32, u32)]| {
-            let session = |id: &(u32, u32)| {
-                let shard = ShardId::new(id.0, id.1).unwrap();
-                Session::new("a".into(), 1, String::new(), shard, 1)
-            };
-            let sessions: Vec<Session> = ids.iter().map(session).collect();
-            let shards = Plan::Stored.shards_with(2, &sessions).unwrap();
-            shards.into_iter().map(<(u32, u32)>::from).collect::<Vec<_>>()
-        };
-        let recommended = [(0, 2), (1, 2)];
-        assert_eq!(plan(&[(0, 4), (1, 2), (2, 4)]), [(0, 4), (1, 2), (2, 4)], "after a split");
-        assert_eq!(plan(&[(0, 1)]), [(0, 1)]);
-        assert_eq!(plan(&[]), recommended);
-        assert_eq!(plan(&[(0, 3), (2, 3)]), [(0, 3), (1, 3), (2, 3)], "one had no session");
-        assert_eq!(plan(&[(0, 4), (1, 8)]), recommended, "some of the guilds");
-        assert_eq!(plan(&[(0, 2), (2, 4), (1, 4)]), recommended, "two of them have the same guilds");
-        let many: Vec<_> = (0..3000).map(|number| (number, 3000)).collect();
-        assert_eq!(plan(&many).len(), 3000);
-        assert_eq!(plan(&many[1..]).len(), 3000);
     }
 
     #[test]

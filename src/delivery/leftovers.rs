@@ -1,0 +1,39 @@
+//! Events that were taken from the stream and not handled.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::event::Event;
+
+/// What handlers that were stopped had not come to, in the order in which it came.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// So that whoever finds none, as almost always, takes no lock.
+    count: AtomicUsize,
+    events: Mutex<VecDeque<Event>>,
+}
+
+impl Leftovers {
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(super) fn pop(&self) -> Option<Event> {
+        if self.len() == 0 {
+            return None;
+        }
+        let mut events = self.events.lock();
+        let event = events.pop_front();
+        self.count.store(events.len(), Ordering::Release);
+        event
+    }
+
+    /// Puts some back, before those that are here.
+    pub(super) fn put_back(&self, older: Vec<Event>) {
+        let mut events = self.events.lock();
+        older.into_iter().rev().for_each(|event| events.push_front(event));
+        self.count.store(events.len(), Ordering::Release);
+    }
+}

@@ -1,0 +1,271 @@
+//! An event of Discord, and ways to read it.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::protocol::{EventName, MalformedPayload, Payload};
+
+/// An event of Discord: its name, its sequence, and its data as Discord sent it.
+#[derive(Debug)]
+pub struct Dispatch {
+    name: EventName,
+    sequence: u64,
+    payload: Payload,
+}
+
+impl Dispatch {
+    /// Reads one from JSON as it goes over the wire, `{"op":0,"s":1,"t":"RESUMED","d":null}`; for tests of handlers, and for
+    /// events that were kept.
+    ///
+    /// ```
+    /// # use threadcord::Dispatch;
+    /// let dispatch = Dispatch::from_json(r#"{"op":0,"s":2,"t":"TYPING_START","d":{"guild_id":"41"}}"#)?;
+    /// assert_eq!(dispatch.name(), "TYPING_START");
+    /// assert_eq!(dispatch.guild_id(), Some(41));
+    /// # Ok::<(), threadcord::protocol::MalformedPayload>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If it is not JSON, or has another `op` than 0, or lacks `s` or `t`.
+    pub fn from_json(json: impl Into<Vec<u8>>) -> Result<Self, MalformedPayload> {
+        Self::new(Payload::read(json.into())?).ok_or(MalformedPayload::Dispatch)
+    }
+
+    /// `None` if the payload is no event.
+    pub(crate) fn new(payload: Payload) -> Option<Self> {
+        let (name, sequence) = payload.name().cloned().zip(payload.sequence()).filter(|_| payload.op() == 0)?;
+        Some(Self { name, sequence, payload })
+    }
+
+    /// Its name, for example `MESSAGE_CREATE`.
+    pub fn name(&self) -> &EventName {
+        &self.name
+    }
+
+    /// Its sequence within the session. `RESUMED` alone may have that of the event before it.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The JSON of its data; `null` if Discord sent `null` or nothing.
+    pub fn data(&self) -> &[u8] {
+        self.payload.data()
+    }
+
+    /// The guild that it belongs to: its `guild_id`, or its `id` where it is about a guild itself. `None` for events of direct
+    /// messages and of no guild, and where the data is not what Discord documents.
+    ///
+    /// It reads no further than to that field.
+    pub fn guild_id(&self) -> Option<u64> {
+        let key = match self.name {
+            EventName::GuildCreate | EventName::GuildUpdate | EventName::GuildDelete => "id",
+            _ => "guild_id",
+        };
+        let mut found = None;
+        // It ends with an error when it has found the field, and that is where it shall end.
+        let _ = serde_json::Deserializer::from_slice(self.data()).deserialize_map(Find { key, found: &mut found });
+        found
+    }
+
+    /// Reads its data as a `T`, which may borrow from it.
+    ///
+    /// Data of `null` is an error for a struct, and `None` for an `Option`.
+    pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
+        let data = self.data();
+        // Keeping track of the path takes time: only what fails is read with it, a second time.
+        serde_json::from_slice(data).map_err(|source| {
+            let mut json = serde_json::Deserializer::from_slice(data);
+            let path = serde_path_to_error::deserialize::<_, T>(&mut json).err().map(|error| error.path().to_string());
+            self.error(path, source)
+        })
+    }
+
+    /// The size of the whole payload in bytes, uncompressed.
+    pub(crate) fn size(&self) -> usize {
+        self.payload.size()
+    }
+
+    /// The memory that it holds, in bytes.
+    pub(crate) fn footprint(&self) -> usize {
+        self.payload.footprint()
+    }
+
+    /// The buffer, to be used again.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.payload.into_buffer()
+    }
+
+    fn error(&self, path: Option<String>, source: serde_json::Error) -> DecodeError {
+        let byte = offset(self.data(), source.line(), source.column());
+        let path = path.filter(|path| path != ".").unwrap_or_default();
+        DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
+    }
+}
+
+/// The data of an event is not what the program takes it for.
+#[derive(Debug, thiserror::Error)]
+#[error("{event} (sequence {sequence}) does not decode at `{path}`, byte {byte} of its data: {source}")]
+pub struct DecodeError {
+    /// The event's name.
+    pub event: EventName,
+    /// Its sequence.
+    pub sequence: u64,
+    /// The field, for example `member.roles[2]`; empty if it is the data as a whole.
+    pub path: String,
+    /// How many bytes of the data were read.
+    pub byte: usize,
+    /// What does not fit.
+    pub source: serde_json::Error,
+}
+
+/// How many bytes lie before a line and a column, both counted from 1.
+fn offset(data: &[u8], line: usize, column: usize) -> usize {
+    let lines = data.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1));
+    (lines.map(<[u8]>::len).sum::<usize>() + column).min(data.len())
+}
+
+/// Looks for a field of an object that holds an id.
+struct Find<'a> {
+    key: &'static str,
+    found: &'a mut Option<u64>,
+}
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(is_it) = map.next_key_seed(Is(self.key))? {
+            if is_it {
+                *self.found = map.next_value::<Option<Id>>()?.map(|id| id.0);
+                return Err(A::Error::custom("found"));
+            }
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a key is this one.
+struct Is(&'static str);
+
+impl<'de> DeserializeSeed<'de> for Is {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Is {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
+        Ok(key == self.0)
+    }
+}
+
+/// An id, which Discord writes as a text; a number is taken as well.
+pub(crate) struct Id(pub(crate) u64);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IdVisitor;
+        impl Visitor<'_> for IdVisitor {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an id")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, id: &str) -> Result<Id, E> {
+                id.parse().map(Id).map_err(|_| E::invalid_value(serde::de::Unexpected::Str(id), &self))
+            }
+
+            fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
+                Ok(Id(id))
+            }
+        }
+        deserializer.deserialize_any(IdVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn dispatch(name: &str, data: &Value) -> Dispatch {
+        Dispatch::from_json(json!({"op": 0, "s": 7, "t": name, "d": data}).to_string()).unwrap()
+    }
+
+    #[test]
+    fn the_guild_is_found_at_the_top_alone() {
+        let id = |name, data| dispatch(name, &data).guild_id();
+        assert_eq!(id("MESSAGE_CREATE", json!({"a": {"guild_id": "1"}, "guild_id": "2"})), Some(2));
+        assert_eq!(id("MESSAGE_CREATE", json!({"a": {"guild_id": "1"}, "id": "2"})), None, "a direct message");
+        assert_eq!(id("GUILD_CREATE", json!({"guild_id": "1", "id": "2"})), Some(2));
+        assert_eq!(id("GUILD_ROLE_CREATE", json!({"id": "1", "guild_id": 2})), Some(2));
+        for data in [Value::Null, json!([]), json!(3), json!({"guild_id": null}), json!({"guild_id": "x"})] {
+            assert_eq!(id("TYPING_START", data), None);
+        }
+        let cut = r#"{"op":0,"s":1,"t":"TYPING_START","d":{"guild\u005fid":"5","x":[]}}"#;
+        assert_eq!(Dispatch::from_json(cut).unwrap().guild_id(), Some(5), "an escape is no other key");
+    }
+
+    #[test]
+    fn decoding_may_borrow() {
+        #[derive(Deserialize)]
+        struct Message<'a> {
+            content: &'a str,
+            #[serde(borrow)]
+            name: Cow<'a, str>,
+        }
+        let dispatch = dispatch("MESSAGE_CREATE", &json!({"content": "hi", "name": "quoted \""}));
+        let message: Message<'_> = dispatch.decode().unwrap();
+        assert_eq!((message.content, &*message.name), ("hi", "quoted \""));
+    }
+
+    #[test]
+    fn errors_name_event_path_and_byte() {
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only whether it decodes counts")]
+        struct Message {
+            member: Member,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "as above")]
+        struct Member {
+            roles: Vec<String>,
+        }
+        let wrong = Dispatch::from_json("{\"op\":0,\"s\":7,\"t\":\"X\",\"d\":{\"member\":{\"roles\":\n[\"1\",2]}}}");
+        let error = wrong.unwrap().decode::<Message>().unwrap_err();
+        assert_eq!((error.event.as_str(), error.sequence, error.path.as_str()), ("X", 7, "member.roles[1]"));
+        let data = "{\"member\":{\"roles\":\n[\"1\",2";
+        assert_eq!(error.byte, data.len());
+        assert!(error.to_string().contains("member.roles[1]"), "{error}");
+        let null = dispatch("X", &Value::Null);
+        assert_eq!(null.data(), b"null");
+        assert_eq!(null.decode::<Message>().unwrap_err().path, "");
+        assert!(null.decode::<Option<Message>>().unwrap().is_none());
+    }
+
+    #[test]
+    fn only_events_are_dispatches() {
+        for json in [r#"{"op":11}"#, r#"{"op":0,"s":1}"#, "nonsense"] {
+            assert!(Dispatch::from_json(json).is_err());
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which members of a guild to ask for.
+
+use serde_json::{Value, json};
+
+use super::InvalidCommand;
+use crate::intents::Intents;
+
+/// How many members may be asked for by their ids, and how many a prefix finds at most.
+///
+/// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+const MOST_MEMBERS: usize = 100;
+
+/// The longest nonce, in bytes; Discord ignores a longer one, and answers that nobody can tell apart come back.
+///
+/// Source: as above.
+const LONGEST_NONCE: usize = 32;
+
+/// Which members of a guild to ask for.
+///
+/// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberQuery {
+    pub(super) which: Which,
+    pub(super) presences: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    All,
+    Prefix { prefix: String, limit: usize },
+    Ids(Vec<u64>),
+}
+
+impl MemberQuery {
+    /// All members. Needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS); once per guild and 30 s, which the library
+    /// keeps to.
+    pub fn all() -> Self {
+        Self::new(Which::All)
+    }
+
+    /// Those whose name begins with `prefix`, up to `limit` of them, which is 1 to 100. An empty prefix fits everybody, and needs
+    /// [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS).
+    pub fn prefix(prefix: impl Into<String>, limit: usize) -> Self {
+        Self::new(Which::Prefix { prefix: prefix.into(), limit })
+    }
+
+    /// Those with these ids, 1 to 100 of them.
+    pub fn ids(ids: impl IntoIterator<Item = u64>) -> Self {
+        Self::new(Which::Ids(ids.into_iter().collect()))
+    }
+
+    /// Whether to tell their presences too. Needs [`Intents::GUILD_PRESENCES`](crate::Intents::GUILD_PRESENCES).
+    pub fn presences(self, presences: bool) -> Self {
+        Self { presences, ..self }
+    }
+
+    fn new(which: Which) -> Self {
+        Self { which, presences: false }
+    }
+
+    /// The intents without which Discord does not answer it, or not in full.
+    pub(crate) fn needs(&self) -> Intents {
+        let everybody = match &self.which {
+            Which::All => true,
+            Which::Prefix { prefix, .. } => prefix.is_empty(),
+            Which::Ids(_) => false,
+        };
+        let members = if everybody { Intents::GUILD_MEMBERS } else { Intents::empty() };
+        if self.presences { members | Intents::GUILD_PRESENCES } else { members }
+    }
+
+    /// The data of the request, checked.
+    pub(super) fn data(&self, guild_id: u64, nonce: Option<&str>) -> Result<Value, InvalidCommand> {
+        let mut data = match &self.which {
+            Which::All => json!({"query": "", "limit": 0}),
+            Which::Prefix { limit, .. } if !(1..=MOST_MEMBERS).contains(limit) => {
+                return Err(InvalidCommand::field("limit", limit, "1 to 100"));
+            }
+            Which::Prefix { prefix, limit } => json!({"query": prefix, "limit": limit}),
+            Which::Ids(ids) if ids.is_empty() => {
+                return Err(InvalidCommand::field("user_ids", "empty", "1 to 100 ids"));
+            }
+            Which::Ids(ids) => json!({"user_ids": ids.iter().map(u64::to_string).collect::<Vec<_>>()}),
+        };
+        data["guild_id"] = guild_id.to_string().into();
+        data["presences"] = self.presences.into();
+        if let Some(nonce) = nonce {
+            data["nonce"] = nonce.into();
+        }
+        check(&data)?;
+        Ok(data)
+    }
+}
+
+/// Whether Discord would answer this request, and so that its answer can be told apart.
+pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
+    if data["query"].is_null() == data["user_ids"].is_null() {
+        return Err(InvalidCommand::QueryOrUserIds);
+    }
+    if let Some(count) = data["user_ids"].as_array().map(Vec::len).filter(|count| *count > MOST_MEMBERS) {
+        return Err(InvalidCommand::field("user_ids", format!("{count} ids"), "up to 100 ids: ask several times"));
+    }
+    match data["nonce"].as_str().map(str::len) {
+        Some(length) if length > LONGEST_NONCE => {
+            Err(InvalidCommand::field("nonce", format!("{length} bytes long"), "up to 32 bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_format() {
+        let data = |query: MemberQuery, nonce| query.data(5, nonce).unwrap();
+        let all = json!({"guild_id": "5", "query": "", "limit": 0, "presences": false, "nonce": "n"});
+        assert_eq!(data(MemberQuery::all(), Some("n")), all);
+        let prefix = json!({"guild_id": "5", "query": "fr", "limit": 100, "presences": true});
+        assert_eq!(data(MemberQuery::prefix("fr", 100).presences(true), None), prefix);
+        let ids = json!({"guild_id": "5", "user_ids": ["7", "8"], "presences": false});
+        assert_eq!(data(MemberQuery::ids([7, 8]), None), ids);
+    }
+
+    #[test]
+    fn each_limit_is_checked_and_named() {
+        let refused = |query: &MemberQuery, nonce| query.data(5, nonce).expect_err("refused").to_string();
+        for limit in [0, 101] {
+            let error = refused(&MemberQuery::prefix("x", limit), None);
+            assert_eq!(error, format!("`limit` is {limit}; allowed: 1 to 100"));
+        }
+        assert!(refused(&MemberQuery::ids([]), None).contains("`user_ids` is empty"));
+        assert!(refused(&MemberQuery::ids(0..101), None).contains("`user_ids` is 101 ids"));
+        let nonce = "ü".repeat(17);
+        assert!(
+            refused(&MemberQuery::all(), Some(&nonce)).contains("`nonce` is 34 bytes long"),
+            "bytes, not characters"
+        );
+    }
+
+    #[test]
+    fn some_need_intents() {
+        assert_eq!(MemberQuery::all().needs(), Intents::GUILD_MEMBERS);
+        assert_eq!(MemberQuery::prefix("", 5).needs(), Intents::GUILD_MEMBERS);
+        assert_eq!(MemberQuery::prefix("x", 5).needs(), Intents::empty());
+        assert_eq!(MemberQuery::ids([1]).presences(true).needs(), Intents::GUILD_PRESENCES);
+    }
+}

@@ -1,0 +1,255 @@
+//! The names of Discord's events.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::intents::Intents;
+
+/// Makes the enum from one table: the variant, Discord's name, the intents that each bring the event.
+macro_rules! event_names {
+    ($($variant:ident $name:literal [$($intent:ident)*])*) => {
+        /// The name of an event: one of those that Discord documents, or another.
+        ///
+        /// It compares with texts: `dispatch.name() == "MESSAGE_CREATE"`. A documented name costs no allocation.
+        ///
+        /// Source: [Discord, Receive events](https://docs.discord.com/developers/events/gateway-events#receive-events).
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum EventName {
+            $(#[doc = concat!("`", $name, "`")] $variant,)*
+            /// One that Discord did not document when this was written.
+            Unknown(Box<str>),
+        }
+
+        /// The documented names, in the order of their letters.
+        const DOCUMENTED: &[(&str, EventName)] = &[$(($name, EventName::$variant)),*];
+
+        impl EventName {
+            /// The name as Discord writes it.
+            pub fn as_str(&self) -> &str {
+                match self {
+                    $(Self::$variant => $name,)*
+                    Self::Unknown(name) => name,
+                }
+            }
+
+            /// The intents of which each brings this event; empty if it comes without any.
+            ///
+            /// Source: [Discord, List of intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
+            pub fn intents(&self) -> Intents {
+                match self {
+                    $(Self::$variant => Intents::empty()$(.union(Intents::$intent))*,)*
+                    Self::Unknown(_) => Intents::empty(),
+                }
+            }
+
+            /// A number for each documented name, below 128.
+            pub(crate) fn index(&self) -> Option<u8> {
+                enum Index {
+                    $($variant,)*
+                }
+                match self {
+                    $(Self::$variant => Some(Index::$variant as u8),)*
+                    Self::Unknown(_) => None,
+                }
+            }
+        }
+    };
+}
+
+event_names! {
+    ApplicationCommandPermissionsUpdate "APPLICATION_COMMAND_PERMISSIONS_UPDATE" []
+    AutoModerationActionExecution "AUTO_MODERATION_ACTION_EXECUTION" [AUTO_MODERATION_EXECUTION]
+    AutoModerationRuleCreate "AUTO_MODERATION_RULE_CREATE" [AUTO_MODERATION_CONFIGURATION]
+    AutoModerationRuleDelete "AUTO_MODERATION_RULE_DELETE" [AUTO_MODERATION_CONFIGURATION]
+    AutoModerationRuleUpdate "AUTO_MODERATION_RULE_UPDATE" [AUTO_MODERATION_CONFIGURATION]
+    ChannelCreate "CHANNEL_CREATE" [GUILDS]
+    ChannelDelete "CHANNEL_DELETE" [GUILDS]
+    ChannelInfo "CHANNEL_INFO" []
+    ChannelPinsUpdate "CHANNEL_PINS_UPDATE" [GUILDS DIRECT_MESSAGES]
+    ChannelUpdate "CHANNEL_UPDATE" [GUILDS]
+    EntitlementCreate "ENTITLEMENT_CREATE" []
+    EntitlementDelete "ENTITLEMENT_DELETE" []
+    EntitlementUpdate "ENTITLEMENT_UPDATE" []
+    GuildAuditLogEntryCreate "GUILD_AUDIT_LOG_ENTRY_CREATE" [GUILD_MODERATION]
+    GuildBanAdd "GUILD_BAN_ADD" [GUILD_MODERATION]
+    GuildBanRemove "GUILD_BAN_REMOVE" [GUILD_MODERATION]
+    GuildCreate "GUILD_CREATE" [GUILDS]
+    GuildDelete "GUILD_DELETE" [GUILDS]
+    GuildEmojisUpdate "GUILD_EMOJIS_UPDATE" [GUILD_EXPRESSIONS]
+    GuildIntegrationsUpdate "GUILD_INTEGRATIONS_UPDATE" [GUILD_INTEGRATIONS]
+    GuildMembersChunk "GUILD_MEMBERS_CHUNK" []
+    GuildMemberAdd "GUILD_MEMBER_ADD" [GUILD_MEMBERS]
+    GuildMemberRemove "GUILD_MEMBER_REMOVE" [GUILD_MEMBERS]
+    GuildMemberUpdate "GUILD_MEMBER_UPDATE" [GUILD_MEMBERS]
+    GuildRoleCreate "GUILD_ROLE_CREATE" [GUILDS]
+    GuildRoleDelete "GUILD_ROLE_DELETE" [GUILDS]
+    GuildRoleUpdate "GUILD_ROLE_UPDATE" [GUILDS]
+    GuildScheduledEventCreate "GUILD_SCHEDULED_EVENT_CREATE" [GUILD_SCHEDULED_EVENTS]
+    GuildScheduledEventDelete "GUILD_SCHEDULED_EVENT_DELETE" [GUILD_SCHEDULED_EVENTS]
+    GuildScheduledEventUpdate "GUILD_SCHEDULED_EVENT_UPDATE" [GUILD_SCHEDULED_EVENTS]
+    GuildScheduledEventUserAdd "GUILD_SCHEDULED_EVENT_USER_ADD" [GUILD_SCHEDULED_EVENTS]
+    GuildScheduledEventUserRemove "GUILD_SCHEDULED_EVENT_USER_REMOVE" [GUILD_SCHEDULED_EVENTS]
+    GuildSoundboardSoundsUpdate "GUILD_SOUNDBOARD_SOUNDS_UPDATE" [GUILD_EXPRESSIONS]
+    GuildSoundboardSoundCreate "GUILD_SOUNDBOARD_SOUND_CREATE" [GUILD_EXPRESSIONS]
+    GuildSoundboardSoundDelete "GUILD_SOUNDBOARD_SOUND_DELETE" [GUILD_EXPRESSIONS]
+    GuildSoundboardSoundUpdate "GUILD_SOUNDBOARD_SOUND_UPDATE" [GUILD_EXPRESSIONS]
+    GuildStickersUpdate "GUILD_STICKERS_UPDATE" [GUILD_EXPRESSIONS]
+    GuildUpdate "GUILD_UPDATE" [GUILDS]
+    IntegrationCreate "INTEGRATION_CREATE" [GUILD_INTEGRATIONS]
+    IntegrationDelete "INTEGRATION_DELETE" [GUILD_INTEGRATIONS]
+    IntegrationUpdate "INTEGRATION_UPDATE" [GUILD_INTEGRATIONS]
+    InteractionCreate "INTERACTION_CREATE" []
+    InviteCreate "INVITE_CREATE" [GUILD_INVITES]
+    InviteDelete "INVITE_DELETE" [GUILD_INVITES]
+    MessageCreate "MESSAGE_CREATE" [GUILD_MESSAGES DIRECT_MESSAGES]
+    MessageDelete "MESSAGE_DELETE" [GUILD_MESSAGES DIRECT_MESSAGES]
+    MessageDeleteBulk "MESSAGE_DELETE_BULK" [GUILD_MESSAGES]
+    MessagePollVoteAdd "MESSAGE_POLL_VOTE_ADD" [GUILD_MESSAGE_POLLS DIRECT_MESSAGE_POLLS]
+    MessagePollVoteRemove "MESSAGE_POLL_VOTE_REMOVE" [GUILD_MESSAGE_POLLS DIRECT_MESSAGE_POLLS]
+    MessageReactionAdd "MESSAGE_REACTION_ADD" [GUILD_MESSAGE_REACTIONS DIRECT_MESSAGE_REACTIONS]
+    MessageReactionRemove "MESSAGE_REACTION_REMOVE" [GUILD_MESSAGE_REACTIONS DIRECT_MESSAGE_REACTIONS]
+    MessageReactionRemoveAll "MESSAGE_REACTION_REMOVE_ALL" [GUILD_MESSAGE_REACTIONS DIRECT_MESSAGE_REACTIONS]
+    MessageReactionRemoveEmoji "MESSAGE_REACTION_REMOVE_EMOJI" [GUILD_MESSAGE_REACTIONS DIRECT_MESSAGE_REACTIONS]
+    MessageUpdate "MESSAGE_UPDATE" [GUILD_MESSAGES DIRECT_MESSAGES]
+    PresenceUpdate "PRESENCE_UPDATE" [GUILD_PRESENCES]
+    RateLimited "RATE_LIMITED" []
+    Ready "READY" []
+    Resumed "RESUMED" []
+    SoundboardSounds "SOUNDBOARD_SOUNDS" []
+    StageInstanceCreate "STAGE_INSTANCE_CREATE" [GUILDS]
+    StageInstanceDelete "STAGE_INSTANCE_DELETE" [GUILDS]
+    StageInstanceUpdate "STAGE_INSTANCE_UPDATE" [GUILDS]
+    SubscriptionCreate "SUBSCRIPTION_CREATE" []
+    SubscriptionDelete "SUBSCRIPTION_DELETE" []
+    SubscriptionUpdate "SUBSCRIPTION_UPDATE" []
+    ThreadCreate "THREAD_CREATE" [GUILDS]
+    ThreadDelete "THREAD_DELETE" [GUILDS]
+    ThreadListSync "THREAD_LIST_SYNC" [GUILDS]
+    ThreadMembersUpdate "THREAD_MEMBERS_UPDATE" [GUILDS GUILD_MEMBERS]
+    ThreadMemberUpdate "THREAD_MEMBER_UPDATE" [GUILDS]
+    ThreadUpdate "THREAD_UPDATE" [GUILDS]
+    TypingStart "TYPING_START" [GUILD_MESSAGE_TYPING DIRECT_MESSAGE_TYPING]
+    UserUpdate "USER_UPDATE" []
+    VoiceChannelEffectSend "VOICE_CHANNEL_EFFECT_SEND" [GUILD_VOICE_STATES]
+    VoiceChannelStartTimeUpdate "VOICE_CHANNEL_START_TIME_UPDATE" [GUILDS]
+    VoiceChannelStatusUpdate "VOICE_CHANNEL_STATUS_UPDATE" [GUILDS]
+    VoiceServerUpdate "VOICE_SERVER_UPDATE" []
+    VoiceStateUpdate "VOICE_STATE_UPDATE" [GUILD_VOICE_STATES]
+    WebhooksUpdate "WEBHOOKS_UPDATE" [GUILD_WEBHOOKS]
+}
+
+impl EventName {
+    /// Every name that Discord documents.
+    pub fn documented() -> impl Iterator<Item = Self> {
+        DOCUMENTED.iter().map(|(_, name)| name.clone())
+    }
+
+    /// The documented name that this is.
+    pub fn parse(name: &str) -> Result<Self, UnknownEventName> {
+        Some(Self::from(name)).filter(Self::is_documented).ok_or_else(|| UnknownEventName { given: name.to_owned() })
+    }
+
+    /// Whether it is one that Discord documents.
+    pub fn is_documented(&self) -> bool {
+        !matches!(self, Self::Unknown(_))
+    }
+}
+
+impl From<&str> for EventName {
+    fn from(name: &str) -> Self {
+        match DOCUMENTED.binary_search_by(|(known, _)| (*known).cmp(name)) {
+            Ok(at) => DOCUMENTED[at].1.clone(),
+            Err(_) => Self::Unknown(name.into()),
+        }
+    }
+}
+
+/// A name that Discord does not document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is no event that Discord documents: `EventName` lists those, in capitals and with underscores")]
+pub struct UnknownEventName {
+    /// What was given.
+    pub given: String,
+}
+
+impl<'de> Deserialize<'de> for EventName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = EventName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of an event")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<EventName, E> {
+                Ok(name.into())
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+impl Serialize for EventName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl AsRef<str> for EventName {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialEq<str> for EventName {
+    fn eq(&self, other: &str) -> bool {
+        self.as_str() == other
+    }
+}
+
+impl PartialEq<&str> for EventName {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
+impl fmt::Display for EventName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_name_is_found_and_numbered() {
+        assert!(DOCUMENTED.is_sorted_by_key(|(name, _)| *name), "else the search misses some");
+        for (at, (text, name)) in DOCUMENTED.iter().enumerate() {
+            assert_eq!((EventName::from(*text), name.as_str()), (name.clone(), *text));
+            assert_eq!(name.index().map(usize::from), Some(at));
+        }
+        assert!(DOCUMENTED.len() <= 128, "a filter has a bit for each");
+    }
+
+    #[test]
+    fn other_names_are_kept() {
+        for text in ["", "GUILD_JOIN_REQUEST_CREATE", "message_create", "ZZZ"] {
+            let name = EventName::from(text);
+            assert_eq!((name.as_str(), name.index(), name.is_documented()), (text, None, false));
+            assert!(EventName::parse(text).unwrap_err().to_string().contains(text));
+        }
+    }
+
+    #[test]
+    fn intents_bring_events() {
+        assert_eq!(EventName::MessageCreate.intents(), Intents::GUILD_MESSAGES | Intents::DIRECT_MESSAGES);
+        assert_eq!(EventName::Ready.intents(), Intents::empty());
+        let brought = EventName::documented().fold(Intents::empty(), |all, name| all | name.intents());
+        assert_eq!(brought, Intents::all() - Intents::MESSAGE_CONTENT, "that one changes what is in messages");
+    }
+}

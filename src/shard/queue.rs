@@ -1,0 +1,249 @@
+//! What other threads want of a shard's thread.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::members::Request;
+use crate::protocol::{CloseReason, Command, Identity};
+
+/// Something that a handle wants of the thread. The first two have something to send.
+#[derive(Debug)]
+pub(super) enum Order {
+    Command(Command),
+    RequestMembers(Box<Request>),
+    /// Nobody waits for the answer to that request any more.
+    ForgetMembers(u32),
+    Probe,
+    Restart(Box<Identity>),
+    Stop(CloseReason),
+}
+
+/// The orders that the thread has not taken, bounded as far as they are to be sent to Discord.
+#[derive(Debug)]
+pub(super) struct Queue {
+    most_commands: usize,
+    state: Mutex<State>,
+    /// There is room again, or the queue is closed.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    orders: VecDeque<Order>,
+    /// How many of them are to be sent.
+    commands: usize,
+    /// How many more the machine has, which wait for Discord's limits.
+    in_machine: usize,
+    /// The newest presence, if the thread has not taken it.
+    presence: Option<Command>,
+    presence_in_machine: bool,
+    /// The presence that was asked for last.
+    last_presence: Option<Command>,
+    is_closed: bool,
+}
+
+/// Why an order is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Closed,
+    Full(usize),
+    TimedOut(usize),
+}
+
+impl Queue {
+    pub(super) fn new(most_commands: usize) -> Self {
+        Self { most_commands, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Takes a command; a full queue is waited for until `deadline`, if there is one.
+    pub(super) fn send(&self, command: Command, deadline: Option<Instant>) -> Result<(), (Command, Refusal)> {
+        if command.is_presence() {
+            let mut state = self.state.lock();
+            if state.is_closed {
+                return Err((command, Refusal::Closed));
+            }
+            state.last_presence = Some(command.clone());
+            state.presence = Some(command);
+            return Ok(());
+        }
+        match self.room(deadline) {
+            Ok(mut state) => {
+                state.commands += 1;
+                state.orders.push_back(Order::Command(command));
+                Ok(())
+            }
+            Err(refusal) => Err((command, refusal)),
+        }
+    }
+
+    /// Takes a request for members.
+    pub(super) fn request(&self, request: Box<Request>) -> Result<(), (Box<Request>, Refusal)> {
+        match self.room(None) {
+            Ok(mut state) => {
+                state.commands += 1;
+                state.orders.push_back(Order::RequestMembers(request));
+                Ok(())
+            }
+            Err(refusal) => Err((request, refusal)),
+        }
+    }
+
+    /// Takes an order that sends nothing, for which there is always room.
+    pub(super) fn push(&self, order: Order) -> Result<(), Refusal> {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return Err(Refusal::Closed);
+        }
+        state.orders.push_back(order);
+        Ok(())
+    }
+
+    /// Waits until one more command may wait.
+    fn room(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, State>, Refusal> {
+        let mut state = self.state.lock();
+        loop {
+            let waiting = state.waiting_commands();
+            match deadline {
+                _ if state.is_closed => return Err(Refusal::Closed),
+                _ if waiting < self.most_commands => return Ok(state),
+                None => return Err(Refusal::Full(waiting)),
+                Some(deadline) if self.changed.wait_until(&mut state, deadline).timed_out() => {
+                    return Err(Refusal::TimedOut(waiting));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Takes the orders out; the newest presence comes last.
+    pub(super) fn take(&self) -> VecDeque<Order> {
+        let mut state = self.state.lock();
+        state.in_machine += mem::take(&mut state.commands);
+        let mut orders = mem::take(&mut state.orders);
+        orders.extend(state.presence.take().map(Order::Command));
+        orders
+    }
+
+    /// The machine has so many commands that wait, and perhaps a presence.
+    pub(super) fn set_in_machine(&self, count: usize, presence: bool) {
+        let mut state = self.state.lock();
+        state.presence_in_machine = presence;
+        if mem::replace(&mut state.in_machine, count) > count {
+            self.changed.notify_all();
+        }
+    }
+
+    /// How many commands wait.
+    pub(super) fn waiting_commands(&self) -> usize {
+        let state = self.state.lock();
+        state.waiting_commands() + usize::from(state.presence.is_some() || state.presence_in_machine)
+    }
+
+    /// The presence that was asked for last.
+    pub(super) fn last_presence(&self) -> Option<Command> {
+        self.state.lock().last_presence.clone()
+    }
+
+    /// The presence that the shard starts with, as if it had been asked for.
+    pub(super) fn set_last_presence(&self, presence: Option<Command>) {
+        self.state.lock().last_presence = presence;
+    }
+
+    /// Takes nothing any more. Returns what the thread has not taken.
+    pub(super) fn close(&self) -> VecDeque<Order> {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        state.in_machine = 0;
+        state.commands = 0;
+        state.presence = None;
+        state.presence_in_machine = false;
+        self.changed.notify_all();
+        mem::take(&mut state.orders)
+    }
+}
+
+impl State {
+    fn waiting_commands(&self) -> usize {
+        self.commands + self.in_machine
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::{OnlineStatus, Presence};
+
+    fn command(n: u32) -> Command {
+        Command::raw(&json!({"op": 31, "d": n})).unwrap()
+    }
+
+    fn presence(status: OnlineStatus) -> Command {
+        Command::presence(&Presence::new(status)).unwrap()
+    }
+
+    fn refused(queue: &Queue, command: Command) -> Refusal {
+        let (back, refusal) = queue.send(command.clone(), None).unwrap_err();
+        assert_eq!(back, command, "it is given back");
+        refusal
+    }
+
+    #[test]
+    fn it_is_full_until_the_machine_has_sent_some() {
+        let queue = Queue::new(2);
+        queue.send(command(1), None).unwrap();
+        queue.send(command(2), None).unwrap();
+        assert_eq!(refused(&queue, command(3)), Refusal::Full(2));
+        assert_eq!(queue.take().len(), 2);
+        assert_eq!(refused(&queue, command(3)), Refusal::Full(2), "the machine has them, and they still wait");
+        queue.set_in_machine(1, false);
+        queue.send(command(3), None).unwrap();
+        queue.push(Order::Probe).unwrap();
+        queue.send(presence(OnlineStatus::Idle), None).unwrap();
+        assert_eq!(queue.waiting_commands(), 3, "with the presence, for which there is always room");
+    }
+
+    #[test]
+    fn of_presences_the_newest_waits() {
+        let queue = Queue::new(1);
+        for status in [OnlineStatus::Idle, OnlineStatus::Online] {
+            queue.send(presence(status), None).unwrap();
+        }
+        let orders = queue.take();
+        assert_eq!(orders.len(), 1);
+        let Some(Order::Command(taken)) = orders.front() else { panic!("{orders:?}") };
+        assert_eq!(taken.data()["status"], "online");
+        assert_eq!(queue.last_presence().as_ref(), Some(taken));
+    }
+
+    #[test]
+    fn whoever_waits_for_room_gets_it_or_learns_that_there_is_none() {
+        let queue = Arc::new(Queue::new(1));
+        queue.send(command(1), None).unwrap();
+        let soon = Instant::now() + Duration::from_millis(10);
+        assert_eq!(queue.send(command(2), Some(soon)).unwrap_err().1, Refusal::TimedOut(1));
+        let wait = |n| {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || {
+                let late = Instant::now() + Duration::from_secs(60);
+                queue.send(command(n), Some(late)).map_err(|(_, refusal)| refusal)
+            })
+        };
+        let waiting = wait(3);
+        queue.take();
+        queue.set_in_machine(0, false);
+        assert_eq!(waiting.join().unwrap(), Ok(()));
+        let waiting = wait(4);
+        assert_eq!(queue.close().len(), 1);
+        assert_eq!(waiting.join().unwrap(), Err(Refusal::Closed));
+        assert_eq!(refused(&queue, presence(OnlineStatus::Idle)), Refusal::Closed);
+    }
+}
