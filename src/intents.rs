@@ -64,6 +64,20 @@ impl Intents {
     }
 }
 
+#[cfg(feature = "model")]
+impl From<twilight_model::gateway::Intents> for Intents {
+    fn from(intents: twilight_model::gateway::Intents) -> Self {
+        Self::from_bits_retain(intents.bits())
+    }
+}
+
+#[cfg(feature = "model")]
+impl From<Intents> for twilight_model::gateway::Intents {
+    fn from(intents: Intents) -> Self {
+        Self::from_bits_retain(intents.bits())
+    }
+}
+
 impl Default for Intents {
     fn default() -> Self {
         Self::all().difference(Self::PRIVILEGED)

@@ -97,6 +97,21 @@ impl From<ShardId> for (u32, u32) {
     }
 }
 
+#[cfg(feature = "model")]
+impl From<twilight_model::gateway::ShardId> for ShardId {
+    fn from(id: twilight_model::gateway::ShardId) -> Self {
+        // Theirs is checked as ours is.
+        Self { number: id.number(), total: id.total() }
+    }
+}
+
+#[cfg(feature = "model")]
+impl From<ShardId> for twilight_model::gateway::ShardId {
+    fn from(id: ShardId) -> Self {
+        Self::new(id.number, id.total)
+    }
+}
+
 /// A shard number that is not below its total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -163,7 +163,7 @@ fn commands_find_the_shard_of_a_guild() {
         manager.send_to_guild(guild, sounds(guild)).unwrap();
         let home = ShardId::for_guild(guild, 2).unwrap();
         gateway.expect("it arrives there", PATIENCE, |seen| {
-            seen.commands(home, 31).any(|(_, data)| data["guild_ids"][0] == guild.to_string())
+            seen.commands(home, 31).any(|(_, data)| data["guild_ids"] == json!([guild.to_string()]))
         });
     }
     let handle = manager.handle();

@@ -97,7 +97,7 @@ impl Dispatch {
         self.payload.into_buffer()
     }
 
-    fn error(&self, path: Option<String>, source: serde_json::Error) -> DecodeError {
+    pub(super) fn error(&self, path: Option<String>, source: serde_json::Error) -> DecodeError {
         let byte = offset(self.data(), source.line(), source.column());
         let path = path.filter(|path| path != ".").unwrap_or_default();
         DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }

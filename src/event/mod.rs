@@ -4,6 +4,8 @@ mod credit;
 mod dispatch;
 mod filter;
 mod lease;
+#[cfg(feature = "model")]
+mod typed;
 
 use std::time::{Duration, SystemTime};
 

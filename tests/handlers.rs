@@ -1,0 +1,284 @@
+//! Handlers: in order, alone with their panics, stopped without a loss, and no burden to any heartbeat.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, SCALE, config, eventually, gateway, next, number, ready, shard};
+use parking_lot::{Condvar, Mutex};
+use serde_json::json;
+use threadcord::sim::{Action, Gateway};
+use threadcord::{Dispatch, Error, Event, EventKind, ShardId};
+
+fn guild_of(gateway: &Gateway, shard: ShardId) -> u64 {
+    let has = |id: &u64| ShardId::for_guild(*id, shard.total()) == Some(shard);
+    gateway.guild_ids().into_iter().find(has).unwrap()
+}
+
+fn emit(gateway: &Gateway, guild: u64, number: u64) {
+    let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": number});
+    gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
+}
+
+/// A gate that handlers wait at.
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut open = self.open.lock();
+        while !*open {
+            self.changed.wait(&mut open);
+        }
+    }
+
+    fn open(&self) {
+        *self.open.lock() = true;
+        self.changed.notify_all();
+    }
+}
+
+/// `THREADCORD_EVENTS` sets another number than a million.
+#[test]
+fn a_million_events_through_eight_shards_into_four_workers() {
+    let events: u64 = std::env::var("THREADCORD_EVENTS").map_or(1_000_000, |events| events.parse().unwrap());
+    let gateway = gateway().shards(8).max_concurrency(8).guilds(16).start().unwrap();
+    let manager = ready(config(&gateway));
+    let guilds = gateway.guild_ids();
+    let handled = AtomicU64::new(0);
+    let last: Mutex<HashMap<u64, u64>> = Mutex::default();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..events {
+                // The world keeps what nobody has read; so much is enough to keep all busy.
+                while n > handled.load(Ordering::Acquire) + 20_000 {
+                    thread::sleep(Duration::from_micros(100));
+                }
+                emit(&gateway, guilds[usize::try_from(n).unwrap() % guilds.len()], n / guilds.len() as u64);
+            }
+        });
+        let ran = manager.run(4, |handle, event| {
+            let Some((guild, number)) = number(&event) else { return };
+            let before = last.lock().insert(guild, number);
+            assert_eq!(number, before.map_or(0, |before| before + 1), "guild {guild}");
+            if handled.fetch_add(1, Ordering::AcqRel) + 1 == events {
+                handle.stop();
+            }
+        });
+        ran.unwrap();
+    });
+    assert_eq!(handled.into_inner(), events);
+    assert_eq!(manager.handle().handler_panics(), 0);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbeat() {
+    // A heartbeat every 50 ms: what is stuck for 3 s is stuck for 60 of them.
+    let gateway = Gateway::builder()
+        .time_scale(SCALE)
+        .heartbeat_interval(Duration::from_secs(5))
+        .shards(4)
+        .max_concurrency(4)
+        .guilds(4)
+        .start()
+        .unwrap();
+    let manager = ready(config(&gateway).max_outstanding_events(20));
+    let (stuck, gate) = (shard(0, 4), Gate::default());
+    let seen: Mutex<HashMap<ShardId, Vec<u64>>> = Mutex::default();
+    let longest = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            // Four workers, so that each shard has one to itself.
+            manager.run(4, |_, event| {
+                if let EventKind::Unstalled { stalled_for } = event.kind()
+                    && event.shard() == stuck
+                {
+                    longest.fetch_max(u64::try_from(stalled_for.as_millis()).unwrap(), Ordering::Relaxed);
+                }
+                let Some((_, number)) = number(&event) else { return };
+                if event.shard() == stuck {
+                    gate.pass();
+                }
+                seen.lock().entry(event.shard()).or_default().push(number);
+            })
+        });
+        let guilds = [0, 1, 2, 3].map(|number| guild_of(&gateway, shard(number, 4)));
+        for n in 0..200 {
+            guilds.iter().for_each(|guild| emit(&gateway, *guild, n));
+        }
+        let is_stalled = |id| manager.shard(id).unwrap().status().stalled_since.is_some();
+        eventually("it stalls", || is_stalled(stuck));
+        let all = |id| seen.lock().get(&id).is_some_and(|numbers| numbers.len() == 200);
+        eventually("the others go on", || (1..4).all(|number| all(shard(number, 4))));
+        let beats = |id: ShardId| {
+            let records = gateway.observed().records;
+            records.iter().filter(|r| r.shard == Some(id) && matches!(r.action, Action::Heartbeat(_))).count()
+        };
+        let before = [0, 1, 2, 3].map(|number| beats(shard(number, 4)));
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(3) {
+            thread::sleep(Duration::from_millis(100));
+        }
+        for (number, before) in (0..).zip(before) {
+            let beats = beats(shard(number, 4)) - before;
+            assert!(beats >= 40, "{beats} heartbeats of shard {number} in 3 s, where there should be 60");
+            assert_eq!(manager.shard(shard(number, 4)).unwrap().status().connects, 1);
+        }
+        assert!(is_stalled(stuck) && !is_stalled(shard(1, 4)));
+        gate.open();
+        eventually("nothing is lost", || all(stuck));
+        eventually("it reads again", || !is_stalled(stuck));
+        eventually("and says for how long it did not", || longest.load(Ordering::Relaxed) > 3000);
+        manager.stop();
+        run.join().unwrap().unwrap();
+    });
+    assert!(seen.into_inner().into_values().all(|numbers| numbers.into_iter().eq(0..200)), "each shard in order");
+    assert_eq!(manager.handle().handler_panics(), 0);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn each_guild_stays_in_order_whoever_has_its_shard() {
+    let gateway = gateway().guilds(12).start().unwrap();
+    let manager = ready(config(&gateway));
+    let guilds = gateway.guild_ids();
+    for n in 0..300 {
+        guilds.iter().for_each(|guild| emit(&gateway, *guild, n));
+    }
+    let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
+    let threads: Mutex<HashMap<u64, thread::ThreadId>> = Mutex::default();
+    let count = AtomicUsize::new(0);
+    let guild = |event: &Event| event.dispatch().and_then(Dispatch::guild_id);
+    manager
+        .run_keyed(4, guild, |handle, event| {
+            let Some((guild, number)) = number(&event) else { return };
+            seen.lock().entry(guild).or_default().push(number);
+            let id = thread::current().id();
+            assert_eq!(*threads.lock().entry(guild).or_insert(id), id);
+            if count.fetch_add(1, Ordering::Relaxed) + 1 == 12 * 300 {
+                assert!(handle.stop());
+            }
+        })
+        .unwrap();
+    assert!(seen.into_inner().into_values().all(|numbers| numbers.into_iter().eq(0..300)));
+    let mut workers: Vec<_> = threads.into_inner().into_values().collect();
+    workers.dedup();
+    assert!(workers.len() > 1, "one shard's guilds on several workers");
+    assert_eq!(manager.handle().handler_panics(), 0);
+}
+
+#[test]
+fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let guild = gateway.guild_ids()[0];
+    emit(&gateway, guild, 0);
+    let told: Mutex<Vec<String>> = Mutex::default();
+    manager
+        .run(2, |handle, event| {
+            if let EventKind::HandlerPanicked { event, sequence, message } = event.kind() {
+                assert!(sequence.is_some());
+                told.lock().push(format!("{event}: {message}"));
+                emit(&gateway, guild, 1);
+                panic!("again");
+            }
+            match number(&event) {
+                Some((_, 0)) => panic!("at number {}", 0),
+                Some(_) => drop(handle.stop()),
+                None => {}
+            }
+        })
+        .unwrap();
+    assert_eq!(told.into_inner(), ["TYPING_START: at number 0"]);
+    assert_eq!(manager.handle().handler_panics(), 2);
+    eventually("what a handler panicked at counts as handled", || {
+        manager.events().try_next().is_err() && manager.shard(ShardId::ONE).unwrap().outstanding().0 == 0
+    });
+}
+
+#[test]
+fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
+    let gateway = gateway().shards(2).max_concurrency(2).guilds(2).start().unwrap();
+    let manager = ready(config(&gateway));
+    let (guilds, seen) = (gateway.guild_ids(), Mutex::new(HashMap::<u64, Vec<u64>>::new()));
+    for n in 0..200 {
+        guilds.iter().for_each(|guild| emit(&gateway, *guild, n));
+    }
+    let count = AtomicUsize::new(0);
+    let note = |event: &Event| {
+        let Some((guild, number)) = number(event) else { return 0 };
+        seen.lock().entry(guild).or_default().push(number);
+        count.fetch_add(1, Ordering::Relaxed) + 1
+    };
+    // From inside, on two workers and then on one.
+    for (workers, at) in [(2, 50), (1, 100)] {
+        manager
+            .run(workers, |handle, event| {
+                if note(&event) == at {
+                    assert!(handle.stop());
+                }
+            })
+            .unwrap();
+        assert!((at..=at + workers).contains(&count.load(Ordering::Relaxed)), "each finished what it had");
+    }
+    // From outside, while nothing comes.
+    thread::scope(|scope| {
+        let run = scope.spawn(|| manager.run(2, |_, event| assert!(note(&event) <= 400)));
+        eventually("all are handled", || count.load(Ordering::Relaxed) == 400);
+        assert!(manager.stop());
+        run.join().unwrap().unwrap();
+    });
+    assert!(!manager.stop(), "nothing runs");
+    assert!(seen.into_inner().into_values().all(|numbers| numbers.into_iter().eq(0..200)), "in order, each once");
+    // The shards have gone on.
+    emit(&gateway, guilds[0], 200);
+    next(&manager.events(), |event| number(event).is_some_and(|(_, number)| number == 200));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn one_handler_at_a_time_and_at_least_one_worker() {
+    let gateway = gateway().start().unwrap();
+    let manager = ready(config(&gateway));
+    let error = manager.run(0, |_, _| {}).unwrap_err();
+    assert_eq!(error.to_string(), "`workers` is 0; allowed: at least 1");
+    let running = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| manager.run(1, |_, _| running.store(true, Ordering::Release)));
+        eventually("it runs", || running.load(Ordering::Acquire));
+        assert!(matches!(manager.run(1, |_, _| {}), Err(Error::HandlerRunning)));
+        assert!(matches!(manager.run_keyed(2, |_| 0, |_, _| {}), Err(Error::HandlerRunning)));
+        manager.stop();
+        first.join().unwrap().unwrap();
+    });
+    manager.handle().close();
+    manager.run(1, |_, _| {}).expect("another may follow");
+}
+
+#[test]
+fn the_stream_and_the_programs_own_channels_are_selected_together() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let events = manager.events();
+    let (sender, own) = crossbeam_channel::unbounded();
+    emit(&gateway, gateway.guild_ids()[0], 7);
+    sender.send("mine").unwrap();
+    let (mut mine, mut theirs) = (0, 0);
+    while mine == 0 || theirs == 0 {
+        crossbeam_channel::select! {
+            recv(events.receiver()) -> event => theirs += usize::from(number(&event.unwrap()).is_some()),
+            recv(own) -> text => mine += text.unwrap().len(),
+            default(PATIENCE) => panic!("nothing comes"),
+        }
+    }
+    assert!(events.next_timeout(Duration::from_millis(1)).is_err() && events.try_next().is_err());
+    manager.close();
+    assert!(events.into_iter().all(|event| event.dispatch().is_none()), "it ends");
+}
