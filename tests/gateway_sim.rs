@@ -2,62 +2,12 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::BufRead;
+use std::process::Command;
 
+use common::program::Program;
 use common::{PATIENCE, eventually, next};
-use threadcord::{Config, Intents, ShardId, ShardManager, Timing, Token};
-
-/// The program, with what a bot has to know.
-struct Program {
-    child: Child,
-    lines: BufReader<std::process::ChildStdout>,
-    rest_url: String,
-    token: String,
-}
-
-impl Program {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_gateway-sim"))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let mut value = |word: &str| {
-            let mut line = String::new();
-            lines.read_line(&mut line).unwrap();
-            line.strip_prefix(word).unwrap_or_else(|| panic!("{word}: {line}")).trim().to_owned()
-        };
-        let _gateway = value("gateway");
-        let (rest_url, token) = (value("rest"), value("token"));
-        Self { child, lines, rest_url, token }
-    }
-
-    fn config(&self) -> Config {
-        Config::new(Token::new(&*self.token).unwrap(), Intents::all()).rest_url(&*self.rest_url)
-    }
-
-    fn order(&mut self, line: &str) {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
-    }
-
-    /// Lets it end; returns all that it has said.
-    fn end(mut self) -> (String, ExitStatus) {
-        self.order("quit");
-        let mut said = String::new();
-        self.lines.read_to_string(&mut said).unwrap();
-        (said, self.child.wait().unwrap())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It has ended, unless a test has failed.
-        let _ = self.child.kill();
-    }
-}
+use threadcord::{ShardId, ShardManager, Timing};
 
 #[test]
 fn it_serves_a_bot_and_takes_orders() {

@@ -71,9 +71,7 @@ fn config(gateway: &Gateway, compression: Compression) -> Config {
 }
 
 fn resident_mb() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+    common::resident_kib() / 1024
 }
 
 /// Handles what there is; the pause is that of a handler that is slow now and then.

@@ -4,6 +4,8 @@
 
 pub mod book;
 pub mod lines;
+#[cfg(feature = "gateway-sim")]
+pub mod program;
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +99,14 @@ pub fn number(event: &Event) -> Option<(u64, u64)> {
 pub fn footprint() -> (usize, usize) {
     let entries = |folder| std::fs::read_dir(folder).unwrap().count();
     (entries("/proc/self/task"), entries("/proc/self/fd"))
+}
+
+/// The memory of this process that is in use, in KiB.
+#[cfg(target_os = "linux")]
+pub fn resident_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Waits until something holds.
