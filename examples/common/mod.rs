@@ -1,0 +1,14 @@
+//! What all examples begin with: the token in `DISCORD_TOKEN`, and for a simulated gateway its address in `DISCORD_REST_URL`.
+
+use std::env;
+
+use threadcord::{Config, Error, Intents, Token};
+
+pub(crate) fn config(intents: Intents) -> Result<Config, Error> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let config = Config::new(Token::new(env::var("DISCORD_TOKEN").unwrap_or_default())?, intents);
+    Ok(match env::var("DISCORD_REST_URL") {
+        Ok(url) => config.rest_url(url),
+        Err(_) => config,
+    })
+}

@@ -1,0 +1,38 @@
+//! Gives all shards another presence every few seconds, as often as Discord takes it.
+
+mod common;
+
+use std::time::Duration;
+
+use crossbeam_channel::{select, tick};
+use threadcord::{Activity, Error, Intents, OnlineStatus, Presence, ShardManager};
+
+/// Discord takes 5 presences in 20 s. Of more the library would send the newest.
+const PERIOD: Duration = Duration::from_secs(4);
+
+fn main() -> Result<(), Error> {
+    let presences = [
+        Presence::new(OnlineStatus::Online).activity(Activity::watching("the gateway")),
+        Presence::new(OnlineStatus::Online).activity(Activity::listening("heartbeats")),
+        Presence::new(OnlineStatus::DoNotDisturb).activity(Activity::custom("resuming")),
+        Presence::new(OnlineStatus::Idle).activity(Activity::playing("with threads")),
+    ];
+    let mut presences = presences.iter().cycle();
+    // Shards that start begin with it, and so do sessions that start later.
+    let config = common::config(Intents::GUILDS)?;
+    let manager = ShardManager::start(match presences.next() {
+        Some(first) => config.presence(first.clone()),
+        None => config,
+    })?;
+    let (events, period) = (manager.events(), tick(PERIOD));
+    loop {
+        select! {
+            recv(period) -> _ => presences.next().map_or(Ok(()), |presence| manager.broadcast(presence))?,
+            recv(events.receiver()) -> event => match event {
+                Ok(event) => println!("{} {}", event.shard(), event.name()),
+                // All shards have stopped for good; `run` says why.
+                Err(_) => return manager.run(1, |_, _| {}),
+            },
+        }
+    }
+}

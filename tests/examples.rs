@@ -1,0 +1,175 @@
+//! Every example that runs until it is stopped does what it is for, as a process of its own, against a simulated gateway.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use common::{PATIENCE, eventually};
+use serde_json::{Value, json};
+use threadcord::ShardId;
+use threadcord::sim::{Action, Builder, Gateway};
+
+/// A gateway whose time is not scaled, for examples know nothing of that.
+fn gateway() -> Builder {
+    Gateway::builder().guilds(2)
+}
+
+struct Example {
+    child: Child,
+    lines: Option<BufReader<ChildStdout>>,
+}
+
+impl Example {
+    fn start(name: &str, gateway: &Gateway, arguments: &[&str]) -> Self {
+        let tests = std::env::current_exe().unwrap();
+        let path: PathBuf = tests.ancestors().nth(2).unwrap().join("examples").join(name);
+        let path = path.with_extension(std::env::consts::EXE_EXTENSION);
+        assert!(path.exists(), "{} is not built: `cargo test` without `--test` does that", path.display());
+        let mut child = Command::new(path)
+            .args(arguments)
+            .env("DISCORD_TOKEN", gateway.token())
+            .env("DISCORD_REST_URL", gateway.rest_url())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = child.stdout.take().map(BufReader::new);
+        gateway.expect("it gets ready", PATIENCE, |seen| !seen.live.is_empty());
+        Self { child, lines }
+    }
+
+    /// The next line that it says.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.lines.as_mut().unwrap().read_line(&mut line).unwrap() > 0, "it ended");
+        line
+    }
+
+    fn ends_well(&mut self) {
+        let mut status = None;
+        eventually("it ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(status.unwrap().success(), "{status:?}");
+    }
+
+    /// Reads what it says until a line has this in it.
+    fn says(&mut self, text: &str) {
+        while !self.line().contains(text) {}
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        // Most of them run until somebody stops them.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn echo_answers() {
+    let gateway = gateway().start().unwrap();
+    let _example = Example::start("echo", &gateway, &[]);
+    for guild in gateway.guild_ids() {
+        let channel = gateway.channel_of(guild).unwrap();
+        gateway.chat(channel, "hello").unwrap();
+        gateway.chat(channel, "!ping").unwrap();
+        gateway.expect("it answers", PATIENCE, |seen| seen.posts(channel).eq(["pong"]));
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn slash_registers_and_answers() {
+    let gateway = gateway().start().unwrap();
+    let mut example = Example::start("slash", &gateway, &[]);
+    example.says("registered /hello");
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    gateway.interact(channel, "other", &json!([])).unwrap();
+    gateway.interact(channel, "hello", &json!([])).unwrap();
+    gateway.expect("it answers", PATIENCE, |seen| seen.posts(channel).eq(["hello to you"]));
+    let registered = |action: &Action| matches!(action, Action::Request { method, path, .. } if method == "PUT" && path.ends_with("/commands"));
+    assert_eq!(gateway.observed().count(registered), 1);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn presence_rotates_on_every_shard() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let _example = Example::start("presence", &gateway, &[]);
+    for number in [0, 1] {
+        let shard = ShardId::new(number, 2).unwrap();
+        gateway.expect("two more", PATIENCE, |seen| {
+            let name = |data: &Value| data["activities"][0]["name"].as_str().unwrap_or_default().to_owned();
+            let later: BTreeSet<String> = seen.commands(shard, 3).map(|(_, data)| name(data)).collect();
+            let first = seen.identifies(shard).next().map(|(_, data)| name(&data["presence"]));
+            later.len() >= 2 && first.as_deref() == Some("the gateway")
+        });
+    }
+    gateway.assert_lawful();
+}
+
+#[test]
+fn members_lists_a_guild() {
+    for (prefix, count) in [(None, 1500), (Some("user"), 100)] {
+        let gateway = gateway().members(1500).start().unwrap();
+        let guild = gateway.guild_ids()[0].to_string();
+        let arguments: Vec<&str> = std::iter::once(&*guild).chain(prefix).collect();
+        let mut example = Example::start("members", &gateway, &arguments);
+        let mut said = String::new();
+        example.lines.as_mut().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said.lines().count(), count, "{said}");
+        assert!(said.lines().all(|line| line.contains(" user")), "{said}");
+        example.ends_well();
+        gateway.assert_lawful();
+    }
+}
+
+#[cfg(feature = "model")]
+#[test]
+fn typed_prints_what_is_said() {
+    let gateway = gateway().start().unwrap();
+    let mut example = Example::start("typed", &gateway, &[]);
+    gateway.chat(gateway.channel_of(gateway.guild_ids()[0]).unwrap(), "for everybody").unwrap();
+    example.says("guild ");
+    example.says(": for everybody");
+    gateway.assert_lawful();
+}
+
+#[test]
+fn embedded_draws_on() {
+    let gateway = gateway().start().unwrap();
+    let mut example = Example::start("embedded", &gateway, &[]);
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    for n in 0..250 {
+        gateway.chat(channel, &format!("number {n}")).unwrap();
+    }
+    example.says(r#"250 messages, the last was "number 249""#);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn ndjson_is_one_event_a_line() {
+    let gateway = gateway().start().unwrap();
+    let mut example = Example::start("ndjson", &gateway, &[]);
+    let spread = "{\"op\":0,\"s\":100,\"t\":\"SPREAD_OUT\",\"d\":{\n\"a\":\r\n\"b\\nc\"}}";
+    gateway.send_raw(ShardId::ONE, spread);
+    let mut names = Vec::new();
+    while names.last().is_none_or(|name| name != "SPREAD_OUT") {
+        let event: Value = serde_json::from_str(&example.line()).unwrap();
+        assert_eq!(event["shard"], json!([0, 1]));
+        names.push(event["t"].as_str().unwrap().to_owned());
+        if names.last().unwrap() == "SPREAD_OUT" {
+            assert_eq!((&event["s"], &event["d"]), (&json!(100), &json!({"a": "b\nc"})));
+        }
+    }
+    assert_eq!(names, ["READY", "GUILD_CREATE", "GUILD_CREATE", "SPREAD_OUT"]);
+    // A reader that goes away, as `head` does, is no error.
+    drop(example.lines.take());
+    gateway.send_raw(ShardId::ONE, r#"{"op":0,"s":101,"t":"ANOTHER","d":{}}"#);
+    example.ends_well();
+}
