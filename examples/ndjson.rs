@@ -13,10 +13,8 @@ fn main() -> Result<(), Error> {
     let mut events = manager.events();
     while let Some(event) = events.next() {
         // What is there goes out at once; the buffer makes one write of many when there is much.
-        let written = write(&mut out, &event).and_then(|()| match events.receiver().is_empty() {
-            true => out.flush(),
-            false => Ok(()),
-        });
+        let is_last = events.receiver().is_empty();
+        let written = write(&mut out, &event).and_then(|()| if is_last { out.flush() } else { Ok(()) });
         match written {
             Ok(()) => {}
             // Whoever reads has seen enough.

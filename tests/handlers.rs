@@ -23,6 +23,12 @@ fn emit(gateway: &Gateway, guild: u64, number: u64) {
     gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
 }
 
+fn emit_all(gateway: &Gateway, guilds: &[u64], number: u64) {
+    for guild in guilds {
+        emit(gateway, *guild, number);
+    }
+}
+
 /// A gate that handlers wait at.
 #[derive(Default)]
 struct Gate {
@@ -111,7 +117,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         });
         let guilds = [0, 1, 2, 3].map(|number| guild_of(&gateway, shard(number, 4)));
         for n in 0..200 {
-            guilds.iter().for_each(|guild| emit(&gateway, *guild, n));
+            emit_all(&gateway, &guilds, n);
         }
         let is_stalled = |id| manager.shard(id).unwrap().status().stalled_since.is_some();
         eventually("it stalls", || is_stalled(stuck));
@@ -150,7 +156,7 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
     let manager = ready(config(&gateway));
     let guilds = gateway.guild_ids();
     for n in 0..300 {
-        guilds.iter().for_each(|guild| emit(&gateway, *guild, n));
+        emit_all(&gateway, &guilds, n);
     }
     let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
     let threads: Mutex<HashMap<u64, thread::ThreadId>> = Mutex::default();
@@ -209,7 +215,7 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
     let manager = ready(config(&gateway));
     let (guilds, seen) = (gateway.guild_ids(), Mutex::new(HashMap::<u64, Vec<u64>>::new()));
     for n in 0..200 {
-        guilds.iter().for_each(|guild| emit(&gateway, *guild, n));
+        emit_all(&gateway, &guilds, n);
     }
     let count = AtomicUsize::new(0);
     let note = |event: &Event| {

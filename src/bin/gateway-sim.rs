@@ -21,6 +21,7 @@ A wrong word is answered with the right ones; the documentation of threadcord::s
 Lines on standard input let things happen meanwhile:
   chat TEXT                    somebody writes in the first guild
   chat CHANNEL TEXT            somebody writes in a channel
+  command NAME                 somebody uses a command of the bot's in the first guild
   emit NAME JSON               an event of the first guild
   fault FAULT[@SHARD/TOTAL]    a fault, now
   quit                         the end
@@ -283,17 +284,24 @@ fn read_orders(gateway: &Gateway, stop: &AtomicBool) {
             "" => Ok(()),
             "chat" => chat(gateway, rest),
             "emit" => emit(gateway, rest),
+            "command" => command_used(gateway, rest),
             "fault" => targeted(rest).map(|(target, fault)| gateway.inject(target, fault)),
             "quit" => {
                 stop.store(true, Ordering::Release);
                 Ok(())
             }
-            _ => Err(format!("{word:?} is no order; allowed: chat, emit, fault, quit")),
+            _ => Err(format!("{word:?} is no order; allowed: chat, command, emit, fault, quit")),
         };
         if let Err(error) = done {
             eprintln!("error: {error}");
         }
     }
+}
+
+fn command_used(gateway: &Gateway, name: &str) -> Result<(), String> {
+    let channel = gateway.channel_of(first_guild(gateway)?).unwrap_or_default();
+    let used = gateway.interact(channel, name.trim(), &serde_json::json!([]));
+    used.map(drop).map_err(|error| error.to_string())
 }
 
 fn chat(gateway: &Gateway, rest: &str) -> Result<(), String> {
