@@ -215,7 +215,8 @@ mod tests {
     fn shards_stay_in_order_and_panics_stay_alone() {
         let (sender, events) = stream(2400);
         drop(sender);
-        let (seen, panics): (Mutex<HashMap<ShardId, Vec<usize>>>, Mutex<Vec<String>>) = Default::default();
+        let seen: Mutex<HashMap<ShardId, Vec<usize>>> = Mutex::default();
+        let panics: Mutex<Vec<String>> = Mutex::default();
         let report = |panicked: Panicked| {
             assert_eq!((panicked.at.name(), panicked.at.shard), ("Stalled", shard(7)));
             panics.lock().push(panicked.message);

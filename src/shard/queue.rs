@@ -190,9 +190,9 @@ mod tests {
         Command::presence(&Presence::new(status)).unwrap()
     }
 
-    fn refused(queue: &Queue, command: Command) -> Refusal {
+    fn refused(queue: &Queue, command: &Command) -> Refusal {
         let (back, refusal) = queue.send(command.clone(), None).unwrap_err();
-        assert_eq!(back, command, "it is given back");
+        assert_eq!(back, *command, "it is given back");
         refusal
     }
 
@@ -201,9 +201,9 @@ mod tests {
         let queue = Queue::new(2);
         queue.send(command(1), None).unwrap();
         queue.send(command(2), None).unwrap();
-        assert_eq!(refused(&queue, command(3)), Refusal::Full(2));
+        assert_eq!(refused(&queue, &command(3)), Refusal::Full(2));
         assert_eq!(queue.take().len(), 2);
-        assert_eq!(refused(&queue, command(3)), Refusal::Full(2), "the machine has them, and they still wait");
+        assert_eq!(refused(&queue, &command(3)), Refusal::Full(2), "the machine has them, and they still wait");
         queue.set_in_machine(1, false);
         queue.send(command(3), None).unwrap();
         queue.push(Order::Probe).unwrap();
@@ -244,6 +244,6 @@ mod tests {
         let waiting = wait(4);
         assert_eq!(queue.close().len(), 1);
         assert_eq!(waiting.join().unwrap(), Err(Refusal::Closed));
-        assert_eq!(refused(&queue, presence(OnlineStatus::Idle)), Refusal::Closed);
+        assert_eq!(refused(&queue, &presence(OnlineStatus::Idle)), Refusal::Closed);
     }
 }
