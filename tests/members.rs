@@ -190,12 +190,22 @@ fn a_lost_session_repeats_what_had_not_begun_and_ends_what_had() {
 
 #[test]
 fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
-    let (_gateway, manager, shard, _) = rig(3);
+    let (gateway, manager, shard, _) = rig(3);
     let start = Instant::now();
     let query = MemberQuery::ids([1]);
     let late = shard.request_members(ELSEWHERE, &query).unwrap().timeout(Duration::from_millis(50));
     assert_eq!(failure(late), MembersFailure::TimedOut);
     assert!(start.elapsed() >= Duration::from_millis(50));
+    // An answer that comes too late is nobody's, and owes nothing.
+    answer(&gateway, &nonces(&gateway, 1)[0], 0, 1);
+    let events = manager.events();
+    gateway.chat(gateway.channel_of(gateway.guild_ids()[0]).unwrap(), "after it").unwrap();
+    next(&events, |event| {
+        assert_ne!(event.name(), "GUILD_MEMBERS_CHUNK");
+        event.name() == "MESSAGE_CREATE"
+    });
+    eventually("nothing is owed", || shard.outstanding() == (0, 0));
+    assert!(shard.status().filtered > 0);
     let request = shard.request_members(ELSEWHERE, &query).unwrap();
     manager.suspend();
     assert_eq!(failure(request), MembersFailure::Stopped(CloseReason::Suspended));

@@ -61,7 +61,8 @@ pub struct Config {
     /// restarted (once to check what it does, and once to use it), on any thread, and must not block. Of what it sets these count: `intents`, `compression`,
     /// `large_threshold`, `presence`, `events`, `most_short_sessions`, `max_outstanding_events`, `max_outstanding_bytes`,
     /// `max_waiting_commands`, `max_payload`,
-    /// `stack_size`, `timing`; a restart takes the `intents`, `large_threshold` and `presence`. Default: none.
+    /// `stack_size`, `timing`; a restart takes the `intents`, `large_threshold` and `presence` (of which one that a command has set counts more). Default:
+    /// none.
     pub for_shard: Option<ShardHook>,
     /// Called when a shard's connection has ended: with the reason, and whether the shard comes back by itself. It is called
     /// on the shard's thread and must not block. Default: none; [`EventKind`](crate::EventKind) tells the same in the stream.

@@ -79,7 +79,7 @@ mod tests {
     fn clones_share_the_stream_and_it_ends_with_the_shards() {
         let (sender, events) = channel();
         for _ in 0..3 {
-            sender.send(Event::of_shard(ShardId::ONE, EventKind::Resumed)).unwrap();
+            sender.send(Event::new(ShardId::ONE, EventKind::Resumed)).unwrap();
         }
         assert!(events.clone().next().is_some());
         assert!(events.try_next().is_ok());

@@ -85,6 +85,11 @@ impl Outlet {
         self.emit(event);
     }
 
+    /// Something that is no shard's to tell: it is delivered at once, whoever takes over from whom.
+    pub(crate) fn tell(&self, event: Event) {
+        self.emit(event);
+    }
+
     /// The set that this one replaces has ended: `first` is delivered, then what was held, then everything as it comes.
     pub(crate) fn take_over(&self, first: Event) {
         let before = self.merging.lock().before.clone();

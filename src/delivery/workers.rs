@@ -189,7 +189,7 @@ mod tests {
         let (sender, events) = delivery::channel();
         for n in 0..count {
             let kind = EventKind::Stalled { events: n, bytes: 0 };
-            sender.send(Event::of_shard(shard(u32::try_from(n % 8).unwrap()), kind)).unwrap();
+            sender.send(Event::new(shard(u32::try_from(n % 8).unwrap()), kind)).unwrap();
         }
         (sender, events)
     }

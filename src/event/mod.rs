@@ -21,8 +21,12 @@ use crate::shard_id::ShardId;
 /// Something that came from a shard.
 ///
 /// An event of Discord holds credit of its shard until it is dropped or [released](Self::release); until then it counts
-/// as not handled, and comes again if the process ends and starts again from the shard's session. A program that keeps
-/// events for long should take what it needs out of them.
+/// as not handled, and comes again if the process ends and starts again from the shard's session.
+///
+/// Events may be handled in any order, on any thread. One that is kept, in a cache or by [`std::mem::forget`], keeps its credit, and the
+/// session's low-water mark before it: what came later comes again after a restart, and enough of them
+/// [stall](EventKind::Stalled) the shard for good. A program that wants to keep what is in an event takes that out, or
+/// [releases](Self::release) the event.
 #[derive(Debug)]
 pub struct Event {
     shard: ShardId,
@@ -113,7 +117,16 @@ impl Event {
         Self { shard, kind: EventKind::Dispatch(dispatch), lease: Some(lease) }
     }
 
-    pub(crate) fn of_shard(shard: ShardId, kind: EventKind) -> Self {
+    /// An event that comes from no shard and holds no credit; for tests of handlers.
+    ///
+    /// ```
+    /// # use threadcord::{Dispatch, Event, EventKind, ShardId};
+    /// let dispatch = Dispatch::from_json(r#"{"op":0,"s":2,"t":"TYPING_START","d":{"guild_id":"41"}}"#)?;
+    /// let event = Event::new(ShardId::ONE, EventKind::Dispatch(dispatch));
+    /// assert_eq!(event.name(), "TYPING_START");
+    /// # Ok::<(), threadcord::protocol::MalformedPayload>(())
+    /// ```
+    pub fn new(shard: ShardId, kind: EventKind) -> Self {
         Self { shard, kind, lease: None }
     }
 

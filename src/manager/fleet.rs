@@ -288,7 +288,7 @@ impl Fleet {
         if let Some(outlet) = outlet.filter(|_| at.dispatch.is_some()) {
             let (event, sequence) = (at.name().to_owned(), at.dispatch.map(|(_, sequence)| sequence));
             let kind = EventKind::HandlerPanicked { event, sequence, message };
-            outlet.send(Event::of_shard(at.shard, kind), Origin::default());
+            outlet.tell(Event::new(at.shard, kind));
         }
     }
 
@@ -413,7 +413,7 @@ impl Fleet {
         state.wanted.extend(&into);
         state.transition.open(into.iter().copied());
         state.tell_operations(|operation| operation.replace(shard, &into));
-        after.tell.push((outlet, Event::of_shard(shard, EventKind::Split { into })));
+        after.tell.push((outlet, Event::new(shard, EventKind::Split { into })));
         true
     }
 

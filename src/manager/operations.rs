@@ -275,7 +275,7 @@ impl Fleet {
         };
         self.changed.notify_all();
         log::info!("{} have taken over from {}", list(&to), list(&from));
-        outlet.take_over(Event::of_shard(to[0], EventKind::Resharded { from, to }));
+        outlet.take_over(Event::new(to[0], EventKind::Resharded { from, to }));
         operation.finish(Ok(()));
         after.carry_out();
         for command in leaving.iter().flat_map(Shard::take_unsent) {

@@ -136,9 +136,8 @@ impl Iterator for Members {
 
 impl Drop for Members {
     fn drop(&mut self) {
-        if !self.is_over {
-            self.shard.forget_members(self.id);
-        }
+        // Also once all is there: it is the thread's to remember until then.
+        self.shard.forget_members(self.id);
     }
 }
 

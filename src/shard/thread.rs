@@ -432,7 +432,7 @@ impl<C: Connector> Thread<'_, C> {
     }
 
     fn emit(&self, kind: EventKind) {
-        self.outlet.send(Event::of_shard(self.shared.id, kind), Origin::default());
+        self.outlet.send(Event::new(self.shared.id, kind), Origin::default());
     }
 
     /// Does something with the transport; what fails there ends the connection.
