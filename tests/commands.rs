@@ -60,8 +60,8 @@ fn the_queue_is_bounded_and_gives_commands_back() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway).max_waiting_commands(10));
     let shard = manager.shard(ONE).unwrap();
-    gateway.inject(ONE, Fault::Cut);
     gateway.inject(ONE, Fault::Resume(threadcord::sim::Answer::Nothing));
+    gateway.inject(ONE, Fault::Cut);
     eventually("it is away", || shard.status().stage == threadcord::Stage::Resuming);
     for n in 0..10 {
         shard.send(sounds(n)).unwrap();
