@@ -63,23 +63,23 @@ fn the_queue_is_bounded_and_gives_commands_back() {
     gateway.inject(ONE, Fault::Resume(threadcord::sim::Answer::Nothing));
     gateway.inject(ONE, Fault::Cut);
     eventually("it is away", || shard.status().stage == threadcord::Stage::Resuming);
-    for n in 0..10 {
+    for n in 1..=10 {
         shard.send(sounds(n)).unwrap();
     }
-    let refused = shard.send(sounds(10)).unwrap_err();
+    let refused = shard.send(sounds(11)).unwrap_err();
     assert_eq!(refused.failure, SendFailure::Full { shard: ONE, waiting: 10 });
     assert!(refused.to_string().contains("10 commands of shard 0/1 wait already"), "{refused}");
     assert_eq!(Error::from(refused).fault(), Blame::Network, "later there is room");
     assert_eq!(shard.status().waiting_commands, 10);
     shard.send(Command::presence(&playing("there is always room")).unwrap()).unwrap();
     assert_eq!(shard.status().waiting_commands, 11);
-    let late = shard.send_timeout(sounds(10), Duration::from_millis(20)).unwrap_err();
+    let late = shard.send_timeout(sounds(11), Duration::from_millis(20)).unwrap_err();
     assert_eq!(late.failure, SendFailure::TimedOut { shard: ONE, waiting: 10 });
-    assert_eq!(late.into_command(), sounds(10));
+    assert_eq!(late.into_command(), sounds(11));
 
     let waiting = {
         let shard = shard.clone();
-        std::thread::spawn(move || shard.send_timeout(sounds(10), PATIENCE))
+        std::thread::spawn(move || shard.send_timeout(sounds(11), PATIENCE))
     };
     gateway.inject(ONE, Fault::Cut);
     waiting.join().unwrap().expect("there is room once the shard is back");
@@ -87,13 +87,13 @@ fn the_queue_is_bounded_and_gives_commands_back() {
         let guilds = seen.commands(ONE, 31).map(|(_, data)| data["guild_ids"][0].as_str().unwrap().to_owned());
         guilds.collect::<Vec<_>>()
     };
-    gateway.expect("all in order", PATIENCE, |seen| sent(seen).into_iter().eq((0..=10).map(|n| n.to_string())));
+    gateway.expect("all in order", PATIENCE, |seen| sent(seen).into_iter().eq((1..=11).map(|n| n.to_string())));
     eventually("nothing waits", || shard.status().waiting_commands == 0);
 
     manager.close();
-    let stopped = shard.send(sounds(11)).unwrap_err();
+    let stopped = shard.send(sounds(12)).unwrap_err();
     assert!(matches!(stopped.failure, SendFailure::Stopped { shard: ONE, .. }));
-    assert_eq!(stopped.command, sounds(11));
+    assert_eq!(stopped.command, sounds(12));
     gateway.assert_lawful();
 }
 
@@ -152,6 +152,21 @@ fn a_presence_for_all_reaches_those_that_open_later() {
     assert!(matches!(manager.broadcast(&playing("")), Err(Error::Command(_))));
     manager.close();
     assert!(matches!(manager.broadcast(&playing("late")), Err(Error::Closed)));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_presence_for_all_reaches_those_that_resume_later() {
+    let gateway = gateway().shards(2).max_concurrency(2).guilds(2).start().unwrap();
+    let sessions = ready(config(&gateway)).suspend();
+    let one = config(&gateway).plan(Plan::Ids { ids: vec![0], total: 2 }).sessions(vec![sessions[0].clone()]);
+    let manager = ready(one);
+    manager.broadcast(&playing("for all")).unwrap();
+    manager.resume_shard(sessions[1].clone()).unwrap().wait(PATIENCE).unwrap();
+    for id in [shard(0, 2), shard(1, 2)] {
+        gateway.expect("it is sent", PATIENCE, |seen| seen.commands(id, 3).any(|(_, data)| name(data) == "for all"));
+        assert_eq!(gateway.observed().identifies(id).count(), 1, "it resumed");
+    }
     gateway.assert_lawful();
 }
 

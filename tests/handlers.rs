@@ -59,26 +59,40 @@ fn a_million_events_through_eight_shards_into_four_workers() {
     let guilds = gateway.guild_ids();
     let handled = AtomicU64::new(0);
     let last: Mutex<HashMap<u64, u64>> = Mutex::default();
+    let sequences: Mutex<HashMap<ShardId, u64>> = Mutex::default();
+    let wrong: Mutex<Option<String>> = Mutex::default();
     thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0..events {
                 // The world keeps what nobody has read; so much is enough to keep all busy.
                 while n > handled.load(Ordering::Acquire) + 20_000 {
+                    if wrong.lock().is_some() {
+                        return;
+                    }
                     thread::sleep(Duration::from_micros(100));
                 }
                 emit(&gateway, guilds[usize::try_from(n).unwrap() % guilds.len()], n / guilds.len() as u64);
             }
         });
         let ran = manager.run(4, |handle, event| {
+            let Some(dispatch) = event.dispatch() else { return };
+            // Within a session nothing is missing, and nothing comes twice.
+            let before = sequences.lock().insert(event.shard(), dispatch.sequence());
+            let mut is_right = before.is_none_or(|before| dispatch.sequence() == before + 1);
             let Some((guild, number)) = number(&event) else { return };
             let before = last.lock().insert(guild, number);
-            assert_eq!(number, before.map_or(0, |before| before + 1), "guild {guild}");
+            is_right &= number == before.map_or(0, |before| before + 1);
+            if !is_right {
+                *wrong.lock() = Some(format!("{event:?} after {before:?}"));
+                handle.stop();
+            }
             if handled.fetch_add(1, Ordering::AcqRel) + 1 == events {
                 handle.stop();
             }
         });
         ran.unwrap();
     });
+    assert_eq!(wrong.into_inner(), None);
     assert_eq!(handled.into_inner(), events);
     assert_eq!(manager.handle().handler_panics(), 0);
     gateway.assert_lawful();
@@ -160,14 +174,14 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
     }
     let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
     let threads: Mutex<HashMap<u64, thread::ThreadId>> = Mutex::default();
-    let count = AtomicUsize::new(0);
+    let (count, moved) = (AtomicUsize::new(0), AtomicBool::new(false));
     let guild = |event: &Event| event.dispatch().and_then(Dispatch::guild_id);
     manager
         .run_keyed(4, guild, |handle, event| {
             let Some((guild, number)) = number(&event) else { return };
             seen.lock().entry(guild).or_default().push(number);
             let id = thread::current().id();
-            assert_eq!(*threads.lock().entry(guild).or_insert(id), id);
+            moved.fetch_or(*threads.lock().entry(guild).or_insert(id) != id, Ordering::Relaxed);
             if count.fetch_add(1, Ordering::Relaxed) + 1 == 12 * 300 {
                 assert!(handle.stop());
             }
@@ -177,6 +191,7 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
     let mut workers: Vec<_> = threads.into_inner().into_values().collect();
     workers.dedup();
     assert!(workers.len() > 1, "one shard's guilds on several workers");
+    assert!(!moved.into_inner(), "each on one");
     assert_eq!(manager.handle().handler_panics(), 0);
 }
 
@@ -210,6 +225,37 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
 }
 
 #[test]
+fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway).max_outstanding_events(10));
+    let shard = manager.shard(ShardId::ONE).unwrap();
+    for n in 0..100 {
+        emit(&gateway, gateway.guild_ids()[0], n);
+    }
+    let (told, gate) = (Mutex::new(Vec::new()), Gate::default());
+    let is_news = |event: &Event| matches!(event.kind(), EventKind::HandlerPanicked { .. });
+    thread::scope(|scope| {
+        // What is told waits at a stuck worker, and everything else panics.
+        let run = scope.spawn(|| {
+            manager.run_keyed(8, is_news, |_, event| {
+                let EventKind::HandlerPanicked { event, sequence, .. } = event.kind() else { panic!("at everything") };
+                gate.pass();
+                told.lock().push((event.clone(), sequence.is_some()));
+            })
+        });
+        eventually("it stalls", || shard.status().stalled_since.is_some());
+        assert!(shard.outstanding().0 <= 30, "{:?}", shard.outstanding());
+        gate.open();
+        eventually("everything is told", || {
+            told.lock().iter().filter(|(event, _)| event == "TYPING_START").count() == 100
+        });
+        manager.stop();
+        run.join().unwrap().unwrap();
+    });
+    assert!(told.into_inner().contains(&("Ready".into(), false)));
+}
+
+#[test]
 fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
     let gateway = gateway().shards(2).max_concurrency(2).guilds(2).start().unwrap();
     let manager = ready(config(&gateway));
@@ -218,25 +264,29 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
         emit_all(&gateway, &guilds, n);
     }
     let count = AtomicUsize::new(0);
-    let note = |event: &Event| {
-        let Some((guild, number)) = number(event) else { return 0 };
-        seen.lock().entry(guild).or_default().push(number);
-        count.fetch_add(1, Ordering::Relaxed) + 1
+    // Under one lock, so that nobody handles another before it is stopped.
+    let note = |event: &Event, stop: &dyn Fn(usize)| {
+        let Some((guild, number)) = number(event) else { return };
+        let mut seen = seen.lock();
+        seen.entry(guild).or_default().push(number);
+        stop(count.fetch_add(1, Ordering::Relaxed) + 1);
     };
     // From inside, on two workers and then on one.
     for (workers, at) in [(2, 50), (1, 100)] {
         manager
             .run(workers, |handle, event| {
-                if note(&event) == at {
-                    assert!(handle.stop());
-                }
+                note(&event, &|count| {
+                    if count == at {
+                        handle.stop();
+                    }
+                });
             })
             .unwrap();
         assert!((at..=at + workers).contains(&count.load(Ordering::Relaxed)), "each finished what it had");
     }
     // From outside, while nothing comes.
     thread::scope(|scope| {
-        let run = scope.spawn(|| manager.run(2, |_, event| assert!(note(&event) <= 400)));
+        let run = scope.spawn(|| manager.run(2, |_, event| note(&event, &|_| {})));
         eventually("all are handled", || count.load(Ordering::Relaxed) == 400);
         assert!(manager.stop());
         run.join().unwrap().unwrap();

@@ -317,7 +317,7 @@ fn a_flood_of_commands_stays_within_the_limit() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let shard = manager.shard(ShardId::ONE).unwrap();
-    for n in 0..400 {
+    for n in 1..=400 {
         shard.send(sounds(n)).unwrap();
     }
     let is_command = |action: &Action| matches!(action, Action::Command { .. });

@@ -2,9 +2,14 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
+use parking_lot::Mutex;
+use threadcord::limit::Unlimited;
 use threadcord::sim::{Action, Answer, Fault, Gateway, ResumeUrl};
-use threadcord::{CloseCode, CloseReason, EventKind, Events, ShardId, ShardManager};
+use threadcord::{CloseCode, CloseReason, EventKind, Events, Session, ShardId, ShardManager};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -218,4 +223,40 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
     }
     assert!(matches!(manager.wait_ready(PATIENCE), Err(threadcord::Error::Stopped { .. })));
     assert!(matches!(manager.run(1, |_, _| {}), Err(threadcord::Error::Stopped { .. })), "a supervisor is to see it");
+}
+
+#[test]
+fn a_lost_session_says_since_when_something_may_be_missing() {
+    let gateway = gateway().start().unwrap();
+    let gone: Arc<Mutex<Option<SystemTime>>> = Arc::default();
+    let noted = Arc::clone(&gone);
+    let manager = ready(config(&gateway).on_close(move |_, _, _| {
+        noted.lock().get_or_insert_with(SystemTime::now);
+    }));
+    let events = manager.events();
+    let started = SystemTime::now();
+    gateway.chat(gateway.direct_channel(), "the last thing that is heard").unwrap();
+    next(&events, |event| event.name() == "MESSAGE_CREATE");
+    gateway.inject(ONE, Fault::Resume(Answer::InvalidSession { resumable: false }));
+    gateway.inject(ONE, Fault::Cut);
+    let lost = next(&events, |event| matches!(event.kind(), EventKind::SessionLost { .. }));
+    let EventKind::SessionLost { missed_since, .. } = lost.kind() else { unreachable!() };
+    let gone = gone.lock().unwrap();
+    assert!(
+        (started..=gone).contains(missed_since),
+        "what was said on the way to the refusal is no news of the session"
+    );
+    drop(manager);
+
+    // A session of an earlier process, saved long ago or never.
+    for saved_at in [1_700_000_000, u64::MAX] {
+        let mut session = Session::new("unknown".into(), 5, gateway.url(), ONE, 0);
+        session.saved_at = saved_at;
+        let limiter = Arc::new(Unlimited);
+        let manager = ShardManager::start(config(&gateway).sessions(vec![session]).limiter(limiter)).unwrap();
+        let lost = next(&manager.events(), |event| matches!(event.kind(), EventKind::SessionLost { .. }));
+        let EventKind::SessionLost { missed_since, .. } = lost.kind() else { unreachable!() };
+        let saved = UNIX_EPOCH.checked_add(Duration::from_secs(saved_at)).unwrap_or(UNIX_EPOCH);
+        assert_eq!(*missed_since, saved);
+    }
 }

@@ -92,8 +92,8 @@ pub struct Config {
     pub release_after: ReleaseAfter,
     /// How many events of a shard may be outstanding before it stops reading, at least 1. Default: 1,024.
     pub max_outstanding_events: usize,
-    /// How many bytes of events of a shard may be outstanding before it stops reading, at least 1; one event always
-    /// fits. Default: 4 MiB.
+    /// How many bytes of memory events of a shard may hold before it stops reading, at least 1; one event always fits. Default:
+    /// 4 MiB.
     pub max_outstanding_bytes: usize,
     /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest waits, not counted. Default:
     /// 1,024.
@@ -309,7 +309,7 @@ impl Config {
         // Commands may set a presence later, and the next IDENTIFY has to carry it.
         let bare = Identity { presence: None, ..self.identity() };
         let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
-        let allowed = MAX_PAYLOAD - MAX_PRESENCE;
+        let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
         if size > allowed {
             let given = format!("so long that IDENTIFY has {size} bytes without a presence");
             return Err(Error::setting("token", given, format!("one with which it has at most {allowed}")));
@@ -496,6 +496,17 @@ mod tests {
         let presence = |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
         presence(Activity::custom("x")).validate().unwrap();
         assert!(refused(presence(Activity::playing(""))).contains("`activities[0].name`"));
+        // The longest of both fit into one IDENTIFY.
+        let activities = (0..23).fold(Presence::new(OnlineStatus::Online), |presence, _| {
+            presence.activity(Activity::playing("x".repeat(100)))
+        });
+        let bare = Identity { presence: None, ..config().identity() }.identify(ShardId::ONE, None).expose().len();
+        let room = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len() - LONGEST_SHARD_ID - bare;
+        let longest = Config::new(Token::new(format!("a.b.c{}", "c".repeat(room))).unwrap(), Intents::GUILDS);
+        longest.clone().presence(activities.clone()).validate().unwrap();
+        let shard = ShardId::new(u32::MAX - 1, u32::MAX).unwrap();
+        let identify = longest.presence(activities).identity().identify(shard, None);
+        assert!((3800..=MAX_PAYLOAD).contains(&identify.expose().len()), "{}", identify.expose().len());
         let long = Config::new(Token::new(format!("a.b.{}", "c".repeat(1000))).unwrap(), Intents::GUILDS);
         assert!(refused(long).contains("`token`"));
         for count in [0, 1] {

@@ -65,7 +65,8 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.leftovers.pop().or_else(|| self.receiver.recv().ok())
+        // What is put back while this waits comes before the end, too.
+        self.leftovers.pop().or_else(|| self.receiver.recv().ok()).or_else(|| self.leftovers.pop())
     }
 }
 

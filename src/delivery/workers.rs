@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
@@ -96,7 +96,10 @@ impl Workers<'_> {
             }
             let left = self.sort(&channels, &mut place);
             drop(channels);
-            let join = |worker: thread::ScopedJoinHandle<'_, Vec<Numbered>>| worker.join().unwrap_or_default();
+            // Their handlers' panics are caught; what is left, a logger's for example, is the caller's.
+            let join = |worker: thread::ScopedJoinHandle<'_, Vec<Numbered>>| {
+                worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
             Ok::<_, io::Error>(left.into_iter().chain(workers.into_iter().flat_map(join)).collect::<Vec<_>>())
         })?;
         left.sort_unstable_by_key(|(number, _)| *number);
@@ -110,7 +113,7 @@ impl Workers<'_> {
         while let Some(event) = self.next() {
             number += 1;
             match catch_unwind(AssertUnwindSafe(|| place(&event))) {
-                // A worker ends before its channel only when it was stopped.
+                // A worker ends before its channel only if it has panicked itself.
                 Ok(worker) => {
                     if let Err(unsent) = channels[worker].send((number, event)) {
                         return Some(unsent.into_inner());

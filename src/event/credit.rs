@@ -102,6 +102,13 @@ impl Credit {
         self.delivered = self.delivered.max(sequence);
     }
 
+    /// Something is outstanding that is no event of the session.
+    pub(crate) fn hold(&mut self) -> Receipt {
+        self.events += 1;
+        // No session ever has this epoch.
+        Receipt { epoch: u64::MAX, serial: 0, bytes: 0 }
+    }
+
     /// An event was handled. Returns whether a stalled shard may go on.
     pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
         self.events -= 1;

@@ -87,6 +87,11 @@ impl Dispatch {
         self.payload.size()
     }
 
+    /// Gives memory back that it does not need, if that is much.
+    pub(crate) fn fit(&mut self) {
+        self.payload.fit();
+    }
+
     /// The memory that it holds, in bytes.
     pub(crate) fn footprint(&self) -> usize {
         self.payload.footprint()

@@ -4,7 +4,8 @@
 use crate::intents::Intents;
 use crate::protocol::{EventName, UnknownEventName};
 
-/// Lets some of Discord's events pass and drops the others, by name, before anything is allocated for them.
+/// Lets some of Discord's events pass and drops the others, by name, before an event is made of them: their buffer is used for the
+/// next payload.
 ///
 /// What is dropped counts as handled, and takes no credit. The library itself sees every event that it needs: `READY`,
 /// `RESUMED`, guilds that come and go, the answers to [`Shard::request_members`](crate::Shard::request_members). What happens to

@@ -59,6 +59,12 @@ impl Ledger {
         self.credit.lock().is_stalled()
     }
 
+    /// See [`Credit::hold`].
+    pub(crate) fn hold(self: &Arc<Self>) -> Lease {
+        let receipt = self.credit.lock().hold();
+        Lease { ledger: Arc::clone(self), receipt }
+    }
+
     /// See [`Credit::skip`].
     pub(crate) fn skip(&self, sequence: u64) {
         self.credit.lock().skip(sequence);

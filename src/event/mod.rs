@@ -18,6 +18,9 @@ pub(crate) use lease::{Lease, Ledger, Room};
 use crate::protocol::{CloseReason, Session};
 use crate::shard_id::ShardId;
 
+/// The word for [`EventKind::HandlerPanicked`].
+pub(crate) const HANDLER_PANICKED: &str = "HandlerPanicked";
+
 /// Something that came from a shard.
 ///
 /// An event of Discord holds credit of its shard until it is dropped or [released](Self::release); until then it counts
@@ -78,7 +81,7 @@ pub enum EventKind {
     Stalled {
         /// Events that are outstanding.
         events: usize,
-        /// Their size in bytes.
+        /// The memory that they hold, in bytes.
         bytes: usize,
     },
     /// The shard reads again.
@@ -89,7 +92,8 @@ pub enum EventKind {
     /// The shard has stopped; nothing of it follows, unless it is opened again by hand. With
     /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) its sessions never lasted, and a restart has it try again.
     Closed(CloseReason),
-    /// A handler panicked at an event of this shard. That event counts as handled, and the next one follows.
+    /// A handler panicked at an event of this shard. That event counts as handled, and the next one follows. It holds credit as
+    /// events of Discord do; a handler that panics at this very event is not told of that.
     HandlerPanicked {
         /// The [`name`](Event::name) of the event.
         event: String,
@@ -128,6 +132,11 @@ impl Event {
     /// ```
     pub fn new(shard: ShardId, kind: EventKind) -> Self {
         Self { shard, kind, lease: None }
+    }
+
+    /// Has it hold credit.
+    pub(crate) fn with_lease(self, lease: Option<Lease>) -> Self {
+        Self { lease, ..self }
     }
 
     /// The shard that it came from.
@@ -174,7 +183,7 @@ impl EventKind {
             Self::Stalled { .. } => "Stalled",
             Self::Unstalled { .. } => "Unstalled",
             Self::Closed(_) => "Closed",
-            Self::HandlerPanicked { .. } => "HandlerPanicked",
+            Self::HandlerPanicked { .. } => HANDLER_PANICKED,
             Self::Split { .. } => "Split",
             Self::Resharded { .. } => "Resharded",
         }

@@ -123,7 +123,7 @@ impl<C: Connector + 'static> Conductor<C> {
             let Some(outlet) = outlet else { return Ok(()) };
             (outlet, state.sessions.get(&id).cloned(), state.presence_of(id))
         };
-        let way_out = Arc::clone(&outlet);
+        let (way_out, given) = (Arc::clone(&outlet), presence.clone());
         let spawn = || Shard::spawn(id, session, presence, config, Arc::clone(&self.context), outlet);
         let spawned = catch_unwind(AssertUnwindSafe(spawn)).unwrap_or_else(|_| Err(io::Error::other("it panicked")));
         let Spawned { shard, thread, start } =
@@ -138,6 +138,10 @@ impl<C: Connector + 'static> Conductor<C> {
             _ => Part::Dismissed,
         };
         let stopping = state.stopping;
+        if let Some(presence) = state.presence_of(id).filter(|presence| given.as_ref() != Some(presence)) {
+            // It was set while the shard came into being. One that has stopped needs none.
+            let _ = shard.send(presence);
+        }
         let slot = Slot { shard: shard.clone(), stage: Stage::Waiting, guilds_in: false, thread: Some(thread), part };
         state.shards.insert(id, slot);
         drop(state);

@@ -18,7 +18,7 @@ use super::transition::Transition;
 use crate::config::Config;
 use crate::delivery::{Events, Origin, Outlet, Panicked, Workers};
 use crate::error::Error;
-use crate::event::{Event, EventKind};
+use crate::event::{Event, EventKind, HANDLER_PANICKED};
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{CloseCode, CloseReason, Command, Session, Stage};
 use crate::rest::Rest;
@@ -283,12 +283,20 @@ impl Fleet {
     fn report_panic(&self, Panicked { at, message }: Panicked) {
         self.panics.fetch_add(1, Ordering::Relaxed);
         log::error!("shard {}: the handler panicked at {}: {message}", at.shard, at.name());
-        let outlet = self.state.lock().outlet.clone();
         // A handler that panics at this very event would be told of it for ever.
-        if let Some(outlet) = outlet.filter(|_| at.dispatch.is_some()) {
+        if at.kind == HANDLER_PANICKED {
+            return;
+        }
+        let (outlet, shard) = {
+            let state = self.state.lock();
+            (state.outlet.clone(), state.shards.get(&at.shard).map(|slot| slot.shard.clone()))
+        };
+        if let Some(outlet) = outlet {
             let (event, sequence) = (at.name().to_owned(), at.dispatch.map(|(_, sequence)| sequence));
             let kind = EventKind::HandlerPanicked { event, sequence, message };
-            outlet.tell(Event::new(at.shard, kind));
+            // With credit, so that a handler that always panics, and one that is stuck, do not pile them up.
+            let lease = shard.map(|shard| shard.hold());
+            outlet.tell(Event::new(at.shard, kind).with_lease(lease));
         }
     }
 

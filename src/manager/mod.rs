@@ -168,8 +168,8 @@ impl ShardManager {
     }
 
     /// Stops [`run`](Self::run) and [`run_keyed`](Self::run_keyed): each worker finishes the event that it has, and they return.
-    /// The shards go on; what was not handled is the beginning of what [`events`](Self::events) or the next `run` gives. Does not
-    /// wait. Returns whether a handler was running.
+    /// The shards go on. Does not wait; once they have returned, what was not handled is the beginning of what
+    /// [`events`](Self::events) or the next `run` gives. Returns whether a handler was running.
     pub fn stop(&self) -> bool {
         self.fleet.stop_handler()
     }

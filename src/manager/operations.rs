@@ -280,9 +280,10 @@ impl Fleet {
         after.carry_out();
         for command in leaving.iter().flat_map(Shard::take_unsent) {
             let home = command.guild_id().and_then(|guild| self.shard_by_guild(guild));
-            match home.map(|shard| shard.send(command)) {
+            match home.map(|shard| shard.hand_over(command)) {
                 Some(Ok(())) => {}
-                _ => log::warn!(
+                Some(Err(failure)) => log::warn!("a command that an old shard had not sent is dropped: {failure}"),
+                None => log::warn!(
                     "a command that an old shard had not sent is dropped: it names no guild of the new shards"
                 ),
             }

@@ -18,7 +18,8 @@ macro_rules! event_names {
         #[non_exhaustive]
         pub enum EventName {
             $(#[doc = concat!("`", $name, "`")] $variant,)*
-            /// One that Discord did not document when this was written.
+            /// One that Discord did not document when this was written. Made from a text by [`EventName::from`], which finds
+            /// the others.
             Unknown(Box<str>),
         }
 

@@ -19,6 +19,7 @@ use super::send_budget::SendBudget;
 use super::session::Session;
 use super::state::{Link, Stage, Start, State};
 use super::timing::Timing;
+use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
 /// Connections to a session's own url that may come to nothing before the main one is tried.
@@ -297,6 +298,11 @@ impl Machine {
         Stage::from(&self.state)
     }
 
+    /// What it wants to hear about when it identifies.
+    pub fn intents(&self) -> Intents {
+        self.identity.intents
+    }
+
     /// The session that is live or will be resumed, with the last sequence received.
     pub fn session(&self) -> Option<&Session> {
         self.state.session()
@@ -312,10 +318,13 @@ impl Machine {
         self.state.link()?.heartbeat.acknowledged()
     }
 
-    /// With a presence for the next IDENTIFY in place of that of the identity, as if a command had set it before.
+    /// With a presence in place of that of the identity, as if a command had set it: it goes into the next IDENTIFY, or is sent
+    /// once a session is resumed.
     #[must_use]
     pub fn with_presence(self, presence: Option<Command>) -> Self {
-        Self { last_presence: presence.filter(Command::is_presence), ..self }
+        let presence = presence.filter(Command::is_presence);
+        // A session that is resumed may have another.
+        Self { next_presence: presence.clone(), last_presence: presence, ..self }
     }
 
     /// Commands that wait to be sent, but for a presence.
@@ -560,6 +569,9 @@ impl Machine {
             return Ok(presence);
         }
         let budget_at = link.budget.command_at(now, false);
+        if budget_at > now && !self.commands.is_empty() {
+            return Err(Some(presence_at.map_or(budget_at, |at| at.min(budget_at))));
+        }
         let free_at = |command: &Command| budget_at.max(self.members.free_at(now, command));
         if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now)
             && let Some(command) = self.commands.remove(at)

@@ -69,6 +69,13 @@ impl Payload {
         self.bytes.len()
     }
 
+    /// Gives memory back that it does not need, if that is much.
+    pub(crate) fn fit(&mut self) {
+        if self.bytes.capacity() / 2 > self.bytes.len() {
+            self.bytes.shrink_to_fit();
+        }
+    }
+
     /// The memory that it takes: its buffer may be larger than what is in it.
     pub(crate) fn footprint(&self) -> usize {
         self.bytes.capacity()

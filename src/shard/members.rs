@@ -102,6 +102,10 @@ impl Members {
 
     fn fail(&mut self, failure: MembersFailure) -> Error {
         self.is_over = true;
+        // What still comes is not kept, even if this is.
+        self.early.clear();
+        self.replies = crossbeam_channel::never();
+        self.shard.forget_members(self.id);
         self.error(failure)
     }
 }
@@ -245,9 +249,19 @@ struct Header {
     chunk_count: Value,
 }
 
+/// As the machine reads it, which waits as long as this says.
 #[derive(Deserialize)]
 struct RateLimited {
-    meta: Header,
+    opcode: u64,
+    #[serde(rename = "retry_after")]
+    _retry_after: f64,
+    meta: RateLimitedGuild,
+}
+
+#[derive(Deserialize)]
+struct RateLimitedGuild {
+    guild_id: String,
+    nonce: Option<String>,
 }
 
 /// The nonce of an attempt; at most 32 bytes.
@@ -328,6 +342,9 @@ impl Requests {
             return None;
         }
         let limited: RateLimited = dispatch.decode().ok()?;
+        if limited.opcode != 8 || limited.meta.guild_id.parse::<u64>().is_err() {
+            return None;
+        }
         let (id, attempt) = self.parse(&limited.meta.nonce?)?;
         self.pending.get(&id).filter(|pending| pending.attempt == attempt)?;
         self.repeat(id)
@@ -474,7 +491,9 @@ mod tests {
     #[test]
     fn a_rate_limit_is_another_attempt() {
         let (mut requests, _replies) = requests(&[MemberQuery::all()]);
-        let limited = |nonce: &str| event("RATE_LIMITED", &json!({"opcode": 8, "meta": {"nonce": nonce}}));
+        let limited = |nonce: &str| {
+            event("RATE_LIMITED", &json!({"opcode": 8, "retry_after": 1.5, "meta": {"guild_id": "5", "nonce": nonce}}))
+        };
         assert_eq!(requests.rate_limited(&limited("other")), None);
         let again = requests.rate_limited(&limited("0000abcd.0.0")).unwrap();
         assert_eq!(again.nonce(), Some("0000abcd.0.1"));

@@ -23,7 +23,7 @@ use self::queue::{Order, Queue, Refusal};
 use crate::config::Config;
 use crate::delivery::Outlet;
 use crate::error::{Error, SendError, SendFailure};
-use crate::event::{Credit, Ledger};
+use crate::event::{Credit, Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{CloseReason, Command, Identity, InvalidCommand, Machine, MemberQuery, Session, Stage};
@@ -104,7 +104,8 @@ pub(crate) struct Spawned {
 /// What the handle and the thread share.
 struct Shared {
     id: ShardId,
-    intents: Intents,
+    /// What the session may hear about, as bits.
+    intents: AtomicU64,
     waker: Waker,
     queue: Queue,
     /// What the nonces of its requests for members begin with, and how many there were.
@@ -145,7 +146,7 @@ impl Shard {
         });
         let shared = Arc::new(Shared {
             id,
-            intents: config.intents,
+            intents: AtomicU64::new(config.intents.bits()),
             waker,
             queue: Queue::new(config.max_waiting_commands),
             run: fastrand::u32(..),
@@ -240,8 +241,8 @@ impl Shard {
 
     /// Asks for members of a guild of this shard and gathers the answer. Does not block; taking from [`Members`] does.
     ///
-    /// Many may run at once. All members of a guild are asked for once per 30 s: a second request waits, and so does one that
-    /// Discord answers with `RATE_LIMITED`. After a cut connection or a lost session it is asked again if nothing had come; if
+    /// Many may run at once. All members of a guild are asked for once per 30 s: a second request waits. So does one that Discord
+    /// answers with `RATE_LIMITED`, because another process has asked, or this one before the shard was opened anew. After a cut connection or a lost session it is asked again if nothing had come; if
     /// something had, a lost session ends it with an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
     ///
     /// ```
@@ -266,7 +267,8 @@ impl Shard {
     ///
     /// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
     pub fn request_members(&self, guild_id: u64, query: &MemberQuery) -> Result<Members, Error> {
-        let missing = query.needs().difference(self.0.intents);
+        let intents = Intents::from_bits_truncate(self.0.intents.load(Ordering::Relaxed));
+        let missing = query.needs().difference(intents);
         if !missing.is_empty() {
             let given = format!("for what Discord tells only with the intents {missing:?}");
             return Err(InvalidCommand::field("query", given, "what the intents of the shard allow").into());
@@ -275,10 +277,11 @@ impl Shard {
         let id = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let request = Request::new(self.0.run, id, guild_id, query, sender)?;
         let members = Members::new(self.clone(), &request, replies);
-        self.0
-            .queue
-            .request(Box::new(request))
-            .map_err(|(request, refusal)| SendError::new(request.command, self.failure(refusal)))?;
+        if let Err(refusal) = self.0.queue.request(Box::new(request)) {
+            // Without the nonce, whose answers would be nobody's: those to this one come in the stream.
+            let command = Command::request_members(guild_id, query, None)?;
+            return Err(SendError::new(command, self.failure(refusal)).into());
+        }
         self.0.waker.wake();
         Ok(members)
     }
@@ -300,6 +303,18 @@ impl Shard {
             SendFailure::Stopped { shard, reason } => Error::Stopped { shard, reason },
             _ => Error::Closed,
         })
+    }
+
+    /// As [`send`](Self::send), for what another shard had taken already: there is always room.
+    pub(crate) fn hand_over(&self, command: Command) -> Result<(), SendFailure> {
+        self.0.queue.hand_over(command).map_err(|refusal| self.failure(refusal))?;
+        self.0.waker.wake();
+        Ok(())
+    }
+
+    /// Credit for something that is no event of Discord's.
+    pub(crate) fn hold(&self) -> Lease {
+        self.0.ledger.hold()
     }
 
     /// The presence that was asked for last.

@@ -80,15 +80,22 @@ impl Queue {
     }
 
     /// Takes a request for members.
-    pub(super) fn request(&self, request: Box<Request>) -> Result<(), (Box<Request>, Refusal)> {
-        match self.room(None) {
-            Ok(mut state) => {
-                state.commands += 1;
-                state.orders.push_back(Order::RequestMembers(request));
-                Ok(())
-            }
-            Err(refusal) => Err((request, refusal)),
+    pub(super) fn request(&self, request: Box<Request>) -> Result<(), Refusal> {
+        let mut state = self.room(None)?;
+        state.commands += 1;
+        state.orders.push_back(Order::RequestMembers(request));
+        Ok(())
+    }
+
+    /// Takes a command that another shard had taken before.
+    pub(super) fn hand_over(&self, command: Command) -> Result<(), Refusal> {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return Err(Refusal::Closed);
         }
+        state.commands += 1;
+        state.orders.push_back(Order::Command(command));
+        Ok(())
     }
 
     /// Takes an order that sends nothing, for which there is always room.

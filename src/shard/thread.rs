@@ -70,7 +70,7 @@ struct Thread<'a, C: Connector> {
     requests: Requests,
     /// When something last happened.
     now: Instant,
-    /// When a payload last came.
+    /// When a payload last came of a session that was live: what is replayed, or said on the way there, is no news of now.
     heard_at: Option<Instant>,
     stalled_since: Option<Instant>,
     /// How many commands wait in the machine, and whether a presence does, as far as others know.
@@ -185,6 +185,7 @@ impl<C: Connector> Thread<'_, C> {
         // The machine asks only after a permit was handed in, and this thread hands in none but this one.
         let Some(mut permit) = self.permit.take() else { return };
         self.shared.status.lock().identifies += 1;
+        self.shared.intents.store(self.machine.intents().bits(), Ordering::Relaxed);
         self.identified_at = Some(Instant::now());
         permit.spend(|| self.check(|transport| transport.send_secret(secret.expose())));
         // A limiter that counts from READY wants it back then.
@@ -214,7 +215,7 @@ impl<C: Connector> Thread<'_, C> {
 
     fn deliver(&mut self, payload: Payload) {
         // The machine asks for events alone.
-        let Some(dispatch) = Dispatch::new(payload) else { return };
+        let Some(mut dispatch) = Dispatch::new(payload) else { return };
         let is_arrival = self.note_guild(&dispatch);
         if let Some(command) = self.requests.rate_limited(&dispatch) {
             self.handle(Input::Command(command));
@@ -230,6 +231,7 @@ impl<C: Connector> Thread<'_, C> {
             self.shared.ledger.skip(dispatch.sequence());
             return self.transport.recycle(dispatch.into_buffer());
         }
+        dispatch.fit();
         self.shared.events.fetch_add(1, Ordering::Relaxed);
         self.shared.bytes.fetch_add(dispatch.size() as u64, Ordering::Relaxed);
         let lease = self.shared.ledger.lease(dispatch.sequence(), dispatch.footprint());
@@ -248,7 +250,7 @@ impl<C: Connector> Thread<'_, C> {
     fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
         let is_arrival = match dispatch.name() {
             EventName::Ready => {
-                let arrive = self.config.intents.contains(Intents::GUILDS);
+                let arrive = self.machine.intents().contains(Intents::GUILDS);
                 self.guilds.ready(self.now, dispatch.data(), arrive);
                 false
             }
@@ -305,9 +307,11 @@ impl<C: Connector> Thread<'_, C> {
                 log::warn!("shard {}: session lost at sequence {}", self.shared.id, session.sequence);
                 let again = self.requests.session_lost();
                 self.send_again(again);
-                let saved_at = UNIX_EPOCH + Duration::from_secs(session.saved_at);
-                let missed_since = self.heard_at.and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
-                EventKind::SessionLost { session, missed_since: missed_since.unwrap_or(saved_at) }
+                // A session of an earlier process was heard of when it was saved.
+                let saved_at = || UNIX_EPOCH.checked_add(Duration::from_secs(session.saved_at));
+                let heard_at = self.heard_at.and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+                let missed_since = heard_at.or_else(saved_at).unwrap_or(UNIX_EPOCH);
+                EventKind::SessionLost { session, missed_since }
             }
             Notice::Disconnected { reason, retry_in, resumable } => {
                 self.shared.status.lock().last_disconnect = Some(reason);
@@ -377,8 +381,11 @@ impl<C: Connector> Thread<'_, C> {
     fn receive(&mut self) {
         match self.transport.read() {
             Ok(Received::Payload(bytes)) => {
+                let is_live = self.machine.stage() == Stage::Ready;
                 self.handle(Input::Payload(bytes));
-                self.heard_at = Some(self.now);
+                if is_live {
+                    self.heard_at = Some(self.now);
+                }
             }
             Ok(Received::Partial) => {}
             Ok(Received::Opened) => self.handle(Input::Connected),
@@ -492,7 +499,7 @@ impl<C: Connector> Thread<'_, C> {
         let stage = Stage::Stopped(reason);
         {
             let mut status = self.shared.status.lock();
-            *status = Status { stage, since: Instant::now(), latency: None, ..*status };
+            *status = Status { stage, since: Instant::now(), latency: None, stalled_since: None, ..*status };
         }
         self.requests.fail_all(MembersFailure::Stopped(reason));
         let queued = self.shared.queue.close().into_iter().filter_map(|order| match order {

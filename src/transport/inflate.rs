@@ -159,7 +159,7 @@ fn inflate(
             .map_err(|error| InflateError::Corrupt(error.to_string()))?;
         // Room that is left means that nothing is left to come out.
         if status == Status::StreamEnd || output.len() < output.capacity() {
-            return Ok((fit(output), status));
+            return Ok((output, status));
         }
         grow(&mut output, max)?;
     }
@@ -177,7 +177,7 @@ fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize, spare: &mut Vec<
         if output.len() == output.capacity() {
             grow(&mut output, max)?;
         } else if input.pos() == input.src.len() {
-            return Ok(fit(output));
+            return Ok(output);
         }
     }
 }
@@ -202,14 +202,6 @@ fn grow(output: &mut Vec<u8>, max: usize) -> Result<(), InflateError> {
     }
     output.reserve_exact(output.len().min(max - output.len()).max(1));
     Ok(())
-}
-
-/// The buffer becomes the event's own: it gives back what it does not need if that is much.
-fn fit(mut output: Vec<u8>) -> Vec<u8> {
-    if output.capacity() / 2 > output.len() {
-        output.shrink_to_fit();
-    }
-    output
 }
 
 #[cfg(test)]

@@ -82,6 +82,14 @@ impl MemberQuery {
             }
             Which::Ids(ids) => json!({"user_ids": ids.iter().map(u64::to_string).collect::<Vec<_>>()}),
         };
+        let ids = match &self.which {
+            Which::Ids(ids) => ids.as_slice(),
+            Which::All | Which::Prefix { .. } => &[],
+        };
+        if guild_id == 0 || ids.contains(&0) {
+            let field = if guild_id == 0 { "guild_id" } else { "user_ids" };
+            return Err(InvalidCommand::field(field, 0, "ids, which are not 0"));
+        }
         data["guild_id"] = guild_id.to_string().into();
         data["presences"] = self.presences.into();
         if let Some(nonce) = nonce {
@@ -96,6 +104,10 @@ impl MemberQuery {
 pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
     if data["query"].is_null() == data["user_ids"].is_null() {
         return Err(InvalidCommand::QueryOrUserIds);
+    }
+    let is_query = data["query"].is_string() && data["limit"].is_u64();
+    if !data["query"].is_null() && !is_query {
+        return Err(InvalidCommand::field("query", &data["query"], "a text, together with a `limit`"));
     }
     if let Some(count) = data["user_ids"].as_array().map(Vec::len).filter(|count| *count > MOST_MEMBERS) {
         return Err(InvalidCommand::field("user_ids", format!("{count} ids"), "up to 100 ids: ask several times"));
@@ -131,7 +143,8 @@ mod tests {
             assert_eq!(error, format!("`limit` is {limit}; allowed: 1 to 100"));
         }
         assert!(refused(&MemberQuery::ids([]), None).contains("`user_ids` is empty"));
-        assert!(refused(&MemberQuery::ids(0..101), None).contains("`user_ids` is 101 ids"));
+        assert!(refused(&MemberQuery::ids(1..102), None).contains("`user_ids` is 101 ids"));
+        assert!(refused(&MemberQuery::ids([1, 0]), None).contains("`user_ids` is 0"));
         let nonce = "ü".repeat(17);
         assert!(
             refused(&MemberQuery::all(), Some(&nonce)).contains("`nonce` is 34 bytes long"),

@@ -97,6 +97,9 @@ impl Command {
         if guild_ids.is_empty() {
             return Err(InvalidCommand::field("guild_ids", "empty", "at least one guild"));
         }
+        if guild_ids.contains(&0) {
+            return Err(InvalidCommand::field("guild_ids", 0, "ids, which are not 0"));
+        }
         let guild_ids: Vec<String> = guild_ids.iter().map(u64::to_string).collect();
         Self::raw(&json!({"op": REQUEST_SOUNDBOARD_SOUNDS, "d": {"guild_ids": guild_ids}}))
     }
@@ -105,6 +108,9 @@ impl Command {
     ///
     /// Source: [Discord, Request Channel Info](https://docs.discord.com/developers/events/gateway-events#request-channel-info).
     pub fn channel_info(guild_id: u64, fields: &[ChannelField]) -> Result<Self, InvalidCommand> {
+        if guild_id == 0 {
+            return Err(InvalidCommand::field("guild_id", 0, "an id"));
+        }
         if fields.is_empty() {
             return Err(InvalidCommand::field("fields", "empty", "at least one of `status` and `voice_start_time`"));
         }
@@ -324,6 +330,7 @@ mod tests {
         let both = members(json!({"guild_id": "1", "query": "", "user_ids": ["1"]}));
         assert_eq!(both, Err(InvalidCommand::QueryOrUserIds));
         assert_eq!(members(json!({"guild_id": "1"})), Err(InvalidCommand::QueryOrUserIds));
+        assert!(refused(members(json!({"guild_id": "1", "query": "x"}))).contains("`limit`"));
         assert!(refused(members(json!({"guild_id": "1", "user_ids": vec!["1"; 101]}))).contains("101"));
         let presence = |data: Value| Command::raw(&json!({"op": 3, "d": data}));
         for activities in [Value::Null, json!({})] {
@@ -368,5 +375,7 @@ mod tests {
         assert!(refused(Command::soundboard_sounds(&[])).contains("`guild_ids` is empty"));
         assert!(refused(Command::soundboard_sounds(&[u64::MAX; 200])).contains("allowed are 4096"));
         assert!(refused(Command::channel_info(1, &[])).contains("`fields` is empty"));
+        assert!(refused(Command::channel_info(0, &[ChannelField::Status])).contains("`guild_id` is 0"));
+        assert!(refused(Command::request_members(0, &MemberQuery::all(), None)).contains("`guild_id` is 0"));
     }
 }

@@ -7,8 +7,8 @@ use url::Url;
 
 use super::InvalidCommand;
 
-/// The longest name and state of an activity, in characters. Discord documents this for rich presences and cuts or drops longer
-/// ones of bots.
+/// The longest name and state of an activity, in characters. Discord's documentation of the gateway names no limit; this is the
+/// one that other libraries keep to (JDA: `Activity.MAX_ACTIVITY_NAME_LENGTH`).
 const LONGEST_TEXT: usize = 128;
 
 /// The sites whose streams Discord shows.
