@@ -34,7 +34,7 @@ fn guilds_against_a_stuck_handler() {
         "--time-scale",
         "0.01",
         "--heartbeat-interval",
-        "500s",
+        "5000s",
     ]);
     let before = resident_kib();
     let config = sim.config().timing(Timing::scaled(0.01)).large_threshold(250).max_outstanding_bytes(CREDIT);

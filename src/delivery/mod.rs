@@ -1,15 +1,17 @@
 //! The fan-in: every shard's events in one place.
 
+mod bell;
 mod leftovers;
 mod merge;
 mod outlet;
 mod workers;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
+use self::bell::Bell;
 use self::leftovers::Leftovers;
 pub(crate) use self::outlet::{Origin, Outlet};
 pub(crate) use self::workers::{Panicked, Workers};
@@ -25,14 +27,46 @@ use crate::event::Event;
 #[derive(Clone, Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
+    bell: Arc<Bell>,
     /// What a handler that was stopped had not come to; older than what is in the channel.
     leftovers: Arc<Leftovers>,
 }
 
-/// The fan-in channel: shards get clones of the sender.
-pub(crate) fn channel() -> (Sender<Event>, Events) {
+/// The way into the channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Inlet {
+    /// Always there, until it is dropped.
+    sender: Option<Sender<Event>>,
+    bell: Arc<Bell>,
+}
+
+/// The fan-in channel: shards get clones of its inlet.
+pub(crate) fn channel() -> (Inlet, Events) {
     let (sender, receiver) = crossbeam_channel::unbounded();
-    (sender, Events { receiver, leftovers: Arc::default() })
+    let bell = Arc::new(Bell::default());
+    (Inlet { sender: Some(sender), bell: Arc::clone(&bell) }, Events { receiver, bell, leftovers: Arc::default() })
+}
+
+impl Inlet {
+    /// Puts an event in. Whoever sleeps learns of it when the [bell](Self::ring) rings.
+    fn put(&self, event: Event) {
+        if let Some(sender) = &self.sender {
+            // The manager keeps a receiver; one that is gone has asked every shard to stop.
+            let _ = sender.send(event);
+        }
+    }
+
+    fn ring(&self) {
+        self.bell.ring();
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        // The last one is the end of the stream, for which somebody may be waiting.
+        self.sender = None;
+        self.ring();
+    }
 }
 
 impl Events {
@@ -52,7 +86,30 @@ impl Events {
 
     /// The next event, if it comes in time.
     pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
-        self.leftovers.pop().map_or_else(|| self.receiver.recv_timeout(timeout), Ok)
+        // One too long for the clock is none.
+        let next = self.wait(Instant::now().checked_add(timeout));
+        next.unwrap_or(Err(TryRecvError::Empty)).map_err(|error| match error {
+            TryRecvError::Empty => RecvTimeoutError::Timeout,
+            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        })
+    }
+
+    /// The next event, or that there will be none; `None` if neither comes in time.
+    fn wait(&self, deadline: Option<Instant>) -> Option<Result<Event, TryRecvError>> {
+        let look = || Some(self.try_next()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
+        let next = look().or_else(|| {
+            let next = self.bell.wait(deadline, look);
+            if next.as_ref().is_some_and(Result::is_err) || self.len() > 0 {
+                // There is something for the next one, too.
+                self.bell.ring();
+            }
+            next
+        });
+        // What was put back while the stream ended comes before the end, too.
+        match next {
+            Some(Err(error)) => Some(self.leftovers.pop().ok_or(error)),
+            next => next,
+        }
     }
 
     /// How many are there that nobody has taken.
@@ -65,8 +122,7 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        // What is put back while this waits comes before the end, too.
-        self.leftovers.pop().or_else(|| self.receiver.recv().ok()).or_else(|| self.leftovers.pop())
+        self.wait(None)?.ok()
     }
 }
 
@@ -80,7 +136,7 @@ mod tests {
     fn clones_share_the_stream_and_it_ends_with_the_shards() {
         let (sender, events) = channel();
         for _ in 0..3 {
-            sender.send(Event::new(ShardId::ONE, EventKind::Resumed)).unwrap();
+            sender.put(Event::new(ShardId::ONE, EventKind::Resumed));
         }
         assert!(events.clone().next().is_some());
         assert!(events.try_next().is_ok());

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
+use super::Inlet;
 use super::merge::{Digest, Lane, Merge};
 use crate::event::Event;
 use crate::protocol::EventName;
@@ -16,7 +16,7 @@ use crate::protocol::EventName;
 /// [`Merge`] with the other; for all others an event costs one look at a flag.
 #[derive(Debug)]
 pub(crate) struct Outlet {
-    sender: Sender<Event>,
+    inlet: Inlet,
     is_merging: AtomicBool,
     merging: Mutex<Neighbours>,
 }
@@ -44,15 +44,15 @@ struct Merging {
 }
 
 impl Outlet {
-    pub(crate) fn new(sender: Sender<Event>) -> Arc<Self> {
-        Arc::new(Self { sender, is_merging: AtomicBool::new(false), merging: Mutex::default() })
+    pub(crate) fn new(inlet: Inlet) -> Arc<Self> {
+        Arc::new(Self { inlet, is_merging: AtomicBool::new(false), merging: Mutex::default() })
     }
 
     /// An outlet for the set that will replace this one. From now on this one's events are noted, and the new one's held.
     pub(crate) fn successor(&self, overlap: Duration) -> Arc<Self> {
         let merging = Merging { merge: Arc::new(Mutex::new(Merge::new(overlap))), hasher: RandomState::new() };
         self.change(|neighbours| neighbours.after = Some(merging.clone()));
-        let successor = Self::new(self.sender.clone());
+        let successor = Self::new(self.inlet.clone());
         successor.change(|neighbours| neighbours.before = Some(merging));
         successor
     }
@@ -64,8 +64,19 @@ impl Outlet {
 
     /// An event of Discord, or of the shard.
     pub(crate) fn send(&self, event: Event, origin: Origin) {
+        self.put(event, origin);
+        self.ring();
+    }
+
+    /// Wakes whoever waits for what was [put](Self::put).
+    pub(crate) fn ring(&self) {
+        self.inlet.ring();
+    }
+
+    /// As [`send`](Self::send), but whoever sleeps is not woken: there is more to come.
+    pub(crate) fn put(&self, event: Event, origin: Origin) {
         if !self.is_merging.load(Ordering::Acquire) {
-            return self.emit(event);
+            return self.inlet.put(event);
         }
         let Neighbours { before, after } = self.merging.lock().clone();
         let event = match before {
@@ -82,27 +93,24 @@ impl Outlet {
         if let Some(merging) = after {
             merging.note(&event);
         }
-        self.emit(event);
+        self.inlet.put(event);
     }
 
     /// Something that is no shard's to tell: it is delivered at once, whoever takes over from whom.
     pub(crate) fn tell(&self, event: Event) {
-        self.emit(event);
+        self.inlet.put(event);
+        self.ring();
     }
 
     /// The set that this one replaces has ended: `first` is delivered, then what was held, then everything as it comes.
     pub(crate) fn take_over(&self, first: Event) {
         let before = self.merging.lock().before.clone();
-        let Some(merging) = before else { return self.emit(first) };
+        let Some(merging) = before else { return self.tell(first) };
         // The channel is unbounded: sending does not block, and a shard's next event cannot overtake what was held.
         let mut merge = merging.merge.lock();
-        self.emit(first);
-        merge.hand_over(Instant::now()).for_each(|event| self.emit(event));
-    }
-
-    fn emit(&self, event: Event) {
-        // The manager keeps a receiver; one that is gone has asked every shard to stop.
-        let _ = self.sender.send(event);
+        self.inlet.put(first);
+        merge.hand_over(Instant::now()).for_each(|event| self.inlet.put(event));
+        self.ring();
     }
 
     fn change(&self, change: impl FnOnce(&mut Neighbours)) {

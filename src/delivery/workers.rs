@@ -180,7 +180,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::delivery;
+    use crate::delivery::{self, Inlet};
     use crate::event::EventKind;
 
     fn shard(number: u32) -> ShardId {
@@ -188,11 +188,11 @@ mod tests {
     }
 
     /// A stream of numbered events of eight shards, by turns.
-    fn stream(count: usize) -> (Sender<Event>, Events) {
+    fn stream(count: usize) -> (Inlet, Events) {
         let (sender, events) = delivery::channel();
         for n in 0..count {
             let kind = EventKind::Stalled { events: n, bytes: 0 };
-            sender.send(Event::new(shard(u32::try_from(n % 8).unwrap()), kind)).unwrap();
+            sender.put(Event::new(shard(u32::try_from(n % 8).unwrap()), kind));
         }
         (sender, events)
     }

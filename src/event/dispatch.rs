@@ -5,14 +5,14 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::protocol::{EventName, MalformedPayload, Payload};
+use crate::protocol::{Body, EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
     sequence: u64,
-    payload: Payload,
+    body: Body,
 }
 
 impl Dispatch {
@@ -35,8 +35,8 @@ impl Dispatch {
 
     /// `None` if the payload is no event.
     pub(crate) fn new(payload: Payload) -> Option<Self> {
-        let (name, sequence) = payload.name().cloned().zip(payload.sequence()).filter(|_| payload.op() == 0)?;
-        Some(Self { name, sequence, payload })
+        let (name, sequence, body) = payload.into_event()?;
+        Some(Self { name, sequence, body })
     }
 
     /// Its name, for example `MESSAGE_CREATE`.
@@ -50,8 +50,10 @@ impl Dispatch {
     }
 
     /// The JSON of its data; `null` if Discord sent `null` or nothing.
+    ///
+    /// The library does not look into it: whether it is well-formed turns out where it is read, as by [`decode`](Self::decode).
     pub fn data(&self) -> &[u8] {
-        self.payload.data()
+        self.body.data()
     }
 
     /// The guild that it belongs to: its `guild_id`, or its `id` where it is about a guild itself. `None` for events of direct
@@ -73,37 +75,44 @@ impl Dispatch {
     ///
     /// Data of `null` is an error for a struct, and `None` for an `Option`.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
-        let data = self.data();
         // Keeping track of the path takes time: only what fails is read with it, a second time.
-        serde_json::from_slice(data).map_err(|source| {
-            let mut json = serde_json::Deserializer::from_slice(data);
-            let path = serde_path_to_error::deserialize::<_, T>(&mut json).err().map(|error| error.path().to_string());
-            self.error(path, source)
+        serde_json::from_slice(self.data()).or_else(|_| {
+            let mut json = serde_json::Deserializer::from_slice(self.body.exact_data());
+            let value = serde_path_to_error::deserialize(&mut json);
+            let value = value.map_err(|error| self.error(Some(error.path().to_string()), error.into_inner()))?;
+            json.end().map_err(|source| self.error(None, source))?;
+            Ok(value)
         })
+    }
+
+    /// See [`Body::exact_data`].
+    #[cfg(feature = "model")]
+    pub(super) fn exact_data(&self) -> &[u8] {
+        self.body.exact_data()
     }
 
     /// The size of the whole payload in bytes, uncompressed.
     pub(crate) fn size(&self) -> usize {
-        self.payload.size()
+        self.body.size()
     }
 
-    /// Gives memory back that it does not need, if that is much.
-    pub(crate) fn fit(&mut self) {
-        self.payload.fit();
+    /// See [`Body::fit`].
+    pub(crate) fn fit(&mut self) -> Option<Vec<u8>> {
+        self.body.fit()
     }
 
     /// The memory that it holds, in bytes.
     pub(crate) fn footprint(&self) -> usize {
-        self.payload.footprint()
+        self.body.footprint()
     }
 
     /// The buffer, to be used again.
     pub(crate) fn into_buffer(self) -> Vec<u8> {
-        self.payload.into_buffer()
+        self.body.into_buffer()
     }
 
     pub(super) fn error(&self, path: Option<String>, source: serde_json::Error) -> DecodeError {
-        let byte = offset(self.data(), source.line(), source.column());
+        let byte = offset(self.body.exact_data(), source.line(), source.column());
         let path = path.filter(|path| path != ".").unwrap_or_default();
         DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
     }

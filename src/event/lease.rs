@@ -70,10 +70,18 @@ impl Ledger {
         self.credit.lock().skip(sequence);
     }
 
-    /// Leases credit to an event.
-    pub(crate) fn lease(self: &Arc<Self>, sequence: u64, bytes: usize) -> Lease {
-        let receipt = self.credit.lock().deliver(sequence, bytes);
-        Lease { ledger: Arc::clone(self), receipt }
+    /// Leases credit to an event. Returns also whether another one may follow.
+    pub(crate) fn lease(self: &Arc<Self>, sequence: u64, bytes: usize) -> (Lease, bool) {
+        let mut credit = self.credit.lock();
+        let receipt = credit.deliver(sequence, bytes);
+        let has_room = credit.has_room();
+        drop(credit);
+        (Lease { ledger: Arc::clone(self), receipt }, has_room)
+    }
+
+    /// See [`Credit::rest`].
+    pub(crate) fn rest(&self) {
+        self.credit.lock().rest();
     }
 }
 

@@ -37,12 +37,14 @@ impl Dispatch {
         let seed = || DispatchEventWithTypeDeserializer::new(self.name().as_str());
         let mut json = serde_json::Deserializer::from_slice(self.data());
         let event = seed().deserialize(&mut json).and_then(|event| json.end().map(|()| event));
-        event.map(Event::from).map_err(|source| {
+        event.map(Event::from).or_else(|_| {
             // As in `decode`: the path is looked for only where there is an error.
-            let mut json = serde_json::Deserializer::from_slice(self.data());
+            let mut json = serde_json::Deserializer::from_slice(self.exact_data());
             let mut track = serde_path_to_error::Track::new();
-            let again = seed().deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
-            self.error(again.err().map(|_| track.path().to_string()), source)
+            let event = seed().deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+            let event = event.map_err(|source| self.error(Some(track.path().to_string()), source))?;
+            json.end().map_err(|source| self.error(None, source))?;
+            Ok(event.into())
         })
     }
 }

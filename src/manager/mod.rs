@@ -101,8 +101,8 @@ impl ShardManager {
         let limiter = start::limiter(&config, limits);
         let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
 
-        let (sender, events) = delivery::channel();
-        let (outlet, transition) = (Outlet::new(sender), Transition::new(max_concurrency));
+        let (inlet, events) = delivery::channel();
+        let (outlet, transition) = (Outlet::new(inlet), Transition::new(max_concurrency));
         let store = config.session_store.clone();
         let fleet = Fleet::new(config, rest.clone(), Arc::clone(&limiter), transition, outlet, events);
         fleet.begin(shards, sessions);

@@ -152,6 +152,18 @@ impl EventName {
         Some(Self::from(name)).filter(Self::is_documented).ok_or_else(|| UnknownEventName { given: name.to_owned() })
     }
 
+    /// The documented name that these bytes are.
+    pub(super) fn find(name: &[u8]) -> Option<Self> {
+        let mut slot = hash(name);
+        while let Some((known, event)) = DOCUMENTED.get(usize::from(TABLE[slot])) {
+            if known.as_bytes() == name {
+                return Some(event.clone());
+            }
+            slot = (slot + 1) % SLOTS;
+        }
+        None
+    }
+
     /// Whether it is one that Discord documents.
     pub fn is_documented(&self) -> bool {
         !matches!(self, Self::Unknown(_))
@@ -192,14 +204,7 @@ const fn hash(name: &[u8]) -> usize {
 
 impl From<&str> for EventName {
     fn from(name: &str) -> Self {
-        let mut slot = hash(name.as_bytes());
-        while let Some((known, event)) = DOCUMENTED.get(usize::from(TABLE[slot])) {
-            if *known == name {
-                return event.clone();
-            }
-            slot = (slot + 1) % SLOTS;
-        }
-        Self::Unknown(name.into())
+        Self::find(name.as_bytes()).unwrap_or_else(|| Self::Unknown(name.into()))
     }
 }
 

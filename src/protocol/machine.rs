@@ -269,7 +269,7 @@ impl Machine {
 
     /// What is to be done next. Ask until it says [`Output::Wait`] or [`Output::Stop`].
     pub fn poll(&mut self, now: Instant) -> Output {
-        if let Some(output) = self.outbox.pop_front() {
+        if let Some(output) = self.poll_at_once() {
             return output;
         }
         match &self.state {
@@ -291,6 +291,12 @@ impl Machine {
             }
             State::Stopped { reason, .. } => Output::Stop(*reason),
         }
+    }
+
+    /// What was asked for by what came in, without a look at the time: for whoever reads several payloads before it asks what is
+    /// [due](Self::poll).
+    pub fn poll_at_once(&mut self) -> Option<Output> {
+        self.outbox.pop_front()
     }
 
     /// Where the shard stands.

@@ -65,6 +65,7 @@ pub use command::{
 };
 pub use event_name::{EventName, UnknownEventName};
 pub use machine::{Input, Machine, Notice, Output, Target, Timer};
+pub(crate) use payload::Body;
 pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;

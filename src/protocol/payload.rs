@@ -1,5 +1,10 @@
 //! Inbound payloads: `op`, `s` and `t` are read once, `d` stays bytes.
+//!
+//! Discord writes `t`, `s` and `op` before `d`. What comes so is read from its first bytes alone, however long `d` is; anything else
+//! is read by `serde_json`. The short way takes one thing on trust: that `d`, an object, goes on to the payload's last brace. Who
+//! reads `d` finds out, and then asks for [`Body::exact_data`].
 
+use std::mem;
 use std::ops::Range;
 
 use serde::Deserialize;
@@ -7,13 +12,22 @@ use serde_json::value::RawValue;
 
 use super::event_name::EventName;
 
-/// A payload from Discord. It owns its bytes; `d` is a part of them.
+/// Longer payloads keep the buffer that they came in, and give back its end.
+const WORTH_MOVING: usize = 32 << 10;
+
+/// A payload from Discord.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
-    bytes: Vec<u8>,
     op: u64,
     sequence: Option<u64>,
     name: Option<EventName>,
+    body: Body,
+}
+
+/// The bytes of a payload; `d` is a part of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Body {
+    bytes: Vec<u8>,
     data: Range<usize>,
 }
 
@@ -32,16 +46,16 @@ struct Envelope<'a> {
 impl Payload {
     /// Reads the envelope, in whatever order its fields come.
     pub fn read(bytes: Vec<u8>) -> Result<Self, MalformedPayload> {
+        if let Some((name, sequence, data)) = usual_event(&bytes) {
+            return Ok(Self { op: 0, sequence: Some(sequence), name: Some(name), body: Body { bytes, data } });
+        }
         let envelope: Envelope<'_> = serde_json::from_slice(&bytes)?;
-        let data = envelope.d.map_or(0..0, |d| {
-            let start = d.get().as_ptr().addr() - bytes.as_ptr().addr();
-            start..start + d.get().len()
-        });
+        let data = envelope.data(&bytes);
         let Envelope { op, s: sequence, t: name, .. } = envelope;
         if op == 0 && (sequence.is_none() || name.is_none()) {
             return Err(MalformedPayload::Dispatch);
         }
-        Ok(Self { bytes, op, sequence, name, data })
+        Ok(Self { op, sequence, name, body: Body { bytes, data } })
     }
 
     /// The opcode.
@@ -59,21 +73,64 @@ impl Payload {
         self.name.as_ref()
     }
 
-    /// The JSON of `d`; `null` if there is none.
+    /// The JSON of `d`; `null` if there is none. That of an event is not looked into: whoever reads it finds out whether it is
+    /// well-formed.
     pub fn data(&self) -> &[u8] {
-        if self.data.is_empty() { b"null" } else { &self.bytes[self.data.clone()] }
+        self.body.data()
     }
 
     /// The size of the whole payload in bytes, uncompressed.
     pub fn size(&self) -> usize {
+        self.body.size()
+    }
+
+    /// Reads `d`.
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
+        let body = &self.body;
+        Ok(serde_json::from_slice(body.data()).or_else(|_| serde_json::from_slice(body.exact_data()))?)
+    }
+
+    /// Name, sequence and the rest, if it is an event.
+    pub(crate) fn into_event(self) -> Option<(EventName, u64, Body)> {
+        let (name, sequence) = self.name.zip(self.sequence).filter(|_| self.op == 0)?;
+        Some((name, sequence, self.body))
+    }
+}
+
+impl Body {
+    /// See [`Payload::data`].
+    pub(crate) fn data(&self) -> &[u8] {
+        self.part(self.data.clone())
+    }
+
+    /// What [`data`](Self::data) is if nothing is taken on trust; for whoever could not read that.
+    pub(crate) fn exact_data(&self) -> &[u8] {
+        let envelope = serde_json::from_slice::<Envelope<'_>>(&self.bytes);
+        envelope.map_or(self.data(), |envelope| self.part(envelope.data(&self.bytes)))
+    }
+
+    /// A part of the bytes that may be missing.
+    fn part(&self, range: Range<usize>) -> &[u8] {
+        if range.is_empty() { b"null" } else { &self.bytes[range] }
+    }
+
+    /// See [`Payload::size`].
+    pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Gives memory back that it does not need, if that is much.
-    pub(crate) fn fit(&mut self) {
-        if self.bytes.capacity() / 2 > self.bytes.len() {
-            self.bytes.shrink_to_fit();
+    /// Gives back what it does not need of its buffer. A short payload moves to another, so that the one it had can be used again:
+    /// that is returned.
+    pub(crate) fn fit(&mut self) -> Option<Vec<u8>> {
+        if self.bytes.capacity() - self.bytes.len() <= self.bytes.len() / 8 {
+            return None;
         }
+        if self.bytes.len() > WORTH_MOVING {
+            self.bytes.shrink_to_fit();
+            return None;
+        }
+        let fitting = self.bytes.as_slice().into();
+        Some(mem::replace(&mut self.bytes, fitting))
     }
 
     /// The memory that it takes: its buffer may be larger than what is in it.
@@ -85,11 +142,41 @@ impl Payload {
     pub(crate) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }
+}
 
-    /// Reads `d`.
-    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
-        Ok(serde_json::from_slice(self.data())?)
+impl Envelope<'_> {
+    /// Where `d` lies in the bytes that this was read from.
+    fn data(&self, bytes: &[u8]) -> Range<usize> {
+        self.d.map_or(0..0, |d| {
+            let start = d.get().as_ptr().addr() - bytes.as_ptr().addr();
+            start..start + d.get().len()
+        })
     }
+}
+
+/// Name, sequence and data of an event that comes as Discord writes them: `{"t":"NAME","s":1,"op":0,"d":{...}}`. Names that Discord
+/// does not document go the long way: they may have anything in them.
+fn usual_event(bytes: &[u8]) -> Option<(EventName, u64, Range<usize>)> {
+    let rest = bytes.strip_prefix(br#"{"t":""#)?;
+    let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
+    let (sequence, rest) = number(rest.strip_prefix(br#"","s":"#)?)?;
+    let data = rest.strip_prefix(br#","op":0,"d":"#)?.strip_suffix(b"}")?;
+    if !data.starts_with(b"{") || !data.ends_with(b"}") {
+        return None;
+    }
+    let end = bytes.len() - 1;
+    Some((EventName::find(name)?, sequence, end - data.len()..end))
+}
+
+/// A number at the beginning, as JSON writes it: without a zero in front.
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (mut number, mut at) = (0_u64, 0);
+    while let Some(digit @ b'0'..=b'9') = bytes.get(at) {
+        number = number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        at += 1;
+    }
+    let is_number = at == 1 || (at > 1 && bytes[0] != b'0');
+    is_number.then_some((number, &bytes[at..]))
 }
 
 /// A payload that Discord should not have sent.
@@ -112,6 +199,9 @@ pub enum MalformedPayload {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn read(json: &str) -> Result<Payload, MalformedPayload> {
@@ -127,6 +217,107 @@ mod tests {
             let payload = read(json).unwrap();
             assert_eq!((payload.op(), payload.sequence(), payload.name()), (0, Some(7), Some(&EventName::from("X"))));
             assert_eq!(payload.data(), br#"{"a":[1,"}"]}"#);
+        }
+    }
+
+    #[test]
+    fn what_is_taken_on_trust_is_found_out_by_whoever_reads_it() {
+        let more = read(r#"{"t":"TYPING_START","s":7,"op":0,"d":{"a":1},"new":{"b":2}}"#).unwrap();
+        assert_eq!((more.sequence(), more.name()), (Some(7), Some(&EventName::TypingStart)));
+        assert_eq!(more.parse::<Value>().unwrap(), json!({"a": 1}));
+        for json in [
+            r#"{"t":"TYPING_START","s":7,"op":0,"d":{"a":{"b":{}}"#,
+            r#"{"t":"TYPING_START","s":7,"op":0,"d":{"a":1},"d":{"a":1}}"#,
+            r#"{"t":"TYPING_START","s":7,"op":0,"d":{nonsense}}"#,
+        ] {
+            assert!(read(json).unwrap().parse::<Value>().is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_as_json_has_them() {
+        let sequence = |digits: &str| {
+            let payload = read(&format!(r#"{{"t":"TYPING_START","s":{digits},"op":0,"d":{{}}}}"#));
+            payload.ok().and_then(|payload| payload.sequence())
+        };
+        assert_eq!(sequence("0"), Some(0));
+        assert_eq!(sequence("18446744073709551615"), Some(u64::MAX));
+        for wrong in ["", "00", "01", "-1", "18446744073709551616", "1.0", "1e3", "null", "\"1\""] {
+            assert_eq!(sequence(wrong), None, "{wrong}");
+        }
+    }
+
+    /// JSON of any kind, with what may be mistaken for its structure in its texts.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let text = "[\"\\\\{}\\[\\],:tsd0 é🦀\n]{0,6}";
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            text.prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(text, inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// A field of an envelope, or one that is none, with what it may have or something else.
+    fn any_field() -> impl Strategy<Value = String> {
+        let name = prop_oneof![Just(r#""TYPING_START""#), Just(r#""RESUMED""#), Just(r#""NEW""#), Just(r#""\u0058""#)];
+        prop_oneof![
+            4 => name.prop_map(|name| format!(r#""t":{name}"#)),
+            4 => any::<u64>().prop_map(|sequence| format!(r#""s":{sequence}"#)),
+            4 => prop_oneof![4 => Just(0), 1 => 0..12].prop_map(|op| format!(r#""op":{op}"#)),
+            4 => any_json().prop_map(|data| format!(r#""d":{data}"#)),
+            1 => any_json().prop_map(|data| format!(r#" "\u0064" : {data} "#)),
+            1 => ("[tsdopx]{1,2}", any_json()).prop_map(|(key, value)| format!(r#""{key}":{value}"#)),
+        ]
+    }
+
+    /// What may come: fields in any order, or in the usual one with others behind; whole or cut off.
+    fn any_payload() -> impl Strategy<Value = Vec<u8>> {
+        let fields = prop::collection::vec(any_field(), 0..6);
+        let usual = (any::<u64>(), any_json(), prop::collection::vec(any_field(), 0..2)).prop_map(|(s, d, more)| {
+            let head =
+                [r#""t":"TYPING_START""#.into(), format!(r#""s":{s}"#), r#""op":0"#.into(), format!(r#""d":{d}"#)];
+            head.into_iter().chain(more).collect()
+        });
+        let whole = prop_oneof![fields, usual].prop_map(|fields: Vec<String>| format!("{{{}}}", fields.join(",")));
+        (whole, any::<prop::sample::Index>(), any::<bool>()).prop_map(|(json, at, is_cut)| {
+            let mut bytes = json.into_bytes();
+            if is_cut {
+                bytes.truncate(at.index(bytes.len()));
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        /// The short way and the long way agree: on all that is read at once, and on the rest once it is read.
+        #[test]
+        fn reading_is_what_serde_json_does(bytes in any_payload()) {
+            let expected = serde_json::from_slice::<Envelope<'_>>(&bytes).ok();
+            let expected = expected.filter(|envelope| envelope.op != 0 || (envelope.s.is_some() && envelope.t.is_some()));
+            let read = Payload::read(bytes.clone());
+            match (expected, read) {
+                (Some(expected), Ok(read)) => {
+                    prop_assert_eq!((read.op(), read.sequence(), read.name()), (expected.op, expected.s, expected.t.as_ref()));
+                    let (data, range) = (expected.d.map_or("null", RawValue::get), expected.data(&bytes));
+                    prop_assert_eq!(read.parse::<Value>().unwrap(), serde_json::from_str::<Value>(data).unwrap());
+                    prop_assert_eq!(read.body.exact_data(), data.as_bytes());
+                    if range.end + 1 == bytes.len() {
+                        prop_assert_eq!(read.data(), data.as_bytes());
+                    }
+                }
+                (None, Ok(read)) => prop_assert!(read.parse::<Value>().is_err(), "{:?}", String::from_utf8_lossy(&bytes)),
+                (Some(_), Err(error)) => prop_assert!(false, "{error}: {:?}", String::from_utf8_lossy(&bytes)),
+                (None, Err(_)) => {}
+            }
         }
     }
 

@@ -28,14 +28,16 @@ pub(crate) struct AllIn {
     pub(crate) missing: usize,
 }
 
-#[derive(Deserialize)]
-struct Ready {
+/// What READY says of guilds.
+#[derive(Default, Deserialize)]
+pub(crate) struct Ready {
     #[serde(default)]
     guilds: Vec<Guild>,
 }
 
+/// What `GUILD_DELETE` says of one.
 #[derive(Deserialize)]
-struct Guild {
+pub(crate) struct Guild {
     id: String,
     #[serde(default)]
     unavailable: bool,
@@ -53,9 +55,7 @@ impl Guilds {
     }
 
     /// A session starts. Without the intent for guilds none of them will `arrive`.
-    pub(crate) fn ready(&mut self, now: Instant, data: &[u8], arrive: bool) {
-        // The machine has read this READY; a guild that cannot be read is none that could arrive.
-        let ready = serde_json::from_slice(data).unwrap_or(Ready { guilds: Vec::new() });
+    pub(crate) fn ready(&mut self, now: Instant, ready: &Ready, arrive: bool) {
         let known: HashSet<u64> = ready.guilds.iter().filter_map(|guild| guild.id.parse().ok()).collect();
         self.missing = if arrive { known.clone() } else { HashSet::new() };
         self.known = Some(known);
@@ -83,8 +83,8 @@ impl Guilds {
     }
 
     /// A `GUILD_DELETE` came: the guild was left, or an outage makes it unavailable.
-    pub(crate) fn delete(&mut self, data: &[u8]) {
-        let Some((id, false)) = read(data) else { return };
+    pub(crate) fn delete(&mut self, guild: &Guild) {
+        let (Ok(id), false) = (guild.id.parse(), guild.unavailable) else { return };
         self.missing.remove(&id);
         if let Some(known) = &mut self.known {
             known.remove(&id);
@@ -107,24 +107,22 @@ impl Guilds {
     }
 }
 
-/// The id of a guild, and whether it is unavailable.
-fn read(data: &[u8]) -> Option<(u64, bool)> {
-    let guild: Guild = serde_json::from_slice(data).ok()?;
-    Some((guild.id.parse().ok()?, guild.unavailable))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
 
     use super::*;
 
-    const READY: &[u8] = br#"{"guilds":[{"id":"1","unavailable":true},{"id":"2","unavailable":true}]}"#;
+    const READY: &str = r#"{"guilds":[{"id":"1","unavailable":true},{"id":"2","unavailable":true}]}"#;
+
+    fn read<'a, T: Deserialize<'a>>(json: &'a str) -> T {
+        serde_json::from_str(json).unwrap()
+    }
 
     fn guilds(now: Instant) -> Guilds {
         let mut guilds = Guilds::new(Duration::from_secs(15));
         assert_eq!((guilds.poll(now), guilds.deadline()), (None, None), "no session, nothing to wait for");
-        guilds.ready(now, READY, true);
+        guilds.ready(now, &read(READY), true);
         guilds
     }
 
@@ -156,8 +154,8 @@ mod tests {
     fn guilds_that_are_left_are_not_waited_for_and_outages_are() {
         let now = Instant::now();
         let mut guilds = guilds(now);
-        guilds.delete(br#"{"id":"1"}"#);
-        guilds.delete(br#"{"id":"2","unavailable":true}"#);
+        guilds.delete(&read(r#"{"id":"1"}"#));
+        guilds.delete(&read(r#"{"id":"2","unavailable":true}"#));
         assert_eq!((guilds.poll(now), guilds.count()), (None, Some(1)));
     }
 
@@ -165,9 +163,9 @@ mod tests {
     fn without_the_intent_none_is_waited_for() {
         let now = Instant::now();
         let mut guilds = Guilds::new(Duration::from_secs(15));
-        guilds.ready(now, READY, false);
+        guilds.ready(now, &read(READY), false);
         assert_eq!(guilds.poll(now), Some(AllIn { guilds: 2, missing: 0 }));
-        guilds.ready(now, b"nonsense", true);
+        guilds.ready(now, &Ready::default(), true);
         assert_eq!(guilds.poll(now), Some(AllIn { guilds: 0, missing: 0 }));
     }
 }

@@ -12,7 +12,7 @@ use tungstenite::WebSocket;
 use tungstenite::protocol::Role;
 
 use super::inflate::{Compression, Inflater};
-use super::websocket::{read_message, settings};
+use super::websocket::{Socket, settings};
 use super::{Received, TransportError};
 use crate::intents::Intents;
 use crate::protocol::{CloseReason, Identity, Input, Machine, Output, Stage, Timing};
@@ -135,13 +135,13 @@ fn read(input: &[u8]) {
         _ => Compression::ZstdStream,
     };
     let peer = Peer { bytes, piece: usize::from(*piece).max(1) };
-    let mut socket = WebSocket::from_raw_socket(peer, Role::Client, Some(settings(MAX_PAYLOAD)));
-    let mut inflater = Inflater::new(compression, MAX_PAYLOAD);
+    let websocket = WebSocket::from_raw_socket(peer, Role::Client, Some(settings(MAX_PAYLOAD)));
+    let mut socket = Socket::new(websocket, Inflater::new(compression, MAX_PAYLOAD));
     let mut shard = Shard::new(compression);
     shard.drive();
     loop {
         shard.now += Duration::from_millis(10);
-        match read_message(&mut socket, &mut inflater) {
+        match socket.read() {
             Ok(Received::Payload(payload)) => {
                 assert!(payload.len() <= MAX_PAYLOAD, "a payload of {} bytes", payload.len());
                 shard.handle(Input::Payload(payload));

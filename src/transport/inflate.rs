@@ -1,6 +1,7 @@
 //! From websocket messages to payloads: Discord's compressions, with bounded output.
 
 use std::mem;
+use std::ops::RangeInclusive;
 
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
@@ -53,17 +54,37 @@ const ZLIB_SUFFIX: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// What a payload is at least expected to need.
-const SMALLEST_BUFFER: usize = 1024;
+const SMALLEST_BUFFER: usize = 4 << 10;
 
-/// A larger buffer is not kept for the next payload: it would stay with the shard while that is idle.
+/// A larger buffer is not kept for the next payload, and what is expected to need one gets its own at once.
 const LARGEST_SPARE: usize = 64 << 10;
 
-/// The decompressor of one connection.
-pub(super) struct Inflater {
+/// To how much of its size JSON shrinks at least, and at most as far as is reckoned with.
+const RATIOS: RangeInclusive<usize> = 5..=32;
+
+/// Messages that are smaller say nothing about how large messages shrink.
+const TELLING: usize = 1 << 10;
+
+/// The decompressor of one connection, for a [`Transport`](super::Transport).
+///
+/// ```
+/// # use threadcord::{Compression, transport::Inflater};
+/// let mut inflater = Inflater::new(Compression::None, 1 << 20);
+/// assert_eq!(inflater.text(br#"{"op":11}"#)?, br#"{"op":11}"#);
+/// # Ok::<(), threadcord::transport::InflateError>(())
+/// ```
+pub struct Inflater {
     kind: Kind,
+    room: Room,
+}
+
+/// Where payloads go.
+struct Room {
     max: usize,
     /// The buffer of an earlier payload that nobody kept.
     spare: Vec<u8>,
+    /// How many times as long as its message the last large payload was.
+    ratio: usize,
 }
 
 enum Kind {
@@ -75,7 +96,7 @@ enum Kind {
 
 impl Inflater {
     /// A decompressor for a new connection; payloads may have up to `max` bytes.
-    pub(super) fn new(compression: Compression, max: usize) -> Self {
+    pub fn new(compression: Compression, max: usize) -> Self {
         let kind = match compression {
             Compression::None => Kind::Plain,
             Compression::Payload => Kind::Payload,
@@ -89,21 +110,29 @@ impl Inflater {
                 Kind::ZstdStream { context }
             }
         };
-        Self { kind, max, spare: Vec::new() }
+        Self { kind, room: Room { max, spare: Vec::new(), ratio: *RATIOS.start() } }
     }
 
     /// Takes a payload's buffer back, to fill it again; a large one is given back to the system.
-    pub(super) fn recycle(&mut self, buffer: Vec<u8>) {
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
         if buffer.capacity() <= LARGEST_SPARE {
-            self.spare = buffer;
+            self.room.spare = buffer;
         }
     }
 
-    /// A text message.
-    pub(super) fn text(&mut self, message: &[u8]) -> Result<Vec<u8>, InflateError> {
+    /// Nothing has come for a while: gives back the memory that only a busy connection needs.
+    pub fn rest(&mut self) {
+        self.room.spare = Vec::new();
+    }
+
+    /// A text message, which is a payload by itself.
+    ///
+    /// # Errors
+    /// If the compression sends binary messages alone.
+    pub fn text(&mut self, message: &[u8]) -> Result<Vec<u8>, InflateError> {
         match self.kind {
             Kind::Plain | Kind::Payload => {
-                let mut payload = emptied(&mut self.spare, message.len());
+                let mut payload = self.room.empty(message.len());
                 payload.extend_from_slice(message);
                 Ok(payload)
             }
@@ -112,12 +141,15 @@ impl Inflater {
     }
 
     /// A binary message; `None` if it is only a part of a payload.
-    pub(super) fn binary(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, InflateError> {
-        let (max, spare) = (self.max, &mut self.spare);
+    ///
+    /// # Errors
+    /// If it is damaged, if what is in it is too large, or if there is no compression. The connection is of no use then.
+    pub fn binary(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, InflateError> {
+        let room = &mut self.room;
         match &mut self.kind {
             Kind::Plain => Err(InflateError::WrongKind("binary")),
             Kind::Payload => {
-                let (payload, status) = inflate(&mut Decompress::new(true), message, max, spare)?;
+                let (payload, status) = inflate(&mut Decompress::new(true), message, room)?;
                 match status {
                     Status::StreamEnd => Ok(Some(payload)),
                     Status::Ok | Status::BufError => Err(InflateError::Corrupt("the zlib data is truncated".into())),
@@ -126,31 +158,26 @@ impl Inflater {
             Kind::ZlibStream { context, partial } => {
                 let ends = message.ends_with(&ZLIB_SUFFIX);
                 if ends && partial.is_empty() {
-                    return Ok(Some(inflate(context, message, max, spare)?.0));
+                    return Ok(Some(inflate(context, message, room)?.0));
                 }
-                if partial.len() + message.len() > max {
-                    return Err(InflateError::TooLarge(max));
+                if partial.len() + message.len() > room.max {
+                    return Err(InflateError::TooLarge(room.max));
                 }
                 partial.extend_from_slice(message);
                 if !partial.ends_with(&ZLIB_SUFFIX) {
                     return Ok(None);
                 }
-                let payload = inflate(context, partial, max, spare)?.0;
+                let payload = inflate(context, partial, room)?.0;
                 *partial = Vec::new();
                 Ok(Some(payload))
             }
-            Kind::ZstdStream { context } => decompress(context, message, max, spare).map(Some),
+            Kind::ZstdStream { context } => decompress(context, message, room).map(Some),
         }
     }
 }
 
-fn inflate(
-    context: &mut Decompress,
-    input: &[u8],
-    max: usize,
-    spare: &mut Vec<u8>,
-) -> Result<(Vec<u8>, Status), InflateError> {
-    let mut output = emptied(spare, expected(input.len(), max));
+fn inflate(context: &mut Decompress, input: &[u8], room: &mut Room) -> Result<(Vec<u8>, Status), InflateError> {
+    let mut output = room.expect(input.len());
     let before = context.total_in();
     loop {
         let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
@@ -159,14 +186,15 @@ fn inflate(
             .map_err(|error| InflateError::Corrupt(error.to_string()))?;
         // Room that is left means that nothing is left to come out.
         if status == Status::StreamEnd || output.len() < output.capacity() {
+            room.learn(input.len(), output.len());
             return Ok((output, status));
         }
-        grow(&mut output, max)?;
+        room.grow(&mut output)?;
     }
 }
 
-fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize, spare: &mut Vec<u8>) -> Result<Vec<u8>, InflateError> {
-    let mut output = emptied(spare, expected(input.len(), max));
+fn decompress(context: &mut DCtx<'_>, input: &[u8], room: &mut Room) -> Result<Vec<u8>, InflateError> {
+    let mut output = room.expect(input.len());
     let mut input = InBuffer::around(input);
     loop {
         let filled = output.len();
@@ -175,33 +203,46 @@ fn decompress(context: &mut DCtx<'_>, input: &[u8], max: usize, spare: &mut Vec<
             .decompress_stream(&mut buffer, &mut input)
             .map_err(|code| InflateError::Corrupt(zstd_safe::get_error_name(code).into()))?;
         if output.len() == output.capacity() {
-            grow(&mut output, max)?;
+            room.grow(&mut output)?;
         } else if input.pos() == input.src.len() {
+            room.learn(input.src.len(), output.len());
             return Ok(output);
         }
     }
 }
 
-/// The spare buffer, with room for so much.
-fn emptied(spare: &mut Vec<u8>, room: usize) -> Vec<u8> {
-    let mut buffer = mem::take(spare);
-    buffer.clear();
-    buffer.reserve_exact(room);
-    buffer
-}
-
-/// The room to begin with: JSON shrinks to about a fifth.
-fn expected(compressed: usize, max: usize) -> usize {
-    compressed.saturating_mul(5).max(SMALLEST_BUFFER).min(max.max(1))
-}
-
-/// Doubles the room, up to the bound.
-fn grow(output: &mut Vec<u8>, max: usize) -> Result<(), InflateError> {
-    if output.len() >= max {
-        return Err(InflateError::TooLarge(max));
+impl Room {
+    /// A buffer for what is in a message of this length.
+    fn expect(&mut self, compressed: usize) -> Vec<u8> {
+        self.empty(compressed.saturating_mul(self.ratio).max(SMALLEST_BUFFER).min(self.max.max(1)))
     }
-    output.reserve_exact(output.len().min(max - output.len()).max(1));
-    Ok(())
+
+    /// A buffer for so much, the spare one if that is large enough or may grow so large.
+    fn empty(&mut self, room: usize) -> Vec<u8> {
+        if room > LARGEST_SPARE {
+            return Vec::with_capacity(room);
+        }
+        let mut buffer = mem::take(&mut self.spare);
+        buffer.clear();
+        buffer.reserve_exact(room);
+        buffer
+    }
+
+    /// Doubles a buffer, up to the bound.
+    fn grow(&self, output: &mut Vec<u8>) -> Result<(), InflateError> {
+        if output.len() >= self.max {
+            return Err(InflateError::TooLarge(self.max));
+        }
+        output.reserve_exact(output.len().min(self.max - output.len()).max(1));
+        Ok(())
+    }
+
+    /// Remembers how far a message has shrunk.
+    fn learn(&mut self, compressed: usize, inflated: usize) {
+        if compressed >= TELLING {
+            self.ratio = (inflated / compressed + 1).clamp(*RATIOS.start(), *RATIOS.end());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod fuzz;
 mod inflate;
+mod stream;
 mod websocket;
 
 use std::fmt;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-pub use inflate::{Compression, InflateError};
+pub use inflate::{Compression, InflateError, Inflater};
 use url::Url;
 pub use websocket::{WebSocketConnector, WebSocketTransport};
 
@@ -84,6 +85,9 @@ pub trait Transport: Send {
     fn recycle(&mut self, buffer: Vec<u8>) {
         drop(buffer);
     }
+
+    /// Nothing has come for a while: memory that a busy connection needs may be given back. Does nothing unless it is overridden.
+    fn rest(&mut self) {}
 
     /// Wakes this transport's [`wait`](Self::wait) from any thread.
     fn waker(&self) -> Waker;

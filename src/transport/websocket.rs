@@ -9,22 +9,24 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use native_tls::{HandshakeError as TlsHandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream};
 use tungstenite::client::IntoClientRequest;
-use tungstenite::handshake::client::ClientHandshake;
+use tungstenite::handshake::client::{ClientHandshake, Response};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
-use tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 use url::{Host, Url};
 
-use super::inflate::{Compression, Inflater};
+use super::inflate::Inflater;
+use super::stream::{Buffered, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
 use crate::shard_id::ShardId;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
 
-/// tungstenite allocates it for each connection; a shard's events are small, and large ones grow it.
+/// tungstenite allocates it for each connection, and clears as much before it reads; large messages grow it. (Below it lies a
+/// buffer of our own, so that this is no matter of system calls.)
 const READ_BUFFER: usize = 4 * 1024;
 
 /// Bytes of a frame around a payload, and what a compression adds to data that it cannot shrink.
@@ -63,7 +65,6 @@ impl Connector for WebSocketConnector {
             link: Link::None,
             maybe_ready: false,
             flushed: true,
-            inflater: Inflater::new(Compression::None, 0),
             attempts: None,
         })
     }
@@ -80,17 +81,26 @@ pub struct WebSocketTransport {
     /// The socket has not said `WouldBlock` since the last edge; mio tells of edges alone.
     maybe_ready: bool,
     flushed: bool,
-    inflater: Inflater,
     attempts: Option<Attempts>,
 }
+
+type Upgrade = ClientHandshake<Buffered<Stream>>;
 
 /// How far the connection has come.
 enum Link {
     None,
     Tcp(TcpStream),
     Tls(MidHandshakeTlsStream<TcpStream>),
-    Upgrade(MidHandshake<ClientHandshake<Stream>>),
-    Open(Box<WebSocket<Stream>>),
+    Upgrade(MidHandshake<Upgrade>),
+    Open(Box<Socket<Buffered<Stream>>>),
+}
+
+/// An open websocket, and what inflates its messages.
+pub(super) struct Socket<S> {
+    websocket: WebSocket<S>,
+    inflater: Inflater,
+    /// The bytes of the frames that were read, of those messages that came in one.
+    taken: u64,
 }
 
 /// The addresses of a host that have not been tried yet.
@@ -107,7 +117,6 @@ impl Transport for WebSocketTransport {
     fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
         self.link = Link::None;
         self.flushed = true;
-        self.inflater = Inflater::new(self.settings.compression, self.settings.max_payload);
         self.attempts = Some(Attempts { url: url.clone(), addresses: resolve(url)?, deadline, give_up: None });
         self.try_next_address(io::ErrorKind::AddrNotAvailable.into())
     }
@@ -115,19 +124,18 @@ impl Transport for WebSocketTransport {
     fn read(&mut self) -> Result<Received, TransportError> {
         self.flush()?;
         while self.maybe_ready {
+            if let Link::Open(socket) = &mut self.link {
+                let received = socket.read();
+                match received {
+                    Ok(Received::Nothing) => self.maybe_ready = false,
+                    // The answer to a ping may be waiting to be sent.
+                    Ok(Received::Partial) => self.flushed = false,
+                    _ => {}
+                }
+                return received;
+            }
             match std::mem::replace(&mut self.link, Link::None) {
                 Link::None => return Ok(Received::Nothing),
-                Link::Open(mut socket) => {
-                    let received = read_message(&mut socket, &mut self.inflater);
-                    self.link = Link::Open(socket);
-                    match received {
-                        Ok(Received::Nothing) => self.maybe_ready = false,
-                        // The answer to a ping may be waiting to be sent.
-                        Ok(Received::Partial) => self.flushed = false,
-                        _ => {}
-                    }
-                    return received;
-                }
                 handshake => {
                     if self.shake_hands(handshake)? {
                         self.attempts = None;
@@ -147,7 +155,7 @@ impl Transport for WebSocketTransport {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
         };
         self.flushed = false;
-        not_blocked(socket.write(Message::text(text)))?;
+        not_blocked(socket.websocket.write(Message::text(text)))?;
         self.flush()
     }
 
@@ -165,8 +173,9 @@ impl Transport for WebSocketTransport {
         let mut bytes = Vec::with_capacity(frame.len());
         frame.format(&mut bytes)?;
         // A fresh connection has room for one such payload; one that has not is not worth waiting for.
-        socket.get_mut().write_all(&bytes)?;
-        Ok(socket.get_mut().flush()?)
+        let stream = socket.websocket.get_mut();
+        stream.write_all(&bytes)?;
+        Ok(stream.flush()?)
     }
 
     fn is_flushed(&self) -> bool {
@@ -185,7 +194,7 @@ impl Transport for WebSocketTransport {
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
         if let (Link::Open(socket), Some(code)) = (&mut self.link, code) {
             let frame = CloseFrame { code: code.into(), reason: "".into() };
-            self.flushed = matches!(not_blocked(socket.close(Some(frame))), Ok(true));
+            self.flushed = matches!(not_blocked(socket.websocket.close(Some(frame))), Ok(true));
             self.discard(deadline);
         }
         self.link = Link::None;
@@ -194,7 +203,18 @@ impl Transport for WebSocketTransport {
     }
 
     fn recycle(&mut self, buffer: Vec<u8>) {
-        self.inflater.recycle(buffer);
+        if let Link::Open(socket) = &mut self.link {
+            socket.inflater.recycle(buffer);
+        }
+    }
+
+    fn rest(&mut self) {
+        if self.flushed
+            && let Link::Open(mut socket) = std::mem::replace(&mut self.link, Link::None)
+        {
+            *socket = socket.rest(self.settings.max_payload);
+            self.link = Link::Open(socket);
+        }
     }
 
     fn waker(&self) -> Waker {
@@ -216,10 +236,11 @@ impl WebSocketTransport {
     /// Reads and forgets what still comes, which is Discord's to send again, until the peer closes. It reads below
     /// tungstenite, which must not be asked again after it found a frame wrong.
     fn discard(&mut self, deadline: Instant) {
-        let mut buffer = [0; 4096];
+        // Not on the stack, where it would stay with the shard.
+        let mut buffer = vec![0; 4096];
         while Instant::now() < deadline && self.flush().is_ok() {
             let Link::Open(socket) = &mut self.link else { return };
-            match socket.get_mut().read(&mut buffer) {
+            match socket.websocket.get_mut().read(&mut buffer) {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -320,20 +341,19 @@ impl WebSocketTransport {
     fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
         let Some(attempts) = &self.attempts else { return Ok(false) };
         let request = attempts.url.as_str().into_client_request()?;
+        let stream = Buffered::new(stream);
         let handshake = ClientHandshake::start(stream, request, Some(settings(self.settings.max_payload)))?;
         self.upgraded(handshake.handshake())
     }
 
     fn upgraded(
         &mut self,
-        handshake: Result<
-            (WebSocket<Stream>, tungstenite::handshake::client::Response),
-            HandshakeError<ClientHandshake<Stream>>,
-        >,
+        handshake: Result<(WebSocket<Buffered<Stream>>, Response), HandshakeError<Upgrade>>,
     ) -> Result<bool, TransportError> {
         match handshake {
-            Ok((socket, _)) => {
-                self.link = Link::Open(Box::new(socket));
+            Ok((websocket, _)) => {
+                let inflater = Inflater::new(self.settings.compression, self.settings.max_payload);
+                self.link = Link::Open(Box::new(Socket::new(websocket, inflater)));
                 Ok(true)
             }
             Err(HandshakeError::Interrupted(handshake)) => {
@@ -349,10 +369,65 @@ impl WebSocketTransport {
         if !self.flushed
             && let Link::Open(socket) = &mut self.link
         {
-            self.flushed = not_blocked(socket.flush())?;
+            self.flushed = not_blocked(socket.websocket.flush())?;
         }
         Ok(())
     }
+}
+
+impl<S: Read + Write> Socket<S> {
+    pub(super) fn new(websocket: WebSocket<S>, inflater: Inflater) -> Self {
+        Self { websocket, inflater, taken: 0 }
+    }
+
+    /// What came next.
+    pub(super) fn read(&mut self) -> Result<Received, TransportError> {
+        match self.websocket.read() {
+            Ok(Message::Text(text)) => {
+                self.taken += frame_size(text.len());
+                Ok(Received::Payload(self.inflater.text(text.as_bytes())?))
+            }
+            Ok(Message::Binary(bytes)) => {
+                self.taken += frame_size(bytes.len());
+                Ok(self.inflater.binary(&bytes)?.map_or(Received::Partial, Received::Payload))
+            }
+            Ok(Message::Ping(bytes) | Message::Pong(bytes)) => {
+                self.taken += frame_size(bytes.len());
+                Ok(Received::Partial)
+            }
+            Ok(Message::Close(frame)) => Ok(Received::Closed(frame.map(|frame| frame.code.into()))),
+            // Nobody is given one.
+            Ok(Message::Frame(_)) => Ok(Received::Partial),
+            Err(error) if is_blocked(&error) => Ok(Received::Nothing),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Socket<Buffered<Stream>> {
+    /// Gives back the memory that large messages and many at once have taken. That of tungstenite goes with the websocket: the
+    /// connection gets another, if this one holds no part of a frame.
+    fn rest(mut self, max_payload: usize) -> Self {
+        self.inflater.rest();
+        self.websocket.get_mut().shrink();
+        let stream = self.websocket.get_ref();
+        if !self.websocket.can_write() || !stream.is_empty() || stream.handed_on() != self.taken {
+            return self;
+        }
+        let stream = self.websocket.into_inner();
+        let websocket = WebSocket::from_raw_socket(stream, Role::Client, Some(settings(max_payload)));
+        Self { websocket, ..self }
+    }
+}
+
+/// The bytes of a frame with so many in it, as a server sends it.
+fn frame_size(length: usize) -> u64 {
+    let header = match length {
+        0..126 => 2,
+        126..0x1_0000 => 4,
+        _ => 10,
+    };
+    length as u64 + header
 }
 
 /// The settings of a websocket whose payloads have up to `max_payload` bytes.
@@ -364,21 +439,6 @@ pub(super) fn settings(max_payload: usize) -> WebSocketConfig {
         .write_buffer_size(0)
         .max_message_size(largest)
         .max_frame_size(largest)
-}
-
-/// What came next on an open websocket.
-pub(super) fn read_message<S: Read + Write>(
-    socket: &mut WebSocket<S>,
-    inflater: &mut Inflater,
-) -> Result<Received, TransportError> {
-    match socket.read() {
-        Ok(Message::Text(text)) => Ok(Received::Payload(inflater.text(text.as_bytes())?)),
-        Ok(Message::Binary(bytes)) => Ok(inflater.binary(&bytes)?.map_or(Received::Partial, Received::Payload)),
-        Ok(Message::Close(frame)) => Ok(Received::Closed(frame.map(|frame| frame.code.into()))),
-        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(Received::Partial),
-        Err(error) if is_blocked(&error) => Ok(Received::Nothing),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Whether a connection has come about, as mio's documentation asks to find out.
@@ -418,36 +478,5 @@ fn not_blocked(result: tungstenite::Result<()>) -> Result<bool, TransportError> 
         Ok(()) => Ok(true),
         Err(error) if is_blocked(&error) => Ok(false),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// A connection with or without TLS.
-enum Stream {
-    Plain(TcpStream),
-    Tls(TlsStream<TcpStream>),
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(stream) => stream.read(buffer),
-            Self::Tls(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(stream) => stream.write(buffer),
-            Self::Tls(stream) => stream.write(buffer),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(stream) => stream.flush(),
-            Self::Tls(stream) => stream.flush(),
-        }
     }
 }
