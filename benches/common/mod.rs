@@ -1,17 +1,34 @@
-//! What the benches measure on: events as the simulator brings them forth, in its usual mix.
+//! What the benches measure on: events as the simulator brings them forth.
+
+#![allow(dead_code, reason = "each bench needs a part")]
+
+pub(crate) mod memory;
+pub(crate) mod probe;
+pub(crate) mod stream;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use threadcord::{Config, Dispatch, Intents, ShardManager, Timing, Token, sim};
+use threadcord::{Command, Config, Dispatch, Intents, MemberQuery, ShardManager, Timing, Token, sim};
 
-/// Some thousand events of the usual mix, and at least one of each kind, as they come over the wire.
+/// So many events of the usual mix are collected, and a few more so that each kind is there.
+const EVENTS: usize = 4000;
+
+/// Guilds that arrive, with 250 members each. They make the mean size that of a busy bot's events: about 1.9 kB.
+const GUILDS: u32 = 55;
+
+/// Some thousand events of the usual mix, at least one of each kind, as Discord writes them. From 100 bytes to 200 KB, with
+/// escapes and with characters beyond ASCII; always the same.
 pub(crate) fn events() -> Vec<String> {
-    let usual = sim::Gateway::builder().guilds(20).members(250).activity(4000.0).time_scale(0.01);
-    let all = sim::Gateway::builder().guilds(2).activity(1000.0).time_scale(0.01);
-    let mut events = collect(usual.seed(1), |events, _| events.len() >= 4000);
-    let each = all.mix(sim::EVENT_NAMES.map(|name| (name, 1))).seed(1);
-    events.extend(collect(each, |_, names| sim::EVENT_NAMES.iter().all(|name| names.contains(*name))));
+    let usual = sim::Gateway::builder().guilds(GUILDS).members(250).activity(4000.0).time_scale(0.01).seed(1);
+    let each = sim::EVENT_NAMES.map(|name| (name, 1));
+    let each = sim::Gateway::builder().guilds(1).members(600).activity(1000.0).time_scale(0.01).mix(each).seed(1);
+    let mut events = collect(usual, |events, _| events.len() >= EVENTS);
+    let is_there = |names: &BTreeSet<String>, name| names.contains(name);
+    events.extend(collect(each, |_, names| {
+        sim::EVENT_NAMES.into_iter().chain(["GUILD_MEMBERS_CHUNK"]).all(|name| is_there(names, name))
+    }));
+    fastrand::Rng::with_seed(1).shuffle(&mut events);
     events
 }
 
@@ -19,15 +36,19 @@ fn collect(gateway: sim::Builder, is_enough: impl Fn(&[String], &BTreeSet<String
     let gateway = gateway.heartbeat_interval(Duration::from_secs(500)).start().expect("the simulator starts");
     let config = Config::new(Token::new(gateway.token()).expect("a token"), Intents::all())
         .rest_url(gateway.rest_url())
+        .large_threshold(250)
         .timing(Timing::scaled(0.01));
     let manager = ShardManager::start(config).expect("the shard starts");
     let (mut events, mut names) = (Vec::new(), BTreeSet::new());
     for event in manager.events() {
         let Some(dispatch) = event.dispatch() else { continue };
-        names.insert(dispatch.name().to_string());
-        // In the order in which Discord writes it.
+        if names.insert(dispatch.name().to_string()) && dispatch.name() == "GUILD_CREATE" {
+            // The largest event of all: 600 members.
+            let all = Command::request_members(gateway.guild_ids()[0], &MemberQuery::all(), None).expect("a command");
+            manager.send_to_guild(gateway.guild_ids()[0], all).expect("it is taken");
+        }
         let data = String::from_utf8_lossy(dispatch.data());
-        events.push(format!(r#"{{"t":"{}","s":{},"op":0,"d":{data}}}"#, dispatch.name(), dispatch.sequence()));
+        events.push(payload(dispatch.name(), dispatch.sequence(), &data));
         if is_enough(&events, &names) {
             break;
         }
@@ -35,14 +56,17 @@ fn collect(gateway: sim::Builder, is_enough: impl Fn(&[String], &BTreeSet<String
     events
 }
 
+/// An event in the order in which Discord writes it.
+pub(crate) fn payload(name: impl std::fmt::Display, sequence: u64, data: &str) -> String {
+    format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#)
+}
+
 /// The same, read as far as the library does.
-#[allow(dead_code, reason = "not every bench needs it")]
 pub(crate) fn dispatches() -> Vec<Dispatch> {
     events().into_iter().map(|json| Dispatch::from_json(json).expect("an event")).collect()
 }
 
 /// The mean size of some data.
-#[allow(dead_code, reason = "as above")]
 pub(crate) fn mean(sizes: impl ExactSizeIterator<Item = usize>) -> usize {
     let count = sizes.len();
     sizes.sum::<usize>() / count.max(1)

@@ -99,8 +99,10 @@ enum Link {
 pub(super) struct Socket<S> {
     websocket: WebSocket<S>,
     inflater: Inflater,
-    /// The bytes of the frames that were read, of those messages that came in one.
+    /// The bytes of the frames that were read, if each message came in one.
     taken: u64,
+    /// More than has come cannot have been read: some large message was in several frames, and `taken` is of no use any more.
+    is_miscounted: bool,
 }
 
 /// The addresses of a host that have not been tried yet.
@@ -127,7 +129,10 @@ impl Transport for WebSocketTransport {
             if let Link::Open(socket) = &mut self.link {
                 let received = socket.read();
                 match received {
-                    Ok(Received::Nothing) => self.maybe_ready = false,
+                    Ok(Received::Nothing) => {
+                        self.maybe_ready = false;
+                        socket.is_miscounted |= socket.taken > socket.websocket.get_ref().handed_on();
+                    }
                     // The answer to a ping may be waiting to be sent.
                     Ok(Received::Partial) => self.flushed = false,
                     _ => {}
@@ -377,7 +382,7 @@ impl WebSocketTransport {
 
 impl<S: Read + Write> Socket<S> {
     pub(super) fn new(websocket: WebSocket<S>, inflater: Inflater) -> Self {
-        Self { websocket, inflater, taken: 0 }
+        Self { websocket, inflater, taken: 0, is_miscounted: false }
     }
 
     /// What came next.
@@ -411,7 +416,8 @@ impl Socket<Buffered<Stream>> {
         self.inflater.rest();
         self.websocket.get_mut().shrink();
         let stream = self.websocket.get_ref();
-        if !self.websocket.can_write() || !stream.is_empty() || stream.handed_on() != self.taken {
+        let is_between_frames = stream.is_empty() && stream.handed_on() == self.taken && !self.is_miscounted;
+        if !is_between_frames || !self.websocket.can_write() {
             return self;
         }
         let stream = self.websocket.into_inner();

@@ -1,0 +1,55 @@
+//! From a shard's thread to the program, without sockets: one stream, and handlers on several threads.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use common::memory::Memory;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use threadcord::ShardManager;
+
+const SHARDS: u32 = 4;
+
+/// Events of each shard at a time.
+const EVENTS: usize = 5000;
+
+const ALL: usize = EVENTS * SHARDS as usize;
+
+fn delivery(criterion: &mut Criterion) {
+    let memory = Memory::new();
+    let mut group = criterion.benchmark_group("delivery");
+    group.throughput(Throughput::Elements(ALL as u64)).sample_size(10);
+    let manager = memory.start(SHARDS);
+    group.bench_function("one loop", |bencher| {
+        bencher.iter(|| {
+            memory.say(&manager, EVENTS);
+            manager.events().filter(|event| event.dispatch().is_some()).take(ALL).count()
+        });
+    });
+    drop(manager);
+    for workers in [1, 2, 4] {
+        let memory = Memory::new();
+        let manager = memory.start(SHARDS);
+        group.bench_function(format!("{workers} workers"), |bencher| {
+            bencher.iter_custom(|rounds| (0..rounds).map(|_| with_workers(&memory, &manager, workers)).sum());
+        });
+    }
+    group.finish();
+}
+
+fn with_workers(memory: &Memory, manager: &ShardManager, workers: usize) -> Duration {
+    let handled = AtomicUsize::new(0);
+    let start = Instant::now();
+    memory.say(manager, EVENTS);
+    let run = manager.run(workers, |handle, event| {
+        if event.dispatch().is_some() && handled.fetch_add(1, Ordering::Relaxed) + 1 == ALL {
+            handle.stop();
+        }
+    });
+    run.expect("the workers start");
+    start.elapsed()
+}
+
+criterion_group!(benches, delivery);
+criterion_main!(benches);

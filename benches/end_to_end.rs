@@ -1,0 +1,522 @@
+//! What an event costs from the socket to the program, beside the least that it can cost.
+//!
+//! `cargo bench --features model --bench end_to_end [-- burst|paced --rounds N --peer PROGRAM]`
+//!
+//! A gateway on the second core has encoded some ten thousand events before anybody connects, and sends them as fast as they
+//! are taken (`burst`), or each shard one a millisecond (`paced`). The clients run one after the other on the first core, each
+//! in a process of its own, and read the processor's time of all their threads. All of them have a turn in each round, so that
+//! a busy machine strikes all alike; what counts is the median of the differences to the bare tungstenite loop of the same
+//! round. (Criterion would measure one after the other.)
+//!
+//! `--peer` names a program that takes the same orders, such as that of `benches/peers`; `{}` in it stands for the compression.
+
+#![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use common::stream::{BLOCK, MARKER, Script, Server, serve_if_asked};
+use common::{mean, probe};
+use flate2::{Decompress, FlushDecompress};
+use serde::{Deserialize, Serialize};
+use threadcord::limit::Unlimited;
+use threadcord::{Compression, Config, Dispatch, EventFilter, EventName, Intents, Plan, ShardManager, Token};
+use tungstenite::{Message, WebSocket};
+use zstd_safe::{DCtx, InBuffer, OutBuffer};
+
+/// Events of a shard before anything is measured, and those that are.
+const WARM: usize = 4 * BLOCK;
+const COUNT: usize = 16 * BLOCK;
+
+/// The same where they come one at a time.
+const PACED_WARM: usize = BLOCK;
+const PACED_COUNT: usize = 4 * BLOCK;
+const PACE: u64 = 1000;
+
+const FLOOR: &str = "floor";
+const FLOOR_FIELDS: &str = "floor that finds op, s, t";
+const BARE: &str = "bare tungstenite";
+const RAW: &str = "threadcord";
+const FILTERED: &str = "threadcord, all but a few filtered";
+const DECODE: &str = "threadcord, decode";
+const TYPED: &str = "threadcord, typed";
+
+/// A client's orders.
+#[derive(Clone, Debug)]
+struct Orders {
+    client: String,
+    compression: String,
+    shards: usize,
+    warm: usize,
+    count: usize,
+    /// Events a second for each shard; 0 for as many as it takes.
+    rate: u64,
+    url: String,
+}
+
+/// What a client measured.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Report {
+    /// Processor time in nanoseconds, of all events after the first ones.
+    cpu: u64,
+    /// How often its threads were switched away from.
+    switches: u64,
+    /// From the socket to the program, in nanoseconds, if the events came one at a time.
+    latencies: Vec<u64>,
+}
+
+fn main() {
+    serve_if_asked(|arguments| Script::corpus(arguments[0].parse().expect("a number")));
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "client") {
+        return client(&Orders::read(&arguments[at + 1..]));
+    }
+    let value = |flag| arguments.iter().skip_while(|argument| **argument != flag).nth(1);
+    let rounds = value("--rounds").map_or(5, |rounds| rounds.parse().expect("a number"));
+    let peers: Vec<String> = value("--peer").into_iter().cloned().collect();
+    let has = |word: &str| arguments.iter().any(|argument| argument == word);
+    let events = common::events();
+    println!("{} events, {} bytes each\n", events.len(), mean(events.iter().map(String::len)));
+    if !has("paced") {
+        for (compression, shards) in ["none", "zlib", "zstd"].into_iter().flat_map(|c| [(c, 1), (c, 4)]) {
+            burst(compression, shards, rounds, &peers);
+        }
+    }
+    if !has("burst") {
+        paced(rounds, &peers);
+    }
+}
+
+/// The clients of this program, and what else takes their orders: a name and a program.
+fn clients(compression: &str, names: &[&str], peers: &[String], peer_names: &[&str]) -> Vec<(String, String)> {
+    let this = std::env::current_exe().expect("this program").to_string_lossy().into_owned();
+    let own = names.iter().map(|name| ((*name).to_owned(), this.clone()));
+    let peers = peers.iter().map(|peer| peer.replace("{}", compression)).collect::<Vec<_>>();
+    let peers = peers.iter().flat_map(|peer| peer_names.iter().map(|name| ((*name).to_owned(), peer.clone())));
+    own.chain(peers).collect()
+}
+
+fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
+    let mut names = vec![BARE, FLOOR, FLOOR_FIELDS, RAW, FILTERED, DECODE];
+    if cfg!(feature = "model") {
+        names.push(TYPED);
+    }
+    let clients = clients(compression, &names, peers, &["twilight, raw", "twilight, typed"]);
+    let server = Server::start(&[&(WARM + COUNT).to_string(), compression]);
+    let mut costs: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (client, program) in (0..rounds).flat_map(|_| &clients) {
+        let orders = Orders { warm: WARM, count: COUNT, ..Orders::new(client, compression, shards, &server.url) };
+        costs.entry(client).or_default().push(orders.give(program).cpu as f64 / (COUNT * shards) as f64 / 1000.0);
+    }
+    println!(
+        "| {compression}, {shards} shards | µs of processor an event | more than the bare loop |\n|---|---:|---:|"
+    );
+    let bare = costs[BARE].clone();
+    for (client, _) in &clients {
+        let own = &costs[client.as_str()];
+        let more = own.iter().zip(&bare).map(|(own, bare)| own - bare).collect();
+        println!("| {client} | {:.2} | {:+.2} |", median(own.clone()), median(more));
+    }
+    println!();
+}
+
+fn paced(rounds: usize, peers: &[String]) {
+    let clients = clients("none", &[FLOOR, BARE, RAW], peers, &["twilight, raw"]);
+    let server = Server::start(&[&(PACED_WARM + PACED_COUNT).to_string(), "none"]);
+    let mut reports: BTreeMap<&str, Vec<Report>> = BTreeMap::new();
+    for (client, program) in (0..rounds).flat_map(|_| &clients) {
+        let orders =
+            Orders { warm: PACED_WARM, count: PACED_COUNT, rate: PACE, ..Orders::new(client, "none", 4, &server.url) };
+        reports.entry(client).or_default().push(orders.give(program));
+    }
+    println!(
+        "| 4 shards, {PACE} events/s each | µs of processor an event | of the floor's | switches an event | socket to program, median | 99 % |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|");
+    let cost = |report: &Report| report.cpu as f64 / (4 * PACED_COUNT) as f64 / 1000.0;
+    for (client, _) in &clients {
+        let own = &reports[client.as_str()];
+        let ratio = own.iter().zip(&reports[FLOOR]).map(|(own, floor)| cost(own) / cost(floor)).collect();
+        let switches = own.iter().map(|own| own.switches as f64 / (4 * PACED_COUNT) as f64).collect();
+        let latency = |percent: usize| {
+            median(own.iter().map(|own| own.latencies[own.latencies.len() * percent / 100] as f64 / 1000.0).collect())
+        };
+        println!(
+            "| {client} | {:.1} | {:.2} | {:.2} | {:.0} µs | {:.0} µs |",
+            median(own.iter().map(cost).collect()),
+            median(ratio),
+            median(switches),
+            latency(50),
+            latency(99)
+        );
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+impl Orders {
+    fn new(client: &str, compression: &str, shards: usize, url: &str) -> Self {
+        let (client, compression, url) = (client.to_owned(), compression.to_owned(), url.to_owned());
+        Self { client, compression, shards, warm: 0, count: 0, rate: 0, url }
+    }
+
+    fn read(words: &[String]) -> Self {
+        let number = |at: usize| words[at].parse().expect("a number");
+        let orders = Self::new(&words[0], &words[1], number(2), &words[6]);
+        Self { warm: number(3), count: number(4), rate: number(5) as u64, ..orders }
+    }
+
+    /// Has a program carry them out.
+    fn give(&self, program: &str) -> Report {
+        let mut command = Command::new(program);
+        command.args(["client", &self.client, &self.compression]);
+        command.args([self.shards, self.warm, self.count].map(|number| number.to_string()));
+        let output = command.args([self.rate.to_string(), self.url.clone()]).output().expect("it runs");
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{self:?}: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// What a client tells a gateway of [`common::stream`] that it wants.
+    fn request(&self, count: usize) -> threadcord::Command {
+        let numbers = [count as u64, self.rate];
+        threadcord::Command::soundboard_sounds(&numbers[..if self.rate == 0 { 1 } else { 2 }]).expect("a command")
+    }
+
+    fn query(&self) -> &'static str {
+        match self.compression.as_str() {
+            "zlib" => "v=10&encoding=json&compress=zlib-stream",
+            "zstd" => "v=10&encoding=json&compress=zstd-stream",
+            _ => "v=10&encoding=json",
+        }
+    }
+}
+
+/// Is a client, and prints what it measured.
+fn client(orders: &Orders) {
+    probe::pin(0);
+    let report = match orders.client.as_str() {
+        FLOOR | FLOOR_FIELDS => on_threads(orders, |url| Floor::connect(url, orders)),
+        BARE => on_threads(orders, |url| Bare::connect(url, orders)),
+        _ => threadcord(orders),
+    };
+    println!("{}", serde_json::to_string(&report).expect("numbers"));
+}
+
+/// Counts what happens from its start to its end.
+struct Meter {
+    cpu: Duration,
+    switches: u64,
+}
+
+impl Meter {
+    fn start() -> Self {
+        Self { switches: probe::switches(), cpu: probe::cpu() }
+    }
+
+    fn stop(self, latencies: Vec<u64>) -> Report {
+        let cpu = u64::try_from(probe::cpu().saturating_sub(self.cpu).as_nanos()).expect("a short time");
+        let mut report = Report { cpu, switches: probe::switches() - self.switches, latencies };
+        report.latencies.sort_unstable();
+        report
+    }
+}
+
+/// How long ago an event was sent that came by itself.
+fn latency(data: &[u8]) -> Option<u64> {
+    let digits = data.strip_prefix(br#"{"at":"#)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    let at: u64 = std::str::from_utf8(&digits[..end]).ok()?.parse().ok()?;
+    u64::try_from(probe::monotonic().as_nanos()).ok()?.checked_sub(at)
+}
+
+/// The library, as a program uses it.
+fn threadcord(orders: &Orders) -> Report {
+    let compression = match orders.compression.as_str() {
+        "zlib" => Compression::ZlibStream,
+        "zstd" => Compression::ZstdStream,
+        _ => Compression::None,
+    };
+    let filter = match orders.client.as_str() {
+        FILTERED => EventFilter::only([MARKER]).expect("a documented name"),
+        _ => EventFilter::ALL,
+    };
+    let config = Config::new(Token::new("aaa.bbb.ccc").expect("a token"), Intents::empty())
+        .gateway_url(&*orders.url)
+        .limiter(Arc::new(Unlimited))
+        .plan(Plan::Total(u32::try_from(orders.shards).expect("few")))
+        .events(filter)
+        .compression(compression);
+    let manager = ShardManager::start(config).expect("the shards start");
+    manager.wait_ready(Duration::from_secs(60)).expect("they get ready");
+    let mut latencies = Vec::new();
+    let mut take = |count: usize| {
+        for shard in manager.shards() {
+            shard.send(orders.request(count)).expect("it is taken");
+        }
+        let (mut markers, mut left) = (0, orders.shards * count / BLOCK);
+        for event in manager.events() {
+            let Some(dispatch) = event.dispatch() else { continue };
+            match orders.client.as_str() {
+                DECODE => markers += usize::from(decode(dispatch)),
+                #[cfg(feature = "model")]
+                TYPED => markers += usize::from(dispatch.typed().is_ok()),
+                _ => {}
+            }
+            if orders.rate > 0 {
+                latencies.extend(latency(dispatch.data()));
+            }
+            if *dispatch.name() == EventName::MessagePollVoteAdd {
+                left -= 1;
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+        std::hint::black_box(&mut markers);
+    };
+    take(orders.warm);
+    let meter = Meter::start();
+    take(orders.count);
+    meter.stop(latencies.split_off(latencies.len() * orders.warm / (orders.warm + orders.count)))
+}
+
+/// Into a small struct, as a bot has it for an event.
+fn decode(dispatch: &Dispatch) -> bool {
+    #[derive(Deserialize)]
+    struct Small<'a> {
+        id: Option<&'a str>,
+        guild_id: Option<&'a str>,
+        channel_id: Option<&'a str>,
+    }
+    dispatch
+        .decode::<Small<'_>>()
+        .is_ok_and(|small| small.id.is_some() || small.guild_id.is_some() || small.channel_id.is_some())
+}
+
+/// A client that has a thread for each shard and hands nothing over.
+trait Client {
+    /// Says something.
+    fn send(&mut self, text: &str);
+    /// Takes events, and lets somebody see each payload.
+    fn take(&mut self, count: usize, see: impl FnMut(&[u8]));
+}
+
+fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) -> Report {
+    let barrier = Barrier::new(orders.shards + 1);
+    let latencies = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..orders.shards {
+            scope.spawn(|| {
+                let mut client = connect(&orders.url);
+                // HELLO, and READY after the IDENTIFY.
+                client.take(1, |_| {});
+                client.send(r#"{"op":2,"d":{}}"#);
+                client.take(1, |_| {});
+                let mut own = Vec::new();
+                let mut take = |count| {
+                    client.send(orders.request(count).json());
+                    client.take(count, |payload| {
+                        std::hint::black_box(payload);
+                        if orders.client == FLOOR_FIELDS {
+                            std::hint::black_box(fields(payload));
+                        }
+                        if orders.rate > 0 {
+                            let data = payload.windows(4).take(128).position(|part| part == br#""d":"#);
+                            own.extend(data.and_then(|at| latency(&payload[at + 4..])));
+                        }
+                    });
+                };
+                take(orders.warm);
+                barrier.wait();
+                barrier.wait();
+                take(orders.count);
+                barrier.wait();
+                latencies.lock().expect("nobody panics").extend(own.split_off(orders.warm.min(own.len())));
+            });
+        }
+        barrier.wait();
+        let meter = Meter::start();
+        barrier.wait();
+        barrier.wait();
+        // (Those of the threads are in once they have ended.)
+        meter.stop(Vec::new())
+    })
+    .with(latencies.into_inner().expect("nobody panics"))
+}
+
+impl Report {
+    fn with(mut self, mut latencies: Vec<u64>) -> Self {
+        latencies.sort_unstable();
+        self.latencies = latencies;
+        self
+    }
+}
+
+/// `op`, `s` and `t` as they stand in front.
+fn fields(payload: &[u8]) -> Option<(u64, u64, &[u8])> {
+    let rest = payload.strip_prefix(br#"{"t":""#)?;
+    let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
+    let (sequence, rest) = number(rest.strip_prefix(br#"","s":"#)?)?;
+    let (op, _) = number(rest.strip_prefix(br#","op":"#)?)?;
+    Some((op, sequence, name))
+}
+
+fn number(text: &[u8]) -> Option<(u64, &[u8])> {
+    let end = text.iter().position(|byte| !byte.is_ascii_digit())?;
+    Some((text[..end].iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')), &text[end..]))
+}
+
+/// A decompressor into a buffer that is used again and again.
+enum Inflater {
+    Plain,
+    Zlib(Decompress, Vec<u8>),
+    Zstd(DCtx<'static>, Vec<u8>),
+}
+
+impl Inflater {
+    /// More than any event has.
+    const ROOM: usize = 1 << 20;
+
+    fn new(compression: &str) -> Self {
+        let buffer = Vec::with_capacity(Self::ROOM);
+        match compression {
+            "zlib" => Self::Zlib(Decompress::new(true), buffer),
+            "zstd" => Self::Zstd(DCtx::create(), buffer),
+            _ => Self::Plain,
+        }
+    }
+
+    fn inflate<'a>(&'a mut self, message: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Plain => message,
+            Self::Zlib(context, buffer) => {
+                buffer.clear();
+                context.decompress_vec(message, buffer, FlushDecompress::Sync).expect("zlib");
+                buffer
+            }
+            Self::Zstd(context, buffer) => {
+                buffer.clear();
+                let (mut input, mut output) = (InBuffer::around(message), OutBuffer::around(buffer));
+                while input.pos() < message.len() {
+                    context.decompress_stream(&mut output, &mut input).expect("zstd");
+                }
+                buffer
+            }
+        }
+    }
+}
+
+/// A blocking socket, frames read by hand, and the decompressor: what nobody can do without.
+struct Floor {
+    stream: TcpStream,
+    inflater: Inflater,
+    buffer: Vec<u8>,
+    /// What of the buffer has come and has not been read.
+    start: usize,
+    end: usize,
+}
+
+impl Floor {
+    fn connect(url: &str, orders: &Orders) -> Self {
+        let host = url.strip_prefix("ws://").expect("no TLS");
+        let mut stream = TcpStream::connect(host).expect("it connects");
+        stream.set_nodelay(true).expect("a socket");
+        write!(
+            stream,
+            "GET /?{} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            orders.query()
+        )
+        .expect("it is sent");
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while !answer.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).expect("an answer");
+            answer.push(byte[0]);
+        }
+        Self { stream, inflater: Inflater::new(&orders.compression), buffer: vec![0; 128 << 10], start: 0, end: 0 }
+    }
+
+    /// The header of the next frame, if it is here: where its payload begins and how long it is.
+    fn header(&self) -> Option<(usize, usize)> {
+        let have = &self.buffer[self.start..self.end];
+        let (skip, length) = match *have.get(1)? {
+            126 => (4, usize::from(u16::from_be_bytes(have.get(2..4)?.try_into().ok()?))),
+            127 => (10, usize::try_from(u64::from_be_bytes(have.get(2..10)?.try_into().ok()?)).ok()?),
+            short => (2, usize::from(short)),
+        };
+        Some((self.start + skip, length))
+    }
+}
+
+impl Client for Floor {
+    fn send(&mut self, text: &str) {
+        // Masked with zeros.
+        let length = u8::try_from(text.len()).ok().filter(|length| *length < 126).expect("a short text");
+        let frame = [&[0x81, 0x80 | length, 0, 0, 0, 0], text.as_bytes()].concat();
+        self.stream.write_all(&frame).expect("it is sent");
+    }
+
+    fn take(&mut self, mut count: usize, mut see: impl FnMut(&[u8])) {
+        while count > 0 {
+            let header = self.header();
+            if let Some((at, length)) = header
+                && at + length <= self.end
+            {
+                see(self.inflater.inflate(&self.buffer[at..at + length]));
+                self.start = at + length;
+                count -= 1;
+                continue;
+            }
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            let needed = header.map_or(0, |(_, length)| length + 16);
+            if self.buffer.len() < needed {
+                self.buffer.resize(needed, 0);
+            }
+            self.end += self.stream.read(&mut self.buffer[self.end..]).expect("more comes");
+        }
+    }
+}
+
+/// tungstenite as it comes, on a blocking socket.
+struct Bare {
+    socket: WebSocket<TcpStream>,
+    inflater: Inflater,
+}
+
+impl Bare {
+    fn connect(url: &str, orders: &Orders) -> Self {
+        let host = url.strip_prefix("ws://").expect("no TLS");
+        let stream = TcpStream::connect(host).expect("it connects");
+        stream.set_nodelay(true).expect("a socket");
+        let (socket, _) = tungstenite::client(format!("{url}/?{}", orders.query()), stream).expect("a websocket");
+        Self { socket, inflater: Inflater::new(&orders.compression) }
+    }
+}
+
+impl Client for Bare {
+    fn send(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).expect("it is sent");
+    }
+
+    fn take(&mut self, count: usize, mut see: impl FnMut(&[u8])) {
+        for _ in 0..count {
+            match self.socket.read().expect("a message") {
+                Message::Text(text) => see(text.as_bytes()),
+                Message::Binary(bytes) => see(self.inflater.inflate(&bytes)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
