@@ -69,6 +69,12 @@ impl<S> Buffered<S> {
         self.handed_on
     }
 
+    /// What is below.
+    #[cfg(test)]
+    pub(super) fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Whether everything that has come was handed on.
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.end

@@ -131,7 +131,7 @@ impl Transport for WebSocketTransport {
                 match received {
                     Ok(Received::Nothing) => {
                         self.maybe_ready = false;
-                        socket.is_miscounted |= socket.taken > socket.websocket.get_ref().handed_on();
+                        socket.is_miscounted |= socket.is_ahead();
                     }
                     // The answer to a ping may be waiting to be sent.
                     Ok(Received::Partial) => self.flushed = false,
@@ -409,7 +409,12 @@ impl<S: Read + Write> Socket<S> {
     }
 }
 
-impl Socket<Buffered<Stream>> {
+impl<S: Read + Write> Socket<Buffered<S>> {
+    /// Whether more was read than has come, by what `taken` says.
+    fn is_ahead(&self) -> bool {
+        self.taken > self.websocket.get_ref().handed_on()
+    }
+
     /// Gives back the memory that large messages and many at once have taken. That of tungstenite goes with the websocket: the
     /// connection gets another, if this one holds no part of a frame.
     fn rest(mut self, max_payload: usize) -> Self {
@@ -484,5 +489,105 @@ fn not_blocked(result: tungstenite::Result<()>) -> Result<bool, TransportError> 
         Ok(()) => Ok(true),
         Err(error) if is_blocked(&error) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Compression;
+
+    const MAX: usize = 1 << 20;
+
+    /// A peer that says more whenever it is told to.
+    #[derive(Default)]
+    struct Peer(VecDeque<u8>);
+
+    impl Read for Peer {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { self.0.read(buffer) }
+        }
+    }
+
+    impl Write for Peer {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            Ok(buffer.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn frame(text: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Frame::message(text.to_owned(), OpCode::Data(Data::Text), true).format(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// A socket whose peer has answered the upgrade.
+    fn opened() -> Socket<Buffered<Peer>> {
+        let mut stream = Buffered::new(Peer::default());
+        let head = b"HTTP/1.1 101 Switching\r\n\r\r\n\r\n";
+        stream.get_mut().0.extend(head);
+        // In pieces, so that its end lies in two of them.
+        for _ in 0..head.len() {
+            stream.read_exact(&mut [0]).unwrap();
+        }
+        assert_eq!(stream.handed_on(), 0);
+        let websocket = WebSocket::from_raw_socket(stream, Role::Client, Some(settings(MAX)));
+        Socket::new(websocket, Inflater::new(Compression::None, MAX))
+    }
+
+    fn say(socket: &mut Socket<Buffered<Peer>>, bytes: &[u8]) {
+        socket.websocket.get_mut().get_mut().0.extend(bytes);
+    }
+
+    fn text(socket: &mut Socket<Buffered<Peer>>) -> Option<String> {
+        match socket.read().unwrap() {
+            Received::Payload(bytes) => Some(String::from_utf8(bytes).unwrap()),
+            Received::Nothing => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_rest_loses_nothing_wherever_the_stream_stands() {
+        let texts = ["x".repeat(100_000), "y".repeat(200), "z".into()];
+        let bytes: Vec<u8> = texts.iter().flat_map(|text| frame(text)).collect();
+        for cut in [0, 1, 2, 9, 10, 11, 5000, 100_010, 100_011, 100_013, 100_014, 100_100, bytes.len() - 1, bytes.len()]
+        {
+            let mut socket = opened();
+            let mut read = Vec::new();
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                say(&mut socket, part);
+                while let Some(text) = text(&mut socket) {
+                    read.push(text);
+                }
+                socket = socket.rest(MAX);
+            }
+            assert!(read == texts, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_message_in_several_frames_is_no_reason_to_lose_anything() {
+        let mut socket = opened();
+        // Two frames with short headers, whose message would have had a long one: two bytes more than came.
+        let half = "x".repeat(40_000);
+        let mut bytes = Vec::new();
+        Frame::message(half.clone(), OpCode::Data(Data::Text), false).format(&mut bytes).unwrap();
+        Frame::message(half, OpCode::Data(Data::Continue), true).format(&mut bytes).unwrap();
+        say(&mut socket, &bytes);
+        assert_eq!(text(&mut socket).map(|text| text.len()), Some(80_000));
+        assert_eq!(text(&mut socket), None);
+        assert!(socket.is_ahead());
+    }
+
+    #[test]
+    fn frames_are_as_long_as_tungstenite_makes_them() {
+        for length in [0, 1, 125, 126, 65_535, 65_536, 100_000] {
+            assert_eq!(frame_size(length), frame(&"x".repeat(length)).len() as u64, "{length}");
+        }
     }
 }
