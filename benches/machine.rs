@@ -40,10 +40,9 @@ fn ready(now: Instant) -> Machine {
 
 fn machine(criterion: &mut Criterion) {
     let now = Instant::now();
-    let events = common::dispatches();
     let events: Vec<String> = (2..)
-        .zip(events.iter().filter(|event| event.name() != "READY"))
-        .map(|(sequence, event)| common::payload(event.name(), sequence, &String::from_utf8_lossy(event.data())))
+        .zip(common::parts().into_iter().filter(|(name, _)| name != "READY"))
+        .map(|(sequence, (name, data))| common::payload(name, sequence, &data))
         .collect();
     let mut group = criterion.benchmark_group("machine");
     group.throughput(Throughput::Elements(events.len() as u64));

@@ -22,10 +22,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new() -> Self {
-        let parts = |dispatch: threadcord::Dispatch| {
-            (dispatch.name().to_string(), String::from_utf8_lossy(dispatch.data()).into_owned())
-        };
-        let events = super::dispatches().into_iter().map(parts);
+        let events = super::parts().into_iter();
         let events = events.filter(|(name, _)| name != "READY" && name != "RESUMED").collect();
         Self { events: Arc::new(events), wanted: Arc::default() }
     }

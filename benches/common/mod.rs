@@ -66,6 +66,12 @@ pub(crate) fn dispatches() -> Vec<Dispatch> {
     events().into_iter().map(|json| Dispatch::from_json(json).expect("an event")).collect()
 }
 
+/// Their names and their data.
+pub(crate) fn parts() -> Vec<(String, String)> {
+    let parts = |event: Dispatch| (event.name().to_string(), String::from_utf8_lossy(event.data()).into_owned());
+    dispatches().into_iter().map(parts).collect()
+}
+
 /// The mean size of some data.
 pub(crate) fn mean(sizes: impl ExactSizeIterator<Item = usize>) -> usize {
     let count = sizes.len();

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use flate2::{Compress, FlushCompress};
 use native_tls::{Identity, TlsAcceptor};
 use serde_json::{Value, json};
-use threadcord::Dispatch;
 use tungstenite::handshake::server::{Request, Response};
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
@@ -49,10 +48,7 @@ pub(crate) struct Script {
 impl Script {
     /// The corpus over and over, `count` events in all.
     pub(crate) fn corpus(count: usize) -> Self {
-        let corpus = super::dispatches();
-        let parts =
-            |dispatch: &Dispatch| (dispatch.name().to_string(), String::from_utf8_lossy(dispatch.data()).into_owned());
-        let (ready, rest): (Vec<_>, Vec<_>) = corpus.iter().map(parts).partition(|(name, _)| name == "READY");
+        let (ready, rest): (Vec<_>, Vec<_>) = super::parts().into_iter().partition(|(name, _)| name == "READY");
         let marker =
             (MARKER.to_owned(), r#"{"user_id":"1","channel_id":"2","message_id":"3","answer_id":1}"#.to_owned());
         let events = rest.iter().filter(|(name, _)| name != "RESUMED").cycle();

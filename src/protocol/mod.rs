@@ -37,6 +37,7 @@
 //!
 //! 1. Whatever happens goes in through [`Machine::handle`].
 //! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or [`Output::Stop`].
+//!    Whoever has several payloads at hand may ask [`Machine::poll_at_once`] between them.
 //! 3. On `Wait`, the socket is read. A payload is the next input. If there is none, that is an input too
 //!    ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller block, until the instant given. A
 //!    caller that does not read, because it has no room, says so before and after it blocks ([`Input::Stalled`]).

@@ -253,6 +253,7 @@ impl<C: Connector> Thread<'_, C> {
     fn deliver(&mut self, payload: Payload) {
         // The machine asks for events alone.
         let Some(mut dispatch) = Dispatch::new(payload) else { return };
+        self.is_rested = false;
         let is_arrival = self.note_guild(&dispatch);
         if let Some(command) = self.requests.rate_limited(&dispatch) {
             self.handle(Input::Command(command));
@@ -289,7 +290,6 @@ impl<C: Connector> Thread<'_, C> {
         // Nothing that was sent to another session before this has yet to come to this one.
         let read_up_to = self.identified_at.max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
         self.outlet.put(Event::dispatch_of(self.shared.id, dispatch, lease), Origin { is_arrival, read_up_to });
-        self.is_rested = false;
         self.run_ahead += size;
         if self.run_ahead > RUN_AHEAD {
             self.run_ahead = 0;
