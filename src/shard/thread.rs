@@ -1,5 +1,6 @@
 //! The loop of a shard's thread: it does what the machine asks for, and waits in one place.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -63,6 +64,7 @@ pub(super) fn run<C: Connector>(
         reads_left: 0,
         is_rested: false,
         delivered: (0, 0),
+        is_untold: false,
         run_ahead: 0,
         ticket: None,
         permit: None,
@@ -104,6 +106,8 @@ struct Thread<'a, C: Connector> {
     is_rested: bool,
     /// Events delivered, and their bytes.
     delivered: (u64, u64),
+    /// Whoever waits for events has not been told of the last ones.
+    is_untold: bool,
     /// Bytes delivered since others were last let run.
     run_ahead: usize,
     ticket: Option<Ticket>,
@@ -290,11 +294,19 @@ impl<C: Connector> Thread<'_, C> {
         // Nothing that was sent to another session before this has yet to come to this one.
         let read_up_to = self.identified_at.max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
         self.outlet.put(Event::dispatch_of(self.shared.id, dispatch, lease), Origin { is_arrival, read_up_to });
+        self.is_untold = true;
         self.run_ahead += size;
         if self.run_ahead > RUN_AHEAD {
             self.run_ahead = 0;
-            self.outlet.ring();
+            self.tell_of_events();
             std::thread::yield_now();
+        }
+    }
+
+    /// Wakes whoever waits for events, if there are any.
+    fn tell_of_events(&mut self) {
+        if mem::take(&mut self.is_untold) {
+            self.outlet.ring();
         }
     }
 
@@ -398,7 +410,7 @@ impl<C: Connector> Thread<'_, C> {
         self.permit = None;
         self.forget_flushed();
         self.transport.disconnect(code, Instant::now() + self.config.timing.close_timeout);
-        for command in std::mem::take(&mut self.unflushed).into_iter().rev() {
+        for command in mem::take(&mut self.unflushed).into_iter().rev() {
             self.requests.note_sent(&command, false);
             self.handle(Input::Unsent(command));
         }
@@ -407,7 +419,7 @@ impl<C: Connector> Thread<'_, C> {
     /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
         self.now = Instant::now();
-        self.outlet.ring();
+        self.tell_of_events();
         self.poll_guilds();
         self.publish_ack();
         self.publish();
