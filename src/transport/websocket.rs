@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use tungstenite::{Message, WebSocket};
 use url::{Host, Url};
 
 use super::inflate::Inflater;
-use super::stream::{Buffered, Stream};
+use super::stream::{Buffered, Counted, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
 use crate::shard_id::ShardId;
 
@@ -84,15 +85,15 @@ pub struct WebSocketTransport {
     attempts: Option<Attempts>,
 }
 
-type Upgrade = ClientHandshake<Buffered<Stream>>;
+type Upgrade = ClientHandshake<Counted<Stream>>;
 
 /// How far the connection has come.
 enum Link {
     None,
     Tcp(TcpStream),
-    Tls(MidHandshakeTlsStream<TcpStream>),
+    Tls(MidHandshakeTlsStream<Buffered<TcpStream>>),
     Upgrade(MidHandshake<Upgrade>),
-    Open(Box<Socket<Buffered<Stream>>>),
+    Open(Box<Socket<Counted<Stream>>>),
 }
 
 /// An open websocket, and what inflates its messages.
@@ -139,7 +140,7 @@ impl Transport for WebSocketTransport {
                 }
                 return received;
             }
-            match std::mem::replace(&mut self.link, Link::None) {
+            match mem::replace(&mut self.link, Link::None) {
                 Link::None => return Ok(Received::Nothing),
                 handshake => {
                     if self.shake_hands(handshake)? {
@@ -215,8 +216,9 @@ impl Transport for WebSocketTransport {
 
     fn rest(&mut self) {
         if self.flushed
-            && let Link::Open(mut socket) = std::mem::replace(&mut self.link, Link::None)
+            && let Link::Open(mut socket) = mem::replace(&mut self.link, Link::None)
         {
+            socket.websocket.get_mut().get_mut().shrink();
             *socket = socket.rest(self.settings.max_payload);
             self.link = Link::Open(socket);
         }
@@ -321,16 +323,16 @@ impl WebSocketTransport {
                 Some(Host::Ipv6(ip)) => ip.to_string(),
                 None => String::new(),
             };
-            let handshake = self.tls.connect(&domain, stream);
+            let handshake = self.tls.connect(&domain, Buffered::new(stream));
             self.secured(handshake)
         } else {
-            self.upgrade(Stream::Plain(stream))
+            self.upgrade(Stream::Plain(Buffered::new(stream)))
         }
     }
 
     fn secured(
         &mut self,
-        handshake: Result<TlsStream<TcpStream>, TlsHandshakeError<TcpStream>>,
+        handshake: Result<TlsStream<Buffered<TcpStream>>, TlsHandshakeError<Buffered<TcpStream>>>,
     ) -> Result<bool, TransportError> {
         match handshake {
             Ok(stream) => self.upgrade(Stream::Tls(stream)),
@@ -346,14 +348,14 @@ impl WebSocketTransport {
     fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
         let Some(attempts) = &self.attempts else { return Ok(false) };
         let request = attempts.url.as_str().into_client_request()?;
-        let stream = Buffered::new(stream);
-        let handshake = ClientHandshake::start(stream, request, Some(settings(self.settings.max_payload)))?;
+        let handshake =
+            ClientHandshake::start(Counted::new(stream), request, Some(settings(self.settings.max_payload)))?;
         self.upgraded(handshake.handshake())
     }
 
     fn upgraded(
         &mut self,
-        handshake: Result<(WebSocket<Buffered<Stream>>, Response), HandshakeError<Upgrade>>,
+        handshake: Result<(WebSocket<Counted<Stream>>, Response), HandshakeError<Upgrade>>,
     ) -> Result<bool, TransportError> {
         match handshake {
             Ok((websocket, _)) => {
@@ -409,7 +411,7 @@ impl<S: Read + Write> Socket<S> {
     }
 }
 
-impl<S: Read + Write> Socket<Buffered<S>> {
+impl<S: Read + Write> Socket<Counted<S>> {
     /// Whether more was read than has come, by what `taken` says.
     fn is_ahead(&self) -> bool {
         self.taken > self.websocket.get_ref().handed_on()
@@ -419,9 +421,7 @@ impl<S: Read + Write> Socket<Buffered<S>> {
     /// connection gets another, if this one holds no part of a frame.
     fn rest(mut self, max_payload: usize) -> Self {
         self.inflater.rest();
-        self.websocket.get_mut().shrink();
-        let stream = self.websocket.get_ref();
-        let is_between_frames = stream.is_empty() && stream.handed_on() == self.taken && !self.is_miscounted;
+        let is_between_frames = self.websocket.get_ref().handed_on() == self.taken && !self.is_miscounted;
         if !is_between_frames || !self.websocket.can_write() {
             return self;
         }
@@ -526,10 +526,10 @@ mod tests {
     }
 
     /// A socket whose peer has answered the upgrade.
-    fn opened() -> Socket<Buffered<Peer>> {
-        let mut stream = Buffered::new(Peer::default());
+    fn opened() -> Socket<Counted<Buffered<Peer>>> {
+        let mut stream = Counted::new(Buffered::new(Peer::default()));
         let head = b"HTTP/1.1 101 Switching\r\n\r\r\n\r\n";
-        stream.get_mut().0.extend(head);
+        stream.get_mut().get_mut().0.extend(head);
         // In pieces, so that its end lies in two of them.
         for _ in 0..head.len() {
             stream.read_exact(&mut [0]).unwrap();
@@ -539,11 +539,11 @@ mod tests {
         Socket::new(websocket, Inflater::new(Compression::None, MAX))
     }
 
-    fn say(socket: &mut Socket<Buffered<Peer>>, bytes: &[u8]) {
-        socket.websocket.get_mut().get_mut().0.extend(bytes);
+    fn say(socket: &mut Socket<Counted<Buffered<Peer>>>, bytes: &[u8]) {
+        socket.websocket.get_mut().get_mut().get_mut().0.extend(bytes);
     }
 
-    fn text(socket: &mut Socket<Buffered<Peer>>) -> Option<String> {
+    fn text(socket: &mut Socket<Counted<Buffered<Peer>>>) -> Option<String> {
         match socket.read().unwrap() {
             Received::Payload(bytes) => Some(String::from_utf8(bytes).unwrap()),
             Received::Nothing => None,
