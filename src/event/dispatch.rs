@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
+use super::fields;
 use crate::protocol::{Body, EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
@@ -65,16 +66,18 @@ impl Dispatch {
             EventName::GuildCreate | EventName::GuildUpdate | EventName::GuildDelete => "id",
             _ => "guild_id",
         };
-        let mut found = None;
-        // It ends with an error when it has found the field, and that is where it shall end.
-        let _ = serde_json::Deserializer::from_slice(self.data()).deserialize_map(Find { key, found: &mut found });
-        found
+        let value = fields::find(self.data(), key)?;
+        serde_json::from_slice::<Option<Id>>(value).ok()?.map(|id| id.0)
     }
 
     /// Reads its data as a `T`, which may borrow from it.
     ///
-    /// Data of `null` is an error for a struct, and `None` for an `Option`.
+    /// Data of `null` is an error for a struct, and `None` for an `Option`. The fields that a struct does not have are skipped up to
+    /// their closing quote or bracket: whether what is in them is well-formed is not looked at.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
+        if let Some(value) = fields::read(self.data()) {
+            return Ok(value);
+        }
         // Keeping track of the path takes time: only what fails is read with it, a second time.
         serde_json::from_slice(self.data()).or_else(|_| {
             let mut json = serde_json::Deserializer::from_slice(self.body.exact_data());
@@ -138,54 +141,6 @@ pub struct DecodeError {
 fn offset(data: &[u8], line: usize, column: usize) -> usize {
     let lines = data.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1));
     (lines.map(<[u8]>::len).sum::<usize>() + column).min(data.len())
-}
-
-/// Looks for a field of an object that holds an id.
-struct Find<'a> {
-    key: &'static str,
-    found: &'a mut Option<u64>,
-}
-
-impl<'de> Visitor<'de> for Find<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(is_it) = map.next_key_seed(Is(self.key))? {
-            if is_it {
-                *self.found = map.next_value::<Option<Id>>()?.map(|id| id.0);
-                return Err(A::Error::custom("found"));
-            }
-            map.next_value::<IgnoredAny>()?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether a key is this one.
-struct Is(&'static str);
-
-impl<'de> DeserializeSeed<'de> for Is {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Is {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
-        Ok(key == self.0)
-    }
 }
 
 /// An id, which Discord writes as a text; a number is taken as well.

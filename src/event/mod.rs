@@ -2,8 +2,10 @@
 
 mod credit;
 mod dispatch;
+mod fields;
 mod filter;
 mod lease;
+mod skip;
 #[cfg(feature = "model")]
 mod typed;
 

@@ -35,17 +35,21 @@ impl Dispatch {
             return self.decode::<Limited>().map(|limited| Event::RateLimited(limited.into()));
         }
         let seed = || DispatchEventWithTypeDeserializer::new(self.name().as_str());
-        let mut json = serde_json::Deserializer::from_slice(self.data());
-        let event = seed().deserialize(&mut json).and_then(|event| json.end().map(|()| event));
-        event.map(Event::from).or_else(|_| {
-            // As in `decode`: the path is looked for only where there is an error.
-            let mut json = serde_json::Deserializer::from_slice(self.exact_data());
-            let mut track = serde_path_to_error::Track::new();
-            let event = seed().deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
-            let event = event.map_err(|source| self.error(Some(track.path().to_string()), source))?;
-            json.end().map_err(|source| self.error(None, source))?;
-            Ok(event.into())
-        })
+        // Checked for UTF-8 as a whole, which takes less time than text by text.
+        let event = str::from_utf8(self.data()).ok().and_then(|json| {
+            let mut json = serde_json::Deserializer::from_str(json);
+            seed().deserialize(&mut json).and_then(|event| json.end().map(|()| event)).ok()
+        });
+        if let Some(event) = event {
+            return Ok(event.into());
+        }
+        // As in `decode`: the path is looked for only where there is an error.
+        let mut json = serde_json::Deserializer::from_slice(self.exact_data());
+        let mut track = serde_path_to_error::Track::new();
+        let event = seed().deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+        let event = event.map_err(|source| self.error(Some(track.path().to_string()), source))?;
+        json.end().map_err(|source| self.error(None, source))?;
+        Ok(event.into())
     }
 }
 
