@@ -7,9 +7,9 @@
 //! early then. So the client's own clock is asked as well: from the end of one send to the start of the next.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use std::{io, mem};
 
 use threadcord::transport::{
     Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector, WebSocketTransport,
@@ -86,9 +86,9 @@ impl Fleet {
             let before = last.insert(key, record.at);
             wasted += usize::from(before.is_some_and(|before| record.at - before > window.mul_f64(1.5)));
         }
-        let sent = sent.lock().expect("nobody panics");
+        let sent = mem::take(&mut *sent.lock().expect("nobody panics"));
         assert!(sent.len() >= self.shards as usize, "{} IDENTIFYs seen", sent.len());
-        let early = early(&sent, self.max_concurrency, window);
+        let early = early(sent, self.max_concurrency, window);
         println!(
             "| {} | {}, {} | {:.2} s | {:.2} s | {:+.1} % | {} | {early} | {wasted} |",
             self.name,
@@ -104,9 +104,8 @@ impl Fleet {
 }
 
 /// How many IDENTIFYs were sent too early after the last one of their key.
-fn early(sent: &[Sent], max_concurrency: u32, window: Duration) -> usize {
+fn early(mut sent: Vec<Sent>, max_concurrency: u32, window: Duration) -> usize {
     let mut last: BTreeMap<u32, Instant> = BTreeMap::new();
-    let mut sent = sent.to_vec();
     sent.sort_unstable_by_key(|sent| sent.before);
     let is_early = |sent: &&Sent| {
         let before = last.insert(sent.shard.number() % max_concurrency, sent.after);
@@ -116,7 +115,6 @@ fn early(sent: &[Sent], max_concurrency: u32, window: Duration) -> usize {
 }
 
 /// When an IDENTIFY was handed to the socket.
-#[derive(Clone)]
 struct Sent {
     shard: ShardId,
     before: Instant,

@@ -198,7 +198,7 @@ pub enum MalformedPayload {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -247,19 +247,20 @@ mod tests {
         }
     }
 
-    /// JSON of any kind, with what may be mistaken for its structure in its texts.
-    fn any_json() -> impl Strategy<Value = Value> {
-        let text = "[\"\\\\{}\\[\\],:tsd0 é🦀\n]{0,6}";
+    /// JSON of any kind, with what may be mistaken for its structure in its texts; objects have such keys, too.
+    pub(crate) fn any_json(key: &'static str) -> impl Strategy<Value = Value> {
+        let text = "[\"\\\\{}\\[\\],:atsd0 é🦀\n]{0,6}";
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
             text.prop_map(Value::from),
         ];
-        leaf.prop_recursive(4, 24, 4, move |inner| {
+        leaf.prop_recursive(4, 48, 6, move |inner| {
             prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::hash_map(text, inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::hash_map(prop_oneof![key, text], inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }
@@ -271,20 +272,21 @@ mod tests {
             4 => name.prop_map(|name| format!(r#""t":{name}"#)),
             4 => any::<u64>().prop_map(|sequence| format!(r#""s":{sequence}"#)),
             4 => prop_oneof![4 => Just(0), 1 => 0..12].prop_map(|op| format!(r#""op":{op}"#)),
-            4 => any_json().prop_map(|data| format!(r#""d":{data}"#)),
-            1 => any_json().prop_map(|data| format!(r#" "\u0064" : {data} "#)),
-            1 => ("[tsdopx]{1,2}", any_json()).prop_map(|(key, value)| format!(r#""{key}":{value}"#)),
+            4 => any_json("[tsdop]").prop_map(|data| format!(r#""d":{data}"#)),
+            1 => any_json("[tsdop]").prop_map(|data| format!(r#" "\u0064" : {data} "#)),
+            1 => ("[tsdopx]{1,2}", any_json("[tsdop]")).prop_map(|(key, value)| format!(r#""{key}":{value}"#)),
         ]
     }
 
     /// What may come: fields in any order, or in the usual one with others behind; whole or cut off.
     fn any_payload() -> impl Strategy<Value = Vec<u8>> {
         let fields = prop::collection::vec(any_field(), 0..6);
-        let usual = (any::<u64>(), any_json(), prop::collection::vec(any_field(), 0..2)).prop_map(|(s, d, more)| {
-            let head =
-                [r#""t":"TYPING_START""#.into(), format!(r#""s":{s}"#), r#""op":0"#.into(), format!(r#""d":{d}"#)];
-            head.into_iter().chain(more).collect()
-        });
+        let usual =
+            (any::<u64>(), any_json("[tsdop]"), prop::collection::vec(any_field(), 0..2)).prop_map(|(s, d, more)| {
+                let head =
+                    [r#""t":"TYPING_START""#.into(), format!(r#""s":{s}"#), r#""op":0"#.into(), format!(r#""d":{d}"#)];
+                head.into_iter().chain(more).collect()
+            });
         let whole = prop_oneof![fields, usual].prop_map(|fields: Vec<String>| format!("{{{}}}", fields.join(",")));
         (whole, any::<prop::sample::Index>(), any::<bool>()).prop_map(|(json, at, is_cut)| {
             let mut bytes = json.into_bytes();
