@@ -218,6 +218,9 @@ impl ShardManager {
 
     /// Blocks until every shard that is to run is ready at once.
     ///
+    /// A session that is resumed is ready once all that it missed has been replayed. If that is more than its shard's credit, somebody
+    /// must take the events meanwhile.
+    ///
     /// # Errors
     /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
