@@ -37,7 +37,9 @@ fn envelope(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("envelope/{name}"));
         group.throughput(Throughput::Elements(payloads.len() as u64));
         group.bench_function("the library", |bencher| {
-            let read = |payloads: Vec<Vec<u8>>| payloads.into_iter().map(Payload::read).collect::<Vec<_>>();
+            let read = |payloads: Vec<Vec<u8>>| {
+                payloads.into_iter().map(|payload| Payload::read(payload.into())).collect::<Vec<_>>()
+            };
             bencher.iter_batched(|| payloads.clone(), read, BatchSize::LargeInput);
         });
         group.bench_function("serde_json", |bencher| {

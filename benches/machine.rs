@@ -53,7 +53,7 @@ fn machine(criterion: &mut Criterion) {
             |(mut machine, payloads)| {
                 let mut kept = Vec::with_capacity(payloads.len());
                 for payload in payloads {
-                    machine.handle(now, Input::Payload(payload));
+                    machine.handle(now, Input::Payload(payload.into()));
                     kept.extend(machine.poll_at_once());
                 }
                 (machine, kept)
@@ -67,7 +67,7 @@ fn machine(criterion: &mut Criterion) {
         bencher.iter(|| {
             now += Duration::from_secs(42);
             let sent = drive(&mut machine, now);
-            machine.handle(now, Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.to_vec()));
+            machine.handle(now, Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.as_slice().into()));
             sent
         });
     });
@@ -78,7 +78,7 @@ fn machine(criterion: &mut Criterion) {
             // So that no limit is met.
             now += Duration::from_secs(1);
             machine.handle(now, Input::Drained);
-            machine.handle(now, Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.to_vec()));
+            machine.handle(now, Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.as_slice().into()));
             machine.handle(now, Input::Command(command.clone()));
             drive(&mut machine, now)
         });

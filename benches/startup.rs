@@ -177,10 +177,6 @@ impl Transport for TimedTransport {
         self.inner.disconnect(code, deadline);
     }
 
-    fn recycle(&mut self, buffer: Vec<u8>) {
-        self.inner.recycle(buffer);
-    }
-
     fn rest(&mut self) {
         self.inner.rest();
     }

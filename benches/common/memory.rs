@@ -54,7 +54,7 @@ impl Connector for Memory {
 
     fn transport(&self, _shard: ShardId, _settings: Settings) -> io::Result<Line> {
         let (wake, woken) = bounded(1);
-        Ok(Line { memory: self.clone(), waker: waker(wake), woken, step: 0, said: 0, spare: Vec::new() })
+        Ok(Line { memory: self.clone(), waker: waker(wake), woken, step: 0, said: 0 })
     }
 }
 
@@ -73,7 +73,6 @@ pub(crate) struct Line {
     /// Opened, HELLO, READY, events.
     step: usize,
     said: usize,
-    spare: Vec<u8>,
 }
 
 impl Transport for Line {
@@ -82,7 +81,7 @@ impl Transport for Line {
     }
 
     fn read(&mut self) -> Result<Received, TransportError> {
-        let text = |text: &str| Ok(Received::Payload(text.as_bytes().to_vec()));
+        let text = |text: &str| Ok(Received::Payload(text.to_owned().into()));
         match self.step {
             0 => self.step = 1,
             1 => {
@@ -97,14 +96,8 @@ impl Transport for Line {
             4 if self.said < self.memory.wanted.load(Ordering::Acquire) => {
                 let (name, data) = &self.memory.events[self.said % self.memory.events.len()];
                 self.said += 1;
-                let mut bytes = std::mem::take(&mut self.spare);
-                bytes.clear();
-                bytes.reserve_exact(data.len() + 80);
-                io::Write::write_fmt(
-                    &mut bytes,
-                    format_args!(r#"{{"t":"{name}","s":{},"op":0,"d":{data}}}"#, self.said + 1),
-                )?;
-                return Ok(Received::Payload(bytes));
+                let text = format!(r#"{{"t":"{name}","s":{},"op":0,"d":{data}}}"#, self.said + 1);
+                return Ok(Received::Payload(text.into()));
             }
             _ => return Ok(Received::Nothing),
         }
@@ -137,10 +130,6 @@ impl Transport for Line {
     }
 
     fn disconnect(&mut self, _code: Option<u16>, _deadline: Instant) {}
-
-    fn recycle(&mut self, buffer: Vec<u8>) {
-        self.spare = buffer;
-    }
 
     fn waker(&self) -> Waker {
         self.waker.clone()

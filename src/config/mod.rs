@@ -92,8 +92,8 @@ pub struct Config {
     pub release_after: ReleaseAfter,
     /// How many events of a shard may be outstanding before it stops reading, at least 1. Default: 1,024.
     pub max_outstanding_events: usize,
-    /// How many bytes of memory events of a shard may hold before it stops reading, at least 1; one event always fits. Default:
-    /// 4 MiB.
+    /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops reading, at least 1; one event always
+    /// fits. Default: 4 MiB.
     pub max_outstanding_bytes: usize,
     /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest waits, not counted. Default:
     /// 1,024.

@@ -135,16 +135,15 @@ impl Credit {
 
     /// Usually the oldest is handled first. An event that is kept for good must not make the list longer than twice the credit.
     fn handle(&mut self, serial: u64) {
-        let at = match self.open.front() {
-            Some(oldest) if oldest.serial == serial => Ok(0),
-            _ => self.open.binary_search_by_key(&serial, |open| open.serial),
-        };
-        let Ok(at) = at else { return };
-        self.open[at].is_handled = true;
-        self.handled += 1;
-        while self.open.front().is_some_and(|oldest| oldest.is_handled) {
+        if self.open.front().is_some_and(|oldest| oldest.serial == serial) {
             self.open.pop_front();
-            self.handled -= 1;
+            while self.open.front().is_some_and(|oldest| oldest.is_handled) {
+                self.open.pop_front();
+                self.handled -= 1;
+            }
+        } else if let Ok(at) = self.open.binary_search_by_key(&serial, |open| open.serial) {
+            self.open[at].is_handled = true;
+            self.handled += 1;
         }
         if self.handled > self.open.len() / 2 {
             self.open.retain(|open| !open.is_handled);

@@ -9,6 +9,9 @@ use super::fields;
 use crate::protocol::{Body, EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
+///
+/// Under load, up to 60 small ones share a block of 16 KiB, which is freed with the last of them: a program that keeps few of many for
+/// long should keep what is in them.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
@@ -31,7 +34,7 @@ impl Dispatch {
     /// # Errors
     /// If it is not JSON, or has another `op` than 0, or lacks `s` or `t`.
     pub fn from_json(json: impl Into<Vec<u8>>) -> Result<Self, MalformedPayload> {
-        Self::new(Payload::read(json.into())?).ok_or(MalformedPayload::Dispatch)
+        Self::new(Payload::read(json.into().into())?).ok_or(MalformedPayload::Dispatch)
     }
 
     /// `None` if the payload is no event.
@@ -97,21 +100,6 @@ impl Dispatch {
     /// The size of the whole payload in bytes, uncompressed.
     pub(crate) fn size(&self) -> usize {
         self.body.size()
-    }
-
-    /// See [`Body::fit`].
-    pub(crate) fn fit(&mut self) -> Option<Vec<u8>> {
-        self.body.fit()
-    }
-
-    /// The memory that it holds, in bytes.
-    pub(crate) fn footprint(&self) -> usize {
-        self.body.footprint()
-    }
-
-    /// The buffer, to be used again.
-    pub(crate) fn into_buffer(self) -> Vec<u8> {
-        self.body.into_buffer()
     }
 
     pub(super) fn error(&self, path: Option<String>, source: serde_json::Error) -> DecodeError {

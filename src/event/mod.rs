@@ -83,7 +83,7 @@ pub enum EventKind {
     Stalled {
         /// Events that are outstanding.
         events: usize,
-        /// The memory that they hold, in bytes.
+        /// The size of their payloads in bytes, uncompressed.
         bytes: usize,
     },
     /// The shard reads again.

@@ -5,6 +5,7 @@ use std::mem;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fastrand::Rng;
 use serde::Deserialize;
 
@@ -47,7 +48,7 @@ pub enum Input {
     /// The connection asked for is open.
     Connected,
     /// A payload came.
-    Payload(Vec<u8>),
+    Payload(Bytes),
     /// Nothing is left to read: the socket was read dry.
     Drained,
     /// The shard does not read for now, because what it delivered has not been handled.
@@ -367,7 +368,7 @@ impl Machine {
         });
     }
 
-    fn handle_payload(&mut self, now: Instant, bytes: Vec<u8>) -> Result<(), MalformedPayload> {
+    fn handle_payload(&mut self, now: Instant, bytes: Bytes) -> Result<(), MalformedPayload> {
         let payload = Payload::read(bytes)?;
         match payload.op() {
             0 => self.handle_dispatch(now, payload)?,

@@ -4,16 +4,13 @@
 //! is read by `serde_json`. The short way takes one thing on trust: that `d`, an object, goes on to the payload's last brace. Who
 //! reads `d` finds out, and then asks for [`Body::exact_data`].
 
-use std::mem;
 use std::ops::Range;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::event_name::EventName;
-
-/// Longer payloads keep the buffer that they came in, and give back its end.
-const WORTH_MOVING: usize = 32 << 10;
 
 /// A payload from Discord.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +24,7 @@ pub struct Payload {
 /// The bytes of a payload; `d` is a part of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Body {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     data: Range<usize>,
 }
 
@@ -45,7 +42,7 @@ struct Envelope<'a> {
 
 impl Payload {
     /// Reads the envelope, in whatever order its fields come.
-    pub fn read(bytes: Vec<u8>) -> Result<Self, MalformedPayload> {
+    pub fn read(bytes: Bytes) -> Result<Self, MalformedPayload> {
         if let Some((name, sequence, data)) = usual_event(&bytes) {
             return Ok(Self { op: 0, sequence: Some(sequence), name: Some(name), body: Body { bytes, data } });
         }
@@ -118,30 +115,6 @@ impl Body {
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }
-
-    /// Gives back what it does not need of its buffer. A short payload moves to another, so that the one it had can be used again:
-    /// that is returned.
-    pub(crate) fn fit(&mut self) -> Option<Vec<u8>> {
-        if self.bytes.capacity() - self.bytes.len() <= self.bytes.len() / 8 {
-            return None;
-        }
-        if self.bytes.len() > WORTH_MOVING {
-            self.bytes.shrink_to_fit();
-            return None;
-        }
-        let fitting = self.bytes.as_slice().into();
-        Some(mem::replace(&mut self.bytes, fitting))
-    }
-
-    /// The memory that it takes: its buffer may be larger than what is in it.
-    pub(crate) fn footprint(&self) -> usize {
-        self.bytes.capacity()
-    }
-
-    /// The buffer, to be used again.
-    pub(crate) fn into_buffer(self) -> Vec<u8> {
-        self.bytes
-    }
 }
 
 impl Envelope<'_> {
@@ -205,7 +178,7 @@ pub(crate) mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<Payload, MalformedPayload> {
-        Payload::read(json.as_bytes().to_vec())
+        Payload::read(Bytes::copy_from_slice(json.as_bytes()))
     }
 
     #[test]
@@ -305,7 +278,7 @@ pub(crate) mod tests {
         fn reading_is_what_serde_json_does(bytes in any_payload()) {
             let expected = serde_json::from_slice::<Envelope<'_>>(&bytes).ok();
             let expected = expected.filter(|envelope| envelope.op != 0 || (envelope.s.is_some() && envelope.t.is_some()));
-            let read = Payload::read(bytes.clone());
+            let read = Payload::read(bytes.clone().into());
             match (expected, read) {
                 (Some(expected), Ok(read)) => {
                     prop_assert_eq!((read.op(), read.sequence(), read.name()), (expected.op, expected.s, expected.t.as_ref()));
@@ -335,6 +308,6 @@ pub(crate) mod tests {
         for json in ["", "{", "null", "[]", "{}", r#"{"op":"0"}"#, r#"{"op":-1}"#, r#"{"op":0,"s":1}"#, "{\"op\":1}x"] {
             assert!(read(json).is_err(), "{json}");
         }
-        assert!(Payload::read(vec![0xff, 0xfe]).is_err());
+        assert!(Payload::read(vec![0xff, 0xfe].into()).is_err());
     }
 }

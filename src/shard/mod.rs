@@ -171,6 +171,8 @@ impl Shard {
             shared.ledger.begin(session.clone(), session.sequence);
         }
         let shard = Self(Arc::clone(&shared));
+        // Boxed, so that on their way into the thread they do not pass over its stack time and again: what that touches once stays.
+        let (machine, transport) = (Box::new(machine), Box::new(transport));
         let (start, started) = crossbeam_channel::bounded::<()>(0);
         let thread = builder.spawn(move || {
             // Nobody sends: it ends when the other side is dropped.

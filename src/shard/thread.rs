@@ -36,47 +36,21 @@ const SKEW: Duration = Duration::from_secs(1);
 
 /// Runs a shard until it stops, and tells everyone why it did.
 pub(super) fn run<C: Connector>(
-    machine: Machine,
-    transport: C::Transport,
+    machine: Box<Machine>,
+    transport: Box<C::Transport>,
     shared: Arc<Shared>,
     config: &Config,
     context: &Context<C>,
     outlet: &Outlet,
 ) {
-    let mut thread = Thread {
-        machine,
-        transport,
-        requests: Requests::new(shared.run),
-        shared,
-        config,
-        context,
-        outlet,
-        guilds: Guilds::new(config.timing.guilds_timeout),
-        now: Instant::now(),
-        heard_at: None,
-        stalled_since: None,
-        queued: None,
-        identified_at: None,
-        dry_at: None,
-        acknowledged: None,
-        stage: None,
-        dry: false,
-        reads_left: 0,
-        is_rested: false,
-        delivered: (0, 0),
-        is_untold: false,
-        run_ahead: 0,
-        ticket: None,
-        permit: None,
-        unflushed: Vec::new(),
-    };
+    let mut thread = Thread::new(machine, transport, shared, config, context, outlet);
     let reason = catch_unwind(AssertUnwindSafe(|| thread.run())).unwrap_or(CloseReason::Panicked);
     thread.close(reason);
 }
 
 struct Thread<'a, C: Connector> {
-    machine: Machine,
-    transport: C::Transport,
+    machine: Box<Machine>,
+    transport: Box<C::Transport>,
     shared: Arc<Shared>,
     config: &'a Config,
     context: &'a Context<C>,
@@ -116,7 +90,46 @@ struct Thread<'a, C: Connector> {
     unflushed: Vec<Command>,
 }
 
-impl<C: Connector> Thread<'_, C> {
+impl<'a, C: Connector> Thread<'a, C> {
+    /// Boxed for the same reason as the machine.
+    #[inline(never)]
+    fn new(
+        machine: Box<Machine>,
+        transport: Box<C::Transport>,
+        shared: Arc<Shared>,
+        config: &'a Config,
+        context: &'a Context<C>,
+        outlet: &'a Outlet,
+    ) -> Box<Self> {
+        Box::new(Self {
+            machine,
+            transport,
+            requests: Requests::new(shared.run),
+            shared,
+            config,
+            context,
+            outlet,
+            guilds: Guilds::new(config.timing.guilds_timeout),
+            now: Instant::now(),
+            heard_at: None,
+            stalled_since: None,
+            queued: None,
+            identified_at: None,
+            dry_at: None,
+            acknowledged: None,
+            stage: None,
+            dry: false,
+            reads_left: 0,
+            is_rested: false,
+            delivered: (0, 0),
+            is_untold: false,
+            run_ahead: 0,
+            ticket: None,
+            permit: None,
+            unflushed: Vec::new(),
+        })
+    }
+
     fn run(&mut self) -> CloseReason {
         loop {
             if self.shared.waker.take() {
@@ -256,7 +269,7 @@ impl<C: Connector> Thread<'_, C> {
 
     fn deliver(&mut self, payload: Payload) {
         // The machine asks for events alone.
-        let Some(mut dispatch) = Dispatch::new(payload) else { return };
+        let Some(dispatch) = Dispatch::new(payload) else { return };
         self.is_rested = false;
         let is_arrival = self.note_guild(&dispatch);
         if let Some(command) = self.requests.rate_limited(&dispatch) {
@@ -270,18 +283,14 @@ impl<C: Connector> Thread<'_, C> {
         };
         if !is_wanted {
             self.shared.filtered.fetch_add(1, Ordering::Relaxed);
-            self.shared.ledger.skip(dispatch.sequence());
-            return self.transport.recycle(dispatch.into_buffer());
-        }
-        if let Some(buffer) = dispatch.fit() {
-            self.transport.recycle(buffer);
+            return self.shared.ledger.skip(dispatch.sequence());
         }
         // Nobody else writes these.
         let size = dispatch.size();
         self.delivered = (self.delivered.0 + 1, self.delivered.1 + size as u64);
         self.shared.events.store(self.delivered.0, Ordering::Relaxed);
         self.shared.bytes.store(self.delivered.1, Ordering::Relaxed);
-        let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), dispatch.footprint());
+        let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size);
         if !has_room {
             self.reads_left = 0;
         }
@@ -419,7 +428,6 @@ impl<C: Connector> Thread<'_, C> {
     /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
         self.now = Instant::now();
-        self.tell_of_events();
         self.poll_guilds();
         self.publish_ack();
         self.publish();
@@ -427,6 +435,9 @@ impl<C: Connector> Thread<'_, C> {
         let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
         let room = self.room();
         self.report_stall(room);
+        if self.dry || room != Room::Free {
+            self.tell_of_events();
+        }
         if room == Room::StalledNow {
             // What is to be said of it has been said; the machine may have something to do before the wait.
         } else if room == Room::Stalled {
@@ -580,7 +591,8 @@ impl<C: Connector> Thread<'_, C> {
     }
 
     /// The shard has stopped: nothing is accepted any more, and everyone learns why.
-    fn close(mut self, reason: CloseReason) {
+    #[cold]
+    fn close(&mut self, reason: CloseReason) {
         if reason == CloseReason::Panicked {
             log::error!("shard {}: the thread panicked; this is a bug", self.shared.id);
             self.transport.disconnect(None, Instant::now());

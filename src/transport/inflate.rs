@@ -3,6 +3,7 @@
 use std::mem;
 use std::ops::RangeInclusive;
 
+use bytes::{Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
@@ -54,10 +55,23 @@ const ZLIB_SUFFIX: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// What a payload is at least expected to need.
-const SMALLEST_BUFFER: usize = 4 << 10;
+const SMALLEST_BUFFER: usize = 512;
 
 /// A larger buffer is not kept for the next payload, and what is expected to need one gets its own at once.
 const LARGEST_SPARE: usize = 64 << 10;
+
+/// Payloads of such sizes share a block of memory with their neighbours: memory that one thread takes and another gives back costs
+/// more than the copy. An ACK is smaller, so that a shard that only beats holds no block.
+const SHARED: RangeInclusive<usize> = 257..=4096;
+
+/// So many of them come first after a rest that share nothing: a shard that has little to say needs no block.
+const ALONE: u32 = 8;
+
+/// Such a block. One event that a program keeps holds all of it.
+const BLOCK: usize = 16 << 10;
+
+/// A longer payload keeps the buffer that it was inflated into.
+const WORTH_KEEPING: usize = 32 << 10;
 
 /// To how much of its size JSON shrinks at least, and at most as far as is reckoned with.
 const RATIOS: RangeInclusive<usize> = 5..=32;
@@ -70,7 +84,7 @@ const TELLING: usize = 1 << 10;
 /// ```
 /// # use threadcord::{Compression, transport::Inflater};
 /// let mut inflater = Inflater::new(Compression::None, 1 << 20);
-/// assert_eq!(inflater.text(br#"{"op":11}"#)?, br#"{"op":11}"#);
+/// assert_eq!(inflater.text(br#"{"op":11}"#)?, &br#"{"op":11}"#[..]);
 /// # Ok::<(), threadcord::transport::InflateError>(())
 /// ```
 pub struct Inflater {
@@ -81,8 +95,12 @@ pub struct Inflater {
 /// Where payloads go.
 struct Room {
     max: usize,
-    /// The buffer of an earlier payload that nobody kept.
+    /// What small payloads are inflated into, before they move to where they stay.
     spare: Vec<u8>,
+    /// What is free of the block that small payloads share.
+    block: BytesMut,
+    /// How many have come since the last rest that would share one.
+    shareable: u32,
     /// How many times as long as its message the last large payload was.
     ratio: usize,
 }
@@ -110,32 +128,26 @@ impl Inflater {
                 Kind::ZstdStream { context }
             }
         };
-        Self { kind, room: Room { max, spare: Vec::new(), ratio: *RATIOS.start() } }
-    }
-
-    /// Takes a payload's buffer back, to fill it again; a large one is given back to the system.
-    pub fn recycle(&mut self, buffer: Vec<u8>) {
-        if buffer.capacity() <= LARGEST_SPARE {
-            self.room.spare = buffer;
+        Self {
+            kind,
+            room: Room { max, spare: Vec::new(), block: BytesMut::new(), shareable: 0, ratio: *RATIOS.start() },
         }
     }
 
     /// Nothing has come for a while: gives back the memory that only a busy connection needs.
     pub fn rest(&mut self) {
         self.room.spare = Vec::new();
+        self.room.block = BytesMut::new();
+        self.room.shareable = 0;
     }
 
     /// A text message, which is a payload by itself.
     ///
     /// # Errors
     /// If the compression sends binary messages alone.
-    pub fn text(&mut self, message: &[u8]) -> Result<Vec<u8>, InflateError> {
+    pub fn text(&mut self, message: &[u8]) -> Result<Bytes, InflateError> {
         match self.kind {
-            Kind::Plain | Kind::Payload => {
-                let mut payload = self.room.empty(message.len());
-                payload.extend_from_slice(message);
-                Ok(payload)
-            }
+            Kind::Plain | Kind::Payload => Ok(self.room.copy(message)),
             Kind::ZlibStream { .. } | Kind::ZstdStream { .. } => Err(InflateError::WrongKind("text")),
         }
     }
@@ -144,7 +156,7 @@ impl Inflater {
     ///
     /// # Errors
     /// If it is damaged, if what is in it is too large, or if there is no compression. The connection is of no use then.
-    pub fn binary(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, InflateError> {
+    pub fn binary(&mut self, message: &[u8]) -> Result<Option<Bytes>, InflateError> {
         let room = &mut self.room;
         match &mut self.kind {
             Kind::Plain => Err(InflateError::WrongKind("binary")),
@@ -176,7 +188,7 @@ impl Inflater {
     }
 }
 
-fn inflate(context: &mut Decompress, input: &[u8], room: &mut Room) -> Result<(Vec<u8>, Status), InflateError> {
+fn inflate(context: &mut Decompress, input: &[u8], room: &mut Room) -> Result<(Bytes, Status), InflateError> {
     let mut output = room.expect(input.len());
     let before = context.total_in();
     loop {
@@ -187,13 +199,13 @@ fn inflate(context: &mut Decompress, input: &[u8], room: &mut Room) -> Result<(V
         // Room that is left means that nothing is left to come out.
         if status == Status::StreamEnd || output.len() < output.capacity() {
             room.learn(input.len(), output.len());
-            return Ok((output, status));
+            return Ok((room.keep(output), status));
         }
         room.grow(&mut output)?;
     }
 }
 
-fn decompress(context: &mut DCtx<'_>, input: &[u8], room: &mut Room) -> Result<Vec<u8>, InflateError> {
+fn decompress(context: &mut DCtx<'_>, input: &[u8], room: &mut Room) -> Result<Bytes, InflateError> {
     let mut output = room.expect(input.len());
     let mut input = InBuffer::around(input);
     loop {
@@ -206,19 +218,15 @@ fn decompress(context: &mut DCtx<'_>, input: &[u8], room: &mut Room) -> Result<V
             room.grow(&mut output)?;
         } else if input.pos() == input.src.len() {
             room.learn(input.src.len(), output.len());
-            return Ok(output);
+            return Ok(room.keep(output));
         }
     }
 }
 
 impl Room {
-    /// A buffer for what is in a message of this length.
+    /// A buffer for what is in a message of this length: the spare one if that is large enough or may grow so large.
     fn expect(&mut self, compressed: usize) -> Vec<u8> {
-        self.empty(compressed.saturating_mul(self.ratio).max(SMALLEST_BUFFER).min(self.max.max(1)))
-    }
-
-    /// A buffer for so much, the spare one if that is large enough or may grow so large.
-    fn empty(&mut self, room: usize) -> Vec<u8> {
+        let room = compressed.saturating_mul(self.ratio).max(SMALLEST_BUFFER).min(self.max.max(1));
         if room > LARGEST_SPARE {
             return Vec::with_capacity(room);
         }
@@ -226,6 +234,33 @@ impl Room {
         buffer.clear();
         buffer.reserve_exact(room);
         buffer
+    }
+
+    /// The payload that has come into a buffer, in no more memory than it needs.
+    fn keep(&mut self, mut buffer: Vec<u8>) -> Bytes {
+        if buffer.len() > WORTH_KEEPING {
+            buffer.shrink_to_fit();
+            return buffer.into();
+        }
+        let payload = self.copy(&buffer);
+        if buffer.capacity() <= LARGEST_SPARE {
+            self.spare = buffer;
+        }
+        payload
+    }
+
+    /// A payload in memory of its own, or in a block with others.
+    fn copy(&mut self, payload: &[u8]) -> Bytes {
+        let is_shareable = SHARED.contains(&payload.len());
+        if !is_shareable || self.shareable < ALONE {
+            self.shareable += u32::from(is_shareable);
+            return Bytes::copy_from_slice(payload);
+        }
+        if self.block.capacity() < payload.len() && !self.block.try_reclaim(payload.len()) {
+            self.block = BytesMut::with_capacity(BLOCK);
+        }
+        self.block.extend_from_slice(payload);
+        self.block.split().freeze()
     }
 
     /// Doubles a buffer, up to the bound.
@@ -293,7 +328,7 @@ mod tests {
             assert!(inflater.binary(tail).unwrap().unwrap() == payload);
         }
         let message = zlib(&mut context, b"whole", FlushCompress::Sync);
-        assert_eq!(inflater.binary(&message).unwrap().unwrap(), b"whole");
+        assert_eq!(inflater.binary(&message).unwrap().unwrap(), &b"whole"[..]);
     }
 
     #[test]
@@ -313,10 +348,30 @@ mod tests {
         for _ in 0..2 {
             let mut context = Compress::new(flate2::Compression::default(), true);
             let message = zlib(&mut context, b"{\"op\":10}", FlushCompress::Finish);
-            assert_eq!(inflater.binary(&message).unwrap().unwrap(), b"{\"op\":10}");
+            assert_eq!(inflater.binary(&message).unwrap().unwrap(), &b"{\"op\":10}"[..]);
             assert!(matches!(inflater.binary(&message[..message.len() - 3]), Err(InflateError::Corrupt(_))));
         }
-        assert_eq!(inflater.text(b"{}").unwrap(), b"{}");
+        assert_eq!(inflater.text(b"{}").unwrap(), &b"{}"[..]);
+    }
+
+    #[test]
+    fn payloads_that_share_a_block_stay_as_they_are() {
+        let mut inflater = Inflater::new(Compression::None, MAX);
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut kept = Vec::new();
+        for n in 0..5000_usize {
+            let text = noise(rng.usize(1..5000));
+            let payload = inflater.text(&text).unwrap();
+            // Many are dropped at once, so that blocks are used again; some stay for long.
+            if n.is_multiple_of(7) {
+                kept.push((text, payload));
+            }
+            if n.is_multiple_of(50) {
+                kept.drain(..kept.len() / 2);
+                inflater.rest();
+            }
+            assert!(kept.iter().all(|(text, payload)| text == payload));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+pub use bytes::Bytes;
 pub use inflate::{Compression, InflateError, Inflater};
 use url::Url;
 pub use websocket::{WebSocketConnector, WebSocketTransport};
@@ -81,11 +82,6 @@ pub trait Transport: Send {
     /// Ends the connection: with a close frame, whose answer may take until `deadline`, or at once.
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant);
 
-    /// Takes the buffer of a payload back that nobody keeps, to use it again. Does nothing unless it is overridden.
-    fn recycle(&mut self, buffer: Vec<u8>) {
-        drop(buffer);
-    }
-
     /// Nothing has come for a while: memory that a busy connection needs may be given back. Does nothing unless it is overridden.
     fn rest(&mut self) {}
 
@@ -99,7 +95,7 @@ pub enum Received {
     /// The connection is open.
     Opened,
     /// A whole payload, uncompressed.
-    Payload(Vec<u8>),
+    Payload(Bytes),
     /// Something that is no payload, or only a part of one: read again.
     Partial,
     /// The peer closed, with or without a code.

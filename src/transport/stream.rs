@@ -5,10 +5,13 @@ use std::io::{self, Read, Write};
 use mio::net::TcpStream;
 use native_tls::TlsStream;
 
-/// What a connection has as long as little comes.
-const SMALL: usize = 4 << 10;
+/// What a connection with TLS has as long as little comes: a record's header is read apart from its content.
+pub(super) const SMALL: usize = 4 << 10;
 
-/// What it has once that was too small: a system call in thirty events then, and as much as a second-level cache likes.
+/// After so many reads in a row that filled all there was, a connection has a large buffer.
+const ENOUGH: u32 = 4;
+
+/// Its size: a system call in thirty events then, and as much as a second-level cache likes.
 const LARGE: usize = 64 << 10;
 
 /// The end of an HTTP answer's head.
@@ -55,21 +58,26 @@ impl Write for Stream {
     }
 }
 
-/// A stream that is read in large pieces and handed on in small ones, through a buffer that grows while more comes than it holds.
+/// A stream that is read in large pieces and handed on in small ones, through a buffer that grows once more comes than fits into what
+/// there is.
 ///
 /// It always asks once more, until the system says `WouldBlock`. A read that filled no buffer would tell as much, but only as long as no
 /// edge has come since, and a shard without credit waits between the two.
 pub(super) struct Buffered<S> {
     stream: S,
     buffer: Box<[u8]>,
+    /// How large it is as long as little comes; without one, the stream is read into what the reader has.
+    small: usize,
     /// What of the buffer has come and has not been handed on.
     start: usize,
     end: usize,
+    /// How many of the last reads filled all that there was.
+    filled: u32,
 }
 
 impl<S> Buffered<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, buffer: vec![0; SMALL].into(), start: 0, end: 0 }
+    pub(super) fn new(stream: S, small: usize) -> Self {
+        Self { stream, buffer: vec![0; small].into(), small, start: 0, end: 0, filled: 0 }
     }
 
     /// What is below.
@@ -80,8 +88,8 @@ impl<S> Buffered<S> {
 
     /// Has a small buffer again, if nothing is in it.
     fn shrink(&mut self) {
-        if self.start == self.end && self.buffer.len() > SMALL {
-            self.buffer = vec![0; SMALL].into();
+        if self.start == self.end && self.buffer.len() > self.small {
+            self.buffer = vec![0; self.small].into();
         }
     }
 }
@@ -89,12 +97,17 @@ impl<S> Buffered<S> {
 impl<S: Read> Read for Buffered<S> {
     fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
         if self.start == self.end {
-            if self.end == self.buffer.len() && self.end < LARGE {
-                // It was full: more has come than it holds.
+            (self.start, self.end) = (0, 0);
+            if self.filled >= ENOUGH && self.buffer.len() < LARGE {
                 self.buffer = vec![0; LARGE].into();
             }
-            (self.start, self.end) = (0, 0);
-            self.end = self.stream.read(&mut self.buffer)?;
+            let into = if self.buffer.is_empty() { &mut *output } else { &mut self.buffer };
+            let length = self.stream.read(into).inspect_err(|_| self.filled = 0)?;
+            self.filled = if length == into.len() { self.filled.saturating_add(1) } else { 0 };
+            if self.buffer.is_empty() {
+                return Ok(length);
+            }
+            self.end = length;
         }
         let length = output.len().min(self.end - self.start);
         output[..length].copy_from_slice(&self.buffer[self.start..][..length]);
@@ -165,5 +178,47 @@ impl<S: Write> Write for Counted<S> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives what it has in pieces of any size, and says now and then that there is nothing.
+    struct Pieces(Vec<u8>, fastrand::Rng);
+
+    impl Read for Pieces {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.1.u8(..8) == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let most = if self.1.bool() { usize::MAX } else { self.1.usize(1..9000) };
+            let length = most.min(buffer.len()).min(self.0.len());
+            buffer[..length].copy_from_slice(&self.0[..length]);
+            self.0.drain(..length);
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost_while_the_buffer_grows_and_shrinks() {
+        for (seed, small) in (0..100).flat_map(|seed| [(seed, 0), (seed, SMALL)]) {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+            let mut stream = Buffered::new(Pieces(sent.clone(), rng.fork()), small);
+            let (mut came, mut largest) = (Vec::new(), 0);
+            while came.len() < sent.len() {
+                let mut output = vec![0; rng.usize(1..8000)];
+                match stream.read(&mut output) {
+                    Ok(length) => came.extend_from_slice(&output[..length]),
+                    Err(_) => stream.shrink(),
+                }
+                largest = largest.max(stream.buffer.len());
+            }
+            assert!(came == sent, "seed {seed}");
+            stream.shrink();
+            assert_eq!((largest, stream.buffer.len()), (LARGE, small), "seed {seed}");
+        }
     }
 }

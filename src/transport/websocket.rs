@@ -19,7 +19,7 @@ use tungstenite::{Message, WebSocket};
 use url::{Host, Url};
 
 use super::inflate::Inflater;
-use super::stream::{Buffered, Counted, Stream};
+use super::stream::{Buffered, Counted, SMALL, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
 use crate::shard_id::ShardId;
 
@@ -92,7 +92,7 @@ enum Link {
     None,
     Tcp(TcpStream),
     Tls(MidHandshakeTlsStream<Buffered<TcpStream>>),
-    Upgrade(MidHandshake<Upgrade>),
+    Upgrade(Box<MidHandshake<Upgrade>>),
     Open(Box<Socket<Counted<Stream>>>),
 }
 
@@ -140,14 +140,12 @@ impl Transport for WebSocketTransport {
                 }
                 return received;
             }
-            match mem::replace(&mut self.link, Link::None) {
-                Link::None => return Ok(Received::Nothing),
-                handshake => {
-                    if self.shake_hands(handshake)? {
-                        self.attempts = None;
-                        return Ok(Received::Opened);
-                    }
-                }
+            if matches!(self.link, Link::None) {
+                return Ok(Received::Nothing);
+            }
+            if self.shake_hands()? {
+                self.attempts = None;
+                return Ok(Received::Opened);
             }
         }
         if self.attempts.as_ref().is_some_and(|a| a.give_up.is_some_and(|at| Instant::now() >= at)) {
@@ -206,12 +204,6 @@ impl Transport for WebSocketTransport {
         self.link = Link::None;
         self.attempts = None;
         self.flushed = true;
-    }
-
-    fn recycle(&mut self, buffer: Vec<u8>) {
-        if let Link::Open(socket) = &mut self.link {
-            socket.inflater.recycle(buffer);
-        }
     }
 
     fn rest(&mut self) {
@@ -287,8 +279,9 @@ impl WebSocketTransport {
     }
 
     /// Takes the handshakes as far as they go. Returns whether the websocket is open.
-    fn shake_hands(&mut self, link: Link) -> Result<bool, TransportError> {
-        match link {
+    #[cold]
+    fn shake_hands(&mut self) -> Result<bool, TransportError> {
+        match mem::replace(&mut self.link, Link::None) {
             Link::Tcp(stream) => match connected(&stream) {
                 Ok(true) => {
                     stream.set_nodelay(true)?;
@@ -323,10 +316,10 @@ impl WebSocketTransport {
                 Some(Host::Ipv6(ip)) => ip.to_string(),
                 None => String::new(),
             };
-            let handshake = self.tls.connect(&domain, Buffered::new(stream));
+            let handshake = self.tls.connect(&domain, Buffered::new(stream, SMALL));
             self.secured(handshake)
         } else {
-            self.upgrade(Stream::Plain(Buffered::new(stream)))
+            self.upgrade(Stream::Plain(Buffered::new(stream, 0)))
         }
     }
 
@@ -365,7 +358,7 @@ impl WebSocketTransport {
             }
             Err(HandshakeError::Interrupted(handshake)) => {
                 self.maybe_ready = false;
-                self.link = Link::Upgrade(handshake);
+                self.link = Link::Upgrade(Box::new(handshake));
                 Ok(false)
             }
             Err(HandshakeError::Failure(error)) => Err(error.into()),
@@ -527,7 +520,7 @@ mod tests {
 
     /// A socket whose peer has answered the upgrade.
     fn opened() -> Socket<Counted<Buffered<Peer>>> {
-        let mut stream = Counted::new(Buffered::new(Peer::default()));
+        let mut stream = Counted::new(Buffered::new(Peer::default(), 0));
         let head = b"HTTP/1.1 101 Switching\r\n\r\r\n\r\n";
         stream.get_mut().get_mut().0.extend(head);
         // In pieces, so that its end lies in two of them.
@@ -545,7 +538,7 @@ mod tests {
 
     fn text(socket: &mut Socket<Counted<Buffered<Peer>>>) -> Option<String> {
         match socket.read().unwrap() {
-            Received::Payload(bytes) => Some(String::from_utf8(bytes).unwrap()),
+            Received::Payload(bytes) => Some(String::from_utf8(bytes.into()).unwrap()),
             Received::Nothing => None,
             other => panic!("{other:?}"),
         }

@@ -70,7 +70,7 @@ impl Rig {
     }
 
     fn payload(&mut self, payload: &Value) {
-        self.input(Input::Payload(payload.to_string().into_bytes()));
+        self.input(Input::Payload(payload.to_string().into()));
     }
 
     fn dispatch(&mut self, name: &str, sequence: u64, data: &Value) {
@@ -315,14 +315,14 @@ fn every_identify_that_leads_nowhere_makes_the_next_one_wait_longer() {
 fn a_session_that_cannot_get_past_an_event_is_given_up() {
     let mut rig = Rig::ready();
     for _ in 1..UNREADABLE {
-        rig.input(Input::Payload(b"unreadable".to_vec()));
+        rig.input(Input::Payload(Bytes::from_static(b"unreadable")));
         assert!(!rig.lost_session());
         rig.reconnect();
         rig.input(Input::Connected);
         rig.hello();
         assert_eq!(rig.machine.stage(), Stage::Resuming);
     }
-    rig.input(Input::Payload(b"unreadable".to_vec()));
+    rig.input(Input::Payload(Bytes::from_static(b"unreadable")));
     assert!(rig.lost_session());
     assert_eq!(rig.reconnect().0, Target::Main);
 }
@@ -819,7 +819,7 @@ fn malformed_payloads_reconnect_and_resume() {
         b"\xff\xff",
     ] {
         let mut rig = Rig::ready();
-        rig.input(Input::Payload(bytes.to_vec()));
+        rig.input(Input::Payload(Bytes::copy_from_slice(bytes)));
         assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))), "{}", String::from_utf8_lossy(bytes));
         assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
     }
@@ -1024,8 +1024,8 @@ impl Observer {
             }
             Step::Op(op, data) => self.rig.payload(&json!({"op": op, "d": data})),
             Step::Requests(count) => (0..count).for_each(|_| self.rig.payload(&json!({"op": 1}))),
-            Step::Odd(payload) => self.rig.input(Input::Payload(payload.as_bytes().to_vec())),
-            Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes)),
+            Step::Odd(payload) => self.rig.input(Input::Payload(Bytes::copy_from_slice(payload.as_bytes()))),
+            Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes.into())),
             Step::Closed(code) => self.rig.input(Input::Closed(code)),
             Step::Failed => self.rig.input(Input::Failed(CloseReason::Cut)),
             Step::Permit => {
