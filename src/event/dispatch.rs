@@ -6,6 +6,7 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
 use super::fields;
+use super::path::path_at;
 use crate::protocol::{Body, EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
@@ -81,18 +82,11 @@ impl Dispatch {
         if let Some(value) = fields::read(self.data()) {
             return Ok(value);
         }
-        // Keeping track of the path takes time: only what fails is read with it, a second time.
-        serde_json::from_slice(self.data()).or_else(|_| {
-            let mut json = serde_json::Deserializer::from_slice(self.body.exact_data());
-            let value = serde_path_to_error::deserialize(&mut json);
-            let value = value.map_err(|error| self.error(Some(error.path().to_string()), error.into_inner()))?;
-            json.end().map_err(|source| self.error(None, source))?;
-            Ok(value)
-        })
+        let value = serde_json::from_slice(self.data()).or_else(|_| serde_json::from_slice(self.exact_data()));
+        value.map_err(|source| self.error(source))
     }
 
     /// See [`Body::exact_data`].
-    #[cfg(feature = "model")]
     pub(super) fn exact_data(&self) -> &[u8] {
         self.body.exact_data()
     }
@@ -102,9 +96,12 @@ impl Dispatch {
         self.body.size()
     }
 
-    pub(super) fn error(&self, path: Option<String>, source: serde_json::Error) -> DecodeError {
-        let byte = offset(self.body.exact_data(), source.line(), source.column());
-        let path = path.filter(|path| path != ".").unwrap_or_default();
+    /// What is wrong with [`exact_data`](Self::exact_data).
+    pub(super) fn error(&self, source: serde_json::Error) -> DecodeError {
+        let data = self.exact_data();
+        let byte = offset(data, source.line(), source.column());
+        // Where the syntax is wrong, the last byte was only looked at.
+        let path = path_at(data, byte.saturating_sub(usize::from(!source.is_data())));
         DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
     }
 }
@@ -126,7 +123,7 @@ pub struct DecodeError {
 }
 
 /// How many bytes lie before a line and a column, both counted from 1.
-fn offset(data: &[u8], line: usize, column: usize) -> usize {
+pub(super) fn offset(data: &[u8], line: usize, column: usize) -> usize {
     let lines = data.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1));
     (lines.map(<[u8]>::len).sum::<usize>() + column).min(data.len())
 }

@@ -5,6 +5,7 @@ mod dispatch;
 mod fields;
 mod filter;
 mod lease;
+mod path;
 mod skip;
 #[cfg(feature = "model")]
 mod typed;

@@ -1,7 +1,7 @@
 //! Events as the types of twilight-model.
 
 use serde::Deserialize;
-use serde::de::DeserializeSeed;
+use serde::de::{DeserializeSeed, Error as _};
 use twilight_model::gateway::OpCode;
 use twilight_model::gateway::event::{DispatchEventWithTypeDeserializer, Event};
 use twilight_model::gateway::payload::incoming::RateLimited;
@@ -34,22 +34,14 @@ impl Dispatch {
         if *self.name() == EventName::RateLimited {
             return self.decode::<Limited>().map(|limited| Event::RateLimited(limited.into()));
         }
-        let seed = || DispatchEventWithTypeDeserializer::new(self.name().as_str());
-        // Checked for UTF-8 as a whole, which takes less time than text by text.
-        let event = str::from_utf8(self.data()).ok().and_then(|json| {
-            let mut json = serde_json::Deserializer::from_str(json);
-            seed().deserialize(&mut json).and_then(|event| json.end().map(|()| event)).ok()
-        });
-        if let Some(event) = event {
-            return Ok(event.into());
-        }
-        // As in `decode`: the path is looked for only where there is an error.
-        let mut json = serde_json::Deserializer::from_slice(self.exact_data());
-        let mut track = serde_path_to_error::Track::new();
-        let event = seed().deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
-        let event = event.map_err(|source| self.error(Some(track.path().to_string()), source))?;
-        json.end().map_err(|source| self.error(None, source))?;
-        Ok(event.into())
+        let read = |data| {
+            // Checked for UTF-8 as a whole, which takes less time than text by text.
+            let mut json = serde_json::Deserializer::from_str(str::from_utf8(data).map_err(serde_json::Error::custom)?);
+            let event = DispatchEventWithTypeDeserializer::new(self.name().as_str()).deserialize(&mut json)?;
+            json.end().map(|()| event)
+        };
+        let event = read(self.data()).or_else(|_| read(self.exact_data()));
+        event.map(Event::from).map_err(|source| self.error(source))
     }
 }
 

@@ -1,0 +1,122 @@
+//! What an error of `serde_json` leaves out: where in the JSON it is, as a path.
+
+use std::fmt::Write;
+use std::ops::Range;
+
+/// An object or an array around a byte.
+enum Around {
+    /// With its last key, quotes included.
+    Object(Option<Range<usize>>),
+    /// With the index of its last element.
+    Array(usize),
+}
+
+/// The path to the value that a reader was at when it had read so many bytes: `member.roles[2]`, or nothing for all of it.
+///
+/// It takes the JSON to be well-formed up to there; where it is not, the path says as much as there is to say.
+pub(super) fn path_at(json: &[u8], read: usize) -> String {
+    let read = read.min(json.len());
+    let (mut around, mut at) = (Vec::new(), 0);
+    while at < read {
+        let start = at;
+        at += 1;
+        match (json[start], around.last_mut()) {
+            (b'{', _) => around.push(Around::Object(None)),
+            (b'[', _) => around.push(Around::Array(0)),
+            (b'}' | b']', _) => drop(around.pop()),
+            (b',', Some(Around::Object(key))) => *key = None,
+            (b',', Some(Around::Array(index))) => *index += 1,
+            (b'"', last) => {
+                at = end_of_text(json, at);
+                if let Some(Around::Object(key @ None)) = last {
+                    *key = Some(start..at);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut path = String::new();
+    for step in around {
+        match step {
+            Around::Object(None) => {}
+            Around::Object(Some(key)) => {
+                let text = serde_json::from_slice::<String>(&json[key]).unwrap_or_default();
+                path.push_str(if path.is_empty() { "" } else { "." });
+                path.push_str(&text);
+            }
+            // Writing to a text does not fail.
+            Around::Array(index) => drop(write!(path, "[{index}]")),
+        }
+    }
+    path
+}
+
+/// Where a text ends whose first character is at `at`.
+fn end_of_text(json: &[u8], mut at: usize) -> usize {
+    while let Some(byte) = json.get(at) {
+        at += if *byte == b'\\' { 2 } else { 1 };
+        if *byte == b'"' {
+            break;
+        }
+    }
+    at.min(json.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::protocol::any_json;
+
+    /// Something that most JSON is not.
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code, reason = "it is read to see how that fails")]
+    struct Tree {
+        a: Option<u8>,
+        t: Option<String>,
+        s: Option<Vec<Option<Tree>>>,
+        d: Option<Box<Tree>>,
+        #[serde(default)]
+        x: Choice,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[allow(dead_code, reason = "as above")]
+    enum Choice {
+        #[default]
+        A,
+        B(Vec<bool>),
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn it_is_what_keeping_track_finds(value in any_json("[atsdx]"), is_pretty in any::<bool>()) {
+            let json = if is_pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
+            let mut tracked = serde_json::Deserializer::from_str(&json);
+            let tracked = serde_path_to_error::deserialize::<_, Tree>(&mut tracked);
+            if let (Err(tracked), Err(error)) = (tracked, serde_json::from_str::<Tree>(&json)) {
+                let read = super::super::dispatch::offset(json.as_bytes(), error.line(), error.column());
+                let read = read.saturating_sub(usize::from(!error.is_data()));
+                let expected = tracked.path().to_string();
+                let expected = if expected == "." { "" } else { &expected };
+                let found = path_at(json.as_bytes(), read);
+                // What is wrong with a key is found at that key, not at the object that has it.
+                let is_key = error.to_string().starts_with("unknown variant") || error.to_string().starts_with("duplicate field");
+                prop_assert!(found == expected || (is_key && found.starts_with(expected)), "{found:?}, {expected:?}, {json} {error}");
+            }
+        }
+
+        #[test]
+        fn no_input_is_too_odd(bytes in prop::collection::vec(prop::sample::select(&b"{}[],:\"\\a1"[..]), 0..40), read in 0..50_usize) {
+            path_at(&bytes, read);
+            if let Ok(value) = serde_json::from_slice::<Value>(&bytes) {
+                prop_assert_eq!(path_at(&bytes, bytes.len()), "", "{}", value);
+            }
+        }
+    }
+}
