@@ -1,16 +1,19 @@
 //! What shards cost while they do nothing: memory, threads, descriptors, system calls; and what a burst leaves behind.
 //!
-//! `cargo bench --bench footprint [-- --shards 1,100,1000 --idle SECONDS --calls]`
+//! `cargo bench --bench footprint [-- --shards 1,100,1000 --idle SECONDS --calls --trim]`
 //!
 //! A gateway that has encoded all that it says serves from a process of its own. For each compression, with TLS and without, a
 //! second process connects so many shards and is looked at: when all are ready, after it was idle, and again after each shard has
 //! had 500 events, 32 of them `GUILD_CREATE`s of about 100 KB, and was idle for 10 s. With `--calls`, `strace` counts the system
-//! calls of half a minute. The slope between the numbers of shards is what one of them costs. `--idle` has shards idle for longer at
+//! calls of half a minute. With `--trim`, the program gives memory back when nothing has come for a while, as the example `ndjson`
+//! does. The slope between the numbers of shards is what one of them costs. `--idle` has shards idle for longer at
 //! the end, and tells what that took of a core.
 
 #![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
 
 mod common;
+#[path = "../examples/common/memory.rs"]
+mod memory;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -31,6 +34,9 @@ const GUILDS: usize = 32;
 /// Until what is given back when nothing comes has been given back.
 const REST: Duration = Duration::from_secs(4);
 const AFTER_BURST: Duration = Duration::from_secs(10);
+
+/// After so long without an event the program gives memory back, if it was told to.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// For so long system calls are counted.
 const TRACED: Duration = Duration::from_secs(30);
@@ -57,7 +63,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let value = |flag| arguments.iter().skip_while(|argument| **argument != flag).nth(1);
     let shards = value("--shards").map_or("1,100,1000", String::as_str);
     let shards = shards.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-    let traces = arguments.iter().any(|argument| argument == "--calls");
+    let has = |flag| arguments.iter().any(|argument| argument == flag);
+    let (traces, trims) = (has("--calls"), has("--trim"));
     let idle = value("--idle").map_or(Ok(0), |idle| idle.parse())?;
     println!(
         "| | shards | all ready after | processor for it | resident, idle | after the burst | threads | descriptors | calls in {} s | close |",
@@ -68,7 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let server = Server::start(&[tls, compression]);
         let rows = shards
             .iter()
-            .map(|shards| row(&server, tls, compression, *shards, traces))
+            .map(|shards| row(&server, tls, compression, *shards, traces, trims))
             .collect::<Result<Vec<_>, _>>()?;
         if let ([first, .., last], [(fewest_idle, fewest_after), .., (most_idle, most_after)]) =
             (&shards[..], &rows[..])
@@ -104,12 +111,13 @@ fn row(
     compression: &str,
     shards: usize,
     traces: bool,
+    trims: bool,
 ) -> Result<(u64, u64), Box<dyn std::error::Error>> {
     let mut process = Process::start(server, compression, shards)?;
     let ready = process.hear()?;
     let idle = process.ask("idle")?;
     let calls = traces.then(|| process.count_calls()).flatten();
-    let after = process.ask("burst")?;
+    let after = process.ask(if trims { "burst and trim" } else { "burst" })?;
     let closed = process.ask("close")?;
     println!(
         "| {tls}, {compression} | {shards} | {} ms | {} ms | {} KiB | {} KiB | {} | {} | {} | {} ms |",
@@ -210,14 +218,18 @@ fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
                 thread::sleep(REST);
                 report(start.elapsed())?;
             }
-            "burst" => {
+            word @ ("burst" | "burst and trim") => {
                 let request = threadcord::Command::soundboard_sounds(&[EVENTS as u64])?;
                 for shard in manager.shards() {
                     shard.send(request.clone())?;
                 }
                 let events = manager.events().filter(|event| event.dispatch().is_some());
                 assert_eq!(events.take(EVENTS * shards as usize).count(), EVENTS * shards as usize);
-                thread::sleep(AFTER_BURST);
+                thread::sleep(QUIET);
+                if word != "burst" {
+                    memory::give_back();
+                }
+                thread::sleep(AFTER_BURST.saturating_sub(QUIET));
                 report(start.elapsed())?;
             }
             _ => {

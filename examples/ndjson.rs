@@ -1,17 +1,23 @@
-//! Writes one event a line: `cargo run --example ndjson | jq -c 'select(.t == "MESSAGE_CREATE") | .d.content'`.
+//! Writes one event a line: `cargo run --example ndjson | jq -c 'select(.t == "MESSAGE_CREATE") | .d.content'`. When nothing comes for
+//! a while, what a burst has left behind goes back to the operating system.
 
 mod common;
 
 use std::io::{self, ErrorKind, StdoutLock, Write};
+use std::time::Duration;
 
-use threadcord::{Error, Event, Intents, ShardManager};
+use crossbeam_channel::RecvTimeoutError;
+use threadcord::{Error, Event, Events, Intents, ShardManager};
+
+/// Longer than it takes a shard to give its own buffers back, which is 2 s.
+const QUIET: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Error> {
     let intents = Intents::default() | Intents::MESSAGE_CONTENT;
     let manager = ShardManager::start(common::config(intents)?)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut events = manager.events();
-    while let Some(event) = events.next() {
+    while let Some(event) = next(&mut events) {
         // What is there goes out at once; the buffer makes one write of many when there is much.
         let is_last = events.receiver().is_empty();
         let written = write(&mut out, &event).and_then(|()| if is_last { out.flush() } else { Ok(()) });
@@ -24,6 +30,16 @@ fn main() -> Result<(), Error> {
     }
     // The stream has ended: `run` says why.
     manager.run(1, |_, _| {})
+}
+
+fn next(events: &mut Events) -> Option<Event> {
+    match events.next_timeout(QUIET) {
+        Err(RecvTimeoutError::Timeout) => {
+            common::memory::give_back();
+            events.next()
+        }
+        next => next.ok(),
+    }
 }
 
 fn write(out: &mut io::BufWriter<StdoutLock<'_>>, event: &Event) -> io::Result<()> {
