@@ -45,9 +45,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fleet,
     ];
     println!(
-        "| | shards, at once | least possible | ready after | more | violations | sent too early | windows wasted |"
+        "| | shards, at once | least possible | ready after | more | violations | sent too early | windows wasted | first IDENTIFY after | the next of a key, after its window |"
     );
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     fleets.iter().rev().try_for_each(Fleet::measure)
 }
 
@@ -88,9 +88,12 @@ impl Fleet {
         }
         let sent = mem::take(&mut *sent.lock().expect("nobody panics"));
         assert!(sent.len() >= self.shards as usize, "{} IDENTIFYs seen", sent.len());
-        let early = early(sent, self.max_concurrency, window);
+        let first = sent.iter().map(|sent| sent.before - start).min().unwrap_or_default();
+        let after_window = after_window(sent, self.max_concurrency, window);
+        let early = after_window.iter().filter(|late| **late < 0.0).count();
+        let median = after_window.get(after_window.len() / 2).copied().unwrap_or_default();
         println!(
-            "| {} | {}, {} | {:.2} s | {:.2} s | {:+.1} % | {} | {early} | {wasted} |",
+            "| {} | {}, {} | {:.2} s | {:.2} s | {:+.1} % | {} | {early} | {wasted} | {:.0} ms | {median:.1} ms |",
             self.name,
             self.shards,
             self.max_concurrency,
@@ -98,20 +101,23 @@ impl Fleet {
             took.as_secs_f64(),
             (took.as_secs_f64() / least.as_secs_f64() - 1.0) * 100.0,
             seen.violations.len(),
+            first.as_secs_f64() * 1000.0,
         );
         Ok(())
     }
 }
 
-/// How many IDENTIFYs were sent too early after the last one of their key.
-fn early(mut sent: Vec<Sent>, max_concurrency: u32, window: Duration) -> usize {
+/// How many milliseconds after the window of the last one of their key IDENTIFYs were sent, in order; less than none is too early.
+fn after_window(mut sent: Vec<Sent>, max_concurrency: u32, window: Duration) -> Vec<f64> {
     let mut last: BTreeMap<u32, Instant> = BTreeMap::new();
     sent.sort_unstable_by_key(|sent| sent.before);
-    let is_early = |sent: &&Sent| {
-        let before = last.insert(sent.shard.number() % max_concurrency, sent.after);
-        before.is_some_and(|before| sent.before < before + window)
+    let late = |sent: Sent| {
+        let before = last.insert(sent.shard.number() % max_concurrency, sent.after)?;
+        Some(((sent.before - before).as_secs_f64() - window.as_secs_f64()) * 1000.0)
     };
-    sent.iter().filter(is_early).count()
+    let mut late: Vec<f64> = sent.into_iter().filter_map(late).collect();
+    late.sort_unstable_by(f64::total_cmp);
+    late
 }
 
 /// When an IDENTIFY was handed to the socket.
