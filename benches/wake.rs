@@ -1,7 +1,10 @@
-//! From `Shard::send` on one thread to the bytes at the other end of an idle shard's connection.
+//! From `Shard::send` on one thread to the bytes at the other end of an idle shard's connection; and, by turns, the same with the least
+//! in between.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +48,44 @@ fn serve(mut client: WebSocket<TcpStream>, arrivals: &Sender<Instant>) {
     }
 }
 
+/// A thread that sleeps until it is asked, and then writes what a command takes to a socket.
+struct Floor {
+    thread: thread::Thread,
+    is_asked: Arc<AtomicBool>,
+    arrivals: Receiver<Instant>,
+}
+
+impl Floor {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("it connects");
+        stream.set_nodelay(true).expect("a socket");
+        let (mut peer, _) = listener.accept().expect("a client");
+        let (sender, arrivals) = crossbeam_channel::unbounded();
+        let mut bytes = [0; 50];
+        thread::spawn(move || while peer.read_exact(&mut bytes).is_ok() && sender.send(Instant::now()).is_ok() {});
+        let is_asked = Arc::<AtomicBool>::default();
+        let asked = Arc::clone(&is_asked);
+        let thread = thread::spawn(move || {
+            loop {
+                while !asked.swap(false, Ordering::AcqRel) {
+                    thread::park();
+                }
+                stream.write_all(&bytes).expect("it is sent");
+            }
+        });
+        Self { thread: thread.thread().clone(), is_asked, arrivals }
+    }
+
+    fn once(&self) -> Duration {
+        thread::sleep(IDLE);
+        let sent = Instant::now();
+        self.is_asked.store(true, Ordering::Release);
+        self.thread.unpark();
+        self.arrivals.recv().expect("it arrives") - sent
+    }
+}
+
 fn wake(criterion: &mut Criterion) {
     let (url, arrivals) = gateway();
     let mut timing = Timing::default();
@@ -62,21 +103,25 @@ fn wake(criterion: &mut Criterion) {
     manager.wait_ready(Duration::from_secs(60)).expect("it gets ready");
     let shard = manager.shard(ShardId::ONE).expect("it runs");
     let command = Command::soundboard_sounds(&[1]).expect("a command");
-    let mut all = Vec::new();
+    let floor = Floor::start();
+    let (mut all, mut floors) = (Vec::new(), Vec::new());
     let mut once = || {
         thread::sleep(IDLE);
         let sent = Instant::now();
         shard.send(command.clone()).expect("it is taken");
         let took = arrivals.recv().expect("it arrives") - sent;
         all.push(took);
+        floors.push(floor.once());
         took
     };
     criterion.bench_function("wake/send to the wire", |bencher| {
         bencher.iter_custom(|count| (0..count).map(|_| once()).sum());
     });
-    all.sort_unstable();
-    let percentile = |percent: usize| all.get(all.len() * percent / 100).copied().unwrap_or_default();
-    println!("{} commands: median {:?}, 99 % {:?}", all.len(), percentile(50), percentile(99));
+    for (name, mut all) in [("commands", all), ("times the least", floors)] {
+        all.sort_unstable();
+        let percentile = |percent: usize| all.get(all.len() * percent / 100).copied().unwrap_or_default();
+        println!("{} {name}: median {:?}, 99 % {:?}", all.len(), percentile(50), percentile(99));
+    }
 }
 
 criterion_group!(benches, wake);

@@ -93,7 +93,8 @@ pub struct Config {
     /// How many events of a shard may be outstanding before it stops reading, at least 1. Default: 1,024.
     pub max_outstanding_events: usize,
     /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops reading, at least 1; one event always
-    /// fits. Default: 4 MiB.
+    /// fits. Small ones share blocks of 16 KiB with others that came beside them, so that one alone may hold that much. Default:
+    /// 4 MiB.
     pub max_outstanding_bytes: usize,
     /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest waits, not counted. Default:
     /// 1,024.

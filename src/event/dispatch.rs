@@ -6,13 +6,13 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
 use super::fields;
-use super::path::path_at;
+use super::path::place;
 use crate::protocol::{Body, EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
 ///
-/// Under load, up to 60 small ones share a block of 16 KiB, which is freed with the last of them: a program that keeps few of many for
-/// long should keep what is in them.
+/// Unless few come, small ones share blocks of 16 KiB, each freed with the last event in it (those that were filtered were in there,
+/// too): a program that keeps few of many for long should keep what is in them.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
@@ -98,10 +98,7 @@ impl Dispatch {
 
     /// What is wrong with [`exact_data`](Self::exact_data).
     pub(super) fn error(&self, source: serde_json::Error) -> DecodeError {
-        let data = self.exact_data();
-        let byte = offset(data, source.line(), source.column());
-        // Where the syntax is wrong, the last byte was only looked at.
-        let path = path_at(data, byte.saturating_sub(usize::from(!source.is_data())));
+        let (byte, path) = place(self.exact_data(), &source);
         DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
     }
 }
@@ -114,18 +111,13 @@ pub struct DecodeError {
     pub event: EventName,
     /// Its sequence.
     pub sequence: u64,
-    /// The field, for example `member.roles[2]`; empty if it is the data as a whole.
+    /// The field, for example `member.roles[2]`; or what it is the last part of, where its type refused it only after it was read
+    /// (`try_from`, `deserialize_with`); empty if it is the data as a whole.
     pub path: String,
     /// How many bytes of the data were read.
     pub byte: usize,
     /// What does not fit.
     pub source: serde_json::Error,
-}
-
-/// How many bytes lie before a line and a column, both counted from 1.
-pub(super) fn offset(data: &[u8], line: usize, column: usize) -> usize {
-    let lines = data.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1));
-    (lines.map(<[u8]>::len).sum::<usize>() + column).min(data.len())
 }
 
 /// An id, which Discord writes as a text; a number is taken as well.

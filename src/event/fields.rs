@@ -144,8 +144,11 @@ impl<'de> MapAccess<'de> for &mut Fields<'de> {
     }
 }
 
-/// Without the spaces at the beginning.
+/// Without the spaces at the beginning. (Discord writes none.)
 fn trim(json: &[u8]) -> &[u8] {
+    if json.first().is_some_and(|byte| *byte > b' ') {
+        return json;
+    }
     let spaces = json.iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count();
     &json[spaces..]
 }

@@ -4,8 +4,7 @@
 use crate::intents::Intents;
 use crate::protocol::{EventName, UnknownEventName};
 
-/// Lets some of Discord's events pass and drops the others, by name, before an event is made of them: their buffer is used for the
-/// next payload.
+/// Lets some of Discord's events pass and drops the others, by name, before an event is made of them.
 ///
 /// What is dropped counts as handled, and takes no credit. The library itself sees every event that it needs: `READY`,
 /// `RESUMED`, guilds that come and go, the answers to [`Shard::request_members`](crate::Shard::request_members). What happens to

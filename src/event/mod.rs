@@ -32,7 +32,7 @@ pub(crate) const HANDLER_PANICKED: &str = "HandlerPanicked";
 /// Events may be handled in any order, on any thread. One that is kept, in a cache or by [`std::mem::forget`], keeps its credit, and the
 /// session's low-water mark before it: what came later comes again after a restart, and enough of them
 /// [stall](EventKind::Stalled) the shard for good. A program that wants to keep what is in an event takes that out, or
-/// [releases](Self::release) the event.
+/// [releases](Self::release) the event, which still holds its memory then (see [`Dispatch`]).
 #[derive(Debug)]
 pub struct Event {
     shard: ShardId,

@@ -29,6 +29,12 @@ fn is_bare(byte: u8) -> bool {
 pub(super) fn text(json: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
+        if let Some(bytes) = json.get(at..)?.first_chunk() {
+            let bytes = u8x16::new(*bytes);
+            let is_found = bytes.cmp_eq(u8x16::splat(b'"')) | bytes.cmp_eq(u8x16::splat(b'\\'));
+            // Sixteen, if it is nowhere among them.
+            at += (is_found.move_mask() | 1 << 16).trailing_zeros() as usize;
+        }
         match json.get(at)? {
             b'"' => return Some(at + 1),
             b'\\' => at += 2,
@@ -44,6 +50,9 @@ fn nested(json: &[u8]) -> Option<usize> {
         let block = Block::new(&json[at..]);
         let outside = !texts.inside(&block);
         let (opening, closing) = (block.find(b'{', SHAPE) & outside, block.find(b'}', SHAPE) & outside);
+        if opening | closing == 0 {
+            continue;
+        }
         if depth <= closing.count_ones()
             && let Some(end) = end(depth, opening, closing)
         {

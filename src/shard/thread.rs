@@ -21,11 +21,11 @@ use crate::protocol::{
 };
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
-/// So many messages are read before the clock is, and before anybody but the machine learns of what they brought.
+/// So many messages are read before the clock is, and before others learn where the shard stands.
 const READS_AT_ONCE: u32 = 32;
 
-/// After so many bytes a shard lets others run, who may be waiting for its core to handle them: as much as fits into the cache of a
-/// core, so that memory which is freed meanwhile is used again while it is warm.
+/// After so many bytes a shard wakes whoever waits for events and lets them run, who may be waiting for its core: as much as fits into
+/// the cache of a core, so that memory which is freed meanwhile is used again while it is warm.
 const RUN_AHEAD: usize = 256 << 10;
 
 /// How long nothing comes before a shard gives memory back that it needs under load.
@@ -82,7 +82,7 @@ struct Thread<'a, C: Connector> {
     delivered: (u64, u64),
     /// Whoever waits for events has not been told of the last ones.
     is_untold: bool,
-    /// Bytes delivered since others were last let run.
+    /// Bytes read since others were last let run.
     run_ahead: usize,
     ticket: Option<Ticket>,
     permit: Option<Permit>,
@@ -91,7 +91,7 @@ struct Thread<'a, C: Connector> {
 }
 
 impl<'a, C: Connector> Thread<'a, C> {
-    /// Boxed for the same reason as the machine.
+    /// Boxed, and not inlined, so that it never lies on the thread's stack: what that touches once stays.
     #[inline(never)]
     fn new(
         machine: Box<Machine>,
@@ -222,6 +222,8 @@ impl<'a, C: Connector> Thread<'a, C> {
                 addresses.main(compression)
             }),
         };
+        // The look-up of the host may take long.
+        self.tell_of_events();
         log::debug!("shard {}: connecting to {}", self.shared.id, url.host_str().unwrap_or_default());
         self.shared.status.lock().connects += 1;
         self.shared.resolving.store(true, Ordering::Release);
@@ -304,12 +306,6 @@ impl<'a, C: Connector> Thread<'a, C> {
         let read_up_to = self.identified_at.max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
         self.outlet.put(Event::dispatch_of(self.shared.id, dispatch, lease), Origin { is_arrival, read_up_to });
         self.is_untold = true;
-        self.run_ahead += size;
-        if self.run_ahead > RUN_AHEAD {
-            self.run_ahead = 0;
-            self.tell_of_events();
-            std::thread::yield_now();
-        }
     }
 
     /// Wakes whoever waits for events, if there are any.
@@ -418,6 +414,8 @@ impl<'a, C: Connector> Thread<'a, C> {
         self.ticket = None;
         self.permit = None;
         self.forget_flushed();
+        // The peer's answer may take long.
+        self.tell_of_events();
         self.transport.disconnect(code, Instant::now() + self.config.timing.close_timeout);
         for command in mem::take(&mut self.unflushed).into_iter().rev() {
             self.requests.note_sent(&command, false);
@@ -435,7 +433,7 @@ impl<'a, C: Connector> Thread<'a, C> {
         let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
         let room = self.room();
         self.report_stall(room);
-        if self.dry || room != Room::Free {
+        if room != Room::Free {
             self.tell_of_events();
         }
         if room == Room::StalledNow {
@@ -463,6 +461,13 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.act(output);
             }
         }
+        if self.run_ahead > RUN_AHEAD {
+            self.run_ahead = 0;
+            if self.is_untold {
+                self.tell_of_events();
+                std::thread::yield_now();
+            }
+        }
     }
 
     fn wait_for_more(&mut self, until: Option<Instant>) {
@@ -485,6 +490,10 @@ impl<'a, C: Connector> Thread<'a, C> {
         match self.transport.read() {
             Ok(Received::Payload(bytes)) => {
                 let is_live = self.machine.stage() == Stage::Ready;
+                self.run_ahead += bytes.len();
+                if self.run_ahead > RUN_AHEAD {
+                    self.reads_left = 0;
+                }
                 self.machine.handle(self.now, Input::Payload(bytes));
                 if is_live {
                     self.heard_at = Some(self.now);
@@ -494,6 +503,7 @@ impl<'a, C: Connector> Thread<'a, C> {
             Ok(Received::Opened) => self.handle(Input::Connected),
             Ok(Received::Closed(code)) => self.handle(Input::Closed(code)),
             Ok(Received::Nothing) => {
+                self.tell_of_events();
                 self.handle(Input::Drained);
                 self.dry = true;
                 if self.permit.is_some() && self.machine.stage() == Stage::Queued {
@@ -593,6 +603,7 @@ impl<'a, C: Connector> Thread<'a, C> {
     /// The shard has stopped: nothing is accepted any more, and everyone learns why.
     #[cold]
     fn close(&mut self, reason: CloseReason) {
+        self.tell_of_events();
         if reason == CloseReason::Panicked {
             log::error!("shard {}: the thread panicked; this is a bug", self.shared.id);
             self.transport.disconnect(None, Instant::now());

@@ -99,7 +99,7 @@ struct Room {
     spare: Vec<u8>,
     /// What is free of the block that small payloads share.
     block: BytesMut,
-    /// How many have come since the last rest that would share one.
+    /// How many that would share one have come alone since the last rest.
     shareable: u32,
     /// How many times as long as its message the last large payload was.
     ratio: usize,
@@ -256,7 +256,7 @@ impl Room {
             self.shareable += u32::from(is_shareable);
             return Bytes::copy_from_slice(payload);
         }
-        if self.block.capacity() < payload.len() && !self.block.try_reclaim(payload.len()) {
+        if !self.block.try_reclaim(payload.len()) {
             self.block = BytesMut::with_capacity(BLOCK);
         }
         self.block.extend_from_slice(payload);
