@@ -28,8 +28,8 @@ impl Dispatch {
     /// ```
     ///
     /// # Errors
-    /// If twilight-model does not know the event, or takes its data for something else. `name`, `data` and `decode` work all the
-    /// same.
+    /// If twilight-model does not know the event, or takes its data for something else, or not all of the data is UTF-8. `name`, `data` and
+    /// `decode` work all the same.
     pub fn typed(&self) -> Result<Event, DecodeError> {
         if *self.name() == EventName::RateLimited {
             return self.decode::<Limited>().map(|limited| Event::RateLimited(limited.into()));
