@@ -78,14 +78,11 @@ impl Fleet {
         manager.wait_ready(least * 2 + Duration::from_secs(60))?;
         let took = start.elapsed();
         let seen = gateway.observed();
-        // A key that identified later than one and a half windows after its last time has let one go by.
-        let mut last: BTreeMap<u32, Instant> = BTreeMap::new();
-        let mut wasted = 0;
-        for record in seen.records.iter().filter(|record| matches!(record.action, sim::Action::Identify(_))) {
-            let key = record.shard.map_or(0, |shard| shard.number() % self.max_concurrency);
-            let before = last.insert(key, record.at);
-            wasted += usize::from(before.is_some_and(|before| record.at - before > window.mul_f64(1.5)));
-        }
+        let read = seen.records.iter().filter(|record| matches!(record.action, sim::Action::Identify(_)));
+        let read = read.filter_map(|record| Some(Sent { shard: record.shard?, before: record.at, after: record.at }));
+        // A key that identified later than half a window after its window has let one go by.
+        let is_wasted = |late: &&f64| **late > window.as_secs_f64() * 500.0;
+        let wasted = after_window(read.collect(), self.max_concurrency, window).iter().filter(is_wasted).count();
         let sent = mem::take(&mut *sent.lock().expect("nobody panics"));
         assert!(sent.len() >= self.shards as usize, "{} IDENTIFYs seen", sent.len());
         let first = sent.iter().map(|sent| sent.before - start).min().unwrap_or_default();

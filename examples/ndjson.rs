@@ -2,6 +2,8 @@
 //! a while, what a burst has left behind goes back to the operating system.
 
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
 use std::io::{self, ErrorKind, StdoutLock, Write};
 use std::time::Duration;
@@ -35,7 +37,7 @@ fn main() -> Result<(), Error> {
 fn next(events: &mut Events) -> Option<Event> {
     match events.next_timeout(QUIET) {
         Err(RecvTimeoutError::Timeout) => {
-            common::memory::give_back();
+            memory::give_back();
             events.next()
         }
         next => next.ok(),

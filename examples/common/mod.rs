@@ -1,8 +1,5 @@
 //! What all examples begin with: the token in `DISCORD_TOKEN`, and for a simulated gateway its address in `DISCORD_REST_URL`.
 
-#[allow(dead_code, reason = "not every example needs it")]
-pub(crate) mod memory;
-
 use std::{env, process};
 
 use threadcord::{Config, Error, Intents, Token};

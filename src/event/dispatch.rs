@@ -79,27 +79,20 @@ impl Dispatch {
     /// Data of `null` is an error for a struct, and `None` for an `Option`. The fields that a struct does not have are skipped up to
     /// their closing quote or bracket: whether what is in them is well-formed is not looked at.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
-        if let Some(value) = fields::read(self.data()) {
-            return Ok(value);
-        }
-        let value = serde_json::from_slice(self.data()).or_else(|_| serde_json::from_slice(self.exact_data()));
-        value.map_err(|source| self.error(source))
+        fields::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
     }
 
-    /// See [`Body::exact_data`].
-    pub(super) fn exact_data(&self) -> &[u8] {
-        self.body.exact_data()
+    /// See [`Body::read`].
+    pub(super) fn read<'a, T>(&'a self, read: impl Fn(&'a [u8]) -> serde_json::Result<T>) -> Result<T, DecodeError> {
+        self.body.read(read).map_err(|(data, source)| {
+            let (byte, path) = place(data, &source);
+            DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
+        })
     }
 
     /// The size of the whole payload in bytes, uncompressed.
     pub(crate) fn size(&self) -> usize {
         self.body.size()
-    }
-
-    /// What is wrong with [`exact_data`](Self::exact_data).
-    pub(super) fn error(&self, source: serde_json::Error) -> DecodeError {
-        let (byte, path) = place(self.exact_data(), &source);
-        DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
     }
 }
 

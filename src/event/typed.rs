@@ -34,14 +34,12 @@ impl Dispatch {
         if *self.name() == EventName::RateLimited {
             return self.decode::<Limited>().map(|limited| Event::RateLimited(limited.into()));
         }
-        let read = |data| {
+        self.read(|data| {
             // Checked for UTF-8 as a whole, which takes less time than text by text.
             let mut json = serde_json::Deserializer::from_str(str::from_utf8(data).map_err(serde_json::Error::custom)?);
             let event = DispatchEventWithTypeDeserializer::new(self.name().as_str()).deserialize(&mut json)?;
-            json.end().map(|()| event)
-        };
-        let event = read(self.data()).or_else(|_| read(self.exact_data()));
-        event.map(Event::from).map_err(|source| self.error(source))
+            json.end().map(|()| Event::from(event))
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Discord writes `t`, `s` and `op` before `d`. What comes so is read from its first bytes alone, however long `d` is; anything else
 //! is read by `serde_json`. The short way takes one thing on trust: that `d`, an object, goes on to the payload's last brace. Who
-//! reads `d` finds out, and then asks for [`Body::exact_data`].
+//! reads `d` finds out, and reads it again: see [`Body::read`].
 
 use std::ops::Range;
 
@@ -83,8 +83,7 @@ impl Payload {
 
     /// Reads `d`.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
-        let body = &self.body;
-        Ok(serde_json::from_slice(body.data()).or_else(|_| serde_json::from_slice(body.exact_data()))?)
+        Ok(self.body.read(|data| serde_json::from_slice(data)).map_err(|(_, error)| error)?)
     }
 
     /// Name, sequence and the rest, if it is an event.
@@ -100,8 +99,19 @@ impl Body {
         self.part(self.data.clone())
     }
 
-    /// What [`data`](Self::data) is if nothing is taken on trust; for whoever could not read that.
-    pub(crate) fn exact_data(&self) -> &[u8] {
+    /// Reads `d`; if that fails, once more as it is with nothing taken on trust. An error comes with what could not be read.
+    pub(crate) fn read<'a, T>(
+        &'a self,
+        read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
+    ) -> Result<T, (&'a [u8], serde_json::Error)> {
+        read(self.data()).or_else(|_| {
+            let exact = self.exact_data();
+            read(exact).map_err(|error| (exact, error))
+        })
+    }
+
+    /// What [`data`](Self::data) is if nothing is taken on trust.
+    fn exact_data(&self) -> &[u8] {
         let envelope = serde_json::from_slice::<Envelope<'_>>(&self.bytes);
         envelope.map_or(self.data(), |envelope| self.part(envelope.data(&self.bytes)))
     }

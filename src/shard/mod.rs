@@ -177,7 +177,7 @@ impl Shard {
         let thread = builder.spawn(move || {
             // Nobody sends: it ends when the other side is dropped.
             let _ = started.recv();
-            thread::run(machine, transport, shared, &config, &context, &outlet);
+            thread::run(thread::Thread::new(machine, transport, shared, &config, &context, &outlet));
         })?;
         Ok(Spawned { shard, thread, start })
     }

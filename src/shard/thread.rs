@@ -35,20 +35,13 @@ const REST_AFTER: Duration = Duration::from_secs(2);
 const SKEW: Duration = Duration::from_secs(1);
 
 /// Runs a shard until it stops, and tells everyone why it did.
-pub(super) fn run<C: Connector>(
-    machine: Box<Machine>,
-    transport: Box<C::Transport>,
-    shared: Arc<Shared>,
-    config: &Config,
-    context: &Context<C>,
-    outlet: &Outlet,
-) {
-    let mut thread = Thread::new(machine, transport, shared, config, context, outlet);
+pub(super) fn run<C: Connector>(mut thread: Box<Thread<'_, C>>) {
     let reason = catch_unwind(AssertUnwindSafe(|| thread.run())).unwrap_or(CloseReason::Panicked);
     thread.close(reason);
 }
 
-struct Thread<'a, C: Connector> {
+/// What the thread of a shard has.
+pub(super) struct Thread<'a, C: Connector> {
     machine: Box<Machine>,
     transport: Box<C::Transport>,
     shared: Arc<Shared>,
@@ -93,7 +86,7 @@ struct Thread<'a, C: Connector> {
 impl<'a, C: Connector> Thread<'a, C> {
     /// Boxed, and not inlined, so that it never lies on the thread's stack: what that touches once stays.
     #[inline(never)]
-    fn new(
+    pub(super) fn new(
         machine: Box<Machine>,
         transport: Box<C::Transport>,
         shared: Arc<Shared>,
@@ -454,7 +447,7 @@ impl<'a, C: Connector> Thread<'a, C> {
     /// Reads several messages, as long as they are events that are to be delivered.
     fn receive(&mut self) {
         self.reads_left = READS_AT_ONCE;
-        while self.reads_left > 0 {
+        while self.reads_left > 0 && self.run_ahead <= RUN_AHEAD {
             self.reads_left -= 1;
             self.receive_one();
             while let Some(output) = self.machine.poll_at_once() {
@@ -491,9 +484,6 @@ impl<'a, C: Connector> Thread<'a, C> {
             Ok(Received::Payload(bytes)) => {
                 let is_live = self.machine.stage() == Stage::Ready;
                 self.run_ahead += bytes.len();
-                if self.run_ahead > RUN_AHEAD {
-                    self.reads_left = 0;
-                }
                 self.machine.handle(self.now, Input::Payload(bytes));
                 if is_live {
                     self.heard_at = Some(self.now);

@@ -26,8 +26,8 @@ use crate::shard_id::ShardId;
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
 
-/// tungstenite allocates it for each connection, and clears as much before it reads; large messages grow it. (Once
-/// much comes a buffer of our own lies below it, so that this is no matter of system calls.)
+/// tungstenite allocates it for each connection, and clears as much before it reads; large messages grow it. (Once much comes a
+/// buffer of our own lies below it, so that this is no matter of system calls.)
 const READ_BUFFER: usize = 4 * 1024;
 
 /// Bytes of a frame around a payload, and what a compression adds to data that it cannot shrink.
