@@ -1,4 +1,5 @@
-//! From a shard's thread to the program, without sockets: one stream, and handlers on several threads.
+//! From a shard's thread to the program, without sockets: one stream, and handlers on several
+//! threads.
 
 mod common;
 
@@ -19,12 +20,18 @@ const ALL: usize = EVENTS * SHARDS as usize;
 fn delivery(criterion: &mut Criterion) {
     let memory = Memory::new();
     let mut group = criterion.benchmark_group("delivery");
-    group.throughput(Throughput::Elements(ALL as u64)).sample_size(10);
+    group
+        .throughput(Throughput::Elements(ALL as u64))
+        .sample_size(10);
     let manager = memory.start(SHARDS);
     group.bench_function("one loop", |bencher| {
         bencher.iter(|| {
             memory.say(&manager, EVENTS);
-            manager.events().filter(|event| event.dispatch().is_some()).take(ALL).count()
+            manager
+                .events()
+                .filter(|event| event.dispatch().is_some())
+                .take(ALL)
+                .count()
         });
     });
     drop(manager);
@@ -32,7 +39,11 @@ fn delivery(criterion: &mut Criterion) {
         let memory = Memory::new();
         let manager = memory.start(SHARDS);
         group.bench_function(format!("{workers} workers"), |bencher| {
-            bencher.iter_custom(|rounds| (0..rounds).map(|_| with_workers(&memory, &manager, workers)).sum());
+            bencher.iter_custom(|rounds| {
+                (0..rounds)
+                    .map(|_| with_workers(&memory, &manager, workers))
+                    .sum()
+            });
         });
     }
     group.finish();

@@ -2,13 +2,15 @@
 //!
 //! `cargo bench --features model --bench end_to_end [-- burst|paced --rounds N --peer PROGRAM]`
 //!
-//! A gateway on the second core has encoded some ten thousand events before anybody connects, and sends them as fast as they
-//! are taken (`burst`), or each shard one a millisecond (`paced`). The clients run one after the other on the first core, each
-//! in a process of its own, and read the processor's time of all their threads. All of them have a turn in each round, so that
-//! a busy machine strikes all alike; what counts is the median of the differences to the bare tungstenite loop of the same
-//! round. (Criterion would measure one after the other.)
+//! A gateway on the second core has encoded some ten thousand events before anybody connects, and
+//! sends them as fast as they are taken (`burst`), or each shard one a millisecond (`paced`). The
+//! clients run one after the other on the first core, each in a process of its own, and read the
+//! processor's time of all their threads. All of them have a turn in each round, so that a busy
+//! machine strikes all alike; what counts is the median of the differences to the bare tungstenite
+//! loop of the same round. (Criterion would measure one after the other.)
 //!
-//! `--peer` names a program that takes the same orders, such as that of `benches/peers`; `{}` in it stands for the compression.
+//! `--peer` names a program that takes the same orders, such as that of `benches/peers`; `{}` in it
+//! stands for the compression.
 
 #![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
 
@@ -27,7 +29,9 @@ use common::{mean, probe};
 use flate2::{Decompress, FlushDecompress};
 use serde::{Deserialize, Serialize};
 use threadcord::limit::Unlimited;
-use threadcord::{Compression, Config, Dispatch, EventFilter, EventName, Intents, Plan, ShardManager, Token};
+use threadcord::{
+    Compression, Config, Dispatch, EventFilter, EventName, Intents, Plan, ShardManager, Token,
+};
 use tungstenite::{Message, WebSocket};
 use zstd_safe::{DCtx, InBuffer, OutBuffer};
 
@@ -78,14 +82,26 @@ fn main() {
     if let Some(at) = arguments.iter().position(|argument| argument == "client") {
         return client(&Orders::read(&arguments[at + 1..]));
     }
-    let value = |flag| arguments.iter().skip_while(|argument| **argument != flag).nth(1);
+    let value = |flag| {
+        arguments
+            .iter()
+            .skip_while(|argument| **argument != flag)
+            .nth(1)
+    };
     let rounds = value("--rounds").map_or(5, |rounds| rounds.parse().expect("a number"));
     let peers: Vec<String> = value("--peer").into_iter().cloned().collect();
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
     let events = common::events();
-    println!("{} events, {} bytes each\n", events.len(), mean(events.iter().map(String::len)));
+    println!(
+        "{} events, {} bytes each\n",
+        events.len(),
+        mean(events.iter().map(String::len))
+    );
     if !has("paced") {
-        for (compression, shards) in ["none", "zlib", "zstd"].into_iter().flat_map(|c| [(c, 1), (c, 4)]) {
+        for (compression, shards) in ["none", "zlib", "zstd"]
+            .into_iter()
+            .flat_map(|c| [(c, 1), (c, 4)])
+        {
             burst(compression, shards, rounds, &peers);
         }
     }
@@ -95,11 +111,26 @@ fn main() {
 }
 
 /// The clients of this program, and what else takes their orders: a name and a program.
-fn clients(compression: &str, names: &[&str], peers: &[String], peer_names: &[&str]) -> Vec<(String, String)> {
-    let this = std::env::current_exe().expect("this program").to_string_lossy().into_owned();
+fn clients(
+    compression: &str,
+    names: &[&str],
+    peers: &[String],
+    peer_names: &[&str],
+) -> Vec<(String, String)> {
+    let this = std::env::current_exe()
+        .expect("this program")
+        .to_string_lossy()
+        .into_owned();
     let own = names.iter().map(|name| ((*name).to_owned(), this.clone()));
-    let peers = peers.iter().map(|peer| peer.replace("{}", compression)).collect::<Vec<_>>();
-    let peers = peers.iter().flat_map(|peer| peer_names.iter().map(|name| ((*name).to_owned(), peer.clone())));
+    let peers = peers
+        .iter()
+        .map(|peer| peer.replace("{}", compression))
+        .collect::<Vec<_>>();
+    let peers = peers.iter().flat_map(|peer| {
+        peer_names
+            .iter()
+            .map(|name| ((*name).to_owned(), peer.clone()))
+    });
     own.chain(peers).collect()
 }
 
@@ -108,12 +139,24 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
     if cfg!(feature = "model") {
         names.push(TYPED);
     }
-    let clients = clients(compression, &names, peers, &["twilight, raw", "twilight, typed"]);
+    let clients = clients(
+        compression,
+        &names,
+        peers,
+        &["twilight, raw", "twilight, typed"],
+    );
     let server = Server::start(&[&(WARM + COUNT).to_string(), compression]);
     let mut costs: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (client, program) in (0..rounds).flat_map(|_| &clients) {
-        let orders = Orders { warm: WARM, count: COUNT, ..Orders::new(client, compression, shards, &server.url) };
-        costs.entry(client).or_default().push(orders.give(program).cpu as f64 / (COUNT * shards) as f64 / 1000.0);
+        let orders = Orders {
+            warm: WARM,
+            count: COUNT,
+            ..Orders::new(client, compression, shards, &server.url)
+        };
+        costs
+            .entry(client)
+            .or_default()
+            .push(orders.give(program).cpu as f64 / (COUNT * shards) as f64 / 1000.0);
     }
     println!(
         "| {compression}, {shards} shards | µs of processor an event | more than the bare loop |\n|---|---:|---:|"
@@ -121,8 +164,16 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
     let bare = costs[BARE].clone();
     for (client, _) in &clients {
         let own = &costs[client.as_str()];
-        let more = own.iter().zip(&bare).map(|(own, bare)| own - bare).collect();
-        println!("| {client} | {:.2} | {:+.2} |", median(own.clone()), median(more));
+        let more = own
+            .iter()
+            .zip(&bare)
+            .map(|(own, bare)| own - bare)
+            .collect();
+        println!(
+            "| {client} | {:.2} | {:+.2} |",
+            median(own.clone()),
+            median(more)
+        );
     }
     println!();
 }
@@ -132,9 +183,16 @@ fn paced(rounds: usize, peers: &[String]) {
     let server = Server::start(&[&(PACED_WARM + PACED_COUNT).to_string(), "none"]);
     let mut reports: BTreeMap<&str, Vec<Report>> = BTreeMap::new();
     for (client, program) in (0..rounds).flat_map(|_| &clients) {
-        let orders =
-            Orders { warm: PACED_WARM, count: PACED_COUNT, rate: PACE, ..Orders::new(client, "none", 4, &server.url) };
-        reports.entry(client).or_default().push(orders.give(program));
+        let orders = Orders {
+            warm: PACED_WARM,
+            count: PACED_COUNT,
+            rate: PACE,
+            ..Orders::new(client, "none", 4, &server.url)
+        };
+        reports
+            .entry(client)
+            .or_default()
+            .push(orders.give(program));
     }
     println!(
         "| 4 shards, {PACE} events/s each | µs of processor an event | of the floor's | switches an event | socket to program, median | 99 % |"
@@ -143,10 +201,21 @@ fn paced(rounds: usize, peers: &[String]) {
     let cost = |report: &Report| report.cpu as f64 / (4 * PACED_COUNT) as f64 / 1000.0;
     for (client, _) in &clients {
         let own = &reports[client.as_str()];
-        let ratio = own.iter().zip(&reports[FLOOR]).map(|(own, floor)| cost(own) / cost(floor)).collect();
-        let switches = own.iter().map(|own| own.switches as f64 / (4 * PACED_COUNT) as f64).collect();
+        let ratio = own
+            .iter()
+            .zip(&reports[FLOOR])
+            .map(|(own, floor)| cost(own) / cost(floor))
+            .collect();
+        let switches = own
+            .iter()
+            .map(|own| own.switches as f64 / (4 * PACED_COUNT) as f64)
+            .collect();
         let latency = |percent: usize| {
-            median(own.iter().map(|own| own.latencies[own.latencies.len() * percent / 100] as f64 / 1000.0).collect())
+            median(
+                own.iter()
+                    .map(|own| own.latencies[own.latencies.len() * percent / 100] as f64 / 1000.0)
+                    .collect(),
+            )
         };
         println!(
             "| {client} | {:.1} | {:.2} | {:.2} | {:.0} µs | {:.0} µs |",
@@ -166,14 +235,28 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 impl Orders {
     fn new(client: &str, compression: &str, shards: usize, url: &str) -> Self {
-        let (client, compression, url) = (client.to_owned(), compression.to_owned(), url.to_owned());
-        Self { client, compression, shards, warm: 0, count: 0, rate: 0, url }
+        let (client, compression, url) =
+            (client.to_owned(), compression.to_owned(), url.to_owned());
+        Self {
+            client,
+            compression,
+            shards,
+            warm: 0,
+            count: 0,
+            rate: 0,
+            url,
+        }
     }
 
     fn read(words: &[String]) -> Self {
         let number = |at: usize| words[at].parse().expect("a number");
         let orders = Self::new(&words[0], &words[1], number(2), &words[6]);
-        Self { warm: number(3), count: number(4), rate: number(5) as u64, ..orders }
+        Self {
+            warm: number(3),
+            count: number(4),
+            rate: number(5) as u64,
+            ..orders
+        }
     }
 
     /// Has a program carry them out.
@@ -181,7 +264,10 @@ impl Orders {
         let mut command = Command::new(program);
         command.args(["client", &self.client, &self.compression]);
         command.args([self.shards, self.warm, self.count].map(|number| number.to_string()));
-        let output = command.args([self.rate.to_string(), self.url.clone()]).output().expect("it runs");
+        let output = command
+            .args([self.rate.to_string(), self.url.clone()])
+            .output()
+            .expect("it runs");
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{self:?}: {}", String::from_utf8_lossy(&output.stderr)))
     }
@@ -189,7 +275,8 @@ impl Orders {
     /// What a client tells a gateway of [`common::stream`] that it wants.
     fn request(&self, count: usize) -> threadcord::Command {
         let numbers = [count as u64, self.rate];
-        threadcord::Command::soundboard_sounds(&numbers[..if self.rate == 0 { 1 } else { 2 }]).expect("a command")
+        threadcord::Command::soundboard_sounds(&numbers[..if self.rate == 0 { 1 } else { 2 }])
+            .expect("a command")
     }
 
     fn query(&self) -> &'static str {
@@ -220,12 +307,20 @@ struct Meter {
 
 impl Meter {
     fn start() -> Self {
-        Self { switches: probe::switches(), cpu: probe::cpu() }
+        Self {
+            switches: probe::switches(),
+            cpu: probe::cpu(),
+        }
     }
 
     fn stop(self, latencies: Vec<u64>) -> Report {
-        let cpu = u64::try_from(probe::cpu().saturating_sub(self.cpu).as_nanos()).expect("a short time");
-        let mut report = Report { cpu, switches: probe::switches() - self.switches, latencies };
+        let cpu =
+            u64::try_from(probe::cpu().saturating_sub(self.cpu).as_nanos()).expect("a short time");
+        let mut report = Report {
+            cpu,
+            switches: probe::switches() - self.switches,
+            latencies,
+        };
         report.latencies.sort_unstable();
         report
     }
@@ -236,7 +331,9 @@ fn latency(data: &[u8]) -> Option<u64> {
     let digits = data.strip_prefix(br#"{"at":"#)?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     let at: u64 = std::str::from_utf8(&digits[..end]).ok()?.parse().ok()?;
-    u64::try_from(probe::monotonic().as_nanos()).ok()?.checked_sub(at)
+    u64::try_from(probe::monotonic().as_nanos())
+        .ok()?
+        .checked_sub(at)
 }
 
 /// The library, as a program uses it.
@@ -250,14 +347,19 @@ fn threadcord(orders: &Orders) -> Report {
         FILTERED => EventFilter::only([MARKER]).expect("a documented name"),
         _ => EventFilter::ALL,
     };
-    let config = Config::new(Token::new("aaa.bbb.ccc").expect("a token"), Intents::empty())
-        .gateway_url(&*orders.url)
-        .limiter(Arc::new(Unlimited))
-        .plan(Plan::Total(u32::try_from(orders.shards).expect("few")))
-        .events(filter)
-        .compression(compression);
+    let config = Config::new(
+        Token::new("aaa.bbb.ccc").expect("a token"),
+        Intents::empty(),
+    )
+    .gateway_url(&*orders.url)
+    .limiter(Arc::new(Unlimited))
+    .plan(Plan::Total(u32::try_from(orders.shards).expect("few")))
+    .events(filter)
+    .compression(compression);
     let manager = ShardManager::start(config).expect("the shards start");
-    manager.wait_ready(Duration::from_secs(60)).expect("they get ready");
+    manager
+        .wait_ready(Duration::from_secs(60))
+        .expect("they get ready");
     let mut latencies = Vec::new();
     let mut take = |count: usize| {
         for shard in manager.shards() {
@@ -265,7 +367,9 @@ fn threadcord(orders: &Orders) -> Report {
         }
         let (mut markers, mut left) = (0, orders.shards * count / BLOCK);
         for event in manager.events() {
-            let Some(dispatch) = event.dispatch() else { continue };
+            let Some(dispatch) = event.dispatch() else {
+                continue;
+            };
             match orders.client.as_str() {
                 DECODE => markers += usize::from(decode(dispatch)),
                 #[cfg(feature = "model")]
@@ -298,9 +402,9 @@ fn decode(dispatch: &Dispatch) -> bool {
         guild_id: Option<&'a str>,
         channel_id: Option<&'a str>,
     }
-    dispatch
-        .decode::<Small<'_>>()
-        .is_ok_and(|small| small.id.is_some() || small.guild_id.is_some() || small.channel_id.is_some())
+    dispatch.decode::<Small<'_>>().is_ok_and(|small| {
+        small.id.is_some() || small.guild_id.is_some() || small.channel_id.is_some()
+    })
 }
 
 /// A client that has a thread for each shard and hands nothing over.
@@ -331,7 +435,10 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
                             std::hint::black_box(fields(payload));
                         }
                         if orders.rate > 0 {
-                            let data = payload.windows(4).take(128).position(|part| part == br#""d":"#);
+                            let data = payload
+                                .windows(4)
+                                .take(128)
+                                .position(|part| part == br#""d":"#);
                             own.extend(data.and_then(|at| latency(&payload[at + 4..])));
                         }
                     });
@@ -341,7 +448,10 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
                 barrier.wait();
                 take(orders.count);
                 barrier.wait();
-                latencies.lock().expect("nobody panics").extend(own.split_off(orders.warm.min(own.len())));
+                latencies
+                    .lock()
+                    .expect("nobody panics")
+                    .extend(own.split_off(orders.warm.min(own.len())));
             });
         }
         barrier.wait();
@@ -373,7 +483,12 @@ fn fields(payload: &[u8]) -> Option<(u64, u64, &[u8])> {
 
 fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     let end = text.iter().position(|byte| !byte.is_ascii_digit())?;
-    Some((text[..end].iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')), &text[end..]))
+    Some((
+        text[..end]
+            .iter()
+            .fold(0, |number, digit| number * 10 + u64::from(digit - b'0')),
+        &text[end..],
+    ))
 }
 
 /// A decompressor into a buffer that is used again and again.
@@ -401,14 +516,19 @@ impl Inflater {
             Self::Plain => message,
             Self::Zlib(context, buffer) => {
                 buffer.clear();
-                context.decompress_vec(message, buffer, FlushDecompress::Sync).expect("zlib");
+                context
+                    .decompress_vec(message, buffer, FlushDecompress::Sync)
+                    .expect("zlib");
                 buffer
             }
             Self::Zstd(context, buffer) => {
                 buffer.clear();
-                let (mut input, mut output) = (InBuffer::around(message), OutBuffer::around(buffer));
+                let (mut input, mut output) =
+                    (InBuffer::around(message), OutBuffer::around(buffer));
                 while input.pos() < message.len() {
-                    context.decompress_stream(&mut output, &mut input).expect("zstd");
+                    context
+                        .decompress_stream(&mut output, &mut input)
+                        .expect("zstd");
                 }
                 buffer
             }
@@ -444,15 +564,27 @@ impl Floor {
             stream.read_exact(&mut byte).expect("an answer");
             answer.push(byte[0]);
         }
-        Self { stream, inflater: Inflater::new(&orders.compression), buffer: vec![0; 128 << 10], start: 0, end: 0 }
+        Self {
+            stream,
+            inflater: Inflater::new(&orders.compression),
+            buffer: vec![0; 128 << 10],
+            start: 0,
+            end: 0,
+        }
     }
 
     /// The header of the next frame, if it is here: where its payload begins and how long it is.
     fn header(&self) -> Option<(usize, usize)> {
         let have = &self.buffer[self.start..self.end];
         let (skip, length) = match *have.get(1)? {
-            126 => (4, usize::from(u16::from_be_bytes(have.get(2..4)?.try_into().ok()?))),
-            127 => (10, usize::try_from(u64::from_be_bytes(have.get(2..10)?.try_into().ok()?)).ok()?),
+            126 => (
+                4,
+                usize::from(u16::from_be_bytes(have.get(2..4)?.try_into().ok()?)),
+            ),
+            127 => (
+                10,
+                usize::try_from(u64::from_be_bytes(have.get(2..10)?.try_into().ok()?)).ok()?,
+            ),
             short => (2, usize::from(short)),
         };
         Some((self.start + skip, length))
@@ -462,7 +594,10 @@ impl Floor {
 impl Client for Floor {
     fn send(&mut self, text: &str) {
         // Masked with zeros.
-        let length = u8::try_from(text.len()).ok().filter(|length| *length < 126).expect("a short text");
+        let length = u8::try_from(text.len())
+            .ok()
+            .filter(|length| *length < 126)
+            .expect("a short text");
         let frame = [&[0x81, 0x80 | length, 0, 0, 0, 0], text.as_bytes()].concat();
         self.stream.write_all(&frame).expect("it is sent");
     }
@@ -484,7 +619,10 @@ impl Client for Floor {
             if self.buffer.len() < needed {
                 self.buffer.resize(needed, 0);
             }
-            self.end += self.stream.read(&mut self.buffer[self.end..]).expect("more comes");
+            self.end += self
+                .stream
+                .read(&mut self.buffer[self.end..])
+                .expect("more comes");
         }
     }
 }
@@ -500,8 +638,12 @@ impl Bare {
         let host = url.strip_prefix("ws://").expect("no TLS");
         let stream = TcpStream::connect(host).expect("it connects");
         stream.set_nodelay(true).expect("a socket");
-        let (socket, _) = tungstenite::client(format!("{url}/?{}", orders.query()), stream).expect("a websocket");
-        Self { socket, inflater: Inflater::new(&orders.compression) }
+        let (socket, _) =
+            tungstenite::client(format!("{url}/?{}", orders.query()), stream).expect("a websocket");
+        Self {
+            socket,
+            inflater: Inflater::new(&orders.compression),
+        }
     }
 }
 

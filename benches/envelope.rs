@@ -1,4 +1,5 @@
-//! Reading the envelope of a payload: the library's reader, beside `serde_json` with a `RawValue` for `d`.
+//! Reading the envelope of a payload: the library's reader, beside `serde_json` with a `RawValue`
+//! for `d`.
 
 mod common;
 
@@ -24,27 +25,47 @@ fn with_serde(bytes: &[u8]) -> bool {
 
 fn envelope(criterion: &mut Criterion) {
     let events = common::events();
-    let usual: Vec<Vec<u8>> = events.iter().map(|event| event.clone().into_bytes()).collect();
+    let usual: Vec<Vec<u8>> = events
+        .iter()
+        .map(|event| event.clone().into_bytes())
+        .collect();
     // The same with `d` in front, so that nothing can be read from the first bytes.
-    let odd = events.iter().filter_map(|event| event.split_once(r#","d":"#)).map(|(head, data)| {
-        let data = &data[..data.len() - 1];
-        format!(r#"{{"d":{data},{}}}"#, &head[1..]).into_bytes()
-    });
+    let odd = events
+        .iter()
+        .filter_map(|event| event.split_once(r#","d":"#))
+        .map(|(head, data)| {
+            let data = &data[..data.len() - 1];
+            format!(r#"{{"d":{data},{}}}"#, &head[1..]).into_bytes()
+        });
     let odd: Vec<Vec<u8>> = odd.collect();
-    let huge: Vec<Vec<u8>> = usual.iter().filter(|event| event.len() > 64 << 10).cloned().collect();
+    let huge: Vec<Vec<u8>> = usual
+        .iter()
+        .filter(|event| event.len() > 64 << 10)
+        .cloned()
+        .collect();
     for (name, payloads) in [("usual order", usual), ("odd order", odd), ("huge d", huge)] {
-        println!("{name}: {} payloads, {} bytes each", payloads.len(), common::mean(payloads.iter().map(Vec::len)));
+        println!(
+            "{name}: {} payloads, {} bytes each",
+            payloads.len(),
+            common::mean(payloads.iter().map(Vec::len))
+        );
         let mut group = criterion.benchmark_group(format!("envelope/{name}"));
         group.throughput(Throughput::Elements(payloads.len() as u64));
         group.bench_function("the library", |bencher| {
             let read = |payloads: Vec<Vec<u8>>| {
-                payloads.into_iter().map(|payload| Payload::read(payload.into())).collect::<Vec<_>>()
+                payloads
+                    .into_iter()
+                    .map(|payload| Payload::read(payload.into()))
+                    .collect::<Vec<_>>()
             };
             bencher.iter_batched(|| payloads.clone(), read, BatchSize::LargeInput);
         });
         group.bench_function("serde_json", |bencher| {
             let read = |payloads: Vec<Vec<u8>>| {
-                assert!(payloads.iter().all(|payload| with_serde(payload)), "all are events");
+                assert!(
+                    payloads.iter().all(|payload| with_serde(payload)),
+                    "all are events"
+                );
                 payloads
             };
             bencher.iter_batched(|| payloads.clone(), read, BatchSize::LargeInput);

@@ -8,36 +8,63 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use threadcord::{Dispatch, EventName};
 
 fn event_name(criterion: &mut Criterion) {
-    let names: Vec<String> = common::dispatches().iter().map(|dispatch| dispatch.name().to_string()).collect();
+    let names: Vec<String> = common::dispatches()
+        .iter()
+        .map(|dispatch| dispatch.name().to_string())
+        .collect();
     let mut group = criterion.benchmark_group("event_name");
     group.throughput(Throughput::Elements(names.len() as u64));
     group.bench_function("interned", |bencher| {
         bencher.iter(|| {
-            names.iter().map(|name| EventName::from(black_box(&**name))).filter(EventName::is_documented).count()
+            names
+                .iter()
+                .map(|name| EventName::from(black_box(&**name)))
+                .filter(EventName::is_documented)
+                .count()
         });
     });
     group.bench_function("a String of its own", |bencher| {
-        bencher
-            .iter(|| names.iter().map(|name| String::from(black_box(&**name))).filter(|name| !name.is_empty()).count());
+        bencher.iter(|| {
+            names
+                .iter()
+                .map(|name| String::from(black_box(&**name)))
+                .filter(|name| !name.is_empty())
+                .count()
+        });
     });
     // For every documented name once, which the usual mix is not.
-    let all: Vec<String> = EventName::documented().map(|name| name.to_string()).collect();
+    let all: Vec<String> = EventName::documented()
+        .map(|name| name.to_string())
+        .collect();
     group.throughput(Throughput::Elements(all.len() as u64));
     group.bench_function("interned, each name once", |bencher| {
         bencher.iter(|| {
-            all.iter().map(|name| EventName::from(black_box(&**name))).filter(EventName::is_documented).count()
+            all.iter()
+                .map(|name| EventName::from(black_box(&**name)))
+                .filter(EventName::is_documented)
+                .count()
         });
     });
     group.finish();
     // Reading an event as a whole, for comparison.
     let events = common::events();
-    println!("{} events, {} bytes each", events.len(), common::mean(events.iter().map(String::len)));
+    println!(
+        "{} events, {} bytes each",
+        events.len(),
+        common::mean(events.iter().map(String::len))
+    );
     let mut group = criterion.benchmark_group("envelope");
     group.throughput(Throughput::Elements(events.len() as u64));
     group.bench_function("read", |bencher| {
         bencher.iter_batched(
             || events.clone(),
-            |events| events.into_iter().map(|json| Dispatch::from_json(json).is_ok()).filter(|ok| *ok).count(),
+            |events| {
+                events
+                    .into_iter()
+                    .map(|json| Dispatch::from_json(json).is_ok())
+                    .filter(|ok| *ok)
+                    .count()
+            },
             criterion::BatchSize::LargeInput,
         );
     });

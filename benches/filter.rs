@@ -9,11 +9,19 @@ use threadcord::{Dispatch, EventFilter};
 
 fn filter(criterion: &mut Criterion) {
     let dispatches = common::dispatches();
-    let Ok(filter) = EventFilter::except(["PRESENCE_UPDATE", "TYPING_START"]) else { return };
+    let Ok(filter) = EventFilter::except(["PRESENCE_UPDATE", "TYPING_START"]) else {
+        return;
+    };
     let mut group = criterion.benchmark_group("filter");
     group.throughput(Throughput::Elements(dispatches.len() as u64));
     group.bench_function("passes", |bencher| {
-        bencher.iter(|| dispatches.iter().map(Dispatch::name).filter(|name| black_box(filter).passes(name)).count());
+        bencher.iter(|| {
+            dispatches
+                .iter()
+                .map(Dispatch::name)
+                .filter(|name| black_box(filter).passes(name))
+                .count()
+        });
     });
     group.finish();
 }

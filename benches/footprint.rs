@@ -1,13 +1,16 @@
-//! What shards cost while they do nothing: memory, threads, descriptors, system calls; and what a burst leaves behind.
+//! What shards cost while they do nothing: memory, threads, descriptors, system calls; and what a
+//! burst leaves behind.
 //!
 //! `cargo bench --bench footprint [-- --shards 1,100,1000 --idle SECONDS --calls --trim]`
 //!
-//! A gateway that has encoded all that it says serves from a process of its own. For each compression, with TLS and without, a
-//! second process connects so many shards and is looked at: when all are ready, after it was idle, and again after each shard has
-//! had 500 events, 32 of them `GUILD_CREATE`s of about 100 KB, and was idle for 10 s. With `--calls`, `strace` counts the system
-//! calls of half a minute. With `--trim`, the program gives memory back when nothing has come for a while, as the example `ndjson`
-//! does. The slope between the numbers of shards is what one of them costs. `--idle` has shards idle for longer at
-//! the end, and tells what that took of a core.
+//! A gateway that has encoded all that it says serves from a process of its own. For each
+//! compression, with TLS and without, a second process connects so many shards and is looked at:
+//! when all are ready, after it was idle, and again after each shard has had 500 events, 32 of them
+//! `GUILD_CREATE`s of about 100 KB, and was idle for 10 s. With `--calls`, `strace` counts the
+//! system calls of half a minute. With `--trim`, the program gives memory back when nothing has
+//! come for a while, as the example `ndjson` does. The slope between the numbers of shards is what
+//! one of them costs. `--idle` has shards idle for longer at the end, and tells what that took of a
+//! core.
 
 #![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
 
@@ -60,9 +63,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(at) = arguments.iter().position(|argument| argument == "client") {
         return client(&arguments[at + 1..]);
     }
-    let value = |flag| arguments.iter().skip_while(|argument| **argument != flag).nth(1);
+    let value = |flag| {
+        arguments
+            .iter()
+            .skip_while(|argument| **argument != flag)
+            .nth(1)
+    };
     let shards = value("--shards").map_or("1,100,1000", String::as_str);
-    let shards = shards.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+    let shards = shards
+        .split(',')
+        .map(str::parse)
+        .collect::<Result<Vec<usize>, _>>()?;
     let has = |flag| arguments.iter().any(|argument| argument == flag);
     let (traces, trims) = (has("--calls"), has("--trim"));
     let idle = value("--idle").map_or(Ok(0), |idle| idle.parse())?;
@@ -71,7 +82,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         TRACED.as_secs()
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
-    for (tls, compression) in ["plain", "tls"].into_iter().flat_map(|tls| ["none", "zlib", "zstd"].map(|c| (tls, c))) {
+    for (tls, compression) in ["plain", "tls"]
+        .into_iter()
+        .flat_map(|tls| ["none", "zlib", "zstd"].map(|c| (tls, c)))
+    {
         let server = Server::start(&[tls, compression]);
         let rows = shards
             .iter()
@@ -89,7 +103,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     if idle > 0 {
-        idle_for(Duration::from_secs(idle), shards.last().copied().unwrap_or(1))?;
+        idle_for(
+            Duration::from_secs(idle),
+            shards.last().copied().unwrap_or(1),
+        )?;
     }
     Ok(())
 }
@@ -97,11 +114,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// The events of a burst, the large ones spread among the small.
 fn burst() -> Script {
     let corpus = Script::corpus(4000);
-    let is_large = |event: &&(String, String)| event.0 == "GUILD_CREATE" && event.1.len() > 64 << 10;
+    let is_large =
+        |event: &&(String, String)| event.0 == "GUILD_CREATE" && event.1.len() > 64 << 10;
     let is_small = |event: &&(String, String)| event.1.len() < 4 << 10;
-    let (mut large, mut small) = (corpus.events.iter().filter(is_large).cycle(), corpus.events.iter().filter(is_small));
-    let events = (0..EVENTS).filter_map(|n| if n * GUILDS % EVENTS < GUILDS { large.next() } else { small.next() });
-    Script { events: events.cloned().collect(), heartbeat_interval: 41_250, ..corpus }
+    let (mut large, mut small) = (
+        corpus.events.iter().filter(is_large).cycle(),
+        corpus.events.iter().filter(is_small),
+    );
+    let events = (0..EVENTS).filter_map(|n| {
+        if n * GUILDS % EVENTS < GUILDS {
+            large.next()
+        } else {
+            small.next()
+        }
+    });
+    Script {
+        events: events.cloned().collect(),
+        heartbeat_interval: 41_250,
+        ..corpus
+    }
 }
 
 /// Measures a process with so many shards. Returns what it holds when idle and after the burst.
@@ -155,8 +186,13 @@ struct Process {
 impl Process {
     fn start(server: &Server, compression: &str, shards: usize) -> std::io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["client", compression, &shards.to_string(), &server.url]).args(&server.pem);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        command
+            .args(["client", compression, &shards.to_string(), &server.url])
+            .args(&server.pem);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let answers = BufReader::new(child.stdout.take().expect("piped"));
         Ok(Self { child, answers })
     }
@@ -175,12 +211,22 @@ impl Process {
     /// How many system calls its threads make, if `strace` is there to count them.
     fn count_calls(&self) -> Option<u64> {
         let mut strace = Command::new("timeout");
-        strace.args(["--signal=INT", &TRACED.as_secs().to_string(), "strace", "-f", "-c", "-p"]);
+        strace.args([
+            "--signal=INT",
+            &TRACED.as_secs().to_string(),
+            "strace",
+            "-f",
+            "-c",
+            "-p",
+        ]);
         let output = strace.arg(self.child.id().to_string()).output().ok()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let total = said.lines().find(|line| line.ends_with(" total"));
-        // Nothing is listed where nothing was called; and a call that lasts all the time does not count.
-        total.map_or(said.contains("attached").then_some(0), |line| line.split_whitespace().nth(3)?.parse().ok())
+        // Nothing is listed where nothing was called; and a call that lasts all the time does not
+        // count.
+        total.map_or(said.contains("attached").then_some(0), |line| {
+            line.split_whitespace().nth(3)?.parse().ok()
+        })
     }
 }
 
@@ -224,7 +270,10 @@ fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
                     shard.send(request.clone())?;
                 }
                 let events = manager.events().filter(|event| event.dispatch().is_some());
-                assert_eq!(events.take(EVENTS * shards as usize).count(), EVENTS * shards as usize);
+                assert_eq!(
+                    events.take(EVENTS * shards as usize).count(),
+                    EVENTS * shards as usize
+                );
                 thread::sleep(QUIET);
                 if word != "burst" {
                     memory::give_back();
@@ -245,7 +294,13 @@ fn report(took: Duration) -> Result<(), Box<dyn std::error::Error>> {
     let (threads, descriptors) = probe::threads_and_descriptors();
     let milliseconds = |time: Duration| u64::try_from(time.as_millis());
     let (took, cpu) = (milliseconds(took)?, milliseconds(probe::cpu())?);
-    let report = Report { took, cpu, resident: probe::resident(), threads, descriptors };
+    let report = Report {
+        took,
+        cpu,
+        resident: probe::resident(),
+        threads,
+        descriptors,
+    };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }

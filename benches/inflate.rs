@@ -1,4 +1,5 @@
-//! From websocket messages to payloads, beside the decompressor into a buffer that is used again and again.
+//! From websocket messages to payloads, beside the decompressor into a buffer that is used again
+//! and again.
 
 mod common;
 
@@ -16,13 +17,22 @@ const ROOM: usize = 1 << 20;
 
 fn inflate(criterion: &mut Criterion) {
     let events = common::events();
-    println!("{} payloads, {} bytes each", events.len(), common::mean(events.iter().map(String::len)));
-    for (name, compression) in
-        [("none", Compression::None), ("zlib", Compression::ZlibStream), ("zstd", Compression::ZstdStream)]
-    {
+    println!(
+        "{} payloads, {} bytes each",
+        events.len(),
+        common::mean(events.iter().map(String::len))
+    );
+    for (name, compression) in [
+        ("none", Compression::None),
+        ("zlib", Compression::ZlibStream),
+        ("zstd", Compression::ZstdStream),
+    ] {
         let mut encoder = Encoder::new(name);
         let messages: Vec<Vec<u8>> = events.iter().map(|event| encoder.message(event)).collect();
-        println!("{name}: {} bytes a message", common::mean(messages.iter().map(Vec::len)));
+        println!(
+            "{name}: {} bytes a message",
+            common::mean(messages.iter().map(Vec::len))
+        );
         let mut group = criterion.benchmark_group(format!("inflate/{name}"));
         group.throughput(Throughput::Elements(messages.len() as u64));
         group.bench_function("floor", |bencher| {
@@ -34,10 +44,18 @@ fn inflate(criterion: &mut Criterion) {
         });
         // Kept, as a program keeps it for a moment, and dropped, as a filter does.
         for keeps in [true, false] {
-            let label = if keeps { "the library" } else { "the library, filtered" };
+            let label = if keeps {
+                "the library"
+            } else {
+                "the library, filtered"
+            };
             group.bench_function(label, |bencher| {
                 let new = || Inflater::new(compression, 64 << 20);
-                bencher.iter_batched(new, |inflater| library(inflater, &messages, keeps), BatchSize::LargeInput);
+                bencher.iter_batched(
+                    new,
+                    |inflater| library(inflater, &messages, keeps),
+                    BatchSize::LargeInput,
+                );
             });
         }
         group.finish();
@@ -49,11 +67,16 @@ fn floor(name: &str, messages: &[Vec<u8>], mut buffer: Vec<u8>) {
     for message in messages {
         buffer.clear();
         match name {
-            "zlib" => drop(zlib.decompress_vec(message, &mut buffer, FlushDecompress::Sync).expect("zlib")),
+            "zlib" => drop(
+                zlib.decompress_vec(message, &mut buffer, FlushDecompress::Sync)
+                    .expect("zlib"),
+            ),
             "zstd" => {
-                let (mut input, mut output) = (InBuffer::around(message), OutBuffer::around(&mut buffer));
+                let (mut input, mut output) =
+                    (InBuffer::around(message), OutBuffer::around(&mut buffer));
                 while input.pos() < message.len() {
-                    zstd.decompress_stream(&mut output, &mut input).expect("zstd");
+                    zstd.decompress_stream(&mut output, &mut input)
+                        .expect("zstd");
                 }
             }
             _ => buffer.extend_from_slice(message),

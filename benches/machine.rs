@@ -29,9 +29,18 @@ fn ready(now: Instant) -> Machine {
     };
     let mut machine = Machine::new(now, ShardId::ONE, identity, Timing::default(), None, 1);
     let hello = json!({"op": 10, "d": {"heartbeat_interval": 41_250}}).to_string();
-    let ready = common::payload("READY", 1, r#"{"session_id":"s","resume_gateway_url":"","guilds":[]}"#);
+    let ready = common::payload(
+        "READY",
+        1,
+        r#"{"session_id":"s","resume_gateway_url":"","guilds":[]}"#,
+    );
     drive(&mut machine, now);
-    for input in [Input::Connected, Input::Payload(hello.into()), Input::Permit, Input::Payload(ready.into())] {
+    for input in [
+        Input::Connected,
+        Input::Payload(hello.into()),
+        Input::Permit,
+        Input::Payload(ready.into()),
+    ] {
         machine.handle(now, input);
         drive(&mut machine, now);
     }
@@ -41,13 +50,25 @@ fn ready(now: Instant) -> Machine {
 fn machine(criterion: &mut Criterion) {
     let now = Instant::now();
     let events: Vec<String> = (2..)
-        .zip(common::parts().into_iter().filter(|(name, _)| name != "READY"))
+        .zip(
+            common::parts()
+                .into_iter()
+                .filter(|(name, _)| name != "READY"),
+        )
         .map(|(sequence, (name, data))| common::payload(name, sequence, &data))
         .collect();
     let mut group = criterion.benchmark_group("machine");
     group.throughput(Throughput::Elements(events.len() as u64));
     group.bench_function("an event", |bencher| {
-        let new = || (ready(now), events.iter().map(|event| event.clone().into_bytes()).collect::<Vec<_>>());
+        let new = || {
+            (
+                ready(now),
+                events
+                    .iter()
+                    .map(|event| event.clone().into_bytes())
+                    .collect::<Vec<_>>(),
+            )
+        };
         bencher.iter_batched(
             new,
             |(mut machine, payloads)| {
@@ -67,7 +88,10 @@ fn machine(criterion: &mut Criterion) {
         bencher.iter(|| {
             now += Duration::from_secs(42);
             let sent = drive(&mut machine, now);
-            machine.handle(now, Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.as_slice().into()));
+            machine.handle(
+                now,
+                Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.as_slice().into()),
+            );
             sent
         });
     });
@@ -78,7 +102,10 @@ fn machine(criterion: &mut Criterion) {
             // So that no limit is met.
             now += Duration::from_secs(1);
             machine.handle(now, Input::Drained);
-            machine.handle(now, Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.as_slice().into()));
+            machine.handle(
+                now,
+                Input::Payload(br#"{"t":null,"s":null,"op":11,"d":null}"#.as_slice().into()),
+            );
             machine.handle(now, Input::Command(command.clone()));
             drive(&mut machine, now)
         });

@@ -24,19 +24,29 @@ fn limit() -> SessionLimit {
     let mut timing = Timing::scaled(0.0);
     timing.guard = Duration::ZERO;
     let max_concurrency = NonZeroU32::new(KEYS).expect("some");
-    let limits = Limits { total: u32::MAX, remaining: u32::MAX, max_concurrency, ..Limits::default() };
+    let limits = Limits {
+        total: u32::MAX,
+        remaining: u32::MAX,
+        max_concurrency,
+        ..Limits::default()
+    };
     SessionLimit::with_timing(limits, &timing, ReleaseAfter::Identify)
 }
 
 fn tickets(limit: &SessionLimit, count: u32) -> Vec<Ticket> {
     let shard = |number| ShardId::new(number, count).expect("a shard");
-    (0..count).map(|number| limit.request(shard(number), Box::new(|| ()))).collect()
+    (0..count)
+        .map(|number| limit.request(shard(number), Box::new(|| ())))
+        .collect()
 }
 
 /// Each has its turn, spends it, and is gone.
 fn grant_all(tickets: Vec<Ticket>) {
     for mut ticket in tickets {
-        let mut permit = ticket.poll().expect("it is open").expect("its turn has come");
+        let mut permit = ticket
+            .poll()
+            .expect("it is open")
+            .expect("its turn has come");
         permit.used();
     }
 }
@@ -48,22 +58,34 @@ fn session_limit(criterion: &mut Criterion) {
         let before = probe::resident();
         let limit = limit();
         let waiting = tickets(&limit, count);
-        println!("{count} tickets: {} KiB", probe::resident().saturating_sub(before));
+        println!(
+            "{count} tickets: {} KiB",
+            probe::resident().saturating_sub(before)
+        );
         grant_all(waiting);
         group.throughput(Throughput::Elements(u64::from(count)));
         group.bench_function(format!("request, {count} on {KEYS} keys"), |bencher| {
-            bencher.iter_batched(self::limit, |limit| (tickets(&limit, count), limit), BatchSize::LargeInput);
+            bencher.iter_batched(
+                self::limit,
+                |limit| (tickets(&limit, count), limit),
+                BatchSize::LargeInput,
+            );
         });
         group.bench_function(format!("grant, {count} on {KEYS} keys"), |bencher| {
             let new = || (tickets(&limit, count), ());
-            bencher.iter_batched(new, |(tickets, ())| grant_all(tickets), BatchSize::LargeInput);
+            bencher.iter_batched(
+                new,
+                |(tickets, ())| grant_all(tickets),
+                BatchSize::LargeInput,
+            );
         });
     }
     group.finish();
     wake_one();
 }
 
-/// How often a thread wakes up that waits with a thousand others until it has its turn: once, if a release wakes one.
+/// How often a thread wakes up that waits with a thousand others until it has its turn: once, if a
+/// release wakes one.
 fn wake_one() {
     let limit = Arc::new(limit());
     let shard = ShardId::new(0, 1).expect("a shard");
@@ -75,7 +97,10 @@ fn wake_one() {
             limit.enter(shard).expect("it is open").used();
             probe::own_switches() - before
         };
-        thread::Builder::new().stack_size(128 << 10).spawn(wait).expect("a thread")
+        thread::Builder::new()
+            .stack_size(128 << 10)
+            .spawn(wait)
+            .expect("a thread")
     };
     let threads: Vec<_> = (0..WAITERS).map(waiter).collect();
     while limit.waiting() < WAITERS as usize {
@@ -86,7 +111,10 @@ fn wake_one() {
     let start = Instant::now();
     held.used();
     drop(held);
-    let wakes: u64 = threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum();
+    let wakes: u64 = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("it does not panic"))
+        .sum();
     let took = start.elapsed().as_secs_f64() * 1e6 / f64::from(WAITERS);
     println!(
         "{WAITERS} threads in `enter`: {:.2} wake-ups each, {took:.1} µs a release",

@@ -1,10 +1,12 @@
-//! How long a fleet takes until every shard is ready, against the least that Discord's limit allows.
+//! How long a fleet takes until every shard is ready, against the least that Discord's limit
+//! allows.
 //!
-//! `cargo bench --bench startup`: 8 shards, two at a time, in real time: without and with TLS, and with jitter on the wire; then a
-//! thousand, sixteen at a time, in a tenth of Discord's time.
+//! `cargo bench --bench startup`: 8 shards, two at a time, in real time: without and with TLS, and
+//! with jitter on the wire; then a thousand, sixteen at a time, in a tenth of Discord's time.
 //!
-//! The gateway judges by when it has read an IDENTIFY, which on a busy machine is later than when it came; the next one of the key looks
-//! early then. So the client's own clock is asked as well: from the end of one send to the start of the next.
+//! The gateway judges by when it has read an IDENTIFY, which on a busy machine is later than when
+//! it came; the next one of the key looks early then. So the client's own clock is asked as well:
+//! from the end of one send to the start of the next.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +14,8 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use threadcord::transport::{
-    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector, WebSocketTransport,
+    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
+    WebSocketTransport,
 };
 use threadcord::{Config, Intents, ShardId, ShardManager, Timing, Token, sim};
 use url::Url;
@@ -35,13 +38,36 @@ struct Fleet {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let guard = Timing::default().guard;
-    let fleet =
-        Fleet { name: "ws", shards: 8, max_concurrency: 2, tls: false, jitter: Duration::ZERO, scale: 1.0, guard };
+    let fleet = Fleet {
+        name: "ws",
+        shards: 8,
+        max_concurrency: 2,
+        tls: false,
+        jitter: Duration::ZERO,
+        scale: 1.0,
+        guard,
+    };
     let fleets = [
-        Fleet { name: "wss", tls: true, ..fleet },
-        Fleet { name: "ws, jitter of up to 80 ms", jitter: Duration::from_millis(80), ..fleet },
-        // The guard makes up for the wire, which does not become faster with the clock; on this machine it is short.
-        Fleet { name: "ws", shards: 1000, max_concurrency: 16, scale: 0.1, guard: guard / 10, ..fleet },
+        Fleet {
+            name: "wss",
+            tls: true,
+            ..fleet
+        },
+        Fleet {
+            name: "ws, jitter of up to 80 ms",
+            jitter: Duration::from_millis(80),
+            ..fleet
+        },
+        // The guard makes up for the wire, which does not become faster with the clock; on this
+        // machine it is short.
+        Fleet {
+            name: "ws",
+            shards: 1000,
+            max_concurrency: 16,
+            scale: 0.1,
+            guard: guard / 10,
+            ..fleet
+        },
         fleet,
     ];
     println!(
@@ -69,26 +95,53 @@ impl Fleet {
             .start()?;
         let mut timing = Timing::scaled(self.scale);
         timing.guard = self.guard;
-        let mut config =
-            Config::new(Token::new(gateway.token())?, Intents::default()).rest_url(gateway.rest_url()).timing(timing);
+        let mut config = Config::new(Token::new(gateway.token())?, Intents::default())
+            .rest_url(gateway.rest_url())
+            .timing(timing);
         config.root_certificates = gateway.root_certificate().map(str::to_owned);
         let start = Instant::now();
         let sent = Arc::<Mutex<Vec<Sent>>>::default();
-        let manager = ShardManager::start_with(config, |inner| Timed { inner, sent: Arc::clone(&sent) })?;
+        let manager = ShardManager::start_with(config, |inner| Timed {
+            inner,
+            sent: Arc::clone(&sent),
+        })?;
         manager.wait_ready(least * 2 + Duration::from_secs(60))?;
         let took = start.elapsed();
         let seen = gateway.observed();
-        let read = seen.records.iter().filter(|record| matches!(record.action, sim::Action::Identify(_)));
-        let read = read.filter_map(|record| Some(Sent { shard: record.shard?, before: record.at, after: record.at }));
+        let read = seen
+            .records
+            .iter()
+            .filter(|record| matches!(record.action, sim::Action::Identify(_)));
+        let read = read.filter_map(|record| {
+            Some(Sent {
+                shard: record.shard?,
+                before: record.at,
+                after: record.at,
+            })
+        });
         // A key that identified later than half a window after its window has let one go by.
         let is_wasted = |late: &&f64| **late > window.as_secs_f64() * 500.0;
-        let wasted = after_window(read.collect(), self.max_concurrency, window).iter().filter(is_wasted).count();
+        let wasted = after_window(read.collect(), self.max_concurrency, window)
+            .iter()
+            .filter(is_wasted)
+            .count();
         let sent = mem::take(&mut *sent.lock().expect("nobody panics"));
-        assert!(sent.len() >= self.shards as usize, "{} IDENTIFYs seen", sent.len());
-        let first = sent.iter().map(|sent| sent.before - start).min().unwrap_or_default();
+        assert!(
+            sent.len() >= self.shards as usize,
+            "{} IDENTIFYs seen",
+            sent.len()
+        );
+        let first = sent
+            .iter()
+            .map(|sent| sent.before - start)
+            .min()
+            .unwrap_or_default();
         let after_window = after_window(sent, self.max_concurrency, window);
         let early = after_window.iter().filter(|late| **late < 0.0).count();
-        let median = after_window.get(after_window.len() / 2).copied().unwrap_or_default();
+        let median = after_window
+            .get(after_window.len() / 2)
+            .copied()
+            .unwrap_or_default();
         println!(
             "| {} | {}, {} | {:.2} s | {:.2} s | {:+.1} % | {} | {early} | {wasted} | {:.0} ms | {median:.1} ms |",
             self.name,
@@ -104,7 +157,8 @@ impl Fleet {
     }
 }
 
-/// How many milliseconds after the window of the last one of their key IDENTIFYs were sent, in order; less than none is too early.
+/// How many milliseconds after the window of the last one of their key IDENTIFYs were sent, in
+/// order; less than none is too early.
 fn after_window(mut sent: Vec<Sent>, max_concurrency: u32, window: Duration) -> Vec<f64> {
     let mut last: BTreeMap<u32, Instant> = BTreeMap::new();
     sent.sort_unstable_by_key(|sent| sent.before);
@@ -140,7 +194,11 @@ impl Connector for Timed {
     type Transport = TimedTransport;
 
     fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<TimedTransport> {
-        Ok(TimedTransport { shard, inner: self.inner.transport(shard, settings)?, sent: Arc::clone(&self.sent) })
+        Ok(TimedTransport {
+            shard,
+            inner: self.inner.transport(shard, settings)?,
+            sent: Arc::clone(&self.sent),
+        })
     }
 }
 
@@ -162,7 +220,11 @@ impl Transport for TimedTransport {
         let result = self.inner.send_secret(text);
         // The only other secret is a RESUME.
         if text.contains(r#""op":2"#) {
-            let sent = Sent { shard: self.shard, before, after: Instant::now() };
+            let sent = Sent {
+                shard: self.shard,
+                before,
+                after: Instant::now(),
+            };
             self.sent.lock().expect("nobody panics").push(sent);
         }
         result

@@ -1,5 +1,5 @@
-//! From `Shard::send` on one thread to the bytes at the other end of an idle shard's connection; and, by turns, the same with the least
-//! in between.
+//! From `Shard::send` on one thread to the bytes at the other end of an idle shard's connection;
+//! and, by turns, the same with the least in between.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,9 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Value, json};
 use threadcord::limit::Unlimited;
-use threadcord::{Command, Compression, Config, Intents, Plan, ShardId, ShardManager, Timing, Token};
+use threadcord::{
+    Command, Compression, Config, Intents, Plan, ShardId, ShardManager, Timing, Token,
+};
 use tungstenite::{Message, WebSocket};
 
 /// So long nothing happens before a command, so that the shard is asleep.
@@ -34,14 +36,19 @@ fn gateway() -> (String, Receiver<Instant>) {
 
 fn serve(mut client: WebSocket<TcpStream>, arrivals: &Sender<Instant>) {
     let hello = json!({"op": 10, "d": {"heartbeat_interval": 3_000_000}});
-    let ready =
-        json!({"op": 0, "s": 1, "t": "READY", "d": {"session_id": "s", "resume_gateway_url": "", "guilds": []}});
-    client.send(Message::text(hello.to_string())).expect("it is sent");
+    let ready = json!({"op": 0, "s": 1, "t": "READY", "d": {"session_id": "s", "resume_gateway_url": "", "guilds": []}});
+    client
+        .send(Message::text(hello.to_string()))
+        .expect("it is sent");
     while let Ok(message) = client.read() {
         let now = Instant::now();
-        let Ok(payload) = serde_json::from_slice::<Value>(&message.into_data()) else { return };
+        let Ok(payload) = serde_json::from_slice::<Value>(&message.into_data()) else {
+            return;
+        };
         if payload["op"] == 2 {
-            client.send(Message::text(ready.to_string())).expect("it is sent");
+            client
+                .send(Message::text(ready.to_string()))
+                .expect("it is sent");
         } else if payload["op"] == 31 && arrivals.send(now).is_err() {
             return;
         }
@@ -58,12 +65,15 @@ struct Floor {
 impl Floor {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let mut stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("it connects");
+        let mut stream =
+            TcpStream::connect(listener.local_addr().expect("an address")).expect("it connects");
         stream.set_nodelay(true).expect("a socket");
         let (mut peer, _) = listener.accept().expect("a client");
         let (sender, arrivals) = crossbeam_channel::unbounded();
         let mut bytes = [0; 50];
-        thread::spawn(move || while peer.read_exact(&mut bytes).is_ok() && sender.send(Instant::now()).is_ok() {});
+        thread::spawn(move || {
+            while peer.read_exact(&mut bytes).is_ok() && sender.send(Instant::now()).is_ok() {}
+        });
         let is_asked = Arc::<AtomicBool>::default();
         let asked = Arc::clone(&is_asked);
         let thread = thread::spawn(move || {
@@ -74,7 +84,11 @@ impl Floor {
                 stream.write_all(&bytes).expect("it is sent");
             }
         });
-        Self { thread: thread.thread().clone(), is_asked, arrivals }
+        Self {
+            thread: thread.thread().clone(),
+            is_asked,
+            arrivals,
+        }
     }
 
     fn once(&self) -> Duration {
@@ -100,7 +114,9 @@ fn wake(criterion: &mut Criterion) {
         .compression(Compression::None)
         .timing(timing);
     let manager = ShardManager::start(config).expect("the shard starts");
-    manager.wait_ready(Duration::from_secs(60)).expect("it gets ready");
+    manager
+        .wait_ready(Duration::from_secs(60))
+        .expect("it gets ready");
     let shard = manager.shard(ShardId::ONE).expect("it runs");
     let command = Command::soundboard_sounds(&[1]).expect("a command");
     let floor = Floor::start();
@@ -119,8 +135,17 @@ fn wake(criterion: &mut Criterion) {
     });
     for (name, mut all) in [("commands", all), ("times the least", floors)] {
         all.sort_unstable();
-        let percentile = |percent: usize| all.get(all.len() * percent / 100).copied().unwrap_or_default();
-        println!("{} {name}: median {:?}, 99 % {:?}", all.len(), percentile(50), percentile(99));
+        let percentile = |percent: usize| {
+            all.get(all.len() * percent / 100)
+                .copied()
+                .unwrap_or_default()
+        };
+        println!(
+            "{} {name}: median {:?}, 99 % {:?}",
+            all.len(),
+            percentile(50),
+            percentile(99)
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! A bot that answers `!ping`, and shows what its shards go through.
 //!
-//! With `DISCORD_TOKEN` it connects to Discord. Without, it starts a simulated gateway over TLS, lets three faults happen
-//! to it, and ends with a table. Ctrl-C suspends it.
+//! With `DISCORD_TOKEN` it connects to Discord. Without, it starts a simulated gateway over TLS,
+//! lets three faults happen to it, and ends with a table. Ctrl-C suspends it.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, never, select, tick};
 use serde::Deserialize;
 use serde_json::json;
-use threadcord::{Config, Event, EventKind, Handle, Intents, ShardId, ShardManager, Stage, Token, sim};
+use threadcord::{
+    Config, Event, EventKind, Handle, Intents, ShardId, ShardManager, Stage, Token, sim,
+};
 
 /// How long the simulated bot just listens before the first fault and after the last.
 const QUIET: Duration = Duration::from_secs(2);
@@ -49,7 +51,10 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
         .ready_delay(Duration::from_millis(300))
         .heartbeat_interval(Duration::from_secs(3))
         .start()?;
-    println!("no DISCORD_TOKEN: a simulated gateway serves {}, with 24 guilds on 4 shards", gateway.url());
+    println!(
+        "no DISCORD_TOKEN: a simulated gateway serves {}, with 24 guilds on 4 shards",
+        gateway.url()
+    );
     let config = Config::new(Token::new(gateway.token())?, intents)
         .rest_url(gateway.rest_url())
         .root_certificates(gateway.root_certificate().unwrap_or_default());
@@ -78,20 +83,31 @@ fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     let (reconnected, cut, invalidated) = (shard(1)?, shard(2)?, shard(3)?);
     println!("--- shard {reconnected} is asked to reconnect (op 7)");
     gateway.inject(reconnected, sim::Fault::Reconnect);
-    until("it resumes", || status(reconnected).is_some_and(|status| status.resumes == 1))?;
+    until("it resumes", || {
+        status(reconnected).is_some_and(|status| status.resumes == 1)
+    })?;
     println!("--- shard {cut} is cut off");
     gateway.inject(cut, sim::Fault::Cut);
-    until("it resumes", || status(cut).is_some_and(|status| status.resumes == 1))?;
-    println!("--- the session of shard {invalidated} is declared invalid (op 9 false): it has to identify again");
+    until("it resumes", || {
+        status(cut).is_some_and(|status| status.resumes == 1)
+    })?;
+    println!(
+        "--- the session of shard {invalidated} is declared invalid (op 9 false): it has to identify again"
+    );
     gateway.inject(invalidated, sim::Fault::InvalidSession { resumable: false });
     until("it is back", || {
-        status(invalidated).is_some_and(|status| status.identifies == 2 && status.stage == Stage::Ready)
+        status(invalidated)
+            .is_some_and(|status| status.identifies == 2 && status.stage == Stage::Ready)
     })?;
 
     println!("--- somebody writes !ping");
     let guild = gateway.guild_ids()[0];
-    let channel = gateway.channel_of(guild).ok_or("a guild without a channel")?;
-    gateway.chat(channel, "!ping").map_err(|error| error.to_string())?;
+    let channel = gateway
+        .channel_of(guild)
+        .ok_or("a guild without a channel")?;
+    gateway
+        .chat(channel, "!ping")
+        .map_err(|error| error.to_string())?;
     thread::sleep(QUIET);
     Ok(())
 }
@@ -157,7 +173,8 @@ impl Bot {
         })
     }
 
-    /// Takes events until Ctrl-C, until the simulated world has played its part, or until every shard has stopped.
+    /// Takes events until Ctrl-C, until the simulated world has played its part, or until every
+    /// shard has stopped.
     fn run(mut self, finished: &Receiver<Result<(), String>>) -> Result<ExitCode, Box<dyn Error>> {
         let events = self.manager.events();
         let progress = tick(Duration::from_millis(200));
@@ -201,7 +218,12 @@ impl Bot {
                 }
                 if self.shown.elapsed() > Duration::from_millis(100) {
                     self.shown = Instant::now();
-                    println!("shard {}  {:<21} sequence {}", event.shard(), dispatch.name(), dispatch.sequence());
+                    println!(
+                        "shard {}  {:<21} sequence {}",
+                        event.shard(),
+                        dispatch.name(),
+                        dispatch.sequence()
+                    );
                 }
             }
             EventKind::Ready => {
@@ -216,7 +238,12 @@ impl Bot {
         if message.content == "!ping" && !message.author.bot {
             println!("shard {shard}  {} says !ping", message.author.username);
             let path = format!("/channels/{}/messages", message.channel_id);
-            if let Err(error) = self.manager.handle().rest().call("POST", &path, Some(&json!({"content": "pong"}))) {
+            if let Err(error) =
+                self.manager
+                    .handle()
+                    .rest()
+                    .call("POST", &path, Some(&json!({"content": "pong"})))
+            {
                 eprintln!("the answer failed: {error}");
             }
         } else if message.content == "pong" && message.author.bot {
@@ -227,8 +254,12 @@ impl Bot {
 
     /// A line that changes in place, while shards are on their way.
     fn show_progress(&mut self) {
-        let stages: Vec<String> =
-            self.manager.shards().iter().map(|shard| format!("{} {}", shard.id(), shard.status().stage)).collect();
+        let stages: Vec<String> = self
+            .manager
+            .shards()
+            .iter()
+            .map(|shard| format!("{} {}", shard.id(), shard.status().stage))
+            .collect();
         let progress = stages.join(" | ");
         if stages.iter().all(|stage| stage.ends_with(" ready")) || progress == self.progress {
             return;
@@ -245,11 +276,15 @@ impl Bot {
 
     /// The table, and whether all is as it should be.
     fn show_table(&self) -> bool {
-        println!("\n  shard   events  resumes  identifies  latency  gaps  duplicates  sessions lost");
+        println!(
+            "\n  shard   events  resumes  identifies  latency  gaps  duplicates  sessions lost"
+        );
         let (mut faults, mut lost) = (0, 0);
         for shard in self.manager.shards() {
             let (status, row) = (shard.status(), &self.rows[&shard.id()]);
-            let latency = status.latency.map_or("-".into(), |latency| format!("{:.1} ms", latency.as_secs_f64() * 1e3));
+            let latency = status.latency.map_or("-".into(), |latency| {
+                format!("{:.1} ms", latency.as_secs_f64() * 1e3)
+            });
             println!(
                 "{:>7}  {:>7}  {:>7}  {:>10}  {:>7}  {:>4}  {:>10}  {:>13}",
                 shard.id().to_string(),
@@ -272,16 +307,29 @@ impl Bot {
 /// When the shards identified, and how far apart those of a key were.
 fn show_identifies(gateway: &sim::Gateway) {
     let seen = gateway.observed();
-    let identifies: Vec<_> =
-        seen.records.iter().filter(|record| matches!(record.action, sim::Action::Identify(_))).collect();
-    let Some(first) = identifies.first().map(|record| record.at) else { return };
+    let identifies: Vec<_> = seen
+        .records
+        .iter()
+        .filter(|record| matches!(record.action, sim::Action::Identify(_)))
+        .collect();
+    let Some(first) = identifies.first().map(|record| record.at) else {
+        return;
+    };
     for key in 0..2 {
         let of_key: Vec<String> = identifies
             .iter()
-            .filter_map(|record| Some((record.shard.filter(|shard| shard.number() % 2 == key)?, record.at - first)))
+            .filter_map(|record| {
+                Some((
+                    record.shard.filter(|shard| shard.number() % 2 == key)?,
+                    record.at - first,
+                ))
+            })
             .map(|(shard, after)| format!("shard {shard} at {:.2} s", after.as_secs_f64()))
             .collect();
         println!("IDENTIFYs of key {key}: {}", of_key.join(", "));
     }
-    println!("rules broken, as the gateway saw it: {}", seen.violations.len());
+    println!(
+        "rules broken, as the gateway saw it: {}",
+        seen.violations.len()
+    );
 }

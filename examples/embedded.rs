@@ -1,5 +1,5 @@
-//! Discord inside a loop that must not block, as that of a game or of a user interface: each frame takes some events, and no
-//! more than fit into it.
+//! Discord inside a loop that must not block, as that of a game or of a user interface: each frame
+//! takes some events, and no more than fit into it.
 
 mod common;
 
@@ -13,8 +13,8 @@ use threadcord::{Error, Event, EventKind, Intents, ShardManager};
 
 const FRAME: Duration = Duration::from_millis(16);
 
-/// What a frame has time for. What is left waits for the next one; if that becomes too much, the shard stops reading until it
-/// has been taken, and nothing is lost.
+/// What a frame has time for. What is left waits for the next one; if that becomes too much, the
+/// shard stops reading until it has been taken, and nothing is lost.
 const EVENTS_PER_FRAME: usize = 100;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -47,7 +47,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         thread::sleep(next_frame.saturating_duration_since(Instant::now()));
     }
     let sessions = manager.suspend();
-    println!("\n{} frames; {} sessions could be resumed", world.frames, sessions.len());
+    println!(
+        "\n{} frames; {} sessions could be resumed",
+        world.frames,
+        sessions.len()
+    );
     Ok(())
 }
 
@@ -62,7 +66,10 @@ impl World {
             }
             // A wrong token, for example: only you can mend it.
             EventKind::Closed(reason) if reason.is_fatal() => {
-                return Err(Error::Stopped { shard: event.shard(), reason: *reason });
+                return Err(Error::Stopped {
+                    shard: event.shard(),
+                    reason: *reason,
+                });
             }
             _ => {}
         }
@@ -72,7 +79,10 @@ impl World {
     fn draw(&mut self) {
         self.frames += 1;
         if self.frames.is_multiple_of(30) {
-            println!("frame {}: {} messages, the last was {:?}", self.frames, self.messages, self.last);
+            println!(
+                "frame {}: {} messages, the last was {:?}",
+                self.frames, self.messages, self.last
+            );
         }
     }
 }

@@ -22,17 +22,23 @@ struct User<'a> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let guild = arguments.next().ok_or("which guild? give its id")?.parse()?;
+    let guild = arguments
+        .next()
+        .ok_or("which guild? give its id")?
+        .parse()?;
     let query = match arguments.next() {
         Some(prefix) => MemberQuery::prefix(prefix, 100),
         // Needs GUILD_MEMBERS, which has to be switched on in the developer portal.
         None => MemberQuery::all(),
     };
     // No event is wanted; the answer comes to whoever has asked.
-    let config = common::config(Intents::GUILDS | Intents::GUILD_MEMBERS)?.events(EventFilter::NONE);
+    let config =
+        common::config(Intents::GUILDS | Intents::GUILD_MEMBERS)?.events(EventFilter::NONE);
     let manager = ShardManager::start(config)?;
     manager.wait_ready(Duration::from_secs(60))?;
-    let shard = manager.shard_by_guild(guild).ok_or("no shard that runs here has this guild")?;
+    let shard = manager
+        .shard_by_guild(guild)
+        .ok_or("no shard that runs here has this guild")?;
     let mut count = 0;
     for chunk in shard.request_members(guild, &query)? {
         let chunk = chunk?;

@@ -1,5 +1,6 @@
-//! Reshards a bot from 4 shards to 6 and back while 2,000 events a second come in, against the simulated gateway with
-//! Discord's real windows: nothing is lost, repeated or out of order, and no guild notices.
+//! Reshards a bot from 4 shards to 6 and back while 2,000 events a second come in, against the
+//! simulated gateway with Discord's real windows: nothing is lost, repeated or out of order, and no
+//! guild notices.
 //!
 //! ```sh
 //! cargo run --example reshard
@@ -23,8 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     env_logger::init();
-    let gateway = sim::Gateway::builder().shards(4).max_concurrency(4).guilds(GUILDS).start()?;
-    let config = Config::new(Token::new(gateway.token())?, Intents::all()).rest_url(gateway.rest_url());
+    let gateway = sim::Gateway::builder()
+        .shards(4)
+        .max_concurrency(4)
+        .guilds(GUILDS)
+        .start()?;
+    let config =
+        Config::new(Token::new(gateway.token())?, Intents::all()).rest_url(gateway.rest_url());
     let manager = ShardManager::start(config)?;
     let events = manager.events();
     let counting = thread::spawn(move || count(events));
@@ -42,20 +48,42 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         thread::sleep(Duration::from_secs(3));
         println!("{}\n", manager.status());
         reshard.wait(PATIENCE)?;
-        println!("--- {total} shards run, {:.1} s later", start.elapsed().as_secs_f64());
+        println!(
+            "--- {total} shards run, {:.1} s later",
+            start.elapsed().as_secs_f64()
+        );
         println!("{}\n", manager.status());
     }
     stop.store(true, Ordering::Release);
-    let sent = talking.join().map_err(|_| "the thread that talks has panicked")?;
+    let sent = talking
+        .join()
+        .map_err(|_| "the thread that talks has panicked")?;
     thread::sleep(Duration::from_millis(500));
     manager.close();
-    let counted = counting.join().map_err(|_| "the thread that counts has panicked")?;
+    let counted = counting
+        .join()
+        .map_err(|_| "the thread that counts has panicked")?;
     let expected = sent * u64::from(GUILDS);
-    println!("events sent {expected}, received {}, out of order or repeated {}", counted.events, counted.wrong);
-    println!("longest time without an event of some guild: {:.0} ms", counted.silence.as_secs_f64() * 1e3);
-    println!("rules broken, as the gateway saw it: {}", gateway.observed().violations.len());
-    let good = counted.events == expected && counted.wrong == 0 && gateway.observed().violations.is_empty();
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!(
+        "events sent {expected}, received {}, out of order or repeated {}",
+        counted.events, counted.wrong
+    );
+    println!(
+        "longest time without an event of some guild: {:.0} ms",
+        counted.silence.as_secs_f64() * 1e3
+    );
+    println!(
+        "rules broken, as the gateway saw it: {}",
+        gateway.observed().violations.len()
+    );
+    let good = counted.events == expected
+        && counted.wrong == 0
+        && gateway.observed().violations.is_empty();
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Numbered events in every guild, until it is told to stop. Returns how many each guild got.
@@ -95,16 +123,29 @@ fn count(events: Events) -> Counted {
     let mut last: HashMap<String, (u64, Instant)> = HashMap::new();
     for event in events {
         if let EventKind::Resharded { from, to } = event.kind() {
-            println!("--- {} shards have taken over from {}", to.len(), from.len());
+            println!(
+                "--- {} shards have taken over from {}",
+                to.len(),
+                from.len()
+            );
         }
-        let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { continue };
-        let Ok(typing) = dispatch.decode::<Typing>() else { continue };
+        let Some(dispatch) = event
+            .dispatch()
+            .filter(|dispatch| dispatch.name() == "TYPING_START")
+        else {
+            continue;
+        };
+        let Ok(typing) = dispatch.decode::<Typing>() else {
+            continue;
+        };
         counted.events += 1;
         let now = Instant::now();
         let before = last.insert(typing.guild_id, (typing.timestamp, now));
         let expected = before.map_or(0, |(number, _)| number + 1);
         counted.wrong += u64::from(typing.timestamp != expected);
-        counted.silence = counted.silence.max(before.map_or(Duration::ZERO, |(_, at)| now - at));
+        counted.silence = counted
+            .silence
+            .max(before.map_or(Duration::ZERO, |(_, at)| now - at));
     }
     counted
 }

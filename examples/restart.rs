@@ -1,5 +1,6 @@
-//! A bot's process ends twice, once as it should and once by `kill -9`, while 2,000 events a second come in, against the
-//! simulated gateway. Each time the next process goes on where the last one was: no event is missed, and no IDENTIFY spent.
+//! A bot's process ends twice, once as it should and once by `kill -9`, while 2,000 events a second
+//! come in, against the simulated gateway. Each time the next process goes on where the last one
+//! was: no event is missed, and no IDENTIFY spent.
 //!
 //! ```sh
 //! cargo run --example restart
@@ -35,12 +36,20 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         bot(rest_url, token, Path::new(folder))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let gateway = sim::Gateway::builder().shards(SHARDS).max_concurrency(SHARDS).guilds(GUILDS).start()?;
+    let gateway = sim::Gateway::builder()
+        .shards(SHARDS)
+        .max_concurrency(SHARDS)
+        .guilds(GUILDS)
+        .start()?;
     let folder = std::env::temp_dir().join(format!("threadcord-restart-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     let good = play(&Arc::new(gateway), &folder);
     fs::remove_dir_all(&folder)?;
-    Ok(if good? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The bot. It notes each event that it has handled, and ends when a file called `stop` appears.
@@ -49,7 +58,10 @@ fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>>
         .rest_url(rest_url)
         .session_store(FileStore::new(folder.join("sessions.json")));
     let manager = ShardManager::start(config)?;
-    let mut handled = File::options().create(true).append(true).open(folder.join("handled"))?;
+    let mut handled = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("handled"))?;
     let handle = manager.handle();
     let stop = folder.join("stop");
     thread::spawn(move || {
@@ -59,7 +71,12 @@ fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>>
         handle.suspend();
     });
     for event in manager.events() {
-        let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START") else { continue };
+        let Some(dispatch) = event
+            .dispatch()
+            .filter(|dispatch| dispatch.name() == "TYPING_START")
+        else {
+            continue;
+        };
         let typing: Typing = dispatch.decode()?;
         // One write for each event: whatever is in the file has been handled.
         handled.write_all(format!("{} {}\n", typing.guild_id, typing.timestamp).as_bytes())?;
@@ -80,7 +97,9 @@ fn play(gateway: &Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Erro
             .args(["bot", &gateway.rest_url(), gateway.token()])
             .arg(folder)
             .spawn()?;
-        gateway.expect("its shards are ready", PATIENCE, |seen| seen.live.len() == SHARDS as usize);
+        gateway.expect("its shards are ready", PATIENCE, |seen| {
+            seen.live.len() == SHARDS as usize
+        });
         println!("process {} runs", child.id());
         Ok(child)
     };
@@ -108,7 +127,9 @@ fn play(gateway: &Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Erro
 
     let mut third = start()?;
     stop.store(true, Ordering::Release);
-    let sent = talking.join().map_err(|_| "the thread that talks has panicked")?;
+    let sent = talking
+        .join()
+        .map_err(|_| "the thread that talks has panicked")?;
     let deadline = Instant::now() + PATIENCE;
     while missing(&handled(folder)?, sent) > 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
@@ -120,9 +141,18 @@ fn play(gateway: &Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Erro
     let (missing, repeated) = (missing(&handled, sent), repeats(&handled));
     let seen = gateway.observed();
     let identifies = seen.count(|action| matches!(action, sim::Action::Identify(_)));
-    println!("events sent {}, missing {missing}", sent * u64::from(GUILDS));
-    println!("handled twice: before the kill {at_kill}, after it {}", repeated - at_kill);
-    println!("IDENTIFYs {identifies}, for {SHARDS} shards; rules broken {}", seen.violations.len());
+    println!(
+        "events sent {}, missing {missing}",
+        sent * u64::from(GUILDS)
+    );
+    println!(
+        "handled twice: before the kill {at_kill}, after it {}",
+        repeated - at_kill
+    );
+    println!(
+        "IDENTIFYs {identifies}, for {SHARDS} shards; rules broken {}",
+        seen.violations.len()
+    );
     let good = missing == 0 && at_suspend == 0 && at_kill == 0 && identifies == SHARDS as usize;
     Ok(good && seen.violations.is_empty())
 }

@@ -1,4 +1,5 @@
-//! Prints what is said, with the types of twilight-model: `cargo run --features model --example typed`.
+//! Prints what is said, with the types of twilight-model: `cargo run --features model --example
+//! typed`.
 
 mod common;
 
@@ -9,7 +10,9 @@ fn main() -> Result<(), Error> {
     let intents = Intents::default() | Intents::MESSAGE_CONTENT;
     ShardManager::start(common::config(intents)?)?.run(4, |_, event| {
         match event.dispatch().map(threadcord::Dispatch::typed) {
-            Some(Ok(Event::MessageCreate(message))) => println!("{}: {}", message.author.name, message.content),
+            Some(Ok(Event::MessageCreate(message))) => {
+                println!("{}: {}", message.author.name, message.content);
+            }
             Some(Ok(Event::GuildCreate(guild))) => println!("guild {}", guild.id()),
             Some(Ok(other)) => println!("{:?}", other.kind()),
             // New events of Discord have no type yet.

@@ -58,7 +58,9 @@ pub enum Error {
     #[error("a handler is running already: `stop` ends it")]
     HandlerRunning,
     /// Discord does not accept the token (HTTP 401). Trying again gives the same answer.
-    #[error("Discord refused the token: copy the current one from the Bot page of the developer portal")]
+    #[error(
+        "Discord refused the token: copy the current one from the Bot page of the developer portal"
+    )]
     Unauthorized,
     /// Discord answered a request with another status than success.
     #[error("{request} was answered with HTTP {status}: {body}")]
@@ -146,7 +148,9 @@ pub enum Error {
         shard: ShardId,
     },
     /// A shard is to be opened whose guilds another one has, since their totals differ.
-    #[error("shard {shard} would hear the guilds of shard {with}, which runs: use its total, or reshard")]
+    #[error(
+        "shard {shard} would hear the guilds of shard {with}, which runs: use its total, or reshard"
+    )]
     Overlaps {
         /// The shard.
         shard: ShardId,
@@ -227,8 +231,11 @@ impl SendError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendFailure {
-    /// So many commands wait already ([`Config::max_waiting_commands`](crate::Config::max_waiting_commands)).
-    #[error("{waiting} commands of shard {shard} wait already: try later, or wait with `send_timeout`")]
+    /// So many commands wait already
+    /// ([`Config::max_waiting_commands`](crate::Config::max_waiting_commands)).
+    #[error(
+        "{waiting} commands of shard {shard} wait already: try later, or wait with `send_timeout`"
+    )]
     Full {
         /// The shard.
         shard: ShardId,
@@ -300,10 +307,11 @@ impl Error {
             | Self::Busy { .. }
             | Self::TimedOut { .. }
             | Self::Members { .. }
-            | Self::TooFewIdentifies { .. } => Fault::Network,
-            Self::Unsent(SendError { failure: SendFailure::Full { .. } | SendFailure::TimedOut { .. }, .. }) => {
-                Fault::Network
-            }
+            | Self::TooFewIdentifies { .. }
+            | Self::Unsent(SendError {
+                failure: SendFailure::Full { .. } | SendFailure::TimedOut { .. },
+                ..
+            }) => Fault::Network,
             _ => Fault::Caller,
         }
     }
@@ -316,11 +324,21 @@ impl Error {
     /// The error and its causes, in one line.
     pub fn report(&self) -> String {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
-        causes.fold(self.to_string(), |report, cause| format!("{report}: {cause}"))
+        causes.fold(self.to_string(), |report, cause| {
+            format!("{report}: {cause}")
+        })
     }
 
-    pub(crate) fn setting(setting: &'static str, given: impl fmt::Display, allowed: impl Into<String>) -> Self {
-        Self::Setting { setting, given: given.to_string(), allowed: allowed.into() }
+    pub(crate) fn setting(
+        setting: &'static str,
+        given: impl fmt::Display,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self::Setting {
+            setting,
+            given: given.to_string(),
+            allowed: allowed.into(),
+        }
     }
 }
 
@@ -331,14 +349,31 @@ mod tests {
     #[test]
     fn errors_name_the_value_and_whose_fault_it_is() {
         let error = Error::setting("large_threshold", 20, "50 to 250");
-        assert_eq!(error.to_string(), "`large_threshold` is 20; allowed: 50 to 250");
+        assert_eq!(
+            error.to_string(),
+            "`large_threshold` is 20; allowed: 50 to 250"
+        );
         assert!(error.is_fatal());
         let (stage, last_disconnect) = (Some(Stage::Waiting), Some(CloseReason::Cut));
-        let error = Error::NotReady { ready: 1, total: 4, shard: ShardId::ONE, stage, last_disconnect };
-        let text =
-            "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnected because the connection was cut";
-        assert_eq!((error.fault(), error.to_string().as_str()), (Fault::Network, text));
-        let error = Error::Io { what: "a thread", source: io::Error::other("no memory") };
-        assert_eq!(error.report(), "the operating system refused: a thread: no memory");
+        let error = Error::NotReady {
+            ready: 1,
+            total: 4,
+            shard: ShardId::ONE,
+            stage,
+            last_disconnect,
+        };
+        let text = "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnected because the connection was cut";
+        assert_eq!(
+            (error.fault(), error.to_string().as_str()),
+            (Fault::Network, text)
+        );
+        let error = Error::Io {
+            what: "a thread",
+            source: io::Error::other("no memory"),
+        };
+        assert_eq!(
+            error.report(),
+            "the operating system refused: a thread: no memory"
+        );
     }
 }

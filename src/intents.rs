@@ -3,10 +3,11 @@
 bitflags::bitflags! {
     /// The groups of events that Discord sends; a bot names them when it identifies.
     ///
-    /// The default is all that need no approval; [`Intents::PRIVILEGED`] must be switched on in the developer portal
-    /// first, else Discord closes the connection with 4014.
+    /// The default is all that need no approval; [`Intents::PRIVILEGED`] must be switched on in the
+    /// developer portal first, else Discord closes the connection with 4014.
     ///
-    /// Source: [Discord, Gateway intents](https://docs.discord.com/developers/events/gateway#gateway-intents).
+    /// Source: [Discord, Gateway
+    /// intents](https://docs.discord.com/developers/events/gateway#gateway-intents).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Intents: u64 {
         /// Guilds, roles, channels, threads.
@@ -56,7 +57,9 @@ bitflags::bitflags! {
 
 impl Intents {
     /// Those that must be switched on in the developer portal.
-    pub const PRIVILEGED: Self = Self::GUILD_MEMBERS.union(Self::GUILD_PRESENCES).union(Self::MESSAGE_CONTENT);
+    pub const PRIVILEGED: Self = Self::GUILD_MEMBERS
+        .union(Self::GUILD_PRESENCES)
+        .union(Self::MESSAGE_CONTENT);
 
     /// The intents with these bits, if each bit is one that Discord documents.
     pub fn try_from_bits(bits: u64) -> Result<Self, UnknownIntents> {

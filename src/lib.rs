@@ -13,22 +13,27 @@
 //!                                    └── transport: mio, native-tls, tungstenite, inflate
 //! ```
 //!
-//! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an argument:
-//! [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the credit behind each [`Event`], the transition
-//! behind [`ShardManager`], the merge of two sets of shards. Every thread is a short loop around one of them.
+//! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an
+//! argument: [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the credit behind
+//! each [`Event`], the transition behind [`ShardManager`], the merge of two sets of shards. Every
+//! thread is a short loop around one of them.
 //!
 //! # Log levels
 //!
-//! Through [`log`], with the shard in each line and never the token. The targets are the modules, so that one can be turned
-//! up or down by itself: `threadcord::shard`, `threadcord::manager`, `threadcord::protocol`, `threadcord::limit`, ...
-//! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a malformed payload, an open
-//!   circuit, a reshard that is given up, a panic.
-//! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs, room in a shard; and why a connection failed.
-//! - **info**: a shard is ready, has resumed, has lost its connection, has stopped; others have taken over.
+//! Through [`log`], with the shard in each line and never the token. The targets are the modules,
+//! so that one can be turned up or down by itself: `threadcord::shard`, `threadcord::manager`,
+//! `threadcord::protocol`, `threadcord::limit`, ...
+//! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a
+//!   malformed payload, an open circuit, a reshard that is given up, a panic.
+//! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs, room in a shard; and
+//!   why a connection failed.
+//! - **info**: a shard is ready, has resumed, has lost its connection, has stopped; others have
+//!   taken over.
 //! - **debug**: each step of a connection; unknown opcodes.
 //!
-//! The libraries below log too. At trace level `tungstenite` shows the payloads, but not those with the token; the HTTP
-//! client's `ureq_proto` shows whole requests at trace level, token and all: keep that one at debug.
+//! The libraries below log too. At trace level `tungstenite` shows the payloads, but not those with
+//! the token; the HTTP client's `ureq_proto` shows whole requests at trace level, token and all:
+//! keep that one at debug.
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -57,8 +62,9 @@ pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use intents::{Intents, UnknownIntents};
 pub use manager::{FleetStatus, Handle, Operation, ShardManager, ShardStatus};
 pub use protocol::{
-    Activity, ActivityKind, ChannelField, CloseCode, CloseReason, Command, EventName, InvalidCommand, MemberQuery,
-    OnlineStatus, Presence, Session, Stage, Timing, UnknownEventName, VoiceState,
+    Activity, ActivityKind, ChannelField, CloseCode, CloseReason, Command, EventName,
+    InvalidCommand, MemberQuery, OnlineStatus, Presence, Session, Stage, Timing, UnknownEventName,
+    VoiceState,
 };
 pub use shard::{Members, MembersChunk, Shard, Status};
 pub use shard_id::{InvalidShardId, ShardId};

@@ -18,7 +18,13 @@ use crate::token::Token;
 /// What Discord wants every client to call itself.
 ///
 /// Source: [Discord, User Agent](https://docs.discord.com/developers/reference#user-agent).
-const USER_AGENT: &str = concat!("DiscordBot (", env!("CARGO_PKG_REPOSITORY"), ", ", env!("CARGO_PKG_VERSION"), ")");
+const USER_AGENT: &str = concat!(
+    "DiscordBot (",
+    env!("CARGO_PKG_REPOSITORY"),
+    ", ",
+    env!("CARGO_PKG_VERSION"),
+    ")"
+);
 
 /// How long one attempt may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,7 +56,8 @@ pub struct Rest {
 
 /// What `/gateway/bot` says.
 ///
-/// Source: [Discord, Get Gateway Bot](https://docs.discord.com/developers/events/gateway#get-gateway-bot).
+/// Source: [Discord, Get Gateway
+/// Bot](https://docs.discord.com/developers/events/gateway#get-gateway-bot).
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct GatewayBot {
@@ -77,14 +84,17 @@ pub struct SessionStartLimit {
 }
 
 impl Rest {
-    /// A client for the API at `base`, for example `https://discord.com/api/v10`. With `root_certificates` (PEM) it
-    /// trusts those alone, else what the system trusts.
+    /// A client for the API at `base`, for example `https://discord.com/api/v10`. With
+    /// `root_certificates` (PEM) it trusts those alone, else what the system trusts.
     pub fn new(token: Token, base: &str, root_certificates: Option<&str>) -> Result<Self, Error> {
         let roots = match root_certificates {
             None => RootCerts::PlatformVerifier,
             Some(pem) => RootCerts::from(certificates(pem)?),
         };
-        let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::NativeTls)
+            .root_certs(roots)
+            .build();
         let config = Agent::config_builder()
             .tls_config(tls)
             .proxy(None)
@@ -93,7 +103,11 @@ impl Rest {
             .max_redirects(0)
             .timeout_global(Some(TIMEOUT))
             .build();
-        Ok(Self { agent: config.new_agent(), token, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self {
+            agent: config.new_agent(),
+            token,
+            base: base.trim_end_matches('/').to_owned(),
+        })
     }
 
     /// Where the gateway is. Needs no token.
@@ -105,7 +119,8 @@ impl Rest {
         self.get::<Gateway>("/gateway").map(|gateway| gateway.url)
     }
 
-    /// Where the gateway is, how many shards Discord recommends, and how often the bot may still identify.
+    /// Where the gateway is, how many shards Discord recommends, and how often the bot may still
+    /// identify.
     pub fn gateway_bot(&self) -> Result<GatewayBot, Error> {
         self.get("/gateway/bot")
     }
@@ -115,11 +130,12 @@ impl Rest {
         self.get("/oauth2/applications/@me")
     }
 
-    /// Any request, for example `call("POST", "/channels/1/messages", Some(&json!({"content": "pong"})))`.
+    /// Any request, for example `call("POST", "/channels/1/messages", Some(&json!({"content":
+    /// "pong"})))`.
     ///
-    /// It blocks until the answer is there: up to 30 s for each of at most 4 attempts, and what a 429 asks to wait
-    /// between them (up to 30 s each; above it, [`Error::RateLimited`]). Only a GET is repeated after a 5xx. An answer
-    /// without a body is `null`.
+    /// It blocks until the answer is there: up to 30 s for each of at most 4 attempts, and what a
+    /// 429 asks to wait between them (up to 30 s each; above it, [`Error::RateLimited`]). Only a
+    /// GET is repeated after a 5xx. An answer without a body is `null`.
     pub fn call(&self, method: &str, path: &str, json: Option<&Value>) -> Result<Value, Error> {
         let method = Method::from_bytes(method.as_bytes())
             .map_err(|_| Error::setting("method", method, "an HTTP method such as GET or POST"))?;
@@ -132,7 +148,11 @@ impl Rest {
         }
         let request = describe(&method, path);
         let body = self.request(&method, path, json)?;
-        if body.is_empty() { Ok(Value::Null) } else { parse(&request, &body) }
+        if body.is_empty() {
+            Ok(Value::Null)
+        } else {
+            parse(&request, &body)
+        }
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
@@ -146,7 +166,9 @@ impl Rest {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let mut response = self.send(method, path, json).map_err(|source| http_error(&request, source))?;
+            let mut response = self
+                .send(method, path, json)
+                .map_err(|source| http_error(&request, source))?;
             let status = response.status();
             let body = read(&mut response).map_err(|source| http_error(&request, source))?;
             let wait = match status {
@@ -155,7 +177,10 @@ impl Rest {
                 StatusCode::TOO_MANY_REQUESTS => {
                     let retry_after = retry_after(&response, &body);
                     if attempt == ATTEMPTS || retry_after > LONGEST_RETRY_AFTER {
-                        return Err(Error::RateLimited { request, retry_after });
+                        return Err(Error::RateLimited {
+                            request,
+                            retry_after,
+                        });
                     }
                     retry_after
                 }
@@ -163,20 +188,37 @@ impl Rest {
                     pause *= 2;
                     pause / 2
                 }
-                _ => return Err(Error::Status { request, status: status.as_u16(), body: quote(&body) }),
+                _ => {
+                    return Err(Error::Status {
+                        request,
+                        status: status.as_u16(),
+                        body: quote(&body),
+                    });
+                }
             };
-            log::info!("{request} was answered with {status}; the next attempt follows in {wait:?}");
+            log::info!(
+                "{request} was answered with {status}; the next attempt follows in {wait:?}"
+            );
             thread::sleep(wait);
         }
     }
 
-    fn send(&self, method: &Method, path: &str, json: Option<&Value>) -> Result<Response<Body>, ureq::Error> {
+    fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        json: Option<&Value>,
+    ) -> Result<Response<Body>, ureq::Error> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
             .header("authorization", format!("Bot {}", self.token.expose()));
         match json {
-            Some(json) => self.agent.run(request.header("content-type", "application/json").body(json.to_string())?),
+            Some(json) => self.agent.run(
+                request
+                    .header("content-type", "application/json")
+                    .body(json.to_string())?,
+            ),
             // A length of 0 has to be said where a body is usual.
             None if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
                 self.agent.run(request.body(&[][..])?)
@@ -188,23 +230,37 @@ impl Rest {
 
 impl fmt::Debug for Rest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rest").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Rest")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
     }
 }
 
 fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, Error> {
-    let refused = |why: String| Error::setting("root_certificates", why, "one or more certificates as PEM");
+    let refused =
+        |why: String| Error::setting("root_certificates", why, "one or more certificates as PEM");
     let mut certificates = Vec::new();
     for item in ureq::tls::parse_pem(pem.as_bytes()) {
-        if let PemItem::Certificate(certificate) = item.map_err(|error| refused(error.to_string()))? {
+        if let PemItem::Certificate(certificate) =
+            item.map_err(|error| refused(error.to_string()))?
+        {
             certificates.push(certificate);
         }
     }
-    if certificates.is_empty() { Err(refused("without a certificate".into())) } else { Ok(certificates) }
+    if certificates.is_empty() {
+        Err(refused("without a certificate".into()))
+    } else {
+        Ok(certificates)
+    }
 }
 
 fn read(response: &mut Response<Body>) -> Result<String, ureq::Error> {
-    response.body_mut().with_config().limit(LARGEST_ANSWER).lossy_utf8(true).read_to_string()
+    response
+        .body_mut()
+        .with_config()
+        .limit(LARGEST_ANSWER)
+        .lossy_utf8(true)
+        .read_to_string()
 }
 
 /// How long a 429 asks to wait: its body is more exact than its header.
@@ -213,8 +269,19 @@ fn retry_after(response: &Response<Body>, body: &str) -> Duration {
     struct RateLimited {
         retry_after: f64,
     }
-    let header = || response.headers().get("retry-after")?.to_str().ok()?.parse().ok();
-    let seconds = serde_json::from_str(body).map(|limited: RateLimited| limited.retry_after).ok().or_else(header);
+    let header = || {
+        response
+            .headers()
+            .get("retry-after")?
+            .to_str()
+            .ok()?
+            .parse()
+            .ok()
+    };
+    let seconds = serde_json::from_str(body)
+        .map(|limited: RateLimited| limited.retry_after)
+        .ok()
+        .or_else(header);
     Duration::try_from_secs_f64(seconds.unwrap_or(1.0)).unwrap_or(Duration::MAX)
 }
 
@@ -226,7 +293,8 @@ fn parse<T: DeserializeOwned>(request: &str, body: &str) -> Result<T, Error> {
     })
 }
 
-/// Method and path for errors and logs, without the token that a path of an interaction or webhook holds.
+/// Method and path for errors and logs, without the token that a path of an interaction or webhook
+/// holds.
 fn describe(method: &Method, path: &str) -> String {
     let mut parts: Vec<&str> = path.split('/').collect();
     if let ["", "interactions" | "webhooks", _, token, ..] = parts.as_mut_slice() {
@@ -240,7 +308,10 @@ fn quote(body: &str) -> String {
 }
 
 fn http_error(request: &str, source: ureq::Error) -> Error {
-    Error::Http { request: request.to_owned(), source: Box::new(source) }
+    Error::Http {
+        request: request.to_owned(),
+        source: Box::new(source),
+    }
 }
 
 #[cfg(test)]
@@ -250,7 +321,10 @@ mod tests {
     #[test]
     fn paths_are_shown_without_their_tokens() {
         let shown = |path| describe(&Method::POST, path);
-        assert_eq!(shown("/interactions/1/secret/callback"), "POST /interactions/1/.../callback");
+        assert_eq!(
+            shown("/interactions/1/secret/callback"),
+            "POST /interactions/1/.../callback"
+        );
         assert_eq!(shown("/webhooks/1/secret"), "POST /webhooks/1/...");
         assert_eq!(shown("/channels/1/messages"), "POST /channels/1/messages");
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// One shard: its number and how many there are in all.
 ///
-/// Displays as `3/16`. The number is always below the total, so a `ShardId` never needs checking again, and a total
-/// can never be passed where an id is meant.
+/// Displays as `3/16`. The number is always below the total, so a `ShardId` never needs checking
+/// again, and a total can never be passed where an id is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "(u32, u32)", into = "(u32, u32)")]
 pub struct ShardId {
@@ -18,11 +18,18 @@ pub struct ShardId {
 
 impl ShardId {
     /// The only shard of a bot that does not shard.
-    pub const ONE: Self = Self { number: 0, total: 1 };
+    pub const ONE: Self = Self {
+        number: 0,
+        total: 1,
+    };
 
     /// Shard `number` (counted from 0) of `total`.
     pub fn new(number: u32, total: u32) -> Result<Self, InvalidShardId> {
-        if number < total { Ok(Self { number, total }) } else { Err(InvalidShardId { number, total }) }
+        if number < total {
+            Ok(Self { number, total })
+        } else {
+            Err(InvalidShardId { number, total })
+        }
     }
 
     /// The shard of `total` that receives the events of a guild; `None` if there are no shards.
@@ -34,8 +41,8 @@ impl ShardId {
         Some(Self { number, total })
     }
 
-    /// The `count` shards of `count` times the total that have the same guilds together; `None` if `count` is below 2 or the
-    /// total grows too large.
+    /// The `count` shards of `count` times the total that have the same guilds together; `None` if
+    /// `count` is below 2 or the total grows too large.
     ///
     /// ```
     /// # use threadcord::ShardId;
@@ -45,7 +52,14 @@ impl ShardId {
     /// ```
     pub fn split(self, count: u32) -> Option<Vec<Self>> {
         let total = self.total.checked_mul(count).filter(|_| count >= 2)?;
-        Some((0..count).map(|n| Self { number: self.number + n * self.total, total }).collect())
+        Some(
+            (0..count)
+                .map(|n| Self {
+                    number: self.number + n * self.total,
+                    total,
+                })
+                .collect(),
+        )
     }
 
     /// Whether some guild belongs to both. Two shards of one total never share one.
@@ -54,8 +68,8 @@ impl ShardId {
         while rest > 0 {
             (divisor, rest) = (rest, divisor % rest);
         }
-        // The numbers that leave one remainder with one total and another with the other exist if the remainders agree
-        // by the greatest common divisor.
+        // The numbers that leave one remainder with one total and another with the other exist if
+        // the remainders agree by the greatest common divisor.
         self.number % divisor == other.number % divisor
     }
 
@@ -71,7 +85,8 @@ impl ShardId {
 
     /// The key that this shard shares its identify limit with: `number % max_concurrency`.
     ///
-    /// Source: [Discord, Sharding for very large bots](https://docs.discord.com/developers/events/gateway#max-concurrency).
+    /// Source: [Discord, Sharding for very large
+    /// bots](https://docs.discord.com/developers/events/gateway#max-concurrency).
     pub fn rate_limit_key(self, max_concurrency: NonZeroU32) -> u32 {
         self.number % max_concurrency
     }
@@ -101,7 +116,10 @@ impl From<ShardId> for (u32, u32) {
 impl From<twilight_model::gateway::ShardId> for ShardId {
     fn from(id: twilight_model::gateway::ShardId) -> Self {
         // Theirs is checked as ours is.
-        Self { number: id.number(), total: id.total() }
+        Self {
+            number: id.number(),
+            total: id.total(),
+        }
     }
 }
 
@@ -138,7 +156,10 @@ mod tests {
     fn guilds_map_by_the_formula() {
         assert_eq!(ShardId::for_guild(197_038_439_483_310_086, 0), None);
         let shard = ShardId::for_guild(197_038_439_483_310_086, 16).unwrap();
-        assert_eq!(u64::from(shard.number()), (197_038_439_483_310_086_u64 >> 22) % 16);
+        assert_eq!(
+            u64::from(shard.number()),
+            (197_038_439_483_310_086_u64 >> 22) % 16
+        );
     }
 
     #[test]
@@ -148,8 +169,12 @@ mod tests {
             let into = shard.split(count).unwrap();
             assert_eq!(into.len(), count as usize);
             for guild in (0..500).map(|n| n << 22) {
-                let covers = |shard: &ShardId| ShardId::for_guild(guild, shard.total()) == Some(*shard);
-                assert_eq!(into.iter().filter(|shard| covers(shard)).count(), usize::from(covers(&shard)));
+                let covers =
+                    |shard: &ShardId| ShardId::for_guild(guild, shard.total()) == Some(*shard);
+                assert_eq!(
+                    into.iter().filter(|shard| covers(shard)).count(),
+                    usize::from(covers(&shard))
+                );
             }
         }
         assert_eq!([0, 1].map(|count| ShardId::ONE.split(count)), [None, None]);
@@ -169,13 +194,20 @@ mod tests {
 
     #[test]
     fn keys_repeat_after_max_concurrency() {
-        let key = |n| ShardId::new(n, 64).unwrap().rate_limit_key(NonZeroU32::new(16).unwrap());
+        let key = |n| {
+            ShardId::new(n, 64)
+                .unwrap()
+                .rate_limit_key(NonZeroU32::new(16).unwrap())
+        };
         assert_eq!((key(0), key(15), key(16), key(33)), (0, 15, 0, 1));
     }
 
     #[test]
     fn a_stored_id_is_checked() {
-        assert_eq!(serde_json::from_str::<ShardId>("[1,2]").unwrap(), ShardId::new(1, 2).unwrap());
+        assert_eq!(
+            serde_json::from_str::<ShardId>("[1,2]").unwrap(),
+            ShardId::new(1, 2).unwrap()
+        );
         assert!(serde_json::from_str::<ShardId>("[2,2]").is_err());
     }
 }

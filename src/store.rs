@@ -16,22 +16,24 @@ const VERSION: u32 = 1;
 
 /// Keeps the sessions of one manager for the next process.
 ///
-/// A manager loads them once, before it starts, and saves them at once to see whether it can; then every few seconds, on a
-/// thread of its own; and when it stops: all of them after `suspend`, none after `close`. A store that is shared by several
-/// managers must keep their sessions apart. Sessions of other bots, and of shards that are not in the plan, are reported and
-/// not used.
+/// A manager loads them once, before it starts, and saves them at once to see whether it can; then
+/// every few seconds, on a thread of its own; and when it stops: all of them after `suspend`, none
+/// after `close`. A store that is shared by several managers must keep their sessions apart.
+/// Sessions of other bots, and of shards that are not in the plan, are reported and not used.
 pub trait SessionStore: Send + Sync {
     /// What was saved last; nothing if there is nothing that can be used.
     fn load(&self) -> Result<Vec<Session>, StoreError>;
 
-    /// Replaces what was saved. It must leave either the old or the new sessions, whenever the process dies.
+    /// Replaces what was saved. It must leave either the old or the new sessions, whenever the
+    /// process dies.
     fn save(&self, sessions: &[Session]) -> Result<(), StoreError>;
 }
 
-/// Sessions in a file that only its owner can read, since whoever has a session and the token can take it over.
+/// Sessions in a file that only its owner can read, since whoever has a session and the token can
+/// take it over.
 ///
-/// A file that is damaged, of another version, or not a store at all is reported in the log and taken for none; so are
-/// sessions that are too old. Saving replaces the file in one step.
+/// A file that is damaged, of another version, or not a store at all is reported in the log and
+/// taken for none; so are sessions that are too old. Saving replaces the file in one step.
 ///
 /// ```no_run
 /// use threadcord::store::FileStore;
@@ -56,13 +58,17 @@ struct Content {
 }
 
 impl FileStore {
-    /// A store in this file, which need not exist; its folder must. Beside it, a file with `.new` at the end comes and goes.
+    /// A store in this file, which need not exist; its folder must. Beside it, a file with `.new`
+    /// at the end comes and goes.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), max_age: Duration::from_secs(10 * 60) }
+        Self {
+            path: path.into(),
+            max_age: Duration::from_secs(10 * 60),
+        }
     }
 
-    /// How old a session may be to be tried. Discord does not say how long it keeps one; one that it has not kept costs a
-    /// few seconds before the IDENTIFY. Default: 10 minutes.
+    /// How old a session may be to be tried. Discord does not say how long it keeps one; one that
+    /// it has not kept costs a few seconds before the IDENTIFY. Default: 10 minutes.
     pub fn max_age(self, max_age: Duration) -> Self {
         Self { max_age, ..self }
     }
@@ -78,15 +84,22 @@ impl FileStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(ReadError::Io(error)),
         };
-        let content: Content = serde_json::from_slice(&text).map_err(|error| ReadError::Content(error.to_string()))?;
+        let content: Content =
+            serde_json::from_slice(&text).map_err(|error| ReadError::Content(error.to_string()))?;
         if content.threadcord != VERSION {
-            return Err(ReadError::Content(format!("it has version {}, not {VERSION}", content.threadcord)));
+            return Err(ReadError::Content(format!(
+                "it has version {}, not {VERSION}",
+                content.threadcord
+            )));
         }
         Ok(content.sessions)
     }
 
     fn write(&self, sessions: &[Session]) -> io::Result<()> {
-        let content = Content { threadcord: VERSION, sessions: sessions.to_vec() };
+        let content = Content {
+            threadcord: VERSION,
+            sessions: sessions.to_vec(),
+        };
         let mut new = self.path.clone().into_os_string();
         new.push(".new");
         // One that a dead process left may be anybody's to read.
@@ -111,22 +124,36 @@ impl SessionStore for FileStore {
             Ok(sessions) => sessions,
             Err(ReadError::Io(error)) => return Err(Box::new(error)),
             Err(ReadError::Content(why)) => {
-                log::warn!("{} holds no sessions that can be used: {why}", self.path.display());
+                log::warn!(
+                    "{} holds no sessions that can be used: {why}",
+                    self.path.display()
+                );
                 return Ok(Vec::new());
             }
         };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let is_fresh = |session: &Session| now.saturating_sub(session.saved_at) <= self.max_age.as_secs();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let is_fresh =
+            |session: &Session| now.saturating_sub(session.saved_at) <= self.max_age.as_secs();
         let (fresh, old): (Vec<_>, Vec<_>) = sessions.into_iter().partition(is_fresh);
         if !old.is_empty() {
             let (count, path) = (old.len(), self.path.display());
-            log::warn!("{count} sessions in {path} are older than {:?} and are not used", self.max_age);
+            log::warn!(
+                "{count} sessions in {path} are older than {:?} and are not used",
+                self.max_age
+            );
         }
         Ok(fresh)
     }
 
     fn save(&self, sessions: &[Session]) -> Result<(), StoreError> {
-        self.write(sessions).map_err(|source| Box::new(WriteError { path: self.path.clone(), source }) as StoreError)
+        self.write(sessions).map_err(|source| {
+            Box::new(WriteError {
+                path: self.path.clone(),
+                source,
+            }) as StoreError
+        })
     }
 }
 
@@ -156,11 +183,17 @@ mod tests {
     use crate::shard_id::ShardId;
 
     fn session(saved_at: u64) -> Session {
-        Session { saved_at, ..Session::new("a".into(), 7, "wss://x".into(), ShardId::ONE, 1) }
+        Session {
+            saved_at,
+            ..Session::new("a".into(), 7, "wss://x".into(), ShardId::ONE, 1)
+        }
     }
 
     fn now() -> u64 {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_secs()
     }
 
     #[test]
@@ -172,11 +205,18 @@ mod tests {
         let sessions = [session(now()), session(now() - 300)];
         store.save(&sessions).unwrap();
         assert_eq!(store.load().unwrap(), sessions);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "nothing else is left"
+        );
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            assert_eq!(fs::metadata(store.path()).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                fs::metadata(store.path()).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
         }
     }
 
@@ -185,9 +225,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::new(folder.path().join("sessions.json"));
         let future = r#"{"threadcord":2,"sessions":[]}"#;
-        for content in
-            ["", "{", "[]", "null", "<html>", "{\"sessions\":[]}", future, "{\"threadcord\":1,\"sessions\":[{}]}"]
-        {
+        for content in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "<html>",
+            "{\"sessions\":[]}",
+            future,
+            "{\"threadcord\":1,\"sessions\":[{}]}",
+        ] {
             fs::write(store.path(), content).unwrap();
             assert_eq!(store.load().unwrap(), [], "{content}");
         }
@@ -195,7 +242,14 @@ mod tests {
         assert_eq!(store.load().unwrap(), []);
         store.save(&[session(now() - 601), session(now())]).unwrap();
         assert_eq!(store.load().unwrap().len(), 1, "one is too old");
-        assert_eq!(store.max_age(Duration::from_secs(3600)).load().unwrap().len(), 2);
+        assert_eq!(
+            store
+                .max_age(Duration::from_secs(3600))
+                .load()
+                .unwrap()
+                .len(),
+            2
+        );
     }
 
     #[test]

@@ -12,9 +12,11 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 pub struct Token(Arc<str>);
 
 impl Token {
-    /// Takes a bot token as the developer portal shows it; a leading `Bot ` and white space around it are removed.
+    /// Takes a bot token as the developer portal shows it; a leading `Bot ` and white space around
+    /// it are removed.
     ///
-    /// Only its shape is checked (three parts with dots between them, of letters, digits and `-_=+/`): whether it is valid, Discord says.
+    /// Only its shape is checked (three parts with dots between them, of letters, digits and
+    /// `-_=+/`): whether it is valid, Discord says.
     pub fn new(token: impl AsRef<str>) -> Result<Self, InvalidToken> {
         let given = token.as_ref().trim();
         let token = given.strip_prefix("Bot ").unwrap_or(given).trim_start();
@@ -79,7 +81,8 @@ pub enum InvalidToken {
         /// Byte offset of the character.
         at: usize,
     },
-    /// Not three parts with dots between them; often an application id, a public key or a client secret.
+    /// Not three parts with dots between them; often an application id, a public key or a client
+    /// secret.
     #[error(
         "the token has {parts} parts separated by dots where a bot token has 3: is it a client secret or a public key?"
     )]
@@ -104,10 +107,22 @@ mod tests {
     fn malformed_ones_are_refused() {
         assert_eq!(Token::new(" "), Err(InvalidToken::Empty));
         assert_eq!(Token::new("Bot "), Err(InvalidToken::Parts { parts: 1 }));
-        assert_eq!(Token::new("aaa.b b.ccc"), Err(InvalidToken::Character { at: 5 }));
-        assert_eq!(Token::new("aaa.bb\n.ccc"), Err(InvalidToken::Character { at: 6 }));
-        assert_eq!(Token::new("\"aaa.bbb.ccc\""), Err(InvalidToken::Character { at: 0 }));
+        assert_eq!(
+            Token::new("aaa.b b.ccc"),
+            Err(InvalidToken::Character { at: 5 })
+        );
+        assert_eq!(
+            Token::new("aaa.bb\n.ccc"),
+            Err(InvalidToken::Character { at: 6 })
+        );
+        assert_eq!(
+            Token::new("\"aaa.bbb.ccc\""),
+            Err(InvalidToken::Character { at: 0 })
+        );
         assert_eq!(Token::new("aaabbb"), Err(InvalidToken::Parts { parts: 1 }));
-        assert_eq!(Token::new("aaa..ccc"), Err(InvalidToken::Parts { parts: 3 }));
+        assert_eq!(
+            Token::new("aaa..ccc"),
+            Err(InvalidToken::Parts { parts: 3 })
+        );
     }
 }

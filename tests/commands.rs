@@ -1,4 +1,5 @@
-//! Commands: checked when they are built, bounded while they wait, and never over a limit on the wire.
+//! Commands: checked when they are built, bounded while they wait, and never over a limit on the
+//! wire.
 
 mod common;
 
@@ -9,8 +10,8 @@ use common::{PATIENCE, SCALE, config, eventually, gateway, next, ready, shard, s
 use serde_json::json;
 use threadcord::sim::{Action, Fault};
 use threadcord::{
-    Activity, ChannelField, Command, Error, EventKind, Fault as Blame, MemberQuery, OnlineStatus, Plan, Presence,
-    SendFailure, ShardId, VoiceState,
+    Activity, ChannelField, Command, Error, EventKind, Fault as Blame, MemberQuery, OnlineStatus,
+    Plan, Presence, SendFailure, ShardId, VoiceState,
 };
 
 const ONE: ShardId = ShardId::ONE;
@@ -20,7 +21,9 @@ fn playing(name: impl Into<String>) -> Presence {
 }
 
 fn name(presence: &serde_json::Value) -> &str {
-    presence["activities"][0]["name"].as_str().unwrap_or_default()
+    presence["activities"][0]["name"]
+        .as_str()
+        .unwrap_or_default()
 }
 
 #[test]
@@ -40,7 +43,11 @@ fn every_typed_command_is_taken() {
     let commands = [
         Command::presence(&presence),
         Command::voice_state(&VoiceState::join(guild, voice).self_mute(true)),
-        Command::request_members(guild, &MemberQuery::prefix("user", 10).presences(true), Some("mine")),
+        Command::request_members(
+            guild,
+            &MemberQuery::prefix("user", 10).presences(true),
+            Some("mine"),
+        ),
         Command::soundboard_sounds(&[guild]),
         Command::channel_info(guild, &[ChannelField::Status, ChannelField::VoiceStartTime]),
     ];
@@ -48,10 +55,18 @@ fn every_typed_command_is_taken() {
         shard.send(command.unwrap()).unwrap();
     }
     let events = manager.events();
-    for answer in ["VOICE_STATE_UPDATE", "GUILD_MEMBERS_CHUNK", "SOUNDBOARD_SOUNDS", "CHANNEL_INFO"] {
+    for answer in [
+        "VOICE_STATE_UPDATE",
+        "GUILD_MEMBERS_CHUNK",
+        "SOUNDBOARD_SOUNDS",
+        "CHANNEL_INFO",
+    ] {
         next(&events, |event| event.name() == answer);
     }
-    gateway.expect("the presence", PATIENCE, |seen| seen.commands(ONE, 3).any(|(_, data)| *data == json!(presence)));
+    gateway.expect("the presence", PATIENCE, |seen| {
+        seen.commands(ONE, 3)
+            .any(|(_, data)| *data == json!(presence))
+    });
     gateway.assert_lawful();
 }
 
@@ -62,19 +77,46 @@ fn the_queue_is_bounded_and_gives_commands_back() {
     let shard = manager.shard(ONE).unwrap();
     gateway.inject(ONE, Fault::Resume(threadcord::sim::Answer::Nothing));
     gateway.inject(ONE, Fault::Cut);
-    eventually("it is away", || shard.status().stage == threadcord::Stage::Resuming);
+    eventually("it is away", || {
+        shard.status().stage == threadcord::Stage::Resuming
+    });
     for n in 1..=10 {
         shard.send(sounds(n)).unwrap();
     }
     let refused = shard.send(sounds(11)).unwrap_err();
-    assert_eq!(refused.failure, SendFailure::Full { shard: ONE, waiting: 10 });
-    assert!(refused.to_string().contains("10 commands of shard 0/1 wait already"), "{refused}");
-    assert_eq!(Error::from(refused).fault(), Blame::Network, "later there is room");
+    assert_eq!(
+        refused.failure,
+        SendFailure::Full {
+            shard: ONE,
+            waiting: 10
+        }
+    );
+    assert!(
+        refused
+            .to_string()
+            .contains("10 commands of shard 0/1 wait already"),
+        "{refused}"
+    );
+    assert_eq!(
+        Error::from(refused).fault(),
+        Blame::Network,
+        "later there is room"
+    );
     assert_eq!(shard.status().waiting_commands, 10);
-    shard.send(Command::presence(&playing("there is always room")).unwrap()).unwrap();
+    shard
+        .send(Command::presence(&playing("there is always room")).unwrap())
+        .unwrap();
     assert_eq!(shard.status().waiting_commands, 11);
-    let late = shard.send_timeout(sounds(11), Duration::from_millis(20)).unwrap_err();
-    assert_eq!(late.failure, SendFailure::TimedOut { shard: ONE, waiting: 10 });
+    let late = shard
+        .send_timeout(sounds(11), Duration::from_millis(20))
+        .unwrap_err();
+    assert_eq!(
+        late.failure,
+        SendFailure::TimedOut {
+            shard: ONE,
+            waiting: 10
+        }
+    );
     assert_eq!(late.into_command(), sounds(11));
 
     let waiting = {
@@ -82,17 +124,27 @@ fn the_queue_is_bounded_and_gives_commands_back() {
         std::thread::spawn(move || shard.send_timeout(sounds(11), PATIENCE))
     };
     gateway.inject(ONE, Fault::Cut);
-    waiting.join().unwrap().expect("there is room once the shard is back");
+    waiting
+        .join()
+        .unwrap()
+        .expect("there is room once the shard is back");
     let sent = |seen: &threadcord::sim::Observed| {
-        let guilds = seen.commands(ONE, 31).map(|(_, data)| data["guild_ids"][0].as_str().unwrap().to_owned());
+        let guilds = seen
+            .commands(ONE, 31)
+            .map(|(_, data)| data["guild_ids"][0].as_str().unwrap().to_owned());
         guilds.collect::<Vec<_>>()
     };
-    gateway.expect("all in order", PATIENCE, |seen| sent(seen).into_iter().eq((1..=11).map(|n| n.to_string())));
+    gateway.expect("all in order", PATIENCE, |seen| {
+        sent(seen).into_iter().eq((1..=11).map(|n| n.to_string()))
+    });
     eventually("nothing waits", || shard.status().waiting_commands == 0);
 
     manager.close();
     let stopped = shard.send(sounds(12)).unwrap_err();
-    assert!(matches!(stopped.failure, SendFailure::Stopped { shard: ONE, .. }));
+    assert!(matches!(
+        stopped.failure,
+        SendFailure::Stopped { shard: ONE, .. }
+    ));
     assert_eq!(stopped.command, sounds(12));
     gateway.assert_lawful();
 }
@@ -103,10 +155,17 @@ fn of_many_presences_the_newest_arrives_within_the_limit() {
     let manager = ready(config(&gateway));
     let shard = manager.shard(ONE).unwrap();
     for n in 0..=1000 {
-        shard.send(Command::presence(&playing(n.to_string())).unwrap()).unwrap();
+        shard
+            .send(Command::presence(&playing(n.to_string())).unwrap())
+            .unwrap();
     }
-    gateway.expect("the last one", PATIENCE, |seen| seen.commands(ONE, 3).any(|(_, data)| name(data) == "1000"));
-    assert!(gateway.observed().commands(ONE, 3).count() < 20, "few of the others");
+    gateway.expect("the last one", PATIENCE, |seen| {
+        seen.commands(ONE, 3).any(|(_, data)| name(data) == "1000")
+    });
+    assert!(
+        gateway.observed().commands(ONE, 3).count() < 20,
+        "few of the others"
+    );
     gateway.assert_lawful();
 }
 
@@ -117,11 +176,17 @@ fn the_last_presence_is_in_the_next_identify() {
     let shard = manager.shard(ONE).unwrap();
     let in_identify = |at| {
         let seen = gateway.observed();
-        seen.identifies(ONE).nth(at).map(|(_, data)| name(&data["presence"]).to_owned())
+        seen.identifies(ONE)
+            .nth(at)
+            .map(|(_, data)| name(&data["presence"]).to_owned())
     };
     assert_eq!(in_identify(0).unwrap(), "first");
-    shard.send(Command::presence(&playing("second")).unwrap()).unwrap();
-    gateway.expect("it is sent", PATIENCE, |seen| seen.commands(ONE, 3).count() == 1);
+    shard
+        .send(Command::presence(&playing("second")).unwrap())
+        .unwrap();
+    gateway.expect("it is sent", PATIENCE, |seen| {
+        seen.commands(ONE, 3).count() == 1
+    });
     gateway.inject(ONE, Fault::InvalidSession { resumable: false });
     eventually("it identifies again", || in_identify(1).is_some());
     assert_eq!(in_identify(1).unwrap(), "second");
@@ -134,37 +199,85 @@ fn the_last_presence_is_in_the_next_identify() {
 
 #[test]
 fn a_presence_for_all_reaches_those_that_open_later() {
-    let gateway = gateway().shards(2).max_concurrency(8).guilds(4).start().unwrap();
-    let manager = ready(config(&gateway).plan(Plan::Ids { ids: vec![0], total: 2 }));
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(8)
+        .guilds(4)
+        .start()
+        .unwrap();
+    let manager = ready(config(&gateway).plan(Plan::Ids {
+        ids: vec![0],
+        total: 2,
+    }));
     manager.broadcast(&playing("for all")).unwrap();
-    gateway.expect("it is sent", PATIENCE, |seen| seen.commands(shard(0, 2), 3).count() == 1);
-    manager.open_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
+    gateway.expect("it is sent", PATIENCE, |seen| {
+        seen.commands(shard(0, 2), 3).count() == 1
+    });
+    manager
+        .open_shard(shard(1, 2))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     let seen = |id| {
         let seen = gateway.observed();
-        seen.identifies(id).next().map(|(_, data)| name(&data["presence"]).to_owned()).unwrap()
+        seen.identifies(id)
+            .next()
+            .map(|(_, data)| name(&data["presence"]).to_owned())
+            .unwrap()
     };
     assert_eq!(seen(shard(1, 2)), "for all");
     // One that a shard was given goes with its guilds.
-    manager.shard(shard(1, 2)).unwrap().send(Command::presence(&playing("for one")).unwrap()).unwrap();
-    manager.reshard(&Plan::Total(4)).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .shard(shard(1, 2))
+        .unwrap()
+        .send(Command::presence(&playing("for one")).unwrap())
+        .unwrap();
+    manager
+        .reshard(&Plan::Total(4))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     let names = [0, 1, 2, 3].map(|number| seen(shard(number, 4)));
     assert_eq!(names, ["for all", "for one", "for all", "for one"]);
-    assert!(matches!(manager.broadcast(&playing("")), Err(Error::Command(_))));
+    assert!(matches!(
+        manager.broadcast(&playing("")),
+        Err(Error::Command(_))
+    ));
     manager.close();
-    assert!(matches!(manager.broadcast(&playing("late")), Err(Error::Closed)));
+    assert!(matches!(
+        manager.broadcast(&playing("late")),
+        Err(Error::Closed)
+    ));
     gateway.assert_lawful();
 }
 
 #[test]
 fn a_presence_for_all_reaches_those_that_resume_later() {
-    let gateway = gateway().shards(2).max_concurrency(2).guilds(2).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(2)
+        .guilds(2)
+        .start()
+        .unwrap();
     let sessions = ready(config(&gateway)).suspend();
-    let one = config(&gateway).plan(Plan::Ids { ids: vec![0], total: 2 }).sessions(vec![sessions[0].clone()]);
+    let one = config(&gateway)
+        .plan(Plan::Ids {
+            ids: vec![0],
+            total: 2,
+        })
+        .sessions(vec![sessions[0].clone()]);
     let manager = ready(one);
     manager.broadcast(&playing("for all")).unwrap();
-    manager.resume_shard(sessions[1].clone()).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .resume_shard(sessions[1].clone())
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     for id in [shard(0, 2), shard(1, 2)] {
-        gateway.expect("it is sent", PATIENCE, |seen| seen.commands(id, 3).any(|(_, data)| name(data) == "for all"));
+        gateway.expect("it is sent", PATIENCE, |seen| {
+            seen.commands(id, 3)
+                .any(|(_, data)| name(data) == "for all")
+        });
         assert_eq!(gateway.observed().identifies(id).count(), 1, "it resumed");
     }
     gateway.assert_lawful();
@@ -172,20 +285,44 @@ fn a_presence_for_all_reaches_those_that_resume_later() {
 
 #[test]
 fn commands_find_the_shard_of_a_guild() {
-    let gateway = gateway().shards(2).max_concurrency(2).guilds(2).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(2)
+        .guilds(2)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     for guild in gateway.guild_ids() {
         manager.send_to_guild(guild, sounds(guild)).unwrap();
         let home = ShardId::for_guild(guild, 2).unwrap();
         gateway.expect("it arrives there", PATIENCE, |seen| {
-            seen.commands(home, 31).any(|(_, data)| data["guild_ids"] == json!([guild.to_string()]))
+            seen.commands(home, 31)
+                .any(|(_, data)| data["guild_ids"] == json!([guild.to_string()]))
         });
     }
     let handle = manager.handle();
-    manager.close_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
-    let elsewhere = gateway.guild_ids().into_iter().find(|id| ShardId::for_guild(*id, 2) == Some(shard(1, 2))).unwrap();
-    let error = handle.send_to_guild(elsewhere, sounds(elsewhere)).unwrap_err();
-    assert_eq!((error.failure, error.command), (SendFailure::NoShard { guild_id: elsewhere }, sounds(elsewhere)));
+    manager
+        .close_shard(shard(1, 2))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    let elsewhere = gateway
+        .guild_ids()
+        .into_iter()
+        .find(|id| ShardId::for_guild(*id, 2) == Some(shard(1, 2)))
+        .unwrap();
+    let error = handle
+        .send_to_guild(elsewhere, sounds(elsewhere))
+        .unwrap_err();
+    assert_eq!(
+        (error.failure, error.command),
+        (
+            SendFailure::NoShard {
+                guild_id: elsewhere
+            },
+            sounds(elsewhere)
+        )
+    );
     drop(manager);
     assert!(handle.send_to_guild(elsewhere, sounds(elsewhere)).is_err());
     gateway.assert_lawful();
@@ -207,22 +344,32 @@ fn heartbeats_identifies_and_resumes_pass_a_full_queue() {
         std::thread::spawn(move || {
             let mut sent = 0;
             while !stop.load(std::sync::atomic::Ordering::Acquire) {
-                sent += usize::from(shard.send_timeout(sounds(1), Duration::from_millis(50)).is_ok());
+                sent += usize::from(
+                    shard
+                        .send_timeout(sounds(1), Duration::from_millis(50))
+                        .is_ok(),
+                );
             }
             sent
         })
     };
-    let beats = |seen: &threadcord::sim::Observed| seen.count(|action| matches!(action, Action::Heartbeat(_)));
+    let beats = |seen: &threadcord::sim::Observed| {
+        seen.count(|action| matches!(action, Action::Heartbeat(_)))
+    };
     gateway.expect("it beats under the flood", PATIENCE, |seen| beats(seen) > 6);
     gateway.inject(ONE, Fault::Reconnect);
     gateway.expect("it resumes", PATIENCE, |seen| {
         seen.count(|action| matches!(action, Action::Resume { .. })) == 1 && seen.live.len() == 1
     });
     gateway.inject(ONE, Fault::InvalidSession { resumable: false });
-    gateway.expect("it identifies", PATIENCE, |seen| seen.identifies(ONE).count() == 2);
+    gateway.expect("it identifies", PATIENCE, |seen| {
+        seen.identifies(ONE).count() == 2
+    });
     stop.store(true, std::sync::atomic::Ordering::Release);
     let sent = flood.join().unwrap();
-    gateway.expect("all arrive", PATIENCE, |seen| seen.commands(ONE, 31).count() == sent);
+    gateway.expect("all arrive", PATIENCE, |seen| {
+        seen.commands(ONE, 31).count() == sent
+    });
     gateway.assert_lawful();
 }
 
@@ -231,12 +378,20 @@ fn a_command_reaches_an_idle_shard_without_waiting_for_a_tick() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let (shard, events) = (manager.shard(ONE).unwrap(), manager.events());
-    next(&events, |event| matches!(event.kind(), EventKind::GuildsReady { .. }));
+    next(&events, |event| {
+        matches!(event.kind(), EventKind::GuildsReady { .. })
+    });
     // How fast it is, a bench measures; here a heartbeat would be 5 s away.
     for n in 1..=20 {
         let asked = Instant::now();
         shard.send(sounds(n)).unwrap();
-        gateway.expect("it arrives", PATIENCE, |seen| seen.commands(ONE, 31).count() as u64 == n);
-        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        gateway.expect("it arrives", PATIENCE, |seen| {
+            seen.commands(ONE, 31).count() as u64 == n
+        });
+        assert!(
+            asked.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            asked.elapsed()
+        );
     }
 }

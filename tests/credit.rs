@@ -21,8 +21,13 @@ fn a_stuck_handler_stalls_its_shard_alone() {
     let manager = ready(config(&gateway).max_outstanding_events(20));
     let events = manager.events();
     let stuck = shard(0, 2);
-    let guild_of =
-        |shard| gateway.guild_ids().into_iter().find(|id| ShardId::for_guild(*id, 2) == Some(shard)).unwrap();
+    let guild_of = |shard| {
+        gateway
+            .guild_ids()
+            .into_iter()
+            .find(|id| ShardId::for_guild(*id, 2) == Some(shard))
+            .unwrap()
+    };
     let channel_of = |shard| gateway.channel_of(guild_of(shard)).unwrap();
     for n in 0..100 {
         gateway.chat(channel_of(stuck), &n.to_string()).unwrap();
@@ -40,11 +45,16 @@ fn a_stuck_handler_stalls_its_shard_alone() {
     assert_eq!(manager.shard(stuck).unwrap().outstanding().0, 20);
     // The other shard goes on.
     gateway.chat(channel_of(shard(1, 2)), "on we go").unwrap();
-    next(&events, |event| event.name() == "MESSAGE_CREATE" && event.shard() == shard(1, 2));
+    next(&events, |event| {
+        event.name() == "MESSAGE_CREATE" && event.shard() == shard(1, 2)
+    });
     // The stuck one goes on beating, and is not taken for dead.
     let beats = || {
         let records = gateway.observed().records;
-        records.iter().filter(|r| r.shard == Some(stuck) && matches!(r.action, Action::Heartbeat(_))).count()
+        records
+            .iter()
+            .filter(|r| r.shard == Some(stuck) && matches!(r.action, Action::Heartbeat(_)))
+            .count()
     };
     let before = beats();
     eventually("it beats", || beats() >= before + 10);
@@ -54,8 +64,16 @@ fn a_stuck_handler_stalls_its_shard_alone() {
     // When the handler returns, everything follows, in order.
     let mut numbers: Vec<String> = Vec::new();
     let mut take = |event: &threadcord::Event| {
-        if let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "MESSAGE_CREATE") {
-            numbers.push(dispatch.decode::<Value>().unwrap()["content"].as_str().unwrap().to_owned());
+        if let Some(dispatch) = event
+            .dispatch()
+            .filter(|dispatch| dispatch.name() == "MESSAGE_CREATE")
+        {
+            numbers.push(
+                dispatch.decode::<Value>().unwrap()["content"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            );
         }
         numbers.len()
     };
@@ -88,13 +106,18 @@ fn bytes_stall_too_and_a_release_counts_as_handled() {
     for event in &mut kept {
         event.release();
     }
-    let mut messages = kept.iter().filter(|event| event.name() == "MESSAGE_CREATE").count();
+    let mut messages = kept
+        .iter()
+        .filter(|event| event.name() == "MESSAGE_CREATE")
+        .count();
     while messages < 10 {
         next(&events, |event| event.name() == "MESSAGE_CREATE");
         messages += 1;
     }
     drop(kept);
-    eventually("nothing is owed", || manager.shard(ShardId::ONE).unwrap().outstanding() == (0, 0));
+    eventually("nothing is owed", || {
+        manager.shard(ShardId::ONE).unwrap().outstanding() == (0, 0)
+    });
 }
 
 #[test]
@@ -107,7 +130,10 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
         gateway.chat(channel, &n.to_string()).unwrap();
     }
     let mut held = Vec::new();
-    while !matches!(held.last().map(threadcord::Event::kind), Some(EventKind::Stalled { .. })) {
+    while !matches!(
+        held.last().map(threadcord::Event::kind),
+        Some(EventKind::Stalled { .. })
+    ) {
         held.push(events.next_timeout(PATIENCE).unwrap());
     }
     gateway.inject(ShardId::ONE, Fault::Cut);
@@ -115,8 +141,16 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
     assert!(gateway.wait_for(PATIENCE, |seen| seen.records.iter().any(closed)));
     let mut numbers = Vec::new();
     for event in held.into_iter().chain(events) {
-        if let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "MESSAGE_CREATE") {
-            numbers.push(dispatch.decode::<Value>().unwrap()["content"].as_str().unwrap().to_owned());
+        if let Some(dispatch) = event
+            .dispatch()
+            .filter(|dispatch| dispatch.name() == "MESSAGE_CREATE")
+        {
+            numbers.push(
+                dispatch.decode::<Value>().unwrap()["content"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            );
         }
         if numbers.len() == 50 {
             break;

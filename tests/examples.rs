@@ -1,4 +1,5 @@
-//! Every example that runs until it is stopped does what it is for, as a process of its own, against a simulated gateway.
+//! Every example that runs until it is stopped does what it is for, as a process of its own,
+//! against a simulated gateway.
 
 mod common;
 
@@ -25,9 +26,18 @@ struct Example {
 impl Example {
     fn start(name: &str, gateway: &Gateway, arguments: &[&str]) -> Self {
         let tests = std::env::current_exe().unwrap();
-        let path: PathBuf = tests.ancestors().nth(2).unwrap().join("examples").join(name);
+        let path: PathBuf = tests
+            .ancestors()
+            .nth(2)
+            .unwrap()
+            .join("examples")
+            .join(name);
         let path = path.with_extension(std::env::consts::EXE_EXTENSION);
-        assert!(path.exists(), "{} is not built: `cargo test` without `--test` does that", path.display());
+        assert!(
+            path.exists(),
+            "{} is not built: `cargo test` without `--test` does that",
+            path.display()
+        );
         let mut child = Command::new(path)
             .args(arguments)
             .env("DISCORD_TOKEN", gateway.token())
@@ -43,7 +53,10 @@ impl Example {
     /// The next line that it says.
     fn line(&mut self) -> String {
         let mut line = String::new();
-        assert!(self.lines.as_mut().unwrap().read_line(&mut line).unwrap() > 0, "it ended");
+        assert!(
+            self.lines.as_mut().unwrap().read_line(&mut line).unwrap() > 0,
+            "it ended"
+        );
         line
     }
 
@@ -78,7 +91,9 @@ fn echo_answers() {
         let channel = gateway.channel_of(guild).unwrap();
         gateway.chat(channel, "hello").unwrap();
         gateway.chat(channel, "!ping").unwrap();
-        gateway.expect("it answers", PATIENCE, |seen| seen.posts(channel).eq(["pong"]));
+        gateway.expect("it answers", PATIENCE, |seen| {
+            seen.posts(channel).eq(["pong"])
+        });
     }
     gateway.assert_lawful();
 }
@@ -91,7 +106,9 @@ fn slash_registers_and_answers() {
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
     gateway.interact(channel, "other", &json!([])).unwrap();
     gateway.interact(channel, "hello", &json!([])).unwrap();
-    gateway.expect("it answers", PATIENCE, |seen| seen.posts(channel).eq(["hello to you"]));
+    gateway.expect("it answers", PATIENCE, |seen| {
+        seen.posts(channel).eq(["hello to you"])
+    });
     let registered = |action: &Action| matches!(action, Action::Request { method, path, .. } if method == "PUT" && path.ends_with("/commands"));
     assert_eq!(gateway.observed().count(registered), 1);
     gateway.assert_lawful();
@@ -104,9 +121,20 @@ fn presence_rotates_on_every_shard() {
     for number in [0, 1] {
         let shard = ShardId::new(number, 2).unwrap();
         gateway.expect("two more", PATIENCE, |seen| {
-            let name = |data: &Value| data["activities"][0]["name"].as_str().unwrap_or_default().to_owned();
-            let later: BTreeSet<String> = seen.commands(shard, 3).map(|(_, data)| name(data)).collect();
-            let first = seen.identifies(shard).next().map(|(_, data)| name(&data["presence"]));
+            let name = |data: &Value| {
+                data["activities"][0]["name"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let later: BTreeSet<String> = seen
+                .commands(shard, 3)
+                .map(|(_, data)| name(data))
+                .collect();
+            let first = seen
+                .identifies(shard)
+                .next()
+                .map(|(_, data)| name(&data["presence"]));
             later.len() >= 2 && first.as_deref() == Some("the gateway")
         });
     }
@@ -121,7 +149,12 @@ fn members_lists_a_guild() {
         let arguments: Vec<&str> = std::iter::once(&*guild).chain(prefix).collect();
         let mut example = Example::start("members", &gateway, &arguments);
         let mut said = String::new();
-        example.lines.as_mut().unwrap().read_to_string(&mut said).unwrap();
+        example
+            .lines
+            .as_mut()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
         assert_eq!(said.lines().count(), count, "{said}");
         assert!(said.lines().all(|line| line.contains(" user")), "{said}");
         example.ends_well();
@@ -134,7 +167,12 @@ fn members_lists_a_guild() {
 fn typed_prints_what_is_said() {
     let gateway = gateway().start().unwrap();
     let mut example = Example::start("typed", &gateway, &[]);
-    gateway.chat(gateway.channel_of(gateway.guild_ids()[0]).unwrap(), "for everybody").unwrap();
+    gateway
+        .chat(
+            gateway.channel_of(gateway.guild_ids()[0]).unwrap(),
+            "for everybody",
+        )
+        .unwrap();
     example.says("guild ");
     example.says(": for everybody");
     gateway.assert_lawful();
@@ -164,10 +202,16 @@ fn ndjson_is_one_event_a_line() {
         assert_eq!(event["shard"], json!([0, 1]));
         names.push(event["t"].as_str().unwrap().to_owned());
         if names.last().unwrap() == "SPREAD_OUT" {
-            assert_eq!((&event["s"], &event["d"]), (&json!(100), &json!({"a": "b\nc"})));
+            assert_eq!(
+                (&event["s"], &event["d"]),
+                (&json!(100), &json!({"a": "b\nc"}))
+            );
         }
     }
-    assert_eq!(names, ["READY", "GUILD_CREATE", "GUILD_CREATE", "SPREAD_OUT"]);
+    assert_eq!(
+        names,
+        ["READY", "GUILD_CREATE", "GUILD_CREATE", "SPREAD_OUT"]
+    );
     // A reader that goes away, as `head` does, is no error.
     drop(example.lines.take());
     gateway.send_raw(ShardId::ONE, r#"{"op":0,"s":101,"t":"ANOTHER","d":{}}"#);

@@ -1,4 +1,5 @@
-//! Each fault that the simulator has, one by one: what the client makes of it, and that nothing is lost.
+//! Each fault that the simulator has, one by one: what the client makes of it, and that nothing is
+//! lost.
 
 mod common;
 
@@ -22,19 +23,28 @@ fn gateway(tls: bool) -> Gateway {
 
 /// A gateway with half a second between heartbeats, so that silence is soon noticed.
 fn hectic(tls: bool) -> Gateway {
-    let gateway = common::gateway().heartbeat_interval(Duration::from_secs(50)).tls(tls).guilds(2);
+    let gateway = common::gateway()
+        .heartbeat_interval(Duration::from_secs(50))
+        .tls(tls)
+        .guilds(2);
     gateway.keep_dispatches(true).start().unwrap()
 }
 
 fn bot(gateway: &Gateway, compression: Compression) -> Config {
-    config(gateway).compression(compression).max_payload(64 << 10)
+    config(gateway)
+        .compression(compression)
+        .max_payload(64 << 10)
 }
 
 /// A configuration that does not wait long for a peer that hangs.
 fn hasty(gateway: &Gateway, compression: Compression) -> Config {
     let mut config = bot(gateway, compression);
     let timing = &mut config.timing;
-    for timeout in [&mut timing.connect_timeout, &mut timing.hello_timeout, &mut timing.answer_timeout] {
+    for timeout in [
+        &mut timing.connect_timeout,
+        &mut timing.hello_timeout,
+        &mut timing.answer_timeout,
+    ] {
         *timeout = Duration::from_millis(500);
     }
     config
@@ -42,11 +52,15 @@ fn hasty(gateway: &Gateway, compression: Compression) -> Config {
 
 /// Whether a fault has struck.
 fn struck(gateway: &Gateway, fault: &Fault) -> bool {
-    gateway.observed().faults.iter().any(|strike| strike.fault == *fault)
+    gateway
+        .observed()
+        .faults
+        .iter()
+        .any(|strike| strike.fault == *fault)
 }
 
-/// Lets somebody write before, while and after something happens to a ready shard, and checks that every event is
-/// accounted for. Returns the shard's status at the end.
+/// Lets somebody write before, while and after something happens to a ready shard, and checks that
+/// every event is accounted for. Returns the shard's status at the end.
 fn through(
     gateway: &Gateway,
     manager: &ShardManager,
@@ -66,12 +80,18 @@ fn through(
     happens(gateway);
     chat(10);
     eventually("it is over", || {
-        events.receiver().try_iter().for_each(|event| book.note(&event));
+        events
+            .receiver()
+            .try_iter()
+            .for_each(|event| book.note(&event));
         is_over(&shard.status()) && shard.status().stage == Stage::Ready
     });
     chat(10);
     eventually("all has arrived", || {
-        events.receiver().try_iter().for_each(|event| book.note(&event));
+        events
+            .receiver()
+            .try_iter()
+            .for_each(|event| book.note(&event));
         book.missing(gateway) == 0
     });
     book.check(gateway);
@@ -85,7 +105,12 @@ fn a_bad_line_loses_nothing() {
     for word in ["delay=5ms+20ms", "drip=100000", "heartbeat-request"] {
         let gateway = gateway(true);
         let manager = ready(bot(&gateway, Compression::ZstdStream));
-        let status = through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |_| true);
+        let status = through(
+            &gateway,
+            &manager,
+            |gateway| gateway.inject(ONE, fault(word)),
+            |_| true,
+        );
         assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
     }
 }
@@ -95,7 +120,12 @@ fn what_comes_again_is_delivered_once() {
     for word in ["repeat", "out-of-order"] {
         let gateway = gateway(false);
         let manager = ready(bot(&gateway, Compression::None));
-        let status = through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |_| true);
+        let status = through(
+            &gateway,
+            &manager,
+            |gateway| gateway.inject(ONE, fault(word)),
+            |_| true,
+        );
         assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
     }
     let gateway = gateway(false);
@@ -112,8 +142,12 @@ fn is_resumed_from(words: &[&str], gateway: impl Fn() -> Gateway) {
     for (at, word) in words.iter().enumerate() {
         let gateway = gateway();
         let manager = ready(bot(&gateway, COMPRESSIONS[at % 4]));
-        let status =
-            through(&gateway, &manager, |gateway| gateway.inject(ONE, fault(word)), |status| status.resumes == 1);
+        let status = through(
+            &gateway,
+            &manager,
+            |gateway| gateway.inject(ONE, fault(word)),
+            |status| status.resumes == 1,
+        );
         assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
     }
 }
@@ -137,10 +171,19 @@ fn a_peer_that_breaks_the_protocol_is_left_and_resumed() {
 #[test]
 fn a_peer_that_asks_for_it_is_resumed() {
     is_resumed_from(
-        &["reconnect", "invalid-session=true", "close=1012", "close=4000", "close=4001", "close=4002"],
+        &[
+            "reconnect",
+            "invalid-session=true",
+            "close=1012",
+            "close=4000",
+            "close=4001",
+            "close=4002",
+        ],
         || gateway(false),
     );
-    is_resumed_from(&["close=4005", "close=4008", "close=4999"], || gateway(false));
+    is_resumed_from(&["close=4005", "close=4008", "close=4999"], || {
+        gateway(false)
+    });
 }
 
 /// The session was lost, and the shard has identified again.
@@ -151,7 +194,14 @@ fn is_replaced(status: &Status) -> bool {
 
 #[test]
 fn a_session_that_is_ended_is_reported_and_replaced() {
-    for word in ["invalid-session=false", "close=1000", "close=1001", "close=4003", "close=4007", "close=4009"] {
+    for word in [
+        "invalid-session=false",
+        "close=1000",
+        "close=1001",
+        "close=4003",
+        "close=4007",
+        "close=4009",
+    ] {
         let gateway = gateway(false);
         let manager = ready(bot(&gateway, Compression::ZlibStream));
         let happens = |gateway: &Gateway| gateway.inject(ONE, fault(word));
@@ -169,7 +219,10 @@ fn handshake(word: &str, tls: bool, is_over: fn(&Status) -> bool) -> Status {
         gateway.inject(ONE, Fault::Cut);
     };
     let status = through(&gateway, &manager, happens, is_over);
-    assert!(struck(&gateway, &fault(word)) && status.connects >= 3, "{word}: {status:?}");
+    assert!(
+        struck(&gateway, &fault(word)) && status.connects >= 3,
+        "{word}: {status:?}"
+    );
     status
 }
 
@@ -203,7 +256,11 @@ fn tls_that_fails_is_tried_again() {
 
 #[test]
 fn a_resume_that_is_refused_is_a_new_session() {
-    for word in ["resume=invalid-session:false", "resume=close:4007", "resume=close:4009"] {
+    for word in [
+        "resume=invalid-session:false",
+        "resume=close:4007",
+        "resume=close:4009",
+    ] {
         let status = handshake(word, false, is_replaced);
         assert_eq!((status.identifies, status.resumes), (2, 0), "{word}");
     }
@@ -211,12 +268,21 @@ fn a_resume_that_is_refused_is_a_new_session() {
 
 #[test]
 fn a_start_that_fails_is_no_start() {
-    for word in ["identify=nothing", "identify=reconnect", "identify=invalid-session:false", "identify=close:4000"] {
+    for word in [
+        "identify=nothing",
+        "identify=reconnect",
+        "identify=invalid-session:false",
+        "identify=close:4000",
+    ] {
         let gateway = gateway(false);
         gateway.inject(Target::Any, fault(word));
         let manager = ready(hasty(&gateway, Compression::ZstdStream));
         let status = manager.shard(ONE).unwrap().status();
-        assert_eq!((status.identifies, status.resumes, status.sessions_lost), (2, 0, 0), "{word}");
+        assert_eq!(
+            (status.identifies, status.resumes, status.sessions_lost),
+            (2, 0, 0),
+            "{word}"
+        );
         gateway.assert_lawful();
     }
 }
@@ -244,9 +310,13 @@ fn rest_that_fails_is_an_error_or_tried_again() {
     let manager = ready(bot(&gateway, Compression::ZstdStream));
     let handle = manager.handle();
     let get = || handle.rest().call("GET", "/users/@me", None);
-    for (word, is_tried_again) in
-        [("rest=401", false), ("rest=html", true), ("rest=500", true), ("rest=503", true), ("rest=429", true)]
-    {
+    for (word, is_tried_again) in [
+        ("rest=401", false),
+        ("rest=html", true),
+        ("rest=500", true),
+        ("rest=503", true),
+        ("rest=429", true),
+    ] {
         gateway.inject(Target::Any, fault(word));
         let answer = get();
         assert_eq!(answer.is_ok(), is_tried_again, "{word}: {answer:?}");
@@ -260,10 +330,17 @@ fn faults_come_by_schedule_and_by_chance() {
     let gateway = gateway(false);
     let manager = ready(bot(&gateway, Compression::ZstdStream));
     gateway.inject_after(Duration::from_millis(100), Target::All, Fault::Reconnect);
-    eventually("the scheduled one strikes", || struck(&gateway, &Fault::Reconnect));
+    eventually("the scheduled one strikes", || {
+        struck(&gateway, &Fault::Reconnect)
+    });
     gateway.random_faults(50.0, [Fault::HeartbeatRequest, Fault::Repeat]);
     let both = || struck(&gateway, &Fault::HeartbeatRequest) && struck(&gateway, &Fault::Repeat);
-    through(&gateway, &manager, |_| eventually("both strike", both), |_| true);
+    through(
+        &gateway,
+        &manager,
+        |_| eventually("both strike", both),
+        |_| true,
+    );
     gateway.random_faults(0.0, []);
 }
 
@@ -273,19 +350,43 @@ fn a_gateway_tells_what_is_wrong_with_its_settings() {
     let taken = Gateway::builder().start().unwrap();
     let port: u16 = taken.url().rsplit(':').next().unwrap().parse().unwrap();
     let error = Gateway::builder().port(port).start().unwrap_err();
-    assert!(matches!(error, StartError::PortInUse(given) if given == port), "{error}");
+    assert!(
+        matches!(error, StartError::PortInUse(given) if given == port),
+        "{error}"
+    );
     for (builder, wanted) in [
         (Gateway::builder().shards(0), "`shards` is 0; allowed: 1 to"),
-        (Gateway::builder().max_concurrency(0), "`max_concurrency` is 0"),
-        (Gateway::builder().shard_multiple(0), "`shard_multiple` is 0"),
+        (
+            Gateway::builder().max_concurrency(0),
+            "`max_concurrency` is 0",
+        ),
+        (
+            Gateway::builder().shard_multiple(0),
+            "`shard_multiple` is 0",
+        ),
         (Gateway::builder().members(0), "`members` is 0"),
         (Gateway::builder().guilds(2_000_000), "0 to 1000000"),
-        (Gateway::builder().time_scale(f64::NAN), "`time_scale` is NaN"),
+        (
+            Gateway::builder().time_scale(f64::NAN),
+            "`time_scale` is NaN",
+        ),
         (Gateway::builder().activity(-1.0), "`activity` is -1"),
-        (Gateway::builder().ready_delay(Duration::MAX), "`ready_delay` is"),
-        (Gateway::builder().heartbeat_interval(Duration::ZERO), "1 ms or more, once scaled"),
-        (Gateway::builder().time_scale(1e-9), "1 ms or more, once scaled"),
-        (Gateway::builder().mix([("TYPING", 1)]), "`mix` is TYPING; allowed: MESSAGE_CREATE"),
+        (
+            Gateway::builder().ready_delay(Duration::MAX),
+            "`ready_delay` is",
+        ),
+        (
+            Gateway::builder().heartbeat_interval(Duration::ZERO),
+            "1 ms or more, once scaled",
+        ),
+        (
+            Gateway::builder().time_scale(1e-9),
+            "1 ms or more, once scaled",
+        ),
+        (
+            Gateway::builder().mix([("TYPING", 1)]),
+            "`mix` is TYPING; allowed: MESSAGE_CREATE",
+        ),
     ] {
         let error = builder.start().unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");

@@ -1,4 +1,5 @@
-//! What a filter drops costs no credit and counts as handled; what the library needs it sees all the same.
+//! What a filter drops costs no credit and counts as handled; what the library needs it sees all
+//! the same.
 
 mod common;
 
@@ -15,19 +16,33 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
         let filter = EventFilter::only(["TYPING_START"]).unwrap();
         let manager = ready(config(&gateway).compression(compression).events(filter));
         let events = manager.events();
-        manager.wait_guilds(PATIENCE).expect("it sees READY and GUILD_CREATE");
+        manager
+            .wait_guilds(PATIENCE)
+            .expect("it sees READY and GUILD_CREATE");
         assert_eq!(manager.shard(ONE).unwrap().status().guilds, Some(3));
         gateway.inject(ONE, threadcord::sim::Fault::Cut);
         next(&events, |event| event.name() == "Resumed");
-        let members = manager.shard(ONE).unwrap().request_members(gateway.guild_ids()[0], &MemberQuery::ids([1]));
-        members.unwrap().next().unwrap().expect("it sees GUILD_MEMBERS_CHUNK");
+        let members = manager
+            .shard(ONE)
+            .unwrap()
+            .request_members(gateway.guild_ids()[0], &MemberQuery::ids([1]));
+        members
+            .unwrap()
+            .next()
+            .unwrap()
+            .expect("it sees GUILD_MEMBERS_CHUNK");
         for n in 0..20 {
             let guild = gateway.guild_ids()[0];
             let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": n});
             gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
         }
         next(&events, |event| {
-            assert!(event.dispatch().is_none_or(|dispatch| dispatch.name() == "TYPING_START"), "{event:?}");
+            assert!(
+                event
+                    .dispatch()
+                    .is_none_or(|dispatch| dispatch.name() == "TYPING_START"),
+                "{event:?}"
+            );
             number(event).is_some_and(|(_, number)| number == 19)
         });
         let status = manager.shard(ONE).unwrap().status();
@@ -40,21 +55,36 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
     let gateway = gateway().guilds(1).start().unwrap();
     let filter = EventFilter::of_intents(Intents::GUILD_MESSAGE_TYPING);
     let manager = ready(config(&gateway).events(filter));
-    let (shard, events, guild) = (manager.shard(ONE).unwrap(), manager.events(), gateway.guild_ids()[0]);
+    let (shard, events, guild) = (
+        manager.shard(ONE).unwrap(),
+        manager.events(),
+        gateway.guild_ids()[0],
+    );
     manager.wait_guilds(PATIENCE).unwrap();
     let mark = || shard.session().unwrap().sequence;
     let base = mark();
-    assert_eq!(base, shard.status().sequence, "READY and GUILD_CREATE were dropped, so they are handled");
+    assert_eq!(
+        base,
+        shard.status().sequence,
+        "READY and GUILD_CREATE were dropped, so they are handled"
+    );
     let emit = |name| {
         let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": 0, "channel_id": "5"});
         gateway.emit(Some(guild), name, &data).unwrap();
     };
-    for name in
-        ["TYPING_START", "WEBHOOKS_UPDATE", "TYPING_START", "WEBHOOKS_UPDATE", "TYPING_START", "WEBHOOKS_UPDATE"]
-    {
+    for name in [
+        "TYPING_START",
+        "WEBHOOKS_UPDATE",
+        "TYPING_START",
+        "WEBHOOKS_UPDATE",
+        "TYPING_START",
+        "WEBHOOKS_UPDATE",
+    ] {
         emit(name);
     }
-    let mut held: Vec<_> = (0..3).map(|_| next(&events, |event| event.dispatch().is_some())).collect();
+    let mut held: Vec<_> = (0..3)
+        .map(|_| next(&events, |event| event.dispatch().is_some()))
+        .collect();
     eventually("all have come", || shard.status().sequence == base + 6);
     assert_eq!(mark(), base, "the first is held");
     // Out of order, and early.
@@ -62,8 +92,13 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
     drop(held.pop());
     assert_eq!((mark(), shard.outstanding().0), (base, 1));
     drop(held.remove(0));
-    assert_eq!((mark(), shard.outstanding()), (base + 6, (0, 0)), "what lies between is handled too");
-    // Leaked into some cache of the program's: the mark stays there for good, and the credit is gone.
+    assert_eq!(
+        (mark(), shard.outstanding()),
+        (base + 6, (0, 0)),
+        "what lies between is handled too"
+    );
+    // Leaked into some cache of the program's: the mark stays there for good, and the credit is
+    // gone.
     emit("TYPING_START");
     std::mem::forget(next(&events, |event| event.dispatch().is_some()));
     emit("WEBHOOKS_UPDATE");
@@ -73,7 +108,10 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
     let sessions = manager.suspend();
     let manager = ShardManager::start(config(&gateway).sessions(sessions)).unwrap();
     let again = next(&manager.events(), |event| event.dispatch().is_some());
-    assert_eq!((again.name(), again.dispatch().unwrap().sequence()), ("TYPING_START", base + 7));
+    assert_eq!(
+        (again.name(), again.dispatch().unwrap().sequence()),
+        ("TYPING_START", base + 7)
+    );
     gateway.assert_lawful();
 }
 

@@ -11,18 +11,34 @@ use threadcord::{ShardId, ShardManager, Timing};
 
 #[test]
 fn it_serves_a_bot_and_takes_orders() {
-    let mut program = Program::start(&["--guilds", "2", "--time-scale", "0.01", "--heartbeat-interval", "500s"]);
+    let mut program = Program::start(&[
+        "--guilds",
+        "2",
+        "--time-scale",
+        "0.01",
+        "--heartbeat-interval",
+        "500s",
+    ]);
     let manager = ShardManager::start(program.config().timing(Timing::scaled(0.01))).unwrap();
     manager.wait_ready(PATIENCE).unwrap();
     let events = manager.events();
     program.order("chat hello there");
     let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
-    assert_eq!(message.dispatch().unwrap().decode::<serde_json::Value>().unwrap()["content"], "hello there");
+    assert_eq!(
+        message
+            .dispatch()
+            .unwrap()
+            .decode::<serde_json::Value>()
+            .unwrap()["content"],
+        "hello there"
+    );
     program.order(r#"emit SOMETHING {"a": 1}"#);
     next(&events, |event| event.name() == "SOMETHING");
     program.order("nonsense");
     program.order("fault cut@0/1");
-    eventually("it resumes", || manager.shard(ShardId::ONE).unwrap().status().resumes == 1);
+    eventually("it resumes", || {
+        manager.shard(ShardId::ONE).unwrap().status().resumes == 1
+    });
     manager.close();
     let (said, status) = program.end();
     assert!(status.success(), "{said}");
@@ -46,12 +62,18 @@ fn it_ends_with_1_if_a_client_broke_a_rule() {
     let mut said = String::new();
     while !said.contains("VIOLATION") {
         said.clear();
-        assert!(program.lines.read_line(&mut said).unwrap() > 0, "it ends without a violation");
+        assert!(
+            program.lines.read_line(&mut said).unwrap() > 0,
+            "it ends without a violation"
+        );
     }
     drop(manager);
     let (said, status) = program.end();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("violations:") && said.contains("one IDENTIFY per key and 5 s"), "{said}");
+    assert!(
+        said.contains("violations:") && said.contains("one IDENTIFY per key and 5 s"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -69,18 +91,30 @@ fn a_wrong_flag_is_told_with_what_is_allowed() {
         (["--mix", "TYPING_START=many"], ["--mix", "NAME=WEIGHT"]),
         (["--compression", "gzip"], ["--compression", "zstd-stream"]),
         (["--latency", "5"], ["--latency", "250ms"]),
-        (["--heartbeat-interval", "0s"], ["--heartbeat-interval", "1 ms or more"]),
+        (
+            ["--heartbeat-interval", "0s"],
+            ["--heartbeat-interval", "1 ms or more"],
+        ),
         (["--fault", "cut"], ["--fault", "TIME:FAULT"]),
         (["--fault", "1s:cutt"], ["--fault", "cut-in-frame"]),
         (["--fault", "1s:cut@2/2"], ["--fault", "shard"]),
-        (["--fault-kind", "close=1"], ["--fault-kind", "3000 to 4999"]),
+        (
+            ["--fault-kind", "close=1"],
+            ["--fault-kind", "3000 to 4999"],
+        ),
         (["--fault-kind", "cut"], ["--random-faults", "required"]),
         (["--certificate", "x.pem"], ["--tls", "required"]),
         (["--sharts", "1"], ["--sharts", "--shards"]),
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_gateway-sim")).args(arguments).output().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_gateway-sim"))
+            .args(arguments)
+            .output()
+            .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
-        assert!(wanted.iter().all(|wanted| error.contains(wanted)), "{arguments:?}: {error}");
+        assert!(
+            wanted.iter().all(|wanted| error.contains(wanted)),
+            "{arguments:?}: {error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Handlers: in order, alone with their panics, stopped without a loss, and no burden to any heartbeat.
+//! Handlers: in order, alone with their panics, stopped without a loss, and no burden to any
+//! heartbeat.
 
 mod common;
 
@@ -53,8 +54,14 @@ impl Gate {
 /// `THREADCORD_EVENTS` sets another number than a million.
 #[test]
 fn a_million_events_through_eight_shards_into_four_workers() {
-    let events: u64 = std::env::var("THREADCORD_EVENTS").map_or(1_000_000, |events| events.parse().unwrap());
-    let gateway = gateway().shards(8).max_concurrency(8).guilds(16).start().unwrap();
+    let events: u64 =
+        std::env::var("THREADCORD_EVENTS").map_or(1_000_000, |events| events.parse().unwrap());
+    let gateway = gateway()
+        .shards(8)
+        .max_concurrency(8)
+        .guilds(16)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     let guilds = gateway.guild_ids();
     let handled = AtomicU64::new(0);
@@ -71,15 +78,23 @@ fn a_million_events_through_eight_shards_into_four_workers() {
                     }
                     thread::sleep(Duration::from_micros(100));
                 }
-                emit(&gateway, guilds[usize::try_from(n).unwrap() % guilds.len()], n / guilds.len() as u64);
+                emit(
+                    &gateway,
+                    guilds[usize::try_from(n).unwrap() % guilds.len()],
+                    n / guilds.len() as u64,
+                );
             }
         });
         let ran = manager.run(4, |handle, event| {
-            let Some(dispatch) = event.dispatch() else { return };
+            let Some(dispatch) = event.dispatch() else {
+                return;
+            };
             // Within a session nothing is missing, and nothing comes twice.
             let before = sequences.lock().insert(event.shard(), dispatch.sequence());
             let mut is_right = before.is_none_or(|before| dispatch.sequence() == before + 1);
-            let Some((guild, number)) = number(&event) else { return };
+            let Some((guild, number)) = number(&event) else {
+                return;
+            };
             let before = last.lock().insert(guild, number);
             is_right &= number == before.map_or(0, |before| before + 1);
             if !is_right {
@@ -120,9 +135,14 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
                 if let EventKind::Unstalled { stalled_for } = event.kind()
                     && event.shard() == stuck
                 {
-                    longest.fetch_max(u64::try_from(stalled_for.as_millis()).unwrap(), Ordering::Relaxed);
+                    longest.fetch_max(
+                        u64::try_from(stalled_for.as_millis()).unwrap(),
+                        Ordering::Relaxed,
+                    );
                 }
-                let Some((_, number)) = number(&event) else { return };
+                let Some((_, number)) = number(&event) else {
+                    return;
+                };
                 if event.shard() == stuck {
                     gate.pass();
                 }
@@ -135,11 +155,20 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         }
         let is_stalled = |id| manager.shard(id).unwrap().status().stalled_since.is_some();
         eventually("it stalls", || is_stalled(stuck));
-        let all = |id| seen.lock().get(&id).is_some_and(|numbers| numbers.len() == 200);
-        eventually("the others go on", || (1..4).all(|number| all(shard(number, 4))));
+        let all = |id| {
+            seen.lock()
+                .get(&id)
+                .is_some_and(|numbers| numbers.len() == 200)
+        };
+        eventually("the others go on", || {
+            (1..4).all(|number| all(shard(number, 4)))
+        });
         let beats = |id: ShardId| {
             let records = gateway.observed().records;
-            records.iter().filter(|r| r.shard == Some(id) && matches!(r.action, Action::Heartbeat(_))).count()
+            records
+                .iter()
+                .filter(|r| r.shard == Some(id) && matches!(r.action, Action::Heartbeat(_)))
+                .count()
         };
         let before = [0, 1, 2, 3].map(|number| beats(shard(number, 4)));
         let start = Instant::now();
@@ -148,18 +177,31 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         }
         for (number, before) in (0..).zip(before) {
             let beats = beats(shard(number, 4)) - before;
-            assert!(beats >= 40, "{beats} heartbeats of shard {number} in 3 s, where there should be 60");
-            assert_eq!(manager.shard(shard(number, 4)).unwrap().status().connects, 1);
+            assert!(
+                beats >= 40,
+                "{beats} heartbeats of shard {number} in 3 s, where there should be 60"
+            );
+            assert_eq!(
+                manager.shard(shard(number, 4)).unwrap().status().connects,
+                1
+            );
         }
         assert!(is_stalled(stuck) && !is_stalled(shard(1, 4)));
         gate.open();
         eventually("nothing is lost", || all(stuck));
         eventually("it reads again", || !is_stalled(stuck));
-        eventually("and says for how long it did not", || longest.load(Ordering::Relaxed) > 3000);
+        eventually("and says for how long it did not", || {
+            longest.load(Ordering::Relaxed) > 3000
+        });
         manager.stop();
         run.join().unwrap().unwrap();
     });
-    assert!(seen.into_inner().into_values().all(|numbers| numbers.into_iter().eq(0..200)), "each shard in order");
+    assert!(
+        seen.into_inner()
+            .into_values()
+            .all(|numbers| numbers.into_iter().eq(0..200)),
+        "each shard in order"
+    );
     assert_eq!(manager.handle().handler_panics(), 0);
     gateway.assert_lawful();
 }
@@ -178,16 +220,25 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
     let guild = |event: &Event| event.dispatch().and_then(Dispatch::guild_id);
     manager
         .run_keyed(4, guild, |handle, event| {
-            let Some((guild, number)) = number(&event) else { return };
+            let Some((guild, number)) = number(&event) else {
+                return;
+            };
             seen.lock().entry(guild).or_default().push(number);
             let id = thread::current().id();
-            moved.fetch_or(*threads.lock().entry(guild).or_insert(id) != id, Ordering::Relaxed);
+            moved.fetch_or(
+                *threads.lock().entry(guild).or_insert(id) != id,
+                Ordering::Relaxed,
+            );
             if count.fetch_add(1, Ordering::Relaxed) + 1 == 12 * 300 {
                 assert!(handle.stop());
             }
         })
         .unwrap();
-    assert!(seen.into_inner().into_values().all(|numbers| numbers.into_iter().eq(0..300)));
+    assert!(
+        seen.into_inner()
+            .into_values()
+            .all(|numbers| numbers.into_iter().eq(0..300))
+    );
     let mut workers: Vec<_> = threads.into_inner().into_values().collect();
     workers.dedup();
     assert!(workers.len() > 1, "one shard's guilds on several workers");
@@ -204,7 +255,12 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
     let told: Mutex<Vec<String>> = Mutex::default();
     manager
         .run(2, |handle, event| {
-            if let EventKind::HandlerPanicked { event, sequence, message } = event.kind() {
+            if let EventKind::HandlerPanicked {
+                event,
+                sequence,
+                message,
+            } = event.kind()
+            {
                 assert!(sequence.is_some());
                 told.lock().push(format!("{event}: {message}"));
                 emit(&gateway, guild, 1);
@@ -220,7 +276,8 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
     assert_eq!(told.into_inner(), ["TYPING_START: at number 0"]);
     assert_eq!(manager.handle().handler_panics(), 2);
     eventually("what a handler panicked at counts as handled", || {
-        manager.events().try_next().is_err() && manager.shard(ShardId::ONE).unwrap().outstanding().0 == 0
+        manager.events().try_next().is_err()
+            && manager.shard(ShardId::ONE).unwrap().outstanding().0 == 0
     });
 }
 
@@ -238,7 +295,12 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
         // What is told waits at a stuck worker, and everything else panics.
         let run = scope.spawn(|| {
             manager.run_keyed(8, is_news, |_, event| {
-                let EventKind::HandlerPanicked { event, sequence, .. } = event.kind() else { panic!("at everything") };
+                let EventKind::HandlerPanicked {
+                    event, sequence, ..
+                } = event.kind()
+                else {
+                    panic!("at everything")
+                };
                 gate.pass();
                 told.lock().push((event.clone(), sequence.is_some()));
             })
@@ -247,7 +309,11 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
         assert!(shard.outstanding().0 <= 30, "{:?}", shard.outstanding());
         gate.open();
         eventually("everything is told", || {
-            told.lock().iter().filter(|(event, _)| event == "TYPING_START").count() == 100
+            told.lock()
+                .iter()
+                .filter(|(event, _)| event == "TYPING_START")
+                .count()
+                == 100
         });
         manager.stop();
         run.join().unwrap().unwrap();
@@ -257,16 +323,26 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
 
 #[test]
 fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
-    let gateway = gateway().shards(2).max_concurrency(2).guilds(2).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(2)
+        .guilds(2)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
-    let (guilds, seen) = (gateway.guild_ids(), Mutex::new(HashMap::<u64, Vec<u64>>::new()));
+    let (guilds, seen) = (
+        gateway.guild_ids(),
+        Mutex::new(HashMap::<u64, Vec<u64>>::new()),
+    );
     for n in 0..200 {
         emit_all(&gateway, &guilds, n);
     }
     let count = AtomicUsize::new(0);
     // Under one lock, so that nobody handles another before it is stopped.
     let note = |event: &Event, stop: &dyn Fn(usize)| {
-        let Some((guild, number)) = number(event) else { return };
+        let Some((guild, number)) = number(event) else {
+            return;
+        };
         let mut seen = seen.lock();
         seen.entry(guild).or_default().push(number);
         stop(count.fetch_add(1, Ordering::Relaxed) + 1);
@@ -282,7 +358,10 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
                 });
             })
             .unwrap();
-        assert!((at..=at + workers).contains(&count.load(Ordering::Relaxed)), "each finished what it had");
+        assert!(
+            (at..=at + workers).contains(&count.load(Ordering::Relaxed)),
+            "each finished what it had"
+        );
     }
     // From outside, while nothing comes.
     thread::scope(|scope| {
@@ -292,10 +371,17 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
         run.join().unwrap().unwrap();
     });
     assert!(!manager.stop(), "nothing runs");
-    assert!(seen.into_inner().into_values().all(|numbers| numbers.into_iter().eq(0..200)), "in order, each once");
+    assert!(
+        seen.into_inner()
+            .into_values()
+            .all(|numbers| numbers.into_iter().eq(0..200)),
+        "in order, each once"
+    );
     // The shards have gone on.
     emit(&gateway, guilds[0], 200);
-    next(&manager.events(), |event| number(event).is_some_and(|(_, number)| number == 200));
+    next(&manager.events(), |event| {
+        number(event).is_some_and(|(_, number)| number == 200)
+    });
     gateway.assert_lawful();
 }
 
@@ -309,8 +395,14 @@ fn one_handler_at_a_time_and_at_least_one_worker() {
     thread::scope(|scope| {
         let first = scope.spawn(|| manager.run(1, |_, _| running.store(true, Ordering::Release)));
         eventually("it runs", || running.load(Ordering::Acquire));
-        assert!(matches!(manager.run(1, |_, _| {}), Err(Error::HandlerRunning)));
-        assert!(matches!(manager.run_keyed(2, |_| 0, |_, _| {}), Err(Error::HandlerRunning)));
+        assert!(matches!(
+            manager.run(1, |_, _| {}),
+            Err(Error::HandlerRunning)
+        ));
+        assert!(matches!(
+            manager.run_keyed(2, |_| 0, |_, _| {}),
+            Err(Error::HandlerRunning)
+        ));
         manager.stop();
         first.join().unwrap().unwrap();
     });
@@ -336,5 +428,8 @@ fn the_stream_and_the_programs_own_channels_are_selected_together() {
     }
     assert!(events.next_timeout(Duration::from_millis(1)).is_err() && events.try_next().is_err());
     manager.close();
-    assert!(events.into_iter().all(|event| event.dispatch().is_none()), "it ends");
+    assert!(
+        events.into_iter().all(|event| event.dispatch().is_none()),
+        "it ends"
+    );
 }

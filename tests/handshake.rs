@@ -26,8 +26,11 @@ fn nothing_is_sent_where_the_first_frame_is_a_close() {
     assert_eq!(connections.len(), 4);
     for early in &connections[..3] {
         let sent = |action: &Action| !matches!(action, Action::Connected | Action::Closed(_));
-        let sent: Vec<_> =
-            seen.records.iter().filter(|record| record.connection == *early && sent(&record.action)).collect();
+        let sent: Vec<_> = seen
+            .records
+            .iter()
+            .filter(|record| record.connection == *early && sent(&record.action))
+            .collect();
         assert!(sent.is_empty(), "{sent:?}");
     }
 }
@@ -40,7 +43,9 @@ fn no_hello_times_out() {
     config.timing.hello_timeout = std::time::Duration::from_millis(50);
     let manager = ShardManager::start(config).unwrap();
     eventually("it is noticed", || {
-        manager.shard(ONE).is_some_and(|shard| shard.status().last_disconnect == Some(CloseReason::HelloTimeout))
+        manager
+            .shard(ONE)
+            .is_some_and(|shard| shard.status().last_disconnect == Some(CloseReason::HelloTimeout))
     });
     manager.wait_ready(PATIENCE).unwrap();
 }
@@ -55,14 +60,24 @@ fn particular() -> (Gateway, Config) {
 #[test]
 fn a_resume_url_gets_version_encoding_and_compression_whatever_it_has() {
     // Without `v` the simulator closes with 4012, and without `compress` it does not upgrade.
-    for tail in ["", "/", "/path", "/path/?a=b", "?v=9&compress=no&encoding=etf"] {
+    for tail in [
+        "",
+        "/",
+        "/path",
+        "/path/?a=b",
+        "?v=9&compress=no&encoding=etf",
+    ] {
         let (gateway, config) = particular();
         let url = format!("{}{tail}", gateway.url());
         gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url)));
         let manager = ready(config);
         gateway.inject(ONE, Fault::Cut);
         eventually(tail, || manager.shard(ONE).unwrap().status().resumes == 1);
-        assert_eq!(manager.shard(ONE).unwrap().status().connects, 2, "{tail}: at the first attempt");
+        assert_eq!(
+            manager.shard(ONE).unwrap().status().connects,
+            2,
+            "{tail}: at the first attempt"
+        );
         gateway.assert_lawful();
     }
 }

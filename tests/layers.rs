@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on the lowest layer.
+/// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
+/// the lowest layer.
 const LAYERS: [(&str, Option<u32>); 18] = [
     ("shard_id", Some(0)),
     ("intents", Some(0)),
@@ -35,7 +36,10 @@ fn imports_go_down() {
     for file in files(&source) {
         let path = module_path(&source, &file);
         let from = path.first().cloned().unwrap_or_else(|| "lib".into());
-        assert!(layers.contains_key(from.as_str()), "{from} has no layer: give it one here");
+        assert!(
+            layers.contains_key(from.as_str()),
+            "{from} has no layer: give it one here"
+        );
         let text = std::fs::read_to_string(&file).unwrap();
         for (line, to) in imports(&text, &path) {
             if to == from || from == "lib" {
@@ -52,7 +56,10 @@ fn imports_go_down() {
             }
         }
     }
-    assert!(checked > 50, "only {checked} imports were seen: the reader is broken");
+    assert!(
+        checked > 50,
+        "only {checked} imports were seen: the reader is broken"
+    );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -62,7 +69,10 @@ fn the_reader_sees_every_form() {
     let text = "use crate::a::B;\nfn f() { crate::b::c(); }\nuse super::x;\nuse super::super::y::Z;\nuse super::super::{p, q::r};\n\
                 use crate::{c, d::{e, f}, g as h};\npub(crate) use crate::{\n    i,\n    j::k,\n};\n// use crate::no;\n";
     let found: Vec<String> = imports(text, &path).into_iter().map(|(_, to)| to).collect();
-    assert_eq!(found, ["a", "b", "shard", "y", "p", "q", "c", "d", "g", "i", "j"]);
+    assert_eq!(
+        found,
+        ["a", "b", "shard", "y", "p", "q", "c", "d", "g", "i", "j"]
+    );
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
@@ -81,8 +91,11 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// The module that a file is, from the crate's root: `["shard", "thread"]`.
 fn module_path(source: &Path, file: &Path) -> Vec<String> {
     let relative = file.strip_prefix(source).unwrap().with_extension("");
-    let mut path: Vec<String> =
-        relative.iter().map(|part| part.to_str().unwrap().to_owned()).filter(|part| part != "mod").collect();
+    let mut path: Vec<String> = relative
+        .iter()
+        .map(|part| part.to_str().unwrap().to_owned())
+        .filter(|part| part != "mod")
+        .collect();
     if path.last().is_some_and(|last| last == "lib") {
         path.pop();
     }
@@ -94,10 +107,19 @@ fn imports(text: &str, module: &[String]) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     // Inline modules, of which only those of tests exist, have a `super` that is the file itself.
     let mut inline = false;
-    let code: String = text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
-    for (at, _) in code.match_indices("crate::").chain(code.match_indices("super::")).collect::<BTreeMap<_, _>>() {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap().to_owned() + "\n")
+        .collect();
+    for (at, _) in code
+        .match_indices("crate::")
+        .chain(code.match_indices("super::"))
+        .collect::<BTreeMap<_, _>>()
+    {
         let before = code[..at].chars().next_back();
-        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') || code[..at].ends_with("super::") {
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$')
+            || code[..at].ends_with("super::")
+        {
             continue;
         }
         let line = code[..at].matches('\n').count() + 1;
@@ -125,8 +147,15 @@ fn imports(text: &str, module: &[String]) -> Vec<(usize, String)> {
 
 /// The first names of a path, or of each path in braces.
 fn first_names(rest: &str) -> Vec<String> {
-    let name = |text: &str| text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let Some(group) = rest.strip_prefix('{') else { return vec![name(rest)] };
+    let name = |text: &str| {
+        text.trim()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
+    let Some(group) = rest.strip_prefix('{') else {
+        return vec![name(rest)];
+    };
     let (mut names, mut depth, mut current) = (Vec::new(), 0, String::new());
     for c in group.chars() {
         match c {
@@ -141,5 +170,9 @@ fn first_names(rest: &str) -> Vec<String> {
         }
     }
     names.push(current);
-    names.iter().map(|entry| name(entry)).filter(|name| !name.is_empty()).collect()
+    names
+        .iter()
+        .map(|entry| name(entry))
+        .filter(|name| !name.is_empty())
+        .collect()
 }

@@ -1,4 +1,5 @@
-//! Limiters: the contract that each must keep, and what `SessionLimit` does for callers without a shard.
+//! Limiters: the contract that each must keep, and what `SessionLimit` does for callers without a
+//! shard.
 
 mod common;
 
@@ -11,13 +12,17 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, config, eventually, gateway, ready, shard};
 use parking_lot::Mutex;
 use threadcord::limit::{
-    Granter, IdentifyLimiter, LimitError, Limits, ReleaseAfter, Report, SessionLimit, Ticket, Unlimited, Wake, contract,
+    Granter, IdentifyLimiter, LimitError, Limits, ReleaseAfter, Report, SessionLimit, Ticket,
+    Unlimited, Wake, contract,
 };
 use threadcord::sim::{Fault, Target};
 use threadcord::{CloseReason, Plan, ShardId, ShardManager, Stage, Timing};
 
 fn limits(keys: u32) -> Limits {
-    Limits { max_concurrency: NonZeroU32::new(keys).unwrap(), ..Limits::default() }
+    Limits {
+        max_concurrency: NonZeroU32::new(keys).unwrap(),
+        ..Limits::default()
+    }
 }
 
 /// Windows of [`WINDOW`] and nothing on top, so that a window too short is seen.
@@ -33,7 +38,8 @@ fn scaled(keys: u32) -> SessionLimit {
 
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// A limiter of one key, as somebody outside of this crate might write it: no window, one permit at a time.
+/// A limiter of one key, as somebody outside of this crate might write it: no window, one permit at
+/// a time.
 #[derive(Clone, Default)]
 struct OneByOne(Arc<Mutex<Queue>>);
 
@@ -92,11 +98,20 @@ fn every_limiter_keeps_the_contract() {
     let session_limit = scaled(1);
     let ready_limit = SessionLimit::with_timing(limits(1), &timing(), ReleaseAfter::Ready);
     let one_by_one = OneByOne::default();
-    for limiter in [&session_limit as &dyn IdentifyLimiter, &ready_limit, &one_by_one, &Unlimited] {
+    for limiter in [
+        &session_limit as &dyn IdentifyLimiter,
+        &ready_limit,
+        &one_by_one,
+        &Unlimited,
+    ] {
         contract::grants_once(limiter);
         contract::keys_are_independent(limiter, &[shard(0, 2)]);
     }
-    for limiter in [&session_limit as &dyn IdentifyLimiter, &ready_limit, &one_by_one] {
+    for limiter in [
+        &session_limit as &dyn IdentifyLimiter,
+        &ready_limit,
+        &one_by_one,
+    ] {
         contract::leaving_frees_the_slot(limiter, shard(0, 2), shard(1, 2));
     }
     contract::windows_are_kept(&session_limit, shard(0, 2), shard(1, 2), WINDOW);
@@ -121,16 +136,27 @@ fn a_caller_may_wait_try_or_give_up() {
     let limit = scaled(1);
     let mut first = limit.enter(ShardId::ONE).unwrap();
     assert!(limit.try_enter(ShardId::ONE).unwrap().is_none());
-    assert_eq!(limit.enter_timeout(ShardId::ONE, Duration::from_millis(5)).unwrap_err(), LimitError::TimedOut);
+    assert_eq!(
+        limit
+            .enter_timeout(ShardId::ONE, Duration::from_millis(5))
+            .unwrap_err(),
+        LimitError::TimedOut
+    );
     assert_eq!(limit.waiting(), 0, "who gives up leaves the queue");
     let used = Instant::now();
     first.used();
     drop(first);
     limit.enter(ShardId::ONE).unwrap().exit();
     assert!(used.elapsed() >= WINDOW);
-    assert!(limit.try_enter(ShardId::ONE).unwrap().is_some(), "what was not used is free at once");
+    assert!(
+        limit.try_enter(ShardId::ONE).unwrap().is_some(),
+        "what was not used is free at once"
+    );
     let used = Instant::now();
-    limit.enter(ShardId::ONE).unwrap().exit_after(Duration::from_millis(20));
+    limit
+        .enter(ShardId::ONE)
+        .unwrap()
+        .exit_after(Duration::from_millis(20));
     drop(limit.enter_timeout(ShardId::ONE, PATIENCE).unwrap());
     assert!(used.elapsed() >= Duration::from_millis(20) && limit.remaining() == 998);
 }
@@ -139,7 +165,9 @@ fn a_caller_may_wait_try_or_give_up() {
 fn a_panic_while_sending_counts_as_used() {
     let limit = scaled(1);
     let mut permit = limit.enter(ShardId::ONE).unwrap();
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| permit.spend(|| panic!("on purpose"))));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        permit.spend(|| panic!("on purpose"))
+    }));
     assert!(result.is_err());
     drop(permit);
     assert!(limit.try_enter(ShardId::ONE).unwrap().is_none());
@@ -162,14 +190,19 @@ fn threads_come_in_order_a_window_apart() {
         }));
         // The next one comes when this one waits, or has been let in.
         let seen = Arc::clone(&limit);
-        eventually("it takes its place", || seen.waiting() + (1000 - seen.remaining() as usize) > number as usize);
+        eventually("it takes its place", || {
+            seen.waiting() + (1000 - seen.remaining() as usize) > number as usize
+        });
     }
     for thread in threads {
         thread.join().unwrap();
     }
     let entered = entered.lock();
     for key in 0..2 {
-        let of_key: Vec<_> = entered.iter().filter(|(number, _)| number % 2 == key).collect();
+        let of_key: Vec<_> = entered
+            .iter()
+            .filter(|(number, _)| number % 2 == key)
+            .collect();
         assert!(of_key.is_sorted_by_key(|(number, _)| *number), "{of_key:?}");
         for pair in of_key.windows(2) {
             assert!(pair[1].1 - pair[0].1 >= WINDOW, "{of_key:?}");
@@ -204,13 +237,20 @@ fn close_wakes_everyone() {
 #[test]
 fn nothing_remaining_waits_for_the_reset_and_goes_on() {
     let reset_after = Duration::from_millis(300);
-    let limits = Limits { remaining: 0, reset_after, ..Limits::default() };
+    let limits = Limits {
+        remaining: 0,
+        reset_after,
+        ..Limits::default()
+    };
     let limit = SessionLimit::with_timing(limits, &timing(), ReleaseAfter::Identify);
     let start = Instant::now();
     limit.enter(ShardId::ONE).unwrap().exit();
     assert!(start.elapsed() >= reset_after);
     assert_eq!(limit.remaining(), 1000);
-    let gateway = gateway().session_starts(1000, 0, reset_after).start().unwrap();
+    let gateway = gateway()
+        .session_starts(1000, 0, reset_after)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     drop(manager);
     gateway.assert_lawful();
@@ -218,8 +258,11 @@ fn nothing_remaining_waits_for_the_reset_and_goes_on() {
 
 #[test]
 fn new_values_let_waiters_in() {
-    let limit =
-        Arc::new(SessionLimit::new(Limits { remaining: 0, reset_after: Duration::from_secs(3600), ..limits(1) }));
+    let limit = Arc::new(SessionLimit::new(Limits {
+        remaining: 0,
+        reset_after: Duration::from_secs(3600),
+        ..limits(1)
+    }));
     let waiter = {
         let limit = Arc::clone(&limit);
         thread::spawn(move || limit.enter(ShardId::ONE).map(drop))
@@ -232,16 +275,28 @@ fn new_values_let_waiters_in() {
 #[test]
 fn a_limiter_is_told_limits_only_by_discord() {
     let limit = Arc::new(SessionLimit::with_timing(
-        Limits { remaining: 3, reset_after: PATIENCE, ..limits(1) },
+        Limits {
+            remaining: 3,
+            reset_after: PATIENCE,
+            ..limits(1)
+        },
         &timing(),
         ReleaseAfter::Identify,
     ));
     let gateway = gateway().start().unwrap();
-    let shared = || config(&gateway).plan(Plan::Total(1)).limiter(Arc::clone(&limit) as _);
+    let shared = || {
+        config(&gateway)
+            .plan(Plan::Total(1))
+            .limiter(Arc::clone(&limit) as _)
+    };
     drop(ready(shared().gateway_url(gateway.url())));
     assert_eq!(limit.remaining(), 2, "nobody was asked");
     drop(ready(shared()));
-    assert_eq!(limit.remaining(), 998, "/gateway/bot says 999, and one was used");
+    assert_eq!(
+        limit.remaining(),
+        998,
+        "/gateway/bot says 999, and one was used"
+    );
 }
 
 #[test]
@@ -251,7 +306,9 @@ fn a_closed_limiter_stops_shards_with_a_reason() {
     let gateway = gateway().start().unwrap();
     let manager = ShardManager::start(config(&gateway).limiter(limit)).unwrap();
     eventually("it stops", || {
-        manager.shard(ShardId::ONE).is_some_and(|s| s.status().stage == Stage::Stopped(CloseReason::LimiterClosed))
+        manager
+            .shard(ShardId::ONE)
+            .is_some_and(|s| s.status().stage == Stage::Stopped(CloseReason::LimiterClosed))
     });
 }
 
@@ -260,12 +317,21 @@ fn a_connection_that_dies_in_the_queue_leaks_no_permit() {
     let limit = Arc::new(scaled(1));
     let gateway = gateway().shards(2).start().unwrap();
     let held = limit.enter(shard(0, 2)).unwrap();
-    let manager = ShardManager::start(config(&gateway).plan(Plan::Total(2)).limiter(Arc::clone(&limit) as _)).unwrap();
+    let manager = ShardManager::start(
+        config(&gateway)
+            .plan(Plan::Total(2))
+            .limiter(Arc::clone(&limit) as _),
+    )
+    .unwrap();
     eventually("both wait for their turn", || limit.waiting() == 2);
     // They have not identified, so the gateway knows them by their connections alone.
     gateway.inject(Target::All, Fault::Cut);
     eventually("both are away", || {
-        manager.shards().iter().all(|shard| shard.status().connects >= 2) && limit.waiting() == 2
+        manager
+            .shards()
+            .iter()
+            .all(|shard| shard.status().connects >= 2)
+            && limit.waiting() == 2
     });
     held.exit();
     manager.wait_ready(PATIENCE).unwrap();

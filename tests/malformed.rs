@@ -1,4 +1,5 @@
-//! What Discord should not send: an error in the log, a close that can be resumed, and no panic, spin or hang.
+//! What Discord should not send: an error in the log, a close that can be resumed, and no panic,
+//! spin or hang.
 
 mod common;
 
@@ -14,7 +15,9 @@ fn connects(seen: &Observed) -> usize {
 
 /// Whether the client closed with a code that keeps the session.
 fn closed_resumably(seen: &Observed) -> bool {
-    seen.records.iter().any(|record| record.action == Action::Closed(Some(4000)))
+    seen.records
+        .iter()
+        .any(|record| record.action == Action::Closed(Some(4000)))
 }
 
 #[test]
@@ -36,9 +39,15 @@ fn payloads() {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway));
         gateway.send_raw(ONE, payload);
-        eventually(payload, || manager.shard(ONE).unwrap().status().resumes == 1);
+        eventually(payload, || {
+            manager.shard(ONE).unwrap().status().resumes == 1
+        });
         let status = manager.shard(ONE).unwrap().status();
-        assert_eq!((status.last_disconnect, status.identifies), (Some(CloseReason::Malformed), 1), "{payload}");
+        assert_eq!(
+            (status.last_disconnect, status.identifies),
+            (Some(CloseReason::Malformed), 1),
+            "{payload}"
+        );
         assert!(gateway.wait_for(PATIENCE, closed_resumably), "{payload}");
         gateway.assert_lawful();
     }
@@ -57,7 +66,10 @@ fn greetings() {
             gateway.inject(ONE, Fault::Hello(Answer::Payload(greeting.into())));
         }
         let manager = ShardManager::start(config(&gateway)).unwrap();
-        assert!(gateway.wait_for(PATIENCE, |seen| connects(seen) >= 3), "{greeting}");
+        assert!(
+            gateway.wait_for(PATIENCE, |seen| connects(seen) >= 3),
+            "{greeting}"
+        );
         manager.wait_ready(PATIENCE).unwrap();
         // With backoff: a shard that spun would have connected thousands of times.
         assert!(connects(&gateway.observed()) < 50, "{greeting}");
@@ -87,9 +99,15 @@ fn compressed_data() {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway).compression(compression));
         gateway.send_bytes(ONE, bytes);
-        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
+        eventually("it resumes", || {
+            manager.shard(ONE).unwrap().status().resumes == 1
+        });
         let status = manager.shard(ONE).unwrap().status();
-        assert_eq!((status.last_disconnect, status.identifies), (Some(CloseReason::Malformed), 1), "{compression:?}");
+        assert_eq!(
+            (status.last_disconnect, status.identifies),
+            (Some(CloseReason::Malformed), 1),
+            "{compression:?}"
+        );
         gateway.assert_lawful();
     }
 }
@@ -100,21 +118,39 @@ fn text_where_binary_is_due() {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway).compression(compression));
         gateway.send_text(ONE, r#"{"op":11}"#);
-        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
-        assert_eq!(manager.shard(ONE).unwrap().status().last_disconnect, Some(CloseReason::Malformed));
+        eventually("it resumes", || {
+            manager.shard(ONE).unwrap().status().resumes == 1
+        });
+        assert_eq!(
+            manager.shard(ONE).unwrap().status().last_disconnect,
+            Some(CloseReason::Malformed)
+        );
         gateway.assert_lawful();
     }
 }
 
 #[test]
 fn a_payload_over_the_limit() {
-    for compression in [Compression::None, Compression::ZlibStream, Compression::ZstdStream] {
+    for compression in [
+        Compression::None,
+        Compression::ZlibStream,
+        Compression::ZstdStream,
+    ] {
         let gateway = gateway().guilds(1).start().unwrap();
-        let manager = ready(config(&gateway).compression(compression).max_payload(64 << 10));
+        let manager = ready(
+            config(&gateway)
+                .compression(compression)
+                .max_payload(64 << 10),
+        );
         let bomb = format!(r#"{{"op":99,"d":"{}"}}"#, "a".repeat(1 << 20));
         gateway.send_raw(ONE, &bomb);
-        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
-        assert_eq!(manager.shard(ONE).unwrap().status().last_disconnect, Some(CloseReason::Malformed));
+        eventually("it resumes", || {
+            manager.shard(ONE).unwrap().status().resumes == 1
+        });
+        assert_eq!(
+            manager.shard(ONE).unwrap().status().last_disconnect,
+            Some(CloseReason::Malformed)
+        );
         gateway.assert_lawful();
     }
 }

@@ -15,7 +15,10 @@ use threadcord::{CloseReason, Command, Error, Plan, ShardId, ShardManager, Stage
 /// Waits until the gateway has seen so many connections closed with a code.
 fn closed_with(gateway: &sim::Gateway, code: u16, count: usize) {
     let closed = |record: &&sim::Record| record.action == Action::Closed(Some(code));
-    assert!(gateway.wait_for(PATIENCE, |seen| seen.records.iter().filter(closed).count() == count));
+    assert!(
+        gateway.wait_for(PATIENCE, |seen| seen.records.iter().filter(closed).count()
+            == count)
+    );
 }
 
 #[test]
@@ -30,7 +33,11 @@ fn shards_identify_in_the_order_of_their_buckets() {
         .map(|record| record.shard.unwrap().number())
         .collect();
     for key in 0..2 {
-        let of_key: Vec<u32> = order.iter().copied().filter(|number| number % 2 == key).collect();
+        let of_key: Vec<u32> = order
+            .iter()
+            .copied()
+            .filter(|number| number % 2 == key)
+            .collect();
         assert_eq!(of_key, [key, key + 2, key + 4, key + 6], "{order:?}");
     }
     gateway.assert_lawful();
@@ -39,7 +46,12 @@ fn shards_identify_in_the_order_of_their_buckets() {
 #[test]
 fn windows_are_kept_on_the_wire() {
     // Long enough that the guard of 100 ms does not hide a window that is missing.
-    let gateway = sim::Gateway::builder().time_scale(0.1).shards(4).max_concurrency(2).start().unwrap();
+    let gateway = sim::Gateway::builder()
+        .time_scale(0.1)
+        .shards(4)
+        .max_concurrency(2)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway).timing(Timing::scaled(0.1)));
     assert_eq!(manager.shards().len(), 4);
     gateway.assert_lawful();
@@ -49,11 +61,18 @@ fn windows_are_kept_on_the_wire() {
 fn a_subset_of_the_shards_runs() {
     let gateway = gateway().guilds(40).start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::range(2..4, 4)));
-    let ids: Vec<String> = manager.shards().iter().map(|shard| shard.id().to_string()).collect();
+    let ids: Vec<String> = manager
+        .shards()
+        .iter()
+        .map(|shard| shard.id().to_string())
+        .collect();
     assert_eq!(ids, ["2/4", "3/4"]);
     for guild in gateway.guild_ids() {
         let home = ShardId::for_guild(guild, 4).unwrap();
-        assert_eq!(manager.shard_by_guild(guild).map(|shard| shard.id()), (home.number() >= 2).then_some(home));
+        assert_eq!(
+            manager.shard_by_guild(guild).map(|shard| shard.id()),
+            (home.number() >= 2).then_some(home)
+        );
     }
     gateway.assert_lawful();
 }
@@ -71,33 +90,52 @@ fn ready_needs_no_guilds_intent() {
 fn waiting_gives_up_with_the_numbers() {
     let gateway = gateway().shards(2).ready_delay(PATIENCE).start().unwrap();
     let manager = ShardManager::start(config(&gateway)).unwrap();
-    let Err(Error::NotReady { ready: 0, total: 2, .. }) = manager.wait_ready(Duration::from_millis(50)) else {
+    let Err(Error::NotReady {
+        ready: 0, total: 2, ..
+    }) = manager.wait_ready(Duration::from_millis(50))
+    else {
         panic!()
     };
     manager.close();
-    assert!(matches!(manager.wait_ready(PATIENCE), Err(Error::Stopped { .. } | Error::Closed)));
+    assert!(matches!(
+        manager.wait_ready(PATIENCE),
+        Err(Error::Stopped { .. } | Error::Closed)
+    ));
 }
 
 #[test]
 fn workers_keep_each_shard_in_order_and_survive_panics() {
     const EVENTS: usize = 200;
-    let gateway = gateway().shards(4).max_concurrency(4).guilds(8).start().unwrap();
+    let gateway = gateway()
+        .shards(4)
+        .max_concurrency(4)
+        .guilds(8)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     for n in 0..EVENTS {
         for guild in gateway.guild_ids() {
-            gateway.chat(gateway.channel_of(guild).unwrap(), &n.to_string()).unwrap();
+            gateway
+                .chat(gateway.channel_of(guild).unwrap(), &n.to_string())
+                .unwrap();
         }
     }
     let seen: Mutex<HashMap<String, Vec<usize>>> = Mutex::default();
     let count = AtomicUsize::new(0);
     manager
         .run(3, |handle, event| {
-            let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "MESSAGE_CREATE") else {
+            let Some(dispatch) = event
+                .dispatch()
+                .filter(|dispatch| dispatch.name() == "MESSAGE_CREATE")
+            else {
                 return;
             };
             let message: Value = dispatch.decode().unwrap();
             let number = message["content"].as_str().unwrap().parse().unwrap();
-            seen.lock().entry(message["guild_id"].to_string()).or_default().push(number);
+            seen.lock()
+                .entry(message["guild_id"].to_string())
+                .or_default()
+                .push(number);
             if count.fetch_add(1, Ordering::SeqCst) + 1 == EVENTS * 8 {
                 handle.close();
             }
@@ -109,7 +147,13 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
         assert!(numbers.iter().copied().eq(0..EVENTS));
     }
     assert_eq!(manager.handle().handler_panics(), 8);
-    assert!(matches!(manager.run(0, |_, _| {}), Err(Error::Setting { setting: "workers", .. })));
+    assert!(matches!(
+        manager.run(0, |_, _| {}),
+        Err(Error::Setting {
+            setting: "workers",
+            ..
+        })
+    ));
     gateway.assert_lawful();
 }
 
@@ -129,7 +173,10 @@ fn closing_from_a_handler_twice_and_from_elsewhere() {
     assert_eq!(handle.shards().len(), 2);
     closed_with(&gateway, 1000, 2);
     drop(manager);
-    assert!(handle.shards().is_empty(), "a handle keeps no manager alive");
+    assert!(
+        handle.shards().is_empty(),
+        "a handle keeps no manager alive"
+    );
     handle.close();
     gateway.assert_lawful();
 }
@@ -142,11 +189,17 @@ fn closing_while_connecting_is_prompt() {
     let url = format!("ws://{}", listener.local_addr().unwrap());
     let manager = ShardManager::start(config(&gateway).gateway_url(url)).unwrap();
     eventually("it connects", || {
-        manager.shard(ShardId::ONE).is_some_and(|shard| shard.status().stage == Stage::Connecting)
+        manager
+            .shard(ShardId::ONE)
+            .is_some_and(|shard| shard.status().stage == Stage::Connecting)
     });
     let start = std::time::Instant::now();
     manager.close();
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -154,12 +207,14 @@ fn no_upgrade_and_no_tls_time_out() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = gateway().start().unwrap();
     for scheme in ["ws", "wss"] {
-        let mut config = config(&gateway).gateway_url(format!("{scheme}://{}", listener.local_addr().unwrap()));
+        let mut config =
+            config(&gateway).gateway_url(format!("{scheme}://{}", listener.local_addr().unwrap()));
         config.timing.connect_timeout = Duration::from_millis(50);
         let manager = ShardManager::start(config).unwrap();
         eventually("it tries again", || {
             manager.shard(ShardId::ONE).is_some_and(|shard| {
-                shard.status().connects >= 3 && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
+                shard.status().connects >= 3
+                    && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
             })
         });
     }
@@ -174,7 +229,14 @@ fn a_refused_upgrade_is_tried_again() {
         let manager = ShardManager::start(config(&gateway).gateway_url(url)).unwrap();
         eventually("it tries again", || http.count() >= 3);
         assert!(http.count() < 50, "with backoff");
-        assert_eq!(manager.shard(ShardId::ONE).unwrap().status().last_disconnect, Some(CloseReason::ConnectFailed));
+        assert_eq!(
+            manager
+                .shard(ShardId::ONE)
+                .unwrap()
+                .status()
+                .last_disconnect,
+            Some(CloseReason::ConnectFailed)
+        );
     }
 }
 
@@ -185,7 +247,8 @@ fn an_untrusted_certificate_is_refused() {
     let manager = ShardManager::start(config(&trusted).gateway_url(other.url())).unwrap();
     eventually("it is refused", || {
         manager.shard(ShardId::ONE).is_some_and(|shard| {
-            shard.status().connects >= 2 && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
+            shard.status().connects >= 2
+                && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
         })
     });
     assert!(other.observed().records.is_empty());
@@ -193,7 +256,12 @@ fn an_untrusted_certificate_is_refused() {
 
 #[test]
 fn suspend_keeps_sessions_that_start_again() {
-    let gateway = gateway().shards(3).max_concurrency(3).guilds(6).start().unwrap();
+    let gateway = gateway()
+        .shards(3)
+        .max_concurrency(3)
+        .guilds(6)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     let events = manager.events();
     for _ in 0..6 {
@@ -205,11 +273,19 @@ fn suspend_keeps_sessions_that_start_again() {
     closed_with(&gateway, 4000, 3);
     let stored = serde_json::to_string(&sessions).unwrap();
     for guild in gateway.guild_ids() {
-        gateway.chat(gateway.channel_of(guild).unwrap(), "while it was away").unwrap();
+        gateway
+            .chat(gateway.channel_of(guild).unwrap(), "while it was away")
+            .unwrap();
     }
 
     let mut config = config(&gateway).sessions(serde_json::from_str(&stored).unwrap());
-    let foreign = threadcord::Session::new("x".into(), 1, String::new(), shard(0, 9), sessions[0].bot_user_id);
+    let foreign = threadcord::Session::new(
+        "x".into(),
+        1,
+        String::new(),
+        shard(0, 9),
+        sessions[0].bot_user_id,
+    );
     config.sessions.push(foreign);
     let manager = ready(config);
     let events = manager.events();
@@ -233,7 +309,9 @@ fn what_was_not_handled_comes_again() {
     for n in 0..5 {
         gateway.chat(channel, &n.to_string()).unwrap();
     }
-    let mut messages: Vec<_> = (0..5).map(|_| next(&events, |event| event.name() == "MESSAGE_CREATE")).collect();
+    let mut messages: Vec<_> = (0..5)
+        .map(|_| next(&events, |event| event.name() == "MESSAGE_CREATE"))
+        .collect();
     // The third is still being handled when the others are done.
     let third = messages.remove(2);
     drop(messages);
@@ -243,7 +321,10 @@ fn what_was_not_handled_comes_again() {
     let events = manager.events();
     for n in 2..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
-        assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
+        assert_eq!(
+            message.dispatch().unwrap().decode::<Value>().unwrap()["content"],
+            n.to_string()
+        );
     }
     gateway.assert_lawful();
 }
@@ -269,7 +350,10 @@ fn what_nobody_took_comes_again() {
     let events = manager.events();
     for n in 1..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
-        assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
+        assert_eq!(
+            message.dispatch().unwrap().decode::<Value>().unwrap()["content"],
+            n.to_string()
+        );
     }
     gateway.assert_lawful();
 }
@@ -286,8 +370,16 @@ fn a_stream_that_is_dropped_goes_on_later() {
     while numbers.len() < 50 {
         // A stream of its own for each event.
         let event = manager.events().next().unwrap();
-        if let Some(dispatch) = event.dispatch().filter(|dispatch| dispatch.name() == "MESSAGE_CREATE") {
-            numbers.push(dispatch.decode::<Value>().unwrap()["content"].as_str().unwrap().to_owned());
+        if let Some(dispatch) = event
+            .dispatch()
+            .filter(|dispatch| dispatch.name() == "MESSAGE_CREATE")
+        {
+            numbers.push(
+                dispatch.decode::<Value>().unwrap()["content"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            );
         }
     }
     assert!(numbers.into_iter().eq((0..50).map(|n| n.to_string())));
@@ -299,15 +391,24 @@ fn raw_commands_are_checked_and_sent() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let shard = manager.shard(ShardId::ONE).unwrap();
-    for refused in [json!({"op": 2}), json!({"op": 1}), json!({"op": 6}), json!({}), json!([]), json!("x")] {
+    for refused in [
+        json!({"op": 2}),
+        json!({"op": 1}),
+        json!({"op": 6}),
+        json!({}),
+        json!([]),
+        json!("x"),
+    ] {
         assert!(Command::raw(&refused).is_err(), "{refused}");
     }
     let error = Command::raw(&json!({"op": 31, "d": "x".repeat(5000)})).unwrap_err();
     assert!(error.to_string().contains("allowed are 4096"), "{error}");
-    let presence = json!({"op": 3, "d": {"since": null, "activities": [], "status": "idle", "afk": false}});
+    let presence =
+        json!({"op": 3, "d": {"since": null, "activities": [], "status": "idle", "afk": false}});
     shard.send(Command::raw(&presence).unwrap()).unwrap();
     gateway.expect("the presence", PATIENCE, |seen| {
-        seen.commands(ShardId::ONE, 3).any(|(_, data)| *data == presence["d"])
+        seen.commands(ShardId::ONE, 3)
+            .any(|(_, data)| *data == presence["d"])
     });
     gateway.assert_lawful();
 }
@@ -332,17 +433,25 @@ fn the_stages_are_told() {
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
     manager.close();
-    let stages: Vec<String> =
-        events.filter(|event| event.dispatch().is_none()).map(|event| event.name().to_owned()).collect();
+    let stages: Vec<String> = events
+        .filter(|event| event.dispatch().is_none())
+        .map(|event| event.name().to_owned())
+        .collect();
     assert_eq!(stages, ["Connecting", "Ready", "GuildsReady", "Closed"]);
-    assert!(matches!(manager.shards()[0].status().stage, Stage::Stopped(CloseReason::Requested)));
+    assert!(matches!(
+        manager.shards()[0].status().stage,
+        Stage::Stopped(CloseReason::Requested)
+    ));
     assert!(manager.shards()[0].session().is_none());
 }
 
 #[test]
 fn shard_numbers_may_be_large() {
     let gateway = gateway().start().unwrap();
-    let plan = Plan::Ids { ids: vec![70_000, 99_999], total: 100_000 };
+    let plan = Plan::Ids {
+        ids: vec![70_000, 99_999],
+        total: 100_000,
+    };
     let manager = ready(config(&gateway).plan(plan));
     let live: Vec<ShardId> = gateway.observed().live.keys().copied().collect();
     assert_eq!(live, [shard(70_000, 100_000), shard(99_999, 100_000)]);
@@ -353,16 +462,27 @@ fn shard_numbers_may_be_large() {
 #[test]
 fn a_guild_whose_shard_is_not_here_has_none() {
     let gateway = gateway().guilds(2).start().unwrap();
-    let manager = ready(config(&gateway).plan(Plan::Ids { ids: vec![1], total: 2 }));
+    let manager = ready(config(&gateway).plan(Plan::Ids {
+        ids: vec![1],
+        total: 2,
+    }));
     let [here, there] = [1, 0].map(|number: u64| {
-        *gateway.guild_ids().iter().find(|id| (**id >> 22) % 2 == number).expect("a guild for each shard")
+        *gateway
+            .guild_ids()
+            .iter()
+            .find(|id| (**id >> 22) % 2 == number)
+            .expect("a guild for each shard")
     });
     assert_eq!(manager.shard_by_guild(here).unwrap().id(), shard(1, 2));
     assert!(manager.shard_by_guild(there).is_none());
     let handle = manager.handle();
     manager.close();
     drop(manager);
-    assert!(handle.shard_by_guild(here).is_none_or(|shard| matches!(shard.status().stage, Stage::Stopped(_))));
+    assert!(
+        handle
+            .shard_by_guild(here)
+            .is_none_or(|shard| matches!(shard.status().stage, Stage::Stopped(_)))
+    );
 }
 
 #[test]
@@ -373,7 +493,9 @@ fn shutdown_interrupts_a_pause() {
     config.timing.backoff_cap = std::time::Duration::from_secs(3600);
     let manager = ready(config);
     drop(gateway);
-    eventually("it pauses", || matches!(manager.shards()[0].status().stage, Stage::Waiting));
+    eventually("it pauses", || {
+        matches!(manager.shards()[0].status().stage, Stage::Waiting)
+    });
     let start = std::time::Instant::now();
     manager.close();
     assert!(start.elapsed() < PATIENCE);

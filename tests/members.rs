@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Fault, Gateway};
 use threadcord::{
-    CloseReason, Error, EventKind, Intents, MemberQuery, Members, MembersFailure, Shard, ShardId, ShardManager, Timing,
+    CloseReason, Error, EventKind, Intents, MemberQuery, Members, MembersFailure, Shard, ShardId,
+    ShardManager, Timing,
 };
 
 const ONE: ShardId = ShardId::ONE;
@@ -47,23 +48,28 @@ const ELSEWHERE: u64 = 5;
 
 /// The nonces of the requests that have arrived, in order; waits for so many.
 fn nonces(gateway: &Gateway, count: usize) -> Vec<String> {
-    gateway.expect("the requests", PATIENCE, |seen| seen.commands(ONE, 8).count() >= count);
+    gateway.expect("the requests", PATIENCE, |seen| {
+        seen.commands(ONE, 8).count() >= count
+    });
     let seen = gateway.observed();
-    seen.commands(ONE, 8).map(|(_, data)| data["nonce"].as_str().unwrap().to_owned()).collect()
+    seen.commands(ONE, 8)
+        .map(|(_, data)| data["nonce"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// Answers a request by hand: a part of so many, with one member.
 fn answer(gateway: &Gateway, nonce: &str, index: i64, count: i64) {
     let member = json!({"user": {"id": index.to_string(), "username": "x"}});
-    let part =
-        json!({"guild_id": "5", "members": [member], "chunk_index": index, "chunk_count": count, "nonce": nonce});
+    let part = json!({"guild_id": "5", "members": [member], "chunk_index": index, "chunk_count": count, "nonce": nonce});
     gateway.emit(None, "GUILD_MEMBERS_CHUNK", &part).unwrap();
 }
 
 #[test]
 fn all_members_of_a_guild_come_in_order_and_not_in_the_stream() {
     let (gateway, manager, shard, guild) = rig(2500);
-    let mut members = shard.request_members(guild, &MemberQuery::all().presences(true)).unwrap();
+    let mut members = shard
+        .request_members(guild, &MemberQuery::all().presences(true))
+        .unwrap();
     let mut ids = HashSet::new();
     for (at, chunk) in members.by_ref().enumerate() {
         let chunk = chunk.unwrap();
@@ -77,7 +83,11 @@ fn all_members_of_a_guild_come_in_order_and_not_in_the_stream() {
     assert_eq!(ids.len(), 2500);
     assert!(members.next().is_none(), "it stays over");
     manager.close();
-    assert!(!manager.events().any(|event| event.name() == "GUILD_MEMBERS_CHUNK"));
+    assert!(
+        !manager
+            .events()
+            .any(|event| event.name() == "GUILD_MEMBERS_CHUNK")
+    );
     gateway.assert_lawful();
 }
 
@@ -108,7 +118,12 @@ fn many_requests_run_at_once() {
             assert_eq!(ids, [first + n, first + n + 1].map(|id| id.to_string()));
             assert_eq!(chunk.not_found().unwrap(), [7]);
         } else {
-            assert!(members.len() == 5 && members.iter().all(|member| member.user.username.starts_with("user")));
+            assert!(
+                members.len() == 5
+                    && members
+                        .iter()
+                        .all(|member| member.user.username.starts_with("user"))
+            );
         }
         assert!(request.next().is_none());
     }
@@ -128,26 +143,47 @@ fn two_requests_for_all_members_keep_to_the_limit() {
         assert_eq!(request.read_all::<Member>().unwrap().len(), 3);
     }
     // 30 s in a hundredth of Discord's time.
-    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= Duration::from_millis(300),
+        "{:?}",
+        start.elapsed()
+    );
     gateway.assert_lawful();
 }
 
 #[test]
 fn a_rate_limit_is_waited_for() {
     let gateway = gateway().guilds(1).start().unwrap();
-    let limit = Arc::new(SessionLimit::with_timing(Limits::default(), &Timing::scaled(SCALE), ReleaseAfter::default()));
+    let limit = Arc::new(SessionLimit::with_timing(
+        Limits::default(),
+        &Timing::scaled(SCALE),
+        ReleaseAfter::default(),
+    ));
     let guild = gateway.guild_ids()[0];
     // Another process of the bot has asked just before, of which this one does not know.
     let other = ready(config(&gateway).limiter(limit.clone()));
     let manager = ready(config(&gateway).limiter(limit));
     let ask = |manager: &ShardManager| {
-        let members = manager.shard(ONE).unwrap().request_members(guild, &MemberQuery::all()).unwrap();
+        let members = manager
+            .shard(ONE)
+            .unwrap()
+            .request_members(guild, &MemberQuery::all())
+            .unwrap();
         members.read_all::<Member>().unwrap().len()
     };
     assert_eq!(ask(&other), 3);
     assert_eq!(ask(&manager), 3);
-    let rules: Vec<String> = gateway.observed().violations.into_iter().map(|violation| violation.rule).collect();
-    assert_eq!(rules, ["all members of a guild once per 30 s"], "once, and not again and again");
+    let rules: Vec<String> = gateway
+        .observed()
+        .violations
+        .into_iter()
+        .map(|violation| violation.rule)
+        .collect();
+    assert_eq!(
+        rules,
+        ["all members of a guild once per 30 s"],
+        "once, and not again and again"
+    );
     let events = manager.events();
     next(&events, |event| event.name() == "RATE_LIMITED");
 }
@@ -155,7 +191,11 @@ fn a_rate_limit_is_waited_for() {
 #[test]
 fn after_a_cut_it_is_asked_again_if_nothing_had_come() {
     let (gateway, manager, shard, _) = rig(3);
-    let [fresh, begun] = [(); 2].map(|()| shard.request_members(ELSEWHERE, &MemberQuery::ids([1])).unwrap());
+    let [fresh, begun] = [(); 2].map(|()| {
+        shard
+            .request_members(ELSEWHERE, &MemberQuery::ids([1]))
+            .unwrap()
+    });
     let first = nonces(&gateway, 2);
     answer(&gateway, &first[1], 0, 2);
     eventually("it has begun", || shard.outstanding().0 > 0);
@@ -170,14 +210,23 @@ fn after_a_cut_it_is_asked_again_if_nothing_had_come() {
     assert_eq!(fresh.read_all::<Member>().unwrap().len(), 1);
     assert_eq!(begun.read_all::<Member>().unwrap().len(), 2);
     manager.close();
-    assert!(!manager.events().any(|event| event.name() == "GUILD_MEMBERS_CHUNK"), "nobody wants the other one");
+    assert!(
+        !manager
+            .events()
+            .any(|event| event.name() == "GUILD_MEMBERS_CHUNK"),
+        "nobody wants the other one"
+    );
     gateway.assert_lawful();
 }
 
 #[test]
 fn a_lost_session_repeats_what_had_not_begun_and_ends_what_had() {
     let (gateway, _manager, shard, _) = rig(3);
-    let [fresh, begun] = [(); 2].map(|()| shard.request_members(ELSEWHERE, &MemberQuery::ids([1])).unwrap());
+    let [fresh, begun] = [(); 2].map(|()| {
+        shard
+            .request_members(ELSEWHERE, &MemberQuery::ids([1]))
+            .unwrap()
+    });
     answer(&gateway, &nonces(&gateway, 2)[1], 0, 2);
     eventually("it has begun", || shard.outstanding().0 > 0);
     gateway.inject(ONE, Fault::InvalidSession { resumable: false });
@@ -193,13 +242,21 @@ fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
     let (gateway, manager, shard, _) = rig(3);
     let start = Instant::now();
     let query = MemberQuery::ids([1]);
-    let late = shard.request_members(ELSEWHERE, &query).unwrap().timeout(Duration::from_millis(50));
+    let late = shard
+        .request_members(ELSEWHERE, &query)
+        .unwrap()
+        .timeout(Duration::from_millis(50));
     assert_eq!(failure(late), MembersFailure::TimedOut);
     assert!(start.elapsed() >= Duration::from_millis(50));
     // An answer that comes too late is nobody's, and owes nothing.
     answer(&gateway, &nonces(&gateway, 1)[0], 0, 1);
     let events = manager.events();
-    gateway.chat(gateway.channel_of(gateway.guild_ids()[0]).unwrap(), "after it").unwrap();
+    gateway
+        .chat(
+            gateway.channel_of(gateway.guild_ids()[0]).unwrap(),
+            "after it",
+        )
+        .unwrap();
     next(&events, |event| {
         assert_ne!(event.name(), "GUILD_MEMBERS_CHUNK");
         event.name() == "MESSAGE_CREATE"
@@ -208,24 +265,43 @@ fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
     assert!(shard.status().filtered > 0);
     let request = shard.request_members(ELSEWHERE, &query).unwrap();
     manager.suspend();
-    assert_eq!(failure(request), MembersFailure::Stopped(CloseReason::Suspended));
-    assert!(matches!(shard.request_members(ELSEWHERE, &query), Err(Error::Unsent(_))));
+    assert_eq!(
+        failure(request),
+        MembersFailure::Stopped(CloseReason::Suspended)
+    );
+    assert!(matches!(
+        shard.request_members(ELSEWHERE, &query),
+        Err(Error::Unsent(_))
+    ));
 }
 
 #[test]
 fn answers_may_come_out_of_order_and_twice() {
     let (gateway, _manager, shard, _) = rig(3);
-    let request = shard.request_members(ELSEWHERE, &MemberQuery::ids([1])).unwrap();
+    let request = shard
+        .request_members(ELSEWHERE, &MemberQuery::ids([1]))
+        .unwrap();
     let nonce = nonces(&gateway, 1).remove(0);
     for index in [2, 0, 2, 0, 1] {
         answer(&gateway, &nonce, index, 3);
     }
-    let ids = request.read_all::<Member>().unwrap().into_iter().map(|member| member.user.id);
+    let ids = request
+        .read_all::<Member>()
+        .unwrap()
+        .into_iter()
+        .map(|member| member.user.id);
     assert_eq!(ids.collect::<Vec<_>>(), ["0", "1", "2"]);
     for (index, count) in [(3, 3), (-1, 3), (0, -1)] {
         let before = nonces(&gateway, 1).len();
-        let request = shard.request_members(ELSEWHERE, &MemberQuery::ids([1])).unwrap();
-        answer(&gateway, &nonces(&gateway, before + 1)[before], index, count);
+        let request = shard
+            .request_members(ELSEWHERE, &MemberQuery::ids([1]))
+            .unwrap();
+        answer(
+            &gateway,
+            &nonces(&gateway, before + 1)[before],
+            index,
+            count,
+        );
         assert_eq!(failure(request), MembersFailure::Malformed);
     }
     eventually("nothing is owed", || shard.outstanding().0 <= 4);
@@ -236,20 +312,26 @@ fn answers_may_come_out_of_order_and_twice() {
 fn a_request_that_is_dropped_is_forgotten() {
     let (gateway, manager, shard, guild) = rig(2500);
     drop(shard.request_members(guild, &MemberQuery::all()).unwrap());
-    let mut half = shard.request_members(gateway.guild_ids()[1], &MemberQuery::all()).unwrap();
+    let mut half = shard
+        .request_members(gateway.guild_ids()[1], &MemberQuery::all())
+        .unwrap();
     half.next().unwrap().unwrap();
     drop(half);
     // A second one for the same guild would wait for its turn; nobody wants it.
     drop(shard.request_members(guild, &MemberQuery::all()).unwrap());
     let events = manager.events();
-    gateway.chat(gateway.channel_of(guild).unwrap(), "after them").unwrap();
+    gateway
+        .chat(gateway.channel_of(guild).unwrap(), "after them")
+        .unwrap();
     let mut chunks = 0;
     next(&events, |event| {
         chunks += usize::from(event.name() == "GUILD_MEMBERS_CHUNK");
         event.name() == "MESSAGE_CREATE"
     });
     assert_eq!(chunks, 0);
-    eventually("nothing is owed", || shard.outstanding() == (0, 0) && shard.status().waiting_commands == 0);
+    eventually("nothing is owed", || {
+        shard.outstanding() == (0, 0) && shard.status().waiting_commands == 0
+    });
     gateway.assert_lawful();
 }
 
@@ -258,16 +340,28 @@ fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
     let gateway = gateway().guilds(1).members(10_000).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_bytes(500_000));
     let (shard, events) = (manager.shard(ONE).unwrap(), manager.events());
-    next(&events, |event| matches!(event.kind(), EventKind::GuildsReady { .. }));
-    let request = shard.request_members(gateway.guild_ids()[0], &MemberQuery::all()).unwrap();
-    next(&events, |event| matches!(event.kind(), EventKind::Stalled { .. }));
-    assert!(shard.outstanding().1 < 2_000_000, "{:?}", shard.outstanding());
+    next(&events, |event| {
+        matches!(event.kind(), EventKind::GuildsReady { .. })
+    });
+    let request = shard
+        .request_members(gateway.guild_ids()[0], &MemberQuery::all())
+        .unwrap();
+    next(&events, |event| {
+        matches!(event.kind(), EventKind::Stalled { .. })
+    });
+    assert!(
+        shard.outstanding().1 < 2_000_000,
+        "{:?}",
+        shard.outstanding()
+    );
     let mut members = 0;
     for chunk in request {
         members += chunk.unwrap().members::<Member>().unwrap().len();
     }
     assert_eq!(members, 10_000);
-    next(&events, |event| matches!(event.kind(), EventKind::Unstalled { .. }));
+    next(&events, |event| {
+        matches!(event.kind(), EventKind::Unstalled { .. })
+    });
     gateway.assert_lawful();
 }
 
@@ -278,10 +372,20 @@ fn what_discord_would_not_answer_is_refused_at_once() {
     config.intents = Intents::GUILDS;
     let manager = ready(config);
     let (shard, guild) = (manager.shard(ONE).unwrap(), gateway.guild_ids()[0]);
-    let refused = |query: MemberQuery| shard.request_members(guild, &query).unwrap_err().to_string();
+    let refused = |query: MemberQuery| {
+        shard
+            .request_members(guild, &query)
+            .unwrap_err()
+            .to_string()
+    };
     assert!(refused(MemberQuery::all()).contains("GUILD_MEMBERS"));
     assert!(refused(MemberQuery::ids([1]).presences(true)).contains("GUILD_PRESENCES"));
     assert!(refused(MemberQuery::prefix("x", 0)).contains("`limit`"));
     assert!(refused(MemberQuery::ids([])).contains("`user_ids`"));
-    assert_eq!(gateway.observed().count(|action| matches!(action, Action::Command { .. })), 0);
+    assert_eq!(
+        gateway
+            .observed()
+            .count(|action| matches!(action, Action::Command { .. })),
+        0
+    );
 }

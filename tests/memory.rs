@@ -37,21 +37,46 @@ fn guilds_against_a_stuck_handler() {
         "5000s",
     ]);
     let before = resident_kib();
-    let config = sim.config().timing(Timing::scaled(0.01)).large_threshold(250).max_outstanding_bytes(CREDIT);
+    let config = sim
+        .config()
+        .timing(Timing::scaled(0.01))
+        .large_threshold(250)
+        .max_outstanding_bytes(CREDIT);
     // (The window of a decompressor, which is no part of the credit, would come on top.)
     let config = config.compression(Compression::None);
     let manager = ShardManager::start(config).unwrap();
-    let stalled = || manager.shards().iter().filter(|shard| shard.status().stalled_since.is_some()).count();
+    let stalled = || {
+        manager
+            .shards()
+            .iter()
+            .filter(|shard| shard.status().stalled_since.is_some())
+            .count()
+    };
     eventually("every shard stalls", || stalled() == SHARDS);
-    let bytes: Vec<usize> = manager.shards().iter().map(|shard| shard.outstanding().1).collect();
-    assert!(bytes.iter().all(|bytes| (CREDIT..CREDIT + LARGEST_EVENT).contains(bytes)), "{bytes:?}");
+    let bytes: Vec<usize> = manager
+        .shards()
+        .iter()
+        .map(|shard| shard.outstanding().1)
+        .collect();
+    assert!(
+        bytes
+            .iter()
+            .all(|bytes| (CREDIT..CREDIT + LARGEST_EVENT).contains(bytes)),
+        "{bytes:?}"
+    );
     let grown = (resident_kib() - before) * 1024;
-    println!("{SHARDS} shards that are stalled take {grown} bytes, {} each", grown / SHARDS);
+    println!(
+        "{SHARDS} shards that are stalled take {grown} bytes, {} each",
+        grown / SHARDS
+    );
     assert!(grown < SHARDS * (CREDIT + LARGEST_EVENT + SHARD), "{grown}");
     // When the handler goes on, everything comes.
     let (events, mut arrived) = (manager.events(), 0);
     next(&events, |event| {
-        assert!(!matches!(event.kind(), EventKind::Disconnected { .. }), "{event:?}");
+        assert!(
+            !matches!(event.kind(), EventKind::Disconnected { .. }),
+            "{event:?}"
+        );
         arrived += usize::from(event.name() == "GUILD_CREATE");
         arrived == GUILDS
     });

@@ -1,4 +1,5 @@
-//! Single shards: opened, resumed, closed and restarted while the others run; and what the owner hears of them.
+//! Single shards: opened, resumed, closed and restarted while the others run; and what the owner
+//! hears of them.
 
 mod common;
 
@@ -13,8 +14,8 @@ use serde_json::Value;
 use threadcord::sim::{Action, Answer, Fault, Gateway};
 use threadcord::transport::{Connector, Settings, WebSocketConnector, WebSocketTransport};
 use threadcord::{
-    Activity, CloseReason, Error, Event, EventKind, Handle, OnlineStatus, Plan, Presence, SendFailure, Session,
-    ShardId, ShardManager, Shortage, Stage,
+    Activity, CloseReason, Error, Event, EventKind, Handle, OnlineStatus, Plan, Presence,
+    SendFailure, Session, ShardId, ShardManager, Shortage, Stage,
 };
 
 fn is_live(gateway: &Gateway, shard: ShardId) -> bool {
@@ -22,28 +23,45 @@ fn is_live(gateway: &Gateway, shard: ShardId) -> bool {
 }
 
 fn identifies(gateway: &Gateway) -> usize {
-    gateway.observed().count(|action| matches!(action, Action::Identify(_)))
+    gateway
+        .observed()
+        .count(|action| matches!(action, Action::Identify(_)))
 }
 
 #[test]
 fn one_shard_is_closed_and_opened_again() {
-    let gateway = gateway().shards(3).max_concurrency(3).guilds(6).start().unwrap();
+    let gateway = gateway()
+        .shards(3)
+        .max_concurrency(3)
+        .guilds(6)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     let (events, id) = (manager.events(), shard(1, 3));
     let old = manager.shard(id).unwrap();
     manager.close_shard(id).unwrap().wait(PATIENCE).unwrap();
     assert_eq!(old.status().stage, Stage::Stopped(CloseReason::Requested));
     gateway.expect("it is gone", PATIENCE, |seen| !seen.live.contains_key(&id));
-    next(&events, |event| event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::Requested)));
+    next(&events, |event| {
+        event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::Requested))
+    });
     assert!(matches!(manager.close_shard(id), Err(Error::NotOpen { shard }) if shard == id));
-    assert!(matches!(old.send(sounds(5)).unwrap_err().failure, SendFailure::Stopped { .. }));
+    assert!(matches!(
+        old.send(sounds(5)).unwrap_err().failure,
+        SendFailure::Stopped { .. }
+    ));
     manager.wait_ready(PATIENCE).expect("the others are");
 
     manager.open_shard(id).unwrap().wait(PATIENCE).unwrap();
-    next(&events, |event| event.shard() == id && event.name() == "READY");
+    next(&events, |event| {
+        event.shard() == id && event.name() == "READY"
+    });
     assert!(is_live(&gateway, id));
     assert_eq!(manager.shard(id).unwrap().status().stage, Stage::Ready);
-    assert!(matches!(manager.open_shard(id), Err(Error::AlreadyOpen { .. })));
+    assert!(matches!(
+        manager.open_shard(id),
+        Err(Error::AlreadyOpen { .. })
+    ));
     gateway.assert_lawful();
 }
 
@@ -52,7 +70,9 @@ fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
     let gateway = gateway().guilds(8).start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::range(0..1, 2)));
     match manager.open_shard(shard(2, 4)) {
-        Err(Error::Overlaps { shard: given, with }) => assert_eq!((given, with), (shard(2, 4), shard(0, 2))),
+        Err(Error::Overlaps { shard: given, with }) => {
+            assert_eq!((given, with), (shard(2, 4), shard(0, 2)));
+        }
         other => panic!("{other:?}"),
     }
     for id in [shard(1, 4), shard(3, 4)] {
@@ -68,12 +88,21 @@ fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
 
 #[test]
 fn one_shard_is_resumed_from_a_session() {
-    let gateway = gateway().shards(2).max_concurrency(2).guilds(4).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(2)
+        .guilds(4)
+        .start()
+        .unwrap();
     let first = ready(config(&gateway));
     first.wait_guilds(PATIENCE).unwrap();
     for event in first.events() {
         drop(event);
-        if first.shards().iter().all(|shard| shard.outstanding().0 == 0) {
+        if first
+            .shards()
+            .iter()
+            .all(|shard| shard.outstanding().0 == 0)
+        {
             break;
         }
     }
@@ -81,9 +110,15 @@ fn one_shard_is_resumed_from_a_session() {
     drop(first);
     let of = |number: usize| sessions[number].clone();
     for guild in gateway.guild_ids() {
-        gateway.chat(gateway.channel_of(guild).unwrap(), "while it was away").unwrap();
+        gateway
+            .chat(gateway.channel_of(guild).unwrap(), "while it was away")
+            .unwrap();
     }
-    let manager = ready(config(&gateway).plan(Plan::range(0..1, 2)).sessions(vec![of(0)]));
+    let manager = ready(
+        config(&gateway)
+            .plan(Plan::range(0..1, 2))
+            .sessions(vec![of(0)]),
+    );
     manager.resume_shard(of(1)).unwrap().wait(PATIENCE).unwrap();
     let events = manager.events();
     for _ in 0..4 {
@@ -92,12 +127,24 @@ fn one_shard_is_resumed_from_a_session() {
     assert_eq!(identifies(&gateway), 2, "those of the first time");
 
     // One that Discord does not know costs an IDENTIFY, and one of another bot is refused.
-    manager.close_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .close_shard(shard(1, 2))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     let mut foreign = of(1);
     foreign.bot_user_id += 1;
-    assert!(matches!(manager.resume_shard(foreign.clone()), Err(Error::ForeignSession { .. })));
-    assert!(matches!(ShardManager::start(config(&gateway).sessions(vec![foreign])), Err(Error::ForeignSession { .. })));
-    gateway.expect("it stays closed", PATIENCE, |seen| !seen.live.contains_key(&shard(1, 2)));
+    assert!(matches!(
+        manager.resume_shard(foreign.clone()),
+        Err(Error::ForeignSession { .. })
+    ));
+    assert!(matches!(
+        ShardManager::start(config(&gateway).sessions(vec![foreign])),
+        Err(Error::ForeignSession { .. })
+    ));
+    gateway.expect("it stays closed", PATIENCE, |seen| {
+        !seen.live.contains_key(&shard(1, 2))
+    });
     manager.resume_shard(of(1)).unwrap().wait(PATIENCE).unwrap();
     assert_eq!(identifies(&gateway), 3);
     gateway.assert_lawful();
@@ -113,31 +160,56 @@ fn a_restart_resumes_and_misses_nothing() {
     for n in 0..20 {
         gateway.chat(channel, &n.to_string()).unwrap();
         if n % 5 == 0 {
-            manager.restart_shard(ShardId::ONE).unwrap().wait(PATIENCE).unwrap();
+            manager
+                .restart_shard(ShardId::ONE)
+                .unwrap()
+                .wait(PATIENCE)
+                .unwrap();
         }
     }
     for n in 0..20 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
-        assert_eq!(message.dispatch().unwrap().decode::<Value>().unwrap()["content"], n.to_string());
+        assert_eq!(
+            message.dispatch().unwrap().decode::<Value>().unwrap()["content"],
+            n.to_string()
+        );
         kept.push(message);
     }
     let one = manager.shard(ShardId::ONE).unwrap();
     assert_eq!(
-        (one.status().identifies, one.status().resumes, one.status().last_disconnect),
+        (
+            one.status().identifies,
+            one.status().resumes,
+            one.status().last_disconnect
+        ),
         (1, 4, Some(CloseReason::Restarted))
     );
     // What is still being handled holds the mark back, across restarts.
     let sequence = kept[0].dispatch().unwrap().sequence();
     assert_eq!(one.session().unwrap().sequence, sequence - 1);
-    assert!(matches!(manager.restart_shard(shard(0, 2)), Err(Error::NotOpen { .. })));
+    assert!(matches!(
+        manager.restart_shard(shard(0, 2)),
+        Err(Error::NotOpen { .. })
+    ));
     gateway.assert_lawful();
 }
 
 #[test]
 fn a_rolling_restart_takes_a_few_at_a_time() {
-    let gateway = gateway().shards(8).max_concurrency(4).guilds(8).start().unwrap();
+    let gateway = gateway()
+        .shards(8)
+        .max_concurrency(4)
+        .guilds(8)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
-    assert!(matches!(manager.restart_all(0), Err(Error::Setting { setting: "most_away", .. })));
+    assert!(matches!(
+        manager.restart_all(0),
+        Err(Error::Setting {
+            setting: "most_away",
+            ..
+        })
+    ));
     gateway.drain();
     let restart = manager.restart_all(3).unwrap();
     restart.wait(PATIENCE).unwrap();
@@ -151,20 +223,39 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
         }
         most_away = most_away.max(away);
     }
-    assert!((1..=3).contains(&most_away) && away == 0, "{most_away} were away at once");
+    assert!(
+        (1..=3).contains(&most_away) && away == 0,
+        "{most_away} were away at once"
+    );
     for shard in manager.shards() {
-        assert_eq!((shard.status().resumes, shard.status().identifies), (1, 1), "{}", shard.id());
+        assert_eq!(
+            (shard.status().resumes, shard.status().identifies),
+            (1, 1),
+            "{}",
+            shard.id()
+        );
     }
     // Of one key never two were away: each came back before the next of its key left.
     for key in 0..4 {
-        let of_key = seen.records.iter().filter(|record| record.shard.is_some_and(|shard| shard.number() % 4 == key));
+        let of_key = seen
+            .records
+            .iter()
+            .filter(|record| record.shard.is_some_and(|shard| shard.number() % 4 == key));
         let steps = of_key.filter_map(|record| match record.action {
             Action::Closed(Some(4000)) => Some(("left", record.shard?.number())),
             Action::Resume { .. } => Some(("back", record.shard?.number())),
             _ => None,
         });
         let steps: Vec<_> = steps.collect();
-        assert_eq!(steps, [("left", key), ("back", key), ("left", key + 4), ("back", key + 4)]);
+        assert_eq!(
+            steps,
+            [
+                ("left", key),
+                ("back", key),
+                ("left", key + 4),
+                ("back", key + 4)
+            ]
+        );
     }
     gateway.assert_lawful();
 }
@@ -175,7 +266,10 @@ fn every_shard_can_have_settings_of_its_own() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let config = config(&gateway).for_shard(move |shard, config| {
-        let name = format!("shard {shard}, time {}", count.fetch_add(1, Ordering::SeqCst));
+        let name = format!(
+            "shard {shard}, time {}",
+            count.fetch_add(1, Ordering::SeqCst)
+        );
         config.presence = Some(Presence::new(OnlineStatus::Idle).activity(Activity::playing(name)));
         config.compression = common::COMPRESSIONS[shard.number() as usize];
     });
@@ -183,17 +277,38 @@ fn every_shard_can_have_settings_of_its_own() {
     for id in [shard(0, 2), shard(1, 2)] {
         let seen = gateway.observed();
         let (_, identify) = seen.identifies(id).next().unwrap();
-        let name = identify["presence"]["activities"][0]["name"].as_str().unwrap();
+        let name = identify["presence"]["activities"][0]["name"]
+            .as_str()
+            .unwrap();
         assert!(name.starts_with(&format!("shard {id}")), "{name}");
     }
     let before = asked.load(Ordering::SeqCst);
-    manager.restart_shard(shard(0, 2)).unwrap().wait(PATIENCE).unwrap();
-    assert!(asked.load(Ordering::SeqCst) > before, "a restart asks again");
+    manager
+        .restart_shard(shard(0, 2))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    assert!(
+        asked.load(Ordering::SeqCst) > before,
+        "a restart asks again"
+    );
 
     let wrong = common::config(&gateway).for_shard(|_, config| config.large_threshold = 7);
-    assert!(matches!(ShardManager::start(wrong), Err(Error::Setting { setting: "large_threshold", .. })));
+    assert!(matches!(
+        ShardManager::start(wrong),
+        Err(Error::Setting {
+            setting: "large_threshold",
+            ..
+        })
+    ));
     let wrong = common::config(&gateway).for_shard(|_, _| panic!("a hook of no use"));
-    assert!(matches!(ShardManager::start(wrong), Err(Error::Setting { setting: "for_shard", .. })));
+    assert!(matches!(
+        ShardManager::start(wrong),
+        Err(Error::Setting {
+            setting: "for_shard",
+            ..
+        })
+    ));
     gateway.assert_lawful();
 }
 
@@ -213,8 +328,10 @@ impl Connector for Counting {
 fn transports_may_come_from_a_factory_of_the_users() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let made = Arc::<Mutex<Vec<ShardId>>>::default();
-    let manager =
-        ShardManager::start_with(config(&gateway), |connector| Counting(connector, Arc::clone(&made))).unwrap();
+    let manager = ShardManager::start_with(config(&gateway), |connector| {
+        Counting(connector, Arc::clone(&made))
+    })
+    .unwrap();
     manager.wait_ready(PATIENCE).unwrap();
     assert_eq!(*made.lock(), [shard(0, 2), shard(1, 2)]);
     gateway.assert_lawful();
@@ -232,28 +349,52 @@ fn closed_connections_are_told_by_callback_and_event() {
     let events = manager.events();
     gateway.inject(ShardId::ONE, Fault::Reconnect);
     let disconnected = next(&events, |event| event.name() == "Disconnected");
-    assert!(matches!(disconnected.kind(), EventKind::Disconnected { reason: CloseReason::ReconnectRequested, .. }));
+    assert!(matches!(
+        disconnected.kind(),
+        EventKind::Disconnected {
+            reason: CloseReason::ReconnectRequested,
+            ..
+        }
+    ));
     next(&events, |event| event.name() == "Resumed");
     gateway.inject(ShardId::ONE, Fault::Close(4014));
     let closed = next(&events, |event| event.name() == "Closed");
-    let EventKind::Closed(fatal) = *closed.kind() else { panic!() };
-    assert_eq!(*calls.lock(), [(ShardId::ONE, CloseReason::ReconnectRequested, true), (ShardId::ONE, fatal, false)]);
+    let EventKind::Closed(fatal) = *closed.kind() else {
+        panic!()
+    };
+    assert_eq!(
+        *calls.lock(),
+        [
+            (ShardId::ONE, CloseReason::ReconnectRequested, true),
+            (ShardId::ONE, fatal, false)
+        ]
+    );
     assert!(matches!(fatal, CloseReason::Discord(code) if code.0 == 4014));
     assert!(events.into_iter().next().is_none(), "the stream has ended");
-    assert!(matches!(manager.open_shard(shard(0, 2)), Err(Error::Closed)));
+    assert!(matches!(
+        manager.open_shard(shard(0, 2)),
+        Err(Error::Closed)
+    ));
     gateway.assert_lawful();
 }
 
 #[test]
 fn guilds_are_told_when_all_are_in_or_given_up() {
-    let gateway =
-        gateway().shards(2).max_concurrency(2).guilds(10).guild_delay(Duration::from_millis(5)).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(2)
+        .guilds(10)
+        .guild_delay(Duration::from_millis(5))
+        .start()
+        .unwrap();
     let manager = ShardManager::start(config(&gateway)).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let (mut arrived, mut told) = (0, Vec::new());
     let events = manager.events();
     while told.len() < 2 {
-        let event = next(&events, |event| matches!(event.name(), "GUILD_CREATE" | "GuildsReady"));
+        let event = next(&events, |event| {
+            matches!(event.name(), "GUILD_CREATE" | "GuildsReady")
+        });
         match event.kind() {
             EventKind::GuildsReady { guilds, missing: 0 } => told.push(*guilds),
             EventKind::GuildsReady { .. } => panic!("{event:?}"),
@@ -261,22 +402,48 @@ fn guilds_are_told_when_all_are_in_or_given_up() {
         }
     }
     assert_eq!((arrived, told.iter().sum::<usize>()), (10, 10));
-    assert!(manager.status().shards.iter().all(|shard| shard.guilds_in && shard.guilds.is_some()));
+    assert!(
+        manager
+            .status()
+            .shards
+            .iter()
+            .all(|shard| shard.guilds_in && shard.guilds.is_some())
+    );
     manager.close();
 
     // Guilds that take their time are given up, each after that long.
-    let slow = common::gateway().guilds(3).guild_delay(PATIENCE).start().unwrap();
+    let slow = common::gateway()
+        .guilds(3)
+        .guild_delay(PATIENCE)
+        .start()
+        .unwrap();
     let mut config = config(&slow);
     config.timing.guilds_timeout = Duration::from_millis(50);
     let manager = ready(config.clone());
     manager.wait_guilds(PATIENCE).unwrap();
     let event = next(&manager.events(), |event| event.name() == "GuildsReady");
-    assert!(matches!(event.kind(), EventKind::GuildsReady { guilds: 3, missing: 2 | 3 }), "{event:?}");
+    assert!(
+        matches!(
+            event.kind(),
+            EventKind::GuildsReady {
+                guilds: 3,
+                missing: 2 | 3
+            }
+        ),
+        "{event:?}"
+    );
     // Not in time: the error says who is waited for.
     config.timing.guilds_timeout = PATIENCE;
     drop(manager);
     let manager = ready(config);
-    assert!(matches!(manager.wait_guilds(Duration::from_millis(20)), Err(Error::NotReady { ready: 0, total: 1, .. })));
+    assert!(matches!(
+        manager.wait_guilds(Duration::from_millis(20)),
+        Err(Error::NotReady {
+            ready: 0,
+            total: 1,
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -287,13 +454,29 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
     config.timing.circuit_window = PATIENCE;
     let manager = ready(config);
     let (events, id) = (manager.events(), shard(1, 2));
-    let refuse = || gateway.inject(id, Fault::Identify(Answer::InvalidSession { resumable: false }));
+    let refuse = || {
+        gateway.inject(
+            id,
+            Fault::Identify(Answer::InvalidSession { resumable: false }),
+        );
+    };
     (0..2).for_each(|_| refuse());
     gateway.inject(id, Fault::InvalidSession { resumable: false });
-    next(&events, |event| event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::CircuitOpen)));
+    next(&events, |event| {
+        event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::CircuitOpen))
+    });
     let stopped = manager.shard(id).unwrap();
-    assert_eq!(stopped.status().stage, Stage::Stopped(CloseReason::CircuitOpen));
-    assert!(manager.wait_ready(PATIENCE).unwrap_err().to_string().contains("restart it"));
+    assert_eq!(
+        stopped.status().stage,
+        Stage::Stopped(CloseReason::CircuitOpen)
+    );
+    assert!(
+        manager
+            .wait_ready(PATIENCE)
+            .unwrap_err()
+            .to_string()
+            .contains("restart it")
+    );
     let spent = identifies(&gateway);
     manager.restart_shard(id).unwrap().wait(PATIENCE).unwrap();
     assert_eq!(identifies(&gateway), spent + 1);
@@ -303,15 +486,35 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
 
 #[test]
 fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
-    let gateway = gateway().shards(4).session_starts(1000, 3, Duration::from_secs(3600)).start().unwrap();
+    let gateway = gateway()
+        .shards(4)
+        .session_starts(1000, 3, Duration::from_secs(3600))
+        .start()
+        .unwrap();
     match ShardManager::start(config(&gateway).shortage(Shortage::Refuse)) {
-        Err(Error::TooFewIdentifies { needed: 4, remaining: 3, total: 1000, .. }) => {}
+        Err(Error::TooFewIdentifies {
+            needed: 4,
+            remaining: 3,
+            total: 1000,
+            ..
+        }) => {}
         other => panic!("{other:?}"),
     }
     assert!(gateway.observed().live.is_empty() && identifies(&gateway) == 0);
     // Three fit, and then nothing is left for a reshard, nor for a restart that would identify.
-    let manager = ready(config(&gateway).plan(Plan::range(0..3, 4)).shortage(Shortage::Refuse));
-    assert!(matches!(manager.reshard(&Plan::Total(5)), Err(Error::TooFewIdentifies { needed: 5, remaining: 0, .. })));
+    let manager = ready(
+        config(&gateway)
+            .plan(Plan::range(0..3, 4))
+            .shortage(Shortage::Refuse),
+    );
+    assert!(matches!(
+        manager.reshard(&Plan::Total(5)),
+        Err(Error::TooFewIdentifies {
+            needed: 5,
+            remaining: 0,
+            ..
+        })
+    ));
     assert_eq!(manager.shards().len(), 3);
     gateway.assert_lawful();
 }
@@ -319,18 +522,33 @@ fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
 #[test]
 fn a_large_bots_total_is_rounded_up() {
     // Known from the number of guilds, before anything starts ...
-    let large = gateway().shards(2).shard_multiple(2).max_concurrency(8).start().unwrap();
+    let large = gateway()
+        .shards(2)
+        .shard_multiple(2)
+        .max_concurrency(8)
+        .start()
+        .unwrap();
     let manager = ready(config(&large).plan(Plan::Total(3)));
-    assert_eq!(manager.shards().iter().map(threadcord::Shard::id).collect::<Vec<_>>(), shard(0, 1).split(4).unwrap());
+    assert_eq!(
+        manager
+            .shards()
+            .iter()
+            .map(threadcord::Shard::id)
+            .collect::<Vec<_>>(),
+        shard(0, 1).split(4).unwrap()
+    );
     manager.close();
     large.assert_lawful();
     // ... or from the close code of a gateway that counts otherwise.
     let gateway = gateway().shards(2).max_concurrency(8).start().unwrap();
     gateway.inject(shard(1, 3), Fault::Identify(Answer::Close(4010)));
     let manager = ShardManager::start(config(&gateway).plan(Plan::Total(3))).unwrap();
-    eventually("four shards run", || manager.wait_ready(PATIENCE).is_ok() && manager.shards().len() == 4);
-    gateway
-        .expect("only they", PATIENCE, |seen| seen.live.len() == 4 && seen.live.keys().all(|shard| shard.total() == 4));
+    eventually("four shards run", || {
+        manager.wait_ready(PATIENCE).is_ok() && manager.shards().len() == 4
+    });
+    gateway.expect("only they", PATIENCE, |seen| {
+        seen.live.len() == 4 && seen.live.keys().all(|shard| shard.total() == 4)
+    });
     manager.close();
     gateway.assert_lawful();
     // What cannot be mended by that ends as before.
@@ -338,34 +556,71 @@ fn a_large_bots_total_is_rounded_up() {
         gateway.inject(shard(number, 4), Fault::Identify(Answer::Close(4010)));
     }
     let manager = ShardManager::start(config(&gateway).plan(Plan::Total(4))).unwrap();
-    let error = manager.run(1, |_: &Handle, _: Event| {}).unwrap_err().to_string();
+    let error = manager
+        .run(1, |_: &Handle, _: Event| {})
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("4010"), "{error}");
 }
 
 #[test]
 fn the_status_tells_it_all() {
-    let gateway =
-        gateway().shards(3).max_concurrency(1).guilds(6).ready_delay(Duration::from_millis(200)).start().unwrap();
+    let gateway = gateway()
+        .shards(3)
+        .max_concurrency(1)
+        .guilds(6)
+        .ready_delay(Duration::from_millis(200))
+        .start()
+        .unwrap();
     let mut config = config(&gateway);
     config.timing.guard = Duration::from_millis(400);
     let manager = ShardManager::start(config).unwrap();
-    eventually("somebody waits for a turn", || manager.status().limit.is_some_and(|limit| !limit.waiting.is_empty()));
+    eventually("somebody waits for a turn", || {
+        manager
+            .status()
+            .limit
+            .is_some_and(|limit| !limit.waiting.is_empty())
+    });
     let status = manager.status();
-    assert!(status.to_string().contains("wait for a turn, first shard"), "{status}");
+    assert!(
+        status.to_string().contains("wait for a turn, first shard"),
+        "{status}"
+    );
     manager.wait_guilds(PATIENCE).unwrap();
     gateway.inject(shard(2, 3), Fault::Cut);
-    eventually("it resumes", || manager.shard(shard(2, 3)).unwrap().status().resumes == 1);
+    eventually("it resumes", || {
+        manager.shard(shard(2, 3)).unwrap().status().resumes == 1
+    });
     manager.wait_ready(PATIENCE).unwrap();
     let status = manager.status();
-    let [_, _, last] = &status.shards[..] else { panic!("{status}") };
-    assert_eq!((last.identifies, last.resumes, last.reconnects, last.guilds), (1, 1, 1, Some(2)));
-    assert_eq!((last.last_disconnect, last.stage), (Some(CloseReason::Cut), Stage::Ready));
-    assert!(last.bytes > 100 && last.events >= 4 && last.outstanding_events >= 4 && last.sequence >= 3);
+    let [_, _, last] = &status.shards[..] else {
+        panic!("{status}")
+    };
+    assert_eq!(
+        (last.identifies, last.resumes, last.reconnects, last.guilds),
+        (1, 1, 1, Some(2))
+    );
+    assert_eq!(
+        (last.last_disconnect, last.stage),
+        (Some(CloseReason::Cut), Stage::Ready)
+    );
+    assert!(
+        last.bytes > 100 && last.events >= 4 && last.outstanding_events >= 4 && last.sequence >= 3
+    );
     let limit = status.limit.as_ref().unwrap();
-    assert_eq!((limit.remaining, limit.total, limit.max_concurrency.get()), (997, 1000, 1));
-    assert!(status.to_string().contains("3 of 3 shards ready"), "{status}");
+    assert_eq!(
+        (limit.remaining, limit.total, limit.max_concurrency.get()),
+        (997, 1000, 1)
+    );
+    assert!(
+        status.to_string().contains("3 of 3 shards ready"),
+        "{status}"
+    );
     let json = serde_json::to_value(&status).unwrap();
-    assert_eq!(json["shards"][2]["last_disconnect"], "the connection was cut");
+    assert_eq!(
+        json["shards"][2]["last_disconnect"],
+        "the connection was cut"
+    );
     let handle = manager.handle();
     assert!(handle.status().is_some());
     drop(manager);
@@ -375,7 +630,12 @@ fn the_status_tells_it_all() {
 
 #[test]
 fn everything_may_be_called_from_a_handler() {
-    let gateway = gateway().shards(3).max_concurrency(3).guilds(3).start().unwrap();
+    let gateway = gateway()
+        .shards(3)
+        .max_concurrency(3)
+        .guilds(3)
+        .start()
+        .unwrap();
     let mut config = config(&gateway);
     config.timing.reshard_overlap = Duration::from_millis(10);
     config.timing.handlers_timeout = Duration::from_millis(10);
@@ -388,9 +648,17 @@ fn everything_may_be_called_from_a_handler() {
             match step.fetch_add(1, Ordering::SeqCst) {
                 0 => handle.close_shard(id).unwrap().wait(PATIENCE).unwrap(),
                 1 => handle.open_shard(id).unwrap().wait(PATIENCE).unwrap(),
-                2 => handle.restart_shard(event.shard()).unwrap().wait(PATIENCE).unwrap(),
+                2 => handle
+                    .restart_shard(event.shard())
+                    .unwrap()
+                    .wait(PATIENCE)
+                    .unwrap(),
                 3 => handle.restart_all(1).unwrap().wait(PATIENCE).unwrap(),
-                4 => handle.reshard(&Plan::Total(2)).unwrap().wait(PATIENCE).unwrap(),
+                4 => handle
+                    .reshard(&Plan::Total(2))
+                    .unwrap()
+                    .wait(PATIENCE)
+                    .unwrap(),
                 5 => handle.close(),
                 _ => {}
             }
@@ -403,18 +671,36 @@ fn everything_may_be_called_from_a_handler() {
 
 #[test]
 fn operations_on_what_is_not_there_yet_end() {
-    let gateway = gateway().shards(1).session_starts(1000, 1, Duration::from_secs(3600)).start().unwrap();
+    let gateway = gateway()
+        .shards(1)
+        .session_starts(1000, 1, Duration::from_secs(3600))
+        .start()
+        .unwrap();
     // Shard 0 takes the day's last IDENTIFY, and the others wait.
     let manager = ready(config(&gateway).plan(Plan::range(0..1, 4)));
-    let opening: Vec<_> = (1..4).map(|number| manager.open_shard(shard(number, 4)).unwrap()).collect();
-    assert!(matches!(opening[0].wait(Duration::from_millis(20)), Err(Error::TimedOut { .. })));
+    let opening: Vec<_> = (1..4)
+        .map(|number| manager.open_shard(shard(number, 4)).unwrap())
+        .collect();
+    assert!(matches!(
+        opening[0].wait(Duration::from_millis(20)),
+        Err(Error::TimedOut { .. })
+    ));
     let restart = manager.restart_all(1).unwrap();
     for number in [3, 2, 1] {
-        manager.close_shard(shard(number, 4)).unwrap().wait(PATIENCE).unwrap();
-        assert!(matches!(opening[number as usize - 1].wait(PATIENCE), Err(Error::Stopped { .. })));
+        manager
+            .close_shard(shard(number, 4))
+            .unwrap()
+            .wait(PATIENCE)
+            .unwrap();
+        assert!(matches!(
+            opening[number as usize - 1].wait(PATIENCE),
+            Err(Error::Stopped { .. })
+        ));
     }
     assert!(matches!(restart.wait(PATIENCE), Err(Error::Stopped { .. })));
-    manager.wait_ready(PATIENCE).expect("the one that is left restarts by itself");
+    manager
+        .wait_ready(PATIENCE)
+        .expect("the one that is left restarts by itself");
     gateway.assert_lawful();
 }
 
@@ -423,14 +709,33 @@ fn settings_that_fail_later_fail_the_operation_alone() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let told = Arc::clone(&fails);
-    let hook = move |_: ShardId, _: &mut threadcord::Config| assert!(!told.load(Ordering::SeqCst), "no settings");
+    let hook = move |_: ShardId, _: &mut threadcord::Config| {
+        assert!(!told.load(Ordering::SeqCst), "no settings");
+    };
     let manager = ready(config(&gateway).for_shard(hook));
     fails.store(true, Ordering::SeqCst);
-    assert!(matches!(manager.restart_all(1), Err(Error::Setting { setting: "for_shard", .. })));
-    manager.close_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
-    assert!(matches!(manager.open_shard(shard(1, 2)), Err(Error::Setting { .. })));
+    assert!(matches!(
+        manager.restart_all(1),
+        Err(Error::Setting {
+            setting: "for_shard",
+            ..
+        })
+    ));
+    manager
+        .close_shard(shard(1, 2))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    assert!(matches!(
+        manager.open_shard(shard(1, 2)),
+        Err(Error::Setting { .. })
+    ));
     fails.store(false, Ordering::SeqCst);
-    manager.open_shard(shard(1, 2)).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .open_shard(shard(1, 2))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     gateway.assert_lawful();
 }
 
@@ -439,7 +744,13 @@ fn two_sessions_of_one_shard_are_refused() {
     let gateway = gateway().start().unwrap();
     let session = Session::new("a".into(), 1, String::new(), ShardId::ONE, 0);
     let twice = config(&gateway).sessions(vec![session.clone(), session]);
-    assert!(matches!(ShardManager::start(twice), Err(Error::Setting { setting: "sessions", .. })));
+    assert!(matches!(
+        ShardManager::start(twice),
+        Err(Error::Setting {
+            setting: "sessions",
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -448,6 +759,9 @@ fn a_session_names_its_shard() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     // One total with another that runs.
-    assert!(matches!(manager.resume_shard(session), Err(Error::Overlaps { .. })));
+    assert!(matches!(
+        manager.resume_shard(session),
+        Err(Error::Overlaps { .. })
+    ));
     gateway.assert_lawful();
 }

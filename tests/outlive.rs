@@ -18,7 +18,9 @@ use serde_json::Value;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Gateway};
 use threadcord::store::{FileStore, SessionStore};
-use threadcord::{Config, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token};
+use threadcord::{
+    Config, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token,
+};
 
 const GUILDS: u32 = 20;
 const SHARDS: u32 = 4;
@@ -30,25 +32,40 @@ const RATE: u32 = 5000;
 const CHILD: &str = "THREADCORD_TEST_CHILD";
 
 fn loaded_gateway() -> Gateway {
-    gateway().shards(SHARDS).max_concurrency(SHARDS).guilds(GUILDS).start().unwrap()
+    gateway()
+        .shards(SHARDS)
+        .max_concurrency(SHARDS)
+        .guilds(GUILDS)
+        .start()
+        .unwrap()
 }
 
 /// For managers that identify soon after one another.
 fn limiter() -> Arc<SessionLimit> {
     let timing = threadcord::Timing::scaled(common::SCALE);
-    Arc::new(SessionLimit::with_timing(Limits::default(), &timing, ReleaseAfter::Identify))
+    Arc::new(SessionLimit::with_timing(
+        Limits::default(),
+        &timing,
+        ReleaseAfter::Identify,
+    ))
 }
 
 fn identifies(gateway: &Gateway) -> usize {
-    gateway.observed().count(|action| matches!(action, Action::Identify(_)))
+    gateway
+        .observed()
+        .count(|action| matches!(action, Action::Identify(_)))
 }
 
 #[test]
 fn suspended_and_started_again_under_load() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = loaded_gateway();
-    let (seen, stop) = (Mutex::<HashMap<u64, Vec<u64>>>::default(), AtomicBool::new(false));
-    let mut config = config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json")));
+    let (seen, stop) = (
+        Mutex::<HashMap<u64, Vec<u64>>>::default(),
+        AtomicBool::new(false),
+    );
+    let mut config =
+        config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json")));
     config.timing.handlers_timeout = PATIENCE;
     let mut sent = 0;
     std::thread::scope(|scope| {
@@ -56,10 +73,13 @@ fn suspended_and_started_again_under_load() {
         for round in 0..4 {
             let manager = ShardManager::start(config.clone()).unwrap();
             std::thread::scope(|handlers| {
-                // Before all are ready: what is replayed may be more than the credit of a shard whose events nobody takes.
+                // Before all are ready: what is replayed may be more than the credit of a shard
+                // whose events nobody takes.
                 handlers.spawn(|| {
                     let handler = |_: &Handle, event: Event| {
-                        let Some((guild, number)) = number(&event) else { return };
+                        let Some((guild, number)) = number(&event) else {
+                            return;
+                        };
                         std::thread::sleep(Duration::from_micros(100));
                         seen.lock().entry(guild).or_default().push(number);
                     };
@@ -83,16 +103,26 @@ fn suspended_and_started_again_under_load() {
         }
     });
     for (guild, numbers) in seen.into_inner() {
-        assert!(numbers.iter().copied().eq(0..sent), "guild {guild}: {} of {sent}", numbers.len());
+        assert!(
+            numbers.iter().copied().eq(0..sent),
+            "guild {guild}: {} of {sent}",
+            numbers.len()
+        );
     }
-    assert_eq!(identifies(&gateway), SHARDS as usize, "those of the first start");
+    assert_eq!(
+        identifies(&gateway),
+        SHARDS as usize,
+        "those of the first start"
+    );
     gateway.assert_lawful();
 }
 
 /// The process that is killed: writes down each event that it has handled.
 #[test]
 fn child() {
-    let Ok(told) = std::env::var(CHILD) else { return };
+    let Ok(told) = std::env::var(CHILD) else {
+        return;
+    };
     let [rest, token, folder]: [&str; 3] = told.split(' ').collect::<Vec<_>>().try_into().unwrap();
     let mut config = Config::new(Token::new(token).unwrap(), threadcord::Intents::all())
         .rest_url(rest)
@@ -102,10 +132,18 @@ fn child() {
     let manager = ShardManager::start(config).unwrap();
     let mut log = fs::File::create(PathBuf::from(folder).join("handled")).unwrap();
     for event in manager.events() {
-        let Some(dispatch) = event.dispatch() else { continue };
-        let Some((guild, number)) = number(&event) else { continue };
+        let Some(dispatch) = event.dispatch() else {
+            continue;
+        };
+        let Some((guild, number)) = number(&event) else {
+            continue;
+        };
         // One write for each: what is in the file has been handled, however the process ends.
-        let line = format!("{} {} {guild} {number}\n", event.shard().number(), dispatch.sequence());
+        let line = format!(
+            "{} {} {guild} {number}\n",
+            event.shard().number(),
+            dispatch.sequence()
+        );
         log.write_all(line.as_bytes()).unwrap();
     }
 }
@@ -116,11 +154,21 @@ fn killed_and_started_again_under_load() {
     let gateway = Arc::new(loaded_gateway());
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture"])
-        .env(CHILD, format!("{} {} {}", gateway.rest_url(), gateway.token(), folder.path().display()))
+        .env(
+            CHILD,
+            format!(
+                "{} {} {}",
+                gateway.rest_url(),
+                gateway.token(),
+                folder.path().display()
+            ),
+        )
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    gateway.expect("the child is ready", PATIENCE, |seen| seen.live.len() == SHARDS as usize);
+    gateway.expect("the child is ready", PATIENCE, |seen| {
+        seen.live.len() == SHARDS as usize
+    });
     let stop = Arc::new(AtomicBool::new(false));
     let sender = std::thread::spawn({
         let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
@@ -133,22 +181,42 @@ fn killed_and_started_again_under_load() {
     let store = FileStore::new(folder.path().join("sessions.json"));
     let sessions = store.load().unwrap();
     assert_eq!(sessions.len(), SHARDS as usize);
-    let stored: BTreeMap<u32, u64> =
-        sessions.iter().map(|session| (session.shard.number(), session.sequence)).collect();
+    let stored: BTreeMap<u32, u64> = sessions
+        .iter()
+        .map(|session| (session.shard.number(), session.sequence))
+        .collect();
     let log = fs::read_to_string(folder.path().join("handled")).unwrap();
     // The last line may be cut off in the middle.
     let lines = log.lines().filter(|_| log.ends_with('\n')).map(|line| {
-        let fields: Vec<u64> = line.split(' ').map(|field| field.parse().unwrap()).collect();
-        (u32::try_from(fields[0]).unwrap(), fields[1], (fields[2], fields[3]))
+        let fields: Vec<u64> = line
+            .split(' ')
+            .map(|field| field.parse().unwrap())
+            .collect();
+        (
+            u32::try_from(fields[0]).unwrap(),
+            fields[1],
+            (fields[2], fields[3]),
+        )
     });
     let handled: Vec<_> = lines.collect();
-    assert!(handled.len() > 1000, "the child was busy: {}", handled.len());
-    let before_write: BTreeSet<_> =
-        handled.iter().filter(|(shard, sequence, _)| *sequence <= stored[shard]).map(|(.., event)| *event).collect();
-    let since_write: BTreeSet<_> =
-        handled.iter().filter(|(shard, sequence, _)| *sequence > stored[shard]).map(|(.., event)| *event).collect();
+    assert!(
+        handled.len() > 1000,
+        "the child was busy: {}",
+        handled.len()
+    );
+    let before_write: BTreeSet<_> = handled
+        .iter()
+        .filter(|(shard, sequence, _)| *sequence <= stored[shard])
+        .map(|(.., event)| *event)
+        .collect();
+    let since_write: BTreeSet<_> = handled
+        .iter()
+        .filter(|(shard, sequence, _)| *sequence > stored[shard])
+        .map(|(.., event)| *event)
+        .collect();
 
-    // Not `ready`: what is replayed may be more than the credit of a shard whose events nobody takes.
+    // Not `ready`: what is replayed may be more than the credit of a shard whose events nobody
+    // takes.
     let manager = ShardManager::start(config(&gateway).session_store(store)).unwrap();
     let events = manager.events();
     stop.store(true, Ordering::Release);
@@ -160,8 +228,14 @@ fn killed_and_started_again_under_load() {
         let event = number(&event).unwrap();
         assert!(again.insert(event), "{event:?} came twice from one process");
     }
-    assert!(before_write.is_disjoint(&again), "what was handled before the last write does not come again");
-    assert!(since_write.is_subset(&again), "what was handled since then does");
+    assert!(
+        before_write.is_disjoint(&again),
+        "what was handled before the last write does not come again"
+    );
+    assert!(
+        since_write.is_subset(&again),
+        "what was handled since then does"
+    );
     println!(
         "{} handled before the last write, {} since, of {} sent",
         before_write.len(),
@@ -210,7 +284,14 @@ fn handlers_may_finish_before_sessions_are_taken() {
         gateway.chat(channel, "the next").unwrap();
         let message = next(&manager.events(), |event| event.name() == "MESSAGE_CREATE");
         let content = message.dispatch().unwrap().decode::<Value>().unwrap()["content"].clone();
-        assert_eq!(content, if comes_again { "one that takes long" } else { "the next" });
+        assert_eq!(
+            content,
+            if comes_again {
+                "one that takes long"
+            } else {
+                "the next"
+            }
+        );
         manager.close();
     }
     gateway.assert_lawful();
@@ -221,27 +302,49 @@ fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let store = FileStore::new(folder.path().join("sessions.json"));
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
-    let mut config = config(&gateway).session_store(store.clone()).limiter(limiter());
+    let mut config = config(&gateway)
+        .session_store(store.clone())
+        .limiter(limiter());
     config.timing.store_interval = Duration::from_millis(10);
     let manager = ready(config.clone());
-    eventually("both sessions are stored", || store.load().unwrap().len() == 2);
+    eventually("both sessions are stored", || {
+        store.load().unwrap().len() == 2
+    });
     manager.close();
-    assert!(store.load().unwrap().is_empty(), "sessions that are over are not kept");
+    assert!(
+        store.load().unwrap().is_empty(),
+        "sessions that are over are not kept"
+    );
     drop(manager);
     assert_eq!(identifies(&gateway), 2);
 
     // A session that Discord does not know falls back to an IDENTIFY.
     let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let made_up = |id: ShardId, bot| {
         let mut session = Session::new("made up".into(), 7, gateway.url(), id, bot);
         session.saved_at = now;
         session
     };
-    store.save(&[made_up(shard(0, 2), bot), made_up(shard(1, 2), bot + 1), made_up(shard(0, 9), bot)]).unwrap();
+    store
+        .save(&[
+            made_up(shard(0, 2), bot),
+            made_up(shard(1, 2), bot + 1),
+            made_up(shard(0, 9), bot),
+        ])
+        .unwrap();
     let manager = ready(config);
-    let resumes = gateway.observed().count(|action| matches!(action, Action::Resume { .. }));
-    assert_eq!((resumes, identifies(&gateway)), (1, 4), "one is tried; another bot's and another total's are not");
+    let resumes = gateway
+        .observed()
+        .count(|action| matches!(action, Action::Resume { .. }));
+    assert_eq!(
+        (resumes, identifies(&gateway)),
+        (1, 4),
+        "one is tried; another bot's and another total's are not"
+    );
     manager.suspend();
     assert_eq!(store.load().unwrap().len(), 2);
     gateway.assert_lawful();
@@ -256,11 +359,19 @@ struct Failing {
 
 impl SessionStore for Failing {
     fn load(&self) -> Result<Vec<Session>, StoreError> {
-        if self.reading.load(Ordering::SeqCst) { Err("unreadable".into()) } else { Ok(Vec::new()) }
+        if self.reading.load(Ordering::SeqCst) {
+            Err("unreadable".into())
+        } else {
+            Ok(Vec::new())
+        }
     }
 
     fn save(&self, _: &[Session]) -> Result<(), StoreError> {
-        if self.writing.load(Ordering::SeqCst) { Err("full".into()) } else { Ok(()) }
+        if self.writing.load(Ordering::SeqCst) {
+            Err("full".into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -275,19 +386,33 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
     };
     store.reading.store(true, Ordering::SeqCst);
     let error = start().unwrap_err();
-    assert_eq!(error.report(), "the session store cannot be read: unreadable");
+    assert_eq!(
+        error.report(),
+        "the session store cannot be read: unreadable"
+    );
     store.reading.store(false, Ordering::SeqCst);
     store.writing.store(true, Ordering::SeqCst);
-    assert!(matches!(start(), Err(Error::Store { what: "written", .. })));
+    assert!(matches!(
+        start(),
+        Err(Error::Store {
+            what: "written",
+            ..
+        })
+    ));
     let folder = tempfile::tempdir().unwrap();
     let nowhere = FileStore::new(folder.path().join("missing/sessions.json"));
-    assert!(matches!(ShardManager::start(config(&gateway).session_store(nowhere)), Err(Error::Store { .. })));
+    assert!(matches!(
+        ShardManager::start(config(&gateway).session_store(nowhere)),
+        Err(Error::Store { .. })
+    ));
     assert!(gateway.observed().live.is_empty() && identifies(&gateway) == 0);
     store.writing.store(false, Ordering::SeqCst);
     let manager = start().unwrap();
     manager.wait_ready(PATIENCE).unwrap();
     store.writing.store(true, Ordering::SeqCst);
-    gateway.chat(gateway.direct_channel(), "life goes on").unwrap();
+    gateway
+        .chat(gateway.direct_channel(), "life goes on")
+        .unwrap();
     next(&manager.events(), |event| event.name() == "MESSAGE_CREATE");
     assert_eq!(manager.suspend().len(), 1);
     gateway.assert_lawful();
@@ -296,13 +421,23 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
 #[test]
 fn after_a_split_and_a_reshard_it_starts_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
-    let gateway = gateway().shards(2).max_concurrency(4).guilds(16).guilds_per_shard(8).start().unwrap();
-    let mut config = config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json")));
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(4)
+        .guilds(16)
+        .guilds_per_shard(8)
+        .start()
+        .unwrap();
+    let mut config =
+        config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json")));
     config = config.plan(Plan::Stored).auto_split(2);
     config.timing.reshard_overlap = Duration::from_millis(10);
     let manager = ready(config.clone());
     gateway.add_guilds(1);
-    gateway.inject(shard(0, 2), threadcord::sim::Fault::InvalidSession { resumable: false });
+    gateway.inject(
+        shard(0, 2),
+        threadcord::sim::Fault::InvalidSession { resumable: false },
+    );
     eventually("it is split", || manager.shards().len() == 3);
     manager.wait_ready(PATIENCE).unwrap();
     manager.suspend();
@@ -326,6 +461,13 @@ fn a_plan_that_has_changed_starts_anew() {
     let config = config(&gateway).limiter(limiter());
     let sessions = ready(config.clone()).suspend();
     let manager = ready(config.plan(Plan::Total(3)).sessions(sessions));
-    assert_eq!(manager.shards().iter().map(|shard| shard.status().identifies).sum::<u64>(), 3);
+    assert_eq!(
+        manager
+            .shards()
+            .iter()
+            .map(|shard| shard.status().identifies)
+            .sum::<u64>(),
+        3
+    );
     gateway.assert_lawful();
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use common::{Http, config, gateway, ready};
 use serde_json::{Value, json};
 use threadcord::rest::Rest;
-use threadcord::{CloseCode, CloseReason, Config, Error, Fault, Intents, Plan, ShardId, ShardManager, Token};
+use threadcord::{
+    CloseCode, CloseReason, Config, Error, Fault, Intents, Plan, ShardId, ShardManager, Token,
+};
 
 fn bot(rest_url: &str) -> Config {
     Config::new(Token::new("a.b.c").unwrap(), Intents::GUILDS).rest_url(rest_url)
@@ -16,7 +18,10 @@ fn bot(rest_url: &str) -> Config {
 fn refused(config: Config) -> Error {
     let threads = threads();
     let error = ShardManager::start(config).expect_err("refused");
-    assert!(threads_named("shard-").is_empty(), "no thread of a shard: {threads}");
+    assert!(
+        threads_named("shard-").is_empty(),
+        "no thread of a shard: {threads}"
+    );
     error
 }
 
@@ -26,7 +31,9 @@ fn threads() -> usize {
 
 /// The names of this process's threads that begin so; where the system does not tell, none.
 fn threads_named(prefix: &str) -> Vec<String> {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
     tasks
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
         .filter(|name| name.starts_with(prefix))
@@ -48,9 +55,27 @@ fn settings() {
     let local = || bot("http://127.0.0.1:1/api/v10");
     for (config, wanted) in [
         (local().plan(Plan::Total(0)), "0 shards"),
-        (local().plan(Plan::Ids { ids: vec![], total: 4 }), "empty"),
-        (local().plan(Plan::Ids { ids: vec![4], total: 4 }), "shard 4 of 4"),
-        (local().plan(Plan::Ids { ids: vec![0], total: 0 }), "shard 0 of 0"),
+        (
+            local().plan(Plan::Ids {
+                ids: vec![],
+                total: 4,
+            }),
+            "empty",
+        ),
+        (
+            local().plan(Plan::Ids {
+                ids: vec![4],
+                total: 4,
+            }),
+            "shard 4 of 4",
+        ),
+        (
+            local().plan(Plan::Ids {
+                ids: vec![0],
+                total: 0,
+            }),
+            "shard 0 of 0",
+        ),
         (local().large_threshold(49), "49"),
         (local().large_threshold(300), "50 to 250"),
         (local().gateway_url("http://x"), "`gateway_url` is http://x"),
@@ -69,10 +94,22 @@ fn settings() {
 fn answers_of_rest() {
     let limits = r#""session_start_limit":{"total":1000,"remaining":999,"reset_after":0,"max_concurrency":1}"#;
     let no_shards = format!(r#"{{"url":"ws://x","shards":0,{limits}}}"#);
-    let no_keys = no_shards.replace(r#""shards":0"#, r#""shards":1"#).replace("concurrency\":1", "concurrency\":0");
+    let no_keys = no_shards
+        .replace(r#""shards":0"#, r#""shards":1"#)
+        .replace("concurrency\":1", "concurrency\":0");
     for (answer, wanted) in [
-        ((401, "", r#"{"message":"401: Unauthorized","code":0}"#), "refused the token"),
-        ((200, "content-type: text/html\r\n", "<html>maintenance</html>"), "<html>maintenance</html>"),
+        (
+            (401, "", r#"{"message":"401: Unauthorized","code":0}"#),
+            "refused the token",
+        ),
+        (
+            (
+                200,
+                "content-type: text/html\r\n",
+                "<html>maintenance</html>",
+            ),
+            "<html>maintenance</html>",
+        ),
         ((200, "", no_shards.as_str()), "GET /gateway/bot"),
         ((200, "", no_keys.as_str()), "GET /gateway/bot"),
         ((403, "", r#"{"message":"Missing Access"}"#), "403"),
@@ -85,7 +122,9 @@ fn answers_of_rest() {
         assert_eq!(http.count(), 1, "asked once");
         match answer.0 {
             401 => assert!(matches!(error, Error::Unauthorized) && error.is_fatal()),
-            200 => assert!(matches!(error, Error::UnexpectedAnswer { .. }) && error.fault() == Fault::Discord),
+            200 => assert!(
+                matches!(error, Error::UnexpectedAnswer { .. }) && error.fault() == Fault::Discord
+            ),
             _ => assert!(matches!(error, Error::Status { .. })),
         }
     }
@@ -96,40 +135,73 @@ fn answers_of_rest() {
 
 fn unreachable_hosts() {
     let error = refused(bot("http://127.0.0.1:1/api/v10"));
-    assert!(matches!(error, Error::Http { .. }) && error.fault() == Fault::Network, "{error:?}");
+    assert!(
+        matches!(error, Error::Http { .. }) && error.fault() == Fault::Network,
+        "{error:?}"
+    );
     let error = refused(bot("http://no-such-host.invalid/api/v10"));
     assert!(matches!(error, Error::Http { .. }), "{error:?}");
 }
 
 fn wrong_tokens_and_intents() {
-    let gateway = gateway().allowed_intents(Intents::default()).start().unwrap();
-    assert!(matches!(refused(bot(&gateway.rest_url())), Error::Unauthorized));
+    let gateway = gateway()
+        .allowed_intents(Intents::default())
+        .start()
+        .unwrap();
+    assert!(matches!(
+        refused(bot(&gateway.rest_url())),
+        Error::Unauthorized
+    ));
     let manager = ShardManager::start(config(&gateway)).unwrap();
-    let Err(Error::Stopped { reason, shard: ShardId::ONE }) = manager.wait_ready(common::PATIENCE) else {
+    let Err(Error::Stopped {
+        reason,
+        shard: ShardId::ONE,
+    }) = manager.wait_ready(common::PATIENCE)
+    else {
         panic!("it cannot be ready")
     };
     assert_eq!(reason, CloseReason::Discord(CloseCode(4014)));
     assert!(reason.to_string().contains("GUILD_PRESENCES"), "{reason}");
-    assert_eq!(manager.events().count(), 2, "connecting and closed, then the stream ends");
+    assert_eq!(
+        manager.events().count(),
+        2,
+        "connecting and closed, then the stream ends"
+    );
 }
 
 fn repeated_requests() {
     let good = r#"{"url":"ws://x"}"#;
     let limited = r#"{"message":"You are being rate limited.","retry_after":0.05,"global":false}"#;
-    let http = Http::new(&[(503, "", ""), (429, "retry-after: 9\r\n", limited), (200, "", good)]);
+    let http = Http::new(&[
+        (503, "", ""),
+        (429, "retry-after: 9\r\n", limited),
+        (200, "", good),
+    ]);
     let rest = Rest::new(Token::new("a.b.c").unwrap(), &http.url, None).unwrap();
     assert_eq!(rest.gateway().unwrap(), "ws://x");
     assert_eq!(http.count(), 3);
     let http = Http::new(&[(500, "", "")]);
     let rest = Rest::new(Token::new("a.b.c").unwrap(), &http.url, None).unwrap();
-    assert!(matches!(rest.gateway(), Err(Error::Status { status: 500, .. })));
+    assert!(matches!(
+        rest.gateway(),
+        Err(Error::Status { status: 500, .. })
+    ));
     assert_eq!(http.count(), 4, "bounded");
-    assert!(rest.call("POST", "/channels/1/messages", Some(&json!({}))).is_err());
-    assert_eq!(http.count(), 5, "a POST may have been carried out: it is not sent again");
+    assert!(
+        rest.call("POST", "/channels/1/messages", Some(&json!({})))
+            .is_err()
+    );
+    assert_eq!(
+        http.count(),
+        5,
+        "a POST may have been carried out: it is not sent again"
+    );
     let http = Http::new(&[(429, "retry-after: 3600\r\n", "")]);
     let rest = Rest::new(Token::new("a.b.c").unwrap(), &http.url, None).unwrap();
     let start = Instant::now();
-    let Err(Error::RateLimited { retry_after, .. }) = rest.gateway() else { panic!("limited") };
+    let Err(Error::RateLimited { retry_after, .. }) = rest.gateway() else {
+        panic!("limited")
+    };
     assert_eq!(retry_after, Duration::from_secs(3600));
     assert!(start.elapsed() < Duration::from_secs(60));
 }
@@ -139,14 +211,33 @@ fn calls() {
     let manager = ready(config(&gateway));
     let handle = manager.handle();
     let rest = handle.rest();
-    assert_eq!(rest.current_application().unwrap()["name"], "simulated application");
+    assert_eq!(
+        rest.current_application().unwrap()["name"],
+        "simulated application"
+    );
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
     let path = format!("/channels/{channel}/messages");
-    let message = rest.call("POST", &path, Some(&json!({"content": "hello"}))).unwrap();
+    let message = rest
+        .call("POST", &path, Some(&json!({"content": "hello"})))
+        .unwrap();
     assert_eq!(message["content"], "hello");
-    assert!(matches!(rest.call("GET", "/nothing", None), Err(Error::Status { status: 404, .. })));
-    for (method, path) in [("GET", "gateway"), ("GET", "/a b"), ("G T", "/gateway"), ("GET", "//evil\n")] {
-        assert!(matches!(rest.call(method, path, None::<&Value>), Err(Error::Setting { .. })), "{method} {path}");
+    assert!(matches!(
+        rest.call("GET", "/nothing", None),
+        Err(Error::Status { status: 404, .. })
+    ));
+    for (method, path) in [
+        ("GET", "gateway"),
+        ("GET", "/a b"),
+        ("G T", "/gateway"),
+        ("GET", "//evil\n"),
+    ] {
+        assert!(
+            matches!(
+                rest.call(method, path, None::<&Value>),
+                Err(Error::Setting { .. })
+            ),
+            "{method} {path}"
+        );
     }
     let shown = format!("{rest:?} {handle:?} {manager:?} {:?}", manager.shards());
     assert!(!shown.contains(gateway.token()));

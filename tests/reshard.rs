@@ -12,7 +12,10 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Answer, Fault, Gateway};
-use threadcord::{CloseReason, Command, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager};
+use threadcord::{
+    CloseReason, Command, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId,
+    ShardManager,
+};
 
 const GUILDS: u32 = 24;
 
@@ -37,10 +40,14 @@ impl Seen {
         if let EventKind::Resharded { from, to } = event.kind() {
             self.resharded.push((from.clone(), to.clone()));
         }
-        let Some(dispatch) = event.dispatch() else { return };
+        let Some(dispatch) = event.dispatch() else {
+            return;
+        };
         self.ready += usize::from(dispatch.name() == "READY");
         self.arrivals += usize::from(dispatch.name() == "GUILD_CREATE");
-        let Some((guild, number)) = common::number(event) else { return };
+        let Some((guild, number)) = common::number(event) else {
+            return;
+        };
         let now = Instant::now();
         if let Some(last) = self.last.insert(guild, now) {
             self.silence = self.silence.max(now - last);
@@ -61,7 +68,12 @@ struct Play {
 
 impl Play {
     fn start(change: impl FnOnce(Config) -> Config) -> Self {
-        let gateway = gateway().shards(4).max_concurrency(4).guilds(GUILDS).start().unwrap();
+        let gateway = gateway()
+            .shards(4)
+            .max_concurrency(4)
+            .guilds(GUILDS)
+            .start()
+            .unwrap();
         let mut config = config(&gateway);
         config.timing.reshard_overlap = Duration::from_secs(2);
         let manager = ready(change(config));
@@ -74,10 +86,18 @@ impl Play {
         let gateway = Arc::new(gateway);
         let sender = std::thread::spawn({
             let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
-            // Of two that follow each other both are the same, so that being equal is no reason to be dropped.
+            // Of two that follow each other both are the same, so that being equal is no reason to
+            // be dropped.
             move || common::send(&gateway, RATE, 2, 1..=usize::MAX, &stop)
         });
-        Self { gateway, manager, seen, stop, sender, handler }
+        Self {
+            gateway,
+            manager,
+            seen,
+            stop,
+            sender,
+            handler,
+        }
     }
 
     /// Everything came, once and in order. Returns what was seen.
@@ -86,19 +106,37 @@ impl Play {
         let sent = self.sender.join().unwrap();
         eventually("the last event comes", || {
             let seen = self.seen.lock();
-            seen.numbers.values().filter(|numbers| numbers.len() as u64 >= sent).count() == GUILDS as usize
+            seen.numbers
+                .values()
+                .filter(|numbers| numbers.len() as u64 >= sent)
+                .count()
+                == GUILDS as usize
         });
         self.manager.close();
         self.handler.join().unwrap();
         let seen = std::mem::take(&mut *self.seen.lock());
         for (guild, numbers) in &seen.numbers {
-            let wrong = numbers.iter().copied().zip((0..sent).map(|n| n / 2)).position(|(got, sent)| got != sent);
+            let wrong = numbers
+                .iter()
+                .copied()
+                .zip((0..sent).map(|n| n / 2))
+                .position(|(got, sent)| got != sent);
             let around = wrong.map(|at| &numbers[at.saturating_sub(5)..numbers.len().min(at + 5)]);
-            assert_eq!(wrong, None, "guild {guild} got {around:?} (of {} sent {})", sent, numbers.len());
+            assert_eq!(
+                wrong,
+                None,
+                "guild {guild} got {around:?} (of {} sent {})",
+                sent,
+                numbers.len()
+            );
             assert_eq!(numbers.len() as u64, sent, "guild {guild}");
         }
         self.gateway.assert_lawful();
-        println!("{} events in all, the longest silence of a guild {:?}", sent * u64::from(GUILDS), seen.silence);
+        println!(
+            "{} events in all, the longest silence of a guild {:?}",
+            sent * u64::from(GUILDS),
+            seen.silence
+        );
         seen
     }
 }
@@ -118,9 +156,17 @@ fn there_and_back_under_load() {
     for total in [6, 4] {
         let before = running(manager);
         let reshard = manager.reshard(&Plan::Total(total)).unwrap();
-        assert!(matches!(manager.reshard(&Plan::Total(9)), Err(Error::Busy { running: "a reshard" })));
+        assert!(matches!(
+            manager.reshard(&Plan::Total(9)),
+            Err(Error::Busy {
+                running: "a reshard"
+            })
+        ));
         assert!(matches!(manager.restart_all(1), Err(Error::Busy { .. })));
-        assert!(matches!(manager.close_shard(before[0]), Err(Error::Busy { .. })));
+        assert!(matches!(
+            manager.close_shard(before[0]),
+            Err(Error::Busy { .. })
+        ));
         while !reshard.is_over() {
             // Every guild has exactly one shard at each moment, of one of the two sets.
             for guild in play.gateway.guild_ids() {
@@ -133,22 +179,33 @@ fn there_and_back_under_load() {
         reshard.wait(PATIENCE).unwrap();
         assert_eq!(running(manager), ids(total));
         manager.wait_guilds(PATIENCE).unwrap();
-        play.gateway.expect("the old ones are closed", PATIENCE, |seen| seen.live.len() == total as usize);
+        play.gateway
+            .expect("the old ones are closed", PATIENCE, |seen| {
+                seen.live.len() == total as usize
+            });
     }
     let seen = play.end();
     assert_eq!(seen.resharded, [(ids(4), ids(6)), (ids(6), ids(4))]);
-    assert_eq!((seen.ready, seen.arrivals), (4, GUILDS as usize), "those of the first shards alone");
+    assert_eq!(
+        (seen.ready, seen.arrivals),
+        (4, GUILDS as usize),
+        "those of the first shards alone"
+    );
 }
 
 #[test]
 fn with_faults_on_the_way_nothing_is_lost() {
     let play = Play::start(|config| config);
     let reshard = play.manager.reshard(&Plan::Total(6)).unwrap();
-    play.gateway.expect("the new ones are live", PATIENCE, |seen| seen.live.len() == 10);
+    play.gateway
+        .expect("the new ones are live", PATIENCE, |seen| {
+            seen.live.len() == 10
+        });
     // Cut off and resumed, on both sides; and a new session for one of the new shards.
     play.gateway.inject(shard(1, 4), Fault::Cut);
     play.gateway.inject(shard(2, 6), Fault::Cut);
-    play.gateway.inject(shard(3, 6), Fault::InvalidSession { resumable: false });
+    play.gateway
+        .inject(shard(3, 6), Fault::InvalidSession { resumable: false });
     play.gateway.inject(shard(3, 4), Fault::Reconnect);
     reshard.wait(PATIENCE).unwrap();
     assert_eq!(running(&play.manager), ids(6));
@@ -159,28 +216,53 @@ fn with_faults_on_the_way_nothing_is_lost() {
 fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
     let play = Play::start(|config| config);
     let before = play.manager.shards();
-    play.gateway.inject(shard(4, 6), Fault::Identify(Answer::Close(4013)));
+    play.gateway
+        .inject(shard(4, 6), Fault::Identify(Answer::Close(4013)));
     let reshard = play.manager.reshard(&Plan::Total(6)).unwrap();
     match reshard.wait(PATIENCE) {
-        Err(Error::Stopped { shard: stopped, reason: CloseReason::Discord(code) }) => {
+        Err(Error::Stopped {
+            shard: stopped,
+            reason: CloseReason::Discord(code),
+        }) => {
             assert_eq!((stopped, code.0), (shard(4, 6), 4013));
         }
         other => panic!("{other:?}"),
     }
-    play.gateway.expect("the new ones are closed", PATIENCE, |seen| seen.live.keys().all(|shard| shard.total() == 4));
+    play.gateway
+        .expect("the new ones are closed", PATIENCE, |seen| {
+            seen.live.keys().all(|shard| shard.total() == 4)
+        });
     assert_eq!(running(&play.manager), ids(4));
-    assert!(before.iter().all(|shard| shard.status().connects == 1), "the old ones were not touched");
+    assert!(
+        before.iter().all(|shard| shard.status().connects == 1),
+        "the old ones were not touched"
+    );
     // And then it can be tried again, once those are gone.
-    eventually("they have stopped", || !matches!(play.manager.reshard(&Plan::Total(4)), Err(Error::Busy { .. })));
-    play.manager.reshard(&Plan::Total(6)).unwrap().wait(PATIENCE).unwrap();
+    eventually("they have stopped", || {
+        !matches!(
+            play.manager.reshard(&Plan::Total(4)),
+            Err(Error::Busy { .. })
+        )
+    });
+    play.manager
+        .reshard(&Plan::Total(6))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     let seen = play.end();
     assert_eq!(seen.resharded, [(ids(4), ids(6))]);
 }
 
 #[test]
 fn an_old_shard_that_lags_behind_is_waited_for() {
-    // What its handler has not let it read was sent before the new shards began: nobody else has it.
-    let gateway = gateway().shards(1).max_concurrency(4).guilds(2).start().unwrap();
+    // What its handler has not let it read was sent before the new shards began: nobody else has
+    // it.
+    let gateway = gateway()
+        .shards(1)
+        .max_concurrency(4)
+        .guilds(2)
+        .start()
+        .unwrap();
     let mut config = config(&gateway).max_outstanding_events(4);
     config.timing.reshard_overlap = Duration::from_millis(10);
     let manager = ready(config);
@@ -188,17 +270,26 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
     for n in 0..50 {
         for guild in &guilds {
             gateway
-                .emit(Some(*guild), "TYPING_START", &json!({"guild_id": guild.to_string(), "timestamp": n}))
+                .emit(
+                    Some(*guild),
+                    "TYPING_START",
+                    &json!({"guild_id": guild.to_string(), "timestamp": n}),
+                )
                 .unwrap();
         }
     }
     let one = manager.shard(ShardId::ONE).unwrap();
     eventually("it stalls", || one.outstanding().0 >= 4);
     let reshard = manager.reshard(&Plan::Total(2)).unwrap();
-    let is_new = |seen: &threadcord::sim::Observed| seen.live.keys().filter(|shard| shard.total() == 2).count() == 2;
+    let is_new = |seen: &threadcord::sim::Observed| {
+        seen.live.keys().filter(|shard| shard.total() == 2).count() == 2
+    };
     gateway.expect("the new ones are live", PATIENCE, is_new);
     assert!(
-        matches!(reshard.wait(Duration::from_millis(500)), Err(Error::TimedOut { .. })),
+        matches!(
+            reshard.wait(Duration::from_millis(500)),
+            Err(Error::TimedOut { .. })
+        ),
         "it waits for the old one"
     );
     let mut numbers: HashMap<u64, Vec<u64>> = HashMap::new();
@@ -206,7 +297,9 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
         if event.name() == "Resharded" {
             break;
         }
-        let Some((guild, number)) = common::number(&event) else { continue };
+        let Some((guild, number)) = common::number(&event) else {
+            continue;
+        };
         numbers.entry(guild).or_default().push(number);
     }
     reshard.wait(PATIENCE).unwrap();
@@ -219,7 +312,12 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
 
 #[test]
 fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
-    let gateway = gateway().shards(2).max_concurrency(4).guilds(4).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(4)
+        .guilds(4)
+        .start()
+        .unwrap();
     let mut config = config(&gateway);
     config.timing.reshard_overlap = Duration::from_millis(10);
     config.timing.handlers_timeout = PATIENCE;
@@ -234,11 +332,23 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     });
     assert!(!reshard.is_over());
     for guild in gateway.guild_ids() {
-        assert_eq!(manager.shard_by_guild(guild).map(|shard| shard.id()), ShardId::for_guild(guild, 3));
-        gateway.chat(gateway.channel_of(guild).unwrap(), "held").unwrap();
+        assert_eq!(
+            manager.shard_by_guild(guild).map(|shard| shard.id()),
+            ShardId::for_guild(guild, 3)
+        );
+        gateway
+            .chat(gateway.channel_of(guild).unwrap(), "held")
+            .unwrap();
     }
-    // Some of it is held when it suspends, and some has not been read. Neither is waited for, but the handler is.
-    let held = |manager: &ShardManager| manager.shards().iter().map(|shard| shard.outstanding().0).sum::<usize>();
+    // Some of it is held when it suspends, and some has not been read. Neither is waited for, but
+    // the handler is.
+    let held = |manager: &ShardManager| {
+        manager
+            .shards()
+            .iter()
+            .map(|shard| shard.outstanding().0)
+            .sum::<usize>()
+    };
     eventually("something is held", || held(&manager) > 0);
     let sessions = std::thread::scope(|scope| {
         let suspending = scope.spawn(|| manager.suspend());
@@ -249,13 +359,26 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     });
     assert!(matches!(reshard.wait(PATIENCE), Err(Error::Closed)));
     drop(manager);
-    assert_eq!(sessions.iter().map(|session| session.shard).collect::<Vec<_>>(), ids(3));
+    assert_eq!(
+        sessions
+            .iter()
+            .map(|session| session.shard)
+            .collect::<Vec<_>>(),
+        ids(3)
+    );
     let manager = ready(config.plan(Plan::Stored).sessions(sessions));
     let events = manager.events();
     for _ in 0..4 {
         next(&events, |event| event.name() == "MESSAGE_CREATE");
     }
-    assert_eq!(manager.shards().iter().map(|shard| shard.status().identifies).sum::<u64>(), 0);
+    assert_eq!(
+        manager
+            .shards()
+            .iter()
+            .map(|shard| shard.status().identifies)
+            .sum::<u64>(),
+        0
+    );
     gateway.assert_lawful();
 }
 
@@ -269,7 +392,9 @@ fn it_can_be_cancelled() {
     gateway.expect("both sets are live", PATIENCE, |seen| seen.live.len() == 5);
     assert!(manager.cancel_reshard() && !manager.cancel_reshard());
     assert!(matches!(reshard.wait(PATIENCE), Err(Error::Cancelled)));
-    gateway.expect("the new ones are gone", PATIENCE, |seen| seen.live.keys().all(|shard| shard.total() == 2));
+    gateway.expect("the new ones are gone", PATIENCE, |seen| {
+        seen.live.keys().all(|shard| shard.total() == 2)
+    });
     assert_eq!(running(&manager), ids(2));
     manager.wait_ready(PATIENCE).unwrap();
     gateway.assert_lawful();
@@ -277,7 +402,12 @@ fn it_can_be_cancelled() {
 
 #[test]
 fn workers_keep_the_guilds_in_order_across_it() {
-    let gateway = gateway().shards(2).max_concurrency(4).guilds(8).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(4)
+        .guilds(8)
+        .start()
+        .unwrap();
     let mut config = config(&gateway);
     config.timing.reshard_overlap = Duration::from_millis(200);
     config.timing.handlers_timeout = PATIENCE;
@@ -286,7 +416,9 @@ fn workers_keep_the_guilds_in_order_across_it() {
     let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
     let (sent, handled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let handler = |_: &Handle, event: Event| {
-        let Some((guild, number)) = common::number(&event) else { return };
+        let Some((guild, number)) = common::number(&event) else {
+            return;
+        };
         // Slow, so that the workers of the first two shards have a backlog.
         std::thread::sleep(Duration::from_micros(2500));
         seen.lock().entry(guild).or_default().push(number);
@@ -301,28 +433,48 @@ fn workers_keep_the_guilds_in_order_across_it() {
                 }
                 for guild in &guilds {
                     let data = json!({"guild_id": guild.to_string(), "timestamp": n});
-                    sent.fetch_add(gateway.emit(Some(*guild), "TYPING_START", &data).unwrap().min(1), Ordering::SeqCst);
+                    sent.fetch_add(
+                        gateway
+                            .emit(Some(*guild), "TYPING_START", &data)
+                            .unwrap()
+                            .min(1),
+                        Ordering::SeqCst,
+                    );
                 }
                 // About a thousand a second, more than two workers can take.
                 std::thread::sleep(Duration::from_millis(8));
             }
         });
         for total in [3, 5, 2] {
-            manager.reshard(&Plan::Total(total)).unwrap().wait(PATIENCE).unwrap();
+            manager
+                .reshard(&Plan::Total(total))
+                .unwrap()
+                .wait(PATIENCE)
+                .unwrap();
         }
         stop.store(true, Ordering::Release);
-        eventually("all are handled", || handled.load(Ordering::SeqCst) == sent.load(Ordering::SeqCst));
+        eventually("all are handled", || {
+            handled.load(Ordering::SeqCst) == sent.load(Ordering::SeqCst)
+        });
         manager.close();
     });
     for (guild, numbers) in seen.into_inner() {
-        assert!(numbers.iter().copied().eq(0..numbers.len() as u64), "guild {guild}: {numbers:?}");
+        assert!(
+            numbers.iter().copied().eq(0..numbers.len() as u64),
+            "guild {guild}: {numbers:?}"
+        );
     }
     gateway.assert_lawful();
 }
 
 #[test]
 fn commands_find_the_shard_of_their_guild_throughout() {
-    let gateway = gateway().shards(2).max_concurrency(4).guilds(4).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(4)
+        .guilds(4)
+        .start()
+        .unwrap();
     let mut config = config(&gateway);
     config.timing.reshard_overlap = Duration::from_millis(50);
     let manager = ready(config);
@@ -338,7 +490,11 @@ fn commands_find_the_shard_of_their_guild_throughout() {
     reshard.wait(PATIENCE).unwrap();
     let homes = [2, 3].map(|total| ShardId::for_guild(guild, total).unwrap());
     gateway.expect("every command arrives", PATIENCE, |seen| {
-        homes.iter().map(|home| seen.commands(*home, 31).count()).sum::<usize>() == accepted
+        homes
+            .iter()
+            .map(|home| seen.commands(*home, 31).count())
+            .sum::<usize>()
+            == accepted
     });
     gateway.assert_lawful();
 }
@@ -348,31 +504,62 @@ fn what_cannot_be_resharded_is_said_and_changes_nothing() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let manager = ready(config(&gateway));
     let refused = |plan: Plan| manager.reshard(&plan).unwrap_err();
-    assert!(matches!(refused(Plan::Total(0)), Error::Setting { setting: "plan", .. }));
-    assert!(matches!(refused(Plan::Ids { ids: vec![1, 1], total: 4 }), Error::Setting { .. }));
+    assert!(matches!(
+        refused(Plan::Total(0)),
+        Error::Setting {
+            setting: "plan",
+            ..
+        }
+    ));
+    assert!(matches!(
+        refused(Plan::Ids {
+            ids: vec![1, 1],
+            total: 4
+        }),
+        Error::Setting { .. }
+    ));
     assert!(matches!(refused(Plan::range(3..5, 4)), Error::ShardId(_)));
     assert!(matches!(refused(Plan::Total(2)), Error::AlreadyOpen { .. }));
-    assert!(matches!(refused(Plan::Recommended), Error::AlreadyOpen { .. }), "2, as before");
+    assert!(
+        matches!(refused(Plan::Recommended), Error::AlreadyOpen { .. }),
+        "2, as before"
+    );
     let handle = manager.handle();
     assert_eq!(running(&manager), ids(2));
     manager.close();
     assert!(matches!(refused(Plan::Total(4)), Error::Closed));
     drop(manager);
-    assert!(matches!(handle.reshard(&Plan::Total(4)), Err(Error::Closed)));
+    assert!(matches!(
+        handle.reshard(&Plan::Total(4)),
+        Err(Error::Closed)
+    ));
     gateway.assert_lawful();
 }
 
 #[test]
 fn closing_in_the_middle_ends_both_sets() {
-    let gateway =
-        gateway().shards(2).max_concurrency(1).guilds(2).ready_delay(Duration::from_millis(50)).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(1)
+        .guilds(2)
+        .ready_delay(Duration::from_millis(50))
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     let reshard = manager.reshard(&Plan::Total(5)).unwrap();
-    gateway.expect("some new ones are live", PATIENCE, |seen| seen.live.len() > 3);
+    gateway.expect("some new ones are live", PATIENCE, |seen| {
+        seen.live.len() > 3
+    });
     manager.close();
     assert!(matches!(reshard.wait(PATIENCE), Err(Error::Closed)));
     gateway.expect("all are gone", PATIENCE, |seen| seen.live.is_empty());
-    assert_eq!(manager.events().filter(|event| matches!(event.kind(), EventKind::Closed(_))).count(), 2);
+    assert_eq!(
+        manager
+            .events()
+            .filter(|event| matches!(event.kind(), EventKind::Closed(_)))
+            .count(),
+        2
+    );
     gateway.assert_lawful();
 }
 
@@ -386,14 +573,23 @@ fn resharded(events: &Events) -> (Vec<ShardId>, Vec<ShardId>) {
 
 #[test]
 fn a_fleet_that_grows_full_reshards_by_itself() {
-    let gateway = gateway().shards(2).max_concurrency(4).guilds(4).start().unwrap();
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(4)
+        .guilds(4)
+        .start()
+        .unwrap();
     let mut config = config(&gateway).auto_reshard(Duration::from_millis(20), 0.8);
     config.timing.reshard_overlap = Duration::from_millis(20);
     let manager = ready(config);
     let events = manager.events();
     // 4,000 guilds on 2 shards: 80 %, which is not above the threshold.
     gateway.set_shards(4);
-    let requests = || gateway.observed().count(|action| matches!(action, threadcord::sim::Action::Request { .. }));
+    let requests = || {
+        gateway
+            .observed()
+            .count(|action| matches!(action, threadcord::sim::Action::Request { .. }))
+    };
     let before = requests();
     eventually("it asks again and again", || requests() > before + 3);
     assert_eq!(running(&manager), ids(2));
@@ -406,9 +602,17 @@ fn a_fleet_that_grows_full_reshards_by_itself() {
 #[test]
 fn no_reshard_by_itself_without_room_in_the_day() {
     let day = Duration::from_secs(3600);
-    let gateway = gateway().shards(1).session_starts(1000, 9, day).start().unwrap();
+    let gateway = gateway()
+        .shards(1)
+        .session_starts(1000, 9, day)
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway).auto_reshard(Duration::from_millis(5), 0.8));
-    let requests = || gateway.observed().count(|action| matches!(action, threadcord::sim::Action::Request { .. }));
+    let requests = || {
+        gateway
+            .observed()
+            .count(|action| matches!(action, threadcord::sim::Action::Request { .. }))
+    };
     gateway.set_shards(5);
     let before = requests();
     eventually("it asks again and again", || requests() > before + 5);

@@ -1,4 +1,5 @@
-//! A lost connection is resumed: every event arrives once and in order, unless Discord ended the session.
+//! A lost connection is resumed: every event arrives once and in order, unless Discord ended the
+//! session.
 
 mod common;
 
@@ -24,8 +25,11 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
         if n % 20 == 10 {
             fault(&gateway);
             gateway.chat(channel, "while it is away").unwrap();
-            // Until the shard knows that it is back: a fault before that would be one more before the same resume.
-            eventually("it comes back", || manager.shard(ONE).unwrap().status().resumes == n / 20 + 1);
+            // Until the shard knows that it is back: a fault before that would be one more before
+            // the same resume.
+            eventually("it comes back", || {
+                manager.shard(ONE).unwrap().status().resumes == n / 20 + 1
+            });
         }
     }
     let mut numbers = Vec::new();
@@ -41,7 +45,10 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
             numbers.push(dispatch.decode::<serde_json::Value>().unwrap()["content"].clone());
         }
     }
-    let away = numbers.iter().filter(|number| *number == "while it is away").count();
+    let away = numbers
+        .iter()
+        .filter(|number| *number == "while it is away")
+        .count();
     assert_eq!(away, 3);
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
     gateway.assert_lawful();
@@ -49,7 +56,8 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
 
 /// Waits until the gateway has seen the end of a connection.
 fn ended(gateway: &Gateway, act: impl FnOnce()) {
-    let closes = |seen: &threadcord::sim::Observed| seen.count(|action| matches!(action, Action::Closed(_)));
+    let closes =
+        |seen: &threadcord::sim::Observed| seen.count(|action| matches!(action, Action::Closed(_)));
     let before = closes(&gateway.observed());
     act();
     assert!(gateway.wait_for(PATIENCE, |seen| closes(seen) > before));
@@ -67,7 +75,11 @@ fn after_op_7() {
 
 #[test]
 fn after_op_9_that_allows_it() {
-    nothing_is_lost(|gateway| ended(gateway, || gateway.inject(ONE, Fault::InvalidSession { resumable: true })));
+    nothing_is_lost(|gateway| {
+        ended(gateway, || {
+            gateway.inject(ONE, Fault::InvalidSession { resumable: true });
+        });
+    });
 }
 
 #[test]
@@ -77,7 +89,11 @@ fn after_a_close_that_allows_it() {
 
 #[test]
 fn after_garbage() {
-    nothing_is_lost(|gateway| ended(gateway, || gateway.send_bytes(ONE, b"\xff\x00garbage\x00\x00\xff\xff")));
+    nothing_is_lost(|gateway| {
+        ended(gateway, || {
+            gateway.send_bytes(ONE, b"\xff\x00garbage\x00\x00\xff\xff");
+        });
+    });
 }
 
 /// Ends the session and checks that this is reported, and that a new one starts through the limit.
@@ -87,17 +103,31 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: CloseReason) {
     let events = manager.events();
     let first = manager.shard(ONE).unwrap().session().unwrap();
     end(&gateway);
-    let lost = next(&events, |event| matches!(event.kind(), EventKind::SessionLost { .. }));
-    let EventKind::SessionLost { session: lost, .. } = lost.kind() else { unreachable!() };
+    let lost = next(&events, |event| {
+        matches!(event.kind(), EventKind::SessionLost { .. })
+    });
+    let EventKind::SessionLost { session: lost, .. } = lost.kind() else {
+        unreachable!()
+    };
     assert_eq!(lost.id, first.id);
-    let disconnected = next(&events, |event| matches!(event.kind(), EventKind::Disconnected { .. }));
-    let EventKind::Disconnected { reason: given, resumable: false, .. } = disconnected.kind() else {
+    let disconnected = next(&events, |event| {
+        matches!(event.kind(), EventKind::Disconnected { .. })
+    });
+    let EventKind::Disconnected {
+        reason: given,
+        resumable: false,
+        ..
+    } = disconnected.kind()
+    else {
         panic!("{disconnected:?}")
     };
     assert_eq!(*given, reason);
     next(&events, |event| matches!(event.kind(), EventKind::Ready));
     let status = manager.shard(ONE).unwrap().status();
-    assert_eq!((status.identifies, status.resumes, status.sessions_lost), (2, 0, 1));
+    assert_eq!(
+        (status.identifies, status.resumes, status.sessions_lost),
+        (2, 0, 1)
+    );
     gateway.assert_lawful();
 }
 
@@ -111,7 +141,10 @@ fn op_9_false_starts_a_new_session() {
 
 #[test]
 fn close_4009_starts_a_new_session() {
-    session_is_lost(|gateway| gateway.inject(ONE, Fault::Close(4009)), CloseReason::Discord(CloseCode(4009)));
+    session_is_lost(
+        |gateway| gateway.inject(ONE, Fault::Close(4009)),
+        CloseReason::Discord(CloseCode(4009)),
+    );
 }
 
 #[test]
@@ -119,9 +152,14 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let events = manager.events();
-    gateway.inject(ONE, Fault::Resume(Answer::InvalidSession { resumable: false }));
+    gateway.inject(
+        ONE,
+        Fault::Resume(Answer::InvalidSession { resumable: false }),
+    );
     gateway.inject(ONE, Fault::Cut);
-    next(&events, |event| matches!(event.kind(), EventKind::SessionLost { .. }));
+    next(&events, |event| {
+        matches!(event.kind(), EventKind::SessionLost { .. })
+    });
     manager.wait_ready(PATIENCE).unwrap();
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
     gateway.assert_lawful();
@@ -131,7 +169,10 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
 fn op_9_to_an_identify_goes_back_into_the_queue() {
     let gateway = gateway().start().unwrap();
     for _ in 0..2 {
-        gateway.inject(ONE, Fault::Identify(Answer::InvalidSession { resumable: false }));
+        gateway.inject(
+            ONE,
+            Fault::Identify(Answer::InvalidSession { resumable: false }),
+        );
     }
     let manager = ready(config(&gateway));
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 3);
@@ -144,7 +185,9 @@ fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
     gateway.inject(ONE, Fault::Hello(Answer::Reconnect));
     gateway.inject(ONE, Fault::Identify(Answer::Reconnect));
     let manager = ShardManager::start(config(&gateway)).unwrap();
-    next(&manager.events(), |event| matches!(event.kind(), EventKind::Ready));
+    next(&manager.events(), |event| {
+        matches!(event.kind(), EventKind::Ready)
+    });
     let status = manager.shard(ONE).unwrap().status();
     assert_eq!((status.connects, status.identifies), (3, 2));
     gateway.assert_lawful();
@@ -158,7 +201,9 @@ fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
         gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url.into())));
         let manager = ready(config(&gateway));
         gateway.inject(ONE, Fault::Cut);
-        eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes == 1);
+        eventually("it resumes", || {
+            manager.shard(ONE).unwrap().status().resumes == 1
+        });
         gateway.assert_lawful();
     }
 }
@@ -172,10 +217,16 @@ fn a_zombied_connection_is_dropped_and_resumed() {
         .unwrap();
     let manager = ready(config(&gateway));
     gateway.inject(ONE, Fault::NoAck);
-    eventually("it is noticed", || manager.shard(ONE).unwrap().status().last_disconnect == Some(CloseReason::Zombied));
-    eventually("it resumes", || manager.shard(ONE).unwrap().status().resumes >= 1);
+    eventually("it is noticed", || {
+        manager.shard(ONE).unwrap().status().last_disconnect == Some(CloseReason::Zombied)
+    });
+    eventually("it resumes", || {
+        manager.shard(ONE).unwrap().status().resumes >= 1
+    });
     assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
-    eventually("there is a latency", || manager.shard(ONE).unwrap().latency().is_some());
+    eventually("there is a latency", || {
+        manager.shard(ONE).unwrap().latency().is_some()
+    });
 }
 
 #[test]
@@ -184,7 +235,9 @@ fn a_heartbeat_that_is_asked_for_comes_at_once() {
     let manager = ready(config(&gateway));
     gateway.inject(ONE, Fault::HeartbeatRequest);
     let beat = |seen: &threadcord::sim::Observed| {
-        seen.records.iter().any(|record| matches!(record.action, Action::Heartbeat(Some(1))))
+        seen.records
+            .iter()
+            .any(|record| matches!(record.action, Action::Heartbeat(Some(1))))
     };
     assert!(gateway.wait_for(PATIENCE, beat));
     drop(manager);
@@ -200,7 +253,9 @@ fn commands_survive_a_cut() {
     eventually("it is away", || handle.status().last_disconnect.is_some());
     handle.send(sounds(5)).unwrap();
     let arrived = |seen: &threadcord::sim::Observed| {
-        seen.records.iter().any(|record| matches!(record.action, Action::Command { op: 31, .. }))
+        seen.records
+            .iter()
+            .any(|record| matches!(record.action, Action::Command { op: 31, .. }))
     };
     assert!(gateway.wait_for(PATIENCE, arrived));
     gateway.assert_lawful();
@@ -214,15 +269,32 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
     let reason = CloseReason::Discord(CloseCode(4014));
     gateway.inject(shard(0, 2), Fault::Close(4014));
     gateway.inject(shard(1, 2), Fault::Close(4014));
-    let closed: Vec<_> = events.filter(|event| matches!(event.kind(), EventKind::Closed(_))).collect();
+    let closed: Vec<_> = events
+        .filter(|event| matches!(event.kind(), EventKind::Closed(_)))
+        .collect();
     assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
     for id in [shard(0, 2), shard(1, 2)] {
         let handle = manager.shard(id).unwrap();
         assert_eq!(handle.status().stage, threadcord::Stage::Stopped(reason));
-        assert!(handle.send(sounds(5)).unwrap_err().to_string().contains("GUILD_MEMBERS"));
+        assert!(
+            handle
+                .send(sounds(5))
+                .unwrap_err()
+                .to_string()
+                .contains("GUILD_MEMBERS")
+        );
     }
-    assert!(matches!(manager.wait_ready(PATIENCE), Err(threadcord::Error::Stopped { .. })));
-    assert!(matches!(manager.run(1, |_, _| {}), Err(threadcord::Error::Stopped { .. })), "a supervisor is to see it");
+    assert!(matches!(
+        manager.wait_ready(PATIENCE),
+        Err(threadcord::Error::Stopped { .. })
+    ));
+    assert!(
+        matches!(
+            manager.run(1, |_, _| {}),
+            Err(threadcord::Error::Stopped { .. })
+        ),
+        "a supervisor is to see it"
+    );
 }
 
 #[test]
@@ -235,12 +307,21 @@ fn a_lost_session_says_since_when_something_may_be_missing() {
     }));
     let events = manager.events();
     let started = SystemTime::now();
-    gateway.chat(gateway.direct_channel(), "the last thing that is heard").unwrap();
+    gateway
+        .chat(gateway.direct_channel(), "the last thing that is heard")
+        .unwrap();
     next(&events, |event| event.name() == "MESSAGE_CREATE");
-    gateway.inject(ONE, Fault::Resume(Answer::InvalidSession { resumable: false }));
+    gateway.inject(
+        ONE,
+        Fault::Resume(Answer::InvalidSession { resumable: false }),
+    );
     gateway.inject(ONE, Fault::Cut);
-    let lost = next(&events, |event| matches!(event.kind(), EventKind::SessionLost { .. }));
-    let EventKind::SessionLost { missed_since, .. } = lost.kind() else { unreachable!() };
+    let lost = next(&events, |event| {
+        matches!(event.kind(), EventKind::SessionLost { .. })
+    });
+    let EventKind::SessionLost { missed_since, .. } = lost.kind() else {
+        unreachable!()
+    };
     let gone = gone.lock().unwrap();
     assert!(
         (started..=gone).contains(missed_since),
@@ -253,10 +334,17 @@ fn a_lost_session_says_since_when_something_may_be_missing() {
         let mut session = Session::new("unknown".into(), 5, gateway.url(), ONE, 0);
         session.saved_at = saved_at;
         let limiter = Arc::new(Unlimited);
-        let manager = ShardManager::start(config(&gateway).sessions(vec![session]).limiter(limiter)).unwrap();
-        let lost = next(&manager.events(), |event| matches!(event.kind(), EventKind::SessionLost { .. }));
-        let EventKind::SessionLost { missed_since, .. } = lost.kind() else { unreachable!() };
-        let saved = UNIX_EPOCH.checked_add(Duration::from_secs(saved_at)).unwrap_or(UNIX_EPOCH);
+        let manager =
+            ShardManager::start(config(&gateway).sessions(vec![session]).limiter(limiter)).unwrap();
+        let lost = next(&manager.events(), |event| {
+            matches!(event.kind(), EventKind::SessionLost { .. })
+        });
+        let EventKind::SessionLost { missed_since, .. } = lost.kind() else {
+            unreachable!()
+        };
+        let saved = UNIX_EPOCH
+            .checked_add(Duration::from_secs(saved_at))
+            .unwrap_or(UNIX_EPOCH);
         assert_eq!(*missed_since, saved);
     }
 }

@@ -13,13 +13,28 @@ use threadcord::{ShardId, Timing};
 #[test]
 fn no_thread_and_no_descriptor_is_left() {
     let round = || {
-        let gateway = gateway().shards(16).max_concurrency(8).guilds(32).tls(true).start().unwrap();
+        let gateway = gateway()
+            .shards(16)
+            .max_concurrency(8)
+            .guilds(32)
+            .tls(true)
+            .start()
+            .unwrap();
         let before = footprint();
         let manager = ready(config(&gateway));
         let (threads, descriptors) = footprint();
-        // 16 threads and the limit's, three descriptors a shard and the gateway's end of each socket.
-        assert!((16..=18).contains(&(threads - before.0)), "{threads} threads, {} before", before.0);
-        assert!((64..=66).contains(&(descriptors - before.1)), "{descriptors} descriptors, {} before", before.1);
+        // 16 threads and the limit's, three descriptors a shard and the gateway's end of each
+        // socket.
+        assert!(
+            (16..=18).contains(&(threads - before.0)),
+            "{threads} threads, {} before",
+            before.0
+        );
+        assert!(
+            (64..=66).contains(&(descriptors - before.1)),
+            "{descriptors} descriptors, {} before",
+            before.1
+        );
         manager.close();
         drop(manager);
         gateway.assert_lawful();
@@ -30,15 +45,20 @@ fn no_thread_and_no_descriptor_is_left() {
     for _ in 0..3 {
         round();
     }
-    // No more than before: what is before may still count a thread of the first round that has been joined already, which
-    // the system lists for a moment longer. Three rounds that each leave something leave more than that.
+    // No more than before: what is before may still count a thread of the first round that has been
+    // joined already, which the system lists for a moment longer. Three rounds that each leave
+    // something leave more than that.
     let is_as_before = || {
         let (threads, descriptors) = footprint();
         threads <= before.0 && descriptors <= before.1
     };
     eventually("all is as before", is_as_before);
 
-    let limit = Arc::new(SessionLimit::with_timing(Limits::default(), &Timing::scaled(0.01), ReleaseAfter::Identify));
+    let limit = Arc::new(SessionLimit::with_timing(
+        Limits::default(),
+        &Timing::scaled(0.01),
+        ReleaseAfter::Identify,
+    ));
     let mut permit = limit.enter(ShardId::ONE).unwrap();
     permit.used();
     let waiting = limit.request(ShardId::ONE, Box::new(|| {}));

@@ -1,7 +1,8 @@
-//! A fleet under load and under every fault that it can survive, by chance: nothing is lost, no limit is broken, nothing
-//! is left behind.
+//! A fleet under load and under every fault that it can survive, by chance: nothing is lost, no
+//! limit is broken, nothing is left behind.
 //!
-//! `THREADCORD_SOAK_SECONDS` makes it longer than it is for everyday, and `THREADCORD_SOAK_SEED` repeats one.
+//! `THREADCORD_SOAK_SECONDS` makes it longer than it is for everyday, and `THREADCORD_SOAK_SEED`
+//! repeats one.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -15,7 +16,9 @@ use common::book::Book;
 use common::{COMPRESSIONS, PATIENCE, footprint};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed, RestFault};
-use threadcord::{Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardManager, Stage, Timing};
+use threadcord::{
+    Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardManager, Stage, Timing,
+};
 
 const SHARDS: u32 = 32;
 const GUILDS: u32 = 96;
@@ -24,25 +27,44 @@ const FAULTS_PER_SECOND: f64 = 25.0;
 
 const REST_CALLERS: usize = 16;
 
-/// A twentieth of Discord's time: a window of 5 s has 250 ms, and a session waits 9 s for its client.
+/// A twentieth of Discord's time: a window of 5 s has 250 ms, and a session waits 9 s for its
+/// client.
 const SCALE: f64 = 0.05;
 
 /// What a payload may have here; the bomb has twice as much.
 const MAX_PAYLOAD: usize = 1 << 20;
 
-/// What the process may hold in memory beyond what it began with: the gateway's replay buffers and its journal, and what
-/// the shards may have outstanding.
+/// What the process may hold in memory beyond what it began with: the gateway's replay buffers and
+/// its journal, and what the shards may have outstanding.
 const MOST_MEMORY_MB: usize = 1024;
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok().map(|value| value.parse().ok().unwrap_or_else(|| panic!("{name}={value} is no number")))
+    std::env::var(name).ok().map(|value| {
+        value
+            .parse()
+            .ok()
+            .unwrap_or_else(|| panic!("{name}={value} is no number"))
+    })
 }
 
 fn faults() -> Vec<Fault> {
-    let resized = |fault| if let Fault::Bomb { .. } = fault { Fault::Bomb { size: 2 * MAX_PAYLOAD } } else { fault };
-    // A shard makes no HTTP request by itself, so that it survives a token that is refused there for once.
+    let resized = |fault| {
+        if let Fault::Bomb { .. } = fault {
+            Fault::Bomb {
+                size: 2 * MAX_PAYLOAD,
+            }
+        } else {
+            fault
+        }
+    };
+    // A shard makes no HTTP request by itself, so that it survives a token that is refused there
+    // for once.
     let refused = Fault::Rest(RestFault::Status(401));
-    Fault::all().into_iter().map(resized).chain([refused]).collect()
+    Fault::all()
+        .into_iter()
+        .map(resized)
+        .chain([refused])
+        .collect()
 }
 
 fn gateway(seed: u64) -> Gateway {
@@ -66,8 +88,13 @@ fn config(gateway: &Gateway, compression: Compression) -> Config {
     timing.hello_timeout = Duration::from_secs(2);
     timing.answer_timeout = Duration::from_secs(2);
     // With so many faults the circuit breaker would stop one shard or another.
-    let config = common::config(gateway).plan(Plan::Total(SHARDS)).most_short_sessions(None);
-    config.compression(compression).max_payload(MAX_PAYLOAD).timing(timing)
+    let config = common::config(gateway)
+        .plan(Plan::Total(SHARDS))
+        .most_short_sessions(None);
+    config
+        .compression(compression)
+        .max_payload(MAX_PAYLOAD)
+        .timing(timing)
 }
 
 fn resident_mb() -> usize {
@@ -77,7 +104,9 @@ fn resident_mb() -> usize {
 /// Handles what there is; the pause is that of a handler that is slow now and then.
 fn handle(book: &mut Book, events: &Events, until: Instant, rng: &mut fastrand::Rng) {
     while Instant::now() < until {
-        let Ok(event) = events.next_timeout(until.saturating_duration_since(Instant::now())) else { return };
+        let Ok(event) = events.next_timeout(until.saturating_duration_since(Instant::now())) else {
+            return;
+        };
         book.note(&event);
         if rng.u32(..20_000) == 0 {
             std::thread::sleep(Duration::from_millis(300));
@@ -102,14 +131,29 @@ fn a_fleet_survives_everything() {
         threads <= before.0 && descriptors <= before.1
     });
     println!("{summary}");
-    let kinds: BTreeSet<_> = seen.faults.iter().map(|strike| strike.fault.to_string()).collect();
-    let missed: Vec<_> =
-        faults().into_iter().map(|fault| fault.to_string()).filter(|kind| !kinds.contains(kind)).collect();
-    println!("{} faults of {} kinds; none of: {missed:?}", seen.faults.len(), kinds.len());
-    assert!(seconds < 60 || missed.len() <= 3, "a long soak meets nearly every fault");
+    let kinds: BTreeSet<_> = seen
+        .faults
+        .iter()
+        .map(|strike| strike.fault.to_string())
+        .collect();
+    let missed: Vec<_> = faults()
+        .into_iter()
+        .map(|fault| fault.to_string())
+        .filter(|kind| !kinds.contains(kind))
+        .collect();
+    println!(
+        "{} faults of {} kinds; none of: {missed:?}",
+        seen.faults.len(),
+        kinds.len()
+    );
+    assert!(
+        seconds < 60 || missed.len() <= 3,
+        "a long soak meets nearly every fault"
+    );
 }
 
-/// Calls the HTTP interface until it is told to stop; returns how often that went well, and how often not.
+/// Calls the HTTP interface until it is told to stop; returns how often that went well, and how
+/// often not.
 fn call(client: &Handle, stop: &AtomicBool) -> (usize, usize) {
     let mut answers = (0, 0);
     while !stop.load(Ordering::Acquire) {
@@ -122,7 +166,16 @@ fn call(client: &Handle, stop: &AtomicBool) -> (usize, usize) {
     answers
 }
 
-fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) -> (String, Observed) {
+#[expect(
+    clippy::too_many_lines,
+    reason = "one history, told from its start to its end"
+)]
+fn soak(
+    seed: u64,
+    length: Duration,
+    compression: Compression,
+    memory: usize,
+) -> (String, Observed) {
     let gateway = gateway(seed);
     let manager = ShardManager::start(config(&gateway, compression)).unwrap();
     let (events, client) = (manager.events(), manager.handle());
@@ -144,11 +197,22 @@ fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) ->
     let (end, mut peak, mut commands) = (Instant::now() + length, 0, 0);
     let guilds = gateway.guild_ids();
     while Instant::now() < end {
-        handle(&mut book, &events, Instant::now() + Duration::from_millis(50), &mut rng);
+        handle(
+            &mut book,
+            &events,
+            Instant::now() + Duration::from_millis(50),
+            &mut rng,
+        );
         // Equal on purpose, so that being equal is no reason to be dropped.
         let guild = guilds[rng.usize(..guilds.len())];
         for _ in 0..2 {
-            gateway.emit(Some(guild), "TYPING_START", &json!({"guild_id": guild.to_string(), "user_id": "1"})).unwrap();
+            gateway
+                .emit(
+                    Some(guild),
+                    "TYPING_START",
+                    &json!({"guild_id": guild.to_string(), "user_id": "1"}),
+                )
+                .unwrap();
         }
         let shard = client.shard_by_guild(guild).unwrap();
         let request = Command::request_members(guild, &MemberQuery::ids([1]), None).unwrap();
@@ -158,15 +222,39 @@ fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) ->
     gateway.random_faults(0.0, []);
     gateway.set_activity(0.0);
     let deadline = Instant::now() + PATIENCE;
-    let ready = || manager.shards().iter().filter(|shard| shard.status().stage == Stage::Ready).count();
+    let ready = || {
+        manager
+            .shards()
+            .iter()
+            .filter(|shard| shard.status().stage == Stage::Ready)
+            .count()
+    };
     while ready() < SHARDS as usize || book.missing(&gateway) > 0 {
-        assert!(Instant::now() < deadline, "{} ready, {} events missing", ready(), book.missing(&gateway));
-        handle(&mut book, &events, Instant::now() + Duration::from_millis(20), &mut rng);
+        assert!(
+            Instant::now() < deadline,
+            "{} ready, {} events missing",
+            ready(),
+            book.missing(&gateway)
+        );
+        handle(
+            &mut book,
+            &events,
+            Instant::now() + Duration::from_millis(20),
+            &mut rng,
+        );
     }
-    assert!(book.closed.is_empty(), "shards have stopped: {:?}", book.closed);
+    assert!(
+        book.closed.is_empty(),
+        "shards have stopped: {:?}",
+        book.closed
+    );
     gateway.assert_lawful();
     let count = book.check(&gateway);
-    let status: Vec<_> = manager.shards().iter().map(threadcord::Shard::status).collect();
+    let status: Vec<_> = manager
+        .shards()
+        .iter()
+        .map(threadcord::Shard::status)
+        .collect();
     let sum = |of: fn(&threadcord::Status) -> u64| status.iter().map(of).sum::<u64>();
     let summary = format!(
         "{count} events in {} sessions, {} of them lost by rule; {} connections, {} resumes, {} IDENTIFYs, {commands} commands; \
@@ -178,14 +266,26 @@ fn soak(seed: u64, length: Duration, compression: Compression, memory: usize) ->
         sum(|status| status.identifies),
     );
     assert!(peak < memory + MOST_MEMORY_MB, "{summary}");
-    assert_eq!(book.lost.len() as u64, sum(|status| status.sessions_lost), "{summary}");
+    assert_eq!(
+        book.lost.len() as u64,
+        sum(|status| status.sessions_lost),
+        "{summary}"
+    );
     manager.close();
     drop(manager);
     let seen = gateway.observed();
     // Requests that hang end with the gateway.
     stop.store(true, Ordering::Release);
     drop(gateway);
-    let answers: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
-    let (answered, failed) = answers.iter().fold((0, 0), |sum, answer| (sum.0 + answer.0, sum.1 + answer.1));
-    (format!("{summary}; REST: {answered} answers, {failed} errors"), seen)
+    let answers: Vec<_> = callers
+        .into_iter()
+        .map(|caller| caller.join().unwrap())
+        .collect();
+    let (answered, failed) = answers
+        .iter()
+        .fold((0, 0), |sum, answer| (sum.0 + answer.0, sum.1 + answer.1));
+    (
+        format!("{summary}; REST: {answered} answers, {failed} errors"),
+        seen,
+    )
 }

@@ -20,7 +20,9 @@ fn events_arrive(compression: Compression, tls: bool) {
     }
     let long = "🦀 \"quoted\" ".repeat(1000);
     for guild in gateway.guild_ids() {
-        gateway.chat(gateway.channel_of(guild).unwrap(), &long).unwrap();
+        gateway
+            .chat(gateway.channel_of(guild).unwrap(), &long)
+            .unwrap();
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
         let message: Value = message.dispatch().unwrap().decode().unwrap();
         assert_eq!(message["content"], long);
@@ -61,15 +63,23 @@ fn zstd_stream() {
 fn payloads_of_many_megabytes() {
     for compression in COMPRESSIONS {
         let gateway = gateway().guilds(1).start().unwrap();
-        let config = config(&gateway).compression(compression).max_outstanding_bytes(64 << 20);
+        let config = config(&gateway)
+            .compression(compression)
+            .max_outstanding_bytes(64 << 20);
         let manager = ready(config);
         let events = manager.events();
         let guild = gateway.guild_ids()[0];
         for megabytes in [0, 1, 20] {
             let text = "0123456789abcdef".repeat((megabytes << 16) + 8000);
-            gateway.emit(Some(guild), "LARGE", &serde_json::json!({"text": text})).unwrap();
+            gateway
+                .emit(Some(guild), "LARGE", &serde_json::json!({"text": text}))
+                .unwrap();
             let event = next(&events, |event| event.name() == "LARGE");
-            assert_eq!(event.dispatch().unwrap().decode::<Value>().unwrap()["text"], text, "{compression:?}");
+            assert_eq!(
+                event.dispatch().unwrap().decode::<Value>().unwrap()["text"],
+                text,
+                "{compression:?}"
+            );
         }
         assert_eq!(manager.shards()[0].status().connects, 1);
     }
@@ -87,5 +97,8 @@ fn unknown_events_are_delivered_as_they_are() {
     let dispatch = event.dispatch().unwrap();
     assert_eq!(dispatch.data(), data.to_string().as_bytes());
     assert_eq!(manager.shards()[0].session().unwrap().id.len(), 32);
-    assert_eq!(gateway.observed().sequences.values().copied().max(), Some(dispatch.sequence()));
+    assert_eq!(
+        gateway.observed().sequences.values().copied().max(),
+        Some(dispatch.sequence())
+    );
 }

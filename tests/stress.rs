@@ -1,6 +1,8 @@
-//! Threads call whatever a manager has, at random, while shards come and go: no deadlock, no leak, and all is well afterwards.
+//! Threads call whatever a manager has, at random, while shards come and go: no deadlock, no leak,
+//! and all is well afterwards.
 //!
-//! `THREADCORD_STRESS_SECONDS` makes it longer than it is for everyday, and `THREADCORD_STRESS_SEED` chooses what happens.
+//! `THREADCORD_STRESS_SECONDS` makes it longer than it is for everyday, and
+//! `THREADCORD_STRESS_SEED` chooses what happens.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -20,7 +22,11 @@ const CALLERS: u64 = 6;
 const GUILDS: u32 = 24;
 
 fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    std::env::var(name).ok().map(|value| {
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is no number"))
+    })
 }
 
 /// How often each call was answered with what.
@@ -28,10 +34,12 @@ type Tally = Mutex<BTreeMap<String, u32>>;
 
 fn tell(tally: &Tally, call: &str, outcome: Result<Operation, Error>, rng: &mut Rng) {
     let words = match outcome {
-        Ok(operation) if rng.bool() => match operation.wait(Duration::from_millis(rng.u64(..200))) {
-            Ok(()) => "done".into(),
-            Err(error) => kind(&error),
-        },
+        Ok(operation) if rng.bool() => {
+            match operation.wait(Duration::from_millis(rng.u64(..200))) {
+                Ok(()) => "done".into(),
+                Err(error) => kind(&error),
+            }
+        }
         Ok(_) => "begun".into(),
         Err(error) => kind(&error),
     };
@@ -39,14 +47,20 @@ fn tell(tally: &Tally, call: &str, outcome: Result<Operation, Error>, rng: &mut 
 }
 
 fn kind(error: &Error) -> String {
-    format!("{error:?}").split([' ', '(']).next().unwrap_or_default().to_owned()
+    format!("{error:?}")
+        .split([' ', '('])
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn call(handle: &Handle, gateway: &Gateway, tally: &Tally, calm: &AtomicBool, rng: &mut Rng) {
     let total = rng.u32(1..7);
     let id = shard(rng.u32(..total), total);
     let running = handle.shards();
-    let one = running.get(rng.usize(..running.len().max(1))).map_or(id, threadcord::Shard::id);
+    let one = running
+        .get(rng.usize(..running.len().max(1)))
+        .map_or(id, threadcord::Shard::id);
     let guild = gateway.guild_ids()[rng.usize(..GUILDS as usize)];
     match rng.u32(..100) {
         0..3 => {
@@ -64,10 +78,30 @@ fn call(handle: &Handle, gateway: &Gateway, tally: &Tally, calm: &AtomicBool, rn
             calm.store(false, Ordering::Release);
         }
         3..50 if calm.load(Ordering::Acquire) && rng.u32(..50) > 0 => {}
-        3..6 => tell(tally, "restart_all", handle.restart_all(rng.usize(..4)), rng),
-        6..16 => tell(tally, "restart", handle.restart_shard(if rng.bool() { one } else { id }), rng),
-        16..26 => tell(tally, "close", handle.close_shard(if rng.bool() { one } else { id }), rng),
-        26..45 => tell(tally, "open", handle.open_shard(if rng.bool() { one } else { id }), rng),
+        3..6 => tell(
+            tally,
+            "restart_all",
+            handle.restart_all(rng.usize(..4)),
+            rng,
+        ),
+        6..16 => tell(
+            tally,
+            "restart",
+            handle.restart_shard(if rng.bool() { one } else { id }),
+            rng,
+        ),
+        16..26 => tell(
+            tally,
+            "close",
+            handle.close_shard(if rng.bool() { one } else { id }),
+            rng,
+        ),
+        26..45 => tell(
+            tally,
+            "open",
+            handle.open_shard(if rng.bool() { one } else { id }),
+            rng,
+        ),
         45..50 => {
             // Some other thread may have closed it since.
             let session = handle.shard(one).and_then(|shard| shard.session());
@@ -95,11 +129,17 @@ fn random_calls_from_many_threads() {
     println!("THREADCORD_STRESS_SECONDS={seconds} THREADCORD_STRESS_SEED={seed}");
     let folder = tempfile::tempdir().unwrap();
     let day = Duration::from_secs(24 * 60 * 60);
-    let gateway =
-        gateway().shards(4).max_concurrency(4).guilds(GUILDS).activity(500.0).session_starts(1_000_000, 1_000_000, day);
+    let gateway = gateway()
+        .shards(4)
+        .max_concurrency(4)
+        .guilds(GUILDS)
+        .activity(500.0)
+        .session_starts(1_000_000, 1_000_000, day);
     let gateway = gateway.start().unwrap();
     let before = footprint();
-    let mut config = config(&gateway).session_store(FileStore::new(folder.path().join("sessions.json"))).auto_split(2);
+    let mut config = config(&gateway)
+        .session_store(FileStore::new(folder.path().join("sessions.json")))
+        .auto_split(2);
     config.timing.reshard_overlap = Duration::from_millis(20);
     config.timing.store_interval = Duration::from_millis(5);
     let manager = ShardManager::start(config).unwrap();
@@ -113,7 +153,10 @@ fn random_calls_from_many_threads() {
             let rng = Mutex::new(Rng::with_seed(seed));
             let handler = |handle: &Handle, event: Event| {
                 let mut rng = Rng::with_seed(rng.lock().u64(..));
-                if event.name() == "MESSAGE_CREATE" && rng.u32(..50) == 0 && !stop.load(Ordering::Acquire) {
+                if event.name() == "MESSAGE_CREATE"
+                    && rng.u32(..50) == 0
+                    && !stop.load(Ordering::Acquire)
+                {
                     call(handle, &gateway, &tally, &calm, &mut rng);
                 }
             };
@@ -152,14 +195,20 @@ fn random_calls_from_many_threads() {
 
 /// What is left can be brought into order, and is then what the gateway sees.
 fn settle(manager: &ShardManager, gateway: &Gateway) {
-    eventually("nothing is under way any more", || match manager.reshard(&Plan::Total(9)) {
-        Ok(reshard) => {
-            let outcome = reshard.wait(PATIENCE);
-            assert!(outcome.is_ok(), "{outcome:?}, and nobody disturbs it: {}", manager.status());
-            true
+    eventually("nothing is under way any more", || {
+        match manager.reshard(&Plan::Total(9)) {
+            Ok(reshard) => {
+                let outcome = reshard.wait(PATIENCE);
+                assert!(
+                    outcome.is_ok(),
+                    "{outcome:?}, and nobody disturbs it: {}",
+                    manager.status()
+                );
+                true
+            }
+            Err(Error::Busy { .. }) => false,
+            Err(other) => panic!("{other:?}"),
         }
-        Err(Error::Busy { .. }) => false,
-        Err(other) => panic!("{other:?}"),
     });
     manager.wait_guilds(PATIENCE).unwrap();
     let running: BTreeSet<ShardId> = manager.shards().iter().map(threadcord::Shard::id).collect();
@@ -168,8 +217,17 @@ fn settle(manager: &ShardManager, gateway: &Gateway) {
         seen.live.keys().copied().collect::<BTreeSet<_>>() == running
     });
     let status = manager.status();
-    assert!(status.shards.iter().all(|shard| shard.stage == Stage::Ready && !shard.is_incoming), "{status}");
+    assert!(
+        status
+            .shards
+            .iter()
+            .all(|shard| shard.stage == Stage::Ready && !shard.is_incoming),
+        "{status}"
+    );
     for guild in gateway.guild_ids() {
-        assert_eq!(manager.shard_by_guild(guild).map(|shard| shard.id()), ShardId::for_guild(guild, 9));
+        assert_eq!(
+            manager.shard_by_guild(guild).map(|shard| shard.id()),
+            ShardId::for_guild(guild, 9)
+        );
     }
 }

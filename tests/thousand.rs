@@ -17,19 +17,31 @@ fn a_thousand_shards_get_ready_and_leave_nothing_behind() {
     drop(ready(config(&other)));
     drop(other);
     let day = Duration::from_secs(24 * 60 * 60);
-    let gateway = gateway().shards(SHARDS).max_concurrency(64).guilds(2 * SHARDS).session_starts(2000, 2000, day);
+    let gateway = gateway()
+        .shards(SHARDS)
+        .max_concurrency(64)
+        .guilds(2 * SHARDS)
+        .session_starts(2000, 2000, day);
     let gateway = gateway.start().unwrap();
     let before = footprint();
     let start = Instant::now();
     let mut config = config(&gateway);
-    // The gateway reads a thousand sockets in one thread, so that it may see an IDENTIFY much later than it was sent.
+    // The gateway reads a thousand sockets in one thread, so that it may see an IDENTIFY much later
+    // than it was sent.
     config.timing.guard = Duration::from_millis(500);
     let manager = ShardManager::start(config).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let ready = start.elapsed();
     assert_eq!(gateway.observed().live.len(), SHARDS as usize);
     let status = manager.status();
-    assert_eq!(status.shards.iter().filter_map(|shard| shard.guilds).sum::<usize>(), 2 * SHARDS as usize);
+    assert_eq!(
+        status
+            .shards
+            .iter()
+            .filter_map(|shard| shard.guilds)
+            .sum::<usize>(),
+        2 * SHARDS as usize
+    );
     let start = Instant::now();
     manager.close();
     let closed = start.elapsed();

@@ -1,4 +1,5 @@
-//! Typed events: whatever the simulator sends, and twilight-model knows, is read; and ids convert both ways.
+//! Typed events: whatever the simulator sends, and twilight-model knows, is read; and ids convert
+//! both ways.
 
 mod common;
 
@@ -15,31 +16,52 @@ const UNKNOWN: [&str; 2] = ["SOUNDBOARD_SOUNDS", "CHANNEL_INFO"];
 
 #[test]
 fn every_event_of_the_simulator_is_read() {
-    let gateway = gateway().guilds(2).activity(2000.0).mix(sim::EVENT_NAMES.map(|name| (name, 1))).start().unwrap();
+    let gateway = gateway()
+        .guilds(2)
+        .activity(2000.0)
+        .mix(sim::EVENT_NAMES.map(|name| (name, 1)))
+        .start()
+        .unwrap();
     let manager = ready(config(&gateway));
     let (guild, shard) = (gateway.guild_ids()[0], manager.shard(ShardId::ONE).unwrap());
     let channel = gateway.channel_of(guild).unwrap();
     gateway.chat(channel, "hello").unwrap();
     gateway.interact(channel, "hello", &json!([])).unwrap();
     let all = || Command::request_members(guild, &MemberQuery::all(), None).unwrap();
-    for command in [all(), Command::voice_state(&VoiceState::join(guild, channel + 1)).unwrap()] {
+    for command in [
+        all(),
+        Command::voice_state(&VoiceState::join(guild, channel + 1)).unwrap(),
+    ] {
         shard.send(command).unwrap();
     }
     let limited = json!({"opcode": 8, "retry_after": 0.1, "meta": {"guild_id": guild.to_string(), "nonce": "n"}});
     gateway.emit(Some(guild), "RATE_LIMITED", &limited).unwrap();
-    let others =
-        ["READY", "GUILD_MEMBERS_CHUNK", "INTERACTION_CREATE", "VOICE_SERVER_UPDATE", "RATE_LIMITED"].into_iter();
+    let others = [
+        "READY",
+        "GUILD_MEMBERS_CHUNK",
+        "INTERACTION_CREATE",
+        "VOICE_SERVER_UPDATE",
+        "RATE_LIMITED",
+    ]
+    .into_iter();
     let mut missing: BTreeSet<&str> = sim::EVENT_NAMES.into_iter().chain(others).collect();
     let events = manager.events();
     let deadline = Instant::now() + PATIENCE;
     while !missing.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
-        let event = events.next_timeout(left).unwrap_or_else(|_| panic!("did not come: {missing:?}"));
-        let Some(dispatch) = event.dispatch() else { continue };
+        let event = events
+            .next_timeout(left)
+            .unwrap_or_else(|_| panic!("did not come: {missing:?}"));
+        let Some(dispatch) = event.dispatch() else {
+            continue;
+        };
         let typed = dispatch.typed().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(typed.kind().name(), Some(dispatch.name().as_str()));
         if let (Event::MessageCreate(message), Some(guild)) = (&typed, dispatch.guild_id()) {
-            assert_eq!(message.guild_id.map(twilight_model::id::Id::get), Some(guild));
+            assert_eq!(
+                message.guild_id.map(twilight_model::id::Id::get),
+                Some(guild)
+            );
         }
         missing.remove(dispatch.name().as_str());
     }

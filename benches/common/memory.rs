@@ -23,18 +23,28 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn new() -> Self {
         let events = super::parts().into_iter();
-        let events = events.filter(|(name, _)| name != "READY" && name != "RESUMED").collect();
-        Self { events: Arc::new(events), wanted: Arc::default() }
+        let events = events
+            .filter(|(name, _)| name != "READY" && name != "RESUMED")
+            .collect();
+        Self {
+            events: Arc::new(events),
+            wanted: Arc::default(),
+        }
     }
 
     /// A manager whose shards are ready.
     pub(crate) fn start(&self, shards: u32) -> ShardManager {
-        let config = Config::new(Token::new("aaa.bbb.ccc").expect("a token"), Intents::empty())
-            .gateway_url("ws://127.0.0.1:9")
-            .limiter(Arc::new(threadcord::limit::Unlimited))
-            .plan(Plan::Total(shards));
+        let config = Config::new(
+            Token::new("aaa.bbb.ccc").expect("a token"),
+            Intents::empty(),
+        )
+        .gateway_url("ws://127.0.0.1:9")
+        .limiter(Arc::new(threadcord::limit::Unlimited))
+        .plan(Plan::Total(shards));
         let manager = ShardManager::start_with(config, |_| self.clone()).expect("the shards start");
-        manager.wait_ready(std::time::Duration::from_secs(60)).expect("they get ready");
+        manager
+            .wait_ready(std::time::Duration::from_secs(60))
+            .expect("they get ready");
         manager
     }
 
@@ -54,7 +64,13 @@ impl Connector for Memory {
 
     fn transport(&self, _shard: ShardId, _settings: Settings) -> io::Result<Line> {
         let (wake, woken) = bounded(1);
-        Ok(Line { memory: self.clone(), waker: waker(wake), woken, step: 0, said: 0 })
+        Ok(Line {
+            memory: self.clone(),
+            waker: waker(wake),
+            woken,
+            step: 0,
+            said: 0,
+        })
     }
 }
 
@@ -96,7 +112,10 @@ impl Transport for Line {
             4 if self.said < self.memory.wanted.load(Ordering::Acquire) => {
                 let (name, data) = &self.memory.events[self.said % self.memory.events.len()];
                 self.said += 1;
-                let text = format!(r#"{{"t":"{name}","s":{},"op":0,"d":{data}}}"#, self.said + 1);
+                let text = format!(
+                    r#"{{"t":"{name}","s":{},"op":0,"d":{data}}}"#,
+                    self.said + 1
+                );
                 return Ok(Received::Payload(text.into()));
             }
             _ => return Ok(Received::Nothing),
@@ -118,7 +137,8 @@ impl Transport for Line {
     }
 
     fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
-        let has_more = reading && (self.step == 3 || self.said < self.memory.wanted.load(Ordering::Acquire));
+        let has_more =
+            reading && (self.step == 3 || self.said < self.memory.wanted.load(Ordering::Acquire));
         if !has_more && !self.waker.is_called() {
             // Woken, or it is time.
             let _ = match until {

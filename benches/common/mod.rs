@@ -9,43 +9,74 @@ pub(crate) mod stream;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use threadcord::{Command, Config, Dispatch, Intents, MemberQuery, ShardManager, Timing, Token, sim};
+use threadcord::{
+    Command, Config, Dispatch, Intents, MemberQuery, ShardManager, Timing, Token, sim,
+};
 
 /// So many events of the usual mix are collected, and a few more so that each kind is there.
 const EVENTS: usize = 4000;
 
-/// Guilds that arrive, with 250 members each. They make the mean size that of a busy bot's events: about 1.9 kB.
+/// Guilds that arrive, with 250 members each. They make the mean size that of a busy bot's events:
+/// about 1.9 kB.
 const GUILDS: u32 = 55;
 
-/// Some thousand events of the usual mix, at least one of each kind, as Discord writes them. From 100 bytes to 200 KB, with
-/// escapes and with characters beyond ASCII; always the same.
+/// Some thousand events of the usual mix, at least one of each kind, as Discord writes them. From
+/// 100 bytes to 200 KB, with escapes and with characters beyond ASCII; always the same.
 pub(crate) fn events() -> Vec<String> {
-    let usual = sim::Gateway::builder().guilds(GUILDS).members(250).activity(4000.0).time_scale(0.01).seed(1);
+    let usual = sim::Gateway::builder()
+        .guilds(GUILDS)
+        .members(250)
+        .activity(4000.0)
+        .time_scale(0.01)
+        .seed(1);
     let each = sim::EVENT_NAMES.map(|name| (name, 1));
-    let each = sim::Gateway::builder().guilds(1).members(600).activity(1000.0).time_scale(0.01).mix(each).seed(1);
+    let each = sim::Gateway::builder()
+        .guilds(1)
+        .members(600)
+        .activity(1000.0)
+        .time_scale(0.01)
+        .mix(each)
+        .seed(1);
     let mut events = collect(usual, |events, _| events.len() >= EVENTS);
     let is_there = |names: &BTreeSet<String>, name| names.contains(name);
     events.extend(collect(each, |_, names| {
-        sim::EVENT_NAMES.into_iter().chain(["GUILD_MEMBERS_CHUNK"]).all(|name| is_there(names, name))
+        sim::EVENT_NAMES
+            .into_iter()
+            .chain(["GUILD_MEMBERS_CHUNK"])
+            .all(|name| is_there(names, name))
     }));
     fastrand::Rng::with_seed(1).shuffle(&mut events);
     events
 }
 
-fn collect(gateway: sim::Builder, is_enough: impl Fn(&[String], &BTreeSet<String>) -> bool) -> Vec<String> {
-    let gateway = gateway.heartbeat_interval(Duration::from_secs(500)).start().expect("the simulator starts");
-    let config = Config::new(Token::new(gateway.token()).expect("a token"), Intents::all())
-        .rest_url(gateway.rest_url())
-        .large_threshold(250)
-        .timing(Timing::scaled(0.01));
+fn collect(
+    gateway: sim::Builder,
+    is_enough: impl Fn(&[String], &BTreeSet<String>) -> bool,
+) -> Vec<String> {
+    let gateway = gateway
+        .heartbeat_interval(Duration::from_secs(500))
+        .start()
+        .expect("the simulator starts");
+    let config = Config::new(
+        Token::new(gateway.token()).expect("a token"),
+        Intents::all(),
+    )
+    .rest_url(gateway.rest_url())
+    .large_threshold(250)
+    .timing(Timing::scaled(0.01));
     let manager = ShardManager::start(config).expect("the shard starts");
     let (mut events, mut names) = (Vec::new(), BTreeSet::new());
     for event in manager.events() {
-        let Some(dispatch) = event.dispatch() else { continue };
+        let Some(dispatch) = event.dispatch() else {
+            continue;
+        };
         if names.insert(dispatch.name().to_string()) && dispatch.name() == "GUILD_CREATE" {
             // The largest event of all: 600 members.
-            let all = Command::request_members(gateway.guild_ids()[0], &MemberQuery::all(), None).expect("a command");
-            manager.send_to_guild(gateway.guild_ids()[0], all).expect("it is taken");
+            let all = Command::request_members(gateway.guild_ids()[0], &MemberQuery::all(), None)
+                .expect("a command");
+            manager
+                .send_to_guild(gateway.guild_ids()[0], all)
+                .expect("it is taken");
         }
         let data = String::from_utf8_lossy(dispatch.data());
         events.push(payload(dispatch.name(), dispatch.sequence(), &data));
@@ -63,12 +94,20 @@ pub(crate) fn payload(name: impl std::fmt::Display, sequence: u64, data: &str) -
 
 /// The same, read as far as the library does.
 pub(crate) fn dispatches() -> Vec<Dispatch> {
-    events().into_iter().map(|json| Dispatch::from_json(json).expect("an event")).collect()
+    events()
+        .into_iter()
+        .map(|json| Dispatch::from_json(json).expect("an event"))
+        .collect()
 }
 
 /// Their names and their data.
 pub(crate) fn parts() -> Vec<(String, String)> {
-    let parts = |event: Dispatch| (event.name().to_string(), String::from_utf8_lossy(event.data()).into_owned());
+    let parts = |event: Dispatch| {
+        (
+            event.name().to_string(),
+            String::from_utf8_lossy(event.data()).into_owned(),
+        )
+    };
     dispatches().into_iter().map(parts).collect()
 }
 

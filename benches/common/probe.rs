@@ -17,7 +17,10 @@ pub(crate) fn monotonic() -> Duration {
 
 fn duration(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("below a second"))
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).expect("below a second"),
+    )
 }
 
 /// Keeps this process, and the threads that it will start, to one core, if there are several.
@@ -40,10 +43,16 @@ pub(crate) fn resident() -> u64 {
 
 /// How often a thread of this process was switched away from.
 pub(crate) fn switches() -> u64 {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(Result::ok);
+    let tasks = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
     let of = |task: fs::DirEntry| {
         let file = task.path().join("status");
-        status(&file.to_string_lossy(), &["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"])
+        status(
+            &file.to_string_lossy(),
+            &["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"],
+        )
     };
     tasks.map(of).sum()
 }
@@ -64,7 +73,11 @@ fn status(file: &str, fields: &[&str]) -> u64 {
     let text = fs::read_to_string(file).unwrap_or_default();
     let number = |line: &str| {
         let field = fields.iter().find(|field| line.starts_with(**field))?;
-        line[field.len()..].split_whitespace().next()?.parse::<u64>().ok()
+        line[field.len()..]
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
     };
     text.lines().filter_map(number).sum()
 }

@@ -1,8 +1,10 @@
-//! A gateway that has encoded all that it will say before anybody connects, so that it costs as little as it can.
+//! A gateway that has encoded all that it will say before anybody connects, so that it costs as
+//! little as it can.
 //!
-//! It plays by no rules. A client says HELLO's answer, IDENTIFY, gets READY, and then asks for events with a
-//! `REQUEST_SOUNDBOARD_SOUNDS` (op 31), since every library can send one: its first id is how many, its second, if there is
-//! one, how many a second. Of the events each [`BLOCK`]th is a [`MARKER`].
+//! It plays by no rules. A client says HELLO's answer, IDENTIFY, gets READY, and then asks for
+//! events with a `REQUEST_SOUNDBOARD_SOUNDS` (op 31), since every library can send one: its first
+//! id is how many, its second, if there is one, how many a second. Of the events each [`BLOCK`]th
+//! is a [`MARKER`].
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -48,13 +50,26 @@ pub(crate) struct Script {
 impl Script {
     /// The corpus over and over, `count` events in all.
     pub(crate) fn corpus(count: usize) -> Self {
-        let (ready, rest): (Vec<_>, Vec<_>) = super::parts().into_iter().partition(|(name, _)| name == "READY");
-        let marker =
-            (MARKER.to_owned(), r#"{"user_id":"1","channel_id":"2","message_id":"3","answer_id":1}"#.to_owned());
+        let (ready, rest): (Vec<_>, Vec<_>) = super::parts()
+            .into_iter()
+            .partition(|(name, _)| name == "READY");
+        let marker = (
+            MARKER.to_owned(),
+            r#"{"user_id":"1","channel_id":"2","message_id":"3","answer_id":1}"#.to_owned(),
+        );
         let events = rest.iter().filter(|(name, _)| name != "RESUMED").cycle();
-        let events =
-            events.take(count).enumerate().map(|(n, event)| if n % BLOCK == BLOCK - 1 { &marker } else { event });
-        Self { events: events.cloned().collect(), ready: ready[0].1.clone(), heartbeat_interval: NEVER }
+        let events = events.take(count).enumerate().map(|(n, event)| {
+            if n % BLOCK == BLOCK - 1 {
+                &marker
+            } else {
+                event
+            }
+        });
+        Self {
+            events: events.cloned().collect(),
+            ready: ready[0].1.clone(),
+            heartbeat_interval: NEVER,
+        }
     }
 }
 
@@ -71,14 +86,23 @@ impl Stream {
     fn new(script: &Script, compression: &str) -> Self {
         let mut encoder = Encoder::new(compression);
         let interval = script.heartbeat_interval;
-        let hello = json!({"t": null, "s": null, "op": 10, "d": {"heartbeat_interval": interval}}).to_string();
-        let (greeting, ready) = (encoder.frame(&hello), encoder.frame(&super::payload("READY", 1, &script.ready)));
+        let hello = json!({"t": null, "s": null, "op": 10, "d": {"heartbeat_interval": interval}})
+            .to_string();
+        let (greeting, ready) = (
+            encoder.frame(&hello),
+            encoder.frame(&super::payload("READY", 1, &script.ready)),
+        );
         let (mut events, mut bounds) = (Vec::new(), vec![0]);
         for ((name, data), sequence) in script.events.iter().zip(2..) {
             events.extend(encoder.frame(&super::payload(name, sequence, data)));
             bounds.push(events.len());
         }
-        Self { greeting, ready, events, bounds }
+        Self {
+            greeting,
+            ready,
+            events,
+            bounds,
+        }
     }
 
     fn events(&self, from: usize, to: usize) -> &[u8] {
@@ -100,7 +124,9 @@ impl Encoder {
             "zstd" => {
                 let mut context = CCtx::create();
                 // What Discord is said to use.
-                context.set_parameter(CParameter::WindowLog(18)).expect("a window of 256 KiB");
+                context
+                    .set_parameter(CParameter::WindowLog(18))
+                    .expect("a window of 256 KiB");
                 Self::Zstd(context)
             }
             _ => Self::Plain,
@@ -108,7 +134,11 @@ impl Encoder {
     }
 
     fn frame(&mut self, payload: &str) -> Vec<u8> {
-        let kind = if matches!(self, Self::Plain) { Data::Text } else { Data::Binary };
+        let kind = if matches!(self, Self::Plain) {
+            Data::Text
+        } else {
+            Data::Binary
+        };
         frame(kind, &self.message(payload))
     }
 
@@ -117,13 +147,19 @@ impl Encoder {
         match self {
             Self::Plain => encoded.extend_from_slice(payload.as_bytes()),
             Self::Zlib(context) => {
-                context.compress_vec(payload.as_bytes(), &mut encoded, FlushCompress::Sync).expect("it fits");
+                context
+                    .compress_vec(payload.as_bytes(), &mut encoded, FlushCompress::Sync)
+                    .expect("it fits");
             }
             Self::Zstd(context) => {
                 let mut output = OutBuffer::around(&mut encoded);
                 let mut input = InBuffer::around(payload.as_bytes());
                 let flush = ZSTD_EndDirective::ZSTD_e_flush;
-                assert_eq!(context.compress_stream2(&mut output, &mut input, flush), Ok(0), "it fits");
+                assert_eq!(
+                    context.compress_stream2(&mut output, &mut input, flush),
+                    Ok(0),
+                    "it fits"
+                );
             }
         }
         encoded
@@ -131,9 +167,14 @@ impl Encoder {
 }
 
 fn frame(kind: Data, payload: &[u8]) -> Vec<u8> {
-    let header = FrameHeader { opcode: OpCode::Data(kind), ..FrameHeader::default() };
+    let header = FrameHeader {
+        opcode: OpCode::Data(kind),
+        ..FrameHeader::default()
+    };
     let mut bytes = Vec::new();
-    Frame::from_payload(header, payload.to_vec().into()).format(&mut bytes).expect("a vector grows");
+    Frame::from_payload(header, payload.to_vec().into())
+        .format(&mut bytes)
+        .expect("a vector grows");
     bytes
 }
 
@@ -147,17 +188,34 @@ struct Gateway {
 /// Serves if this process was started to: `script` makes what is said. Never returns then.
 pub(crate) fn serve_if_asked(script: impl FnOnce(&[String]) -> Script) {
     let arguments: Vec<String> = std::env::args().collect();
-    let Some(at) = arguments.iter().position(|argument| argument == SERVE) else { return };
+    let Some(at) = arguments.iter().position(|argument| argument == SERVE) else {
+        return;
+    };
     probe::pin(1);
     let arguments = &arguments[at + 1..];
     let script = script(arguments);
-    let (tls, pem) = if arguments.iter().any(|argument| argument == "tls") { certificate() } else { (None, None) };
-    let compressions = ["none", "zlib", "zstd"].into_iter().filter(|name| arguments.iter().any(|a| a == name));
-    let streams = compressions.map(|name| (name.to_owned(), Stream::new(&script, name))).collect();
-    let gateway = Arc::new(Gateway { script, streams, tls });
+    let (tls, pem) = if arguments.iter().any(|argument| argument == "tls") {
+        certificate()
+    } else {
+        (None, None)
+    };
+    let compressions = ["none", "zlib", "zstd"]
+        .into_iter()
+        .filter(|name| arguments.iter().any(|a| a == name));
+    let streams = compressions
+        .map(|name| (name.to_owned(), Stream::new(&script, name)))
+        .collect();
+    let gateway = Arc::new(Gateway {
+        script,
+        streams,
+        tls,
+    });
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let scheme = if gateway.tls.is_some() { "wss" } else { "ws" };
-    println!("{}", json!({"url": format!("{scheme}://{}", listener.local_addr().expect("bound")), "pem": pem}));
+    println!(
+        "{}",
+        json!({"url": format!("{scheme}://{}", listener.local_addr().expect("bound")), "pem": pem})
+    );
     // It ends with the process that started it.
     thread::spawn(|| {
         let _ = io::stdin().read_line(&mut String::new());
@@ -166,7 +224,9 @@ pub(crate) fn serve_if_asked(script: impl FnOnce(&[String]) -> Script) {
     for stream in listener.incoming() {
         let gateway = Arc::clone(&gateway);
         let thread = thread::Builder::new().stack_size(256 << 10);
-        thread.spawn(move || gateway.accept(stream.expect("a connection"))).expect("a thread");
+        thread
+            .spawn(move || gateway.accept(stream.expect("a connection")))
+            .expect("a thread");
     }
 }
 
@@ -174,7 +234,10 @@ fn certificate() -> (Option<TlsAcceptor>, Option<String>) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let (pem, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let identity = Identity::from_pkcs8(pem.as_bytes(), key.as_bytes()).expect("an identity");
-    (Some(TlsAcceptor::new(identity).expect("an acceptor")), Some(pem))
+    (
+        Some(TlsAcceptor::new(identity).expect("an acceptor")),
+        Some(pem),
+    )
 }
 
 impl Gateway {
@@ -182,7 +245,10 @@ impl Gateway {
         stream.set_nodelay(true).expect("a socket");
         // A client that goes away ends its thread.
         let _ = match &self.tls {
-            Some(tls) => tls.accept(stream).map(|stream| self.talk(stream)).map_err(drop),
+            Some(tls) => tls
+                .accept(stream)
+                .map(|stream| self.talk(stream))
+                .map_err(drop),
             None => Ok(self.talk(stream)),
         };
     }
@@ -194,10 +260,19 @@ impl Gateway {
             query.push_str(request.uri().query().unwrap_or_default());
             Ok(response)
         });
-        let Ok(mut client) = client else { return Ok(()) };
-        let wanted = query.split('&').find_map(|part| part.strip_prefix("compress=")).unwrap_or("none");
+        let Ok(mut client) = client else {
+            return Ok(());
+        };
+        let wanted = query
+            .split('&')
+            .find_map(|part| part.strip_prefix("compress="))
+            .unwrap_or("none");
         let is_wanted = |(name, _): &&(String, Stream)| wanted.starts_with(name.as_str());
-        let (name, stream) = self.streams.iter().find(is_wanted).expect("a compression that was announced");
+        let (name, stream) = self
+            .streams
+            .iter()
+            .find(is_wanted)
+            .expect("a compression that was announced");
         client.get_mut().write_all(&stream.greeting)?;
         let mut at = 0;
         loop {
@@ -205,15 +280,24 @@ impl Gateway {
             if message.is_close() {
                 return client.flush();
             }
-            let Ok(payload) = serde_json::from_slice::<Value>(&message.into_data()) else { continue };
+            let Ok(payload) = serde_json::from_slice::<Value>(&message.into_data()) else {
+                continue;
+            };
             match payload["op"].as_u64() {
-                Some(1) if name == "none" => client.send(Message::text(r#"{"t":null,"s":null,"op":11,"d":null}"#))?,
+                Some(1) if name == "none" => {
+                    client.send(Message::text(r#"{"t":null,"s":null,"op":11,"d":null}"#))?;
+                }
                 Some(2) => client.get_mut().write_all(&stream.ready)?,
                 Some(31) => {
                     let numbers = payload["d"]["guild_ids"].as_array().expect("ids");
-                    let mut numbers =
-                        numbers.iter().map(|id| id.as_str().expect("an id").parse::<u64>().expect("a number"));
-                    let count = usize::try_from(numbers.next().expect("a count")).expect("a small one");
+                    let mut numbers = numbers.iter().map(|id| {
+                        id.as_str()
+                            .expect("an id")
+                            .parse::<u64>()
+                            .expect("a number")
+                    });
+                    let count =
+                        usize::try_from(numbers.next().expect("a count")).expect("a small one");
                     match numbers.next() {
                         None => client.get_mut().write_all(stream.events(at, at + count))?,
                         Some(rate) => self.pace(&mut client, at, count, rate)?,
@@ -233,12 +317,18 @@ impl Gateway {
         count: usize,
         rate: u64,
     ) -> tungstenite::Result<()> {
-        let (start, pause) = (Instant::now(), Duration::from_secs(1) / u32::try_from(rate).expect("a rate"));
+        let (start, pause) = (
+            Instant::now(),
+            Duration::from_secs(1) / u32::try_from(rate).expect("a rate"),
+        );
         for (n, sequence) in (0..u32::try_from(count).expect("few")).zip(from + 2..) {
             let (name, data) = &self.script.events[sequence - 2];
             thread::sleep((start + pause * n).saturating_duration_since(Instant::now()));
             let data = format!(r#"{{"at":{},{}"#, probe::monotonic().as_nanos(), &data[1..]);
-            client.get_mut().write_all(&frame(Data::Text, super::payload(name, sequence as u64, &data).as_bytes()))?;
+            client.get_mut().write_all(&frame(
+                Data::Text,
+                super::payload(name, sequence as u64, &data).as_bytes(),
+            ))?;
         }
         Ok(())
     }
@@ -256,13 +346,26 @@ impl Server {
     /// Starts this program as a gateway.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.arg(SERVE).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg(SERVE)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().expect("it starts");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("it speaks");
+        BufReader::new(child.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("it speaks");
         let mut said: Value = serde_json::from_str(&line).expect("it says where it is");
-        let url = said["url"].as_str().expect("a url").replace("127.0.0.1", "localhost");
-        let url = if said["pem"].is_null() { url.replace("localhost", "127.0.0.1") } else { url };
+        let url = said["url"]
+            .as_str()
+            .expect("a url")
+            .replace("127.0.0.1", "localhost");
+        let url = if said["pem"].is_null() {
+            url.replace("localhost", "127.0.0.1")
+        } else {
+            url
+        };
         let pem = serde_json::from_value(said["pem"].take()).expect("a certificate or none");
         Self { child, url, pem }
     }

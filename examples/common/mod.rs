@@ -1,4 +1,5 @@
-//! What all examples begin with: the token in `DISCORD_TOKEN`, and for a simulated gateway its address in `DISCORD_REST_URL`.
+//! What all examples begin with: the token in `DISCORD_TOKEN`, and for a simulated gateway its
+//! address in `DISCORD_REST_URL`.
 
 use std::{env, process};
 

@@ -28,9 +28,11 @@ Lines on standard input let things happen meanwhile:
 
 It exits with 1 if a client broke a rule of Discord's.";
 
-const TIME_SCALE_HELP: &str = "What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms";
+const TIME_SCALE_HELP: &str =
+    "What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms";
 
-const FAULT_HELP: &str = "A fault at a time after the start, for example 10s:cut@0/2; without a shard it strikes any";
+const FAULT_HELP: &str =
+    "A fault at a time after the start, for example 10s:cut@0/2; without a shard it strikes any";
 
 const FAULT_KIND_HELP: &str =
     "Which faults by chance, may be given often (default: one of each that a client survives)";
@@ -95,14 +97,23 @@ fn command() -> Command {
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).help(help).action(ArgAction::SetTrue)
+    Arg::new(name)
+        .long(name)
+        .help(help)
+        .action(ArgAction::SetTrue)
 }
 
 fn text(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).help(help).value_name(value)
 }
 
-fn number(name: &'static str, help: &'static str, default: &'static str, least: u64, most: u64) -> Arg {
+fn number(
+    name: &'static str,
+    help: &'static str,
+    default: &'static str,
+    least: u64,
+    most: u64,
+) -> Arg {
     let parse = move |text: &str| match text.parse() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => Err(format!("allowed: {least} to {most}")),
@@ -116,31 +127,55 @@ fn number(name: &'static str, help: &'static str, default: &'static str, least: 
         .allow_negative_numbers(true)
 }
 
-fn parsed<T, E>(name: &'static str, value: &'static str, help: &'static str, parse: fn(&str) -> Result<T, E>) -> Arg
+fn parsed<T, E>(
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+    parse: fn(&str) -> Result<T, E>,
+) -> Arg
 where
     T: Clone + Send + Sync + 'static,
     E: Into<Box<dyn Error + Send + Sync>> + 'static,
 {
-    Arg::new(name).long(name).help(help).value_name(value).value_parser(parse).allow_negative_numbers(true)
+    Arg::new(name)
+        .long(name)
+        .help(help)
+        .value_name(value)
+        .value_parser(parse)
+        .allow_negative_numbers(true)
 }
 
 fn duration(name: &'static str, help: &'static str, default: &'static str) -> Arg {
     parsed(name, "TIME", help, |text| {
-        humantime::parse_duration(text).map_err(|_| "allowed: a time with its unit, for example 250ms, 5s or 2m")
+        humantime::parse_duration(text)
+            .map_err(|_| "allowed: a time with its unit, for example 250ms, 5s or 2m")
     })
     .default_value(default)
 }
 
 fn rate(name: &'static str, help: &'static str) -> Arg {
-    parsed(name, "RATE", help, |text| float(text, |rate| (0.0..=1_000_000.0).contains(rate), "0 to 1000000"))
+    parsed(name, "RATE", help, |text| {
+        float(
+            text,
+            |rate| (0.0..=1_000_000.0).contains(rate),
+            "0 to 1000000",
+        )
+    })
 }
 
 fn factor(text: &str) -> Result<f64, String> {
-    float(text, |factor| *factor > 0.0 && *factor <= 1000.0, "above 0, to 1000")
+    float(
+        text,
+        |factor| *factor > 0.0 && *factor <= 1000.0,
+        "above 0, to 1000",
+    )
 }
 
 fn float(text: &str, is_allowed: fn(&f64) -> bool, allowed: &str) -> Result<f64, String> {
-    text.parse().ok().filter(is_allowed).ok_or_else(|| format!("allowed: {allowed}"))
+    text.parse()
+        .ok()
+        .filter(is_allowed)
+        .ok_or_else(|| format!("allowed: {allowed}"))
 }
 
 fn offer(text: &str) -> Result<Offer, &'static str> {
@@ -154,24 +189,40 @@ fn offer(text: &str) -> Result<Offer, &'static str> {
 }
 
 fn scheduled(text: &str) -> Result<(Duration, Target, Fault), String> {
-    let (time, fault) = text.split_once(':').ok_or("allowed: TIME:FAULT, for example 10s:cut")?;
-    let time = humantime::parse_duration(time).map_err(|_| format!("{time:?} is no time, as 250ms, 5s or 2m are"))?;
+    let (time, fault) = text
+        .split_once(':')
+        .ok_or("allowed: TIME:FAULT, for example 10s:cut")?;
+    let time = humantime::parse_duration(time)
+        .map_err(|_| format!("{time:?} is no time, as 250ms, 5s or 2m are"))?;
     targeted(fault).map(|(target, fault)| (time, target, fault))
 }
 
 fn targeted(text: &str) -> Result<(Target, Fault), String> {
     // Urls and payloads may have an `@` of their own.
-    let is_shard = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'/');
+    let is_shard = |text: &str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'/')
+    };
     let (fault, target) = match text.rsplit_once('@').filter(|(_, shard)| is_shard(shard)) {
         Some((fault, shard)) => (fault, Target::Shard(shard_id(shard)?)),
         None => (text, Target::Any),
     };
-    Ok((target, fault.parse().map_err(|error: sim::FaultError| error.to_string())?))
+    Ok((
+        target,
+        fault
+            .parse()
+            .map_err(|error: sim::FaultError| error.to_string())?,
+    ))
 }
 
 fn shard_id(text: &str) -> Result<ShardId, String> {
-    let number_of = |text: &str| text.parse().map_err(|_| format!("{text:?} is no shard, as 0/2 is"));
-    let (number, total) = text.split_once('/').ok_or_else(|| format!("{text:?} is no shard, as 0/2 is"))?;
+    let number_of = |text: &str| {
+        text.parse()
+            .map_err(|_| format!("{text:?} is no shard, as 0/2 is"))
+    };
+    let (number, total) = text
+        .split_once('/')
+        .ok_or_else(|| format!("{text:?} is no shard, as 0/2 is"))?;
     ShardId::new(number_of(number)?, number_of(total)?).map_err(|error| error.to_string())
 }
 
@@ -183,10 +234,26 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     ctrlc::set_handler(move || stopping.store(true, Ordering::Release))?;
     announce(&gateway, arguments)?;
     if let Some(rate) = arguments.get_one::<f64>("random-faults") {
-        let kinds: Vec<Fault> = arguments.get_many("fault-kind").into_iter().flatten().cloned().collect();
-        gateway.random_faults(*rate, if kinds.is_empty() { Fault::all() } else { kinds });
+        let kinds: Vec<Fault> = arguments
+            .get_many("fault-kind")
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        gateway.random_faults(
+            *rate,
+            if kinds.is_empty() {
+                Fault::all()
+            } else {
+                kinds
+            },
+        );
     }
-    for (delay, target, fault) in arguments.get_many::<(Duration, Target, Fault)>("fault").into_iter().flatten() {
+    for (delay, target, fault) in arguments
+        .get_many::<(Duration, Target, Fault)>("fault")
+        .into_iter()
+        .flatten()
+    {
         gateway.inject_after(*delay, *target, fault.clone());
     }
 
@@ -194,11 +261,14 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     // Nobody waits for it: it reads for as long as there is input.
     std::thread::spawn(move || read_orders(&console, &quitting));
     let lifetime: Duration = value(arguments, "duration")?;
-    let end = Instant::now().checked_add(lifetime).filter(|_| !lifetime.is_zero());
+    let end = Instant::now()
+        .checked_add(lifetime)
+        .filter(|_| !lifetime.is_zero());
     let mut log = Log::new(arguments);
     while !stop.load(Ordering::Acquire) && end.is_none_or(|end| Instant::now() < end) {
-        gateway
-            .wait_for(TICK, |seen| !seen.records.is_empty() || !seen.violations.is_empty() || !seen.faults.is_empty());
+        gateway.wait_for(TICK, |seen| {
+            !seen.records.is_empty() || !seen.violations.is_empty() || !seen.faults.is_empty()
+        });
         log.show(&gateway.drain())?;
     }
     log.show(&gateway.drain())?;
@@ -206,7 +276,10 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
 }
 
 fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
-    let mix = arguments.get_one::<String>("mix").map(|mix| weights(mix)).transpose()?;
+    let mix = arguments
+        .get_one::<String>("mix")
+        .map(|mix| weights(mix))
+        .transpose()?;
     let small = |name| Ok::<u32, Box<dyn Error>>(u32::try_from(value::<u64>(arguments, name)?)?);
     let mut builder = Gateway::builder()
         .port(u16::try_from(value::<u64>(arguments, "port")?)?)
@@ -217,7 +290,11 @@ fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
         .guilds(small("guilds")?)
         .members(small("members")?)
         .guilds_per_shard(small("guilds-per-shard")? as usize)
-        .session_starts(1000, small("session-starts")?, Duration::from_secs(24 * 60 * 60))
+        .session_starts(
+            1000,
+            small("session-starts")?,
+            Duration::from_secs(24 * 60 * 60),
+        )
         .activity(value(arguments, "activity")?)
         .compression(value(arguments, "compression")?)
         .time_scale(value(arguments, "time-scale")?)
@@ -230,17 +307,29 @@ fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
         builder = builder.mix(mix.iter().copied());
     }
     builder.start().map_err(|error| match error {
-        StartError::Setting { setting, given, allowed } => {
-            format!("invalid value {given:?} for '--{}': allowed: {allowed}", setting.replace('_', "-")).into()
-        }
+        StartError::Setting {
+            setting,
+            given,
+            allowed,
+        } => format!(
+            "invalid value {given:?} for '--{}': allowed: {allowed}",
+            setting.replace('_', "-")
+        )
+        .into(),
         StartError::PortInUse(_) => format!("'--port': {error}").into(),
         error => error.into(),
     })
 }
 
 /// A value that is always there, since the flag has a default.
-fn value<T: Clone + Send + Sync + 'static>(arguments: &ArgMatches, name: &str) -> Result<T, String> {
-    arguments.get_one(name).cloned().ok_or_else(|| format!("'--{name}' has no value"))
+fn value<T: Clone + Send + Sync + 'static>(
+    arguments: &ArgMatches,
+    name: &str,
+) -> Result<T, String> {
+    arguments
+        .get_one(name)
+        .cloned()
+        .ok_or_else(|| format!("'--{name}' has no value"))
 }
 
 fn weights(text: &str) -> Result<Vec<(&str, u32)>, String> {
@@ -261,13 +350,17 @@ fn announce(gateway: &Gateway, arguments: &ArgMatches) -> Result<(), Box<dyn Err
     println!("rest         {}", gateway.rest_url());
     println!("token        {}", gateway.token());
     for guild in gateway.guild_ids().into_iter().take(3) {
-        println!("guild        {guild}, channel {}", gateway.channel_of(guild).unwrap_or_default());
+        println!(
+            "guild        {guild}, channel {}",
+            gateway.channel_of(guild).unwrap_or_default()
+        );
     }
     if let Some(root) = gateway.root_certificate() {
         match arguments.get_one::<String>("certificate") {
             Some(file) => {
-                std::fs::write(file, root)
-                    .map_err(|error| format!("'--certificate': {file} cannot be written: {error}"))?;
+                std::fs::write(file, root).map_err(|error| {
+                    format!("'--certificate': {file} cannot be written: {error}")
+                })?;
                 println!("certificate  {file}");
             }
             None => println!("{root}"),
@@ -290,7 +383,9 @@ fn read_orders(gateway: &Gateway, stop: &AtomicBool) {
                 stop.store(true, Ordering::Release);
                 Ok(())
             }
-            _ => Err(format!("{word:?} is no order; allowed: chat, command, emit, fault, quit")),
+            _ => Err(format!(
+                "{word:?} is no order; allowed: chat, command, emit, fault, quit"
+            )),
         };
         if let Err(error) = done {
             eprintln!("error: {error}");
@@ -299,18 +394,30 @@ fn read_orders(gateway: &Gateway, stop: &AtomicBool) {
 }
 
 fn command_used(gateway: &Gateway, name: &str) -> Result<(), String> {
-    let channel = gateway.channel_of(first_guild(gateway)?).unwrap_or_default();
+    let channel = gateway
+        .channel_of(first_guild(gateway)?)
+        .unwrap_or_default();
     let used = gateway.interact(channel, name.trim(), &serde_json::json!([]));
     used.map(drop).map_err(|error| error.to_string())
 }
 
 fn chat(gateway: &Gateway, rest: &str) -> Result<(), String> {
-    let first = rest.split_once(' ').and_then(|(channel, text)| Some((channel.parse().ok()?, text)));
+    let first = rest
+        .split_once(' ')
+        .and_then(|(channel, text)| Some((channel.parse().ok()?, text)));
     let (channel, text) = match first {
         Some(first) => first,
-        None => (gateway.channel_of(first_guild(gateway)?).unwrap_or_default(), rest),
+        None => (
+            gateway
+                .channel_of(first_guild(gateway)?)
+                .unwrap_or_default(),
+            rest,
+        ),
     };
-    gateway.chat(channel, text).map(drop).map_err(|error| error.to_string())
+    gateway
+        .chat(channel, text)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 fn emit(gateway: &Gateway, rest: &str) -> Result<(), String> {
@@ -319,15 +426,22 @@ fn emit(gateway: &Gateway, rest: &str) -> Result<(), String> {
         serde_json::from_str(data).map_err(|error| format!("the data of {name}: {error}"))?;
     let guild = first_guild(gateway)?;
     if let Some(data) = data.as_object_mut() {
-        data.entry("guild_id").or_insert_with(|| guild.to_string().into());
+        data.entry("guild_id")
+            .or_insert_with(|| guild.to_string().into());
     }
-    let heard = gateway.emit(Some(guild), name, &data).map_err(|error| error.to_string())?;
+    let heard = gateway
+        .emit(Some(guild), name, &data)
+        .map_err(|error| error.to_string())?;
     println!("{heard} sessions hear of {name}");
     Ok(())
 }
 
 fn first_guild(gateway: &Gateway) -> Result<u64, String> {
-    gateway.guild_ids().first().copied().ok_or_else(|| "there is no guild: start with --guilds".into())
+    gateway
+        .guild_ids()
+        .first()
+        .copied()
+        .ok_or_else(|| "there is no guild: start with --guilds".into())
 }
 
 /// What was seen, line by line and in all.
@@ -364,19 +478,32 @@ impl Log {
             let (word, detail) = describe(&record.action);
             *self.actions.entry(word).or_default() += 1;
             if !self.quiet && (self.heartbeats || !matches!(record.action, Action::Heartbeat(_))) {
-                lines.push((record.at, self.line(record.at, &who(record), &format!("{word} {detail}"))));
+                lines.push((
+                    record.at,
+                    self.line(record.at, &who(record), &format!("{word} {detail}")),
+                ));
             }
         }
         for strike in &seen.faults {
             *self.faults.entry(strike.fault.to_string()).or_default() += 1;
             if !self.quiet {
-                lines.push((strike.at, self.line(strike.at, &shard(strike.shard), &format!("FAULT {}", strike.fault))));
+                lines.push((
+                    strike.at,
+                    self.line(
+                        strike.at,
+                        &shard(strike.shard),
+                        &format!("FAULT {}", strike.fault),
+                    ),
+                ));
             }
         }
         for violation in &seen.violations {
             *self.violations.entry(violation.rule.clone()).or_default() += 1;
             let what = format!("VIOLATION {}", violation.rule);
-            lines.push((violation.at, self.line(violation.at, &shard(violation.shard), &what)));
+            lines.push((
+                violation.at,
+                self.line(violation.at, &shard(violation.shard), &what),
+            ));
         }
         lines.sort_by_key(|(at, _)| *at);
         let mut out = io::stdout().lock();
@@ -412,19 +539,30 @@ impl Log {
     }
 }
 
-fn table(out: &mut impl Write, title: &str, rows: &BTreeMap<impl Display, usize>) -> io::Result<()> {
+fn table(
+    out: &mut impl Write,
+    title: &str,
+    rows: &BTreeMap<impl Display, usize>,
+) -> io::Result<()> {
     if !rows.is_empty() {
         writeln!(out, "{title}:")?;
     }
-    rows.iter().try_for_each(|(row, count)| writeln!(out, "{count:>8}  {row}"))
+    rows.iter()
+        .try_for_each(|(row, count)| writeln!(out, "{count:>8}  {row}"))
 }
 
 fn who(record: &Record) -> String {
-    record.shard.map_or_else(|| format!("connection {}", record.connection), |_| shard(record.shard))
+    record.shard.map_or_else(
+        || format!("connection {}", record.connection),
+        |_| shard(record.shard),
+    )
 }
 
 fn shard(shard: Option<ShardId>) -> String {
-    shard.map_or_else(|| "-".into(), |shard| format!("shard {}/{}", shard.number(), shard.total()))
+    shard.map_or_else(
+        || "-".into(),
+        |shard| format!("shard {}/{}", shard.number(), shard.total()),
+    )
 }
 
 /// A word for an action, and the rest of it.
@@ -433,12 +571,19 @@ fn describe(action: &Action) -> (&'static str, String) {
         Action::Connected => ("connected", String::new()),
         Action::Identify(data) => ("identify", format!("intents {}", data["intents"])),
         Action::Resume { session, sequence } => ("resume", format!("{session} from {sequence}")),
-        Action::Heartbeat(sequence) => ("heartbeat", sequence.map_or("null".into(), |sequence| sequence.to_string())),
+        Action::Heartbeat(sequence) => (
+            "heartbeat",
+            sequence.map_or("null".into(), |sequence| sequence.to_string()),
+        ),
         Action::Command { op, data } => ("command", format!("op {op} {data}")),
         Action::Closed(Some(code)) => ("closed", code.to_string()),
         Action::Closed(None) => ("gone", String::new()),
         Action::Post { channel, text } => ("post", format!("{channel} {text:?}")),
-        Action::Request { method, path, status } => ("request", format!("{method} {path} {status}")),
+        Action::Request {
+            method,
+            path,
+            status,
+        } => ("request", format!("{method} {path} {status}")),
         _ => ("other", format!("{action:?}")),
     }
 }

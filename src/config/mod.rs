@@ -15,7 +15,9 @@ use crate::error::Error;
 use crate::event::EventFilter;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
-use crate::protocol::{CloseReason, Command, Identity, MAX_PAYLOAD, MAX_PRESENCE, Presence, Session, Timing};
+use crate::protocol::{
+    CloseReason, Command, Identity, MAX_PAYLOAD, MAX_PRESENCE, Presence, Session, Timing,
+};
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
 use crate::token::Token;
@@ -39,67 +41,76 @@ pub struct Config {
     pub intents: Intents,
     /// Which shards to run. Default: as many as Discord recommends.
     pub plan: Plan,
-    /// Sessions to resume, of an earlier [`suspend`](crate::ShardManager::suspend). One whose shard is not in the plan,
-    /// or has another total, is not used. Default: none.
+    /// Sessions to resume, of an earlier [`suspend`](crate::ShardManager::suspend). One whose shard
+    /// is not in the plan, or has another total, is not used. Default: none.
     pub sessions: Vec<Session>,
-    /// Keeps the sessions for the next process: loaded at the start, written every few seconds and when the manager is
-    /// suspended. [`FileStore`](crate::store::FileStore) is one. Default: none.
+    /// Keeps the sessions for the next process: loaded at the start, written every few seconds and
+    /// when the manager is suspended. [`FileStore`](crate::store::FileStore) is one. Default: none.
     pub session_store: Option<Arc<dyn SessionStore>>,
-    /// How many shards take the place of one that holds more guilds than Discord allows (close code 4011), 2 or more: shard
-    /// `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`. Default: none, the shard stops.
+    /// How many shards take the place of one that holds more guilds than Discord allows (close code
+    /// 4011), 2 or more: shard `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`. Default:
+    /// none, the shard stops.
     pub auto_split: Option<u32>,
     /// Whether to reshard when the shards grow full. Needs a plan with all shards. Default: no.
     pub auto_reshard: Option<AutoReshard>,
     /// After how many sessions in a row that never lasted, within 10 minutes
     /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), a shard stops with
-    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) rather than spend more IDENTIFYs; a restart has it try
-    /// again. Default: 5.
+    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) rather than spend more
+    /// IDENTIFYs; a restart has it try again. Default: 5.
     pub most_short_sessions: Option<NonZeroU32>,
     /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
     pub shortage: Shortage,
-    /// Changes the settings of single shards, for example the presence. It is called whenever a shard is opened or
-    /// restarted (once to check what it does, and once to use it), on any thread, and must not block. Of what it sets these count: `intents`, `compression`,
-    /// `large_threshold`, `presence`, `events`, `most_short_sessions`, `max_outstanding_events`, `max_outstanding_bytes`,
-    /// `max_waiting_commands`, `max_payload`,
-    /// `stack_size`, `timing`; a restart takes the `intents`, `large_threshold` and `presence` (of which one that a command has set counts more). Default:
-    /// none.
+    /// Changes the settings of single shards, for example the presence. It is called whenever a
+    /// shard is opened or restarted (once to check what it does, and once to use it), on any
+    /// thread, and must not block. Of what it sets these count: `intents`, `compression`,
+    /// `large_threshold`, `presence`, `events`, `most_short_sessions`, `max_outstanding_events`,
+    /// `max_outstanding_bytes`, `max_waiting_commands`, `max_payload`, `stack_size`, `timing`; a
+    /// restart takes the `intents`, `large_threshold` and `presence` (of which one that a command
+    /// has set counts more). Default: none.
     pub for_shard: Option<ShardHook>,
-    /// Called when a shard's connection has ended: with the reason, and whether the shard comes back by itself. It is called
-    /// on the shard's thread and must not block. Default: none; [`EventKind`](crate::EventKind) tells the same in the stream.
+    /// Called when a shard's connection has ended: with the reason, and whether the shard comes
+    /// back by itself. It is called on the shard's thread and must not block. Default: none;
+    /// [`EventKind`](crate::EventKind) tells the same in the stream.
     pub on_close: Option<CloseHook>,
     /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
     pub compression: Compression,
-    /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default: 50.
+    /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default:
+    /// 50.
     pub large_threshold: u16,
-    /// The presence to start with, until a command sets another. Default: Discord's, online and doing nothing.
+    /// The presence to start with, until a command sets another. Default: Discord's, online and
+    /// doing nothing.
     pub presence: Option<Presence>,
     /// Which events pass. Default: all.
     pub events: EventFilter,
-    /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says, which is asked all the same unless
-    /// `plan` and `limiter` leave nothing to ask.
+    /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says, which is asked
+    /// all the same unless `plan` and `limiter` leave nothing to ask.
     pub gateway_url: Option<String>,
     /// The base of the HTTP API. Default: `https://discord.com/api/v10`.
     pub rest_url: String,
-    /// Hosts, besides the gateway's own and Discord's, that a session may name to be resumed on. The token goes there.
-    /// Default: none.
+    /// Hosts, besides the gateway's own and Discord's, that a session may name to be resumed on.
+    /// The token goes there. Default: none.
     pub resume_hosts: Vec<String>,
-    /// Certificates to trust in place of the system's, as PEM, for websocket and HTTP alike. Default: none.
+    /// Certificates to trust in place of the system's, as PEM, for websocket and HTTP alike.
+    /// Default: none.
     pub root_certificates: Option<String>,
-    /// Decides who may identify. Default: a [`SessionLimit`](crate::limit::SessionLimit) of the manager's own, with
-    /// Discord's values. Managers of one bot that run in one process, at once or within 5 s, must share one.
+    /// Decides who may identify. Default: a [`SessionLimit`](crate::limit::SessionLimit) of the
+    /// manager's own, with Discord's values. Managers of one bot that run in one process, at once
+    /// or within 5 s, must share one.
     pub limiter: Option<Arc<dyn IdentifyLimiter>>,
     /// From when the default limiter's window counts. Default: from the IDENTIFY.
     pub release_after: ReleaseAfter,
-    /// How many events of a shard may be outstanding before it stops reading, at least 1. Default: 1,024.
-    pub max_outstanding_events: usize,
-    /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops reading, at least 1; one event always
-    /// fits. Small ones share blocks of 16 KiB with others that came beside them, so that one alone may hold that much. Default:
-    /// 4 MiB.
-    pub max_outstanding_bytes: usize,
-    /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest waits, not counted. Default:
+    /// How many events of a shard may be outstanding before it stops reading, at least 1. Default:
     /// 1,024.
+    pub max_outstanding_events: usize,
+    /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops
+    /// reading, at least 1; one event always fits. Small ones share blocks of 16 KiB with others
+    /// that came beside them, so that one alone may hold that much. Default: 4 MiB.
+    pub max_outstanding_bytes: usize,
+    /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest
+    /// waits, not counted. Default: 1,024.
     pub max_waiting_commands: usize,
-    /// The largest payload in bytes, uncompressed; a larger one ends the connection. 64 KiB to 1 GiB. Default: 64 MiB.
+    /// The largest payload in bytes, uncompressed; a larger one ends the connection. 64 KiB to 1
+    /// GiB. Default: 64 MiB.
     pub max_payload: usize,
     /// The stack of a shard's thread in bytes, at least 64 KiB. Default: 256 KiB.
     pub stack_size: usize,
@@ -153,23 +164,40 @@ impl Config {
 
     /// Sets [`session_store`](Self::session_store).
     pub fn session_store(self, store: impl SessionStore + 'static) -> Self {
-        Self { session_store: Some(Arc::new(store)), ..self }
+        Self {
+            session_store: Some(Arc::new(store)),
+            ..self
+        }
     }
 
     /// Sets [`auto_split`](Self::auto_split).
     pub fn auto_split(self, count: u32) -> Self {
-        Self { auto_split: Some(count), ..self }
+        Self {
+            auto_split: Some(count),
+            ..self
+        }
     }
 
-    /// Sets [`auto_reshard`](Self::auto_reshard): asks Discord every `check_every` (a minute to 7 days), and reshards where the
-    /// fullest shard holds more than `threshold` of what it may (above 0, to 1).
+    /// Sets [`auto_reshard`](Self::auto_reshard): asks Discord every `check_every` (a minute to 7
+    /// days), and reshards where the fullest shard holds more than `threshold` of what it may
+    /// (above 0, to 1).
     pub fn auto_reshard(self, check_every: Duration, threshold: f64) -> Self {
-        Self { auto_reshard: Some(AutoReshard { check_every, threshold }), ..self }
+        Self {
+            auto_reshard: Some(AutoReshard {
+                check_every,
+                threshold,
+            }),
+            ..self
+        }
     }
 
-    /// Sets [`most_short_sessions`](Self::most_short_sessions); with `None` shards try for ever, with longer and longer pauses.
+    /// Sets [`most_short_sessions`](Self::most_short_sessions); with `None` shards try for ever,
+    /// with longer and longer pauses.
     pub fn most_short_sessions(self, most: Option<NonZeroU32>) -> Self {
-        Self { most_short_sessions: most, ..self }
+        Self {
+            most_short_sessions: most,
+            ..self
+        }
     }
 
     /// Sets [`shortage`](Self::shortage).
@@ -179,27 +207,45 @@ impl Config {
 
     /// Sets [`for_shard`](Self::for_shard).
     pub fn for_shard(self, change: impl Fn(ShardId, &mut Config) + Send + Sync + 'static) -> Self {
-        Self { for_shard: Some(Arc::new(change)), ..self }
+        Self {
+            for_shard: Some(Arc::new(change)),
+            ..self
+        }
     }
 
     /// Sets [`on_close`](Self::on_close).
-    pub fn on_close(self, on_close: impl Fn(ShardId, CloseReason, bool) + Send + Sync + 'static) -> Self {
-        Self { on_close: Some(Arc::new(on_close)), ..self }
+    pub fn on_close(
+        self,
+        on_close: impl Fn(ShardId, CloseReason, bool) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            on_close: Some(Arc::new(on_close)),
+            ..self
+        }
     }
 
     /// Sets [`compression`](Self::compression).
     pub fn compression(self, compression: Compression) -> Self {
-        Self { compression, ..self }
+        Self {
+            compression,
+            ..self
+        }
     }
 
     /// Sets [`large_threshold`](Self::large_threshold).
     pub fn large_threshold(self, large_threshold: u16) -> Self {
-        Self { large_threshold, ..self }
+        Self {
+            large_threshold,
+            ..self
+        }
     }
 
     /// Sets [`presence`](Self::presence).
     pub fn presence(self, presence: Presence) -> Self {
-        Self { presence: Some(presence), ..self }
+        Self {
+            presence: Some(presence),
+            ..self
+        }
     }
 
     /// Sets [`events`](Self::events).
@@ -209,52 +255,82 @@ impl Config {
 
     /// Sets [`gateway_url`](Self::gateway_url).
     pub fn gateway_url(self, url: impl Into<String>) -> Self {
-        Self { gateway_url: Some(url.into()), ..self }
+        Self {
+            gateway_url: Some(url.into()),
+            ..self
+        }
     }
 
     /// Sets [`rest_url`](Self::rest_url).
     pub fn rest_url(self, url: impl Into<String>) -> Self {
-        Self { rest_url: url.into(), ..self }
+        Self {
+            rest_url: url.into(),
+            ..self
+        }
     }
 
     /// Sets [`resume_hosts`](Self::resume_hosts).
     pub fn resume_hosts(self, resume_hosts: Vec<String>) -> Self {
-        Self { resume_hosts, ..self }
+        Self {
+            resume_hosts,
+            ..self
+        }
     }
 
     /// Sets [`root_certificates`](Self::root_certificates).
     pub fn root_certificates(self, pem: impl Into<String>) -> Self {
-        Self { root_certificates: Some(pem.into()), ..self }
+        Self {
+            root_certificates: Some(pem.into()),
+            ..self
+        }
     }
 
     /// Sets [`limiter`](Self::limiter).
     pub fn limiter(self, limiter: Arc<dyn IdentifyLimiter>) -> Self {
-        Self { limiter: Some(limiter), ..self }
+        Self {
+            limiter: Some(limiter),
+            ..self
+        }
     }
 
     /// Sets [`release_after`](Self::release_after).
     pub fn release_after(self, release_after: ReleaseAfter) -> Self {
-        Self { release_after, ..self }
+        Self {
+            release_after,
+            ..self
+        }
     }
 
     /// Sets [`max_outstanding_events`](Self::max_outstanding_events).
     pub fn max_outstanding_events(self, max_outstanding_events: usize) -> Self {
-        Self { max_outstanding_events, ..self }
+        Self {
+            max_outstanding_events,
+            ..self
+        }
     }
 
     /// Sets [`max_outstanding_bytes`](Self::max_outstanding_bytes).
     pub fn max_outstanding_bytes(self, max_outstanding_bytes: usize) -> Self {
-        Self { max_outstanding_bytes, ..self }
+        Self {
+            max_outstanding_bytes,
+            ..self
+        }
     }
 
     /// Sets [`max_waiting_commands`](Self::max_waiting_commands).
     pub fn max_waiting_commands(self, max_waiting_commands: usize) -> Self {
-        Self { max_waiting_commands, ..self }
+        Self {
+            max_waiting_commands,
+            ..self
+        }
     }
 
     /// Sets [`max_payload`](Self::max_payload).
     pub fn max_payload(self, max_payload: usize) -> Self {
-        Self { max_payload, ..self }
+        Self {
+            max_payload,
+            ..self
+        }
     }
 
     /// Sets [`stack_size`](Self::stack_size).
@@ -279,7 +355,8 @@ impl Config {
         }
     }
 
-    /// Whether every setting is allowed; [`ShardManager::start`](crate::ShardManager::start) asks before it does anything.
+    /// Whether every setting is allowed; [`ShardManager::start`](crate::ShardManager::start) asks
+    /// before it does anything.
     pub fn validate(&self) -> Result<(), Error> {
         Intents::try_from_bits(self.intents.bits())?;
         self.plan.validate()?;
@@ -290,30 +367,67 @@ impl Config {
             auto.validate(&self.plan, &self.timing)?;
         }
         let bot = self.token.user_id();
-        if let Some(foreign) = self.sessions.iter().find(|session| is_foreign(session, bot)) {
-            return Err(Error::ForeignSession { shard: foreign.shard, bot_user_id: foreign.bot_user_id });
+        if let Some(foreign) = self
+            .sessions
+            .iter()
+            .find(|session| is_foreign(session, bot))
+        {
+            return Err(Error::ForeignSession {
+                shard: foreign.shard,
+                bot_user_id: foreign.bot_user_id,
+            });
         }
         let mut shards = std::collections::HashSet::new();
-        if let Some(twice) = self.sessions.iter().find(|session| !shards.insert(session.shard)) {
+        if let Some(twice) = self
+            .sessions
+            .iter()
+            .find(|session| !shards.insert(session.shard))
+        {
             let given = format!("two sessions of shard {}", twice.shard);
             return Err(Error::setting("sessions", given, "one for each shard"));
         }
         within("large_threshold", self.large_threshold.into(), 50, 250)?;
-        within("max_outstanding_events", self.max_outstanding_events, 1, usize::MAX)?;
-        within("max_outstanding_bytes", self.max_outstanding_bytes, 1, usize::MAX)?;
-        within("max_waiting_commands", self.max_waiting_commands, 1, usize::MAX)?;
+        within(
+            "max_outstanding_events",
+            self.max_outstanding_events,
+            1,
+            usize::MAX,
+        )?;
+        within(
+            "max_outstanding_bytes",
+            self.max_outstanding_bytes,
+            1,
+            usize::MAX,
+        )?;
+        within(
+            "max_waiting_commands",
+            self.max_waiting_commands,
+            1,
+            usize::MAX,
+        )?;
         within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
         within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
         if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
-            return Err(Error::setting("presence", format!("not one that Discord takes: {wrong}"), "what that says"));
+            return Err(Error::setting(
+                "presence",
+                format!("not one that Discord takes: {wrong}"),
+                "what that says",
+            ));
         }
         // Commands may set a presence later, and the next IDENTIFY has to carry it.
-        let bare = Identity { presence: None, ..self.identity() };
+        let bare = Identity {
+            presence: None,
+            ..self.identity()
+        };
         let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
         let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
         if size > allowed {
             let given = format!("so long that IDENTIFY has {size} bytes without a presence");
-            return Err(Error::setting("token", given, format!("one with which it has at most {allowed}")));
+            return Err(Error::setting(
+                "token",
+                given,
+                format!("one with which it has at most {allowed}"),
+            ));
         }
         let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
         match &self.gateway_url {
@@ -327,18 +441,31 @@ impl Config {
     /// Whether the settings go with this gateway, which the user or `/gateway/bot` has named.
     pub(crate) fn validate_gateway(&self, gateway: &str) -> Result<(), Error> {
         let given = url("gateway_url", gateway, ["wss", "ws"])?;
-        if self.gateway_url.is_none() && given.scheme() == "ws" && self.rest_url.starts_with("https") {
-            return Err(Error::setting("gateway_url", gateway, "one with wss://, where it was named over https://"));
+        if self.gateway_url.is_none()
+            && given.scheme() == "ws"
+            && self.rest_url.starts_with("https")
+        {
+            return Err(Error::setting(
+                "gateway_url",
+                gateway,
+                "one with wss://, where it was named over https://",
+            ));
         }
         self.validate_timing(is_discord(&given))
     }
 
     /// The settings of one shard, checked.
     pub(crate) fn of_shard(self: &Arc<Self>, shard: ShardId) -> Result<Arc<Self>, Error> {
-        let Some(change) = &self.for_shard else { return Ok(Arc::clone(self)) };
+        let Some(change) = &self.for_shard else {
+            return Ok(Arc::clone(self));
+        };
         let mut config = Self::clone(self);
         catch_unwind(AssertUnwindSafe(|| change(shard, &mut config))).map_err(|_| {
-            Error::setting("for_shard", format!("one that panics for shard {shard}"), "one that does not")
+            Error::setting(
+                "for_shard",
+                format!("one that panics for shard {shard}"),
+                "one that does not",
+            )
         })?;
         config.token = self.token.clone();
         config.validate()?;
@@ -347,7 +474,11 @@ impl Config {
 
     fn validate_timing(&self, is_discord: bool) -> Result<(), Error> {
         if is_discord && self.timing.breaks_discords_limits() {
-            return Err(Error::setting("timing", "shorter than Discord's windows", "that for simulators alone"));
+            return Err(Error::setting(
+                "timing",
+                "shorter than Discord's windows",
+                "that for simulators alone",
+            ));
         }
         let longest = self.timing.longest();
         if longest > LONGEST_DURATION {
@@ -381,28 +512,47 @@ pub type CloseHook = Arc<dyn Fn(ShardId, CloseReason, bool) + Send + Sync>;
 pub struct AutoReshard {
     /// How often Discord is asked.
     pub check_every: Duration,
-    /// How full the shards may be before they are replaced by as many as Discord recommends: 0.8 is 80 %.
+    /// How full the shards may be before they are replaced by as many as Discord recommends: 0.8 is
+    /// 80 %.
     pub threshold: f64,
 }
 
 /// Asks every 8 hours and reshards above 80 %.
 impl Default for AutoReshard {
     fn default() -> Self {
-        Self { check_every: Duration::from_secs(8 * 60 * 60), threshold: 0.8 }
+        Self {
+            check_every: Duration::from_secs(8 * 60 * 60),
+            threshold: 0.8,
+        }
     }
 }
 
 impl AutoReshard {
     fn validate(self, plan: &Plan, timing: &Timing) -> Result<(), Error> {
-        let Self { check_every, threshold } = self;
+        let Self {
+            check_every,
+            threshold,
+        } = self;
         if !(threshold > 0.0 && threshold <= 1.0) {
-            return Err(Error::setting("auto_reshard", format!("a threshold of {threshold}"), "above 0, to 1"));
+            return Err(Error::setting(
+                "auto_reshard",
+                format!("a threshold of {threshold}"),
+                "above 0, to 1",
+            ));
         }
         // Against a simulator, where time is scaled, a minute may be long.
-        let least = if timing.breaks_discords_limits() { Duration::from_millis(1) } else { Duration::from_secs(60) };
+        let least = if timing.breaks_discords_limits() {
+            Duration::from_millis(1)
+        } else {
+            Duration::from_secs(60)
+        };
         if !(least..=LONGEST_DURATION).contains(&check_every) {
             let allowed = format!("{least:?} to {LONGEST_DURATION:?}");
-            return Err(Error::setting("auto_reshard", format!("a check every {check_every:?}"), allowed));
+            return Err(Error::setting(
+                "auto_reshard",
+                format!("a check every {check_every:?}"),
+                allowed,
+            ));
         }
         match plan {
             Plan::Recommended | Plan::Stored | Plan::Total(_) => Ok(()),
@@ -443,7 +593,11 @@ fn within(setting: &'static str, given: usize, least: usize, most: usize) -> Res
     Err(Error::setting(
         setting,
         given,
-        if most == usize::MAX { format!("at least {least}") } else { format!("{least} to {most}") },
+        if most == usize::MAX {
+            format!("at least {least}")
+        } else {
+            format!("{least} to {most}")
+        },
     ))
 }
 
@@ -453,7 +607,10 @@ fn url(setting: &'static str, given: &str, schemes: [&'static str; 2]) -> Result
         _ => Err(Error::setting(
             setting,
             given,
-            format!("a url that starts with {}:// or {}://", schemes[0], schemes[1]),
+            format!(
+                "a url that starts with {}:// or {}://",
+                schemes[0], schemes[1]
+            ),
         )),
     }
 }
@@ -461,12 +618,15 @@ fn url(setting: &'static str, given: &str, schemes: [&'static str; 2]) -> Result
 /// Whether a url leads to Discord.
 fn is_discord(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
-    ["discord.com", "discord.gg", "discordapp.com"].iter().any(|domain| is_under(host, domain))
+    ["discord.com", "discord.gg", "discordapp.com"]
+        .iter()
+        .any(|domain| is_under(host, domain))
 }
 
 /// Whether a host is a domain or one below it.
 pub(crate) fn is_under(host: &str, domain: &str) -> bool {
-    host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    host.strip_suffix(domain)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -478,7 +638,10 @@ mod tests {
         Config::new(Token::new("a.b.c").unwrap(), Intents::GUILDS)
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "each caller makes one of its own")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "each caller makes one of its own"
+    )]
     fn refused(config: Config) -> String {
         config.validate().expect_err("refused").to_string()
     }
@@ -486,29 +649,59 @@ mod tests {
     #[test]
     fn each_setting_is_checked_and_named() {
         config().validate().unwrap();
-        assert!(refused(config().large_threshold(49)).contains("`large_threshold` is 49; allowed: 50 to 250"));
+        assert!(
+            refused(config().large_threshold(49))
+                .contains("`large_threshold` is 49; allowed: 50 to 250")
+        );
         assert!(refused(config().large_threshold(251)).contains("251"));
         assert!(refused(config().gateway_url("https://x")).contains("`gateway_url` is https://x"));
         assert!(refused(config().gateway_url("nonsense")).contains("nonsense"));
         assert!(refused(config().rest_url("wss://x")).contains("wss://x"));
         assert!(refused(config().max_outstanding_events(0)).contains("at least 1"));
         assert!(refused(config().stack_size(100)).contains("100"));
-        assert!(refused(config().max_waiting_commands(0)).contains("`max_waiting_commands` is 0; allowed: at least 1"));
-        let presence = |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
+        assert!(
+            refused(config().max_waiting_commands(0))
+                .contains("`max_waiting_commands` is 0; allowed: at least 1")
+        );
+        let presence =
+            |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
         presence(Activity::custom("x")).validate().unwrap();
         assert!(refused(presence(Activity::playing(""))).contains("`activities[0].name`"));
         // The longest of both fit into one IDENTIFY.
         let activities = (0..23).fold(Presence::new(OnlineStatus::Online), |presence, _| {
             presence.activity(Activity::playing("x".repeat(100)))
         });
-        let bare = Identity { presence: None, ..config().identity() }.identify(ShardId::ONE, None).expose().len();
+        let bare = Identity {
+            presence: None,
+            ..config().identity()
+        }
+        .identify(ShardId::ONE, None)
+        .expose()
+        .len();
         let room = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len() - LONGEST_SHARD_ID - bare;
-        let longest = Config::new(Token::new(format!("a.b.c{}", "c".repeat(room))).unwrap(), Intents::GUILDS);
-        longest.clone().presence(activities.clone()).validate().unwrap();
+        let longest = Config::new(
+            Token::new(format!("a.b.c{}", "c".repeat(room))).unwrap(),
+            Intents::GUILDS,
+        );
+        longest
+            .clone()
+            .presence(activities.clone())
+            .validate()
+            .unwrap();
         let shard = ShardId::new(u32::MAX - 1, u32::MAX).unwrap();
-        let identify = longest.presence(activities).identity().identify(shard, None);
-        assert!((3800..=MAX_PAYLOAD).contains(&identify.expose().len()), "{}", identify.expose().len());
-        let long = Config::new(Token::new(format!("a.b.{}", "c".repeat(1000))).unwrap(), Intents::GUILDS);
+        let identify = longest
+            .presence(activities)
+            .identity()
+            .identify(shard, None);
+        assert!(
+            (3800..=MAX_PAYLOAD).contains(&identify.expose().len()),
+            "{}",
+            identify.expose().len()
+        );
+        let long = Config::new(
+            Token::new(format!("a.b.{}", "c".repeat(1000))).unwrap(),
+            Intents::GUILDS,
+        );
         assert!(refused(long).contains("`token`"));
         for count in [0, 1] {
             assert!(refused(config().auto_split(count)).contains("`auto_split`"));
@@ -519,7 +712,9 @@ mod tests {
             assert!(refused(config().auto_reshard(hour, threshold)).contains("threshold"));
         }
         assert!(refused(config().auto_reshard(Duration::ZERO, 0.8)).contains("60s"));
-        assert!(refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand"));
+        assert!(
+            refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand")
+        );
         let mut unknown = config();
         unknown.intents = Intents::from_bits_retain(1 << 40);
         assert!(refused(unknown).contains("0x10000000000"));
@@ -529,13 +724,29 @@ mod tests {
     fn short_windows_are_for_simulators() {
         let scaled = || config().timing(Timing::scaled(0.01));
         assert!(refused(scaled()).contains("simulators"));
-        assert!(refused(scaled().gateway_url("wss://gateway-us-east1-b.discord.gg")).contains("simulators"));
-        scaled().gateway_url("wss://localhost:1").validate().unwrap();
-        scaled().rest_url("http://127.0.0.1:1/api/v10").validate().unwrap();
-        let mismatch = |config: &Config, gateway| config.validate_gateway(gateway).unwrap_err().to_string();
+        assert!(
+            refused(scaled().gateway_url("wss://gateway-us-east1-b.discord.gg"))
+                .contains("simulators")
+        );
+        scaled()
+            .gateway_url("wss://localhost:1")
+            .validate()
+            .unwrap();
+        scaled()
+            .rest_url("http://127.0.0.1:1/api/v10")
+            .validate()
+            .unwrap();
+        let mismatch =
+            |config: &Config, gateway| config.validate_gateway(gateway).unwrap_err().to_string();
         let proxied = scaled().rest_url("http://127.0.0.1:1/api/v10");
-        assert!(mismatch(&proxied, "wss://gateway.discord.gg").contains("simulators"), "whoever names the gateway");
-        assert!(mismatch(&config(), "ws://gateway.discord.gg").contains("wss://"), "named over https");
+        assert!(
+            mismatch(&proxied, "wss://gateway.discord.gg").contains("simulators"),
+            "whoever names the gateway"
+        );
+        assert!(
+            mismatch(&config(), "ws://gateway.discord.gg").contains("wss://"),
+            "named over https"
+        );
         let mut endless = config();
         endless.timing.hello_timeout = Duration::MAX;
         assert!(refused(endless).contains("timing"));
@@ -549,7 +760,12 @@ mod tests {
 
     #[test]
     fn domains_are_compared_by_their_labels() {
-        assert!(is_under("gateway.discord.gg", "discord.gg") && is_under("discord.gg", "discord.gg"));
-        assert!(!is_under("evildiscord.gg", "discord.gg") && !is_under("discord.gg.evil.com", "discord.gg"));
+        assert!(
+            is_under("gateway.discord.gg", "discord.gg") && is_under("discord.gg", "discord.gg")
+        );
+        assert!(
+            !is_under("evildiscord.gg", "discord.gg")
+                && !is_under("discord.gg.evil.com", "discord.gg")
+        );
     }
 }

@@ -23,20 +23,21 @@ pub enum Plan {
         /// How many shards there are in all.
         total: u32,
     },
-    /// The shards whose sessions are given or stored, if those have every guild once, whatever their totals: as they were
-    /// before, after any number of splits and reshards. If they are some of one total, all of that total. Else as many as
-    /// Discord recommends.
+    /// The shards whose sessions are given or stored, if those have every guild once, whatever
+    /// their totals: as they were before, after any number of splits and reshards. If they are some
+    /// of one total, all of that total. Else as many as Discord recommends.
     Stored,
-    /// The share of one process of several: the shards whose number leaves `index` when divided by `of`. If `of` divides
-    /// `max_concurrency`, no two processes share a rate limit key, so that each may have a limit of its own (of the day's
-    /// IDENTIFYs each still knows only what it spent).
+    /// The share of one process of several: the shards whose number leaves `index` when divided by
+    /// `of`. If `of` divides `max_concurrency`, no two processes share a rate limit key, so that
+    /// each may have a limit of its own (of the day's IDENTIFYs each still knows only what it
+    /// spent).
     Bucket {
         /// Which process, from 0.
         index: u32,
         /// How many processes.
         of: u32,
-        /// How many shards there are in all. `None`: as many as Discord recommends when it is asked, which may change from
-        /// one process's start to the next one's.
+        /// How many shards there are in all. `None`: as many as Discord recommends when it is
+        /// asked, which may change from one process's start to the next one's.
         total: Option<u32>,
     },
 }
@@ -44,32 +45,55 @@ pub enum Plan {
 impl Plan {
     /// The shards whose numbers are in a range, for one process of several.
     pub fn range(ids: Range<u32>, total: u32) -> Self {
-        Self::Ids { ids: ids.collect(), total }
+        Self::Ids {
+            ids: ids.collect(),
+            total,
+        }
     }
 
-    /// The share of process `index` of `of`, of as many shards as Discord recommends; see [`Plan::Bucket`].
+    /// The share of process `index` of `of`, of as many shards as Discord recommends; see
+    /// [`Plan::Bucket`].
     pub fn bucket(index: u32, of: u32) -> Self {
-        Self::Bucket { index, of, total: None }
+        Self::Bucket {
+            index,
+            of,
+            total: None,
+        }
     }
 
     /// How many shards there are in all, if the plan says so and names no single ones.
     pub(crate) fn explicit_total(&self) -> Option<u32> {
         match self {
-            Self::Total(total) | Self::Bucket { total: Some(total), .. } => Some(*total),
-            Self::Recommended | Self::Stored | Self::Ids { .. } | Self::Bucket { total: None, .. } => None,
+            Self::Total(total)
+            | Self::Bucket {
+                total: Some(total), ..
+            } => Some(*total),
+            Self::Recommended
+            | Self::Stored
+            | Self::Ids { .. }
+            | Self::Bucket { total: None, .. } => None,
         }
     }
 
     /// The same with another total.
     pub(crate) fn with_total(&self, total: u32) -> Self {
         match *self {
-            Self::Bucket { index, of, .. } => Self::Bucket { index, of, total: Some(total) },
+            Self::Bucket { index, of, .. } => Self::Bucket {
+                index,
+                of,
+                total: Some(total),
+            },
             _ => Self::Total(total),
         }
     }
 
-    /// The shards to run, where Discord recommends `recommended` shards and these sessions are at hand.
-    pub(crate) fn shards_with(&self, recommended: u32, sessions: &[Session]) -> Result<Vec<ShardId>, Error> {
+    /// The shards to run, where Discord recommends `recommended` shards and these sessions are at
+    /// hand.
+    pub(crate) fn shards_with(
+        &self,
+        recommended: u32,
+        sessions: &[Session],
+    ) -> Result<Vec<ShardId>, Error> {
         if *self == Self::Stored {
             let mut stored: Vec<ShardId> = sessions.iter().map(|session| session.shard).collect();
             stored.sort_unstable();
@@ -82,14 +106,19 @@ impl Plan {
             {
                 return Self::Total(total).shards(total);
             }
-            log::info!("the stored sessions are not those of a whole fleet: it starts with the recommended shards");
+            log::info!(
+                "the stored sessions are not those of a whole fleet: it starts with the recommended shards"
+            );
         }
         self.shards(recommended)
     }
 
     /// Whether it takes asking Discord to know the shards.
     pub(crate) fn asks_discord(&self) -> bool {
-        matches!(self, Self::Recommended | Self::Stored | Self::Bucket { total: None, .. })
+        matches!(
+            self,
+            Self::Recommended | Self::Stored | Self::Bucket { total: None, .. }
+        )
     }
 
     /// The shards to run, where Discord recommends `recommended` shards.
@@ -109,7 +138,9 @@ impl Plan {
                 (ids, total)
             }
         };
-        ids.into_iter().map(|number| Ok(ShardId::new(number, total)?)).collect()
+        ids.into_iter()
+            .map(|number| Ok(ShardId::new(number, total)?))
+            .collect()
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
@@ -122,16 +153,22 @@ impl Plan {
                 format!("bucket {index} of {of}"),
                 "buckets from 0 to their number less one",
             )),
-            Self::Ids { ids, .. } if ids.is_empty() => {
-                Err(Error::setting("plan", "an empty list of shards", "at least one shard"))
-            }
+            Self::Ids { ids, .. } if ids.is_empty() => Err(Error::setting(
+                "plan",
+                "an empty list of shards",
+                "at least one shard",
+            )),
             Self::Recommended | Self::Stored | Self::Total(_) | Self::Bucket { .. } => Ok(()),
             Self::Ids { ids, total } => {
                 let mut seen = HashSet::new();
                 for number in ids {
                     ShardId::new(*number, *total)?;
                     if !seen.insert(number) {
-                        return Err(Error::setting("plan", format!("shard {number} twice"), "each shard once"));
+                        return Err(Error::setting(
+                            "plan",
+                            format!("shard {number} twice"),
+                            "each shard once",
+                        ));
                     }
                 }
                 Ok(())
@@ -142,9 +179,15 @@ impl Plan {
 
 /// Whether shards have every guild once.
 fn is_whole(shards: &[ShardId]) -> bool {
-    let apart = |(at, shard): (usize, &ShardId)| shards[at + 1..].iter().all(|other| !shard.overlaps(*other));
-    // Shards that share no guild have every guild if their parts of all guilds, 1/total each, make up one.
-    let parts: f64 = shards.iter().map(|shard| 1.0 / f64::from(shard.total())).sum();
+    let apart = |(at, shard): (usize, &ShardId)| {
+        shards[at + 1..].iter().all(|other| !shard.overlaps(*other))
+    };
+    // Shards that share no guild have every guild if their parts of all guilds, 1/total each, make
+    // up one.
+    let parts: f64 = shards
+        .iter()
+        .map(|shard| 1.0 / f64::from(shard.total()))
+        .sum();
     shards.iter().enumerate().all(apart) && (parts - 1.0).abs() < 0.5 / f64::from(u32::MAX)
 }
 
@@ -154,20 +197,53 @@ mod tests {
 
     #[test]
     fn plans_name_shards_that_exist_once() {
-        let shards =
-            |plan: Plan| plan.shards(3).map(|shards| shards.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let shards = |plan: Plan| {
+            plan.shards(3)
+                .map(|shards| shards.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
         assert_eq!(shards(Plan::Recommended).unwrap(), ["0/3", "1/3", "2/3"]);
         assert_eq!(shards(Plan::Total(2)).unwrap(), ["0/2", "1/2"]);
         assert_eq!(shards(Plan::range(4..6, 8)).unwrap(), ["4/8", "5/8"]);
         assert_eq!(shards(Plan::bucket(1, 2)).unwrap(), ["1/3"]);
-        assert_eq!(shards(Plan::Bucket { index: 1, of: 2, total: Some(5) }).unwrap(), ["1/5", "3/5"]);
-        assert!(shards(Plan::bucket(2, 2)).unwrap_err().to_string().contains("bucket 2 of 2"));
+        assert_eq!(
+            shards(Plan::Bucket {
+                index: 1,
+                of: 2,
+                total: Some(5)
+            })
+            .unwrap(),
+            ["1/5", "3/5"]
+        );
+        assert!(
+            shards(Plan::bucket(2, 2))
+                .unwrap_err()
+                .to_string()
+                .contains("bucket 2 of 2")
+        );
         assert!(shards(Plan::bucket(0, 0)).is_err());
-        assert!(shards(Plan::bucket(5, 6)).unwrap_err().to_string().contains("no more buckets than shards"));
+        assert!(
+            shards(Plan::bucket(5, 6))
+                .unwrap_err()
+                .to_string()
+                .contains("no more buckets than shards")
+        );
         assert!(shards(Plan::Total(0)).is_err());
         assert!(shards(Plan::range(0..0, 8)).is_err());
-        assert!(shards(Plan::range(7..9, 8)).unwrap_err().to_string().contains("shard 8 of 8"));
-        assert!(shards(Plan::Ids { ids: vec![1, 1], total: 2 }).unwrap_err().to_string().contains("twice"));
+        assert!(
+            shards(Plan::range(7..9, 8))
+                .unwrap_err()
+                .to_string()
+                .contains("shard 8 of 8")
+        );
+        assert!(
+            shards(Plan::Ids {
+                ids: vec![1, 1],
+                total: 2
+            })
+            .unwrap_err()
+            .to_string()
+            .contains("twice")
+        );
     }
 
     #[test]
@@ -179,15 +255,30 @@ mod tests {
             };
             let sessions: Vec<Session> = ids.iter().map(session).collect();
             let shards = Plan::Stored.shards_with(2, &sessions).unwrap();
-            shards.into_iter().map(<(u32, u32)>::from).collect::<Vec<_>>()
+            shards
+                .into_iter()
+                .map(<(u32, u32)>::from)
+                .collect::<Vec<_>>()
         };
         let recommended = [(0, 2), (1, 2)];
-        assert_eq!(plan(&[(0, 4), (1, 2), (2, 4)]), [(0, 4), (1, 2), (2, 4)], "after a split");
+        assert_eq!(
+            plan(&[(0, 4), (1, 2), (2, 4)]),
+            [(0, 4), (1, 2), (2, 4)],
+            "after a split"
+        );
         assert_eq!(plan(&[(0, 1)]), [(0, 1)]);
         assert_eq!(plan(&[]), recommended);
-        assert_eq!(plan(&[(0, 3), (2, 3)]), [(0, 3), (1, 3), (2, 3)], "one had no session");
+        assert_eq!(
+            plan(&[(0, 3), (2, 3)]),
+            [(0, 3), (1, 3), (2, 3)],
+            "one had no session"
+        );
         assert_eq!(plan(&[(0, 4), (1, 8)]), recommended, "some of the guilds");
-        assert_eq!(plan(&[(0, 2), (2, 4), (1, 4)]), recommended, "two of them have the same guilds");
+        assert_eq!(
+            plan(&[(0, 2), (2, 4), (1, 4)]),
+            recommended,
+            "two of them have the same guilds"
+        );
         let many: Vec<_> = (0..3000).map(|number| (number, 3000)).collect();
         assert_eq!(plan(&many).len(), 3000);
         assert_eq!(plan(&many[1..]).len(), 3000);

@@ -7,8 +7,8 @@ use parking_lot::{Condvar, Mutex};
 
 /// What those who wait for events sleep on.
 ///
-/// The channel would wake them as well, but at each event, and it has them spin before they sleep, which costs more than all else that
-/// an event does if events come one at a time.
+/// The channel would wake them as well, but at each event, and it has them spin before they sleep,
+/// which costs more than all else that an event does if events come one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Bell {
     waiting: AtomicUsize,
@@ -17,19 +17,25 @@ pub(super) struct Bell {
 }
 
 impl Bell {
-    /// Wakes one who waits, if anybody does. Whoever wakes up and leaves something for others rings again.
+    /// Wakes one who waits, if anybody does. Whoever wakes up and leaves something for others rings
+    /// again.
     pub(super) fn ring(&self) {
         // Either this sees who waits, or they see what was put into the channel before this.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) > 0 {
-            // Whoever holds the lock has looked before this, and sleeps by now or has not slept at all.
+            // Whoever holds the lock has looked before this, and sleeps by now or has not slept at
+            // all.
             drop(self.lock.lock());
             self.rung.notify_one();
         }
     }
 
     /// Sleeps until there is something, at most until `deadline`.
-    pub(super) fn wait<T>(&self, deadline: Option<Instant>, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    pub(super) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let mut guard = self.lock.lock();
@@ -82,7 +88,13 @@ mod tests {
                 bell.ring();
             }
         }
-        assert_eq!(waiters.into_iter().map(|waiter| waiter.join().unwrap()).sum::<u32>(), 10_000);
+        assert_eq!(
+            waiters
+                .into_iter()
+                .map(|waiter| waiter.join().unwrap())
+                .sum::<u32>(),
+            10_000
+        );
         let soon = Instant::now() + Duration::from_millis(10);
         assert_eq!(bell.wait(Some(soon), || None::<()>), None);
     }

@@ -33,7 +33,10 @@ impl Leftovers {
     /// Puts some back, before those that are here.
     pub(super) fn put_back(&self, older: Vec<Event>) {
         let mut events = self.events.lock();
-        older.into_iter().rev().for_each(|event| events.push_front(event));
+        older
+            .into_iter()
+            .rev()
+            .for_each(|event| events.push_front(event));
         self.count.store(events.len(), Ordering::Release);
     }
 }

@@ -11,16 +11,17 @@ pub(crate) type Lane = u64;
 /// What makes two events of a guild equal: a digest of name and data.
 pub(crate) type Digest = u64;
 
-/// The events of an old set of shards, which are delivered, against those of a new one, which are held until the new set
-/// takes over.
+/// The events of an old set of shards, which are delivered, against those of a new one, which are
+/// held until the new set takes over.
 ///
-/// It is a multiset for each guild: one event of the old set stands against one equal event of the new set, whichever comes
-/// first; two that are equal are two events.
+/// It is a multiset for each guild: one event of the old set stands against one equal event of the
+/// new set, whichever comes first; two that are equal are two events.
 ///
-/// What the old set delivered just before a new session began the new one never brings. It must not stand against a later
-/// event that happens to be equal, so it is forgotten as soon as something later of its guild has come from both sets, for
-/// both hear a guild's events in the same order; or once the new shard has read all that was sent by then; or else after
-/// `overlap`. So in doubt an event is repeated rather than lost.
+/// What the old set delivered just before a new session began the new one never brings. It must not
+/// stand against a later event that happens to be equal, so it is forgotten as soon as something
+/// later of its guild has come from both sets, for both hear a guild's events in the same order; or
+/// once the new shard has read all that was sent by then; or else after `overlap`. So in doubt an
+/// event is repeated rather than lost.
 #[derive(Debug)]
 pub(crate) struct Merge<E> {
     overlap: Duration,
@@ -42,7 +43,13 @@ struct Pending<E> {
 
 impl<E> Merge<E> {
     pub(crate) fn new(overlap: Duration) -> Self {
-        Self { overlap, lanes: HashMap::new(), unmatched: 0, held: 0, live_since: None }
+        Self {
+            overlap,
+            lanes: HashMap::new(),
+            unmatched: 0,
+            held: 0,
+            live_since: None,
+        }
     }
 
     /// Whether the new set has taken over.
@@ -50,16 +57,23 @@ impl<E> Merge<E> {
         self.live_since.is_some()
     }
 
-    /// Whether the new set has taken over, and has brought all that the old one delivered or never will.
+    /// Whether the new set has taken over, and has brought all that the old one delivered or never
+    /// will.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         let is_old = |since: Instant| now.saturating_duration_since(since) > self.overlap;
-        self.live_since.is_some_and(|since| self.unmatched == 0 || is_old(since))
+        self.live_since
+            .is_some_and(|since| self.unmatched == 0 || is_old(since))
     }
 
-    /// The old set delivers an event. Returns the equal one of the new set that was held for it, to be dropped.
+    /// The old set delivers an event. Returns the equal one of the new set that was held for it, to
+    /// be dropped.
     pub(crate) fn old(&mut self, now: Instant, lane: Lane, digest: Digest) -> Option<E> {
         let pending = self.lane(now, lane);
-        if let Some(at) = pending.held.iter().position(|(_, other, _)| *other == digest) {
+        if let Some(at) = pending
+            .held
+            .iter()
+            .position(|(_, other, _)| *other == digest)
+        {
             // What the old set delivered before it the new set would have brought before it.
             let forgotten = mem::take(&mut pending.delivered).len();
             let twin = pending.held.remove(at).map(|(.., event)| event);
@@ -71,8 +85,8 @@ impl<E> Merge<E> {
         None
     }
 
-    /// The new set brings an event; its shard has read whatever was sent before `read_up_to`. Returns the event if it is to be
-    /// delivered now.
+    /// The new set brings an event; its shard has read whatever was sent before `read_up_to`.
+    /// Returns the event if it is to be delivered now.
     pub(crate) fn new_event(
         &mut self,
         now: Instant,
@@ -84,9 +98,18 @@ impl<E> Merge<E> {
         let (is_live, number) = (self.is_live(), self.held);
         self.forget(lane, |at| read_up_to.is_some_and(|read| at < read));
         let pending = self.lane(now, lane);
-        if let Some(first) = pending.delivered.iter().position(|(_, other)| *other == digest) {
+        if let Some(first) = pending
+            .delivered
+            .iter()
+            .position(|(_, other)| *other == digest)
+        {
             // Of several equal ones in a row the latest, so that what is left over is the oldest.
-            let equal = pending.delivered.iter().skip(first).take_while(|(_, other)| *other == digest).count();
+            let equal = pending
+                .delivered
+                .iter()
+                .skip(first)
+                .take_while(|(_, other)| *other == digest)
+                .count();
             pending.delivered.remove(first + equal - 1);
             // The new set has got past what came before them.
             pending.delivered.drain(..first);
@@ -104,7 +127,11 @@ impl<E> Merge<E> {
     /// The old set is closed and the new one takes over. Returns what was held, in order.
     pub(crate) fn hand_over(&mut self, now: Instant) -> impl Iterator<Item = E> + use<E> {
         self.live_since = Some(now);
-        let mut held: Vec<_> = self.lanes.values_mut().flat_map(|pending| mem::take(&mut pending.held)).collect();
+        let mut held: Vec<_> = self
+            .lanes
+            .values_mut()
+            .flat_map(|pending| mem::take(&mut pending.held))
+            .collect();
         held.sort_unstable_by_key(|(number, ..)| *number);
         held.into_iter().map(|(.., event)| event)
     }
@@ -113,12 +140,17 @@ impl<E> Merge<E> {
     fn lane(&mut self, now: Instant, lane: Lane) -> &mut Pending<E> {
         let overlap = self.overlap;
         self.forget(lane, |at| now.saturating_duration_since(at) > overlap);
-        self.lanes.entry(lane).or_insert_with(|| Pending { delivered: VecDeque::new(), held: VecDeque::new() })
+        self.lanes.entry(lane).or_insert_with(|| Pending {
+            delivered: VecDeque::new(),
+            held: VecDeque::new(),
+        })
     }
 
     /// Forgets the oldest of what the old set delivered of a guild.
     fn forget(&mut self, lane: Lane, is_old: impl Fn(Instant) -> bool) {
-        let Some(pending) = self.lanes.get_mut(&lane) else { return };
+        let Some(pending) = self.lanes.get_mut(&lane) else {
+            return;
+        };
         while pending.delivered.front().is_some_and(|(at, _)| is_old(*at)) {
             pending.delivered.pop_front();
             self.unmatched -= 1;
@@ -128,7 +160,10 @@ impl<E> Merge<E> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
 
     use proptest::prelude::*;
 
@@ -142,7 +177,11 @@ mod tests {
         let mut merge = Merge::new(OVERLAP);
         assert_eq!(merge.new_event(now, None, 1, 7, "a"), None, "held");
         assert_eq!(merge.new_event(now, None, 1, 7, "b"), None, "held");
-        assert_eq!(merge.new_event(now, None, 2, 7, "of another guild"), None, "held");
+        assert_eq!(
+            merge.new_event(now, None, 2, 7, "of another guild"),
+            None,
+            "held"
+        );
         assert_eq!(merge.old(now, 1, 7), Some("a"));
         assert_eq!(
             merge.hand_over(now).collect::<Vec<_>>(),
@@ -166,8 +205,13 @@ mod tests {
         }
         let now = start + Duration::from_secs(31);
         assert_eq!(merge.hand_over(now).count(), 0);
-        assert_eq!(merge.new_event(now, None, 1, 7, 31), Some(31), "the one left over is forgotten");
-        // The same with something else in between: then the order tells, however quick it is, and whoever is first.
+        assert_eq!(
+            merge.new_event(now, None, 1, 7, 31),
+            Some(31),
+            "the one left over is forgotten"
+        );
+        // The same with something else in between: then the order tells, however quick it is, and
+        // whoever is first.
         let now = start;
         for new_first in [false, true] {
             let mut merge = Merge::new(OVERLAP);
@@ -195,12 +239,18 @@ mod tests {
         for turn in 0..8 {
             merge.old(at(turn), 1, turn % 2);
             if turn >= 2 {
-                assert_eq!(merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn), None);
+                assert_eq!(
+                    merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn),
+                    None
+                );
             }
         }
         assert_eq!(merge.hand_over(at(7)).count(), 0);
         for turn in 8..12 {
-            assert_eq!(merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn), Some(turn));
+            assert_eq!(
+                merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn),
+                Some(turn)
+            );
         }
     }
 
@@ -229,9 +279,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// A stream of events, many of them equal; each set has read some prefix of it at each moment, and the new set
-        /// begins somewhere. Whatever the interleaving, none is lost; and none is repeated where the new set has brought
-        /// something that is like nothing else.
+        /// A stream of events, many of them equal; each set has read some prefix of it at each
+        /// moment, and the new set begins somewhere. Whatever the interleaving, none is lost; and
+        /// none is repeated where the new set has brought something that is like nothing else.
         #[test]
         fn no_event_is_lost(
             stream in prop::collection::vec(0..4_u64, 1..60),

@@ -17,13 +17,14 @@ pub(crate) use self::outlet::{Origin, Outlet};
 pub(crate) use self::workers::{Panicked, Workers};
 use crate::event::Event;
 
-/// Every event of every shard, in the order of each shard. An iterator that blocks; clones share the stream, so that
-/// each event goes to one of them.
+/// Every event of every shard, in the order of each shard. An iterator that blocks; clones share
+/// the stream, so that each event goes to one of them.
 ///
-/// It ends when the manager is closed or suspended, or when the last shard has stopped because of something that only its
-/// owner can mend. The channel behind it is unbounded; what bounds it is each shard's credit: a
-/// shard whose events nobody takes stops reading, and says so in the log. The manager keeps the stream: dropping an
-/// `Events` loses nothing, and the next one goes on where it stopped.
+/// It ends when the manager is closed or suspended, or when the last shard has stopped because of
+/// something that only its owner can mend. The channel behind it is unbounded; what bounds it is
+/// each shard's credit: a shard whose events nobody takes stops reading, and says so in the log.
+/// The manager keeps the stream: dropping an `Events` loses nothing, and the next one goes on where
+/// it stopped.
 #[derive(Clone, Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
@@ -44,7 +45,17 @@ pub(crate) struct Inlet {
 pub(crate) fn channel() -> (Inlet, Events) {
     let (sender, receiver) = crossbeam_channel::unbounded();
     let bell = Arc::new(Bell::default());
-    (Inlet { sender: Some(sender), bell: Arc::clone(&bell) }, Events { receiver, bell, leftovers: Arc::default() })
+    (
+        Inlet {
+            sender: Some(sender),
+            bell: Arc::clone(&bell),
+        },
+        Events {
+            receiver,
+            bell,
+            leftovers: Arc::default(),
+        },
+    )
 }
 
 impl Inlet {
@@ -70,33 +81,38 @@ impl Drop for Inlet {
 }
 
 impl Events {
-    /// The channel itself, for `crossbeam_channel::select!` beside the program's own. Whoever receives from it owes the same as
-    /// with the iterator: to drop or release each event.
+    /// The channel itself, for `crossbeam_channel::select!` beside the program's own. Whoever
+    /// receives from it owes the same as with the iterator: to drop or release each event.
     ///
-    /// What [`run`](crate::ShardManager::run) had taken from it when it was [stopped](crate::ShardManager::stop) is not in there
-    /// any more: take that with [`try_next`](Self::try_next) first.
+    /// What [`run`](crate::ShardManager::run) had taken from it when it was
+    /// [stopped](crate::ShardManager::stop) is not in there any more: take that with
+    /// [`try_next`](Self::try_next) first.
     pub fn receiver(&self) -> &Receiver<Event> {
         &self.receiver
     }
 
     /// The next event, if one is there. Never blocks.
     pub fn try_next(&self) -> Result<Event, TryRecvError> {
-        self.leftovers.pop().map_or_else(|| self.receiver.try_recv(), Ok)
+        self.leftovers
+            .pop()
+            .map_or_else(|| self.receiver.try_recv(), Ok)
     }
 
     /// The next event, if it comes in time.
     pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
         // One too long for the clock is none.
         let next = self.wait(Instant::now().checked_add(timeout));
-        next.unwrap_or(Err(TryRecvError::Empty)).map_err(|error| match error {
-            TryRecvError::Empty => RecvTimeoutError::Timeout,
-            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-        })
+        next.unwrap_or(Err(TryRecvError::Empty))
+            .map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            })
     }
 
     /// The next event, or that there will be none; `None` if neither comes in time.
     fn wait(&self, deadline: Option<Instant>) -> Option<Result<Event, TryRecvError>> {
-        let look = || Some(self.try_next()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
+        let look =
+            || Some(self.try_next()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
         let next = look().or_else(|| {
             let next = self.bell.wait(deadline, look);
             if next.as_ref().is_some_and(Result::is_err) || self.len() > 0 {
@@ -122,7 +138,8 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        // The usual answer takes the short way: an event is large enough to notice how often it moves.
+        // The usual answer takes the short way: an event is large enough to notice how often it
+        // moves.
         self.try_next().ok().or_else(|| self.wait(None)?.ok())
     }
 }

@@ -12,8 +12,8 @@ use super::merge::{Digest, Lane, Merge};
 use crate::event::Event;
 use crate::protocol::EventName;
 
-/// The way of a set of shards into the stream of events. A set that replaces another, and one that is replaced, share a
-/// [`Merge`] with the other; for all others an event costs one look at a flag.
+/// The way of a set of shards into the stream of events. A set that replaces another, and one that
+/// is replaced, share a [`Merge`] with the other; for all others an event costs one look at a flag.
 #[derive(Debug)]
 pub(crate) struct Outlet {
     inlet: Inlet,
@@ -24,7 +24,8 @@ pub(crate) struct Outlet {
 /// What is known of an event besides itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Origin {
-    /// It is the arrival of a guild that READY named, which a set that replaces another does not tell.
+    /// It is the arrival of a guild that READY named, which a set that replaces another does not
+    /// tell.
     pub(crate) is_arrival: bool,
     /// What was sent to any session before this instant has been read here, or never will be.
     pub(crate) read_up_to: Option<Instant>,
@@ -45,12 +46,20 @@ struct Merging {
 
 impl Outlet {
     pub(crate) fn new(inlet: Inlet) -> Arc<Self> {
-        Arc::new(Self { inlet, is_merging: AtomicBool::new(false), merging: Mutex::default() })
+        Arc::new(Self {
+            inlet,
+            is_merging: AtomicBool::new(false),
+            merging: Mutex::default(),
+        })
     }
 
-    /// An outlet for the set that will replace this one. From now on this one's events are noted, and the new one's held.
+    /// An outlet for the set that will replace this one. From now on this one's events are noted,
+    /// and the new one's held.
     pub(crate) fn successor(&self, overlap: Duration) -> Arc<Self> {
-        let merging = Merging { merge: Arc::new(Mutex::new(Merge::new(overlap))), hasher: RandomState::new() };
+        let merging = Merging {
+            merge: Arc::new(Mutex::new(Merge::new(overlap))),
+            hasher: RandomState::new(),
+        };
         self.change(|neighbours| neighbours.after = Some(merging.clone()));
         let successor = Self::new(self.inlet.clone());
         successor.change(|neighbours| neighbours.before = Some(merging));
@@ -102,21 +111,30 @@ impl Outlet {
         self.ring();
     }
 
-    /// The set that this one replaces has ended: `first` is delivered, then what was held, then everything as it comes.
+    /// The set that this one replaces has ended: `first` is delivered, then what was held, then
+    /// everything as it comes.
     pub(crate) fn take_over(&self, first: Event) {
         let before = self.merging.lock().before.clone();
-        let Some(merging) = before else { return self.tell(first) };
-        // The channel is unbounded: sending does not block, and a shard's next event cannot overtake what was held.
+        let Some(merging) = before else {
+            return self.tell(first);
+        };
+        // The channel is unbounded: sending does not block, and a shard's next event cannot
+        // overtake what was held.
         let mut merge = merging.merge.lock();
         self.inlet.put(first);
-        merge.hand_over(Instant::now()).for_each(|event| self.inlet.put(event));
+        merge
+            .hand_over(Instant::now())
+            .for_each(|event| self.inlet.put(event));
         self.ring();
     }
 
     fn change(&self, change: impl FnOnce(&mut Neighbours)) {
         let mut neighbours = self.merging.lock();
         change(&mut neighbours);
-        self.is_merging.store(neighbours.before.is_some() || neighbours.after.is_some(), Ordering::Release);
+        self.is_merging.store(
+            neighbours.before.is_some() || neighbours.after.is_some(),
+            Ordering::Release,
+        );
     }
 }
 
@@ -136,7 +154,8 @@ impl Merging {
             Some((lane, digest)) if merge.is_live() || !origin.is_arrival => {
                 merge.new_event(now, origin.read_up_to, lane, digest, event)
             }
-            // What happens to a shard, and how its session begins, nobody hears before it takes over.
+            // What happens to a shard, and how its session begins, nobody hears before it takes
+            // over.
             _ => merge.is_live().then_some(event),
         };
         (event, merge.is_over(now))
@@ -145,9 +164,14 @@ impl Merging {
     /// The guild and the digest of an event; `None` for what belongs to one session alone.
     fn place(&self, event: &Event) -> Option<(Lane, Digest)> {
         let is_own = |name: &EventName| matches!(name, EventName::Ready | EventName::Resumed);
-        let dispatch = event.dispatch().filter(|dispatch| !is_own(dispatch.name()))?;
+        let dispatch = event
+            .dispatch()
+            .filter(|dispatch| !is_own(dispatch.name()))?;
         // What names its guild in an unknown way shares the lane of what has none.
         let lane = self.hasher.hash_one(dispatch.guild_id());
-        Some((lane, self.hasher.hash_one((dispatch.name(), dispatch.data()))))
+        Some((
+            lane,
+            self.hasher.hash_one((dispatch.name(), dispatch.data())),
+        ))
     }
 }

@@ -17,8 +17,9 @@ use crate::shard_id::ShardId;
 
 /// Threads that hand the events of a stream to a handler, until it ends or they are to stop.
 ///
-/// A handler that panics loses its event alone: that is reported, and the event counts as handled. The caller's thread sorts
-/// events to the workers; they wait in channels that the shards' credit bounds.
+/// A handler that panics loses its event alone: that is reported, and the event counts as handled.
+/// The caller's thread sorts events to the workers; they wait in channels that the shards' credit
+/// bounds.
 pub(crate) struct Workers<'a> {
     pub(crate) events: Events,
     pub(crate) count: NonZeroUsize,
@@ -44,13 +45,21 @@ pub(crate) struct Witness {
 
 impl Witness {
     fn of(event: &Event) -> Self {
-        let dispatch = event.dispatch().map(|dispatch| (dispatch.name().clone(), dispatch.sequence()));
-        Self { shard: event.shard(), dispatch, kind: event.kind().word() }
+        let dispatch = event
+            .dispatch()
+            .map(|dispatch| (dispatch.name().clone(), dispatch.sequence()));
+        Self {
+            shard: event.shard(),
+            dispatch,
+            kind: event.kind().word(),
+        }
     }
 
     /// The event's name.
     pub(crate) fn name(&self) -> &str {
-        self.dispatch.as_ref().map_or(self.kind, |(name, _)| name.as_str())
+        self.dispatch
+            .as_ref()
+            .map_or(self.kind, |(name, _)| name.as_str())
     }
 }
 
@@ -74,11 +83,17 @@ impl Workers<'_> {
         handler: impl Fn(Event) + Sync,
     ) -> io::Result<()> {
         let (hasher, count) = (RandomState::new(), self.count.get() as u64);
-        let place = |event: &Event| usize::try_from(hasher.hash_one(key(event)) % count).unwrap_or_default();
+        let place = |event: &Event| {
+            usize::try_from(hasher.hash_one(key(event)) % count).unwrap_or_default()
+        };
         self.run_placed(place, handler)
     }
 
-    fn run_placed(self, mut place: impl FnMut(&Event) -> usize, handler: impl Fn(Event) + Sync) -> io::Result<()> {
+    fn run_placed(
+        self,
+        mut place: impl FnMut(&Event) -> usize,
+        handler: impl Fn(Event) + Sync,
+    ) -> io::Result<()> {
         if self.count.get() == 1 {
             while let Some(event) = self.next() {
                 self.handle(event, &handler);
@@ -96,19 +111,30 @@ impl Workers<'_> {
             }
             let left = self.sort(&channels, &mut place);
             drop(channels);
-            // Their handlers' panics are caught; what is left, a logger's for example, is the caller's.
+            // Their handlers' panics are caught; what is left, a logger's for example, is the
+            // caller's.
             let join = |worker: thread::ScopedJoinHandle<'_, Vec<Numbered>>| {
                 worker.join().unwrap_or_else(|panic| resume_unwind(panic))
             };
-            Ok::<_, io::Error>(left.into_iter().chain(workers.into_iter().flat_map(join)).collect::<Vec<_>>())
+            Ok::<_, io::Error>(
+                left.into_iter()
+                    .chain(workers.into_iter().flat_map(join))
+                    .collect::<Vec<_>>(),
+            )
         })?;
         left.sort_unstable_by_key(|(number, _)| *number);
-        self.events.leftovers.put_back(left.into_iter().map(|(_, event)| event).collect());
+        self.events
+            .leftovers
+            .put_back(left.into_iter().map(|(_, event)| event).collect());
         Ok(())
     }
 
     /// Hands each event to its worker. Returns one that it had taken when all were stopped.
-    fn sort(&self, channels: &[Sender<Numbered>], place: &mut impl FnMut(&Event) -> usize) -> Option<Numbered> {
+    fn sort(
+        &self,
+        channels: &[Sender<Numbered>],
+        place: &mut impl FnMut(&Event) -> usize,
+    ) -> Option<Numbered> {
         let mut number = 0;
         while let Some(event) = self.next() {
             number += 1;
@@ -120,7 +146,10 @@ impl Workers<'_> {
                     }
                 }
                 // Without a key it has no worker.
-                Err(panic) => (self.report)(Panicked { at: Witness::of(&event), message: message(&*panic) }),
+                Err(panic) => (self.report)(Panicked {
+                    at: Witness::of(&event),
+                    message: message(&*panic),
+                }),
             }
         }
         None
@@ -140,7 +169,10 @@ impl Workers<'_> {
     fn handle(&self, event: Event, handler: &impl Fn(Event)) {
         let at = Witness::of(&event);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(event))) {
-            (self.report)(Panicked { at, message: message(&*panic) });
+            (self.report)(Panicked {
+                at,
+                message: message(&*panic),
+            });
         }
     }
 
@@ -170,7 +202,8 @@ type Numbered = (u64, Event);
 /// What somebody panicked with.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no text".into())
 }
 
 #[cfg(test)]
@@ -191,7 +224,10 @@ mod tests {
     fn stream(count: usize) -> (Inlet, Events) {
         let (sender, events) = delivery::channel();
         for n in 0..count {
-            let kind = EventKind::Stalled { events: n, bytes: 0 };
+            let kind = EventKind::Stalled {
+                events: n,
+                bytes: 0,
+            };
             sender.put(Event::new(shard(u32::try_from(n % 8).unwrap()), kind));
         }
         (sender, events)
@@ -211,7 +247,15 @@ mod tests {
     ) -> (Workers<'a>, Sender<Infallible>) {
         let (running, stop) = crossbeam_channel::bounded(0);
         let count = NonZeroUsize::new(count).unwrap();
-        (Workers { events: events.clone(), count, stop, report }, running)
+        (
+            Workers {
+                events: events.clone(),
+                count,
+                stop,
+                report,
+            },
+            running,
+        )
     }
 
     #[test]
@@ -221,19 +265,35 @@ mod tests {
         let seen: Mutex<HashMap<ShardId, Vec<usize>>> = Mutex::default();
         let panics: Mutex<Vec<String>> = Mutex::default();
         let report = |panicked: Panicked| {
-            assert_eq!((panicked.at.name(), panicked.at.shard), ("Stalled", shard(7)));
+            assert_eq!(
+                (panicked.at.name(), panicked.at.shard),
+                ("Stalled", shard(7))
+            );
             panics.lock().push(panicked.message);
         };
         let (workers, _running) = workers(&events, 3, &report);
         workers
             .run(|event| {
-                seen.lock().entry(event.shard()).or_default().push(number(&event));
-                assert!(number(&event) % 800 != 7, "an event that the handler cannot stand");
+                seen.lock()
+                    .entry(event.shard())
+                    .or_default()
+                    .push(number(&event));
+                assert!(
+                    number(&event) % 800 != 7,
+                    "an event that the handler cannot stand"
+                );
             })
             .unwrap();
-        assert_eq!(panics.into_inner(), ["an event that the handler cannot stand"; 3]);
+        assert_eq!(
+            panics.into_inner(),
+            ["an event that the handler cannot stand"; 3]
+        );
         for (shard, numbers) in seen.into_inner() {
-            assert!(numbers.into_iter().eq((0..2400).filter(|n| n % 8 == shard.number() as usize)));
+            assert!(
+                numbers
+                    .into_iter()
+                    .eq((0..2400).filter(|n| n % 8 == shard.number() as usize))
+            );
         }
     }
 
@@ -252,11 +312,20 @@ mod tests {
             number(event) % 5
         };
         workers
-            .run_keyed(key, |event| seen.lock().entry(number(&event) % 5).or_default().push(number(&event)))
+            .run_keyed(key, |event| {
+                seen.lock()
+                    .entry(number(&event) % 5)
+                    .or_default()
+                    .push(number(&event));
+            })
             .unwrap();
         assert_eq!(panics.into_inner(), 1);
         for (key, numbers) in seen.into_inner() {
-            assert!(numbers.into_iter().eq((0..2400).filter(|n| n % 5 == key && *n != 1000)));
+            assert!(
+                numbers
+                    .into_iter()
+                    .eq((0..2400).filter(|n| n % 5 == key && *n != 1000))
+            );
         }
     }
 
@@ -276,8 +345,14 @@ mod tests {
                 })
                 .unwrap();
             let mut all = handled.into_inner();
-            assert!((100..=100 + count).contains(&all.len()), "{}: each finishes what it has", all.len());
-            let left: Vec<_> = std::iter::from_fn(|| events.try_next().ok()).map(|event| number(&event)).collect();
+            assert!(
+                (100..=100 + count).contains(&all.len()),
+                "{}: each finishes what it has",
+                all.len()
+            );
+            let left: Vec<_> = std::iter::from_fn(|| events.try_next().ok())
+                .map(|event| number(&event))
+                .collect();
             assert!(left.is_sorted(), "in the order in which it came");
             all.extend(left);
             all.sort_unstable();

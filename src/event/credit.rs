@@ -7,8 +7,9 @@ use crate::protocol::Session;
 
 /// The outstanding events of one shard, and the low-water mark of its session.
 ///
-/// An event is outstanding from its delivery until its lease is given back. The mark is the highest sequence below
-/// which every event of the session has been handled, in whatever order that happened.
+/// An event is outstanding from its delivery until its lease is given back. The mark is the highest
+/// sequence below which every event of the session has been handled, in whatever order that
+/// happened.
 #[derive(Debug)]
 pub(crate) struct Credit {
     max_events: usize,
@@ -81,7 +82,10 @@ impl Credit {
     pub(crate) fn session(&self) -> Option<Session> {
         let session = self.session.clone()?;
         let sequence = self.open.front().map_or(self.delivered, |open| open.before);
-        Some(Session { sequence, ..session })
+        Some(Session {
+            sequence,
+            ..session
+        })
     }
 
     /// The last sequence delivered.
@@ -104,9 +108,17 @@ impl Credit {
         self.events += 1;
         self.bytes += bytes;
         self.next += 1;
-        self.open.push_back(Open { serial: self.next, before: self.delivered, is_handled: false });
+        self.open.push_back(Open {
+            serial: self.next,
+            before: self.delivered,
+            is_handled: false,
+        });
         self.delivered = self.delivered.max(sequence);
-        Receipt { epoch: self.epoch, serial: self.next, bytes }
+        Receipt {
+            epoch: self.epoch,
+            serial: self.next,
+            bytes,
+        }
     }
 
     /// An event is not for the user: nothing is outstanding, and it counts as handled.
@@ -118,7 +130,11 @@ impl Credit {
     pub(crate) fn hold(&mut self) -> Receipt {
         self.events += 1;
         // No session ever has this epoch.
-        Receipt { epoch: u64::MAX, serial: 0, bytes: 0 }
+        Receipt {
+            epoch: u64::MAX,
+            serial: 0,
+            bytes: 0,
+        }
     }
 
     /// An event was handled. Returns whether a stalled shard may go on.
@@ -128,14 +144,20 @@ impl Credit {
         if receipt.epoch == self.epoch {
             self.handle(receipt.serial);
         }
-        let goes_on = self.stalled && self.events <= self.max_events / 2 && self.bytes <= self.max_bytes / 2;
+        let goes_on =
+            self.stalled && self.events <= self.max_events / 2 && self.bytes <= self.max_bytes / 2;
         self.stalled &= !goes_on;
         goes_on
     }
 
-    /// Usually the oldest is handled first. An event that is kept for good must not make the list longer than twice the credit.
+    /// Usually the oldest is handled first. An event that is kept for good must not make the list
+    /// longer than twice the credit.
     fn handle(&mut self, serial: u64) {
-        if self.open.front().is_some_and(|oldest| oldest.serial == serial) {
+        if self
+            .open
+            .front()
+            .is_some_and(|oldest| oldest.serial == serial)
+        {
             self.open.pop_front();
             while self.open.front().is_some_and(|oldest| oldest.is_handled) {
                 self.open.pop_front();
@@ -151,8 +173,8 @@ impl Credit {
         }
     }
 
-    /// Stalls the shard if it has no room; it goes on when half of the credit is back, so that a slow handler does not
-    /// make it stall at every event. Returns whether it has stalled just now.
+    /// Stalls the shard if it has no room; it goes on when half of the credit is back, so that a
+    /// slow handler does not make it stall at every event. Returns whether it has stalled just now.
     pub(crate) fn stall(&mut self) -> bool {
         let begins = !self.stalled && !self.has_room();
         self.stalled |= begins;
@@ -176,7 +198,10 @@ mod tests {
 
     fn begun(max_events: usize, max_bytes: usize) -> Credit {
         let mut credit = Credit::new(max_events, max_bytes);
-        credit.begin(Session::new("a".into(), 1, String::new(), ShardId::ONE, 1), 0);
+        credit.begin(
+            Session::new("a".into(), 1, String::new(), ShardId::ONE, 1),
+            0,
+        );
         credit
     }
 
@@ -202,7 +227,10 @@ mod tests {
         credit.skip(1);
         let receipt = credit.deliver(2, 10);
         credit.skip(3);
-        assert_eq!((mark(&credit), credit.delivered(), credit.outstanding()), (1, 3, (1, 10)));
+        assert_eq!(
+            (mark(&credit), credit.delivered(), credit.outstanding()),
+            (1, 3, (1, 10))
+        );
         credit.settle(receipt);
         assert_eq!(mark(&credit), 3);
     }
@@ -223,7 +251,10 @@ mod tests {
     fn a_lease_of_an_old_session_moves_no_mark() {
         let mut credit = begun(10, 1000);
         let old = credit.deliver(50, 10);
-        credit.begin(Session::new("b".into(), 1, String::new(), ShardId::ONE, 1), 0);
+        credit.begin(
+            Session::new("b".into(), 1, String::new(), ShardId::ONE, 1),
+            0,
+        );
         let new = credit.deliver(1, 10);
         credit.settle(old);
         assert_eq!(mark(&credit), 0);
@@ -234,7 +265,9 @@ mod tests {
     #[test]
     fn it_stalls_when_full_and_goes_on_at_half() {
         let mut credit = begun(4, 1000);
-        let receipts: Vec<_> = (1..=4).map(|sequence| credit.deliver(sequence, 10)).collect();
+        let receipts: Vec<_> = (1..=4)
+            .map(|sequence| credit.deliver(sequence, 10))
+            .collect();
         assert!(!credit.has_room() && credit.stall() && !credit.stall());
         assert!(!credit.settle(receipts[0]));
         assert!(credit.is_stalled());

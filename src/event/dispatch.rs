@@ -11,8 +11,9 @@ use crate::protocol::{Body, EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
 ///
-/// Unless few come, small ones share blocks of 16 KiB, each freed with the last event in it (those that were filtered were in there,
-/// too): a program that keeps few of many for long should keep what is in them.
+/// Unless few come, small ones share blocks of 16 KiB, each freed with the last event in it (those
+/// that were filtered were in there, too): a program that keeps few of many for long should keep
+/// what is in them.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
@@ -21,8 +22,8 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// Reads one from JSON as it goes over the wire, `{"op":0,"s":1,"t":"RESUMED","d":null}`; for tests of handlers, and for
-    /// events that were kept.
+    /// Reads one from JSON as it goes over the wire, `{"op":0,"s":1,"t":"RESUMED","d":null}`; for
+    /// tests of handlers, and for events that were kept.
     ///
     /// ```
     /// # use threadcord::Dispatch;
@@ -41,7 +42,11 @@ impl Dispatch {
     /// `None` if the payload is no event.
     pub(crate) fn new(payload: Payload) -> Option<Self> {
         let (name, sequence, body) = payload.into_event()?;
-        Some(Self { name, sequence, body })
+        Some(Self {
+            name,
+            sequence,
+            body,
+        })
     }
 
     /// Its name, for example `MESSAGE_CREATE`.
@@ -56,13 +61,15 @@ impl Dispatch {
 
     /// The JSON of its data; `null` if Discord sent `null` or nothing.
     ///
-    /// The library does not look into it: whether it is well-formed turns out where it is read, as by [`decode`](Self::decode).
+    /// The library does not look into it: whether it is well-formed turns out where it is read, as
+    /// by [`decode`](Self::decode).
     pub fn data(&self) -> &[u8] {
         self.body.data()
     }
 
-    /// The guild that it belongs to: its `guild_id`, or its `id` where it is about a guild itself. `None` for events of direct
-    /// messages and of no guild, and where the data is not what Discord documents.
+    /// The guild that it belongs to: its `guild_id`, or its `id` where it is about a guild itself.
+    /// `None` for events of direct messages and of no guild, and where the data is not what Discord
+    /// documents.
     ///
     /// It reads no further than to that field.
     pub fn guild_id(&self) -> Option<u64> {
@@ -71,22 +78,34 @@ impl Dispatch {
             _ => "guild_id",
         };
         let value = fields::find(self.data(), key)?;
-        serde_json::from_slice::<Option<Id>>(value).ok()?.map(|id| id.0)
+        serde_json::from_slice::<Option<Id>>(value)
+            .ok()?
+            .map(|id| id.0)
     }
 
     /// Reads its data as a `T`, which may borrow from it.
     ///
-    /// Data of `null` is an error for a struct, and `None` for an `Option`. The fields that a struct does not have are skipped up to
-    /// their closing quote or bracket: whether what is in them is well-formed is not looked at.
+    /// Data of `null` is an error for a struct, and `None` for an `Option`. The fields that a
+    /// struct does not have are skipped up to their closing quote or bracket: whether what is in
+    /// them is well-formed is not looked at.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
         fields::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
     }
 
     /// See [`Body::read`].
-    pub(super) fn read<'a, T>(&'a self, read: impl Fn(&'a [u8]) -> serde_json::Result<T>) -> Result<T, DecodeError> {
+    pub(super) fn read<'a, T>(
+        &'a self,
+        read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
+    ) -> Result<T, DecodeError> {
         self.body.read(read).map_err(|(data, source)| {
             let (byte, path) = place(data, &source);
-            DecodeError { event: self.name().clone(), sequence: self.sequence(), path, byte, source }
+            DecodeError {
+                event: self.name().clone(),
+                sequence: self.sequence(),
+                path,
+                byte,
+                source,
+            }
         })
     }
 
@@ -98,14 +117,17 @@ impl Dispatch {
 
 /// The data of an event is not what the program takes it for.
 #[derive(Debug, thiserror::Error)]
-#[error("{event} (sequence {sequence}) does not decode at `{path}`, byte {byte} of its data: {source}")]
+#[error(
+    "{event} (sequence {sequence}) does not decode at `{path}`, byte {byte} of its data: {source}"
+)]
 pub struct DecodeError {
     /// The event's name.
     pub event: EventName,
     /// Its sequence.
     pub sequence: u64,
-    /// The field, for example `member.roles[2]`; or what it is the last part of, where its type refused it only after it was read
-    /// (`try_from`, `deserialize_with`); empty if it is the data as a whole.
+    /// The field, for example `member.roles[2]`; or what it is the last part of, where its type
+    /// refused it only after it was read (`try_from`, `deserialize_with`); empty if it is the data
+    /// as a whole.
     pub path: String,
     /// How many bytes of the data were read.
     pub byte: usize,
@@ -127,7 +149,9 @@ impl<'de> Deserialize<'de> for Id {
             }
 
             fn visit_str<E: serde::de::Error>(self, id: &str) -> Result<Id, E> {
-                id.parse().map(Id).map_err(|_| E::invalid_value(serde::de::Unexpected::Str(id), &self))
+                id.parse()
+                    .map(Id)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(id), &self))
             }
 
             fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
@@ -153,15 +177,41 @@ mod tests {
     #[test]
     fn the_guild_is_found_at_the_top_alone() {
         let id = |name, data| dispatch(name, &data).guild_id();
-        assert_eq!(id("MESSAGE_CREATE", json!({"a": {"guild_id": "1"}, "guild_id": "2"})), Some(2));
-        assert_eq!(id("MESSAGE_CREATE", json!({"a": {"guild_id": "1"}, "id": "2"})), None, "a direct message");
-        assert_eq!(id("GUILD_CREATE", json!({"guild_id": "1", "id": "2"})), Some(2));
-        assert_eq!(id("GUILD_ROLE_CREATE", json!({"id": "1", "guild_id": 2})), Some(2));
-        for data in [Value::Null, json!([]), json!(3), json!({"guild_id": null}), json!({"guild_id": "x"})] {
+        assert_eq!(
+            id(
+                "MESSAGE_CREATE",
+                json!({"a": {"guild_id": "1"}, "guild_id": "2"})
+            ),
+            Some(2)
+        );
+        assert_eq!(
+            id("MESSAGE_CREATE", json!({"a": {"guild_id": "1"}, "id": "2"})),
+            None,
+            "a direct message"
+        );
+        assert_eq!(
+            id("GUILD_CREATE", json!({"guild_id": "1", "id": "2"})),
+            Some(2)
+        );
+        assert_eq!(
+            id("GUILD_ROLE_CREATE", json!({"id": "1", "guild_id": 2})),
+            Some(2)
+        );
+        for data in [
+            Value::Null,
+            json!([]),
+            json!(3),
+            json!({"guild_id": null}),
+            json!({"guild_id": "x"}),
+        ] {
             assert_eq!(id("TYPING_START", data), None);
         }
         let cut = r#"{"op":0,"s":1,"t":"TYPING_START","d":{"guild\u005fid":"5","x":[]}}"#;
-        assert_eq!(Dispatch::from_json(cut).unwrap().guild_id(), Some(5), "an escape is no other key");
+        assert_eq!(
+            Dispatch::from_json(cut).unwrap().guild_id(),
+            Some(5),
+            "an escape is no other key"
+        );
     }
 
     #[test]
@@ -172,7 +222,10 @@ mod tests {
             #[serde(borrow)]
             name: Cow<'a, str>,
         }
-        let dispatch = dispatch("MESSAGE_CREATE", &json!({"content": "hi", "name": "quoted \""}));
+        let dispatch = dispatch(
+            "MESSAGE_CREATE",
+            &json!({"content": "hi", "name": "quoted \""}),
+        );
         let message: Message<'_> = dispatch.decode().unwrap();
         assert_eq!((message.content, &*message.name), ("hi", "quoted \""));
     }
@@ -189,9 +242,14 @@ mod tests {
         struct Member {
             roles: Vec<String>,
         }
-        let wrong = Dispatch::from_json("{\"op\":0,\"s\":7,\"t\":\"X\",\"d\":{\"member\":{\"roles\":\n[\"1\",2]}}}");
+        let wrong = Dispatch::from_json(
+            "{\"op\":0,\"s\":7,\"t\":\"X\",\"d\":{\"member\":{\"roles\":\n[\"1\",2]}}}",
+        );
         let error = wrong.unwrap().decode::<Message>().unwrap_err();
-        assert_eq!((error.event.as_str(), error.sequence, error.path.as_str()), ("X", 7, "member.roles[1]"));
+        assert_eq!(
+            (error.event.as_str(), error.sequence, error.path.as_str()),
+            ("X", 7, "member.roles[1]")
+        );
         let data = "{\"member\":{\"roles\":\n[\"1\",2";
         assert_eq!(error.byte, data.len());
         assert!(error.to_string().contains("member.roles[1]"), "{error}");

@@ -8,10 +8,11 @@ use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 
 use super::skip;
 
-/// Reads an object as a struct that names its fields. `None` if either is something else, or does not fit: then it is `serde_json`'s
-/// to read, or to say what is wrong.
+/// Reads an object as a struct that names its fields. `None` if either is something else, or does
+/// not fit: then it is `serde_json`'s to read, or to say what is wrong.
 ///
-/// Most of an event is fields that nobody asks for; their ends are found much sooner than they could be read.
+/// Most of an event is fields that nobody asks for; their ends are found much sooner than they
+/// could be read.
 pub(super) fn read<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
     T::deserialize(Object(json)).ok()
 }
@@ -72,7 +73,12 @@ struct Fields<'de> {
 impl<'de> Fields<'de> {
     fn new(json: &'de [u8], names: &'static [&'static str]) -> Result<Self, Unfit> {
         let rest = json.strip_prefix(b"{").ok_or(Unfit)?;
-        Ok(Self { rest, names, is_first: true, is_named: false })
+        Ok(Self {
+            rest,
+            names,
+            is_first: true,
+            is_named: false,
+        })
     }
 
     /// The next key, up to its value.
@@ -93,7 +99,9 @@ impl<'de> Fields<'de> {
         if quoted.contains(&b'\\') {
             return serde_json::from_slice(quoted).map(Some).map_err(|_| Unfit);
         }
-        str::from_utf8(&quoted[1..length - 1]).map(|key| Some(key.into())).map_err(|_| Unfit)
+        str::from_utf8(&quoted[1..length - 1])
+            .map(|key| Some(key.into()))
+            .map_err(|_| Unfit)
     }
 
     /// The next value, unread.
@@ -126,8 +134,13 @@ impl<'de> Fields<'de> {
 impl<'de> MapAccess<'de> for &mut Fields<'de> {
     type Error = Unfit;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Unfit> {
-        let Some(key) = self.key()? else { return Ok(None) };
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Unfit> {
+        let Some(key) = self.key()? else {
+            return Ok(None);
+        };
         self.is_named = self.names.contains(&&*key);
         seed.deserialize(key.into_deserializer()).map(Some)
     }
@@ -149,7 +162,10 @@ fn trim(json: &[u8]) -> &[u8] {
     if json.first().is_some_and(|byte| *byte > b' ') {
         return json;
     }
-    let spaces = json.iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count();
+    let spaces = json
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t'))
+        .count();
     &json[spaces..]
 }
 
@@ -211,11 +227,22 @@ mod tests {
 
     #[test]
     fn what_nobody_asks_for_is_skipped() {
-        let json = r#"{"x":{"id":"1","y":["}"]}, "id" : "2" ,"z":-1.5,"w":"\"","v":null,"b":"\u0041"}"#;
+        let json =
+            r#"{"x":{"id":"1","y":["}"]}, "id" : "2" ,"z":-1.5,"w":"\"","v":null,"b":"\u0041"}"#;
         let read = super::read::<Few<'_>>(json.as_bytes()).unwrap();
-        assert_eq!((read.id, read.a.as_deref(), read.c), (Some("2"), Some("A"), None));
+        assert_eq!(
+            (read.id, read.a.as_deref(), read.c),
+            (Some("2"), Some("A"), None)
+        );
         assert_eq!(find(json.as_bytes(), "id"), Some(&br#""2""#[..]));
-        assert_eq!((find(json.as_bytes(), "y"), find(b"[]", "id"), find(b"{}", "id")), (None, None, None));
+        assert_eq!(
+            (
+                find(json.as_bytes(), "y"),
+                find(b"[]", "id"),
+                find(b"{}", "id")
+            ),
+            (None, None, None)
+        );
         // It goes no further than it has to.
         assert_eq!(find(br#"{"id":"2","x"#, "id"), Some(&br#""2""#[..]));
     }

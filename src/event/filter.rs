@@ -4,12 +4,14 @@
 use crate::intents::Intents;
 use crate::protocol::{EventName, UnknownEventName};
 
-/// Lets some of Discord's events pass and drops the others, by name, before an event is made of them.
+/// Lets some of Discord's events pass and drops the others, by name, before an event is made of
+/// them.
 ///
-/// What is dropped counts as handled, and takes no credit. The library itself sees every event that it needs: `READY`,
-/// `RESUMED`, guilds that come and go, the answers to [`Shard::request_members`](crate::Shard::request_members). What happens to
-/// a shard ([`EventKind`](crate::EventKind)'s other variants) always passes. An intent that is not asked for costs less still:
-/// Discord does not send its events at all.
+/// What is dropped counts as handled, and takes no credit. The library itself sees every event that
+/// it needs: `READY`, `RESUMED`, guilds that come and go, the answers to
+/// [`Shard::request_members`](crate::Shard::request_members). What happens to a shard
+/// ([`EventKind`](crate::EventKind)'s other variants) always passes. An intent that is not asked
+/// for costs less still: Discord does not send its events at all.
 ///
 /// ```
 /// # use threadcord::{EventFilter, EventName, Intents};
@@ -32,16 +34,24 @@ pub struct EventFilter {
 
 impl EventFilter {
     /// Everything passes.
-    pub const ALL: Self = Self { documented: u128::MAX, undocumented: true };
+    pub const ALL: Self = Self {
+        documented: u128::MAX,
+        undocumented: true,
+    };
 
     /// Nothing passes.
-    pub const NONE: Self = Self { documented: 0, undocumented: false };
+    pub const NONE: Self = Self {
+        documented: 0,
+        undocumented: false,
+    };
 
     /// These pass, and no others.
     ///
     /// # Errors
     /// If Discord documents no event of one of these names.
-    pub fn only(names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, UnknownEventName> {
+    pub fn only(
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Self, UnknownEventName> {
         Self::NONE.with(names)
     }
 
@@ -49,36 +59,57 @@ impl EventFilter {
     ///
     /// # Errors
     /// As [`only`](Self::only).
-    pub fn except(names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, UnknownEventName> {
+    pub fn except(
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Self, UnknownEventName> {
         Self::ALL.without(names)
     }
 
-    /// The events pass that one of these intents brings; not those that come without an intent, such as `READY`,
-    /// `INTERACTION_CREATE` or `ENTITLEMENT_CREATE`.
+    /// The events pass that one of these intents brings; not those that come without an intent,
+    /// such as `READY`, `INTERACTION_CREATE` or `ENTITLEMENT_CREATE`.
     pub fn of_intents(intents: Intents) -> Self {
         let brought = EventName::documented().filter(|name| name.intents().intersects(intents));
-        Self { documented: brought.fold(0, |bits, name| bits | bit(&name)), undocumented: false }
+        Self {
+            documented: brought.fold(0, |bits, name| bits | bit(&name)),
+            undocumented: false,
+        }
     }
 
     /// These pass too.
     ///
     /// # Errors
     /// As [`only`](Self::only).
-    pub fn with(self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, UnknownEventName> {
-        Ok(Self { documented: self.documented | bits(names)?, ..self })
+    pub fn with(
+        self,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Self, UnknownEventName> {
+        Ok(Self {
+            documented: self.documented | bits(names)?,
+            ..self
+        })
     }
 
     /// These do not pass.
     ///
     /// # Errors
     /// As [`only`](Self::only).
-    pub fn without(self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, UnknownEventName> {
-        Ok(Self { documented: self.documented & !bits(names)?, ..self })
+    pub fn without(
+        self,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Self, UnknownEventName> {
+        Ok(Self {
+            documented: self.documented & !bits(names)?,
+            ..self
+        })
     }
 
-    /// Whether events pass that Discord does not document. They do with [`ALL`](Self::ALL) and [`except`](Self::except).
+    /// Whether events pass that Discord does not document. They do with [`ALL`](Self::ALL) and
+    /// [`except`](Self::except).
     pub fn undocumented(self, pass: bool) -> Self {
-        Self { undocumented: pass, ..self }
+        Self {
+            undocumented: pass,
+            ..self
+        }
     }
 
     /// Whether events of this name pass.
@@ -97,7 +128,9 @@ impl Default for EventFilter {
 }
 
 fn bits(names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<u128, UnknownEventName> {
-    names.into_iter().try_fold(0, |bits, name| Ok(bits | bit(&EventName::parse(name.as_ref())?)))
+    names.into_iter().try_fold(0, |bits, name| {
+        Ok(bits | bit(&EventName::parse(name.as_ref())?))
+    })
 }
 
 fn bit(name: &EventName) -> u128 {
@@ -109,7 +142,10 @@ mod tests {
     use super::*;
 
     fn passing(filter: EventFilter) -> Vec<String> {
-        EventName::documented().filter(|name| filter.passes(name)).map(|name| name.to_string()).collect()
+        EventName::documented()
+            .filter(|name| filter.passes(name))
+            .map(|name| name.to_string())
+            .collect()
     }
 
     #[test]
@@ -119,21 +155,35 @@ mod tests {
         let except = EventFilter::except([EventName::TypingStart]).unwrap();
         assert_eq!(passing(except).len(), EventName::documented().count() - 1);
         assert_eq!(passing(EventFilter::NONE), [""; 0]);
-        assert_eq!(passing(EventFilter::default()).len(), EventName::documented().count());
-        assert_eq!(passing(only.without(["TYPING_START"]).unwrap()), ["MESSAGE_CREATE"]);
+        assert_eq!(
+            passing(EventFilter::default()).len(),
+            EventName::documented().count()
+        );
+        assert_eq!(
+            passing(only.without(["TYPING_START"]).unwrap()),
+            ["MESSAGE_CREATE"]
+        );
     }
 
     #[test]
     fn by_intents() {
         let filter = EventFilter::of_intents(Intents::GUILD_WEBHOOKS | Intents::GUILD_MODERATION);
-        let names = ["GUILD_AUDIT_LOG_ENTRY_CREATE", "GUILD_BAN_ADD", "GUILD_BAN_REMOVE", "WEBHOOKS_UPDATE"];
+        let names = [
+            "GUILD_AUDIT_LOG_ENTRY_CREATE",
+            "GUILD_BAN_ADD",
+            "GUILD_BAN_REMOVE",
+            "WEBHOOKS_UPDATE",
+        ];
         assert_eq!(passing(filter), names);
     }
 
     #[test]
     fn undocumented_names_pass_all_or_none() {
         let unknown = EventName::from("GUILD_JOIN_REQUEST_CREATE");
-        assert!(EventFilter::ALL.passes(&unknown) && EventFilter::except(["READY"]).unwrap().passes(&unknown));
+        assert!(
+            EventFilter::ALL.passes(&unknown)
+                && EventFilter::except(["READY"]).unwrap().passes(&unknown)
+        );
         let only = EventFilter::only(["READY"]).unwrap();
         assert!(!only.passes(&unknown) && only.undocumented(true).passes(&unknown));
     }

@@ -16,7 +16,10 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(credit: Credit, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { credit: Mutex::new(credit), wake: Box::new(wake) })
+        Arc::new(Self {
+            credit: Mutex::new(credit),
+            wake: Box::new(wake),
+        })
     }
 
     /// See [`Credit::begin`].
@@ -62,7 +65,10 @@ impl Ledger {
     /// See [`Credit::hold`].
     pub(crate) fn hold(self: &Arc<Self>) -> Lease {
         let receipt = self.credit.lock().hold();
-        Lease { ledger: Arc::clone(self), receipt }
+        Lease {
+            ledger: Arc::clone(self),
+            receipt,
+        }
     }
 
     /// See [`Credit::skip`].
@@ -76,7 +82,13 @@ impl Ledger {
         let receipt = credit.deliver(sequence, bytes);
         let has_room = credit.has_room();
         drop(credit);
-        (Lease { ledger: Arc::clone(self), receipt }, has_room)
+        (
+            Lease {
+                ledger: Arc::clone(self),
+                receipt,
+            },
+            has_room,
+        )
     }
 
     /// See [`Credit::rest`].

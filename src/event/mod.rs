@@ -26,12 +26,14 @@ pub(crate) const HANDLER_PANICKED: &str = "HandlerPanicked";
 
 /// Something that came from a shard.
 ///
-/// An event of Discord holds credit of its shard until it is dropped or [released](Self::release); until then it counts
-/// as not handled, and comes again if the process ends and starts again from the shard's session.
+/// An event of Discord holds credit of its shard until it is dropped or [released](Self::release);
+/// until then it counts as not handled, and comes again if the process ends and starts again from
+/// the shard's session.
 ///
-/// Events may be handled in any order, on any thread. One that is kept, in a cache or by [`std::mem::forget`], keeps its credit, and the
-/// session's low-water mark before it: what came later comes again after a restart, and enough of them
-/// [stall](EventKind::Stalled) the shard for good. A program that wants to keep what is in an event takes that out, or
+/// Events may be handled in any order, on any thread. One that is kept, in a cache or by
+/// [`std::mem::forget`], keeps its credit, and the session's low-water mark before it: what came
+/// later comes again after a restart, and enough of them [stall](EventKind::Stalled) the shard for
+/// good. A program that wants to keep what is in an event takes that out, or
 /// [releases](Self::release) the event, which still holds its memory then (see [`Dispatch`]).
 #[derive(Debug)]
 pub struct Event {
@@ -53,17 +55,19 @@ pub enum EventKind {
     },
     /// A new session has started; READY follows as a dispatch.
     Ready,
-    /// Every guild that READY named has arrived as a `GUILD_CREATE`, or was waited for in vain; once for each session.
+    /// Every guild that READY named has arrived as a `GUILD_CREATE`, or was waited for in vain;
+    /// once for each session.
     GuildsReady {
         /// Guilds of the session, those included that are unavailable.
         guilds: usize,
-        /// Those that did not arrive in time ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)).
+        /// Those that did not arrive in time
+        /// ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)).
         missing: usize,
     },
     /// The session goes on; everything missed has been delivered.
     Resumed,
-    /// Discord ended the session, and what it sent after the session's `sequence` is lost: whatever happened from `missed_since`
-    /// until the next session's `READY`.
+    /// Discord ended the session, and what it sent after the session's `sequence` is lost: whatever
+    /// happened from `missed_since` until the next session's `READY`.
     SessionLost {
         /// The session, at the last sequence that came.
         session: Session,
@@ -79,8 +83,9 @@ pub enum EventKind {
         /// Whether it will resume, else identify.
         resumable: bool,
     },
-    /// The shard has stopped reading until events that it delivered are handled; it goes on heartbeating. For how long already,
-    /// [`Status::stalled_since`](crate::Status::stalled_since) tells while it lasts.
+    /// The shard has stopped reading until events that it delivered are handled; it goes on
+    /// heartbeating. For how long already, [`Status::stalled_since`](crate::Status::stalled_since)
+    /// tells while it lasts.
     Stalled {
         /// Events that are outstanding.
         events: usize,
@@ -93,10 +98,12 @@ pub enum EventKind {
         stalled_for: Duration,
     },
     /// The shard has stopped; nothing of it follows, unless it is opened again by hand. With
-    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) its sessions never lasted, and a restart has it try again.
+    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) its sessions never lasted, and
+    /// a restart has it try again.
     Closed(CloseReason),
-    /// A handler panicked at an event of this shard. That event counts as handled, and the next one follows. It holds credit as
-    /// events of Discord do; a handler that panics at this very event is not told of that.
+    /// A handler panicked at an event of this shard. That event counts as handled, and the next one
+    /// follows. It holds credit as events of Discord do; a handler that panics at this very event
+    /// is not told of that.
     HandlerPanicked {
         /// The [`name`](Event::name) of the event.
         event: String,
@@ -110,7 +117,8 @@ pub enum EventKind {
         /// The shards that open now.
         into: Vec<ShardId>,
     },
-    /// New shards have taken over from old ones; see [`ShardManager::reshard`](crate::ShardManager::reshard).
+    /// New shards have taken over from old ones; see
+    /// [`ShardManager::reshard`](crate::ShardManager::reshard).
     Resharded {
         /// Those that ran until now; nothing of them follows but that they are closed.
         from: Vec<ShardId>,
@@ -121,7 +129,11 @@ pub enum EventKind {
 
 impl Event {
     pub(crate) fn dispatch_of(shard: ShardId, dispatch: Dispatch, lease: Lease) -> Self {
-        Self { shard, kind: EventKind::Dispatch(dispatch), lease: Some(lease) }
+        Self {
+            shard,
+            kind: EventKind::Dispatch(dispatch),
+            lease: Some(lease),
+        }
     }
 
     /// An event that comes from no shard and holds no credit; for tests of handlers.
@@ -134,7 +146,11 @@ impl Event {
     /// # Ok::<(), threadcord::protocol::MalformedPayload>(())
     /// ```
     pub fn new(shard: ShardId, kind: EventKind) -> Self {
-        Self { shard, kind, lease: None }
+        Self {
+            shard,
+            kind,
+            lease: None,
+        }
     }
 
     /// Has it hold credit.
@@ -160,10 +176,11 @@ impl Event {
         }
     }
 
-    /// A word for it: the name of Discord's event (`READY`), or that of the [`EventKind`] (`Ready`), which comes just
-    /// before it.
+    /// A word for it: the name of Discord's event (`READY`), or that of the [`EventKind`]
+    /// (`Ready`), which comes just before it.
     pub fn name(&self) -> &str {
-        self.dispatch().map_or(self.kind.word(), |dispatch| dispatch.name().as_str())
+        self.dispatch()
+            .map_or(self.kind.word(), |dispatch| dispatch.name().as_str())
     }
 
     /// Counts it as handled and gives its credit back, before it is dropped.

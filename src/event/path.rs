@@ -13,17 +13,24 @@ enum Around {
     Array(usize),
 }
 
-/// How many bytes of it had been read when an error came, and the path to the value there: `member.roles[2]`, or nothing for all of it.
+/// How many bytes of it had been read when an error came, and the path to the value there:
+/// `member.roles[2]`, or nothing for all of it.
 pub(super) fn place(json: &[u8], error: &serde_json::Error) -> (usize, String) {
-    let lines = json.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    let lines = json
+        .split_inclusive(|byte| *byte == b'\n')
+        .take(error.line().saturating_sub(1));
     let read = (lines.map(<[u8]>::len).sum::<usize>() + error.column()).min(json.len());
     // Where the syntax is wrong, the last byte was only looked at.
-    (read, path_at(json, read.saturating_sub(usize::from(!error.is_data()))))
+    (
+        read,
+        path_at(json, read.saturating_sub(usize::from(!error.is_data()))),
+    )
 }
 
 /// The path to the value that a reader was at when it had read so many bytes.
 ///
-/// It takes the JSON to be well-formed up to there; where it is not, the path says as much as there is to say.
+/// It takes the JSON to be well-formed up to there; where it is not, the path says as much as there
+/// is to say.
 fn path_at(json: &[u8], read: usize) -> String {
     let read = read.min(json.len());
     let (mut around, mut at) = (Vec::new(), 0);

@@ -11,12 +11,16 @@ const BLOCK: usize = 64;
 /// Braces and square brackets differ in this bit.
 const SHAPE: u8 = 0x20;
 
-/// The length of the value at the beginning, whatever lies between its quotes or brackets; `None` if it does not end.
+/// The length of the value at the beginning, whatever lies between its quotes or brackets; `None`
+/// if it does not end.
 pub(super) fn value(json: &[u8]) -> Option<usize> {
     match json.first()? {
         b'"' => text(json),
         b'{' | b'[' => nested(json),
-        _ => json.iter().position(|byte| !is_bare(*byte)).filter(|length| *length > 0),
+        _ => json
+            .iter()
+            .position(|byte| !is_bare(*byte))
+            .filter(|length| *length > 0),
     }
 }
 
@@ -49,7 +53,10 @@ fn nested(json: &[u8]) -> Option<usize> {
     for at in (0..json.len()).step_by(BLOCK) {
         let block = Block::new(&json[at..]);
         let outside = !texts.inside(&block);
-        let (opening, closing) = (block.find(b'{', SHAPE) & outside, block.find(b'}', SHAPE) & outside);
+        let (opening, closing) = (
+            block.find(b'{', SHAPE) & outside,
+            block.find(b'}', SHAPE) & outside,
+        );
         if opening | closing == 0 {
             continue;
         }
@@ -65,9 +72,11 @@ fn nested(json: &[u8]) -> Option<usize> {
 
 /// Where the last of `depth` brackets and of those in a block is closed.
 fn end(depth: u32, opening: u64, closing: u64) -> Option<usize> {
-    let ones = iter::successors(Some(closing), |rest| Some(rest & rest.wrapping_sub(1))).take_while(|rest| *rest != 0);
+    let ones = iter::successors(Some(closing), |rest| Some(rest & rest.wrapping_sub(1)))
+        .take_while(|rest| *rest != 0);
     let mut ends = ones.map(u64::trailing_zeros).zip(1..);
-    let (at, _) = ends.find(|(at, closed)| depth + (opening & ((1 << at) - 1)).count_ones() == *closed)?;
+    let (at, _) =
+        ends.find(|(at, closed)| depth + (opening & ((1 << at) - 1)).count_ones() == *closed)?;
     Some(at as usize + 1)
 }
 
@@ -84,7 +93,9 @@ impl Texts {
     fn inside(&mut self, block: &Block) -> u64 {
         let quotes = block.find(b'"', 0) & !self.escaped(block.find(b'\\', 0));
         // Each quote changes all that follows.
-        let mut inside = [1, 2, 4, 8, 16, 32].into_iter().fold(quotes, |bits, shift| bits ^ (bits << shift));
+        let mut inside = [1, 2, 4, 8, 16, 32]
+            .into_iter()
+            .fold(quotes, |bits, shift| bits ^ (bits << shift));
         inside ^= self.goes_on;
         self.goes_on = 0_u64.wrapping_sub(inside >> 63);
         inside
@@ -122,7 +133,9 @@ impl Block {
     /// Where a byte stands, whichever of the `blurred` bits it has.
     fn find(&self, byte: u8, blurred: u8) -> u64 {
         let (byte, blurred) = (u8x16::splat(byte), u8x16::splat(blurred));
-        let [a, b, c, d] = self.0.map(|part| u64::from((part | blurred).cmp_eq(byte).move_mask().cast_unsigned()));
+        let [a, b, c, d] = self
+            .0
+            .map(|part| u64::from((part | blurred).cmp_eq(byte).move_mask().cast_unsigned()));
         a | b << 16 | c << 32 | d << 48
     }
 }
@@ -146,13 +159,20 @@ mod tests {
             &format!(r#"["{}\\",[]]"#, "x".repeat(61)),
             &format!("{}{}", "[".repeat(200), "]".repeat(200)),
         ] {
-            assert_eq!(value(format!("{json},1]").as_bytes()), Some(json.len()), "{json}");
+            assert_eq!(
+                value(format!("{json},1]").as_bytes()),
+                Some(json.len()),
+                "{json}"
+            );
             assert_eq!(value(json.as_bytes()), Some(json.len()), "{json}");
             assert_eq!(value(&json.as_bytes()[..json.len() - 1]), None, "{json}");
         }
         assert_eq!(value(b"-1.5e3,"), Some(6));
         assert_eq!(value(b"true}"), Some(4));
-        assert_eq!((value(b""), value(b"1"), value(b","), value(b"\"\\")), (None, None, None, None));
+        assert_eq!(
+            (value(b""), value(b"1"), value(b","), value(b"\"\\")),
+            (None, None, None, None)
+        );
     }
 
     /// As [`nested`], one byte after the other.

@@ -28,16 +28,21 @@ impl Dispatch {
     /// ```
     ///
     /// # Errors
-    /// If twilight-model does not know the event, or takes its data for something else, or not all of the data is UTF-8. `name`, `data` and
-    /// `decode` work all the same.
+    /// If twilight-model does not know the event, or takes its data for something else, or not all
+    /// of the data is UTF-8. `name`, `data` and `decode` work all the same.
     pub fn typed(&self) -> Result<Event, DecodeError> {
         if *self.name() == EventName::RateLimited {
-            return self.decode::<Limited>().map(|limited| Event::RateLimited(limited.into()));
+            return self
+                .decode::<Limited>()
+                .map(|limited| Event::RateLimited(limited.into()));
         }
         self.read(|data| {
             // Checked for UTF-8 as a whole, which takes less time than text by text.
-            let mut json = serde_json::Deserializer::from_str(str::from_utf8(data).map_err(serde_json::Error::custom)?);
-            let event = DispatchEventWithTypeDeserializer::new(self.name().as_str()).deserialize(&mut json)?;
+            let mut json = serde_json::Deserializer::from_str(
+                str::from_utf8(data).map_err(serde_json::Error::custom)?,
+            );
+            let event = DispatchEventWithTypeDeserializer::new(self.name().as_str())
+                .deserialize(&mut json)?;
             json.end().map(|()| Event::from(event))
         })
     }
@@ -45,7 +50,8 @@ impl Dispatch {
 
 /// `RATE_LIMITED` as Discord documents it; twilight-model 0.18 expects its `meta` in another shape.
 ///
-/// Source: [Discord, Rate Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
+/// Source: [Discord, Rate
+/// Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
 #[derive(Deserialize)]
 struct Limited {
     retry_after: f32,
@@ -59,9 +65,18 @@ struct Meta {
 }
 
 impl From<Limited> for RateLimited {
-    fn from(Limited { retry_after, meta: Meta { guild_id, nonce } }: Limited) -> Self {
+    fn from(
+        Limited {
+            retry_after,
+            meta: Meta { guild_id, nonce },
+        }: Limited,
+    ) -> Self {
         let meta = RateLimitMetadata::RequestGuildMembers { guild_id, nonce };
-        Self { opcode: OpCode::RequestGuildMembers, retry_after, meta }
+        Self {
+            opcode: OpCode::RequestGuildMembers,
+            retry_after,
+            meta,
+        }
     }
 }
 
@@ -76,7 +91,9 @@ mod tests {
     #[test]
     fn a_rate_limit_is_read_as_discord_sends_it() {
         let json = r#"{"op":0,"s":2,"t":"RATE_LIMITED","d":{"opcode":8,"retry_after":1.5,"meta":{"guild_id":"3"}}}"#;
-        let Ok(Event::RateLimited(limited)) = typed(json) else { panic!("{:?}", typed(json)) };
+        let Ok(Event::RateLimited(limited)) = typed(json) else {
+            panic!("{:?}", typed(json))
+        };
         assert_eq!(limited.retry_after.to_string(), "1.5");
     }
 
@@ -84,7 +101,10 @@ mod tests {
     fn what_it_cannot_read_is_named() {
         let wrong = r#"{"op":0,"s":2,"t":"MESSAGE_DELETE","d":{"id":"1","channel_id":true}}"#;
         let error = typed(wrong).unwrap_err();
-        assert_eq!((error.event.as_str(), error.path.as_str()), ("MESSAGE_DELETE", "channel_id"));
+        assert_eq!(
+            (error.event.as_str(), error.path.as_str()),
+            ("MESSAGE_DELETE", "channel_id")
+        );
         for other in ["CHANNEL_INFO", "SOMETHING_NEW"] {
             let error = typed(&format!(r#"{{"op":0,"s":2,"t":"{other}","d":{{}}}}"#)).unwrap_err();
             assert!(error.to_string().contains(other), "{error}");

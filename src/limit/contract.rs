@@ -1,7 +1,7 @@
 //! What every limiter must do, as checks to run in the tests of an implementation.
 //!
-//! Each function panics where a promise is broken, and says which. They use the keys of `max_concurrency` 1 only where
-//! they say so, and take a few windows each.
+//! Each function panics where a promise is broken, and says which. They use the keys of
+//! `max_concurrency` 1 only where they say so, and take a few windows each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,8 @@ use crate::shard_id::ShardId;
 /// How long a limiter may take to do what it can do at once.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What holds for every limiter: a ticket is granted once, its waker is called once, and it gives one permit.
+/// What holds for every limiter: a ticket is granted once, its waker is called once, and it gives
+/// one permit.
 ///
 /// # Panics
 /// Where it does not hold.
@@ -28,14 +29,22 @@ pub fn grants_once(limiter: &dyn IdentifyLimiter) {
         }),
     );
     let permit = eventually(&mut ticket);
-    assert_eq!(ticket.poll().err(), Some(LimitError::Closed), "a ticket gives one permit");
+    assert_eq!(
+        ticket.poll().err(),
+        Some(LimitError::Closed),
+        "a ticket gives one permit"
+    );
     permit.exit();
     drop(ticket);
     let deadline = Instant::now() + SOON;
     while wakes.load(Ordering::SeqCst) == 0 && Instant::now() < deadline {
         thread::yield_now();
     }
-    assert_eq!(wakes.load(Ordering::SeqCst), 1, "a grant calls the waker once");
+    assert_eq!(
+        wakes.load(Ordering::SeqCst),
+        1,
+        "a grant calls the waker once"
+    );
 }
 
 /// An unused permit frees its slot at once, and whoever leaves the queue holds nobody back.
@@ -49,7 +58,10 @@ pub fn leaving_frees_the_slot(limiter: &dyn IdentifyLimiter, a: ShardId, b: Shar
     let left = limiter.request(b, Box::new(|| {}));
     let mut waiting = limiter.request(b, Box::new(|| {}));
     drop(left);
-    assert!(waiting.poll().expect("not refused").is_none(), "one permit of a key at a time");
+    assert!(
+        waiting.poll().expect("not refused").is_none(),
+        "one permit of a key at a time"
+    );
     drop(first);
     eventually(&mut waiting).exit();
 }
@@ -61,18 +73,28 @@ pub fn leaving_frees_the_slot(limiter: &dyn IdentifyLimiter, a: ShardId, b: Shar
 /// # Panics
 /// Where it does not hold.
 pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, window: Duration) {
-    let mut tickets: Vec<Ticket> = [a, b, a].into_iter().map(|shard| limiter.request(shard, Box::new(|| {}))).collect();
+    let mut tickets: Vec<Ticket> = [a, b, a]
+        .into_iter()
+        .map(|shard| limiter.request(shard, Box::new(|| {})))
+        .collect();
     let mut last: Option<Instant> = None;
     while !tickets.is_empty() {
         let mut next = tickets.remove(0);
         let mut permit = eventually(&mut next);
         let now = Instant::now();
         for later in &mut tickets {
-            assert!(later.poll().expect("not refused").is_none(), "first come first served within a key");
+            assert!(
+                later.poll().expect("not refused").is_none(),
+                "first come first served within a key"
+            );
         }
         permit.used();
         if let Some(last) = last {
-            assert!(now - last >= window, "{:?} between two IDENTIFYs of a key", now - last);
+            assert!(
+                now - last >= window,
+                "{:?} between two IDENTIFYs of a key",
+                now - last
+            );
         }
         last = Some(now);
     }
@@ -83,8 +105,10 @@ pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, w
 /// # Panics
 /// Where it does not hold.
 pub fn keys_are_independent(limiter: &dyn IdentifyLimiter, shards: &[ShardId]) {
-    let permits: Vec<Permit> =
-        shards.iter().map(|shard| eventually(&mut limiter.request(*shard, Box::new(|| {})))).collect();
+    let permits: Vec<Permit> = shards
+        .iter()
+        .map(|shard| eventually(&mut limiter.request(*shard, Box::new(|| {}))))
+        .collect();
     assert_eq!(permits.len(), shards.len());
 }
 

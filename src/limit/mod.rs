@@ -1,9 +1,9 @@
 //! Who may identify, and when.
 //!
-//! Discord allows one IDENTIFY per rate limit key and 5 s, and so many a day; whoever goes over the day's total loses
-//! every session and the token. [`SessionLimit`] keeps both for one process. A fleet of processes shares one limit by
-//! implementing [`IdentifyLimiter`] over whatever they share; [`Unlimited`] is for a gateway proxy that keeps the limit
-//! itself.
+//! Discord allows one IDENTIFY per rate limit key and 5 s, and so many a day; whoever goes over the
+//! day's total loses every session and the token. [`SessionLimit`] keeps both for one process. A
+//! fleet of processes shares one limit by implementing [`IdentifyLimiter`] over whatever they
+//! share; [`Unlimited`] is for a gateway proxy that keeps the limit itself.
 
 #[cfg(any(test, feature = "sim"))]
 pub mod contract;
@@ -26,7 +26,8 @@ pub type Wake = Box<dyn Fn() + Send + Sync>;
 
 /// Decides who may identify, and when.
 ///
-/// An implementation makes a [`Ticket::pair`], gives away the ticket and keeps the [`Granter`]. It must
+/// An implementation makes a [`Ticket::pair`], gives away the ticket and keeps the [`Granter`]. It
+/// must
 /// - never block in `request`: a shard calls it on its own thread, between heartbeats;
 /// - grant a ticket at most once, and refuse it if it never will;
 /// - serve the shards of a key in the order they asked;
@@ -42,8 +43,8 @@ pub trait IdentifyLimiter: Send + Sync {
         let _ = limits;
     }
 
-    /// What is left and who waits, as far as the limiter knows, for [`FleetStatus`](crate::FleetStatus). The default knows
-    /// nothing.
+    /// What is left and who waits, as far as the limiter knows, for
+    /// [`FleetStatus`](crate::FleetStatus). The default knows nothing.
     fn status(&self) -> Option<LimitStatus> {
         None
     }
@@ -68,14 +69,30 @@ pub struct LimitStatus {
 
 impl LimitStatus {
     /// With nobody waiting.
-    pub fn new(remaining: u32, total: u32, reset_after: Option<Duration>, max_concurrency: NonZeroU32) -> Self {
-        Self { remaining, total, reset_after, max_concurrency, waiting: Vec::new() }
+    pub fn new(
+        remaining: u32,
+        total: u32,
+        reset_after: Option<Duration>,
+        max_concurrency: NonZeroU32,
+    ) -> Self {
+        Self {
+            remaining,
+            total,
+            reset_after,
+            max_concurrency,
+            waiting: Vec::new(),
+        }
     }
 }
 
 #[expect(clippy::ref_option, reason = "serde gives it so")]
-pub(crate) fn maybe_seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    duration.map(|duration| duration.as_secs_f64()).serialize(serializer)
+pub(crate) fn maybe_seconds<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration
+        .map(|duration| duration.as_secs_f64())
+        .serialize(serializer)
 }
 
 /// Grants everything at once: for gateway proxies that keep the limit themselves.
@@ -97,6 +114,7 @@ pub enum ReleaseAfter {
     /// From the IDENTIFY, as Discord counts: a fleet starts at the rate that Discord allows.
     #[default]
     Identify,
-    /// From READY, or from the failure to get there, as older libraries count: slower by every READY's delay.
+    /// From READY, or from the failure to get there, as older libraries count: slower by every
+    /// READY's delay.
     Ready,
 }

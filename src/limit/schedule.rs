@@ -11,18 +11,21 @@ use crate::shard_id::ShardId;
 /// No wait is longer than this, so that no instant overflows, whatever a server or a caller says.
 const LONGEST_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
-/// The order of IDENTIFYs: one per key and window, first come first served within a key, never above the daily total.
+/// The order of IDENTIFYs: one per key and window, first come first served within a key, never
+/// above the daily total.
 ///
-/// A ticket is *queued* until it is granted, then *held* until it is used or left; once used, its key cools down for a
-/// window, which begins at once or when the ticket is left ([`ReleaseAfter`]).
+/// A ticket is *queued* until it is granted, then *held* until it is used or left; once used, its
+/// key cools down for a window, which begins at once or when the ticket is left ([`ReleaseAfter`]).
 #[derive(Debug)]
 pub(crate) struct Schedule {
     rules: Rules,
     limits: Limits,
-    /// When `limits.remaining` becomes `limits.total` again; `None` until the first IDENTIFY of a day.
+    /// When `limits.remaining` becomes `limits.total` again; `None` until the first IDENTIFY of a
+    /// day.
     reset_at: Option<Instant>,
     keys: BTreeMap<u32, Key>,
-    /// No grant at all before this instant: what is left of the windows before the number of keys changed.
+    /// No grant at all before this instant: what is left of the windows before the number of keys
+    /// changed.
     all_cool_at: Option<Instant>,
     tickets: HashMap<TicketId, Ticket>,
     /// Tickets that are granted and may yet be used: each stands for one of `limits.remaining`.
@@ -44,7 +47,8 @@ pub(crate) struct Rules {
 
 /// What Discord says about a bot's IDENTIFYs.
 ///
-/// Source: [Discord, Session start limit object](https://docs.discord.com/developers/events/gateway#session-start-limit-object).
+/// Source: [Discord, Session start limit
+/// object](https://docs.discord.com/developers/events/gateway#session-start-limit-object).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// IDENTIFYs a day.
@@ -60,7 +64,12 @@ pub struct Limits {
 impl Default for Limits {
     /// A bot of ordinary size that has not identified today: 1000 a day, one at a time.
     fn default() -> Self {
-        Self { total: 1000, remaining: 1000, reset_after: Duration::ZERO, max_concurrency: NonZeroU32::MIN }
+        Self {
+            total: 1000,
+            remaining: 1000,
+            reset_after: Duration::ZERO,
+            max_concurrency: NonZeroU32::MIN,
+        }
     }
 }
 
@@ -85,7 +94,8 @@ enum TicketState {
 struct Key {
     /// Tickets in the order they came; those that left are skipped when their turn comes.
     queue: VecDeque<TicketId>,
-    /// Tickets that occupy the key: at most one, but for a while after the number of keys has changed.
+    /// Tickets that occupy the key: at most one, but for a while after the number of keys has
+    /// changed.
     held: u32,
     /// No grant before this instant.
     cool_at: Option<Instant>,
@@ -121,14 +131,18 @@ impl Schedule {
         let rekey = limits.max_concurrency != self.limits.max_concurrency;
         let own = self.limits.remaining;
         self.limits = limits;
-        let reset_at = (!limits.reset_after.is_zero())
-            .then(|| later(now, limits.reset_after.saturating_add(self.rules.reset_guard)));
+        let reset_at = (!limits.reset_after.is_zero()).then(|| {
+            later(
+                now,
+                limits.reset_after.saturating_add(self.rules.reset_guard),
+            )
+        });
         if let (Some(before), Some(after)) = (self.reset_at, reset_at)
             && now < before
             && after.max(before) - after.min(before) <= self.rules.reset_guard
         {
-            // The same day: an answer that was on its way while somebody identified does not know of that, and one IDENTIFY
-            // too many costs the token.
+            // The same day: an answer that was on its way while somebody identified does not know
+            // of that, and one IDENTIFY too many costs the token.
             self.limits.remaining = own.min(limits.remaining);
         }
         self.reset_at = reset_at;
@@ -145,14 +159,22 @@ impl Schedule {
     pub(crate) fn request(&mut self, shard: ShardId) -> TicketId {
         let id = TicketId(self.next_id);
         self.next_id += 1;
-        self.tickets.insert(id, Ticket { shard, state: TicketState::Queued });
+        self.tickets.insert(
+            id,
+            Ticket {
+                shard,
+                state: TicketState::Queued,
+            },
+        );
         self.key(shard).queue.push_back(id);
         id
     }
 
     /// The ticket was given up: it leaves the queue, or frees its slot if it was not used.
     pub(crate) fn leave(&mut self, now: Instant, id: TicketId) {
-        let Some(ticket) = self.tickets.remove(&id) else { return };
+        let Some(ticket) = self.tickets.remove(&id) else {
+            return;
+        };
         match ticket.state {
             TicketState::Queued => self.skip_gone(ticket.shard),
             TicketState::Held => {
@@ -177,8 +199,8 @@ impl Schedule {
         }
     }
 
-    /// The ticket's IDENTIFY was sent, and its key is to be free again after `window`, whatever the own window is. A
-    /// ticket that was used before has its window already.
+    /// The ticket's IDENTIFY was sent, and its key is to be free again after `window`, whatever the
+    /// own window is. A ticket that was used before has its window already.
     pub(crate) fn exit_after(&mut self, now: Instant, id: TicketId, window: Duration) {
         if let Some(shard) = self.spend(now, id) {
             self.tickets.remove(&id);
@@ -191,11 +213,19 @@ impl Schedule {
 
     /// Counts a held ticket against the day; `None` if it is not held.
     fn spend(&mut self, now: Instant, id: TicketId) -> Option<ShardId> {
-        let ticket = self.tickets.get_mut(&id).filter(|ticket| ticket.state == TicketState::Held)?;
+        let ticket = self
+            .tickets
+            .get_mut(&id)
+            .filter(|ticket| ticket.state == TicketState::Held)?;
         ticket.state = TicketState::Used;
         self.held = self.held.saturating_sub(1);
         self.limits.remaining = self.limits.remaining.saturating_sub(1);
-        self.reset_at.get_or_insert(later(now, self.rules.reset_every.saturating_add(self.rules.reset_guard)));
+        self.reset_at.get_or_insert(later(
+            now,
+            self.rules
+                .reset_every
+                .saturating_add(self.rules.reset_guard),
+        ));
         Some(ticket.shard)
     }
 
@@ -211,13 +241,20 @@ impl Schedule {
             if key.held > 0 || key.queue.is_empty() {
                 continue;
             }
-            let at = if exhausted { self.reset_at } else { key.cool_at.max(self.all_cool_at) };
+            let at = if exhausted {
+                self.reset_at
+            } else {
+                key.cool_at.max(self.all_cool_at)
+            };
             match at {
                 Some(at) if at > now => wait = Some(wait.map_or(at, |wait| wait.min(at))),
-                // With nothing left and no reset in sight, a held ticket must be used or left first.
+                // With nothing left and no reset in sight, a held ticket must be used or left
+                // first.
                 _ if exhausted => {}
                 _ => {
-                    let Some(id) = key.queue.pop_front() else { continue };
+                    let Some(id) = key.queue.pop_front() else {
+                        continue;
+                    };
                     key.held += 1;
                     self.held += 1;
                     return self.grant(id);
@@ -229,25 +266,42 @@ impl Schedule {
 
     /// IDENTIFYs left today, those held included.
     pub(crate) fn remaining(&mut self, now: Instant) -> u32 {
-        if self.reset_at.is_some_and(|reset| now >= reset) { self.limits.total } else { self.limits.remaining }
+        if self.reset_at.is_some_and(|reset| now >= reset) {
+            self.limits.total
+        } else {
+            self.limits.remaining
+        }
     }
 
     /// What is left, and who waits.
     pub(crate) fn status(&mut self, now: Instant) -> LimitStatus {
         let remaining = self.remaining(now);
-        let reset_after = self.reset_at.map(|reset| reset.saturating_duration_since(now));
-        let mut queued: Vec<_> =
-            self.tickets.iter().filter(|(_, ticket)| ticket.state == TicketState::Queued).collect();
+        let reset_after = self
+            .reset_at
+            .map(|reset| reset.saturating_duration_since(now));
+        let mut queued: Vec<_> = self
+            .tickets
+            .iter()
+            .filter(|(_, ticket)| ticket.state == TicketState::Queued)
+            .collect();
         queued.sort_unstable_by_key(|(id, _)| id.0);
         LimitStatus {
             waiting: queued.into_iter().map(|(_, ticket)| ticket.shard).collect(),
-            ..LimitStatus::new(remaining, self.limits.total, reset_after, self.limits.max_concurrency)
+            ..LimitStatus::new(
+                remaining,
+                self.limits.total,
+                reset_after,
+                self.limits.max_concurrency,
+            )
         }
     }
 
     /// Tickets that wait for their turn.
     pub(crate) fn waiting(&self) -> usize {
-        self.tickets.values().filter(|ticket| ticket.state == TicketState::Queued).count()
+        self.tickets
+            .values()
+            .filter(|ticket| ticket.state == TicketState::Queued)
+            .count()
     }
 
     fn grant(&mut self, id: TicketId) -> Turn {
@@ -261,7 +315,11 @@ impl Schedule {
 
     fn key(&mut self, shard: ShardId) -> &mut Key {
         let number = shard.rate_limit_key(self.limits.max_concurrency);
-        self.keys.entry(number).or_insert_with(|| Key { queue: VecDeque::new(), held: 0, cool_at: None })
+        self.keys.entry(number).or_insert_with(|| Key {
+            queue: VecDeque::new(),
+            held: 0,
+            cool_at: None,
+        })
     }
 
     fn free_key(&mut self, shard: ShardId) {
@@ -274,21 +332,37 @@ impl Schedule {
         key.cool_at = key.cool_at.max(Some(later(now, window)));
     }
 
-    /// Drops tickets that have left from the front of a queue, so that a queue with a front has somebody waiting.
+    /// Drops tickets that have left from the front of a queue, so that a queue with a front has
+    /// somebody waiting.
     fn skip_gone(&mut self, shard: ShardId) {
         let number = shard.rate_limit_key(self.limits.max_concurrency);
-        let Some(key) = self.keys.get_mut(&number) else { return };
-        while key.queue.front().is_some_and(|id| !self.tickets.contains_key(id)) {
+        let Some(key) = self.keys.get_mut(&number) else {
+            return;
+        };
+        while key
+            .queue
+            .front()
+            .is_some_and(|id| !self.tickets.contains_key(id))
+        {
             key.queue.pop_front();
         }
     }
 
-    /// Sorts everything by the new number of keys. Which old key cooled for which new one is not known, so all of them
-    /// cool down as long as the one that takes longest.
+    /// Sorts everything by the new number of keys. Which old key cooled for which new one is not
+    /// known, so all of them cool down as long as the one that takes longest.
     fn rekey(&mut self) {
-        self.all_cool_at = self.keys.values().filter_map(|key| key.cool_at).max().max(self.all_cool_at);
+        self.all_cool_at = self
+            .keys
+            .values()
+            .filter_map(|key| key.cool_at)
+            .max()
+            .max(self.all_cool_at);
         self.keys.clear();
-        let mut tickets: Vec<_> = self.tickets.iter().map(|(id, ticket)| (*id, ticket.shard, ticket.state)).collect();
+        let mut tickets: Vec<_> = self
+            .tickets
+            .iter()
+            .map(|(id, ticket)| (*id, ticket.shard, ticket.state))
+            .collect();
         tickets.sort_unstable_by_key(|(id, ..)| id.0);
         for (id, shard, state) in tickets {
             match state {

@@ -15,11 +15,12 @@ use super::{IdentifyLimiter, LimitStatus, ReleaseAfter, Wake};
 use crate::protocol::Timing;
 use crate::shard_id::ShardId;
 
-/// Discord's identify limit for the shards of one process: `max_concurrency` keys, one IDENTIFY per key and window,
-/// first come first served within a key, and no more a day than Discord allows.
+/// Discord's identify limit for the shards of one process: `max_concurrency` keys, one IDENTIFY per
+/// key and window, first come first served within a key, and no more a day than Discord allows.
 ///
-/// Shards use it through [`IdentifyLimiter`]. It also works by itself, for programs that send their own IDENTIFYs:
-/// unlike a semaphore, what is given back frees its slot at once only if it was not used.
+/// Shards use it through [`IdentifyLimiter`]. It also works by itself, for programs that send their
+/// own IDENTIFYs: unlike a semaphore, what is given back frees its slot at once only if it was not
+/// used.
 ///
 /// ```
 /// use threadcord::ShardId;
@@ -34,7 +35,8 @@ use crate::shard_id::ShardId;
 /// # Ok::<(), threadcord::limit::LimitError>(())
 /// ```
 ///
-/// One thread serves all windows. It is started when somebody first has to wait for one, and ends with the limit.
+/// One thread serves all windows. It is started when somebody first has to wait for one, and ends
+/// with the limit.
 pub struct SessionLimit {
     shared: Arc<Shared>,
 }
@@ -75,7 +77,12 @@ impl SessionLimit {
             thread: None,
             wakes_at: None,
         };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), retimed: Condvar::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                retimed: Condvar::new(),
+            }),
+        }
     }
 
     /// Blocks until it is the shard's turn.
@@ -121,7 +128,8 @@ impl SessionLimit {
 
     /// Takes new values of `/gateway/bot`.
     pub fn update(&self, limits: Limits) {
-        self.shared.change(|now, state| state.schedule.update(now, limits));
+        self.shared
+            .change(|now, state| state.schedule.update(now, limits));
     }
 
     /// IDENTIFYs left until the reset.
@@ -202,13 +210,17 @@ impl Drop for SessionLimit {
 
 impl fmt::Debug for SessionLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionLimit").field("schedule", &self.shared.state.lock().schedule).finish()
+        f.debug_struct("SessionLimit")
+            .field("schedule", &self.shared.state.lock().schedule)
+            .finish()
     }
 }
 
 impl Shared {
     fn report(shared: &Weak<Self>, id: Option<&TicketId>, report: Report) {
-        let (Some(shared), Some(&id)) = (shared.upgrade(), id) else { return };
+        let (Some(shared), Some(&id)) = (shared.upgrade(), id) else {
+            return;
+        };
         // Dropped out of the lock: its waker may hold anything.
         let _left = shared.change(|now, state| match report {
             Report::Used => {
@@ -265,7 +277,9 @@ impl Shared {
             return Ok(());
         }
         let shared = Arc::clone(self);
-        let thread = thread::Builder::new().name("session-limit".into()).stack_size(128 * 1024);
+        let thread = thread::Builder::new()
+            .name("session-limit".into())
+            .stack_size(128 * 1024);
         match thread.spawn(move || shared.release()) {
             Ok(thread) => state.thread = Some(thread),
             Err(error) => {
@@ -291,7 +305,9 @@ impl Shared {
                     None => self.retimed.wait(&mut state),
                 }
             } else {
-                parking_lot::MutexGuard::unlocked(&mut state, || self.grant(std::mem::take(&mut granted)));
+                parking_lot::MutexGuard::unlocked(&mut state, || {
+                    self.grant(std::mem::take(&mut granted));
+                });
             }
         }
     }

@@ -12,8 +12,8 @@ pub struct Ticket(Option<Arc<Shared>>);
 
 /// The right to send one IDENTIFY.
 ///
-/// Dropped unused, it frees its slot at once. Once [used](Self::used) it stays spent, and dropping it says that the
-/// session has started or that it never will (for limiters that count from READY).
+/// Dropped unused, it frees its slot at once. Once [used](Self::used) it stays spent, and dropping
+/// it says that the session has started or that it never will (for limiters that count from READY).
 #[derive(Debug)]
 pub struct Permit(Option<Arc<Shared>>);
 
@@ -24,7 +24,8 @@ pub struct Granter(Arc<Shared>);
 /// What a limiter is told by the holder of a ticket or permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// The ticket or permit is gone: a place in the queue or an unused slot is free; a used slot is not affected.
+    /// The ticket or permit is gone: a place in the queue or an unused slot is free; a used slot is
+    /// not affected.
     Left,
     /// The IDENTIFY was sent just now.
     Used,
@@ -65,8 +66,8 @@ enum State {
 impl Ticket {
     /// A ticket and the limiter's end of it.
     ///
-    /// `wake` is called when the ticket is granted or refused, on the limiter's thread: it must not block. `report` is
-    /// called by whoever holds the ticket, with no lock held.
+    /// `wake` is called when the ticket is granted or refused, on the limiter's thread: it must not
+    /// block. `report` is called by whoever holds the ticket, with no lock held.
     pub fn pair(
         wake: impl Fn() + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,
@@ -80,9 +81,12 @@ impl Ticket {
         (Self(Some(Arc::clone(&shared))), Granter(shared))
     }
 
-    /// Whether the turn has come. A ticket gives one permit; after that it answers [`LimitError::Closed`].
+    /// Whether the turn has come. A ticket gives one permit; after that it answers
+    /// [`LimitError::Closed`].
     pub fn poll(&mut self) -> Result<Option<Permit>, LimitError> {
-        let Some(shared) = &self.0 else { return Err(LimitError::Closed) };
+        let Some(shared) = &self.0 else {
+            return Err(LimitError::Closed);
+        };
         match &*shared.state.lock() {
             State::Waiting => return Ok(None),
             State::Refused(error) => return Err(error.clone()),
@@ -97,7 +101,9 @@ impl Ticket {
             if let Some(permit) = self.poll()? {
                 return Ok(permit);
             }
-            let Some(shared) = &self.0 else { return Err(LimitError::Closed) };
+            let Some(shared) = &self.0 else {
+                return Err(LimitError::Closed);
+            };
             let mut state = shared.state.lock();
             if *state != State::Waiting {
                 continue;
@@ -105,7 +111,9 @@ impl Ticket {
             match deadline {
                 None => shared.changed.wait(&mut state),
                 Some(deadline) => {
-                    if shared.changed.wait_until(&mut state, deadline).timed_out() && *state == State::Waiting {
+                    if shared.changed.wait_until(&mut state, deadline).timed_out()
+                        && *state == State::Waiting
+                    {
                         return Err(LimitError::TimedOut);
                     }
                 }
@@ -128,7 +136,8 @@ impl Permit {
         self.report(Report::Used);
     }
 
-    /// Sends the IDENTIFY: `send` runs, and the permit is [used](Self::used) when it returns or panics.
+    /// Sends the IDENTIFY: `send` runs, and the permit is [used](Self::used) when it returns or
+    /// panics.
     pub fn spend<R>(&mut self, send: impl FnOnce() -> R) -> R {
         struct Spent<'a>(&'a mut Permit);
         impl Drop for Spent<'_> {
@@ -165,7 +174,8 @@ impl Drop for Permit {
 }
 
 impl Granter {
-    /// It is the ticket's turn. Returns `false` if nobody holds the ticket any more: the slot is then free.
+    /// It is the ticket's turn. Returns `false` if nobody holds the ticket any more: the slot is
+    /// then free.
     #[must_use = "a slot whose ticket is gone must be given to somebody else"]
     pub fn grant(&self) -> bool {
         self.settle(State::Granted)

@@ -15,7 +15,8 @@ use crate::shard::{Context, Shard, Spawned};
 use crate::shard_id::ShardId;
 use crate::transport::Connector;
 
-/// How long the conductor waits when the operating system has no thread or descriptor left; it doubles.
+/// How long the conductor waits when the operating system has no thread or descriptor left; it
+/// doubles.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest such pause.
@@ -26,11 +27,18 @@ pub(super) fn start<C: Connector + 'static>(
     fleet: &Arc<Fleet>,
     context: Arc<Context<C>>,
 ) -> Result<JoinHandle<()>, Error> {
-    let conductor = Conductor { fleet: Arc::clone(fleet), context, pause: SHORTAGE_PAUSE };
+    let conductor = Conductor {
+        fleet: Arc::clone(fleet),
+        context,
+        pause: SHORTAGE_PAUSE,
+    };
     thread::Builder::new()
         .name("shard-conductor".into())
         .spawn(move || conductor.run())
-        .map_err(|source| Error::Io { what: "a thread to open the shards", source })
+        .map_err(|source| Error::Io {
+            what: "a thread to open the shards",
+            source,
+        })
 }
 
 struct Conductor<C> {
@@ -68,13 +76,17 @@ impl<C: Connector + 'static> Conductor<C> {
             if state.stopping.is_some() {
                 return None;
             }
-            let State { transition, shards, .. } = &mut *state;
+            let State {
+                transition, shards, ..
+            } = &mut *state;
             let has_caught_up = |shard, since| {
                 let slot: Option<&Slot> = shards.get(&shard);
                 slot.is_none_or(|slot| !slot.runs() || slot.shard.has_caught_up(since))
             };
             let step = transition.poll(Instant::now(), has_caught_up);
-            let Step::Wait(until) = step else { return Some(step) };
+            let Step::Wait(until) = step else {
+                return Some(step);
+            };
             match until.into_iter().chain(next_check).min() {
                 None => self.fleet.changed.wait(&mut state),
                 Some(until) => {
@@ -91,11 +103,20 @@ impl<C: Connector + 'static> Conductor<C> {
         match self.spawn(id) {
             Ok(()) => self.pause = SHORTAGE_PAUSE,
             Err(Error::Io { what, source }) => {
-                log::error!("shard {id} cannot be opened, again in {:?}: no {what}: {source}", self.pause);
+                log::error!(
+                    "shard {id} cannot be opened, again in {:?}: no {what}: {source}",
+                    self.pause
+                );
                 let deadline = Instant::now() + self.pause;
                 let mut state = self.fleet.state.lock();
                 state.transition.put_back(id);
-                while state.stopping.is_none() && !self.fleet.changed.wait_until(&mut state, deadline).timed_out() {}
+                while state.stopping.is_none()
+                    && !self
+                        .fleet
+                        .changed
+                        .wait_until(&mut state, deadline)
+                        .timed_out()
+                {}
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
             Err(error) => self.give_up(id, &error),
@@ -121,28 +142,62 @@ impl<C: Connector + 'static> Conductor<C> {
                 _ => state.outlet.clone(),
             };
             let Some(outlet) = outlet else { return Ok(()) };
-            (outlet, state.sessions.get(&id).cloned(), state.presence_of(id))
+            (
+                outlet,
+                state.sessions.get(&id).cloned(),
+                state.presence_of(id),
+            )
         };
         let (way_out, given) = (Arc::clone(&outlet), presence.clone());
-        let spawn = || Shard::spawn(id, session, presence, config, Arc::clone(&self.context), outlet);
-        let spawned = catch_unwind(AssertUnwindSafe(spawn)).unwrap_or_else(|_| Err(io::Error::other("it panicked")));
-        let Spawned { shard, thread, start } =
-            spawned.map_err(|source| Error::Io { what: "thread or descriptor", source })?;
+        let spawn = || {
+            Shard::spawn(
+                id,
+                session,
+                presence,
+                config,
+                Arc::clone(&self.context),
+                outlet,
+            )
+        };
+        let spawned = catch_unwind(AssertUnwindSafe(spawn))
+            .unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        let Spawned {
+            shard,
+            thread,
+            start,
+        } = spawned.map_err(|source| Error::Io {
+            what: "thread or descriptor",
+            source,
+        })?;
         let mut state = self.fleet.state.lock();
         // From here on it is the shard that knows it.
         state.sessions.remove(&id);
-        let is_current = state.outlet.as_ref().is_none_or(|outlet| Arc::ptr_eq(outlet, &way_out));
+        let is_current = state
+            .outlet
+            .as_ref()
+            .is_none_or(|outlet| Arc::ptr_eq(outlet, &way_out));
         let part = match &state.reshard {
-            Some(reshard) if state.has_way_back() && Arc::ptr_eq(&reshard.outlet, &way_out) => Part::Incoming,
+            Some(reshard) if state.has_way_back() && Arc::ptr_eq(&reshard.outlet, &way_out) => {
+                Part::Incoming
+            }
             _ if is_current && state.wanted.contains(&id) => Part::Running,
             _ => Part::Dismissed,
         };
         let stopping = state.stopping;
-        if let Some(presence) = state.presence_of(id).filter(|presence| given.as_ref() != Some(presence)) {
+        if let Some(presence) = state
+            .presence_of(id)
+            .filter(|presence| given.as_ref() != Some(presence))
+        {
             // It was set while the shard came into being. One that has stopped needs none.
             let _ = shard.send(presence);
         }
-        let slot = Slot { shard: shard.clone(), stage: Stage::Waiting, guilds_in: false, thread: Some(thread), part };
+        let slot = Slot {
+            shard: shard.clone(),
+            stage: Stage::Waiting,
+            guilds_in: false,
+            thread: Some(thread),
+            part,
+        };
         state.shards.insert(id, slot);
         drop(state);
         // It was closed, or the fleet is stopping, while it came into being.
@@ -163,7 +218,12 @@ impl<C: Connector + 'static> Conductor<C> {
         {
             let mut state = self.fleet.state.lock();
             state.transition.handle_stop(id);
-            if state.has_way_back() && state.reshard.as_ref().is_some_and(|reshard| reshard.to.contains(&id)) {
+            if state.has_way_back()
+                && state
+                    .reshard
+                    .as_ref()
+                    .is_some_and(|reshard| reshard.to.contains(&id))
+            {
                 after.close = state.dismiss(failure);
                 self.fleet.handle_stops(&mut state, &mut after);
             }
@@ -176,14 +236,24 @@ impl<C: Connector + 'static> Conductor<C> {
 
     fn restart(&self, id: ShardId) {
         let shard = self.fleet.shard(id).ok_or(Error::NotOpen { shard: id });
-        let restarted = shard.and_then(|shard| shard.restart(self.fleet.config.of_shard(id)?.identity()));
+        let restarted =
+            shard.and_then(|shard| shard.restart(self.fleet.config.of_shard(id)?.identity()));
         if let Err(error) = restarted {
             self.give_up(id, &error);
         }
     }
 
     fn close(&self, id: ShardId) {
-        let Some(shard) = self.fleet.state.lock().shards.get(&id).map(|slot| slot.shard.clone()) else { return };
+        let Some(shard) = self
+            .fleet
+            .state
+            .lock()
+            .shards
+            .get(&id)
+            .map(|slot| slot.shard.clone())
+        else {
+            return;
+        };
         shard.close();
         if shard.is_resolving() {
             // It has no connection, and the look-up may take long: nothing more comes from it.

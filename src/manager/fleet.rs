@@ -25,7 +25,8 @@ use crate::rest::Rest;
 use crate::shard::{Change, Shard};
 use crate::shard_id::ShardId;
 
-/// How often something is looked for of which nothing tells: that a shard looks a host up, that handlers are done.
+/// How often something is looked for of which nothing tells: that a shard looks a host up, that
+/// handlers are done.
 pub(super) const CHECK: Duration = Duration::from_millis(5);
 
 /// The close code of a shard that does not go with the bot's size.
@@ -61,7 +62,8 @@ pub(super) struct State {
     pub(super) wanted: BTreeSet<ShardId>,
     pub(super) transition: Transition,
     pub(super) operations: Vec<Operation>,
-    /// Where the shards put their events; gone when there will be none any more, so that the stream can end.
+    /// Where the shards put their events; gone when there will be none any more, so that the stream
+    /// can end.
     pub(super) outlet: Option<Arc<Outlet>>,
     pub(super) reshard: Option<Reshard>,
     /// The sessions of shards that will open.
@@ -140,13 +142,18 @@ impl Slot {
 impl State {
     /// The shards that are to run, and those that have been closed by hand.
     pub(super) fn running(&self) -> impl Iterator<Item = (&ShardId, &Slot)> {
-        self.shards.iter().filter(|(_, slot)| slot.part == Part::Running)
+        self.shards
+            .iter()
+            .filter(|(_, slot)| slot.part == Part::Running)
     }
 
     /// Takes a shard out. Its thread ends by itself, and is joined when the manager stops.
     pub(super) fn retire(&mut self, shard: ShardId) {
-        let Some(Slot { shard, thread, .. }) = self.shards.remove(&shard) else { return };
-        self.presences.extend(shard.last_presence().map(|presence| (shard.id(), presence)));
+        let Some(Slot { shard, thread, .. }) = self.shards.remove(&shard) else {
+            return;
+        };
+        self.presences
+            .extend(shard.last_presence().map(|presence| (shard.id(), presence)));
         if let Some(thread) = thread {
             // Nobody can ask it to later.
             shard.close();
@@ -155,14 +162,25 @@ impl State {
         }
     }
 
-    /// The presence that was set last for the guilds of a shard that opens: that of a shard that has some of them, of one that
-    /// had, or of all.
+    /// The presence that was set last for the guilds of a shard that opens: that of a shard that
+    /// has some of them, of one that had, or of all.
     pub(super) fn presence_of(&self, id: ShardId) -> Option<Command> {
-        let mut now = self.shards.values().map(|slot| &slot.shard).filter(|shard| shard.id().overlaps(id));
-        let before =
-            || self.presences.iter().find(|(other, _)| other.overlaps(id)).map(|(_, presence)| presence.clone());
+        let mut now = self
+            .shards
+            .values()
+            .map(|slot| &slot.shard)
+            .filter(|shard| shard.id().overlaps(id));
+        let before = || {
+            self.presences
+                .iter()
+                .find(|(other, _)| other.overlaps(id))
+                .map(|(_, presence)| presence.clone())
+        };
         let exact = || self.presences.get(&id).cloned();
-        now.find_map(Shard::last_presence).or_else(exact).or_else(before).or_else(|| self.presence.clone())
+        now.find_map(Shard::last_presence)
+            .or_else(exact)
+            .or_else(before)
+            .or_else(|| self.presence.clone())
     }
 
     pub(super) fn tell_operations(&mut self, tell: impl Fn(&Operation)) {
@@ -172,12 +190,16 @@ impl State {
 
     /// Whether others are to replace the shards, and that can still be given up.
     pub(super) fn has_way_back(&self) -> bool {
-        self.reshard.as_ref().is_some_and(|reshard| !reshard.is_committed)
+        self.reshard
+            .as_ref()
+            .is_some_and(|reshard| !reshard.is_committed)
     }
 
     /// Gives the shards up that were to replace others. Returns those that are to close.
     pub(super) fn dismiss(&mut self, failure: Failure) -> Vec<Shard> {
-        let Some(reshard) = self.reshard.take() else { return Vec::new() };
+        let Some(reshard) = self.reshard.take() else {
+            return Vec::new();
+        };
         reshard.operation.finish(Err(failure));
         self.operations.retain(|operation| !operation.is_over());
         self.transition.clear();
@@ -239,14 +261,26 @@ impl Fleet {
             is_checking: false,
         };
         let (state, changed, panics) = (Mutex::new(state), Condvar::new(), AtomicU64::new(0));
-        Arc::new(Self { config, rest, limiter, events, state, changed, panics, handler: Mutex::default() })
+        Arc::new(Self {
+            config,
+            rest,
+            limiter,
+            events,
+            state,
+            changed,
+            panics,
+            handler: Mutex::default(),
+        })
     }
 
     /// These shards are to run, some with a session.
     pub(super) fn begin(&self, shards: Vec<ShardId>, sessions: Vec<Session>) {
         let mut state = self.state.lock();
         state.wanted = shards.iter().copied().collect();
-        state.sessions = sessions.into_iter().map(|session| (session.shard, session)).collect();
+        state.sessions = sessions
+            .into_iter()
+            .map(|session| (session.shard, session))
+            .collect();
         state.transition.open(shards);
     }
 
@@ -255,23 +289,40 @@ impl Fleet {
     }
 
     /// Hands events to a handler, by `run`, until there are none any more or it is stopped.
-    pub(super) fn run(&self, count: usize, run: impl FnOnce(Workers<'_>) -> io::Result<()>) -> Result<(), Error> {
-        let count = NonZeroUsize::new(count).ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
+    pub(super) fn run(
+        &self,
+        count: usize,
+        run: impl FnOnce(Workers<'_>) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let count = NonZeroUsize::new(count)
+            .ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
         let (running, stop) = crossbeam_channel::bounded(0);
         {
             let mut handler = self.handler.lock();
             if handler.runs {
                 return Err(Error::HandlerRunning);
             }
-            *handler = HandlerRun { runs: true, stop: Some(running) };
+            *handler = HandlerRun {
+                runs: true,
+                stop: Some(running),
+            };
         }
         let report = |panicked| self.report_panic(panicked);
-        let workers = Workers { events: self.events(), count, stop, report: &report };
-        // The handler's panics are caught; what is left is not, and must not leave it running for ever.
+        let workers = Workers {
+            events: self.events(),
+            count,
+            stop,
+            report: &report,
+        };
+        // The handler's panics are caught; what is left is not, and must not leave it running for
+        // ever.
         let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
         *self.handler.lock() = HandlerRun::default();
         ran.unwrap_or_else(|panic| resume_unwind(panic))
-            .map_err(|source| Error::Io { what: "a thread for a handler", source })?;
+            .map_err(|source| Error::Io {
+                what: "a thread for a handler",
+                source,
+            })?;
         self.fatal_stop()
     }
 
@@ -282,19 +333,34 @@ impl Fleet {
 
     fn report_panic(&self, Panicked { at, message }: Panicked) {
         self.panics.fetch_add(1, Ordering::Relaxed);
-        log::error!("shard {}: the handler panicked at {}: {message}", at.shard, at.name());
+        log::error!(
+            "shard {}: the handler panicked at {}: {message}",
+            at.shard,
+            at.name()
+        );
         // A handler that panics at this very event would be told of it for ever.
         if at.kind == HANDLER_PANICKED {
             return;
         }
         let (outlet, shard) = {
             let state = self.state.lock();
-            (state.outlet.clone(), state.shards.get(&at.shard).map(|slot| slot.shard.clone()))
+            (
+                state.outlet.clone(),
+                state.shards.get(&at.shard).map(|slot| slot.shard.clone()),
+            )
         };
         if let Some(outlet) = outlet {
-            let (event, sequence) = (at.name().to_owned(), at.dispatch.map(|(_, sequence)| sequence));
-            let kind = EventKind::HandlerPanicked { event, sequence, message };
-            // With credit, so that a handler that always panics, and one that is stuck, do not pile them up.
+            let (event, sequence) = (
+                at.name().to_owned(),
+                at.dispatch.map(|(_, sequence)| sequence),
+            );
+            let kind = EventKind::HandlerPanicked {
+                event,
+                sequence,
+                message,
+            };
+            // With credit, so that a handler that always panics, and one that is stuck, do not pile
+            // them up.
             let lease = shard.map(|shard| shard.hold());
             outlet.tell(Event::new(at.shard, kind).with_lease(lease));
         }
@@ -306,7 +372,10 @@ impl Fleet {
 
     pub(super) fn shard(&self, id: ShardId) -> Option<Shard> {
         let state = self.state.lock();
-        let slot = state.shards.get(&id).filter(|slot| slot.part == Part::Running)?;
+        let slot = state
+            .shards
+            .get(&id)
+            .filter(|slot| slot.part == Part::Running)?;
         Some(slot.shard.clone())
     }
 
@@ -314,13 +383,21 @@ impl Fleet {
         let state = self.state.lock();
         // After a split the totals differ; still no two shards have the same guild.
         let totals: BTreeSet<u32> = state.wanted.iter().map(|shard| shard.total()).collect();
-        let ids = totals.into_iter().filter_map(|total| ShardId::for_guild(guild_id, total));
-        let slots = ids.filter(|id| state.wanted.contains(id)).filter_map(|id| state.shards.get(&id));
+        let ids = totals
+            .into_iter()
+            .filter_map(|total| ShardId::for_guild(guild_id, total));
+        let slots = ids
+            .filter(|id| state.wanted.contains(id))
+            .filter_map(|id| state.shards.get(&id));
         slots.map(|slot| slot.shard.clone()).next()
     }
 
     pub(super) fn shards(&self) -> Vec<Shard> {
-        self.state.lock().running().map(|(_, slot)| slot.shard.clone()).collect()
+        self.state
+            .lock()
+            .running()
+            .map(|(_, slot)| slot.shard.clone())
+            .collect()
     }
 
     /// A shard tells what has changed, on its own thread.
@@ -329,8 +406,13 @@ impl Fleet {
         let mut after = After::default();
         {
             let mut state = self.state.lock();
-            let Some(slot) = state.shards.get_mut(&id).filter(|slot| slot.shard.is(shard)) else {
-                // It has been replaced: what becomes of it concerns nobody but those who join its thread.
+            let Some(slot) = state
+                .shards
+                .get_mut(&id)
+                .filter(|slot| slot.shard.is(shard))
+            else {
+                // It has been replaced: what becomes of it concerns nobody but those who join its
+                // thread.
                 return;
             };
             match change {
@@ -376,7 +458,9 @@ impl Fleet {
             return;
         }
         if part == Some(Part::Incoming) {
-            log::error!("the reshard is given up, and the old shards go on: shard {shard} stopped: {reason}");
+            log::error!(
+                "the reshard is given up, and the old shards go on: shard {shard} stopped: {reason}"
+            );
             after.close = state.dismiss(Failure::Stopped { shard, reason });
             return self.handle_stops(state, after);
         }
@@ -385,7 +469,9 @@ impl Fleet {
         }
         match reason {
             SHARDING_REQUIRED if state.has_way_back() => {
-                log::warn!("shard {shard} holds too many guilds; the reshard that is under way replaces it");
+                log::warn!(
+                    "shard {shard} holds too many guilds; the reshard that is under way replaces it"
+                );
                 return;
             }
             SHARDING_REQUIRED if self.split(state, shard, after) => return,
@@ -393,14 +479,20 @@ impl Fleet {
             _ => {}
         }
         // A wrong token, intent, version or count is wrong for every shard.
-        if matches!(reason, CloseReason::Discord(_)) && state.transition.is_opening_any() && state.reshard.is_none() {
+        if matches!(reason, CloseReason::Discord(_))
+            && state.transition.is_opening_any()
+            && state.reshard.is_none()
+        {
             log::error!("no more shards are opened: shard {shard} stopped: {reason}");
             state.transition.clear();
-            state.tell_operations(|operation| operation.finish(Err(Failure::Stopped { shard, reason })));
+            state.tell_operations(|operation| {
+                operation.finish(Err(Failure::Stopped { shard, reason }));
+            });
         }
     }
 
-    /// What follows from the ends of shards that nothing followed from while they were being replaced, or were to replace.
+    /// What follows from the ends of shards that nothing followed from while they were being
+    /// replaced, or were to replace.
     pub(super) fn handle_stops(self: &Arc<Self>, state: &mut State, after: &mut After) {
         let stopped = state.running().filter_map(|(id, slot)| match slot.stage {
             Stage::Stopped(reason) if reason.is_fatal() => Some((*id, reason)),
@@ -411,17 +503,25 @@ impl Fleet {
         }
     }
 
-    /// Lets several shards take the place of one that is too full, if the user wants that and it can be done.
+    /// Lets several shards take the place of one that is too full, if the user wants that and it
+    /// can be done.
     fn split(&self, state: &mut State, shard: ShardId, after: &mut After) -> bool {
         let into = self.config.auto_split.and_then(|count| shard.split(count));
-        let (Some(into), Some(outlet)) = (into, state.outlet.clone()) else { return false };
-        log::warn!("shard {shard} holds too many guilds: {} take its place", list(&into));
+        let (Some(into), Some(outlet)) = (into, state.outlet.clone()) else {
+            return false;
+        };
+        log::warn!(
+            "shard {shard} holds too many guilds: {} take its place",
+            list(&into)
+        );
         state.retire(shard);
         state.wanted.remove(&shard);
         state.wanted.extend(&into);
         state.transition.open(into.iter().copied());
         state.tell_operations(|operation| operation.replace(shard, &into));
-        after.tell.push((outlet, Event::new(shard, EventKind::Split { into })));
+        after
+            .tell
+            .push((outlet, Event::new(shard, EventKind::Split { into })));
         true
     }
 
@@ -435,12 +535,19 @@ impl Fleet {
                 state.dismiss(Failure::Closed);
             }
             state.tell_operations(|operation| operation.finish(Err(Failure::Closed)));
-            let shards = state.shards.values().map(|slot| (slot.shard.clone(), slot.part));
+            let shards = state
+                .shards
+                .values()
+                .map(|slot| (slot.shard.clone(), slot.part));
             (shards.collect::<Vec<_>>(), reason)
         };
         self.changed.notify_all();
         for (shard, part) in shards {
-            if reason == CloseReason::Suspended && part == Part::Running { shard.suspend() } else { shard.close() }
+            if reason == CloseReason::Suspended && part == Part::Running {
+                shard.suspend();
+            } else {
+                shard.close();
+            }
         }
     }
 
@@ -449,13 +556,16 @@ impl Fleet {
         self.state.lock().stopping
     }
 
-    /// Waits until every shard has stopped, but never for the calling thread, and not for a thread that is looking a host
-    /// up: that one ends by itself.
+    /// Waits until every shard has stopped, but never for the calling thread, and not for a thread
+    /// that is looking a host up: that one ends by itself.
     pub(super) fn join(&self) {
         let own = thread::current().id();
         let mut state = self.state.lock();
         let runs = |slot: &Slot| {
-            let is_own = slot.thread.as_ref().is_some_and(|thread| thread.thread().id() == own);
+            let is_own = slot
+                .thread
+                .as_ref()
+                .is_some_and(|thread| thread.thread().id() == own);
             !is_own && slot.runs() && !slot.shard.is_resolving()
         };
         while state.shards.values().any(runs) {
@@ -463,24 +573,49 @@ impl Fleet {
         }
         let stopped = state.shards.values_mut().filter(|slot| !slot.runs());
         let mut threads: Vec<_> = stopped.filter_map(|slot| slot.thread.take()).collect();
-        threads.extend(state.retired.drain(..).filter(|(shard, _)| !shard.is_resolving()).map(|(_, thread)| thread));
+        threads.extend(
+            state
+                .retired
+                .drain(..)
+                .filter(|(shard, _)| !shard.is_resolving())
+                .map(|(_, thread)| thread),
+        );
         drop(state);
         threads.into_iter().for_each(join);
     }
 
-    /// Waits until the handlers have finished all that these shards delivered, but no longer than until `deadline`.
-    pub(super) fn wait_handled(&self, shards: &[Shard], deadline: Instant, is_over: impl Fn(&State) -> bool) {
+    /// Waits until the handlers have finished all that these shards delivered, but no longer than
+    /// until `deadline`.
+    pub(super) fn wait_handled(
+        &self,
+        shards: &[Shard],
+        deadline: Instant,
+        is_over: impl Fn(&State) -> bool,
+    ) {
         let mut state = self.state.lock();
-        while shards.iter().any(|shard| shard.outstanding().0 > 0) && Instant::now() < deadline && !is_over(&state) {
+        while shards.iter().any(|shard| shard.outstanding().0 > 0)
+            && Instant::now() < deadline
+            && !is_over(&state)
+        {
             self.changed.wait_for(&mut state, CHECK);
         }
     }
 
-    /// The shards whose handlers are waited for when the fleet is suspended: those that have delivered anything.
+    /// The shards whose handlers are waited for when the fleet is suspended: those that have
+    /// delivered anything.
     pub(super) fn delivering(&self) -> Vec<Shard> {
         let state = self.state.lock();
-        let part = if state.reshard.is_some() { Part::Leaving } else { Part::Running };
-        state.shards.values().filter(|slot| slot.part == part).map(|slot| slot.shard.clone()).collect()
+        let part = if state.reshard.is_some() {
+            Part::Leaving
+        } else {
+            Part::Running
+        };
+        state
+            .shards
+            .values()
+            .filter(|slot| slot.part == part)
+            .map(|slot| slot.shard.clone())
+            .collect()
     }
 
     /// The sessions at their low-water marks, of the shards that run and of those that will.
@@ -493,12 +628,18 @@ impl Fleet {
     }
 
     /// Blocks until every shard is ready at once, and its guilds are in, if they are asked for.
-    pub(super) fn wait_ready(&self, deadline: Option<Instant>, with_guilds: bool) -> Result<(), Error> {
+    pub(super) fn wait_ready(
+        &self,
+        deadline: Option<Instant>,
+        with_guilds: bool,
+    ) -> Result<(), Error> {
         let mut state = self.state.lock();
         loop {
             let mut ready = 0;
             for id in &state.wanted {
-                let Some(slot) = state.shards.get(id) else { continue };
+                let Some(slot) = state.shards.get(id) else {
+                    continue;
+                };
                 if let Stage::Stopped(reason) = slot.stage
                     && !state.is_asking
                 {
@@ -529,7 +670,10 @@ impl Fleet {
             if let Some(Stage::Stopped(reason)) = state.shards.get(shard).map(|slot| slot.stage)
                 && reason.is_fatal()
             {
-                return Err(Error::Stopped { shard: *shard, reason });
+                return Err(Error::Stopped {
+                    shard: *shard,
+                    reason,
+                });
             }
         }
         Ok(())
@@ -540,7 +684,12 @@ impl Fleet {
 fn not_ready(state: &State, ready: usize, with_guilds: bool) -> Error {
     let slot = |shard: &ShardId| state.shards.get(shard);
     let is_ready = |shard: &&ShardId| slot(shard).is_some_and(|slot| slot.is_ready(with_guilds));
-    let shard = state.wanted.iter().find(|shard| !is_ready(shard)).copied().unwrap_or(ShardId::ONE);
+    let shard = state
+        .wanted
+        .iter()
+        .find(|shard| !is_ready(shard))
+        .copied()
+        .unwrap_or(ShardId::ONE);
     Error::NotReady {
         ready,
         total: state.wanted.len(),
@@ -552,15 +701,23 @@ fn not_ready(state: &State, ready: usize, with_guilds: bool) -> Error {
 
 impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fleet").field("wanted", &self.state.lock().wanted.len()).finish_non_exhaustive()
+        f.debug_struct("Fleet")
+            .field("wanted", &self.state.lock().wanted.len())
+            .finish_non_exhaustive()
     }
 }
 
 /// Shards in words.
 pub(super) fn list(shards: &[ShardId]) -> String {
     match shards {
-        [first, .., last] if shards.len() > 8 => format!("{} shards from {first} to {last}", shards.len()),
-        _ => shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        [first, .., last] if shards.len() > 8 => {
+            format!("{} shards from {first} to {last}", shards.len())
+        }
+        _ => shards
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 

@@ -13,9 +13,9 @@ use crate::shard_id::ShardId;
 
 /// A manager as its handlers see it: weak, cheap to clone, safe to keep anywhere.
 ///
-/// It does not keep the manager alive. None of its methods blocks, but [`reshard`](Self::reshard) and
-/// [`rest`](Self::rest)'s requests; so any of them may be called from handlers. What takes a while is an [`Operation`],
-/// which goes on by itself and can be waited for.
+/// It does not keep the manager alive. None of its methods blocks, but [`reshard`](Self::reshard)
+/// and [`rest`](Self::rest)'s requests; so any of them may be called from handlers. What takes a
+/// while is an [`Operation`], which goes on by itself and can be waited for.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) fleet: Weak<Fleet>,
@@ -35,7 +35,10 @@ impl Handle {
 
     /// Every shard that was opened, by number.
     pub fn shards(&self) -> Vec<Shard> {
-        self.fleet.upgrade().map(|fleet| fleet.shards()).unwrap_or_default()
+        self.fleet
+            .upgrade()
+            .map(|fleet| fleet.shards())
+            .unwrap_or_default()
     }
 
     /// Discord's HTTP interface.
@@ -51,14 +54,14 @@ impl Handle {
     /// Opens one more shard: one that was closed, or one of other processes. Done when it is ready.
     ///
     /// # Errors
-    /// [`Error::AlreadyOpen`]; [`Error::Overlaps`] with a shard of another total; [`Error::Busy`] during a reshard;
-    /// [`Error::Closed`].
+    /// [`Error::AlreadyOpen`]; [`Error::Overlaps`] with a shard of another total; [`Error::Busy`]
+    /// during a reshard; [`Error::Closed`].
     pub fn open_shard(&self, id: ShardId) -> Result<Operation, Error> {
         self.fleet()?.open(id, None)
     }
 
-    /// As [`open_shard`](Self::open_shard), with a session to resume, for example one of another process. If Discord
-    /// refuses it, the shard identifies.
+    /// As [`open_shard`](Self::open_shard), with a session to resume, for example one of another
+    /// process. If Discord refuses it, the shard identifies.
     ///
     /// # Errors
     /// As there, and [`Error::ForeignSession`].
@@ -74,9 +77,10 @@ impl Handle {
         self.fleet()?.close_shard(id)
     }
 
-    /// Has one shard connect anew. If it has a session it resumes, and no event is missed; what went wrong before is
-    /// forgotten, and [`Config::for_shard`](crate::Config::for_shard) is asked again. One that has stopped, for example with
-    /// an open circuit, is opened again. Done when it is ready.
+    /// Has one shard connect anew. If it has a session it resumes, and no event is missed; what
+    /// went wrong before is forgotten, and [`Config::for_shard`](crate::Config::for_shard) is asked
+    /// again. One that has stopped, for example with an open circuit, is opened again. Done when it
+    /// is ready.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
@@ -84,8 +88,8 @@ impl Handle {
         self.fleet()?.restart(id)
     }
 
-    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `most_away` at once, and of a rate limit
-    /// key one after the other. Done when all are ready again.
+    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `most_away` at
+    /// once, and of a rate limit key one after the other. Done when all are ready again.
     ///
     /// # Errors
     /// [`Error::Setting`] if `most_away` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
@@ -95,33 +99,39 @@ impl Handle {
 
     /// Replaces all shards by those of another plan, without a gap in what is delivered.
     ///
-    /// The new shards start beside the old ones, as their turn to identify comes; their events are held. When all are ready
-    /// and their guilds are in, both sets are heard for [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more.
-    /// Then, once the old ones have caught up with what they were sent before, they close, their handlers finish (for up to
+    /// The new shards start beside the old ones, as their turn to identify comes; their events are
+    /// held. When all are ready and their guilds are in, both sets are heard for
+    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more. Then, once the old ones
+    /// have caught up with what they were sent before, they close, their handlers finish (for up to
     /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)), and one event says so:
-    /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of the new shards, beginning
-    /// with those that the old ones had not delivered. READY and the arrival of guilds are not delivered again. Two events
-    /// count as the same if name and data are; equal events of a guild are delivered as often as Discord sent them. An event is
+    /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of
+    /// the new shards, beginning with those that the old ones had not delivered. READY and the
+    /// arrival of guilds are not delivered again. Two events count as the same if name and data
+    /// are; equal events of a guild are delivered as often as Discord sent them. An event is
     /// repeated, and then late, only if a new shard is away or behind for longer than the overlap.
     ///
-    /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at the hand-over.
-    /// What is held counts as outstanding, so a new shard may stall if the old ones deliver slowly; nothing is lost by that.
-    /// Look-ups find the old shards until those close. Done when the new ones have taken over. If one of them stops before the
-    /// old ones close, the reshard is given up and the old shards go on as they were.
+    /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at
+    /// the hand-over. What is held counts as outstanding, so a new shard may stall if the old ones
+    /// deliver slowly; nothing is lost by that. Look-ups find the old shards until those close.
+    /// Done when the new ones have taken over. If one of them stops before the old ones close, the
+    /// reshard is given up and the old shards go on as they were.
     ///
     /// It blocks for up to two requests of [`Rest`], but for a gateway proxy's.
     ///
     /// # Errors
-    /// [`Error::Busy`] while another reshard, a start, split or restart is under way; [`Error::AlreadyOpen`] if a new
-    /// shard has the number and total of one that runs; [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives.
+    /// [`Error::Busy`] while another reshard, a start, split or restart is under way;
+    /// [`Error::AlreadyOpen`] if a new shard has the number and total of one that runs;
+    /// [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives.
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
         self.fleet()?.reshard(plan)
     }
 
-    /// Gives a reshard up: the new shards are closed, and the old ones go on. Returns whether there was one; one whose old
-    /// shards are closing already cannot be given up.
+    /// Gives a reshard up: the new shards are closed, and the old ones go on. Returns whether there
+    /// was one; one whose old shards are closing already cannot be given up.
     pub fn cancel_reshard(&self) -> bool {
-        self.fleet.upgrade().is_some_and(|fleet| fleet.cancel_reshard())
+        self.fleet
+            .upgrade()
+            .is_some_and(|fleet| fleet.cancel_reshard())
     }
 
     /// Sends a command to the shard that has a guild; see [`Shard::send`].
@@ -143,17 +153,23 @@ impl Handle {
         self.fleet()?.broadcast(presence)
     }
 
-    /// Stops [`run`](crate::ShardManager::run), also from inside a handler; see [`ShardManager::stop`](crate::ShardManager::stop).
+    /// Stops [`run`](crate::ShardManager::run), also from inside a handler; see
+    /// [`ShardManager::stop`](crate::ShardManager::stop).
     pub fn stop(&self) -> bool {
-        self.fleet.upgrade().is_some_and(|fleet| fleet.stop_handler())
+        self.fleet
+            .upgrade()
+            .is_some_and(|fleet| fleet.stop_handler())
     }
 
     /// How many handlers have panicked.
     pub fn handler_panics(&self) -> u64 {
-        self.fleet.upgrade().map_or(0, |fleet| fleet.handler_panics())
+        self.fleet
+            .upgrade()
+            .map_or(0, |fleet| fleet.handler_panics())
     }
 
-    /// Asks every shard to end its session and stop. Does not wait for it; the stream of events ends when they have.
+    /// Asks every shard to end its session and stop. Does not wait for it; the stream of events
+    /// ends when they have.
     pub fn close(&self) {
         if let Some(fleet) = self.fleet.upgrade() {
             fleet.stop(CloseReason::Requested);
@@ -175,6 +191,8 @@ impl Handle {
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("shards", &self.shards().len()).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("shards", &self.shards().len())
+            .finish_non_exhaustive()
     }
 }

@@ -10,14 +10,20 @@ use crate::error::{Error, StoreError};
 use crate::protocol::Session;
 use crate::store::SessionStore;
 
-/// Starts the thread, which writes the sessions every few seconds until the fleet stops. A store that is slow holds up
-/// nothing else, but the end of the manager.
-pub(super) fn start(fleet: &Arc<Fleet>, store: Arc<dyn SessionStore>) -> Result<JoinHandle<()>, Error> {
+/// Starts the thread, which writes the sessions every few seconds until the fleet stops. A store
+/// that is slow holds up nothing else, but the end of the manager.
+pub(super) fn start(
+    fleet: &Arc<Fleet>,
+    store: Arc<dyn SessionStore>,
+) -> Result<JoinHandle<()>, Error> {
     let fleet = Arc::clone(fleet);
     thread::Builder::new()
         .name("session-store".into())
         .spawn(move || keep(&fleet, &*store))
-        .map_err(|source| Error::Io { what: "a thread for the session store", source })
+        .map_err(|source| Error::Io {
+            what: "a thread for the session store",
+            source,
+        })
 }
 
 fn keep(fleet: &Fleet, store: &dyn SessionStore) {
@@ -27,7 +33,9 @@ fn keep(fleet: &Fleet, store: &dyn SessionStore) {
         fleet.state.lock().store_now = false;
         fleet.changed.notify_all();
         match saved {
-            Err(error) if !is_failing => log::error!("the session store cannot be written, it is tried again: {error}"),
+            Err(error) if !is_failing => {
+                log::error!("the session store cannot be written, it is tried again: {error}");
+            }
             Ok(()) if is_failing => log::info!("the session store is written again"),
             _ => continue,
         }
@@ -37,7 +45,8 @@ fn keep(fleet: &Fleet, store: &dyn SessionStore) {
 
 /// Writes the store; what it panics with is an error like any other.
 pub(super) fn save(store: &dyn SessionStore, sessions: &[Session]) -> Result<(), StoreError> {
-    catch_unwind(AssertUnwindSafe(|| store.save(sessions))).unwrap_or_else(|_| Err("it panicked".into()))
+    catch_unwind(AssertUnwindSafe(|| store.save(sessions)))
+        .unwrap_or_else(|_| Err("it panicked".into()))
 }
 
 /// Blocks until the store is to be written; `false` if the fleet is stopping.

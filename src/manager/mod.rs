@@ -1,8 +1,9 @@
 //! Many shards, one process.
 //!
-//! What is to run, what does, and what follows when a shard stops is in `fleet`; what users ask for while it runs in
-//! `operations`. Both only note what is wanted: `transition` decides which shard opens, restarts or closes next, and the
-//! `conductor`, a thread, does it. `keeper` is the thread that writes the session store.
+//! What is to run, what does, and what follows when a shard stops is in `fleet`; what users ask for
+//! while it runs in `operations`. Both only note what is wanted: `transition` decides which shard
+//! opens, restarts or closes next, and the `conductor`, a thread, does it. `keeper` is the thread
+//! that writes the session store.
 
 mod conductor;
 mod count;
@@ -38,7 +39,8 @@ use crate::shard::{Addresses, Context, Shard};
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, WebSocketConnector};
 
-/// A bot's shards in this process, each on its own thread. It owns them: dropping it closes them and waits for them.
+/// A bot's shards in this process, each on its own thread. It owns them: dropping it closes them
+/// and waits for them.
 ///
 /// ```no_run
 /// use threadcord::{Config, Intents, ShardManager, Token};
@@ -61,22 +63,28 @@ pub struct ShardManager {
 }
 
 impl ShardManager {
-    /// Checks the configuration, asks Discord what it does not say, and starts the shards, a few at a time as their turn
-    /// to identify comes. Returns as soon as the first are on their way; [`wait_ready`](Self::wait_ready) waits for all.
+    /// Checks the configuration, asks Discord what it does not say, and starts the shards, a few at
+    /// a time as their turn to identify comes. Returns as soon as the first are on their way;
+    /// [`wait_ready`](Self::wait_ready) waits for all.
     ///
-    /// It blocks for up to two requests of [`Rest`], and for the session store. Nothing is started if it fails.
+    /// It blocks for up to two requests of [`Rest`], and for the session store. Nothing is started
+    /// if it fails.
     pub fn start(config: Config) -> Result<Self, Error> {
         Self::start_with(config, |connector| connector)
     }
 
-    /// As [`start`](Self::start), with transports of your own: `connector` is given the one that makes websockets, to use it
-    /// or not.
+    /// As [`start`](Self::start), with transports of your own: `connector` is given the one that
+    /// makes websockets, to use it or not.
     pub fn start_with<C: Connector + 'static>(
         config: Config,
         connector: impl FnOnce(WebSocketConnector) -> C,
     ) -> Result<Self, Error> {
         config.validate()?;
-        let rest = Rest::new(config.token.clone(), &config.rest_url, config.root_certificates.as_deref())?;
+        let rest = Rest::new(
+            config.token.clone(),
+            &config.rest_url,
+            config.root_certificates.as_deref(),
+        )?;
         let (tls, gateway) = thread::scope(|scope| {
             // Reading the system's certificates takes as long as asking Discord: both at once.
             let tls = scope.spawn(|| start::tls_connector(config.root_certificates.as_deref()));
@@ -85,26 +93,50 @@ impl ShardManager {
         });
         let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let gateway = gateway?;
-        let url = config.gateway_url.clone().or_else(|| gateway.as_ref().map(|gateway| gateway.url.clone()));
+        let url = config
+            .gateway_url
+            .clone()
+            .or_else(|| gateway.as_ref().map(|gateway| gateway.url.clone()));
         let url = url.unwrap_or_default();
         config.validate_gateway(&url)?;
         let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
         let plan = count::rounded(&config.plan, gateway.as_ref(), || count::is_large(&rest));
         let sessions = start::sessions(&config)?;
-        let shards = plan.shards_with(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()), &sessions)?;
-        let config = Arc::new(Config { sessions: Vec::new(), ..config });
-        shards.iter().try_for_each(|shard| config.of_shard(*shard).map(drop))?;
+        let shards = plan.shards_with(
+            gateway.as_ref().map_or(0, |gateway| gateway.shards.get()),
+            &sessions,
+        )?;
+        let config = Arc::new(Config {
+            sessions: Vec::new(),
+            ..config
+        });
+        shards
+            .iter()
+            .try_for_each(|shard| config.of_shard(*shard).map(drop))?;
         let sessions = start::matching(sessions, &shards, &config)?;
-        start::check_identifies(shards.len() - sessions.len(), gateway.as_ref(), config.shortage)?;
+        start::check_identifies(
+            shards.len() - sessions.len(),
+            gateway.as_ref(),
+            config.shortage,
+        )?;
         start::warn_of_resources(shards.len());
-        let limits = gateway.as_ref().map(|gateway| start::limits(&gateway.session_start_limit));
+        let limits = gateway
+            .as_ref()
+            .map(|gateway| start::limits(&gateway.session_start_limit));
         let limiter = start::limiter(&config, limits);
         let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
 
         let (inlet, events) = delivery::channel();
         let (outlet, transition) = (Outlet::new(inlet), Transition::new(max_concurrency));
         let store = config.session_store.clone();
-        let fleet = Fleet::new(config, rest.clone(), Arc::clone(&limiter), transition, outlet, events);
+        let fleet = Fleet::new(
+            config,
+            rest.clone(),
+            Arc::clone(&limiter),
+            transition,
+            outlet,
+            events,
+        );
         fleet.begin(shards, sessions);
         let observer = Arc::downgrade(&fleet);
         let context = Arc::new(Context {
@@ -117,11 +149,22 @@ impl ShardManager {
                 }
             }),
         });
-        let keeper = store.map(|store| keeper::start(&fleet, store)).transpose()?;
+        let keeper = store
+            .map(|store| keeper::start(&fleet, store))
+            .transpose()?;
         // The keeper ends with the fleet.
-        let conductor = conductor::start(&fleet, context).inspect_err(|_| fleet.stop(CloseReason::Requested))?;
-        let handle = Handle { fleet: Arc::downgrade(&fleet), rest };
-        Ok(Self { fleet, handle, conductor: Mutex::new(Some(conductor)), keeper: Mutex::new(keeper) })
+        let conductor = conductor::start(&fleet, context)
+            .inspect_err(|_| fleet.stop(CloseReason::Requested))?;
+        let handle = Handle {
+            fleet: Arc::downgrade(&fleet),
+            rest,
+        };
+        Ok(Self {
+            fleet,
+            handle,
+            conductor: Mutex::new(Some(conductor)),
+            keeper: Mutex::new(keeper),
+        })
     }
 
     /// Every event of every shard. Calls share one stream.
@@ -129,24 +172,33 @@ impl ShardManager {
         self.fleet.events()
     }
 
-    /// Hands every event to `handler` on `workers` threads, until all shards have stopped or [`stop`](Self::stop) is called. Each
-    /// shard belongs to one worker, so that its events stay in order while shards run in parallel. With one worker the handler
-    /// runs on the calling thread.
+    /// Hands every event to `handler` on `workers` threads, until all shards have stopped or
+    /// [`stop`](Self::stop) is called. Each shard belongs to one worker, so that its events stay in
+    /// order while shards run in parallel. With one worker the handler runs on the calling thread.
     ///
-    /// A handler that panics is logged and counted, [`EventKind::HandlerPanicked`](crate::EventKind::HandlerPanicked) says so, its
-    /// event counts as handled, and its worker goes on. A handler may call anything of its [`Handle`]. One that blocks delays no
-    /// heartbeat; the shards whose events its worker has stop reading when their credit is used up, and go on afterwards.
+    /// A handler that panics is logged and counted,
+    /// [`EventKind::HandlerPanicked`](crate::EventKind::HandlerPanicked) says so, its event counts
+    /// as handled, and its worker goes on. A handler may call anything of its [`Handle`]. One that
+    /// blocks delays no heartbeat; the shards whose events its worker has stop reading when their
+    /// credit is used up, and go on afterwards.
     ///
     /// # Errors
-    /// [`Error::Setting`] for 0 workers; [`Error::HandlerRunning`] while another call hands the events to its handler;
-    /// [`Error::Stopped`] if a shard stopped because of something that only you can mend, for example an intent that is
-    /// not allowed.
-    pub fn run(&self, workers: usize, handler: impl Fn(&Handle, Event) + Sync) -> Result<(), Error> {
-        self.fleet.run(workers, |workers| workers.run(|event| handler(&self.handle, event)))
+    /// [`Error::Setting`] for 0 workers; [`Error::HandlerRunning`] while another call hands the
+    /// events to its handler; [`Error::Stopped`] if a shard stopped because of something that only
+    /// you can mend, for example an intent that is not allowed.
+    pub fn run(
+        &self,
+        workers: usize,
+        handler: impl Fn(&Handle, Event) + Sync,
+    ) -> Result<(), Error> {
+        self.fleet.run(workers, |workers| {
+            workers.run(|event| handler(&self.handle, event))
+        })
     }
 
-    /// As [`run`](Self::run), with an order of your own: events with the same key, for example of the same guild, go to one
-    /// worker, in order. A `key` that panics is treated as a handler that does.
+    /// As [`run`](Self::run), with an order of your own: events with the same key, for example of
+    /// the same guild, go to one worker, in order. A `key` that panics is treated as a handler that
+    /// does.
     ///
     /// ```no_run
     /// # use threadcord::{Config, Dispatch, Error, Intents, ShardManager, Token};
@@ -164,12 +216,15 @@ impl ShardManager {
         key: impl Fn(&Event) -> K,
         handler: impl Fn(&Handle, Event) + Sync,
     ) -> Result<(), Error> {
-        self.fleet.run(workers, |workers| workers.run_keyed(key, |event| handler(&self.handle, event)))
+        self.fleet.run(workers, |workers| {
+            workers.run_keyed(key, |event| handler(&self.handle, event))
+        })
     }
 
-    /// Stops [`run`](Self::run) and [`run_keyed`](Self::run_keyed): each worker finishes the event that it has, and they return.
-    /// The shards go on. Does not wait; once they have returned, what was not handled is the beginning of what
-    /// [`events`](Self::events) or the next `run` gives. Returns whether a handler was running.
+    /// Stops [`run`](Self::run) and [`run_keyed`](Self::run_keyed): each worker finishes the event
+    /// that it has, and they return. The shards go on. Does not wait; once they have returned, what
+    /// was not handled is the beginning of what [`events`](Self::events) or the next `run` gives.
+    /// Returns whether a handler was running.
     pub fn stop(&self) -> bool {
         self.fleet.stop_handler()
     }
@@ -195,13 +250,14 @@ impl ShardManager {
         self.handle.clone()
     }
 
-    /// A shard, if it runs here and has been opened. While others replace it, it is found until they take over, and they
-    /// from then on. Does not block.
+    /// A shard, if it runs here and has been opened. While others replace it, it is found until
+    /// they take over, and they from then on. Does not block.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
         self.fleet.shard(id)
     }
 
-    /// The shard that delivers the events of a guild, if it runs here and has been opened. Does not block.
+    /// The shard that delivers the events of a guild, if it runs here and has been opened. Does not
+    /// block.
     pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
         self.fleet.shard_by_guild(guild_id)
     }
@@ -218,20 +274,24 @@ impl ShardManager {
 
     /// Blocks until every shard that is to run is ready at once.
     ///
-    /// A session that is resumed is ready once all that it missed has been replayed. If that is more than its shard's credit, somebody
-    /// must take the events meanwhile.
+    /// A session that is resumed is ready once all that it missed has been replayed. If that is
+    /// more than its shard's credit, somebody must take the events meanwhile.
     ///
     /// # Errors
-    /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after `timeout`.
+    /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after
+    /// `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
-        self.fleet.wait_ready(Instant::now().checked_add(timeout), false)
+        self.fleet
+            .wait_ready(Instant::now().checked_add(timeout), false)
     }
 
-    /// As [`wait_ready`](Self::wait_ready), until also every guild that READY named has arrived or was given up
-    /// ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)). Somebody has to take the events meanwhile: guilds arrive
-    /// as events, and a shard that may have no more of them outstanding stops reading.
+    /// As [`wait_ready`](Self::wait_ready), until also every guild that READY named has arrived or
+    /// was given up ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)). Somebody has to
+    /// take the events meanwhile: guilds arrive as events, and a shard that may have no more of
+    /// them outstanding stops reading.
     pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
-        self.fleet.wait_ready(Instant::now().checked_add(timeout), true)
+        self.fleet
+            .wait_ready(Instant::now().checked_add(timeout), true)
     }
 
     /// Opens one more shard; see [`Handle::open_shard`].
@@ -269,21 +329,26 @@ impl ShardManager {
         self.fleet.reshard(plan)
     }
 
-    /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up to the close time-out
-    /// (2 s) and for as long as the session store takes. A thread that is looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
-    /// that asks Discord for the number of shards. Calling it twice does no harm; the first of `close` and `suspend` counts.
+    /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up
+    /// to the close time-out (2 s) and for as long as the session store takes. A thread that is
+    /// looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
+    /// that asks Discord for the number of shards. Calling it twice does no harm; the first of
+    /// `close` and `suspend` counts.
     pub fn close(&self) {
         self.end(CloseReason::Requested);
     }
 
-    /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does, then for the handlers to
-    /// finish what they have ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns the sessions.
-    /// [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is missed, provided it happens within a
-    /// few minutes. Events that were delivered and are not handled by then come again: those that are held, and those that
-    /// nobody has taken from the stream.
+    /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does,
+    /// then for the handlers to finish what they have
+    /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns the
+    /// sessions. [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is
+    /// missed, provided it happens within a few minutes. Events that were delivered and are not
+    /// handled by then come again: those that are held, and those that nobody has taken from the
+    /// stream.
     ///
-    /// A program that takes its events on the thread that calls this, or that calls it from a handler, waits in vain for
-    /// itself: it should set that time to zero, or use [`Handle::suspend`].
+    /// A program that takes its events on the thread that calls this, or that calls it from a
+    /// handler, waits in vain for itself: it should set that time to zero, or use
+    /// [`Handle::suspend`].
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -316,11 +381,16 @@ impl ShardManager {
         let is_suspended = self.fleet.stopping() == Some(CloseReason::Suspended);
         if is_suspended {
             let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
-            self.fleet.wait_handled(&self.fleet.delivering(), deadline, |_| false);
+            self.fleet
+                .wait_handled(&self.fleet.delivering(), deadline, |_| false);
         }
         let keeper = self.keeper.lock().take();
         keeper.into_iter().for_each(fleet::join);
-        let sessions = if is_suspended { self.fleet.sessions() } else { Vec::new() };
+        let sessions = if is_suspended {
+            self.fleet.sessions()
+        } else {
+            Vec::new()
+        };
         if let Some(store) = &self.fleet.config.session_store
             && let Err(error) = keeper::save(&**store, &sessions)
         {

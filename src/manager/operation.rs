@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::protocol::{CloseReason, Stage};
 use crate::shard_id::ShardId;
 
-/// Something that a manager was asked for and that takes a while: opening, closing or restarting shards, a reshard. It goes
-/// on whether or not anybody waits for it.
+/// Something that a manager was asked for and that takes a while: opening, closing or restarting
+/// shards, a reshard. It goes on whether or not anybody waits for it.
 #[derive(Clone, Debug)]
 pub struct Operation(Arc<Shared>);
 
@@ -57,9 +57,11 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Stopped { shard, reason } => Self::Stopped { shard, reason },
-            Failure::Settings { shard } => {
-                Self::setting("for_shard", format!("one that fails for shard {shard}"), "one that works every time")
-            }
+            Failure::Settings { shard } => Self::setting(
+                "for_shard",
+                format!("one that fails for shard {shard}"),
+                "one that works every time",
+            ),
             Failure::Cancelled => Self::Cancelled,
             Failure::Closed => Self::Closed,
         }
@@ -70,15 +72,23 @@ impl Operation {
     pub(super) fn new(goals: impl IntoIterator<Item = (ShardId, Goal)>) -> Self {
         let waiting_for: BTreeMap<_, _> = goals.into_iter().collect();
         let outcome = waiting_for.is_empty().then_some(Ok(()));
-        Self(Arc::new(Shared { progress: Mutex::new(Progress { waiting_for, outcome }), changed: Condvar::new() }))
+        Self(Arc::new(Shared {
+            progress: Mutex::new(Progress {
+                waiting_for,
+                outcome,
+            }),
+            changed: Condvar::new(),
+        }))
     }
 
-    /// Blocks until it is done or has failed, for at most `timeout`. Do not call it on a shard's own thread (from
-    /// [`Config::on_close`](crate::Config::on_close)): that thread has to run for it.
+    /// Blocks until it is done or has failed, for at most `timeout`. Do not call it on a shard's
+    /// own thread (from [`Config::on_close`](crate::Config::on_close)): that thread has to run for
+    /// it.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if a shard stopped on the way, [`Error::Closed`] if the manager did, [`Error::Cancelled`] after
-    /// [`Handle::cancel_reshard`](crate::Handle::cancel_reshard), [`Error::TimedOut`] if it takes longer; it goes on then.
+    /// [`Error::Stopped`] if a shard stopped on the way, [`Error::Closed`] if the manager did,
+    /// [`Error::Cancelled`] after [`Handle::cancel_reshard`](crate::Handle::cancel_reshard),
+    /// [`Error::TimedOut`] if it takes longer; it goes on then.
     pub fn wait(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Instant::now().checked_add(timeout);
         let mut progress = self.0.progress.lock();
@@ -89,7 +99,13 @@ impl Operation {
             match deadline {
                 None => self.0.changed.wait(&mut progress),
                 Some(deadline) => {
-                    if self.0.changed.wait_until(&mut progress, deadline).timed_out() && progress.outcome.is_none() {
+                    if self
+                        .0
+                        .changed
+                        .wait_until(&mut progress, deadline)
+                        .timed_out()
+                        && progress.outcome.is_none()
+                    {
                         let waiting_for = progress.waiting_for.keys().copied().collect();
                         return Err(Error::TimedOut { waiting_for });
                     }
@@ -106,9 +122,12 @@ impl Operation {
     /// A shard stands somewhere else.
     pub(super) fn handle(&self, shard: ShardId, stage: Stage) {
         let mut progress = self.0.progress.lock();
-        let Some(goal) = progress.waiting_for.get_mut(&shard) else { return };
+        let Some(goal) = progress.waiting_for.get_mut(&shard) else {
+            return;
+        };
         match (*goal, stage) {
-            (Goal::Ready | Goal::ReadyAgain(true), Stage::Ready) | (Goal::Stopped, Stage::Stopped(_)) => {
+            (Goal::Ready | Goal::ReadyAgain(true), Stage::Ready)
+            | (Goal::Stopped, Stage::Stopped(_)) => {
                 progress.waiting_for.remove(&shard);
             }
             (Goal::Ready | Goal::ReadyAgain(_), Stage::Stopped(reason)) => {
@@ -126,7 +145,10 @@ impl Operation {
 
     /// These shards will not come to what they are waited for.
     pub(super) fn give_up(&self, shards: &[ShardId], failure: Failure) {
-        if shards.iter().any(|shard| self.0.progress.lock().waiting_for.contains_key(shard)) {
+        if shards
+            .iter()
+            .any(|shard| self.0.progress.lock().waiting_for.contains_key(shard))
+        {
             self.finish(Err(failure));
         }
     }
@@ -136,7 +158,9 @@ impl Operation {
         let mut progress = self.0.progress.lock();
         if let Some(Goal::Ready | Goal::ReadyAgain(_)) = progress.waiting_for.get(&shard) {
             progress.waiting_for.remove(&shard);
-            progress.waiting_for.extend(by.iter().map(|shard| (*shard, Goal::Ready)));
+            progress
+                .waiting_for
+                .extend(by.iter().map(|shard| (*shard, Goal::Ready)));
         }
     }
 
@@ -159,8 +183,11 @@ mod tests {
 
     #[test]
     fn it_waits_for_every_shard() {
-        let operation =
-            Operation::new([(shard(0), Goal::Ready), (shard(1), Goal::Stopped), (shard(2), Goal::ReadyAgain(false))]);
+        let operation = Operation::new([
+            (shard(0), Goal::Ready),
+            (shard(1), Goal::Stopped),
+            (shard(2), Goal::ReadyAgain(false)),
+        ]);
         operation.handle(shard(0), Stage::Ready);
         operation.handle(shard(1), Stage::Stopped(CloseReason::Requested));
         operation.handle(shard(2), Stage::Ready);
@@ -183,6 +210,12 @@ mod tests {
         operation.handle(by[0], Stage::Ready);
         assert!(!operation.is_over());
         operation.handle(by[1], Stage::Stopped(CloseReason::CircuitOpen));
-        assert!(operation.wait(SOON).unwrap_err().to_string().contains("shard 4/8 stopped"));
+        assert!(
+            operation
+                .wait(SOON)
+                .unwrap_err()
+                .to_string()
+                .contains("shard 4/8 stopped")
+        );
     }
 }

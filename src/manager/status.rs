@@ -90,9 +90,19 @@ impl Fleet {
         let now = Instant::now();
         let (shards, unopened) = {
             let state = self.state.lock();
-            let shards = state.shards.iter().filter(|(_, slot)| slot.part != Part::Dismissed);
-            let shards: Vec<_> = shards.map(|(_, slot)| (slot.shard.clone(), slot.part, slot.guilds_in)).collect();
-            let unopened = state.wanted.iter().filter(|shard| !state.shards.contains_key(shard)).copied().collect();
+            let shards = state
+                .shards
+                .iter()
+                .filter(|(_, slot)| slot.part != Part::Dismissed);
+            let shards: Vec<_> = shards
+                .map(|(_, slot)| (slot.shard.clone(), slot.part, slot.guilds_in))
+                .collect();
+            let unopened = state
+                .wanted
+                .iter()
+                .filter(|shard| !state.shards.contains_key(shard))
+                .copied()
+                .collect();
             (shards, unopened)
         };
         let shards = shards.into_iter().map(|(shard, part, guilds_in)| {
@@ -112,7 +122,9 @@ impl Fleet {
                 outstanding_events,
                 outstanding_bytes,
                 filtered: status.filtered,
-                stalled: status.stalled_since.map(|since| now.saturating_duration_since(since)),
+                stalled: status
+                    .stalled_since
+                    .map(|since| now.saturating_duration_since(since)),
                 waiting_commands: status.waiting_commands,
                 identifies: status.identifies,
                 resumes: status.resumes,
@@ -162,24 +174,35 @@ impl fmt::Display for FleetStatus {
         for row in &rows {
             write_row(f, &widths, row.each_ref().map(String::as_str))?;
         }
-        let count = |is: fn(&ShardStatus) -> bool| self.shards.iter().filter(|shard| is(shard)).count();
+        let count =
+            |is: fn(&ShardStatus) -> bool| self.shards.iter().filter(|shard| is(shard)).count();
         let ready = count(|shard| shard.stage == Stage::Ready && !shard.is_incoming);
         let incoming = count(|shard| shard.is_incoming);
         let running = self.shards.len() + self.unopened.len() - incoming;
-        write!(f, "{ready} of {running} shards ready, {} events in the stream", self.queued_events)?;
+        write!(
+            f,
+            "{ready} of {running} shards ready, {} events in the stream",
+            self.queued_events
+        )?;
         if incoming > 0 {
             write!(f, ", {incoming} shards about to replace them")?;
         }
         if self.handler_panics > 0 {
             write!(f, ", {} panics of handlers", self.handler_panics)?;
         }
-        let Some(limit) = &self.limit else { return Ok(()) };
+        let Some(limit) = &self.limit else {
+            return Ok(());
+        };
         write!(f, "\n{} of {} IDENTIFYs left", limit.remaining, limit.total)?;
         if let Some(reset_after) = limit.reset_after {
             write!(f, ", all of them again in {}", span(reset_after))?;
         }
         if let [first, ..] = limit.waiting[..] {
-            write!(f, "; {} wait for a turn, first shard {first}", limit.waiting.len())?;
+            write!(
+                f,
+                "; {} wait for a turn, first shard {first}",
+                limit.waiting.len()
+            )?;
         }
         Ok(())
     }
@@ -199,7 +222,9 @@ fn row(shard: &ShardStatus) -> [String; 12] {
     [
         shard.shard.to_string(),
         shard.guilds.map_or("-".into(), |guilds| guilds.to_string()),
-        shard.latency.map_or("-".into(), |latency| format!("{:.0} ms", latency.as_secs_f64() * 1e3)),
+        shard.latency.map_or("-".into(), |latency| {
+            format!("{:.0} ms", latency.as_secs_f64() * 1e3)
+        }),
         shard.sequence.to_string(),
         shard.events.to_string(),
         // Enough for a glance; the figure itself is in the field.
@@ -268,8 +293,14 @@ mod tests {
     #[test]
     fn it_prints_as_a_table_and_serialises() {
         let last_disconnect = Some(CloseReason::Cut);
-        let waiting = ShardStatus { latency: None, guilds: None, last_disconnect, ..shard(1, Stage::Queued) };
-        let mut limit = LimitStatus::new(998, 1000, Some(Duration::from_secs(5000)), NonZeroU32::MIN);
+        let waiting = ShardStatus {
+            latency: None,
+            guilds: None,
+            last_disconnect,
+            ..shard(1, Stage::Queued)
+        };
+        let mut limit =
+            LimitStatus::new(998, 1000, Some(Duration::from_secs(5000)), NonZeroU32::MIN);
         limit.waiting.push(ShardId::new(1, 2).unwrap());
         let status = FleetStatus {
             shards: vec![shard(0, Stage::Ready), waiting],
@@ -286,6 +317,9 @@ shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  reco
 998 of 1000 IDENTIFYs left, all of them again in 83 min; 1 wait for a turn, first shard 1/2";
         assert_eq!(status.to_string(), expected);
         let json = serde_json::to_value(&status).unwrap();
-        assert_eq!((&json["shards"][0]["latency"], &json["shards"][1]["stage"]), (&0.041.into(), &"queued".into()));
+        assert_eq!(
+            (&json["shards"][0]["latency"], &json["shards"][1]["stage"]),
+            (&0.041.into(), &"queued".into())
+        );
     }
 }

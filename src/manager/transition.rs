@@ -15,11 +15,13 @@ const CAUGHT_UP_CHECK: Duration = Duration::from_millis(10);
 /// How many windows' worth of shards may be on their way.
 const AHEAD: usize = 2;
 
-/// The way from the shards that run to those that shall run: starts, splits, restarts and reshards are all one of these.
+/// The way from the shards that run to those that shall run: starts, splits, restarts and reshards
+/// are all one of these.
 ///
-/// Shards open in the order given. No more are on their way at once than could identify soon: a crowd of connections
-/// that wait for their turn costs threads, descriptors and Discord's patience. And a shard opens only when the one
-/// before it of its rate limit key has taken its place in the queue (or has failed once), so that they identify in order.
+/// Shards open in the order given. No more are on their way at once than could identify soon: a
+/// crowd of connections that wait for their turn costs threads, descriptors and Discord's patience.
+/// And a shard opens only when the one before it of its rate limit key has taken its place in the
+/// queue (or has failed once), so that they identify in order.
 #[derive(Debug)]
 pub(crate) struct Transition {
     max_concurrency: NonZeroU32,
@@ -114,7 +116,11 @@ impl Transition {
             }
         }
         // Whoever asked before for fewer to be away at once is not let down.
-        self.most_away = if is_idle { most_away } else { self.most_away.min(most_away) };
+        self.most_away = if is_idle {
+            most_away
+        } else {
+            self.most_away.min(most_away)
+        };
     }
 
     /// Whether a shard was asked to restart and is not back.
@@ -127,12 +133,20 @@ impl Transition {
         std::mem::take(&mut self.restart).into()
     }
 
-    /// Opens the shards `new`; when they are ready and their guilds are in, waits for `overlap` and until `old` has caught up,
-    /// closes `old`, and hands over.
+    /// Opens the shards `new`; when they are ready and their guilds are in, waits for `overlap` and
+    /// until `old` has caught up, closes `old`, and hands over.
     pub(crate) fn replace(&mut self, old: Vec<ShardId>, new: &[ShardId], overlap: Duration) {
         self.open(new.iter().copied());
-        let new = new.iter().map(|shard| (*shard, Settled::default())).collect();
-        self.handover = Some(Handover { new, old, overlap, phase: Phase::Settling });
+        let new = new
+            .iter()
+            .map(|shard| (*shard, Settled::default()))
+            .collect();
+        self.handover = Some(Handover {
+            new,
+            old,
+            overlap,
+            phase: Phase::Settling,
+        });
     }
 
     /// The new set has taken over.
@@ -142,7 +156,10 @@ impl Transition {
 
     /// Whether nothing is to be done.
     pub(crate) fn is_done(&self) -> bool {
-        !self.is_opening_any() && self.restart.is_empty() && self.away.is_empty() && self.handover.is_none()
+        !self.is_opening_any()
+            && self.restart.is_empty()
+            && self.away.is_empty()
+            && self.handover.is_none()
     }
 
     /// Whether a shard waits to be opened, or is on its way.
@@ -164,8 +181,13 @@ impl Transition {
         std::mem::take(&mut self.open).into()
     }
 
-    /// What to do next. `has_caught_up` tells whether a shard has delivered all that was sent to it before an instant.
-    pub(crate) fn poll(&mut self, now: Instant, has_caught_up: impl Fn(ShardId, Instant) -> bool) -> Step {
+    /// What to do next. `has_caught_up` tells whether a shard has delivered all that was sent to it
+    /// before an instant.
+    pub(crate) fn poll(
+        &mut self,
+        now: Instant,
+        has_caught_up: impl Fn(ShardId, Instant) -> bool,
+    ) -> Step {
         let step = self.poll_open().or_else(|| self.poll_restart());
         step.unwrap_or_else(|| self.poll_handover(now, has_caught_up))
     }
@@ -173,7 +195,12 @@ impl Transition {
     fn poll_open(&mut self) -> Option<Step> {
         let &shard = self.open.front()?;
         let crowded = self.under_way.len() >= AHEAD * self.max_concurrency.get() as usize;
-        if crowded || self.under_way.iter().any(|(other, asked)| !asked && self.key(*other) == self.key(shard)) {
+        if crowded
+            || self
+                .under_way
+                .iter()
+                .any(|(other, asked)| !asked && self.key(*other) == self.key(shard))
+        {
             return None;
         }
         self.open.pop_front();
@@ -185,16 +212,36 @@ impl Transition {
         if self.away.len() >= self.most_away {
             return None;
         }
-        let is_free = |shard: &ShardId| self.away.keys().all(|other| self.key(*other) != self.key(*shard));
+        let is_free = |shard: &ShardId| {
+            self.away
+                .keys()
+                .all(|other| self.key(*other) != self.key(*shard))
+        };
         let at = self.restart.iter().position(is_free)?;
         let shard = self.restart.remove(at)?;
         self.away.insert(shard, false);
         Some(Step::Restart(shard))
     }
 
-    fn poll_handover(&mut self, now: Instant, has_caught_up: impl Fn(ShardId, Instant) -> bool) -> Step {
-        let Some(Handover { new, old, overlap, phase }) = &mut self.handover else { return Step::Wait(None) };
-        if *phase == Phase::Settling && new.values().all(|settled| settled.ready && settled.guilds_in) {
+    fn poll_handover(
+        &mut self,
+        now: Instant,
+        has_caught_up: impl Fn(ShardId, Instant) -> bool,
+    ) -> Step {
+        let Some(Handover {
+            new,
+            old,
+            overlap,
+            phase,
+        }) = &mut self.handover
+        else {
+            return Step::Wait(None);
+        };
+        if *phase == Phase::Settling
+            && new
+                .values()
+                .all(|settled| settled.ready && settled.guilds_in)
+        {
             *phase = Phase::Overlap(now);
         }
         match phase {
@@ -202,7 +249,8 @@ impl Transition {
             Phase::Overlap(since) if now < *since + *overlap => Step::Wait(Some(*since + *overlap)),
             // One that is cut off just now would leave its guilds without either.
             Phase::Overlap(_) if !new.values().all(|settled| settled.ready) => Step::Wait(None),
-            // What an old one has not read, and was sent before the new ones began, nobody else has.
+            // What an old one has not read, and was sent before the new ones began, nobody else
+            // has.
             Phase::Overlap(since) if !old.iter().all(|shard| has_caught_up(*shard, *since)) => {
                 Step::Wait(Some(now + CAUGHT_UP_CHECK))
             }
@@ -223,18 +271,27 @@ impl Transition {
 
     /// Something has changed at a shard.
     pub(crate) fn handle(&mut self, shard: ShardId, change: Change) {
-        if let Some(settled) = self.handover.as_mut().and_then(|handover| handover.new.get_mut(&shard)) {
+        if let Some(settled) = self
+            .handover
+            .as_mut()
+            .and_then(|handover| handover.new.get_mut(&shard))
+        {
             match change {
                 Change::GuildsIn => settled.guilds_in = true,
                 Change::Stage(stage) => {
-                    // One that resumes may be held up by what it holds, and goes on once it has taken over.
+                    // One that resumes may be held up by what it holds, and goes on once it has
+                    // taken over.
                     settled.ready = matches!(stage, Stage::Ready | Stage::Resuming);
                     // A new session: its guilds arrive anew.
                     settled.guilds_in &= stage != Stage::Identifying;
                 }
             }
         }
-        if let Some(Handover { new, phase: phase @ Phase::Overlap(_), .. }) = &mut self.handover
+        if let Some(Handover {
+            new,
+            phase: phase @ Phase::Overlap(_),
+            ..
+        }) = &mut self.handover
             && new.values().any(|settled| !settled.guilds_in)
         {
             *phase = Phase::Settling;
@@ -266,8 +323,12 @@ impl Transition {
         self.under_way.remove(&shard);
         self.away.remove(&shard);
         self.restart.retain(|other| *other != shard);
-        let Some(Handover { old, phase, .. }) = &mut self.handover else { return };
-        let Some(at) = old.iter().position(|old| *old == shard) else { return };
+        let Some(Handover { old, phase, .. }) = &mut self.handover else {
+            return;
+        };
+        let Some(at) = old.iter().position(|old| *old == shard) else {
+            return;
+        };
         old.remove(at);
         if let Phase::Closing(asked) = phase
             && at < *asked
@@ -298,7 +359,10 @@ impl Transition {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
 
     use super::*;
     use crate::protocol::CloseReason;
@@ -355,11 +419,18 @@ mod tests {
         let mut transition = transition(4, 2);
         assert_eq!(opened(&mut transition), [0, 1]);
         stage(&mut transition, 1, Stage::Queued);
-        assert!(opened(&mut transition).is_empty(), "shard 0 has not asked for its turn");
+        assert!(
+            opened(&mut transition).is_empty(),
+            "shard 0 has not asked for its turn"
+        );
         stage(&mut transition, 0, Stage::Connecting);
         assert!(opened(&mut transition).is_empty());
         stage(&mut transition, 0, Stage::Waiting);
-        assert_eq!(opened(&mut transition), [2, 3], "it cannot connect: it holds nobody back");
+        assert_eq!(
+            opened(&mut transition),
+            [2, 3],
+            "it cannot connect: it holds nobody back"
+        );
     }
 
     #[test]
@@ -370,9 +441,17 @@ mod tests {
         transition.restart([shard(4)], 5);
         assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(0)));
         assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(1)));
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "two are away");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(None),
+            "two are away"
+        );
         stage(&mut transition, 1, Stage::Ready);
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "it was ready before it left");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(None),
+            "it was ready before it left"
+        );
         stage(&mut transition, 1, Stage::Connecting);
         stage(&mut transition, 1, Stage::Ready);
         assert_eq!(
@@ -384,7 +463,11 @@ mod tests {
         assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(2)));
         stage(&mut transition, 3, Stage::Connecting);
         stage(&mut transition, 3, Stage::Ready);
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "shard 4 has the key of shard 2");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(None),
+            "shard 4 has the key of shard 2"
+        );
         stage(&mut transition, 4, Stage::Stopped(CloseReason::Cut));
         transition.handle_stop(shard(2));
         assert!(transition.is_done());
@@ -395,27 +478,52 @@ mod tests {
         let overlap = Duration::from_secs(10);
         let mut now = Instant::now();
         let mut transition = transition(0, 9);
-        transition.replace(vec![shard(5), shard(6), shard(7)], &[shard(0), shard(1)], overlap);
+        transition.replace(
+            vec![shard(5), shard(6), shard(7)],
+            &[shard(0), shard(1)],
+            overlap,
+        );
         assert_eq!(opened(&mut transition), [0, 1]);
         for number in 0..2 {
             stage(&mut transition, number, Stage::Ready);
             assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None));
             transition.handle(shard(number), Change::GuildsIn);
         }
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(Some(now + overlap)));
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(Some(now + overlap))
+        );
         stage(&mut transition, 1, Stage::Identifying);
         stage(&mut transition, 1, Stage::Ready);
         now += overlap;
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "a new session: its guilds are not in");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(None),
+            "a new session: its guilds are not in"
+        );
         transition.handle(shard(1), Change::GuildsIn);
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(Some(now + overlap)), "the overlap begins anew");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(Some(now + overlap)),
+            "the overlap begins anew"
+        );
         stage(&mut transition, 0, Stage::Connecting);
         now += overlap;
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None), "one is cut off");
+        assert_eq!(
+            transition.poll(now, |_, _| true),
+            Step::Wait(None),
+            "one is cut off"
+        );
         stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
         stage(&mut transition, 0, Stage::Resuming);
-        let lags = transition.poll(now, |shard, since| shard.number() != 7 || since + overlap != now);
-        assert_eq!(lags, Step::Wait(Some(now + CAUGHT_UP_CHECK)), "an old one lags behind");
+        let lags = transition.poll(now, |shard, since| {
+            shard.number() != 7 || since + overlap != now
+        });
+        assert_eq!(
+            lags,
+            Step::Wait(Some(now + CAUGHT_UP_CHECK)),
+            "an old one lags behind"
+        );
         assert_eq!(transition.poll(now, |_, _| true), Step::Commit);
         assert_eq!(transition.poll(now, |_, _| true), Step::Close(shard(5)));
         stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-/// The pause before attempt number `failures`: none before the first, then `base`, doubling up to `cap`.
+/// The pause before attempt number `failures`: none before the first, then `base`, doubling up to
+/// `cap`.
 ///
-/// `jitter`, from 0 to 1, takes away up to half of it, so that a fleet that was cut at once does not return at once.
+/// `jitter`, from 0 to 1, takes away up to half of it, so that a fleet that was cut at once does
+/// not return at once.
 pub(crate) fn delay(base: Duration, cap: Duration, failures: u32, jitter: f64) -> Duration {
-    let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
+    let Some(doublings) = failures.checked_sub(1) else {
+        return Duration::ZERO;
+    };
     let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-    base.saturating_mul(factor).min(cap).mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
+    base.saturating_mul(factor)
+        .min(cap)
+        .mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]
@@ -17,9 +23,19 @@ mod tests {
 
     #[test]
     fn it_doubles_up_to_the_cap() {
-        let seconds =
-            |failures, jitter| delay(Duration::from_secs(1), Duration::from_secs(60), failures, jitter).as_secs();
-        assert_eq!([0, 1, 2, 3, 7, 500].map(|n| seconds(n, 0.0)), [0, 1, 2, 4, 60, 60]);
+        let seconds = |failures, jitter| {
+            delay(
+                Duration::from_secs(1),
+                Duration::from_secs(60),
+                failures,
+                jitter,
+            )
+            .as_secs()
+        };
+        assert_eq!(
+            [0, 1, 2, 3, 7, 500].map(|n| seconds(n, 0.0)),
+            [0, 1, 2, 4, 60, 60]
+        );
         assert_eq!(seconds(3, 1.0), 2);
     }
 }

@@ -17,7 +17,8 @@ pub enum Recovery {
 
 /// The code of a close frame from Discord.
 ///
-/// Source: [Discord, Gateway close event codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#gateway-gateway-close-event-codes).
+/// Source: [Discord, Gateway close event
+/// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#gateway-gateway-close-event-codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CloseCode(pub u16);
 
@@ -31,7 +32,8 @@ impl CloseCode {
         }
     }
 
-    /// Whether Discord says that the client did something wrong: a bug here, or misuse of a raw command.
+    /// Whether Discord says that the client did something wrong: a bug here, or misuse of a raw
+    /// command.
     pub fn is_our_fault(self) -> bool {
         matches!(self.0, 4001..=4003 | 4005 | 4007 | 4008)
     }
@@ -45,7 +47,9 @@ impl CloseCode {
             4001 => "an unknown opcode was sent",
             4002 => "a payload that Discord cannot read was sent",
             4003 => "a payload was sent before identifying",
-            4004 => "the token is not valid: copy the current one from the Bot page of the developer portal",
+            4004 => {
+                "the token is not valid: copy the current one from the Bot page of the developer portal"
+            }
             4005 => "identified twice on one connection",
             4007 => "the sequence to resume from is not valid",
             4008 => "too many payloads were sent",
@@ -102,7 +106,8 @@ pub enum CloseReason {
     },
     /// A payload could not be read.
     Malformed,
-    /// Too many sessions in a row never lasted: no more IDENTIFYs are spent before the shard is restarted.
+    /// Too many sessions in a row never lasted: no more IDENTIFYs are spent before the shard is
+    /// restarted.
     CircuitOpen,
     /// The identify limiter was closed or failed.
     LimiterClosed,
@@ -144,7 +149,9 @@ impl fmt::Display for CloseReason {
             Self::InvalidSession { resumable: true } => "invalid session, resumable",
             Self::InvalidSession { resumable: false } => "invalid session",
             Self::Malformed => "a payload could not be read",
-            Self::CircuitOpen => "too many sessions in a row never lasted; restart it once the cause is mended",
+            Self::CircuitOpen => {
+                "too many sessions in a row never lasted; restart it once the cause is mended"
+            }
             Self::LimiterClosed => "the identify limiter is closed",
             Self::Panicked => "the shard's thread panicked",
         })

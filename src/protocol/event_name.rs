@@ -6,20 +6,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::intents::Intents;
 
-/// Makes the enum from one table: the variant, Discord's name, the intents that each bring the event.
+/// Makes the enum from one table: the variant, Discord's name, the intents that each bring the
+/// event.
 macro_rules! event_names {
     ($($variant:ident $name:literal [$($intent:ident)*])*) => {
         /// The name of an event: one of those that Discord documents, or another.
         ///
-        /// It compares with texts: `dispatch.name() == "MESSAGE_CREATE"`. A documented name costs no allocation.
+        /// It compares with texts: `dispatch.name() == "MESSAGE_CREATE"`. A documented name costs
+        /// no allocation.
         ///
-        /// Source: [Discord, Receive events](https://docs.discord.com/developers/events/gateway-events#receive-events).
+        /// Source: [Discord, Receive
+        /// events](https://docs.discord.com/developers/events/gateway-events#receive-events).
         #[derive(Clone, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum EventName {
             $(#[doc = concat!("`", $name, "`")] $variant,)*
-            /// One that Discord did not document when this was written. Made from a text by [`EventName::from`], which finds
-            /// the others.
+            /// One that Discord did not document when this was written. Made from a text by
+            /// [`EventName::from`], which finds the others.
             Unknown(Box<str>),
         }
 
@@ -37,7 +40,8 @@ macro_rules! event_names {
 
             /// The intents of which each brings this event; empty if it comes without any.
             ///
-            /// Source: [Discord, List of intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
+            /// Source: [Discord, List of
+            /// intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
             pub fn intents(&self) -> Intents {
                 match self {
                     $(Self::$variant => Intents::empty()$(.union(Intents::$intent))*,)*
@@ -149,7 +153,11 @@ impl EventName {
 
     /// The documented name that this is.
     pub fn parse(name: &str) -> Result<Self, UnknownEventName> {
-        Some(Self::from(name)).filter(Self::is_documented).ok_or_else(|| UnknownEventName { given: name.to_owned() })
+        Some(Self::from(name))
+            .filter(Self::is_documented)
+            .ok_or_else(|| UnknownEventName {
+                given: name.to_owned(),
+            })
     }
 
     /// The documented name that these bytes are.
@@ -170,13 +178,15 @@ impl EventName {
     }
 }
 
-/// Every event is looked up once, so that this is a table of hashes, made when it is compiled: four times as fast as a search.
+/// Every event is looked up once, so that this is a table of hashes, made when it is compiled: four
+/// times as fast as a search.
 const SLOTS: usize = 512;
 
 /// An empty slot.
 const EMPTY: u8 = u8::MAX;
 
-/// For each slot the name that is in it; a name whose slot is taken is in the next one that was free.
+/// For each slot the name that is in it; a name whose slot is taken is in the next one that was
+/// free.
 static TABLE: [u8; SLOTS] = {
     let (mut table, mut at) = ([EMPTY; SLOTS], 0);
     while at < DOCUMENTED.len() {
@@ -184,7 +194,10 @@ static TABLE: [u8; SLOTS] = {
         while table[slot] != EMPTY {
             slot = (slot + 1) % SLOTS;
         }
-        #[expect(clippy::cast_possible_truncation, reason = "there are fewer than 128, which a test checks")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "there are fewer than 128, which a test checks"
+        )]
         let name = at as u8;
         table[slot] = name;
         at += 1;
@@ -198,7 +211,11 @@ const fn hash(name: &[u8]) -> usize {
     if length == 0 {
         return 0;
     }
-    let (third, middle, last) = (name[length / 3] as usize, name[length / 2] as usize, name[length - 1] as usize);
+    let (third, middle, last) = (
+        name[length / 3] as usize,
+        name[length / 2] as usize,
+        name[length - 1] as usize,
+    );
     (length * 67 + third * 13 + middle * 31 + last * 7) % SLOTS
 }
 
@@ -210,7 +227,9 @@ impl From<&str> for EventName {
 
 /// A name that Discord does not document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is no event that Discord documents: `EventName` lists those, in capitals and with underscores")]
+#[error(
+    "{given:?} is no event that Discord documents: `EventName` lists those, in capitals and with underscores"
+)]
 pub struct UnknownEventName {
     /// What was given.
     pub given: String,
@@ -271,27 +290,49 @@ mod tests {
     #[test]
     fn every_documented_name_is_found_and_numbered() {
         for (at, (text, name)) in DOCUMENTED.iter().enumerate() {
-            assert_eq!((EventName::from(*text), name.as_str()), (name.clone(), *text));
+            assert_eq!(
+                (EventName::from(*text), name.as_str()),
+                (name.clone(), *text)
+            );
             assert_eq!(name.index().map(usize::from), Some(at));
         }
         assert!(DOCUMENTED.len() <= 128, "a filter has a bit for each");
-        assert!(DOCUMENTED.is_sorted_by_key(|(name, _)| *name), "for those who read the list");
+        assert!(
+            DOCUMENTED.is_sorted_by_key(|(name, _)| *name),
+            "for those who read the list"
+        );
     }
 
     #[test]
     fn other_names_are_kept() {
         for text in ["", "GUILD_JOIN_REQUEST_CREATE", "message_create", "ZZZ"] {
             let name = EventName::from(text);
-            assert_eq!((name.as_str(), name.index(), name.is_documented()), (text, None, false));
-            assert!(EventName::parse(text).unwrap_err().to_string().contains(text));
+            assert_eq!(
+                (name.as_str(), name.index(), name.is_documented()),
+                (text, None, false)
+            );
+            assert!(
+                EventName::parse(text)
+                    .unwrap_err()
+                    .to_string()
+                    .contains(text)
+            );
         }
     }
 
     #[test]
     fn intents_bring_events() {
-        assert_eq!(EventName::MessageCreate.intents(), Intents::GUILD_MESSAGES | Intents::DIRECT_MESSAGES);
+        assert_eq!(
+            EventName::MessageCreate.intents(),
+            Intents::GUILD_MESSAGES | Intents::DIRECT_MESSAGES
+        );
         assert_eq!(EventName::Ready.intents(), Intents::empty());
-        let brought = EventName::documented().fold(Intents::empty(), |all, name| all | name.intents());
-        assert_eq!(brought, Intents::all() - Intents::MESSAGE_CONTENT, "that one changes what is in messages");
+        let brought =
+            EventName::documented().fold(Intents::empty(), |all, name| all | name.intents());
+        assert_eq!(
+            brought,
+            Intents::all() - Intents::MESSAGE_CONTENT,
+            "that one changes what is in messages"
+        );
     }
 }

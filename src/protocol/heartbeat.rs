@@ -20,7 +20,14 @@ impl Heartbeat {
     /// The first beat comes after `jitter` (0 to 1) of the interval.
     pub(crate) fn new(now: Instant, interval: Duration, jitter: f64) -> Self {
         let next = now + interval.mul_f64(jitter.clamp(0.0, 1.0));
-        Self { interval, next, requested: false, unanswered: None, latency: None, acknowledged: None }
+        Self {
+            interval,
+            next,
+            requested: false,
+            unanswered: None,
+            latency: None,
+            acknowledged: None,
+        }
     }
 
     /// When the next one is due on the schedule.
@@ -44,7 +51,8 @@ impl Heartbeat {
         }
     }
 
-    /// One was sent. A requested one leaves the schedule as it is; after a long sleep no beats are made up for.
+    /// One was sent. A requested one leaves the schedule as it is; after a long sleep no beats are
+    /// made up for.
     pub(crate) fn sent(&mut self, now: Instant, beat: Beat) {
         self.requested = false;
         self.unanswered.get_or_insert(now);
@@ -75,9 +83,11 @@ impl Heartbeat {
 
     /// Whether the connection is dead, given that at `now` the socket was read dry.
     ///
-    /// It is judged only then: an ACK that lies unread in the socket, because the shard has stalled, is not missing.
+    /// It is judged only then: an ACK that lies unread in the socket, because the shard has
+    /// stalled, is not missing.
     pub(crate) fn is_zombied(&self, now: Instant) -> bool {
-        self.unanswered.is_some_and(|sent| now >= sent + self.interval)
+        self.unanswered
+            .is_some_and(|sent| now >= sent + self.interval)
     }
 
     /// When the last ACK came: what the peer had sent by then has been read.
@@ -100,7 +110,10 @@ pub(crate) enum Beat {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
 
     use super::*;
 

@@ -32,8 +32,8 @@ const MOST_BEATS_PER_WINDOW: u32 = 60;
 /// With a longer heartbeat interval no dead connection would be noticed.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Connections in a row that may end at the same event because it cannot be read. Discord replays it each time, so that
-/// the session would never get past it.
+/// Connections in a row that may end at the same event because it cannot be read. Discord replays
+/// it each time, so that the session would never get past it.
 const UNREADABLE: u32 = 5;
 
 /// The close code for a connection whose session is to be resumed.
@@ -65,10 +65,11 @@ pub enum Input {
     Unsent(Command),
     /// Nobody waits for the answer to the request for members with this nonce any more.
     Withdrawn(Box<str>),
-    /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session is.
+    /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session
+    /// is.
     Probe,
-    /// The shard is to connect anew and resume, with this identity if it ever identifies again. What went wrong before is
-    /// forgotten.
+    /// The shard is to connect anew and resume, with this identity if it ever identifies again.
+    /// What went wrong before is forgotten.
     Restart(Box<Identity>),
     /// The shard is to stop for good.
     Stop(CloseReason),
@@ -177,7 +178,8 @@ pub struct Machine {
     short_sessions: VecDeque<Instant>,
     /// With so many of them the shard stops.
     most_short_sessions: Option<NonZeroU32>,
-    /// Where the session stood when a payload could not be read, and how often in a row that was there.
+    /// Where the session stood when a payload could not be read, and how often in a row that was
+    /// there.
     unreadable: (u64, u32),
 }
 
@@ -192,9 +194,15 @@ impl Machine {
         seed: u64,
     ) -> Self {
         let start = match session {
-            Some(session) if session.shard == shard => Start::Resume { session, dead_connects: 0 },
+            Some(session) if session.shard == shard => Start::Resume {
+                session,
+                dead_connects: 0,
+            },
             Some(session) => {
-                log::warn!("shard {shard}: a stored session of shard {} is not used", session.shard);
+                log::warn!(
+                    "shard {shard}: a stored session of shard {} is not used",
+                    session.shard
+                );
                 Start::Identify
             }
             None => Start::Identify,
@@ -218,11 +226,14 @@ impl Machine {
         }
     }
 
-    /// With a circuit breaker: so many sessions in a row that never lasted, within [`Timing::circuit_window`], and the shard
-    /// stops with [`CloseReason::CircuitOpen`].
+    /// With a circuit breaker: so many sessions in a row that never lasted, within
+    /// [`Timing::circuit_window`], and the shard stops with [`CloseReason::CircuitOpen`].
     #[must_use]
     pub fn with_most_short_sessions(self, most: Option<NonZeroU32>) -> Self {
-        Self { most_short_sessions: most, ..self }
+        Self {
+            most_short_sessions: most,
+            ..self
+        }
     }
 
     /// Takes in what happened.
@@ -237,13 +248,22 @@ impl Machine {
                 }
             },
             Input::Drained => {
-                if self.state.link().is_some_and(|link| link.heartbeat.is_zombied(now)) {
+                if self
+                    .state
+                    .link()
+                    .is_some_and(|link| link.heartbeat.is_zombied(now))
+                {
                     self.lose(now, CloseReason::Zombied);
                 }
             }
             Input::Stalled => self.excuse(now),
             Input::Closed(code) => {
-                self.lose(now, code.map_or(CloseReason::Cut, |code| CloseReason::Discord(CloseCode(code))));
+                self.lose(
+                    now,
+                    code.map_or(CloseReason::Cut, |code| {
+                        CloseReason::Discord(CloseCode(code))
+                    }),
+                );
             }
             Input::Failed(reason) => self.lose(now, reason),
             Input::Permit => self.identify(now),
@@ -257,7 +277,9 @@ impl Machine {
                 self.next_presence.get_or_insert(command);
             }
             Input::Unsent(command) => self.commands.push_front(command),
-            Input::Withdrawn(nonce) => self.commands.retain(|command| command.nonce() != Some(&*nonce)),
+            Input::Withdrawn(nonce) => self
+                .commands
+                .retain(|command| command.nonce() != Some(&*nonce)),
             Input::Probe => {
                 if let State::Ready { link, .. } = &mut self.state {
                     link.heartbeat.request();
@@ -284,18 +306,21 @@ impl Machine {
                 self.lose_and_poll(now, CloseReason::HelloTimeout)
             }
             State::AwaitingHello { deadline, .. } => Output::Wait(Some((*deadline, Timer::Hello))),
-            State::Identifying { deadline, .. } | State::Resuming { deadline, .. } if now >= *deadline => {
+            State::Identifying { deadline, .. } | State::Resuming { deadline, .. }
+                if now >= *deadline =>
+            {
                 self.lose_and_poll(now, CloseReason::AnswerTimeout)
             }
-            State::Queued { .. } | State::Identifying { .. } | State::Resuming { .. } | State::Ready { .. } => {
-                self.poll_link(now)
-            }
+            State::Queued { .. }
+            | State::Identifying { .. }
+            | State::Resuming { .. }
+            | State::Ready { .. } => self.poll_link(now),
             State::Stopped { reason, .. } => Output::Stop(*reason),
         }
     }
 
-    /// What was asked for by what came in, without a look at the time: for whoever reads several payloads before it asks what is
-    /// [due](Self::poll).
+    /// What was asked for by what came in, without a look at the time: for whoever reads several
+    /// payloads before it asks what is [due](Self::poll).
     pub fn poll_at_once(&mut self) -> Option<Output> {
         self.outbox.pop_front()
     }
@@ -325,13 +350,17 @@ impl Machine {
         self.state.link()?.heartbeat.acknowledged()
     }
 
-    /// With a presence in place of that of the identity, as if a command had set it: it goes into the next IDENTIFY, or is sent
-    /// once a session is resumed.
+    /// With a presence in place of that of the identity, as if a command had set it: it goes into
+    /// the next IDENTIFY, or is sent once a session is resumed.
     #[must_use]
     pub fn with_presence(self, presence: Option<Command>) -> Self {
         let presence = presence.filter(Command::is_presence);
         // A session that is resumed may have another.
-        Self { next_presence: presence.clone(), last_presence: presence, ..self }
+        Self {
+            next_presence: presence.clone(),
+            last_presence: presence,
+            ..self
+        }
     }
 
     /// Commands that wait to be sent, but for a presence.
@@ -361,9 +390,10 @@ impl Machine {
 
     fn handle_connected(&mut self, now: Instant) {
         self.change_state(|machine, state| match state {
-            State::Connecting { start, .. } => {
-                State::AwaitingHello { deadline: now + machine.timing.hello_timeout, start }
-            }
+            State::Connecting { start, .. } => State::AwaitingHello {
+                deadline: now + machine.timing.hello_timeout,
+                start,
+            },
             other => other,
         });
     }
@@ -397,10 +427,14 @@ impl Machine {
         let interval = Duration::from_millis(hello.heartbeat_interval);
         let allowed = self.timing.send_window / MOST_BEATS_PER_WINDOW..=LONGEST_INTERVAL;
         if !allowed.contains(&interval) {
-            return Err(MalformedPayload::HeartbeatInterval(hello.heartbeat_interval));
+            return Err(MalformedPayload::HeartbeatInterval(
+                hello.heartbeat_interval,
+            ));
         }
         self.change_state(|machine, state| {
-            let State::AwaitingHello { start, .. } = state else { return state };
+            let State::AwaitingHello { start, .. } = state else {
+                return state;
+            };
             let mut link = Link {
                 heartbeat: Heartbeat::new(now, interval, machine.rng.f64()),
                 budget: SendBudget::new(
@@ -416,8 +450,14 @@ impl Machine {
                 }
                 Start::Resume { session, .. } => {
                     link.budget.record(now, false);
-                    machine.outbox.push_back(Output::Resume(machine.identity.resume(&session)));
-                    State::Resuming { link, session, deadline: now + machine.timing.answer_timeout }
+                    machine
+                        .outbox
+                        .push_back(Output::Resume(machine.identity.resume(&session)));
+                    State::Resuming {
+                        link,
+                        session,
+                        deadline: now + machine.timing.answer_timeout,
+                    }
                 }
             }
         });
@@ -426,13 +466,20 @@ impl Machine {
 
     fn identify(&mut self, now: Instant) {
         self.change_state(|machine, state| {
-            let State::Queued { mut link } = state else { return state };
+            let State::Queued { mut link } = state else {
+                return state;
+            };
             link.budget.record(now, false);
             // It carries the presence that was asked for last, so that this need not wait any more.
             machine.next_presence = None;
-            let secret = machine.identity.identify(machine.shard, machine.last_presence.as_ref());
+            let secret = machine
+                .identity
+                .identify(machine.shard, machine.last_presence.as_ref());
             machine.outbox.push_back(Output::Identify(secret));
-            State::Identifying { link, deadline: now + machine.timing.answer_timeout }
+            State::Identifying {
+                link,
+                deadline: now + machine.timing.answer_timeout,
+            }
         });
     }
 
@@ -449,14 +496,18 @@ impl Machine {
 
     /// An event of the session that is live or being resumed.
     fn handle_event(&mut self, now: Instant, payload: Payload) {
-        let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state else {
+        let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state
+        else {
             let name = payload.name().map_or("", EventName::as_str);
             log::warn!("shard {}: {name} outside a session ignored", self.shard);
             return;
         };
         let sequence = payload.sequence().unwrap_or(0);
         if sequence <= session.sequence && payload.name() != Some(&EventName::Resumed) {
-            log::debug!("shard {}: sequence {sequence} came again and is dropped", self.shard);
+            log::debug!(
+                "shard {}: sequence {sequence} came again and is dropped",
+                self.shard
+            );
             return;
         }
         session.sequence = session.sequence.max(sequence);
@@ -476,7 +527,10 @@ impl Machine {
             payload.sequence().unwrap_or(0),
             ready.resume_gateway_url,
             self.shard,
-            ready.user.and_then(|user| user.id.parse().ok()).unwrap_or(0),
+            ready
+                .user
+                .and_then(|user| user.id.parse().ok())
+                .unwrap_or(0),
         );
         if self.session().is_some_and(|old| old.id == session.id) {
             // The first event of this very session, in a replay or again: an event like any other.
@@ -487,15 +541,28 @@ impl Machine {
             let link = match state {
                 State::Identifying { link, .. } => link,
                 // Nobody asked for it, but the session that it names is the one that lives now.
-                State::Resuming { link, session: old, .. } | State::Ready { link, session: old, .. } => {
-                    machine.outbox.push_back(Output::Report(Notice::SessionLost(old)));
+                State::Resuming {
+                    link, session: old, ..
+                }
+                | State::Ready {
+                    link, session: old, ..
+                } => {
+                    machine
+                        .outbox
+                        .push_back(Output::Report(Notice::SessionLost(old)));
                     link
                 }
                 other => return other,
             };
-            machine.outbox.push_back(Output::Report(Notice::Ready(session.clone())));
+            machine
+                .outbox
+                .push_back(Output::Report(Notice::Ready(session.clone())));
             machine.outbox.push_back(Output::Deliver(payload));
-            State::Ready { link, session, since: now }
+            State::Ready {
+                link,
+                session,
+                since: now,
+            }
         });
         Ok(())
     }
@@ -504,7 +571,11 @@ impl Machine {
         self.change_state(|machine, state| match state {
             State::Resuming { link, session, .. } => {
                 machine.outbox.push_back(Output::Report(Notice::Resumed));
-                State::Ready { link, session, since: now }
+                State::Ready {
+                    link,
+                    session,
+                    since: now,
+                }
             }
             other => other,
         });
@@ -512,13 +583,26 @@ impl Machine {
 
     /// Discord wants a pause before it tells of a guild's members again.
     ///
-    /// Source: [Discord, Rate Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
+    /// Source: [Discord, Rate
+    /// Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
     fn handle_rate_limited(&mut self, now: Instant, payload: &Payload) {
         // What cannot be read is still an event for the user.
-        let Ok(RateLimited { opcode: 8, retry_after, meta }) = payload.parse() else { return };
-        let Ok(guild) = meta.guild_id.parse() else { return };
-        let retry_after = Duration::try_from_secs_f64(retry_after).unwrap_or_default().min(LONGEST_INTERVAL);
-        self.members.limit(now, guild, retry_after + self.timing.guard);
+        let Ok(RateLimited {
+            opcode: 8,
+            retry_after,
+            meta,
+        }) = payload.parse()
+        else {
+            return;
+        };
+        let Ok(guild) = meta.guild_id.parse() else {
+            return;
+        };
+        let retry_after = Duration::try_from_secs_f64(retry_after)
+            .unwrap_or_default()
+            .min(LONGEST_INTERVAL);
+        self.members
+            .limit(now, guild, retry_after + self.timing.guard);
     }
 
     fn connect(&mut self, now: Instant) -> Output {
@@ -526,23 +610,35 @@ impl Machine {
         self.change_state(|machine, state| {
             let start = state.into_start();
             match &start {
-                Start::Resume { session, dead_connects } if *dead_connects < DEAD_CONNECTS => {
+                Start::Resume {
+                    session,
+                    dead_connects,
+                } if *dead_connects < DEAD_CONNECTS => {
                     target = Target::Resume(session.resume_url.clone());
                 }
                 _ => {}
             }
-            State::Connecting { deadline: now + machine.timing.connect_timeout, start }
+            State::Connecting {
+                deadline: now + machine.timing.connect_timeout,
+                start,
+            }
         });
         self.outbox.push_back(Output::Connect(target));
-        Output::Report(Notice::Connecting { resuming: self.session().is_some() })
+        Output::Report(Notice::Connecting {
+            resuming: self.session().is_some(),
+        })
     }
 
     /// What a connection with HELLO behind it asks for: heartbeats first, then commands.
     fn poll_link(&mut self, now: Instant) -> Output {
         let sequence = self.session().map(|session| session.sequence);
-        let Some(link) = self.state.link_mut() else { return Output::Wait(None) };
+        let Some(link) = self.state.link_mut() else {
+            return Output::Wait(None);
+        };
         match link.heartbeat.poll(now) {
-            Some(Beat::Requested) if !link.budget.allows_requested_beat(now) => link.heartbeat.refuse_request(),
+            Some(Beat::Requested) if !link.budget.allows_requested_beat(now) => {
+                link.heartbeat.refuse_request();
+            }
             Some(beat) => {
                 link.heartbeat.sent(now, beat);
                 link.budget.record(now, false);
@@ -567,8 +663,13 @@ impl Machine {
 
     /// The next command that may go out; else when one may.
     fn poll_commands(&mut self, now: Instant) -> Result<Command, Option<Instant>> {
-        let Some(link) = self.state.link_mut() else { return Err(None) };
-        let presence_at = self.next_presence.as_ref().map(|_| link.budget.command_at(now, true));
+        let Some(link) = self.state.link_mut() else {
+            return Err(None);
+        };
+        let presence_at = self
+            .next_presence
+            .as_ref()
+            .map(|_| link.budget.command_at(now, true));
         if presence_at.is_some_and(|at| at <= now)
             && let Some(presence) = self.next_presence.take()
         {
@@ -580,11 +681,18 @@ impl Machine {
             return Err(Some(presence_at.map_or(budget_at, |at| at.min(budget_at))));
         }
         let free_at = |command: &Command| budget_at.max(self.members.free_at(now, command));
-        if let Some(at) = self.commands.iter().position(|command| free_at(command) <= now)
+        if let Some(at) = self
+            .commands
+            .iter()
+            .position(|command| free_at(command) <= now)
             && let Some(command) = self.commands.remove(at)
         {
             link.budget.record(now, false);
-            self.members.record(now, &command, self.timing.members_window + self.timing.guard);
+            self.members.record(
+                now,
+                &command,
+                self.timing.members_window + self.timing.guard,
+            );
             return Ok(command);
         }
         Err(self.commands.iter().map(free_at).chain(presence_at).min())
@@ -595,7 +703,8 @@ impl Machine {
         self.poll(now)
     }
 
-    /// The connection is gone or given up: says so, and decides when to come back and with which session.
+    /// The connection is gone or given up: says so, and decides when to come back and with which
+    /// session.
     fn lose(&mut self, now: Instant, reason: CloseReason) {
         if !self.state.is_connected() {
             return;
@@ -614,28 +723,51 @@ impl Machine {
         if recovery == Recovery::Stop {
             return self.stop(reason);
         }
-        if matches!((&self.state, reason), (State::Identifying { .. }, CloseReason::InvalidSession { .. })) {
-            log::warn!("shard {}: the IDENTIFY was refused (op 9); it counts all the same", self.shard);
+        if matches!(
+            (&self.state, reason),
+            (
+                State::Identifying { .. },
+                CloseReason::InvalidSession { .. }
+            )
+        ) {
+            log::warn!(
+                "shard {}: the IDENTIFY was refused (op 9); it counts all the same",
+                self.shard
+            );
         }
         self.outbox.push_back(Output::Disconnect(match reason {
-            CloseReason::Malformed | CloseReason::ReconnectRequested | CloseReason::InvalidSession { .. } => {
-                Some(RESUMABLE)
-            }
+            CloseReason::Malformed
+            | CloseReason::ReconnectRequested
+            | CloseReason::InvalidSession { .. } => Some(RESUMABLE),
             _ => None,
         }));
         let retry_in = self.pause(now, reason, recovery);
-        if self.most_short_sessions.is_some_and(|most| self.short_sessions.len() >= most.get() as usize) {
+        if self
+            .most_short_sessions
+            .is_some_and(|most| self.short_sessions.len() >= most.get() as usize)
+        {
             return self.open_circuit();
         }
         self.change_state(|machine, state| {
             let mut start = state.into_start();
             if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {
-                machine.outbox.push_back(Output::Report(Notice::SessionLost(session.clone())));
+                machine
+                    .outbox
+                    .push_back(Output::Report(Notice::SessionLost(session.clone())));
                 start = Start::Identify;
             }
             let resumable = matches!(start, Start::Resume { .. });
-            machine.outbox.push_back(Output::Report(Notice::Disconnected { reason, retry_in, resumable }));
-            State::Waiting { until: now + retry_in, start }
+            machine
+                .outbox
+                .push_back(Output::Report(Notice::Disconnected {
+                    reason,
+                    retry_in,
+                    resumable,
+                }));
+            State::Waiting {
+                until: now + retry_in,
+                start,
+            }
         });
     }
 
@@ -647,30 +779,49 @@ impl Machine {
         self.unreadable.1 >= UNREADABLE
     }
 
-    /// How long to stay away. Only a connection that was ready for a while makes the failures before it forgotten.
+    /// How long to stay away. Only a connection that was ready for a while makes the failures
+    /// before it forgotten.
     fn pause(&mut self, now: Instant, reason: CloseReason, recovery: Recovery) -> Duration {
         let lasted = matches!(self.state, State::Ready { since, .. } if now >= since + self.timing.stable_after);
         if lasted {
             self.forget_failures();
         }
-        let Timing { backoff_base, backoff_cap, invalid_session_min, invalid_session_max, .. } = self.timing;
+        let Timing {
+            backoff_base,
+            backoff_cap,
+            invalid_session_min,
+            invalid_session_max,
+            ..
+        } = self.timing;
         let jitter = self.rng.f64();
         let mut pause = backoff::delay(backoff_base, backoff_cap, self.failures, jitter);
         self.failures = self.failures.saturating_add(1);
         let is_invalid = matches!(reason, CloseReason::InvalidSession { .. });
-        if is_invalid || recovery == Recovery::Identify || matches!(self.state, State::Identifying { .. }) {
+        if is_invalid
+            || recovery == Recovery::Identify
+            || matches!(self.state, State::Identifying { .. })
+        {
             // Each of these costs an IDENTIFY, of which there are few a day: the pauses grow long.
             let cap = self.timing.invalid_session_cap;
-            pause = pause.max(backoff::delay(invalid_session_max, cap, self.barren, jitter));
+            pause = pause.max(backoff::delay(
+                invalid_session_max,
+                cap,
+                self.barren,
+                jitter,
+            ));
             self.barren = self.barren.saturating_add(1);
             if !lasted {
                 self.short_sessions.push_back(now);
             }
             let window = self.timing.circuit_window;
-            self.short_sessions.retain(|at| now.saturating_duration_since(*at) <= window);
+            self.short_sessions
+                .retain(|at| now.saturating_duration_since(*at) <= window);
         }
         if is_invalid {
-            pause += invalid_session_min + invalid_session_max.saturating_sub(invalid_session_min).mul_f64(jitter);
+            pause += invalid_session_min
+                + invalid_session_max
+                    .saturating_sub(invalid_session_min)
+                    .mul_f64(jitter);
         }
         pause
     }
@@ -684,11 +835,18 @@ impl Machine {
     /// Stops, so that no more IDENTIFYs are spent in vain.
     fn open_circuit(&mut self) {
         let most = self.short_sessions.len();
-        log::error!("shard {}: {most} sessions in a row never lasted; it stops until it is restarted", self.shard);
+        log::error!(
+            "shard {}: {most} sessions in a row never lasted; it stops until it is restarted",
+            self.shard
+        );
         if let Some(session) = self.session().cloned() {
-            self.outbox.push_back(Output::Report(Notice::SessionLost(session)));
+            self.outbox
+                .push_back(Output::Report(Notice::SessionLost(session)));
         }
-        self.change_state(|_, _| State::Stopped { reason: CloseReason::CircuitOpen, session: None });
+        self.change_state(|_, _| State::Stopped {
+            reason: CloseReason::CircuitOpen,
+            session: None,
+        });
     }
 
     /// Connects anew at once, and resumes if there is a session.
@@ -709,7 +867,13 @@ impl Machine {
             if was_connected {
                 let resumable = matches!(start, Start::Resume { .. });
                 let (reason, retry_in) = (CloseReason::Restarted, Duration::ZERO);
-                machine.outbox.push_back(Output::Report(Notice::Disconnected { reason, retry_in, resumable }));
+                machine
+                    .outbox
+                    .push_back(Output::Report(Notice::Disconnected {
+                        reason,
+                        retry_in,
+                        resumable,
+                    }));
             }
             State::Waiting { until: now, start }
         });
@@ -717,7 +881,8 @@ impl Machine {
 
     /// What has not been sent must not be sent only to be closed upon.
     fn drop_unsent_starts(&mut self) {
-        self.outbox.retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
+        self.outbox
+            .retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
     }
 
     /// Stops for good. Only `suspend` leaves a session behind.
@@ -745,7 +910,10 @@ impl Machine {
 
     /// Replaces the state by what `next` makes of it.
     fn change_state(&mut self, next: impl FnOnce(&mut Self, State) -> State) {
-        let empty = State::Stopped { reason: CloseReason::Panicked, session: None };
+        let empty = State::Stopped {
+            reason: CloseReason::Panicked,
+            session: None,
+        };
         let state = mem::replace(&mut self.state, empty);
         self.state = next(self, state);
     }

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::command::{Command, MemberScope};
 
-/// When a guild's members may be asked for again. It outlives connections, as Discord's own count does.
+/// When a guild's members may be asked for again. It outlives connections, as Discord's own count
+/// does.
 ///
-/// Source: [Discord, Rate limit when requesting all guild members](https://docs.discord.com/developers/change-log#introducing-rate-limit-when-requesting-all-guild-members).
+/// Source: [Discord, Rate limit when requesting all guild
+/// members](https://docs.discord.com/developers/change-log#introducing-rate-limit-when-requesting-all-guild-members).
 #[derive(Debug, Default)]
 pub(crate) struct MemberWindows {
     free_at: HashMap<MemberScope, Instant>,
@@ -27,7 +29,8 @@ impl MemberWindows {
         }
     }
 
-    /// Discord has said so: nothing more for this guild for a while, whatever part of its members it is about.
+    /// Discord has said so: nothing more for this guild for a while, whatever part of its members
+    /// it is about.
     pub(crate) fn limit(&mut self, now: Instant, guild: u64, retry_after: Duration) {
         for all in [true, false] {
             self.close(now, MemberScope { guild, all }, retry_after);
@@ -43,7 +46,10 @@ impl MemberWindows {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
 
     use super::*;
     use crate::protocol::MemberQuery;
@@ -57,13 +63,20 @@ mod tests {
     #[test]
     fn all_members_of_a_guild_once_in_a_while() {
         let (now, mut windows) = (Instant::now(), MemberWindows::default());
-        let (all, some) = (ask(1, &MemberQuery::all()), ask(1, &MemberQuery::prefix("x", 5)));
+        let (all, some) = (
+            ask(1, &MemberQuery::all()),
+            ask(1, &MemberQuery::prefix("x", 5)),
+        );
         windows.record(now, &some, WINDOW);
         assert_eq!(windows.free_at(now, &all), now);
         windows.record(now, &all, WINDOW);
         assert_eq!(windows.free_at(now, &all), now + WINDOW);
         assert_eq!(windows.free_at(now, &some), now, "others are not limited");
-        assert_eq!(windows.free_at(now, &ask(2, &MemberQuery::all())), now, "nor are other guilds");
+        assert_eq!(
+            windows.free_at(now, &ask(2, &MemberQuery::all())),
+            now,
+            "nor are other guilds"
+        );
         assert_eq!(windows.free_at(now + WINDOW, &all), now + WINDOW);
     }
 
@@ -72,7 +85,11 @@ mod tests {
         let (now, mut windows) = (Instant::now(), MemberWindows::default());
         windows.limit(now, 1, WINDOW);
         windows.limit(now, 1, Duration::ZERO);
-        assert_eq!(windows.free_at(now, &ask(1, &MemberQuery::ids([5]))), now + WINDOW, "the longer one");
+        assert_eq!(
+            windows.free_at(now, &ask(1, &MemberQuery::ids([5]))),
+            now + WINDOW,
+            "the longer one"
+        );
         windows.limit(now + WINDOW, 2, WINDOW);
         assert_eq!(windows.free_at.len(), 2, "what is over is forgotten");
     }

@@ -1,4 +1,5 @@
-//! What the gateway says and wants to hear, without socket, thread, lock, clock or ambient random source.
+//! What the gateway says and wants to hear, without socket, thread, lock, clock or ambient random
+//! source.
 //!
 //! # The states
 //!
@@ -29,18 +30,21 @@
 //! - **Ready**: a live session.
 //! - **Stopped**: for good, with a reason; it stays so and repeats it.
 //!
-//! A loss is anything that ends a connection: a close frame, a cut, op 7, op 9, a time-out, a missing ACK, a payload
-//! that cannot be read. The session stays with the shard unless Discord's rules end it (op 9 `false`, close codes
-//! 4003, 4007, 4009), or until it brings nothing but payloads that cannot be read; its end is reported.
+//! A loss is anything that ends a connection: a close frame, a cut, op 7, op 9, a time-out, a
+//! missing ACK, a payload that cannot be read. The session stays with the shard unless Discord's
+//! rules end it (op 9 `false`, close codes 4003, 4007, 4009), or until it brings nothing but
+//! payloads that cannot be read; its end is reported.
 //!
 //! # The contract
 //!
 //! 1. Whatever happens goes in through [`Machine::handle`].
-//! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or [`Output::Stop`].
-//!    Whoever has several payloads at hand may ask [`Machine::poll_at_once`] between them.
-//! 3. On `Wait`, the socket is read. A payload is the next input. If there is none, that is an input too
-//!    ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller block, until the instant given. A
-//!    caller that does not read, because it has no room, says so before and after it blocks ([`Input::Stalled`]).
+//! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or
+//!    [`Output::Stop`]. Whoever has several payloads at hand may ask [`Machine::poll_at_once`]
+//!    between them.
+//! 3. On `Wait`, the socket is read. A payload is the next input. If there is none, that is an
+//!    input too ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller
+//!    block, until the instant given. A caller that does not read, because it has no room, says so
+//!    before and after it blocks ([`Input::Stalled`]).
 //! 4. After [`Output::Disconnect`], nothing of that connection may be handed in any more.
 //!
 //! Instants only ever move forward. No input makes the machine panic or spin.
@@ -61,8 +65,8 @@ mod timing;
 
 pub use close::{CloseCode, CloseReason, Recovery};
 pub use command::{
-    Activity, ActivityKind, ChannelField, Command, Identity, InvalidCommand, MAX_PAYLOAD, MAX_PRESENCE, MemberQuery,
-    OnlineStatus, Presence, Secret, VoiceState,
+    Activity, ActivityKind, ChannelField, Command, Identity, InvalidCommand, MAX_PAYLOAD,
+    MAX_PRESENCE, MemberQuery, OnlineStatus, Presence, Secret, VoiceState,
 };
 pub use event_name::{EventName, UnknownEventName};
 pub use machine::{Input, Machine, Notice, Output, Target, Timer};

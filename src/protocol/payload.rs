@@ -1,8 +1,9 @@
 //! Inbound payloads: `op`, `s` and `t` are read once, `d` stays bytes.
 //!
-//! Discord writes `t`, `s` and `op` before `d`. What comes so is read from its first bytes alone, however long `d` is; anything else
-//! is read by `serde_json`. The short way takes one thing on trust: that `d`, an object, goes on to the payload's last brace. Who
-//! reads `d` finds out, and reads it again: see [`Body::read`].
+//! Discord writes `t`, `s` and `op` before `d`. What comes so is read from its first bytes alone,
+//! however long `d` is; anything else is read by `serde_json`. The short way takes one thing on
+//! trust: that `d`, an object, goes on to the payload's last brace. Who reads `d` finds out, and
+//! reads it again: see [`Body::read`].
 
 use std::ops::Range;
 
@@ -30,7 +31,8 @@ pub(crate) struct Body {
 
 /// The four fields of every payload.
 ///
-/// Source: [Discord, Gateway event payload structure](https://docs.discord.com/developers/events/gateway-events#payload-structure).
+/// Source: [Discord, Gateway event payload
+/// structure](https://docs.discord.com/developers/events/gateway-events#payload-structure).
 #[derive(Deserialize)]
 struct Envelope<'a> {
     op: u64,
@@ -44,15 +46,30 @@ impl Payload {
     /// Reads the envelope, in whatever order its fields come.
     pub fn read(bytes: Bytes) -> Result<Self, MalformedPayload> {
         if let Some((name, sequence, data)) = usual_event(&bytes) {
-            return Ok(Self { op: 0, sequence: Some(sequence), name: Some(name), body: Body { bytes, data } });
+            return Ok(Self {
+                op: 0,
+                sequence: Some(sequence),
+                name: Some(name),
+                body: Body { bytes, data },
+            });
         }
         let envelope: Envelope<'_> = serde_json::from_slice(&bytes)?;
         let data = envelope.data(&bytes);
-        let Envelope { op, s: sequence, t: name, .. } = envelope;
+        let Envelope {
+            op,
+            s: sequence,
+            t: name,
+            ..
+        } = envelope;
         if op == 0 && (sequence.is_none() || name.is_none()) {
             return Err(MalformedPayload::Dispatch);
         }
-        Ok(Self { op, sequence, name, body: Body { bytes, data } })
+        Ok(Self {
+            op,
+            sequence,
+            name,
+            body: Body { bytes, data },
+        })
     }
 
     /// The opcode.
@@ -70,8 +87,8 @@ impl Payload {
         self.name.as_ref()
     }
 
-    /// The JSON of `d`; `null` if there is none. That of an event is not looked into: whoever reads it finds out whether it is
-    /// well-formed.
+    /// The JSON of `d`; `null` if there is none. That of an event is not looked into: whoever reads
+    /// it finds out whether it is well-formed.
     pub fn data(&self) -> &[u8] {
         self.body.data()
     }
@@ -83,7 +100,10 @@ impl Payload {
 
     /// Reads `d`.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
-        Ok(self.body.read(|data| serde_json::from_slice(data)).map_err(|(_, error)| error)?)
+        Ok(self
+            .body
+            .read(|data| serde_json::from_slice(data))
+            .map_err(|(_, error)| error)?)
     }
 
     /// Name, sequence and the rest, if it is an event.
@@ -99,7 +119,8 @@ impl Body {
         self.part(self.data.clone())
     }
 
-    /// Reads `d`; if that fails, once more as it is with nothing taken on trust. An error comes with what could not be read.
+    /// Reads `d`; if that fails, once more as it is with nothing taken on trust. An error comes
+    /// with what could not be read.
     pub(crate) fn read<'a, T>(
         &'a self,
         read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
@@ -113,12 +134,18 @@ impl Body {
     /// What [`data`](Self::data) is if nothing is taken on trust.
     fn exact_data(&self) -> &[u8] {
         let envelope = serde_json::from_slice::<Envelope<'_>>(&self.bytes);
-        envelope.map_or(self.data(), |envelope| self.part(envelope.data(&self.bytes)))
+        envelope.map_or(self.data(), |envelope| {
+            self.part(envelope.data(&self.bytes))
+        })
     }
 
     /// A part of the bytes that may be missing.
     fn part(&self, range: Range<usize>) -> &[u8] {
-        if range.is_empty() { b"null" } else { &self.bytes[range] }
+        if range.is_empty() {
+            b"null"
+        } else {
+            &self.bytes[range]
+        }
     }
 
     /// See [`Payload::size`].
@@ -137,8 +164,9 @@ impl Envelope<'_> {
     }
 }
 
-/// Name, sequence and data of an event that comes as Discord writes them: `{"t":"NAME","s":1,"op":0,"d":{...}}`. Names that Discord
-/// does not document go the long way: they may have anything in them.
+/// Name, sequence and data of an event that comes as Discord writes them:
+/// `{"t":"NAME","s":1,"op":0,"d":{...}}`. Names that Discord does not document go the long way:
+/// they may have anything in them.
 fn usual_event(bytes: &[u8]) -> Option<(EventName, u64, Range<usize>)> {
     let rest = bytes.strip_prefix(br#"{"t":""#)?;
     let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
@@ -155,7 +183,9 @@ fn usual_event(bytes: &[u8]) -> Option<(EventName, u64, Range<usize>)> {
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (mut number, mut at) = (0_u64, 0);
     while let Some(digit @ b'0'..=b'9') = bytes.get(at) {
-        number = number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        number = number
+            .checked_mul(10)?
+            .checked_add(u64::from(digit - b'0'))?;
         at += 1;
     }
     let is_number = at == 1 || (at > 1 && bytes[0] != b'0');
@@ -198,7 +228,10 @@ pub(crate) mod tests {
             r#"{"d": {"a":[1,"}"]} , "op":0,"new":[{}],"s":7,"t":"\u0058"}"#,
         ] {
             let payload = read(json).unwrap();
-            assert_eq!((payload.op(), payload.sequence(), payload.name()), (0, Some(7), Some(&EventName::from("X"))));
+            assert_eq!(
+                (payload.op(), payload.sequence(), payload.name()),
+                (0, Some(7), Some(&EventName::from("X")))
+            );
             assert_eq!(payload.data(), br#"{"a":[1,"}"]}"#);
         }
     }
@@ -206,7 +239,10 @@ pub(crate) mod tests {
     #[test]
     fn what_is_taken_on_trust_is_found_out_by_whoever_reads_it() {
         let more = read(r#"{"t":"TYPING_START","s":7,"op":0,"d":{"a":1},"new":{"b":2}}"#).unwrap();
-        assert_eq!((more.sequence(), more.name()), (Some(7), Some(&EventName::TypingStart)));
+        assert_eq!(
+            (more.sequence(), more.name()),
+            (Some(7), Some(&EventName::TypingStart))
+        );
         assert_eq!(more.parse::<Value>().unwrap(), json!({"a": 1}));
         for json in [
             r#"{"t":"TYPING_START","s":7,"op":0,"d":{"a":{"b":{}}"#,
@@ -220,17 +256,30 @@ pub(crate) mod tests {
     #[test]
     fn numbers_are_read_as_json_has_them() {
         let sequence = |digits: &str| {
-            let payload = read(&format!(r#"{{"t":"TYPING_START","s":{digits},"op":0,"d":{{}}}}"#));
+            let payload = read(&format!(
+                r#"{{"t":"TYPING_START","s":{digits},"op":0,"d":{{}}}}"#
+            ));
             payload.ok().and_then(|payload| payload.sequence())
         };
         assert_eq!(sequence("0"), Some(0));
         assert_eq!(sequence("18446744073709551615"), Some(u64::MAX));
-        for wrong in ["", "00", "01", "-1", "18446744073709551616", "1.0", "1e3", "null", "\"1\""] {
+        for wrong in [
+            "",
+            "00",
+            "01",
+            "-1",
+            "18446744073709551616",
+            "1.0",
+            "1e3",
+            "null",
+            "\"1\"",
+        ] {
             assert_eq!(sequence(wrong), None, "{wrong}");
         }
     }
 
-    /// JSON of any kind, with what may be mistaken for its structure in its texts; objects have such keys, too.
+    /// JSON of any kind, with what may be mistaken for its structure in its texts; objects have
+    /// such keys, too.
     pub(crate) fn any_json(key: &'static str) -> impl Strategy<Value = Value> {
         let text = "[\"\\\\{}\\[\\],:atsd0 é🦀\n]{0,6}";
         let leaf = prop_oneof![
@@ -250,7 +299,12 @@ pub(crate) mod tests {
 
     /// A field of an envelope, or one that is none, with what it may have or something else.
     fn any_field() -> impl Strategy<Value = String> {
-        let name = prop_oneof![Just(r#""TYPING_START""#), Just(r#""RESUMED""#), Just(r#""NEW""#), Just(r#""\u0058""#)];
+        let name = prop_oneof![
+            Just(r#""TYPING_START""#),
+            Just(r#""RESUMED""#),
+            Just(r#""NEW""#),
+            Just(r#""\u0058""#)
+        ];
         prop_oneof![
             4 => name.prop_map(|name| format!(r#""t":{name}"#)),
             4 => any::<u64>().prop_map(|sequence| format!(r#""s":{sequence}"#)),
@@ -261,16 +315,26 @@ pub(crate) mod tests {
         ]
     }
 
-    /// What may come: fields in any order, or in the usual one with others behind; whole or cut off.
+    /// What may come: fields in any order, or in the usual one with others behind; whole or cut
+    /// off.
     fn any_payload() -> impl Strategy<Value = Vec<u8>> {
         let fields = prop::collection::vec(any_field(), 0..6);
-        let usual =
-            (any::<u64>(), any_json("[tsdop]"), prop::collection::vec(any_field(), 0..2)).prop_map(|(s, d, more)| {
-                let head =
-                    [r#""t":"TYPING_START""#.into(), format!(r#""s":{s}"#), r#""op":0"#.into(), format!(r#""d":{d}"#)];
+        let usual = (
+            any::<u64>(),
+            any_json("[tsdop]"),
+            prop::collection::vec(any_field(), 0..2),
+        )
+            .prop_map(|(s, d, more)| {
+                let head = [
+                    r#""t":"TYPING_START""#.into(),
+                    format!(r#""s":{s}"#),
+                    r#""op":0"#.into(),
+                    format!(r#""d":{d}"#),
+                ];
                 head.into_iter().chain(more).collect()
             });
-        let whole = prop_oneof![fields, usual].prop_map(|fields: Vec<String>| format!("{{{}}}", fields.join(",")));
+        let whole = prop_oneof![fields, usual]
+            .prop_map(|fields: Vec<String>| format!("{{{}}}", fields.join(",")));
         (whole, any::<prop::sample::Index>(), any::<bool>()).prop_map(|(json, at, is_cut)| {
             let mut bytes = json.into_bytes();
             if is_cut {
@@ -283,7 +347,8 @@ pub(crate) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-        /// The short way and the long way agree: on all that is read at once, and on the rest once it is read.
+        /// The short way and the long way agree: on all that is read at once, and on the rest once
+        /// it is read.
         #[test]
         fn reading_is_what_serde_json_does(bytes in any_payload()) {
             let expected = serde_json::from_slice::<Envelope<'_>>(&bytes).ok();
@@ -309,13 +374,26 @@ pub(crate) mod tests {
     #[test]
     fn what_is_missing_is_null() {
         let payload = read(r#"{"op":11}"#).unwrap();
-        assert_eq!((payload.sequence(), payload.name(), payload.data()), (None, None, &b"null"[..]));
+        assert_eq!(
+            (payload.sequence(), payload.name(), payload.data()),
+            (None, None, &b"null"[..])
+        );
         assert_eq!(read(r#"{"op":11,"d":null}"#).unwrap().data(), b"null");
     }
 
     #[test]
     fn what_is_malformed_is_an_error() {
-        for json in ["", "{", "null", "[]", "{}", r#"{"op":"0"}"#, r#"{"op":-1}"#, r#"{"op":0,"s":1}"#, "{\"op\":1}x"] {
+        for json in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "{}",
+            r#"{"op":"0"}"#,
+            r#"{"op":-1}"#,
+            r#"{"op":0,"s":1}"#,
+            "{\"op\":1}x",
+        ] {
             assert!(read(json).is_err(), "{json}");
         }
         assert!(Payload::read(vec![0xff, 0xfe].into()).is_err());

@@ -6,8 +6,8 @@ use crate::shard_id::ShardId;
 
 /// A session with Discord, enough to resume it.
 ///
-/// Store it (it is serde) and start with it again within a few minutes: the shard then resumes, no IDENTIFY is spent,
-/// and Discord replays what came after `sequence`.
+/// Store it (it is serde) and start with it again within a few minutes: the shard then resumes, no
+/// IDENTIFY is spent, and Discord replays what came after `sequence`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Session {
@@ -27,7 +27,20 @@ pub struct Session {
 
 impl Session {
     /// A session as READY describes it.
-    pub fn new(id: String, sequence: u64, resume_url: String, shard: ShardId, bot_user_id: u64) -> Self {
-        Self { id, sequence, resume_url, shard, bot_user_id, saved_at: 0 }
+    pub fn new(
+        id: String,
+        sequence: u64,
+        resume_url: String,
+        shard: ShardId,
+        bot_user_id: u64,
+    ) -> Self {
+        Self {
+            id,
+            sequence,
+            resume_url,
+            shard,
+            bot_user_id,
+            saved_at: 0,
+        }
     }
 }

@@ -9,17 +9,43 @@ use super::heartbeat::Heartbeat;
 use super::send_budget::SendBudget;
 use super::session::Session;
 
-/// Where a shard stands; the module documentation of [`protocol`](super) draws the ways between them.
+/// Where a shard stands; the module documentation of [`protocol`](super) draws the ways between
+/// them.
 #[derive(Debug)]
 pub(crate) enum State {
-    Waiting { until: Instant, start: Start },
-    Connecting { deadline: Instant, start: Start },
-    AwaitingHello { deadline: Instant, start: Start },
-    Queued { link: Link },
-    Identifying { link: Link, deadline: Instant },
-    Resuming { link: Link, session: Session, deadline: Instant },
-    Ready { link: Link, session: Session, since: Instant },
-    Stopped { reason: CloseReason, session: Option<Session> },
+    Waiting {
+        until: Instant,
+        start: Start,
+    },
+    Connecting {
+        deadline: Instant,
+        start: Start,
+    },
+    AwaitingHello {
+        deadline: Instant,
+        start: Start,
+    },
+    Queued {
+        link: Link,
+    },
+    Identifying {
+        link: Link,
+        deadline: Instant,
+    },
+    Resuming {
+        link: Link,
+        session: Session,
+        deadline: Instant,
+    },
+    Ready {
+        link: Link,
+        session: Session,
+        since: Instant,
+    },
+    Stopped {
+        reason: CloseReason,
+        session: Option<Session>,
+    },
 }
 
 /// What the next connection is for.
@@ -63,12 +89,24 @@ impl State {
 
     pub(crate) fn session(&self) -> Option<&Session> {
         match self {
-            Self::Waiting { start: Start::Resume { session, .. }, .. }
-            | Self::Connecting { start: Start::Resume { session, .. }, .. }
-            | Self::AwaitingHello { start: Start::Resume { session, .. }, .. }
+            Self::Waiting {
+                start: Start::Resume { session, .. },
+                ..
+            }
+            | Self::Connecting {
+                start: Start::Resume { session, .. },
+                ..
+            }
+            | Self::AwaitingHello {
+                start: Start::Resume { session, .. },
+                ..
+            }
             | Self::Resuming { session, .. }
             | Self::Ready { session, .. }
-            | Self::Stopped { session: Some(session), .. } => Some(session),
+            | Self::Stopped {
+                session: Some(session),
+                ..
+            } => Some(session),
             _ => None,
         }
     }
@@ -78,15 +116,27 @@ impl State {
         match self {
             Self::Waiting { start, .. } => start,
             Self::Connecting { start, .. } | Self::AwaitingHello { start, .. } => match start {
-                Start::Resume { session, dead_connects } => {
-                    Start::Resume { session, dead_connects: dead_connects.saturating_add(1) }
-                }
+                Start::Resume {
+                    session,
+                    dead_connects,
+                } => Start::Resume {
+                    session,
+                    dead_connects: dead_connects.saturating_add(1),
+                },
                 Start::Identify => Start::Identify,
             },
             Self::Resuming { session, .. }
             | Self::Ready { session, .. }
-            | Self::Stopped { session: Some(session), .. } => Start::Resume { session, dead_connects: 0 },
-            Self::Queued { .. } | Self::Identifying { .. } | Self::Stopped { session: None, .. } => Start::Identify,
+            | Self::Stopped {
+                session: Some(session),
+                ..
+            } => Start::Resume {
+                session,
+                dead_connects: 0,
+            },
+            Self::Queued { .. }
+            | Self::Identifying { .. }
+            | Self::Stopped { session: None, .. } => Start::Identify,
         }
     }
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 /// How long things take and how long they may take. The default is what Discord asks for.
 ///
-/// Shorter windows are for simulators: a configuration whose windows are shorter than Discord's is refused together
-/// with one of Discord's hosts.
+/// Shorter windows are for simulators: a configuration whose windows are shorter than Discord's is
+/// refused together with one of Discord's hosts.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Timing {
-    /// From the start of a connection to the end of the websocket upgrade, TCP and TLS included. Ours: 20 s.
+    /// From the start of a connection to the end of the websocket upgrade, TCP and TLS included.
+    /// Ours: 20 s.
     pub connect_timeout: Duration,
     /// From the upgrade to HELLO. Ours: 20 s.
     pub hello_timeout: Duration,
@@ -27,29 +28,34 @@ pub struct Timing {
     pub backoff_base: Duration,
     /// Greatest pause between attempts to reconnect. Ours: 60 s.
     pub backoff_cap: Duration,
-    /// How long a connection must have been ready for its loss not to count as another failure. Ours: 10 s.
+    /// How long a connection must have been ready for its loss not to count as another failure.
+    /// Ours: 10 s.
     pub stable_after: Duration,
     /// The window in which sessions that never lasted are counted; see
     /// [`Config::most_short_sessions`](crate::Config::most_short_sessions). Ours: 10 min.
     pub circuit_window: Duration,
     /// The window of [`SENDS_PER_WINDOW`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
     pub send_window: Duration,
-    /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20 s.
+    /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20
+    /// s.
     pub presence_window: Duration,
     /// The time in which all members of a guild may be asked for once. Discord's: 30 s.
     pub members_window: Duration,
     /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
     pub identify_window: Duration,
-    /// Added to each window that Discord measures too, for what the network adds and takes away. Ours: 100 ms.
+    /// Added to each window that Discord measures too, for what the network adds and takes away.
+    /// Ours: 100 ms.
     pub guard: Duration,
-    /// How much later than announced the daily total is taken to start anew, for clocks that drift: an IDENTIFY too many
-    /// costs the bot its token. Ours: 30 s.
+    /// How much later than announced the daily total is taken to start anew, for clocks that drift:
+    /// an IDENTIFY too many costs the bot its token. Ours: 30 s.
     pub reset_guard: Duration,
     /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
     pub identify_reset: Duration,
-    /// How long after READY, or after the last one that arrived, the next guild may take to arrive. Ours: 15 s.
+    /// How long after READY, or after the last one that arrived, the next guild may take to arrive.
+    /// Ours: 15 s.
     pub guilds_timeout: Duration,
-    /// How long handlers may take to finish what they have when sessions are suspended or handed over. Ours: 5 s.
+    /// How long handlers may take to finish what they have when sessions are suspended or handed
+    /// over. Ours: 5 s.
     pub handlers_timeout: Duration,
     /// How long the old and the new shards of a reshard are both heard. Ours: 10 s.
     pub reshard_overlap: Duration,
@@ -88,16 +94,21 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// The default with every pause and window multiplied by `factor`, for a simulator whose time runs faster.
+    /// The default with every pause and window multiplied by `factor`, for a simulator whose time
+    /// runs faster.
     ///
-    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`, `guilds_timeout`,
-    /// `handlers_timeout`), `guard`, `reshard_overlap` and `store_interval` stay as they are: they make up for a slow machine
-    /// or network, which a faster clock does not change.
+    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
+    /// `guilds_timeout`, `handlers_timeout`), `guard`, `reshard_overlap` and `store_interval` stay
+    /// as they are: they make up for a slow machine or network, which a faster clock does not
+    /// change.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
     pub fn scaled(factor: f64) -> Self {
-        assert!(factor.is_finite() && factor >= 0.0, "the factor of a scaled clock is {factor}");
+        assert!(
+            factor.is_finite() && factor >= 0.0,
+            "the factor of a scaled clock is {factor}"
+        );
         let mut timing = Self::default();
         for (duration, scales) in timing.durations_mut() {
             if scales {
@@ -109,7 +120,12 @@ impl Timing {
 
     /// The longest of all durations.
     pub(crate) fn longest(&self) -> Duration {
-        self.clone().durations_mut().into_iter().map(|(duration, _)| *duration).max().unwrap_or_default()
+        self.clone()
+            .durations_mut()
+            .into_iter()
+            .map(|(duration, _)| *duration)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Every duration, and whether a faster clock makes it shorter.

@@ -23,8 +23,13 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// `gateway` comes from the configuration or from `/gateway/bot`.
     pub(crate) fn new(gateway: &str, resume_hosts: Vec<String>) -> Result<Self, Error> {
-        let main = parse(gateway)
-            .ok_or_else(|| Error::setting("gateway_url", gateway, "a url that starts with wss:// or ws://"))?;
+        let main = parse(gateway).ok_or_else(|| {
+            Error::setting(
+                "gateway_url",
+                gateway,
+                "a url that starts with wss:// or ws://",
+            )
+        })?;
         Ok(Self { main, resume_hosts })
     }
 
@@ -33,8 +38,9 @@ impl Addresses {
         with_query(self.main.clone(), compression)
     }
 
-    /// A session's own address, if the token may go there: to the gateway's host, below `discord.gg` if the gateway is,
-    /// or to a host that the user listed; and never in the clear where the gateway is not.
+    /// A session's own address, if the token may go there: to the gateway's host, below
+    /// `discord.gg` if the gateway is, or to a host that the user listed; and never in the clear
+    /// where the gateway is not.
     pub(crate) fn resume(&self, url: &str, compression: Compression) -> Option<Url> {
         let url = parse(url)?;
         let (host, main) = (url.host_str()?, self.main.host_str()?);
@@ -59,7 +65,10 @@ fn with_query(mut url: Url, compression: Compression) -> Url {
         .map(|(key, value)| (key.into_owned(), value.into_owned()))
         .collect();
     let mut pairs = url.query_pairs_mut();
-    pairs.clear().append_pair("v", API_VERSION).append_pair("encoding", "json");
+    pairs
+        .clear()
+        .append_pair("v", API_VERSION)
+        .append_pair("encoding", "json");
     if let Some(compress) = compression.query() {
         pairs.append_pair("compress", compress);
     }
@@ -81,20 +90,39 @@ mod tests {
     fn every_address_gets_the_same_query() {
         let discord = addresses("wss://gateway.discord.gg");
         let zstd = Compression::ZstdStream;
-        assert_eq!(discord.main(zstd).as_str(), "wss://gateway.discord.gg/?v=10&encoding=json&compress=zstd-stream");
-        for url in ["wss://a.discord.gg", "wss://a.discord.gg/", "wss://a.discord.gg/?v=9&compress=zlib-stream#x"] {
+        assert_eq!(
+            discord.main(zstd).as_str(),
+            "wss://gateway.discord.gg/?v=10&encoding=json&compress=zstd-stream"
+        );
+        for url in [
+            "wss://a.discord.gg",
+            "wss://a.discord.gg/",
+            "wss://a.discord.gg/?v=9&compress=zlib-stream#x",
+        ] {
             let resume = discord.resume(url, zstd).unwrap();
-            assert_eq!(resume.as_str(), "wss://a.discord.gg/?v=10&encoding=json&compress=zstd-stream");
+            assert_eq!(
+                resume.as_str(),
+                "wss://a.discord.gg/?v=10&encoding=json&compress=zstd-stream"
+            );
         }
-        let resume = discord.resume("wss://a.discord.gg:444/path/?shard=1", zstd).unwrap();
-        assert_eq!(resume.as_str(), "wss://a.discord.gg:444/path/?v=10&encoding=json&compress=zstd-stream&shard=1");
+        let resume = discord
+            .resume("wss://a.discord.gg:444/path/?shard=1", zstd)
+            .unwrap();
+        assert_eq!(
+            resume.as_str(),
+            "wss://a.discord.gg:444/path/?v=10&encoding=json&compress=zstd-stream&shard=1"
+        );
         let plain = Addresses::new("ws://localhost:1/x", Vec::new()).unwrap();
-        assert_eq!(plain.main(Compression::Payload).as_str(), "ws://localhost:1/x?v=10&encoding=json");
+        assert_eq!(
+            plain.main(Compression::Payload).as_str(),
+            "ws://localhost:1/x?v=10&encoding=json"
+        );
     }
 
     #[test]
     fn the_token_goes_to_trusted_hosts_alone() {
-        let resume = |addresses: &Addresses, url| addresses.resume(url, Compression::None).is_some();
+        let resume =
+            |addresses: &Addresses, url| addresses.resume(url, Compression::None).is_some();
         let discord = addresses("wss://gateway.discord.gg");
         assert!(resume(&discord, "wss://listed.example"));
         for url in [

@@ -8,8 +8,9 @@ use serde::Deserialize;
 
 /// The guilds of one session.
 ///
-/// READY names them; each then arrives as a `GUILD_CREATE`, but for those that an outage makes unavailable.
-/// Source: [Discord, Guild Create](https://docs.discord.com/developers/events/gateway-events#guild-create).
+/// READY names them; each then arrives as a `GUILD_CREATE`, but for those that an outage makes
+/// unavailable. Source: [Discord, Guild
+/// Create](https://docs.discord.com/developers/events/gateway-events#guild-create).
 #[derive(Debug)]
 pub(crate) struct Guilds {
     timeout: Duration,
@@ -46,7 +47,12 @@ pub(crate) struct Guild {
 impl Guilds {
     /// No session yet; a guild may take `timeout` after the one before it.
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, known: None, missing: HashSet::new(), deadline: None }
+        Self {
+            timeout,
+            known: None,
+            missing: HashSet::new(),
+            deadline: None,
+        }
     }
 
     /// How many there are, those included that are unavailable, if READY was seen.
@@ -56,8 +62,16 @@ impl Guilds {
 
     /// A session starts. Without the intent for guilds none of them will `arrive`.
     pub(crate) fn ready(&mut self, now: Instant, ready: &Ready, arrive: bool) {
-        let known: HashSet<u64> = ready.guilds.iter().filter_map(|guild| guild.id.parse().ok()).collect();
-        self.missing = if arrive { known.clone() } else { HashSet::new() };
+        let known: HashSet<u64> = ready
+            .guilds
+            .iter()
+            .filter_map(|guild| guild.id.parse().ok())
+            .collect();
+        self.missing = if arrive {
+            known.clone()
+        } else {
+            HashSet::new()
+        };
         self.known = Some(known);
         self.deadline = Some(now + self.timeout);
     }
@@ -84,7 +98,9 @@ impl Guilds {
 
     /// A `GUILD_DELETE` came: the guild was left, or an outage makes it unavailable.
     pub(crate) fn delete(&mut self, guild: &Guild) {
-        let (Ok(id), false) = (guild.id.parse(), guild.unavailable) else { return };
+        let (Ok(id), false) = (guild.id.parse(), guild.unavailable) else {
+            return;
+        };
         self.missing.remove(&id);
         if let Some(known) = &mut self.known {
             known.remove(&id);
@@ -98,7 +114,10 @@ impl Guilds {
             return None;
         }
         self.deadline = None;
-        Some(AllIn { guilds: self.count().unwrap_or_default(), missing: self.missing.len() })
+        Some(AllIn {
+            guilds: self.count().unwrap_or_default(),
+            missing: self.missing.len(),
+        })
     }
 
     /// When to ask again.
@@ -109,11 +128,15 @@ impl Guilds {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
 
     use super::*;
 
-    const READY: &str = r#"{"guilds":[{"id":"1","unavailable":true},{"id":"2","unavailable":true}]}"#;
+    const READY: &str =
+        r#"{"guilds":[{"id":"1","unavailable":true},{"id":"2","unavailable":true}]}"#;
 
     fn read<'a, T: Deserialize<'a>>(json: &'a str) -> T {
         serde_json::from_str(json).unwrap()
@@ -121,7 +144,11 @@ mod tests {
 
     fn guilds(now: Instant) -> Guilds {
         let mut guilds = Guilds::new(Duration::from_secs(15));
-        assert_eq!((guilds.poll(now), guilds.deadline()), (None, None), "no session, nothing to wait for");
+        assert_eq!(
+            (guilds.poll(now), guilds.deadline()),
+            (None, None),
+            "no session, nothing to wait for"
+        );
         guilds.ready(now, &read(READY), true);
         guilds
     }
@@ -135,7 +162,13 @@ mod tests {
         assert!(!guilds.create(now, Some(3)), "one that is joined");
         assert!(guilds.create(now, Some(2)));
         assert!(!guilds.create(now, Some(2)), "once");
-        assert_eq!(guilds.poll(now), Some(AllIn { guilds: 3, missing: 0 }));
+        assert_eq!(
+            guilds.poll(now),
+            Some(AllIn {
+                guilds: 3,
+                missing: 0
+            })
+        );
         assert_eq!(guilds.poll(now), None);
     }
 
@@ -145,8 +178,18 @@ mod tests {
         let mut guilds = guilds(start);
         let later = start + Duration::from_secs(10);
         assert!(guilds.create(later, Some(2)));
-        assert_eq!(guilds.poll(start + Duration::from_secs(20)), None, "15 s after the last one");
-        assert_eq!(guilds.poll(start + Duration::from_secs(25)), Some(AllIn { guilds: 2, missing: 1 }));
+        assert_eq!(
+            guilds.poll(start + Duration::from_secs(20)),
+            None,
+            "15 s after the last one"
+        );
+        assert_eq!(
+            guilds.poll(start + Duration::from_secs(25)),
+            Some(AllIn {
+                guilds: 2,
+                missing: 1
+            })
+        );
         assert!(guilds.create(later, Some(1)), "late");
     }
 
@@ -164,8 +207,20 @@ mod tests {
         let now = Instant::now();
         let mut guilds = Guilds::new(Duration::from_secs(15));
         guilds.ready(now, &read(READY), false);
-        assert_eq!(guilds.poll(now), Some(AllIn { guilds: 2, missing: 0 }));
+        assert_eq!(
+            guilds.poll(now),
+            Some(AllIn {
+                guilds: 2,
+                missing: 0
+            })
+        );
         guilds.ready(now, &Ready::default(), true);
-        assert_eq!(guilds.poll(now), Some(AllIn { guilds: 0, missing: 0 }));
+        assert_eq!(
+            guilds.poll(now),
+            Some(AllIn {
+                guilds: 0,
+                missing: 0
+            })
+        );
     }
 }

@@ -16,15 +16,17 @@ use crate::protocol::{CloseReason, Command, EventName, InvalidCommand, MemberQue
 /// How long an answer may take if nobody says otherwise.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Members of a guild as they arrive: an iterator over parts of up to 1,000 members, in order, that blocks until the next one is
-/// there. It ends after the last one, or with an error.
+/// Members of a guild as they arrive: an iterator over parts of up to 1,000 members, in order, that
+/// blocks until the next one is there. It ends after the last one, or with an error.
 ///
-/// It has a minute, unless [`timeout`](Self::timeout) says otherwise. Dropping it forgets the request. Its parts are events of the
-/// shard that come here in place of the stream: they count as outstanding until they are dropped, so that a guild of any size
-/// takes no more memory than the shard's credit.
+/// It has a minute, unless [`timeout`](Self::timeout) says otherwise. Dropping it forgets the
+/// request. Its parts are events of the shard that come here in place of the stream: they count as
+/// outstanding until they are dropped, so that a guild of any size takes no more memory than the
+/// shard's credit.
 ///
-/// Who waits for it on the only thread that takes events from the stream keeps those waiting: with many of them the shard
-/// [stalls](crate::EventKind::Stalled), and the members stay away until the time is over.
+/// Who waits for it on the only thread that takes events from the stream keeps those waiting: with
+/// many of them the shard [stalls](crate::EventKind::Stalled), and the members stay away until the
+/// time is over.
 #[derive(Debug)]
 pub struct Members {
     shard: Shard,
@@ -40,7 +42,8 @@ pub struct Members {
 
 /// A part of the members of a guild.
 ///
-/// Source: [Discord, Guild Members Chunk](https://docs.discord.com/developers/events/gateway-events#guild-members-chunk).
+/// Source: [Discord, Guild Members
+/// Chunk](https://docs.discord.com/developers/events/gateway-events#guild-members-chunk).
 #[derive(Debug)]
 pub struct MembersChunk {
     dispatch: Dispatch,
@@ -97,7 +100,11 @@ impl Members {
     }
 
     fn error(&self, failure: MembersFailure) -> Error {
-        Error::Members { guild_id: self.guild_id, received: self.received, failure }
+        Error::Members {
+            guild_id: self.guild_id,
+            received: self.received,
+            failure,
+        }
     }
 
     fn fail(&mut self, failure: MembersFailure) -> Error {
@@ -127,10 +134,14 @@ impl Iterator for Members {
                     self.early.entry(chunk.index).or_insert(chunk);
                 }
                 Ok(Reply::Failed(failure)) => return Some(Err(self.fail(failure))),
-                Err(RecvTimeoutError::Timeout) => return Some(Err(self.fail(MembersFailure::TimedOut))),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Some(Err(self.fail(MembersFailure::TimedOut)));
+                }
                 // The thread says why it forgets a request; one that panics says nothing.
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Some(Err(self.fail(MembersFailure::Stopped(CloseReason::Panicked))));
+                    return Some(Err(
+                        self.fail(MembersFailure::Stopped(CloseReason::Panicked))
+                    ));
                 }
             }
         }
@@ -171,7 +182,11 @@ impl MembersChunk {
         struct Part<T> {
             presences: Option<Vec<T>>,
         }
-        Ok(self.dispatch.decode::<Part<T>>()?.presences.unwrap_or_default())
+        Ok(self
+            .dispatch
+            .decode::<Part<T>>()?
+            .presences
+            .unwrap_or_default())
     }
 
     /// The ids that were asked for and are no members.
@@ -180,7 +195,11 @@ impl MembersChunk {
         struct Part {
             not_found: Option<Vec<Id>>,
         }
-        let ids = self.dispatch.decode::<Part>()?.not_found.unwrap_or_default();
+        let ids = self
+            .dispatch
+            .decode::<Part>()?
+            .not_found
+            .unwrap_or_default();
         Ok(ids.into_iter().map(|id| id.0).collect())
     }
 
@@ -199,8 +218,8 @@ pub(super) struct Request {
     pub(super) replies: Sender<Reply>,
 }
 
-/// The requests that wait for their answers. The nonce of a request names the shard's run, the request, and the attempt, so that
-/// the answers to two attempts are told apart.
+/// The requests that wait for their answers. The nonce of a request names the shard's run, the
+/// request, and the attempt, so that the answers to two attempts are told apart.
 #[derive(Debug)]
 pub(super) struct Requests {
     run: u32,
@@ -271,18 +290,31 @@ pub(super) fn nonce(run: u32, id: u32, attempt: u32) -> String {
 
 impl Requests {
     pub(super) fn new(run: u32) -> Self {
-        Self { run, pending: HashMap::new(), any: false }
+        Self {
+            run,
+            pending: HashMap::new(),
+            any: false,
+        }
     }
 
     /// A request begins. Returns what is to be sent.
     pub(super) fn begin(&mut self, request: Box<Request>) -> Command {
         self.any = true;
         let command = request.command.clone();
-        self.pending.insert(request.id, Pending { request, attempt: 0, is_sent: false, heard: None });
+        self.pending.insert(
+            request.id,
+            Pending {
+                request,
+                attempt: 0,
+                is_sent: false,
+                heard: None,
+            },
+        );
         command
     }
 
-    /// Nobody waits for a request any more. Returns the nonce of its command, which may be waiting to be sent.
+    /// Nobody waits for a request any more. Returns the nonce of its command, which may be waiting
+    /// to be sent.
     pub(super) fn forget(&mut self, id: u32) -> Option<String> {
         let pending = self.pending.remove(&id)?;
         Some(nonce(self.run, id, pending.attempt))
@@ -290,15 +322,23 @@ impl Requests {
 
     /// A command went out, or did not after all.
     pub(super) fn note_sent(&mut self, command: &Command, is_sent: bool) {
-        let Some((id, attempt)) = command.nonce().and_then(|nonce| self.parse(nonce)) else { return };
-        if let Some(pending) = self.pending.get_mut(&id).filter(|pending| pending.attempt == attempt) {
+        let Some((id, attempt)) = command.nonce().and_then(|nonce| self.parse(nonce)) else {
+            return;
+        };
+        if let Some(pending) = self
+            .pending
+            .get_mut(&id)
+            .filter(|pending| pending.attempt == attempt)
+        {
             pending.is_sent = is_sent;
         }
     }
 
     /// Whether a command is that of a request of this run, which nobody else may send.
     pub(super) fn is_own(&self, command: &Command) -> bool {
-        command.nonce().is_some_and(|nonce| self.parse(nonce).is_some())
+        command
+            .nonce()
+            .is_some_and(|nonce| self.parse(nonce).is_some())
     }
 
     /// Whose answer an event is.
@@ -306,19 +346,38 @@ impl Requests {
         if !self.any || *dispatch.name() != EventName::GuildMembersChunk {
             return Claim::Not;
         }
-        let Ok(Header { nonce: Some(nonce), chunk_index, chunk_count }) = dispatch.decode() else { return Claim::Not };
-        let Some((id, attempt)) = self.parse(&nonce) else { return Claim::Not };
+        let Ok(Header {
+            nonce: Some(nonce),
+            chunk_index,
+            chunk_count,
+        }) = dispatch.decode()
+        else {
+            return Claim::Not;
+        };
+        let Some((id, attempt)) = self.parse(&nonce) else {
+            return Claim::Not;
+        };
         // Of several attempts the one counts that is answered first.
-        let is_heard =
-            |pending: &&mut Pending| pending.heard.map_or(attempt <= pending.attempt, |heard| heard == attempt);
-        let Some(pending) = self.pending.get_mut(&id).filter(is_heard) else { return Claim::Forgotten };
+        let is_heard = |pending: &&mut Pending| {
+            pending
+                .heard
+                .map_or(attempt <= pending.attempt, |heard| heard == attempt)
+        };
+        let Some(pending) = self.pending.get_mut(&id).filter(is_heard) else {
+            return Claim::Forgotten;
+        };
         let number = |value: Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
         match number(chunk_index).zip(number(chunk_count)) {
             Some((index, count)) if index < count => {
                 let is_first = pending.heard.replace(attempt).is_none();
-                let needless =
-                    (is_first && attempt < pending.attempt).then(|| self::nonce(self.run, id, pending.attempt));
-                Claim::Part(Part { id, index, count, needless })
+                let needless = (is_first && attempt < pending.attempt)
+                    .then(|| self::nonce(self.run, id, pending.attempt));
+                Claim::Part(Part {
+                    id,
+                    index,
+                    count,
+                    needless,
+                })
             }
             _ => {
                 self.fail(id, MembersFailure::Malformed);
@@ -328,9 +387,21 @@ impl Requests {
     }
 
     /// Hands a part to whoever waits for it.
-    pub(super) fn answer(&self, Part { id, index, count, .. }: Part, dispatch: Dispatch, lease: Lease) {
+    pub(super) fn answer(
+        &self,
+        Part {
+            id, index, count, ..
+        }: Part,
+        dispatch: Dispatch,
+        lease: Lease,
+    ) {
         if let Some(pending) = self.pending.get(&id) {
-            let chunk = MembersChunk { dispatch, index, count, _lease: lease };
+            let chunk = MembersChunk {
+                dispatch,
+                index,
+                count,
+                _lease: lease,
+            };
             // Nobody may wait any more: then this is dropped, which counts as handled.
             let _ = pending.request.replies.send(Reply::Chunk(chunk));
         }
@@ -346,21 +417,29 @@ impl Requests {
             return None;
         }
         let (id, attempt) = self.parse(&limited.meta.nonce?)?;
-        self.pending.get(&id).filter(|pending| pending.attempt == attempt)?;
+        self.pending
+            .get(&id)
+            .filter(|pending| pending.attempt == attempt)?;
         self.repeat(id)
     }
 
-    /// The session goes on after a gap: requests of which nothing has come back may not have got through. Returns what is to be
-    /// sent again.
+    /// The session goes on after a gap: requests of which nothing has come back may not have got
+    /// through. Returns what is to be sent again.
     pub(super) fn resumed(&mut self) -> Vec<Command> {
-        let unheard = self.pending.iter().filter(|(_, pending)| pending.is_sent && pending.heard.is_none());
+        let unheard = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.is_sent && pending.heard.is_none());
         let ids: Vec<u32> = unheard.map(|(id, _)| *id).collect();
         ids.into_iter().filter_map(|id| self.repeat(id)).collect()
     }
 
     /// The session is over. What had begun to come back fails; the rest is to be sent again.
     pub(super) fn session_lost(&mut self) -> Vec<Command> {
-        let heard = self.pending.iter().filter(|(_, pending)| pending.heard.is_some());
+        let heard = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.heard.is_some());
         for id in heard.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.fail(id, MembersFailure::SessionLost);
         }
@@ -386,7 +465,9 @@ impl Requests {
         pending.attempt += 1;
         pending.is_sent = false;
         let nonce = nonce(self.run, id, pending.attempt);
-        let Request { guild_id, query, .. } = &*pending.request;
+        let Request {
+            guild_id, query, ..
+        } = &*pending.request;
         // It was valid the first time, and differs in its nonce alone.
         Command::request_members(*guild_id, query, Some(&nonce)).ok()
     }
@@ -409,7 +490,13 @@ impl Request {
         replies: Sender<Reply>,
     ) -> Result<Self, InvalidCommand> {
         let command = Command::request_members(guild_id, query, Some(&nonce(run, id, 0)))?;
-        Ok(Self { id, guild_id, query: query.clone(), command, replies })
+        Ok(Self {
+            id,
+            guild_id,
+            query: query.clone(),
+            command,
+            replies,
+        })
     }
 
     /// No answer will come.
@@ -421,7 +508,10 @@ impl Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("guild_id", &self.guild_id).field("query", &self.query).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("guild_id", &self.guild_id)
+            .field("query", &self.query)
+            .finish_non_exhaustive()
     }
 }
 
@@ -437,7 +527,8 @@ mod tests {
         let mut requests = Requests::new(RUN);
         let receivers = queries.iter().zip(0..).map(|(query, id)| {
             let (sender, receiver) = crossbeam_channel::unbounded();
-            let command = requests.begin(Box::new(Request::new(RUN, id, 5, query, sender).unwrap()));
+            let command =
+                requests.begin(Box::new(Request::new(RUN, id, 5, query, sender).unwrap()));
             requests.note_sent(&command, true);
             receiver
         });
@@ -455,7 +546,12 @@ mod tests {
     }
 
     fn part(id: u32, index: u32, needless: Option<&str>) -> Claim {
-        Claim::Part(Part { id, index, count: 3, needless: needless.map(str::to_owned) })
+        Claim::Part(Part {
+            id,
+            index,
+            count: 3,
+            needless: needless.map(str::to_owned),
+        })
     }
 
     fn failure(replies: &Receiver<Reply>) -> MembersFailure {
@@ -473,7 +569,10 @@ mod tests {
         for foreign in ["mine", "0000abce.1.0", "0000abcd.1", "", "...."] {
             assert_eq!(requests.claim(&chunk(foreign, 0)), Claim::Not, "{foreign}");
         }
-        assert_eq!(requests.claim(&event("MESSAGE_CREATE", &json!({"nonce": "0000abcd.1.0"}))), Claim::Not);
+        assert_eq!(
+            requests.claim(&event("MESSAGE_CREATE", &json!({"nonce": "0000abcd.1.0"}))),
+            Claim::Not
+        );
         assert_eq!(requests.forget(1).unwrap(), "0000abcd.1.0");
         assert_eq!(requests.claim(&chunk("0000abcd.1.0", 2)), Claim::Forgotten);
         assert_eq!(requests.forget(1), None);
@@ -484,7 +583,10 @@ mod tests {
         for index in [-1, 3] {
             let (mut requests, replies) = requests(&[MemberQuery::all()]);
             let claim = requests.claim(&chunk("0000abcd.0.0", index));
-            assert_eq!((claim, failure(&replies[0])), (Claim::Forgotten, MembersFailure::Malformed));
+            assert_eq!(
+                (claim, failure(&replies[0])),
+                (Claim::Forgotten, MembersFailure::Malformed)
+            );
         }
     }
 
@@ -492,25 +594,53 @@ mod tests {
     fn a_rate_limit_is_another_attempt() {
         let (mut requests, _replies) = requests(&[MemberQuery::all()]);
         let limited = |nonce: &str| {
-            event("RATE_LIMITED", &json!({"opcode": 8, "retry_after": 1.5, "meta": {"guild_id": "5", "nonce": nonce}}))
+            event(
+                "RATE_LIMITED",
+                &json!({"opcode": 8, "retry_after": 1.5, "meta": {"guild_id": "5", "nonce": nonce}}),
+            )
         };
         assert_eq!(requests.rate_limited(&limited("other")), None);
         let again = requests.rate_limited(&limited("0000abcd.0.0")).unwrap();
         assert_eq!(again.nonce(), Some("0000abcd.0.1"));
-        assert_eq!(requests.rate_limited(&limited("0000abcd.0.0")), None, "told twice");
-        assert_eq!(requests.claim(&chunk("0000abcd.0.2", 0)), Claim::Forgotten, "an attempt that nobody made");
+        assert_eq!(
+            requests.rate_limited(&limited("0000abcd.0.0")),
+            None,
+            "told twice"
+        );
+        assert_eq!(
+            requests.claim(&chunk("0000abcd.0.2", 0)),
+            Claim::Forgotten,
+            "an attempt that nobody made"
+        );
         assert_eq!(requests.claim(&chunk("0000abcd.0.1", 0)), part(0, 0, None));
     }
 
     #[test]
     fn after_a_gap_what_was_not_heard_is_asked_again() {
-        let (mut requests, replies) = requests(&[MemberQuery::all(), MemberQuery::ids([1]), MemberQuery::ids([2])]);
+        let (mut requests, replies) = requests(&[
+            MemberQuery::all(),
+            MemberQuery::ids([1]),
+            MemberQuery::ids([2]),
+        ]);
         requests.claim(&chunk("0000abcd.1.0", 0));
-        let unsent = Command::request_members(5, &MemberQuery::ids([2]), Some("0000abcd.2.0")).unwrap();
+        let unsent =
+            Command::request_members(5, &MemberQuery::ids([2]), Some("0000abcd.2.0")).unwrap();
         requests.note_sent(&unsent, false);
-        let again: Vec<_> = requests.resumed().iter().map(|command| command.nonce().unwrap().to_owned()).collect();
-        assert_eq!(again, ["0000abcd.0.1"], "the second is coming, the third will be sent anyway");
-        assert_eq!(requests.claim(&chunk("0000abcd.0.0", 0)), part(0, 0, Some("0000abcd.0.1")), "it had got through");
+        let again: Vec<_> = requests
+            .resumed()
+            .iter()
+            .map(|command| command.nonce().unwrap().to_owned())
+            .collect();
+        assert_eq!(
+            again,
+            ["0000abcd.0.1"],
+            "the second is coming, the third will be sent anyway"
+        );
+        assert_eq!(
+            requests.claim(&chunk("0000abcd.0.0", 0)),
+            part(0, 0, Some("0000abcd.0.1")),
+            "it had got through"
+        );
         assert_eq!(requests.claim(&chunk("0000abcd.0.1", 0)), Claim::Forgotten);
         assert_eq!(requests.session_lost().len(), 0);
         assert_eq!(failure(&replies[0]), MembersFailure::SessionLost);

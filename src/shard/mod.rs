@@ -26,7 +26,9 @@ use crate::error::{Error, SendError, SendFailure};
 use crate::event::{Credit, Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
-use crate::protocol::{CloseReason, Command, Identity, InvalidCommand, Machine, MemberQuery, Session, Stage};
+use crate::protocol::{
+    CloseReason, Command, Identity, InvalidCommand, Machine, MemberQuery, Session, Stage,
+};
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, Settings, Transport, Waker};
 
@@ -45,8 +47,8 @@ pub struct Status {
     pub stage: Stage,
     /// Since when it stands there.
     pub since: Instant,
-    /// Guilds of its session, those included that are unavailable; `None` if it was resumed from an earlier process,
-    /// since only READY tells.
+    /// Guilds of its session, those included that are unavailable; `None` if it was resumed from an
+    /// earlier process, since only READY tells.
     pub guilds: Option<usize>,
     /// The last sequence of its session that was delivered.
     pub sequence: u64,
@@ -128,8 +130,8 @@ struct Shared {
 }
 
 impl Shard {
-    /// Starts the thread of a shard, which waits for its owner to be ready. Fails if the operating system has no thread or
-    /// descriptor left.
+    /// Starts the thread of a shard, which waits for its owner to be ready. Fails if the operating
+    /// system has no thread or descriptor left.
     pub(crate) fn spawn<C: Connector + 'static>(
         id: ShardId,
         session: Option<Session>,
@@ -138,12 +140,17 @@ impl Shard {
         context: Arc<Context<C>>,
         outlet: Arc<Outlet>,
     ) -> io::Result<Spawned> {
-        let transport = context.connector.transport(id, Settings::new(config.compression, config.max_payload))?;
+        let transport = context
+            .connector
+            .transport(id, Settings::new(config.compression, config.max_payload))?;
         let waker = transport.waker();
         let on_credit = waker.clone();
-        let ledger = Ledger::new(Credit::new(config.max_outstanding_events, config.max_outstanding_bytes), move || {
-            on_credit.wake();
-        });
+        let ledger = Ledger::new(
+            Credit::new(config.max_outstanding_events, config.max_outstanding_bytes),
+            move || {
+                on_credit.wake();
+            },
+        );
         let shared = Arc::new(Shared {
             id,
             intents: AtomicU64::new(config.intents.bits()),
@@ -161,25 +168,40 @@ impl Shard {
             unsent: Mutex::default(),
             ledger,
         });
-        let machine =
-            Machine::new(Instant::now(), id, config.identity(), config.timing.clone(), session, fastrand::u64(..))
-                .with_most_short_sessions(config.most_short_sessions)
-                .with_presence(presence.clone());
+        let machine = Machine::new(
+            Instant::now(),
+            id,
+            config.identity(),
+            config.timing.clone(),
+            session,
+            fastrand::u64(..),
+        )
+        .with_most_short_sessions(config.most_short_sessions)
+        .with_presence(presence.clone());
         shared.queue.set_last_presence(presence);
-        let builder = std::thread::Builder::new().name(format!("shard-{id}")).stack_size(config.stack_size);
+        let builder = std::thread::Builder::new()
+            .name(format!("shard-{id}"))
+            .stack_size(config.stack_size);
         if let Some(session) = machine.session() {
             shared.ledger.begin(session.clone(), session.sequence);
         }
         let shard = Self(Arc::clone(&shared));
-        // Boxed, so that on their way into the thread they do not pass over its stack time and again: what that touches once stays.
+        // Boxed, so that on their way into the thread they do not pass over its stack time and
+        // again: what that touches once stays.
         let (machine, transport) = (Box::new(machine), Box::new(transport));
         let (start, started) = crossbeam_channel::bounded::<()>(0);
         let thread = builder.spawn(move || {
             // Nobody sends: it ends when the other side is dropped.
             let _ = started.recv();
-            thread::run(thread::Thread::new(machine, transport, shared, &config, &context, &outlet));
+            thread::run(thread::Thread::new(
+                machine, transport, shared, &config, &context, &outlet,
+            ));
         })?;
-        Ok(Spawned { shard, thread, start })
+        Ok(Spawned {
+            shard,
+            thread,
+            start,
+        })
     }
 
     /// Which one it is.
@@ -204,11 +226,16 @@ impl Shard {
         self.0.status.lock().latency
     }
 
-    /// The session, at its low-water mark: the sequence up to which every event has been handled. `None` before the
-    /// first READY, and once the session has ended.
+    /// The session, at its low-water mark: the sequence up to which every event has been handled.
+    /// `None` before the first READY, and once the session has ended.
     pub fn session(&self) -> Option<Session> {
-        let saved_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.0.ledger.session().map(|session| Session { saved_at, ..session })
+        let saved_at = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        self.0.ledger.session().map(|session| Session {
+            saved_at,
+            ..session
+        })
     }
 
     /// Events that were delivered and have not been handled: how many, and their bytes.
@@ -218,16 +245,18 @@ impl Shard {
 
     /// Says something to Discord. Does not block.
     ///
-    /// It waits for the shard to be ready and for Discord's limits (120 payloads per 60 s, heartbeats among them; presences and
-    /// requests for all members have limits of their own), and gives way to heartbeats, IDENTIFY and RESUME. What a connection
-    /// did not carry when it was cut goes out on the next; what the operating system had taken by then may be lost, and what waits
-    /// when the shard stops is.
+    /// It waits for the shard to be ready and for Discord's limits (120 payloads per 60 s,
+    /// heartbeats among them; presences and requests for all members have limits of their own), and
+    /// gives way to heartbeats, IDENTIFY and RESUME. What a connection did not carry when it was
+    /// cut goes out on the next; what the operating system had taken by then may be lost, and what
+    /// waits when the shard stops is.
     ///
     /// # Errors
-    /// With the command, if [`Config::max_waiting_commands`] wait already or the shard has stopped. For a presence there is
-    /// always room: of several the newest waits.
+    /// With the command, if [`Config::max_waiting_commands`] wait already or the shard has stopped.
+    /// For a presence there is always room: of several the newest waits.
     ///
-    /// Source: [Discord, Rate limiting](https://docs.discord.com/developers/events/gateway#rate-limiting).
+    /// Source: [Discord, Rate
+    /// limiting](https://docs.discord.com/developers/events/gateway#rate-limiting).
     pub fn send(&self, command: Command) -> Result<(), SendError> {
         self.send_until(command, None)
     }
@@ -238,14 +267,20 @@ impl Shard {
     /// With the command, if there is none in time or the shard stops.
     pub fn send_timeout(&self, command: Command, timeout: Duration) -> Result<(), SendError> {
         let now = Instant::now();
-        self.send_until(command, Some(now.checked_add(timeout).unwrap_or(now + A_YEAR)))
+        self.send_until(
+            command,
+            Some(now.checked_add(timeout).unwrap_or(now + A_YEAR)),
+        )
     }
 
-    /// Asks for members of a guild of this shard and gathers the answer. Does not block; taking from [`Members`] does.
+    /// Asks for members of a guild of this shard and gathers the answer. Does not block; taking
+    /// from [`Members`] does.
     ///
-    /// Many may run at once. All members of a guild are asked for once per 30 s: a second request waits. So does one that Discord
-    /// answers with `RATE_LIMITED`, because another process has asked, or this one before the shard was opened anew. After a cut connection or a lost session it is asked again if nothing had come; if
-    /// something had, a lost session ends it with an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
+    /// Many may run at once. All members of a guild are asked for once per 30 s: a second request
+    /// waits. So does one that Discord answers with `RATE_LIMITED`, because another process has
+    /// asked, or this one before the shard was opened anew. After a cut connection or a lost
+    /// session it is asked again if nothing had come; if something had, a lost session ends it with
+    /// an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, MemberQuery, ShardManager, Token, sim};
@@ -264,23 +299,30 @@ impl Shard {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Command`] if the request is not allowed, or needs an intent that the shard does not have; [`Error::Unsent`] as
-    /// [`send`](Self::send).
+    /// [`Error::Command`] if the request is not allowed, or needs an intent that the shard does not
+    /// have; [`Error::Unsent`] as [`send`](Self::send).
     ///
-    /// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+    /// Source: [Discord, Request Guild
+    /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
     pub fn request_members(&self, guild_id: u64, query: &MemberQuery) -> Result<Members, Error> {
         let intents = Intents::from_bits_truncate(self.0.intents.load(Ordering::Relaxed));
         let missing = query.needs().difference(intents);
         if !missing.is_empty() {
             let given = format!("for what Discord tells only with the intents {missing:?}");
-            return Err(InvalidCommand::field("query", given, "what the intents of the shard allow").into());
+            return Err(InvalidCommand::field(
+                "query",
+                given,
+                "what the intents of the shard allow",
+            )
+            .into());
         }
         let (sender, replies) = crossbeam_channel::unbounded();
         let id = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let request = Request::new(self.0.run, id, guild_id, query, sender)?;
         let members = Members::new(self.clone(), &request, replies);
         if let Err(refusal) = self.0.queue.request(Box::new(request)) {
-            // Without the nonce, whose answers would be nobody's: those to this one come in the stream.
+            // Without the nonce, whose answers would be nobody's: those to this one come in the
+            // stream.
             let command = Command::request_members(guild_id, query, None)?;
             return Err(SendError::new(command, self.failure(refusal)).into());
         }
@@ -301,15 +343,19 @@ impl Shard {
 
     /// Has it connect anew and resume; what went wrong before is forgotten.
     pub(crate) fn restart(&self, identity: Identity) -> Result<(), Error> {
-        self.order(Order::Restart(Box::new(identity))).map_err(|failure| match failure {
-            SendFailure::Stopped { shard, reason } => Error::Stopped { shard, reason },
-            _ => Error::Closed,
-        })
+        self.order(Order::Restart(Box::new(identity)))
+            .map_err(|failure| match failure {
+                SendFailure::Stopped { shard, reason } => Error::Stopped { shard, reason },
+                _ => Error::Closed,
+            })
     }
 
     /// As [`send`](Self::send), for what another shard had taken already: there is always room.
     pub(crate) fn hand_over(&self, command: Command) -> Result<(), SendFailure> {
-        self.0.queue.hand_over(command).map_err(|refusal| self.failure(refusal))?;
+        self.0
+            .queue
+            .hand_over(command)
+            .map_err(|refusal| self.failure(refusal))?;
         self.0.waker.wake();
         Ok(())
     }
@@ -340,10 +386,13 @@ impl Shard {
         std::mem::take(&mut *self.0.unsent.lock())
     }
 
-    /// Whether all that was sent to it before an instant has been delivered, or never will be: Discord has acknowledged a
-    /// heartbeat since then, or there is no session. Ask again if not; it sends a heartbeat meanwhile.
+    /// Whether all that was sent to it before an instant has been delivered, or never will be:
+    /// Discord has acknowledged a heartbeat since then, or there is no session. Ask again if not;
+    /// it sends a heartbeat meanwhile.
     pub(crate) fn has_caught_up(&self, since: Instant) -> bool {
-        if self.0.acknowledged.lock().is_some_and(|at| at >= since) || self.0.ledger.session().is_none() {
+        if self.0.acknowledged.lock().is_some_and(|at| at >= since)
+            || self.0.ledger.session().is_none()
+        {
             return true;
         }
         if !self.0.probes.swap(true, Ordering::AcqRel) {
@@ -374,7 +423,10 @@ impl Shard {
 
     /// Has the thread do something. One that has stopped does nothing any more.
     fn order(&self, order: Order) -> Result<(), SendFailure> {
-        self.0.queue.push(order).map_err(|refusal| self.failure(refusal))?;
+        self.0
+            .queue
+            .push(order)
+            .map_err(|refusal| self.failure(refusal))?;
         self.0.waker.wake();
         Ok(())
     }
@@ -387,7 +439,10 @@ impl Shard {
             Refusal::Closed => match self.0.status.lock().stage {
                 Stage::Stopped(reason) => SendFailure::Stopped { shard, reason },
                 // It is about to say why.
-                _ => SendFailure::Stopped { shard, reason: CloseReason::Requested },
+                _ => SendFailure::Stopped {
+                    shard,
+                    reason: CloseReason::Requested,
+                },
             },
         }
     }
@@ -395,7 +450,10 @@ impl Shard {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("id", &self.id).field("status", &*self.status.lock()).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("id", &self.id)
+            .field("status", &*self.status.lock())
+            .finish_non_exhaustive()
     }
 }
 

@@ -55,11 +55,19 @@ pub(super) enum Refusal {
 
 impl Queue {
     pub(super) fn new(most_commands: usize) -> Self {
-        Self { most_commands, state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            most_commands,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     /// Takes a command; a full queue is waited for until `deadline`, if there is one.
-    pub(super) fn send(&self, command: Command, deadline: Option<Instant>) -> Result<(), (Command, Refusal)> {
+    pub(super) fn send(
+        &self,
+        command: Command,
+        deadline: Option<Instant>,
+    ) -> Result<(), (Command, Refusal)> {
         if command.is_presence() {
             let mut state = self.state.lock();
             if state.is_closed {
@@ -146,7 +154,8 @@ impl Queue {
     /// How many commands wait.
     pub(super) fn waiting_commands(&self) -> usize {
         let state = self.state.lock();
-        state.waiting_commands() + usize::from(state.presence.is_some() || state.presence_in_machine)
+        state.waiting_commands()
+            + usize::from(state.presence.is_some() || state.presence_in_machine)
     }
 
     /// The presence that was asked for last.
@@ -210,12 +219,20 @@ mod tests {
         queue.send(command(2), None).unwrap();
         assert_eq!(refused(&queue, &command(3)), Refusal::Full(2));
         assert_eq!(queue.take().len(), 2);
-        assert_eq!(refused(&queue, &command(3)), Refusal::Full(2), "the machine has them, and they still wait");
+        assert_eq!(
+            refused(&queue, &command(3)),
+            Refusal::Full(2),
+            "the machine has them, and they still wait"
+        );
         queue.set_in_machine(1, false);
         queue.send(command(3), None).unwrap();
         queue.push(Order::Probe).unwrap();
         queue.send(presence(OnlineStatus::Idle), None).unwrap();
-        assert_eq!(queue.waiting_commands(), 3, "with the presence, for which there is always room");
+        assert_eq!(
+            queue.waiting_commands(),
+            3,
+            "with the presence, for which there is always room"
+        );
     }
 
     #[test]
@@ -226,7 +243,9 @@ mod tests {
         }
         let orders = queue.take();
         assert_eq!(orders.len(), 1);
-        let Some(Order::Command(taken)) = orders.front() else { panic!("{orders:?}") };
+        let Some(Order::Command(taken)) = orders.front() else {
+            panic!("{orders:?}")
+        };
         assert_eq!(taken.data()["status"], "online");
         assert_eq!(queue.last_presence().as_ref(), Some(taken));
     }
@@ -236,12 +255,17 @@ mod tests {
         let queue = Arc::new(Queue::new(1));
         queue.send(command(1), None).unwrap();
         let soon = Instant::now() + Duration::from_millis(10);
-        assert_eq!(queue.send(command(2), Some(soon)).unwrap_err().1, Refusal::TimedOut(1));
+        assert_eq!(
+            queue.send(command(2), Some(soon)).unwrap_err().1,
+            Refusal::TimedOut(1)
+        );
         let wait = |n| {
             let queue = Arc::clone(&queue);
             thread::spawn(move || {
                 let late = Instant::now() + Duration::from_secs(60);
-                queue.send(command(n), Some(late)).map_err(|(_, refusal)| refusal)
+                queue
+                    .send(command(n), Some(late))
+                    .map_err(|(_, refusal)| refusal)
             })
         };
         let waiting = wait(3);
@@ -251,6 +275,9 @@ mod tests {
         let waiting = wait(4);
         assert_eq!(queue.close().len(), 1);
         assert_eq!(waiting.join().unwrap(), Err(Refusal::Closed));
-        assert_eq!(refused(&queue, &presence(OnlineStatus::Idle)), Refusal::Closed);
+        assert_eq!(
+            refused(&queue, &presence(OnlineStatus::Idle)),
+            Refusal::Closed
+        );
     }
 }

@@ -17,21 +17,24 @@ use crate::event::{Dispatch, Event, EventKind, Room};
 use crate::intents::Intents;
 use crate::limit::{Permit, Ticket};
 use crate::protocol::{
-    CloseReason, Command, EventName, Input, Machine, Notice, Output, Payload, Secret, Stage, Target, Timer,
+    CloseReason, Command, EventName, Input, Machine, Notice, Output, Payload, Secret, Stage,
+    Target, Timer,
 };
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
 /// So many messages are read before the clock is, and before others learn where the shard stands.
 const READS_AT_ONCE: u32 = 32;
 
-/// After so many bytes a shard wakes whoever waits for events and lets them run, who may be waiting for its core: as much as fits into
-/// the cache of a core, so that memory which is freed meanwhile is used again while it is warm.
+/// After so many bytes a shard wakes whoever waits for events and lets them run, who may be waiting
+/// for its core: as much as fits into the cache of a core, so that memory which is freed meanwhile
+/// is used again while it is warm.
 const RUN_AHEAD: usize = 256 << 10;
 
 /// How long nothing comes before a shard gives memory back that it needs under load.
 const REST_AFTER: Duration = Duration::from_secs(2);
 
-/// By how much less than another session's an event may be on its way to this one. Ours: Discord promises nothing.
+/// By how much less than another session's an event may be on its way to this one. Ours: Discord
+/// promises nothing.
 const SKEW: Duration = Duration::from_secs(1);
 
 /// Runs a shard until it stops, and tells everyone why it did.
@@ -53,7 +56,8 @@ pub(super) struct Thread<'a, C: Connector> {
     requests: Requests,
     /// When something last happened.
     now: Instant,
-    /// When a payload last came of a session that was live: what is replayed, or said on the way there, is no news of now.
+    /// When a payload last came of a session that was live: what is replayed, or said on the way
+    /// there, is no news of now.
     heard_at: Option<Instant>,
     stalled_since: Option<Instant>,
     /// How many commands wait in the machine, and whether a presence does, as far as others know.
@@ -67,7 +71,8 @@ pub(super) struct Thread<'a, C: Connector> {
     stage: Option<Stage>,
     /// The last read found nothing; the next thing to do is to wait.
     dry: bool,
-    /// How many messages may be read before anything else is looked at: the clock, orders, what is due.
+    /// How many messages may be read before anything else is looked at: the clock, orders, what is
+    /// due.
     reads_left: u32,
     /// Nothing has come since memory was given back.
     is_rested: bool,
@@ -84,7 +89,8 @@ pub(super) struct Thread<'a, C: Connector> {
 }
 
 impl<'a, C: Connector> Thread<'a, C> {
-    /// Boxed, and not inlined, so that it never lies on the thread's stack: what that touches once stays.
+    /// Boxed, and not inlined, so that it never lies on the thread's stack: what that touches once
+    /// stays.
     #[inline(never)]
     pub(super) fn new(
         machine: Box<Machine>,
@@ -142,7 +148,9 @@ impl<'a, C: Connector> Thread<'a, C> {
             Output::Connect(target) => self.connect(&target),
             Output::RequestPermit => self.request_permit(),
             Output::Identify(secret) => self.identify(&secret),
-            Output::Resume(secret) => self.check(|transport| transport.send_secret(secret.expose())),
+            Output::Resume(secret) => {
+                self.check(|transport| transport.send_secret(secret.expose()));
+            }
             Output::Send(json) => self.send(json),
             Output::SendCommand(command) => self.send_command(command),
             Output::Deliver(payload) => self.deliver(payload),
@@ -165,7 +173,8 @@ impl<'a, C: Connector> Thread<'a, C> {
         self.reads_left = 0;
     }
 
-    /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the wake-up.)
+    /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the
+    /// wake-up.)
     fn take_orders(&mut self) {
         self.dry = false;
         for order in self.shared.queue.take() {
@@ -196,7 +205,8 @@ impl<'a, C: Connector> Thread<'a, C> {
             Some(Ok(Some(permit))) => {
                 self.ticket = None;
                 self.permit = Some(permit);
-                // The socket's latest news, so that no permit is spent on a connection that is known to be dead.
+                // The socket's latest news, so that no permit is spent on a connection that is
+                // known to be dead.
                 self.check(|transport| transport.wait(Some(Instant::now()), true));
             }
             Some(Err(error)) => {
@@ -211,13 +221,20 @@ impl<'a, C: Connector> Thread<'a, C> {
         let url = match target {
             Target::Main => addresses.main(compression),
             Target::Resume(url) => addresses.resume(url, compression).unwrap_or_else(|| {
-                log::warn!("shard {}: the resume url {url} is not trusted; the gateway's is used", self.shared.id);
+                log::warn!(
+                    "shard {}: the resume url {url} is not trusted; the gateway's is used",
+                    self.shared.id
+                );
                 addresses.main(compression)
             }),
         };
         // The look-up of the host may take long.
         self.tell_of_events();
-        log::debug!("shard {}: connecting to {}", self.shared.id, url.host_str().unwrap_or_default());
+        log::debug!(
+            "shard {}: connecting to {}",
+            self.shared.id,
+            url.host_str().unwrap_or_default()
+        );
         self.shared.status.lock().connects += 1;
         self.shared.resolving.store(true, Ordering::Release);
         let deadline = Instant::now() + self.config.timing.connect_timeout;
@@ -227,14 +244,23 @@ impl<'a, C: Connector> Thread<'a, C> {
 
     fn request_permit(&mut self) {
         let waker = self.shared.waker.clone();
-        self.ticket = Some(self.context.limiter.request(self.shared.id, Box::new(move || waker.wake())));
+        self.ticket = Some(
+            self.context
+                .limiter
+                .request(self.shared.id, Box::new(move || waker.wake())),
+        );
     }
 
     fn identify(&mut self, secret: &Secret) {
-        // The machine asks only after a permit was handed in, and this thread hands in none but this one.
-        let Some(mut permit) = self.permit.take() else { return };
+        // The machine asks only after a permit was handed in, and this thread hands in none but
+        // this one.
+        let Some(mut permit) = self.permit.take() else {
+            return;
+        };
         self.shared.status.lock().identifies += 1;
-        self.shared.intents.store(self.machine.intents().bits(), Ordering::Relaxed);
+        self.shared
+            .intents
+            .store(self.machine.intents().bits(), Ordering::Relaxed);
         self.identified_at = Some(Instant::now());
         permit.spend(|| self.check(|transport| transport.send_secret(secret.expose())));
         // A limiter that counts from READY wants it back then.
@@ -264,7 +290,9 @@ impl<'a, C: Connector> Thread<'a, C> {
 
     fn deliver(&mut self, payload: Payload) {
         // The machine asks for events alone.
-        let Some(dispatch) = Dispatch::new(payload) else { return };
+        let Some(dispatch) = Dispatch::new(payload) else {
+            return;
+        };
         self.is_rested = false;
         let is_arrival = self.note_guild(&dispatch);
         if let Some(command) = self.requests.rate_limited(&dispatch) {
@@ -283,7 +311,9 @@ impl<'a, C: Connector> Thread<'a, C> {
         // Nobody else writes these.
         let size = dispatch.size();
         self.delivered = (self.delivered.0 + 1, self.delivered.1 + size as u64);
-        self.shared.events.store(self.delivered.0, Ordering::Relaxed);
+        self.shared
+            .events
+            .store(self.delivered.0, Ordering::Relaxed);
         self.shared.bytes.store(self.delivered.1, Ordering::Relaxed);
         let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size);
         if !has_room {
@@ -296,8 +326,16 @@ impl<'a, C: Connector> Thread<'a, C> {
             return self.requests.answer(part, dispatch, lease);
         }
         // Nothing that was sent to another session before this has yet to come to this one.
-        let read_up_to = self.identified_at.max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
-        self.outlet.put(Event::dispatch_of(self.shared.id, dispatch, lease), Origin { is_arrival, read_up_to });
+        let read_up_to = self
+            .identified_at
+            .max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
+        self.outlet.put(
+            Event::dispatch_of(self.shared.id, dispatch, lease),
+            Origin {
+                is_arrival,
+                read_up_to,
+            },
+        );
         self.is_untold = true;
     }
 
@@ -308,13 +346,16 @@ impl<'a, C: Connector> Thread<'a, C> {
         }
     }
 
-    /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY named.
+    /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY
+    /// named.
     fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
         let is_arrival = match dispatch.name() {
             EventName::Ready => {
                 let arrive = self.machine.intents().contains(Intents::GUILDS);
-                // The machine has read this READY; a guild that cannot be read is none that could arrive.
-                self.guilds.ready(self.now, &dispatch.decode().unwrap_or_default(), arrive);
+                // The machine has read this READY; a guild that cannot be read is none that could
+                // arrive.
+                self.guilds
+                    .ready(self.now, &dispatch.decode().unwrap_or_default(), arrive);
                 false
             }
             EventName::GuildCreate => self.guilds.create(self.now, dispatch.guild_id()),
@@ -336,7 +377,10 @@ impl<'a, C: Connector> Thread<'a, C> {
             return;
         }
         if let Some(AllIn { guilds, missing }) = self.guilds.poll(Instant::now()) {
-            log::info!("shard {}: {guilds} guilds are in, but for {missing}", self.shared.id);
+            log::info!(
+                "shard {}: {guilds} guilds are in, but for {missing}",
+                self.shared.id
+            );
             self.emit(EventKind::GuildsReady { guilds, missing });
             self.tell(Change::GuildsIn);
         }
@@ -369,20 +413,40 @@ impl<'a, C: Connector> Thread<'a, C> {
             Notice::SessionLost(session) => {
                 self.shared.ledger.end();
                 self.shared.status.lock().sessions_lost += 1;
-                log::warn!("shard {}: session lost at sequence {}", self.shared.id, session.sequence);
+                log::warn!(
+                    "shard {}: session lost at sequence {}",
+                    self.shared.id,
+                    session.sequence
+                );
                 let again = self.requests.session_lost();
                 self.send_again(again);
                 // A session of an earlier process was heard of when it was saved.
                 let saved_at = || UNIX_EPOCH.checked_add(Duration::from_secs(session.saved_at));
-                let heard_at = self.heard_at.and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+                let heard_at = self
+                    .heard_at
+                    .and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
                 let missed_since = heard_at.or_else(saved_at).unwrap_or(UNIX_EPOCH);
-                EventKind::SessionLost { session, missed_since }
+                EventKind::SessionLost {
+                    session,
+                    missed_since,
+                }
             }
-            Notice::Disconnected { reason, retry_in, resumable } => {
+            Notice::Disconnected {
+                reason,
+                retry_in,
+                resumable,
+            } => {
                 self.shared.status.lock().last_disconnect = Some(reason);
-                log::info!("shard {}: {reason}; next connection in {retry_in:?}", self.shared.id);
+                log::info!(
+                    "shard {}: {reason}; next connection in {retry_in:?}",
+                    self.shared.id
+                );
                 self.call_on_close(reason, true);
-                EventKind::Disconnected { reason, retry_in, resumable }
+                EventKind::Disconnected {
+                    reason,
+                    retry_in,
+                    resumable,
+                }
             }
         };
         self.emit(kind);
@@ -397,9 +461,18 @@ impl<'a, C: Connector> Thread<'a, C> {
 
     /// Tells the user's callback. What it panics with must not end the shard.
     fn call_on_close(&self, reason: CloseReason, comes_back: bool) {
-        let Some(on_close) = &self.config.on_close else { return };
-        if catch_unwind(AssertUnwindSafe(|| on_close(self.shared.id, reason, comes_back))).is_err() {
-            log::error!("shard {}: the callback for closed connections panicked", self.shared.id);
+        let Some(on_close) = &self.config.on_close else {
+            return;
+        };
+        if catch_unwind(AssertUnwindSafe(|| {
+            on_close(self.shared.id, reason, comes_back);
+        }))
+        .is_err()
+        {
+            log::error!(
+                "shard {}: the callback for closed connections panicked",
+                self.shared.id
+            );
         }
     }
 
@@ -409,20 +482,25 @@ impl<'a, C: Connector> Thread<'a, C> {
         self.forget_flushed();
         // The peer's answer may take long.
         self.tell_of_events();
-        self.transport.disconnect(code, Instant::now() + self.config.timing.close_timeout);
+        self.transport
+            .disconnect(code, Instant::now() + self.config.timing.close_timeout);
         for command in mem::take(&mut self.unflushed).into_iter().rev() {
             self.requests.note_sent(&command, false);
             self.handle(Input::Unsent(command));
         }
     }
 
-    /// Reads while there is something to read and credit to deliver it; else blocks, here and nowhere else.
+    /// Reads while there is something to read and credit to deliver it; else blocks, here and
+    /// nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
         self.now = Instant::now();
         self.poll_guilds();
         self.publish_ack();
         self.publish();
-        let guilds = self.guilds.deadline().filter(|_| self.machine.stage() == Stage::Ready);
+        let guilds = self
+            .guilds
+            .deadline()
+            .filter(|_| self.machine.stage() == Stage::Ready);
         let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
         let room = self.room();
         self.report_stall(room);
@@ -430,7 +508,8 @@ impl<'a, C: Connector> Thread<'a, C> {
             self.tell_of_events();
         }
         if room == Room::StalledNow {
-            // What is to be said of it has been said; the machine may have something to do before the wait.
+            // What is to be said of it has been said; the machine may have something to do before
+            // the wait.
         } else if room == Room::Stalled {
             self.handle(Input::Stalled);
             self.check(|transport| transport.wait(until, false));
@@ -469,7 +548,8 @@ impl<'a, C: Connector> Thread<'a, C> {
         self.check(|transport| transport.wait(until.into_iter().chain(rest_at).min(), true));
         self.look_around();
         if is_live {
-            // An event that came meanwhile has not been read; it is not older than this instant by much.
+            // An event that came meanwhile has not been read; it is not older than this instant by
+            // much.
             self.dry_at = Some(self.now);
         }
         if rest_at.is_some_and(|at| self.now >= at) {
@@ -517,13 +597,19 @@ impl<'a, C: Connector> Thread<'a, C> {
         match self.stalled_since {
             None if room == Room::StalledNow => {
                 let (events, bytes) = self.shared.ledger.outstanding();
-                log::warn!("shard {}: stalled, {events} events of {bytes} bytes are not handled", self.shared.id);
+                log::warn!(
+                    "shard {}: stalled, {events} events of {bytes} bytes are not handled",
+                    self.shared.id
+                );
                 self.set_stalled(Some(Instant::now()));
                 self.emit(EventKind::Stalled { events, bytes });
             }
             Some(since) if !self.shared.ledger.is_stalled() => {
                 let stalled_for = since.elapsed();
-                log::info!("shard {}: reads again, after {stalled_for:.1?}", self.shared.id);
+                log::info!(
+                    "shard {}: reads again, after {stalled_for:.1?}",
+                    self.shared.id
+                );
                 self.set_stalled(None);
                 self.emit(EventKind::Unstalled { stalled_for });
             }
@@ -542,7 +628,8 @@ impl<'a, C: Connector> Thread<'a, C> {
     }
 
     fn emit(&self, kind: EventKind) {
-        self.outlet.send(Event::new(self.shared.id, kind), Origin::default());
+        self.outlet
+            .send(Event::new(self.shared.id, kind), Origin::default());
     }
 
     /// Does something with the transport; what fails there ends the connection.
@@ -562,7 +649,8 @@ impl<'a, C: Connector> Thread<'a, C> {
         self.handle(Input::Failed(reason));
     }
 
-    /// Whoever waits for an ACK learns of it; with the connection, a heartbeat that was to bring one is gone.
+    /// Whoever waits for an ACK learns of it; with the connection, a heartbeat that was to bring
+    /// one is gone.
     fn publish_ack(&mut self) {
         let acknowledged = self.machine.acknowledged();
         if self.acknowledged != acknowledged {
@@ -575,7 +663,10 @@ impl<'a, C: Connector> Thread<'a, C> {
     /// Tells where the shard stands, once all that led there has been done.
     fn publish(&mut self) {
         let stage = self.machine.stage();
-        let queued = (self.machine.queued_commands(), self.machine.has_queued_presence());
+        let queued = (
+            self.machine.queued_commands(),
+            self.machine.has_queued_presence(),
+        );
         if self.queued != Some(queued) {
             self.queued = Some(queued);
             self.shared.queue.set_in_machine(queued.0, queued.1);
@@ -584,7 +675,11 @@ impl<'a, C: Connector> Thread<'a, C> {
             self.stage = Some(stage);
             {
                 let mut status = self.shared.status.lock();
-                *status = Status { stage, since: Instant::now(), ..*status };
+                *status = Status {
+                    stage,
+                    since: Instant::now(),
+                    ..*status
+                };
             }
             self.tell(Change::Stage(stage));
         }
@@ -595,7 +690,10 @@ impl<'a, C: Connector> Thread<'a, C> {
     fn close(&mut self, reason: CloseReason) {
         self.tell_of_events();
         if reason == CloseReason::Panicked {
-            log::error!("shard {}: the thread panicked; this is a bug", self.shared.id);
+            log::error!(
+                "shard {}: the thread panicked; this is a bug",
+                self.shared.id
+            );
             self.transport.disconnect(None, Instant::now());
         }
         if reason != CloseReason::Suspended {
@@ -604,17 +702,28 @@ impl<'a, C: Connector> Thread<'a, C> {
         let stage = Stage::Stopped(reason);
         {
             let mut status = self.shared.status.lock();
-            *status = Status { stage, since: Instant::now(), latency: None, stalled_since: None, ..*status };
+            *status = Status {
+                stage,
+                since: Instant::now(),
+                latency: None,
+                stalled_since: None,
+                ..*status
+            };
         }
         self.requests.fail_all(MembersFailure::Stopped(reason));
-        let queued = self.shared.queue.close().into_iter().filter_map(|order| match order {
-            Order::Command(command) => Some(command),
-            Order::RequestMembers(request) => {
-                request.fail(MembersFailure::Stopped(reason));
-                None
-            }
-            Order::ForgetMembers(_) | Order::Probe | Order::Restart(_) | Order::Stop(_) => None,
-        });
+        let queued = self
+            .shared
+            .queue
+            .close()
+            .into_iter()
+            .filter_map(|order| match order {
+                Order::Command(command) => Some(command),
+                Order::RequestMembers(request) => {
+                    request.fail(MembersFailure::Stopped(reason));
+                    None
+                }
+                Order::ForgetMembers(_) | Order::Probe | Order::Restart(_) | Order::Stop(_) => None,
+            });
         let unsent = self.machine.take_commands().into_iter().chain(queued);
         let unsent = unsent.filter(|command| !self.requests.is_own(command));
         self.shared.unsent.lock().extend(unsent);

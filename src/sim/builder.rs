@@ -46,7 +46,8 @@ pub(super) struct Settings {
     pub(super) seed: u64,
 }
 
-/// Which transport compressions a gateway offers; a client that asks for another is answered with HTTP 400.
+/// Which transport compressions a gateway offers; a client that asks for another is answered with
+/// HTTP 400.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Offer {
@@ -120,7 +121,13 @@ impl Builder {
             keep_dispatches: false,
             seed: 0,
         };
-        Self { settings, guilds: 0, tls: false, port: 0, mix: Vec::new() }
+        Self {
+            settings,
+            guilds: 0,
+            tls: false,
+            port: 0,
+            mix: Vec::new(),
+        }
     }
 
     /// The port of the loopback interface. Default: 0, any that is free.
@@ -129,7 +136,8 @@ impl Builder {
         self
     }
 
-    /// Whether to serve `wss` and `https` with a certificate of [`Gateway::root_certificate`]. Default: no.
+    /// Whether to serve `wss` and `https` with a certificate of [`Gateway::root_certificate`].
+    /// Default: no.
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
         self
@@ -141,8 +149,8 @@ impl Builder {
         self
     }
 
-    /// Treats the bot as a large one, of over 150,000 guilds: the shard count of an IDENTIFY must be a multiple of this, or it is
-    /// answered with 4010. Default: 1.
+    /// Treats the bot as a large one, of over 150,000 guilds: the shard count of an IDENTIFY must
+    /// be a multiple of this, or it is answered with 4010. Default: 1.
     pub fn shard_multiple(mut self, multiple: u32) -> Self {
         self.settings.shard_multiple = multiple;
         self
@@ -166,15 +174,15 @@ impl Builder {
         self
     }
 
-    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. The client needs the same scale
-    /// (`Timing::scaled`), or it identifies too early. Default: 1.
+    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. The client
+    /// needs the same scale (`Timing::scaled`), or it identifies too early. Default: 1.
     pub fn time_scale(mut self, factor: f64) -> Self {
         self.settings.time_scale = factor;
         self
     }
 
-    /// The heartbeat interval before scaling. Default: 41.25 s. A heartbeat may be late by a quarter of it and 2 s, which are
-    /// not scaled, for they are the machine's.
+    /// The heartbeat interval before scaling. Default: 41.25 s. A heartbeat may be late by a
+    /// quarter of it and 2 s, which are not scaled, for they are the machine's.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.settings.heartbeat_interval = interval;
         self
@@ -186,20 +194,23 @@ impl Builder {
         self
     }
 
-    /// How long each guild of a session takes to become available after the one before, not scaled. Default: at once.
+    /// How long each guild of a session takes to become available after the one before, not scaled.
+    /// Default: at once.
     pub fn guild_delay(mut self, delay: Duration) -> Self {
         self.settings.guild_delay = delay;
         self
     }
 
-    /// How long every message takes in each direction, and how much longer by chance, not scaled. Default: nothing.
+    /// How long every message takes in each direction, and how much longer by chance, not scaled.
+    /// Default: nothing.
     pub fn latency(mut self, latency: Duration, jitter: Duration) -> Self {
         self.settings.latency = latency;
         self.settings.jitter = jitter;
         self
     }
 
-    /// IDENTIFYs a day, how many of them are left, and when there are more, not scaled. Default: 1000, 1000, 24 h.
+    /// IDENTIFYs a day, how many of them are left, and when there are more, not scaled. Default:
+    /// 1000, 1000, 24 h.
     pub fn session_starts(mut self, total: u32, left: u32, reset_after: Duration) -> Self {
         self.settings.session_starts = total;
         self.settings.session_starts_left = left;
@@ -226,9 +237,13 @@ impl Builder {
     }
 
     /// Which events the guilds bring forth, each with its weight; the names are those of
-    /// [`EVENT_NAMES`](super::EVENT_NAMES). Default: all of them, mostly messages, typing and presences.
+    /// [`EVENT_NAMES`](super::EVENT_NAMES). Default: all of them, mostly messages, typing and
+    /// presences.
     pub fn mix<'a>(mut self, weights: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
-        self.mix = weights.into_iter().map(|(name, weight)| (name.to_owned(), weight)).collect();
+        self.mix = weights
+            .into_iter()
+            .map(|(name, weight)| (name.to_owned(), weight))
+            .collect();
         self
     }
 
@@ -238,7 +253,8 @@ impl Builder {
         self
     }
 
-    /// Whether [`Gateway::dispatches`] remembers every event that sessions were given, which takes memory. Default: no.
+    /// Whether [`Gateway::dispatches`] remembers every event that sessions were given, which takes
+    /// memory. Default: no.
     pub fn keep_dispatches(mut self, keep: bool) -> Self {
         self.settings.keep_dispatches = keep;
         self
@@ -254,13 +270,22 @@ impl Builder {
     pub fn start(mut self) -> Result<Gateway, StartError> {
         self.check()?;
         if !self.mix.is_empty() {
-            self.settings.mix = Mix::new(&self.mix).map_err(|(given, allowed)| wrong("mix", &given, allowed))?;
+            self.settings.mix =
+                Mix::new(&self.mix).map_err(|(given, allowed)| wrong("mix", &given, allowed))?;
         }
         Gateway::start(self)
     }
 
     fn check(&self) -> Result<(), StartError> {
-        let Settings { shards, shard_multiple, max_concurrency, members, time_scale, activity, .. } = self.settings;
+        let Settings {
+            shards,
+            shard_multiple,
+            max_concurrency,
+            members,
+            time_scale,
+            activity,
+            ..
+        } = self.settings;
         let settings = [
             ("shards", shards, 1, u32::MAX),
             ("shard_multiple", shard_multiple, 1, u32::MAX),
@@ -273,7 +298,15 @@ impl Builder {
                 return Err(wrong(setting, &given, format!("{least} to {most}")));
             }
         }
-        let Settings { reset_after, heartbeat_interval, ready_delay, guild_delay, latency, jitter, .. } = self.settings;
+        let Settings {
+            reset_after,
+            heartbeat_interval,
+            ready_delay,
+            guild_delay,
+            latency,
+            jitter,
+            ..
+        } = self.settings;
         let durations = [
             ("reset_after", reset_after),
             ("heartbeat_interval", heartbeat_interval),
@@ -284,7 +317,11 @@ impl Builder {
         ];
         for (setting, given) in durations {
             if given > LONGEST {
-                return Err(wrong(setting, &humantime::format_duration(given), "up to a year"));
+                return Err(wrong(
+                    setting,
+                    &humantime::format_duration(given),
+                    "up to a year",
+                ));
             }
         }
         if !(time_scale > 0.0 && time_scale <= 1000.0) {
@@ -306,5 +343,9 @@ impl Builder {
 }
 
 fn wrong(setting: &'static str, given: &impl ToString, allowed: impl Into<String>) -> StartError {
-    StartError::Setting { setting, given: given.to_string(), allowed: allowed.into() }
+    StartError::Setting {
+        setting,
+        given: given.to_string(),
+        allowed: allowed.into(),
+    }
 }

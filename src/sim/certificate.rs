@@ -3,7 +3,9 @@
 use std::io;
 
 use native_tls::{Identity, TlsAcceptor};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 
 pub(super) struct Certificates {
     pub(super) acceptor: TlsAcceptor,
@@ -39,20 +41,26 @@ fn authority(name: &str) -> io::Result<Authority> {
     // A name of its own: an issuer of the name of what it signs would be taken for that.
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(io::Error::other)?).map_err(io::Error::other)
+    CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(io::Error::other)?)
+        .map_err(io::Error::other)
 }
 
 fn params(names: &[&str]) -> io::Result<CertificateParams> {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
-    params.distinguished_name.push(DnType::CommonName, "simulated gateway");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "simulated gateway");
     Ok(params)
 }
 
 fn acceptor(params: &CertificateParams, authority: &Authority) -> io::Result<TlsAcceptor> {
     let key = KeyPair::generate().map_err(io::Error::other)?;
-    let certificate = params.signed_by(&key, authority).map_err(io::Error::other)?;
+    let certificate = params
+        .signed_by(&key, authority)
+        .map_err(io::Error::other)?;
     let identity =
-        Identity::from_pkcs8(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).map_err(io::Error::other)?;
+        Identity::from_pkcs8(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
+            .map_err(io::Error::other)?;
     TlsAcceptor::new(identity).map_err(io::Error::other)
 }

@@ -24,12 +24,15 @@ impl Encoder {
     pub(super) fn new(compress: Option<&str>) -> Option<Self> {
         match compress {
             None => Some(Self::None),
-            Some("zlib-stream") => {
-                Some(Self::ZlibStream(Box::new(Compress::new(flate2::Compression::default(), true))))
-            }
+            Some("zlib-stream") => Some(Self::ZlibStream(Box::new(Compress::new(
+                flate2::Compression::default(),
+                true,
+            )))),
             Some("zstd-stream") => {
                 let mut context = CCtx::create();
-                context.set_parameter(CParameter::WindowLog(ZSTD_WINDOW_LOG)).ok()?;
+                context
+                    .set_parameter(CParameter::WindowLog(ZSTD_WINDOW_LOG))
+                    .ok()?;
                 Some(Self::ZstdStream(context))
             }
             Some(_) => None,
@@ -40,10 +43,16 @@ impl Encoder {
         match self {
             Self::Payload if payload.len() > PAYLOAD_THRESHOLD => {
                 let mut context = Compress::new(flate2::Compression::default(), true);
-                Message::binary(deflate(&mut context, payload.as_bytes(), FlushCompress::Finish))
+                Message::binary(deflate(
+                    &mut context,
+                    payload.as_bytes(),
+                    FlushCompress::Finish,
+                ))
             }
             Self::None | Self::Payload => Message::text(payload),
-            Self::ZlibStream(context) => Message::binary(deflate(context, payload.as_bytes(), FlushCompress::Sync)),
+            Self::ZlibStream(context) => {
+                Message::binary(deflate(context, payload.as_bytes(), FlushCompress::Sync))
+            }
             Self::ZstdStream(context) => Message::binary(zstd(context, payload.as_bytes())),
         }
     }

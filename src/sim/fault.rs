@@ -6,9 +6,10 @@ use std::time::Duration;
 
 /// Something that goes wrong.
 ///
-/// The first group strikes connections that are open; what is said of a shard there means its connection at that moment. The
-/// second group waits for the next handshake of its kind and strikes once. Each has a word that [`FromStr`] reads and
-/// [`Display`](fmt::Display) writes; it stands in brackets.
+/// The first group strikes connections that are open; what is said of a shard there means its
+/// connection at that moment. The second group waits for the next handshake of its kind and strikes
+/// once. Each has a word that [`FromStr`] reads and [`Display`](fmt::Display) writes; it stands in
+/// brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
@@ -61,13 +62,13 @@ pub enum Fault {
     /// An older event comes again after newer ones. (`out-of-order`)
     OutOfOrder,
 
-    /// A TLS handshake that fails; nothing to a gateway without TLS. (`tls=expired`, `tls=wrong-name`, `tls=untrusted`,
-    /// `tls=hang`)
+    /// A TLS handshake that fails; nothing to a gateway without TLS. (`tls=expired`,
+    /// `tls=wrong-name`, `tls=untrusted`, `tls=hang`)
     Tls(TlsFault),
     /// A websocket upgrade that fails. (`upgrade=refused`, `upgrade=503`, `upgrade=hang`)
     Upgrade(UpgradeFault),
-    /// An answer in place of HELLO. (`hello=nothing`, `hello=reconnect`, `hello=invalid-session:false`, `hello=close:4000`,
-    /// `hello=payload:TEXT`)
+    /// An answer in place of HELLO. (`hello=nothing`, `hello=reconnect`,
+    /// `hello=invalid-session:false`, `hello=close:4000`, `hello=payload:TEXT`)
     Hello(Answer),
     /// An answer in place of READY. (`identify=…`, as for HELLO)
     Identify(Answer),
@@ -75,7 +76,8 @@ pub enum Fault {
     Resume(Answer),
     /// A replay that begins before what was asked for, and has each event twice. (`replay-twice`)
     ReplayTwice,
-    /// The `resume_gateway_url` of the next session. (`resume-url=dead`, `resume-url=foreign`, `resume-url=URL`)
+    /// The `resume_gateway_url` of the next session. (`resume-url=dead`, `resume-url=foreign`,
+    /// `resume-url=URL`)
     ResumeUrl(ResumeUrl),
     /// An HTTP request that is not answered as it should be. (`rest=429`, `rest=html`, `rest=hang`)
     Rest(RestFault),
@@ -172,7 +174,10 @@ pub struct FaultError {
 impl Fault {
     /// One of each kind that a client can survive, for faults at random.
     pub fn all() -> Vec<Self> {
-        SURVIVABLE.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        SURVIVABLE
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect()
     }
 
     /// Whether it waits for a handshake.
@@ -195,7 +200,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (word, value) = match self {
             Self::Delay { latency, jitter } => {
-                let [latency, jitter] = [latency, jitter].map(|time| humantime::format_duration(*time));
+                let [latency, jitter] =
+                    [latency, jitter].map(|time| humantime::format_duration(*time));
                 ("delay", format!("{latency}+{jitter}").replace(' ', ""))
             }
             Self::Drip { bytes_per_second } => ("drip", bytes_per_second.to_string()),
@@ -233,7 +239,11 @@ impl fmt::Display for Fault {
             Self::Rest(RestFault::Hang) => ("rest", "hang".into()),
         };
         f.write_str(word)?;
-        if value.is_empty() { Ok(()) } else { write!(f, "={value}") }
+        if value.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "={value}")
+        }
     }
 }
 
@@ -254,7 +264,13 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, FaultError> {
         let (word, value) = text.split_once('=').unwrap_or((text, ""));
-        let plain = |fault: Self| if text.contains('=') { Err("no value".to_owned()) } else { Ok(fault) };
+        let plain = |fault: Self| {
+            if text.contains('=') {
+                Err("no value".to_owned())
+            } else {
+                Ok(fault)
+            }
+        };
         match word {
             "delay" => delay(value),
             "drip" => number(value, 1, u32::MAX).map(|bytes_per_second| Self::Drip { bytes_per_second }),
@@ -315,7 +331,10 @@ impl FromStr for Fault {
 
 fn delay(value: &str) -> Result<Fault, String> {
     let (latency, jitter) = value.split_once('+').unwrap_or((value, "0s"));
-    match (humantime::parse_duration(latency), humantime::parse_duration(jitter)) {
+    match (
+        humantime::parse_duration(latency),
+        humantime::parse_duration(jitter),
+    ) {
         (Ok(latency), Ok(jitter)) => Ok(Fault::Delay { latency, jitter }),
         _ => Err("delay=LATENCY+JITTER, for example delay=40ms+20ms".into()),
     }
@@ -346,7 +365,11 @@ fn boolean(value: &str) -> Result<bool, String> {
     value.parse().map_err(|_| "true, false".into())
 }
 
-fn number<N: FromStr + PartialOrd + Copy + fmt::Display>(value: &str, least: N, most: N) -> Result<N, String> {
+fn number<N: FromStr + PartialOrd + Copy + fmt::Display>(
+    value: &str,
+    least: N,
+    most: N,
+) -> Result<N, String> {
     match value.parse() {
         Ok(number) if number >= least && number <= most => Ok(number),
         _ => Err(format!("{least} to {most}")),
@@ -360,7 +383,11 @@ mod tests {
     #[test]
     fn every_fault_has_a_word() {
         let all = Fault::all();
-        assert_eq!(all.len(), SURVIVABLE.split_whitespace().count(), "a word is not read");
+        assert_eq!(
+            all.len(),
+            SURVIVABLE.split_whitespace().count(),
+            "a word is not read"
+        );
         for fault in all {
             assert_eq!(fault.to_string().parse(), Ok(fault));
         }
@@ -383,7 +410,10 @@ mod tests {
             ("resume-url=", "dead, foreign"),
         ] {
             let error = word.parse::<Fault>().unwrap_err().to_string();
-            assert!(error.contains(allowed) && error.contains(&format!("{word:?}")), "{error}");
+            assert!(
+                error.contains(allowed) && error.contains(&format!("{word:?}")),
+                "{error}"
+            );
         }
     }
 }

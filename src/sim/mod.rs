@@ -31,10 +31,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! One thread serves the gateway (`ws` or `wss`) and its HTTP interface on one port. What it does is decided by a pure
-//! core that shares no code with the library it judges: who breaks one of Discord's rules is answered as Discord
-//! answers, and the violation is recorded. Whatever can go wrong with a connection is a [`Fault`], to be
-//! [injected](Gateway::inject) now, later, or by chance. The program `gateway-sim` is the same for bots in any language.
+//! One thread serves the gateway (`ws` or `wss`) and its HTTP interface on one port. What it does
+//! is decided by a pure core that shares no code with the library it judges: who breaks one of
+//! Discord's rules is answered as Discord answers, and the violation is recorded. Whatever can go
+//! wrong with a connection is a [`Fault`], to be [injected](Gateway::inject) now, later, or by
+//! chance. The program `gateway-sim` is the same for bots in any language.
 //!
 //! What it leaves out: voice, the encoding `etf`, and most of the HTTP interface.
 
@@ -62,7 +63,9 @@ use tungstenite::Message;
 pub use self::builder::{Builder, Offer, StartError};
 use self::certificate::Certificates;
 pub use self::fault::{Answer, Fault, FaultError, RestFault, ResumeUrl, TlsFault, UpgradeFault};
-pub use self::observed::{Action, Dispatched, EmitError, Observed, Record, Strike, Violation, digest};
+pub use self::observed::{
+    Action, Dispatched, EmitError, Observed, Record, Strike, Violation, digest,
+};
 pub use self::traffic::EVENT_NAMES;
 use self::world::World;
 use crate::shard_id::ShardId;
@@ -90,8 +93,8 @@ struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
-    /// The connections of a shard; for faults that wait, its next handshake, where its shard is known by then (IDENTIFY,
-    /// RESUME, and what follows them) and else the next of anybody.
+    /// The connections of a shard; for faults that wait, its next handshake, where its shard is
+    /// known by then (IDENTIFY, RESUME, and what follows them) and else the next of anybody.
     Shard(ShardId),
     /// Every connection, those too that have not said which shard they are.
     All,
@@ -113,26 +116,48 @@ impl Gateway {
 
     fn start(builder: Builder) -> Result<Self, StartError> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, builder.port));
-        let listener = mio::net::TcpListener::bind(address).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => StartError::PortInUse(builder.port),
-            _ => error.into(),
-        })?;
+        let listener =
+            mio::net::TcpListener::bind(address).map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => StartError::PortInUse(builder.port),
+                _ => error.into(),
+            })?;
         let address = listener.local_addr()?;
         let certificates = builder.tls.then(Certificates::new).transpose()?;
-        let root_certificate = certificates.as_ref().map(|certificates| certificates.root.clone());
+        let root_certificate = certificates
+            .as_ref()
+            .map(|certificates| certificates.root.clone());
         let scheme = if builder.tls { "wss" } else { "ws" };
         let token = builder.settings.token.clone();
         // A clock before 1970 is a clock that is not set.
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let mut world = World::new(Instant::now(), unix, builder.settings, format!("{scheme}://{address}"));
+        let unix = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut world = World::new(
+            Instant::now(),
+            unix,
+            builder.settings,
+            format!("{scheme}://{address}"),
+        );
         world.add_guilds(builder.guilds);
 
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), server::WAKE)?;
-        let shared = Arc::new(Shared { world: Mutex::new(world), changed: Condvar::new(), waker });
+        let shared = Arc::new(Shared {
+            world: Mutex::new(world),
+            changed: Condvar::new(),
+            waker,
+        });
         let server = server::Server::new(poll, listener, certificates, Arc::clone(&shared))?;
-        let thread = std::thread::Builder::new().name("sim-gateway".into()).spawn(move || server.run())?;
-        Ok(Self { shared, address, token, root_certificate, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("sim-gateway".into())
+            .spawn(move || server.run())?;
+        Ok(Self {
+            shared,
+            address,
+            token,
+            root_certificate,
+            thread: Some(thread),
+        })
     }
 
     /// The url of the gateway, as `/gateway/bot` gives it.
@@ -142,7 +167,11 @@ impl Gateway {
 
     /// The base of the HTTP interface.
     pub fn rest_url(&self) -> String {
-        let scheme = if self.root_certificate.is_some() { "https" } else { "http" };
+        let scheme = if self.root_certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         format!("{scheme}://{}/api/v10", self.address)
     }
 
@@ -163,7 +192,11 @@ impl Gateway {
 
     /// The text channel of a guild.
     pub fn channel_of(&self, guild_id: u64) -> Option<u64> {
-        self.shared.world.lock().guild(guild_id).map(payloads::Guild::channel)
+        self.shared
+            .world
+            .lock()
+            .guild(guild_id)
+            .map(payloads::Guild::channel)
     }
 
     /// The channel in which somebody writes to the bot directly.
@@ -181,9 +214,15 @@ impl Gateway {
         self.change(|world, _| world.set_shards(shards));
     }
 
-    /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose intents want it. Returns how
-    /// many sessions that were: 0 as long as none has started, and then nobody hears of it.
-    pub fn emit(&self, guild_id: Option<u64>, name: &str, data: &Value) -> Result<usize, EmitError> {
+    /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose
+    /// intents want it. Returns how many sessions that were: 0 as long as none has started, and
+    /// then nobody hears of it.
+    pub fn emit(
+        &self,
+        guild_id: Option<u64>,
+        name: &str,
+        data: &Value,
+    ) -> Result<usize, EmitError> {
         self.change(|world, _| world.emit(guild_id, name, data))
     }
 
@@ -205,9 +244,14 @@ impl Gateway {
         self.change(|world, now| world.chat(now, channel_id, text))
     }
 
-    /// Somebody uses a command of the bot's in a channel of a guild; `options` is an array of the command's options, or null.
-    /// Returns the interaction's id. The bot has 3 s to answer it.
-    pub fn interact(&self, channel_id: u64, command: &str, options: &Value) -> Result<u64, EmitError> {
+    /// Somebody uses a command of the bot's in a channel of a guild; `options` is an array of the
+    /// command's options, or null. Returns the interaction's id. The bot has 3 s to answer it.
+    pub fn interact(
+        &self,
+        channel_id: u64,
+        command: &str,
+        options: &Value,
+    ) -> Result<u64, EmitError> {
         self.change(|world, now| world.interact(now, channel_id, command, options))
     }
 
@@ -221,8 +265,9 @@ impl Gateway {
         self.change(|world, now| world.inject_after(now, delay, target.into(), fault));
     }
 
-    /// From now on faults of these happen by chance, so many a second on average, each to a connection by chance. A rate of 0
-    /// ends it, and forgets all that still wait for a handshake. [`Fault::all`] has one of each kind.
+    /// From now on faults of these happen by chance, so many a second on average, each to a
+    /// connection by chance. A rate of 0 ends it, and forgets all that still wait for a handshake.
+    /// [`Fault::all`] has one of each kind.
     ///
     /// Of the kinds that wait for a handshake, one of each may wait at a time.
     ///
@@ -230,7 +275,10 @@ impl Gateway {
     /// If the rate is not from 0 to 1,000,000.
     pub fn random_faults(&self, per_second: f64, faults: impl IntoIterator<Item = Fault>) {
         let allowed = 0.0..=builder::MOST_ACTIVE;
-        assert!(allowed.contains(&per_second), "`per_second` is {per_second}; allowed: {allowed:?}");
+        assert!(
+            allowed.contains(&per_second),
+            "`per_second` is {per_second}; allowed: {allowed:?}"
+        );
         let faults = faults.into_iter().collect();
         self.change(|world, now| world.set_random_faults(now, per_second, faults));
     }
@@ -255,25 +303,37 @@ impl Gateway {
         self.shared.world.lock().observed.clone()
     }
 
-    /// As [`observed`](Self::observed), since this was last called. It forgets records, violations, faults and lost sessions, and
-    /// the sequences of sessions that are over. For programs that run long.
+    /// As [`observed`](Self::observed), since this was last called. It forgets records, violations,
+    /// faults and lost sessions, and the sequences of sessions that are over. For programs that run
+    /// long.
     pub fn drain(&self) -> Observed {
         self.shared.world.lock().drain()
     }
 
-    /// Every event that sessions were given, in order, if [`Builder::keep_dispatches`] says so; RESUMED is not among them.
+    /// Every event that sessions were given, in order, if [`Builder::keep_dispatches`] says so;
+    /// RESUMED is not among them.
     pub fn dispatches(&self) -> Vec<Dispatched> {
         self.shared.world.lock().dispatches.clone()
     }
 
     /// Waits until something has been observed. Returns whether it was, in time.
     ///
-    /// The world stands still while `condition` looks at it: calling the gateway from there is a deadlock.
-    pub fn wait_for(&self, timeout: Duration, mut condition: impl FnMut(&Observed) -> bool) -> bool {
+    /// The world stands still while `condition` looks at it: calling the gateway from there is a
+    /// deadlock.
+    pub fn wait_for(
+        &self,
+        timeout: Duration,
+        mut condition: impl FnMut(&Observed) -> bool,
+    ) -> bool {
         let deadline = after(Instant::now(), timeout);
         let mut world = self.shared.world.lock();
         while !condition(&world.observed) {
-            if self.shared.changed.wait_until(&mut world, deadline).timed_out() {
+            if self
+                .shared
+                .changed
+                .wait_until(&mut world, deadline)
+                .timed_out()
+            {
                 return condition(&world.observed);
             }
         }
@@ -288,7 +348,10 @@ impl Gateway {
         if !self.wait_for(timeout, condition) {
             let seen = self.observed();
             let last = &seen.records[seen.records.len().saturating_sub(20)..];
-            panic!("not in {timeout:?}: {what}\nlive: {:?}\nlast seen: {last:#?}", seen.live);
+            panic!(
+                "not in {timeout:?}: {what}\nlive: {:?}\nlast seen: {last:#?}",
+                seen.live
+            );
         }
     }
 
@@ -298,7 +361,10 @@ impl Gateway {
     /// With the list of violations.
     pub fn assert_lawful(&self) {
         let violations = self.observed().violations;
-        assert!(violations.is_empty(), "clients broke rules: {violations:#?}");
+        assert!(
+            violations.is_empty(),
+            "clients broke rules: {violations:#?}"
+        );
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut World, Instant) -> R) -> R {
@@ -310,14 +376,17 @@ impl Gateway {
     }
 }
 
-/// The instant after a delay. Delays that nobody lives to see are cut down, for instants end somewhere.
+/// The instant after a delay. Delays that nobody lives to see are cut down, for instants end
+/// somewhere.
 fn after(now: Instant, delay: Duration) -> Instant {
     now + delay.min(LONGEST)
 }
 
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("url", &self.url()).finish_non_exhaustive()
+        f.debug_struct("Gateway")
+            .field("url", &self.url())
+            .finish_non_exhaustive()
     }
 }
 

@@ -41,27 +41,35 @@ impl Observed {
 
     /// The commands of a shard with an opcode, in order: when, and their data.
     pub fn commands(&self, shard: ShardId, opcode: u64) -> impl Iterator<Item = (Instant, &Value)> {
-        self.of(shard).filter_map(move |record| match &record.action {
-            Action::Command { op, data } if *op == opcode => Some((record.at, data)),
-            _ => None,
-        })
+        self.of(shard)
+            .filter_map(move |record| match &record.action {
+                Action::Command { op, data } if *op == opcode => Some((record.at, data)),
+                _ => None,
+            })
     }
 
     /// The texts that the bot posted in a channel, in order.
     pub fn posts(&self, channel_id: u64) -> impl Iterator<Item = &str> {
-        self.records.iter().filter_map(move |record| match &record.action {
-            Action::Post { channel, text } if *channel == channel_id => Some(text.as_str()),
-            _ => None,
-        })
+        self.records
+            .iter()
+            .filter_map(move |record| match &record.action {
+                Action::Post { channel, text } if *channel == channel_id => Some(text.as_str()),
+                _ => None,
+            })
     }
 
     /// How many records have an action like this.
     pub fn count(&self, wanted: impl Fn(&Action) -> bool) -> usize {
-        self.records.iter().filter(|record| wanted(&record.action)).count()
+        self.records
+            .iter()
+            .filter(|record| wanted(&record.action))
+            .count()
     }
 
     fn of(&self, shard: ShardId) -> impl Iterator<Item = &Record> {
-        self.records.iter().filter(move |record| record.shard == Some(shard))
+        self.records
+            .iter()
+            .filter(move |record| record.shard == Some(shard))
     }
 }
 
@@ -103,7 +111,8 @@ pub enum Action {
         /// The payload's `d`.
         data: Value,
     },
-    /// The connection is over: the client closed it with a code, or it was cut, or the gateway closed it.
+    /// The connection is over: the client closed it with a code, or it was cut, or the gateway
+    /// closed it.
     Closed(Option<u16>),
     /// It posted a message, or answered an interaction with one.
     Post {

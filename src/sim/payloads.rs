@@ -28,7 +28,10 @@ pub(super) struct Guild {
 impl Guild {
     /// The n-th guild; the shard changes from one to the next.
     pub(super) fn new(n: u32, members: u32) -> Self {
-        Self { id: ((1_600_000_000_000 - EPOCH + u64::from(n)) << 22) | 1, members }
+        Self {
+            id: ((1_600_000_000_000 - EPOCH + u64::from(n)) << 22) | 1,
+            members,
+        }
     }
 
     pub(super) fn channel(self) -> u64 {
@@ -54,7 +57,9 @@ impl Guild {
 
 /// An instant of the world as Discord writes it.
 pub(super) fn timestamp(unix: Duration) -> String {
-    humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + unix).to_string().replace('Z', "+00:00")
+    humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + unix)
+        .to_string()
+        .replace('Z', "+00:00")
 }
 
 pub(super) fn user(id: u64, bot: bool) -> Value {
@@ -72,7 +77,10 @@ pub(super) fn user(id: u64, bot: bool) -> Value {
 /// The bot, as it is told about itself.
 pub(super) fn current_user() -> Value {
     let mut bot = user(BOT, true);
-    extend(&mut bot, json!({"verified": true, "mfa_enabled": false, "email": null, "flags": 0, "locale": "en-US"}));
+    extend(
+        &mut bot,
+        json!({"verified": true, "mfa_enabled": false, "email": null, "flags": 0, "locale": "en-US"}),
+    );
     bot
 }
 
@@ -105,8 +113,10 @@ pub(super) fn hello(interval_ms: u128) -> Value {
 }
 
 pub(super) fn ready(shard: ShardId, session: &str, resume_url: &str, guilds: &[Guild]) -> Value {
-    let guilds: Vec<Value> =
-        guilds.iter().map(|guild| json!({"id": guild.id.to_string(), "unavailable": true})).collect();
+    let guilds: Vec<Value> = guilds
+        .iter()
+        .map(|guild| json!({"id": guild.id.to_string(), "unavailable": true}))
+        .collect();
     json!({
         "v": 10,
         "user_settings": {},
@@ -214,7 +224,10 @@ pub(super) fn member_without_user() -> Value {
 
 fn everyone(guild: Guild) -> Value {
     let mut data = role(guild);
-    extend(&mut data, json!({"id": guild.id.to_string(), "name": "@everyone", "position": 0}));
+    extend(
+        &mut data,
+        json!({"id": guild.id.to_string(), "name": "@everyone", "position": 0}),
+    );
     data
 }
 
@@ -325,7 +338,12 @@ pub(super) fn guild_message(mut message: Value, guild: Guild) -> Value {
     message
 }
 
-pub(super) fn voice_state(guild: Guild, channel: Option<u64>, user_id: u64, session: &str) -> Value {
+pub(super) fn voice_state(
+    guild: Guild,
+    channel: Option<u64>,
+    user_id: u64,
+    session: &str,
+) -> Value {
     json!({
         "guild_id": guild.id.to_string(),
         "channel_id": channel.map(|id| id.to_string()),
@@ -358,7 +376,13 @@ pub(super) fn presence(guild: Guild, user_id: u64, status: &str) -> Value {
 }
 
 /// A command that somebody used.
-pub(super) fn interaction(id: u64, token: &str, guild: Guild, name: &str, options: &Value) -> Value {
+pub(super) fn interaction(
+    id: u64,
+    token: &str,
+    guild: Guild,
+    name: &str,
+    options: &Value,
+) -> Value {
     json!({
         "id": id.to_string(),
         "application_id": BOT.to_string(),

@@ -37,10 +37,17 @@ pub const EVENT_NAMES: [&str; 25] = [
 ];
 
 /// How often each happens, in the order of the names, if nobody says otherwise.
-const USUAL: [u32; EVENT_NAMES.len()] =
-    [300, 40, 10, 80, 10, 200, 250, 30, 10, 20, 5, 2, 1, 2, 1, 1, 1, 5, 5, 2, 5, 5, 2, 1, 1];
+const USUAL: [u32; EVENT_NAMES.len()] = [
+    300, 40, 10, 80, 10, 200, 250, 30, 10, 20, 5, 2, 1, 2, 1, 1, 1, 5, 5, 2, 5, 5, 2, 1, 1,
+];
 
-const TEXTS: [&str; 5] = ["hello", "anyone here?", "🦀 is the best", "ok", "see you \"tomorrow\"\n…maybe"];
+const TEXTS: [&str; 5] = [
+    "hello",
+    "anyone here?",
+    "🦀 is the best",
+    "ok",
+    "see you \"tomorrow\"\n…maybe",
+];
 
 /// Names of events with their weights.
 #[derive(Clone, Debug)]
@@ -57,17 +64,26 @@ impl Mix {
     pub(super) fn new(weights: &[(String, u32)]) -> Result<Self, (String, String)> {
         let known = |(name, weight): &(String, u32)| {
             let known = EVENT_NAMES.into_iter().find(|known| known == name);
-            known.map(|name| (name, *weight)).ok_or_else(|| (name.clone(), EVENT_NAMES.join(", ")))
+            known
+                .map(|name| (name, *weight))
+                .ok_or_else(|| (name.clone(), EVENT_NAMES.join(", ")))
         };
         let weights: Vec<_> = weights.iter().map(known).collect::<Result<_, _>>()?;
         if weights.iter().all(|(_, weight)| *weight == 0) {
-            return Err(("nothing but weights of 0".into(), "at least one weight above 0".into()));
+            return Err((
+                "nothing but weights of 0".into(),
+                "at least one weight above 0".into(),
+            ));
         }
         Ok(Self(weights))
     }
 
     pub(super) fn choose(&self, rng: &mut Rng) -> &'static str {
-        let sum = self.0.iter().map(|(_, weight)| u64::from(*weight)).sum::<u64>();
+        let sum = self
+            .0
+            .iter()
+            .map(|(_, weight)| u64::from(*weight))
+            .sum::<u64>();
         let mut at = rng.u64(..sum.max(1));
         for (name, weight) in &self.0 {
             match at.checked_sub(u64::from(*weight)) {
@@ -84,7 +100,8 @@ pub(super) fn text(rng: &mut Rng) -> &'static str {
     TEXTS[rng.usize(..TEXTS.len())]
 }
 
-/// The data of an event of a guild; `id` is a new one. Messages are made elsewhere, since they are kept.
+/// The data of an event of a guild; `id` is a new one. Messages are made elsewhere, since they are
+/// kept.
 pub(super) fn data(name: &str, guild: Guild, id: u64, unix: Duration, rng: &mut Rng) -> Value {
     let (guild_id, channel_id) = (guild.id.to_string(), guild.channel().to_string());
     let member = guild.member(rng.u32(..guild.members));
@@ -92,7 +109,9 @@ pub(super) fn data(name: &str, guild: Guild, id: u64, unix: Duration, rng: &mut 
     // Of a member long ago, so that equal events happen.
     let message_id = (member + 7).to_string();
     match name {
-        "MESSAGE_DELETE" => json!({"id": message_id, "channel_id": channel_id, "guild_id": guild_id}),
+        "MESSAGE_DELETE" => {
+            json!({"id": message_id, "channel_id": channel_id, "guild_id": guild_id})
+        }
         "MESSAGE_REACTION_ADD" | "MESSAGE_REACTION_REMOVE" => json!({
             "user_id": user_id,
             "channel_id": channel_id,
@@ -109,7 +128,11 @@ pub(super) fn data(name: &str, guild: Guild, id: u64, unix: Duration, rng: &mut 
             "timestamp": unix.as_secs(),
             "member": payloads::member(member),
         }),
-        "PRESENCE_UPDATE" => payloads::presence(guild, member, ["online", "idle", "dnd", "offline"][rng.usize(..4)]),
+        "PRESENCE_UPDATE" => payloads::presence(
+            guild,
+            member,
+            ["online", "idle", "dnd", "offline"][rng.usize(..4)],
+        ),
         "VOICE_STATE_UPDATE" => {
             let channel = rng.bool().then(|| guild.voice_channel());
             payloads::voice_state(guild, channel, member, &format!("{member:032x}"))
@@ -119,7 +142,9 @@ pub(super) fn data(name: &str, guild: Guild, id: u64, unix: Duration, rng: &mut 
             data["guild_id"] = guild_id.into();
             data
         }
-        "GUILD_MEMBER_REMOVE" | "GUILD_BAN_ADD" | "GUILD_BAN_REMOVE" => json!({"guild_id": guild_id, "user": user}),
+        "GUILD_MEMBER_REMOVE" | "GUILD_BAN_ADD" | "GUILD_BAN_REMOVE" => {
+            json!({"guild_id": guild_id, "user": user})
+        }
         "GUILD_UPDATE" => payloads::guild_object(guild),
         "GUILD_CREATE" => payloads::guild_create(guild, 250),
         "GUILD_ROLE_UPDATE" => json!({"guild_id": guild_id, "role": payloads::role(guild)}),
@@ -184,12 +209,22 @@ mod tests {
 
     #[test]
     fn a_mix_keeps_to_its_weights() {
-        let mix = Mix::new(&[("TYPING_START".into(), 3), ("INVITE_CREATE".into(), 0), ("CHANNEL_UPDATE".into(), 1)]);
+        let mix = Mix::new(&[
+            ("TYPING_START".into(), 3),
+            ("INVITE_CREATE".into(), 0),
+            ("CHANNEL_UPDATE".into(), 1),
+        ]);
         let (mix, mut rng) = (mix.unwrap(), Rng::with_seed(1));
         let chosen: Vec<_> = (0..4000).map(|_| mix.choose(&mut rng)).collect();
-        let typing = chosen.iter().filter(|name| **name == "TYPING_START").count();
+        let typing = chosen
+            .iter()
+            .filter(|name| **name == "TYPING_START")
+            .count();
         assert!((2800..3200).contains(&typing), "{typing}");
         assert!(!chosen.contains(&"INVITE_CREATE"));
-        assert!(Mix::new(&[("TYPING".into(), 1)]).is_err() && Mix::new(&[("TYPING_START".into(), 0)]).is_err());
+        assert!(
+            Mix::new(&[("TYPING".into(), 1)]).is_err()
+                && Mix::new(&[("TYPING_START".into(), 0)]).is_err()
+        );
     }
 }

@@ -1,9 +1,14 @@
-//! The whole way in, from the bytes of a websocket to what the machine says, on bytes that nobody would send.
+//! The whole way in, from the bytes of a websocket to what the machine says, on bytes that nobody
+//! would send.
 //!
-//! What Discord would send lies in `tests/corpus`, recorded from the simulator: a byte for the compression, a byte for the
-//! size of the pieces in which it is read, and the frames. The test changes it at random, more often with
-//! `THREADCORD_FUZZ_ROUNDS`, and again in the same way with `THREADCORD_FUZZ_SEED`.
-#![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+//! What Discord would send lies in `tests/corpus`, recorded from the simulator: a byte for the
+//! compression, a byte for the size of the pieces in which it is read, and the frames. The test
+//! changes it at random, more often with `THREADCORD_FUZZ_ROUNDS`, and again in the same way with
+//! `THREADCORD_FUZZ_SEED`.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "made-up instants count from some real one"
+)]
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -75,7 +80,14 @@ impl Shard {
         };
         let now = Instant::now();
         let machine = Machine::new(now, ShardId::ONE, identity, Timing::default(), None, 7);
-        Self { machine, now, permits: 0, identifies: 0, sends: Vec::new(), delivered: 0 }
+        Self {
+            machine,
+            now,
+            permits: 0,
+            identifies: 0,
+            sends: Vec::new(),
+            delivered: 0,
+        }
     }
 
     fn handle(&mut self, input: Input) {
@@ -94,10 +106,15 @@ impl Shard {
                     self.machine.handle(self.now, Input::Permit);
                 }
                 // Nobody has to sit through a pause.
-                Output::Wait(Some((until, _))) if self.machine.stage() == Stage::Waiting => self.now = until,
+                Output::Wait(Some((until, _))) if self.machine.stage() == Stage::Waiting => {
+                    self.now = until;
+                }
                 Output::Wait(until) => {
                     assert!(until.is_none_or(|(until, _)| until > self.now), "it spins");
-                    assert!(self.identifies <= self.permits, "an IDENTIFY without a permit");
+                    assert!(
+                        self.identifies <= self.permits,
+                        "an IDENTIFY without a permit"
+                    );
                     return;
                 }
                 Output::Stop(_) => return,
@@ -106,13 +123,25 @@ impl Shard {
                     self.identifies += 1;
                     self.sends.push(self.now);
                 }
-                Output::Send(_) | Output::Resume(_) | Output::SendCommand(_) => self.sends.push(self.now),
+                Output::Send(_) | Output::Resume(_) | Output::SendCommand(_) => {
+                    self.sends.push(self.now);
+                }
                 Output::Deliver(payload) => {
-                    let sequence = payload.sequence().expect("what is delivered has a sequence");
+                    let sequence = payload
+                        .sequence()
+                        .expect("what is delivered has a sequence");
                     let is_resumed = payload.name().is_some_and(|name| name == "RESUMED");
                     let is_new = payload.name().is_some_and(|name| name == "READY");
-                    assert!(is_resumed || is_new || sequence > self.delivered, "{sequence} after {}", self.delivered);
-                    self.delivered = if is_new { sequence } else { self.delivered.max(sequence) };
+                    assert!(
+                        is_resumed || is_new || sequence > self.delivered,
+                        "{sequence} after {}",
+                        self.delivered
+                    );
+                    self.delivered = if is_new {
+                        sequence
+                    } else {
+                        self.delivered.max(sequence)
+                    };
                 }
                 Output::Connect(_) => {
                     self.sends.clear();
@@ -125,16 +154,22 @@ impl Shard {
     }
 }
 
-/// Lets a shard read an input: a byte for the compression, a byte for the size of the pieces, and what the peer says.
+/// Lets a shard read an input: a byte for the compression, a byte for the size of the pieces, and
+/// what the peer says.
 fn read(input: &[u8]) {
-    let [kind, piece, bytes @ ..] = input else { return };
+    let [kind, piece, bytes @ ..] = input else {
+        return;
+    };
     let compression = match kind % 4 {
         0 => Compression::None,
         1 => Compression::Payload,
         2 => Compression::ZlibStream,
         _ => Compression::ZstdStream,
     };
-    let peer = Peer { bytes, piece: usize::from(*piece).max(1) };
+    let peer = Peer {
+        bytes,
+        piece: usize::from(*piece).max(1),
+    };
     let websocket = WebSocket::from_raw_socket(peer, Role::Client, Some(settings(MAX_PAYLOAD)));
     let mut socket = Socket::new(websocket, Inflater::new(compression, MAX_PAYLOAD));
     let mut shard = Shard::new(compression);
@@ -143,19 +178,29 @@ fn read(input: &[u8]) {
         shard.now += Duration::from_millis(10);
         match socket.read() {
             Ok(Received::Payload(payload)) => {
-                assert!(payload.len() <= MAX_PAYLOAD, "a payload of {} bytes", payload.len());
+                assert!(
+                    payload.len() <= MAX_PAYLOAD,
+                    "a payload of {} bytes",
+                    payload.len()
+                );
                 shard.handle(Input::Payload(payload));
             }
             Ok(Received::Partial | Received::Opened) => {}
             Ok(Received::Closed(code)) => return shard.handle(Input::Closed(code)),
             Ok(Received::Nothing) => return shard.handle(Input::Drained),
             Err(error) => {
-                let reason =
-                    if TransportError::is_malformed(&error) { CloseReason::Malformed } else { CloseReason::Cut };
+                let reason = if TransportError::is_malformed(&error) {
+                    CloseReason::Malformed
+                } else {
+                    CloseReason::Cut
+                };
                 return shard.handle(Input::Failed(reason));
             }
         }
-        let window = shard.now.checked_sub(Duration::from_secs(60)).unwrap_or(shard.now);
+        let window = shard
+            .now
+            .checked_sub(Duration::from_secs(60))
+            .unwrap_or(shard.now);
         shard.sends.retain(|at| *at > window);
         assert!(shard.sends.len() <= 120, "over the limit of sends");
     }
@@ -166,8 +211,16 @@ fn change(input: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut fastrand::Rng) {
     let at = rng.usize(..input.len().max(1)).min(input.len());
     let end = (at + rng.usize(..64)).min(input.len());
     match rng.u32(..7) {
-        0 => input.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << rng.u32(..8)),
-        1 => input.iter_mut().skip(at).take(1).for_each(|byte| *byte = rng.u8(..)),
+        0 => input
+            .iter_mut()
+            .skip(at)
+            .take(1)
+            .for_each(|byte| *byte ^= 1 << rng.u32(..8)),
+        1 => input
+            .iter_mut()
+            .skip(at)
+            .take(1)
+            .for_each(|byte| *byte = rng.u8(..)),
         2 => drop(input.drain(at..end)),
         3 => {
             let again = input[at..end].to_vec();
@@ -188,13 +241,24 @@ fn change(input: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut fastrand::Rng) {
 
 #[test]
 fn no_change_to_what_discord_sends_does_harm() {
-    let variable = |name| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
+    let variable = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|value| value.parse::<u64>().expect("a number"))
+    };
     let rounds = variable("THREADCORD_FUZZ_ROUNDS").unwrap_or(3000);
     let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut files: Vec<_> = corpus.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
+    let mut files: Vec<_> = corpus
+        .read_dir()
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
     // In one order everywhere, so that a seed means the same.
     files.sort();
-    let corpus: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    let corpus: Vec<Vec<u8>> = files
+        .iter()
+        .map(|file| std::fs::read(file).unwrap())
+        .collect();
     assert!(corpus.len() >= 9, "the corpus is there");
     let seed = variable("THREADCORD_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
     // Shown if it fails.

@@ -57,14 +57,17 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// What a payload is at least expected to need.
 const SMALLEST_BUFFER: usize = 512;
 
-/// A larger buffer is not kept for the next payload, and what is expected to need one gets its own at once.
+/// A larger buffer is not kept for the next payload, and what is expected to need one gets its own
+/// at once.
 const LARGEST_SPARE: usize = 64 << 10;
 
-/// Payloads of such sizes share a block of memory with their neighbours: memory that one thread takes and another gives back costs
-/// more than the copy. An ACK is smaller, so that a shard that only beats holds no block.
+/// Payloads of such sizes share a block of memory with their neighbours: memory that one thread
+/// takes and another gives back costs more than the copy. An ACK is smaller, so that a shard that
+/// only beats holds no block.
 const SHARED: RangeInclusive<usize> = 257..=4096;
 
-/// So many of them come first after a rest that share nothing: a shard that has little to say needs no block.
+/// So many of them come first after a rest that share nothing: a shard that has little to say needs
+/// no block.
 const ALONE: u32 = 8;
 
 /// Such a block. One event that a program keeps holds all of it.
@@ -108,8 +111,13 @@ struct Room {
 enum Kind {
     Plain,
     Payload,
-    ZlibStream { context: Box<Decompress>, partial: Vec<u8> },
-    ZstdStream { context: DCtx<'static> },
+    ZlibStream {
+        context: Box<Decompress>,
+        partial: Vec<u8>,
+    },
+    ZstdStream {
+        context: DCtx<'static>,
+    },
 }
 
 impl Inflater {
@@ -118,9 +126,10 @@ impl Inflater {
         let kind = match compression {
             Compression::None => Kind::Plain,
             Compression::Payload => Kind::Payload,
-            Compression::ZlibStream => {
-                Kind::ZlibStream { context: Box::new(Decompress::new(true)), partial: Vec::new() }
-            }
+            Compression::ZlibStream => Kind::ZlibStream {
+                context: Box::new(Decompress::new(true)),
+                partial: Vec::new(),
+            },
             Compression::ZstdStream => {
                 let mut context = DCtx::create();
                 // Fails for values out of range alone, which this constant is not.
@@ -130,7 +139,13 @@ impl Inflater {
         };
         Self {
             kind,
-            room: Room { max, spare: Vec::new(), block: BytesMut::new(), shareable: 0, ratio: *RATIOS.start() },
+            room: Room {
+                max,
+                spare: Vec::new(),
+                block: BytesMut::new(),
+                shareable: 0,
+                ratio: *RATIOS.start(),
+            },
         }
     }
 
@@ -148,14 +163,17 @@ impl Inflater {
     pub fn text(&mut self, message: &[u8]) -> Result<Bytes, InflateError> {
         match self.kind {
             Kind::Plain | Kind::Payload => Ok(self.room.copy(message)),
-            Kind::ZlibStream { .. } | Kind::ZstdStream { .. } => Err(InflateError::WrongKind("text")),
+            Kind::ZlibStream { .. } | Kind::ZstdStream { .. } => {
+                Err(InflateError::WrongKind("text"))
+            }
         }
     }
 
     /// A binary message; `None` if it is only a part of a payload.
     ///
     /// # Errors
-    /// If it is damaged, if what is in it is too large, or if there is no compression. The connection is of no use then.
+    /// If it is damaged, if what is in it is too large, or if there is no compression. The
+    /// connection is of no use then.
     pub fn binary(&mut self, message: &[u8]) -> Result<Option<Bytes>, InflateError> {
         let room = &mut self.room;
         match &mut self.kind {
@@ -164,7 +182,9 @@ impl Inflater {
                 let (payload, status) = inflate(&mut Decompress::new(true), message, room)?;
                 match status {
                     Status::StreamEnd => Ok(Some(payload)),
-                    Status::Ok | Status::BufError => Err(InflateError::Corrupt("the zlib data is truncated".into())),
+                    Status::Ok | Status::BufError => {
+                        Err(InflateError::Corrupt("the zlib data is truncated".into()))
+                    }
                 }
             }
             Kind::ZlibStream { context, partial } => {
@@ -188,13 +208,21 @@ impl Inflater {
     }
 }
 
-fn inflate(context: &mut Decompress, input: &[u8], room: &mut Room) -> Result<(Bytes, Status), InflateError> {
+fn inflate(
+    context: &mut Decompress,
+    input: &[u8],
+    room: &mut Room,
+) -> Result<(Bytes, Status), InflateError> {
     let mut output = room.expect(input.len());
     let before = context.total_in();
     loop {
         let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
         let status = context
-            .decompress_vec(input.get(taken..).unwrap_or_default(), &mut output, FlushDecompress::Sync)
+            .decompress_vec(
+                input.get(taken..).unwrap_or_default(),
+                &mut output,
+                FlushDecompress::Sync,
+            )
             .map_err(|error| InflateError::Corrupt(error.to_string()))?;
         // Room that is left means that nothing is left to come out.
         if status == Status::StreamEnd || output.len() < output.capacity() {
@@ -205,7 +233,11 @@ fn inflate(context: &mut Decompress, input: &[u8], room: &mut Room) -> Result<(B
     }
 }
 
-fn decompress(context: &mut DCtx<'_>, input: &[u8], room: &mut Room) -> Result<Bytes, InflateError> {
+fn decompress(
+    context: &mut DCtx<'_>,
+    input: &[u8],
+    room: &mut Room,
+) -> Result<Bytes, InflateError> {
     let mut output = room.expect(input.len());
     let mut input = InBuffer::around(input);
     loop {
@@ -224,9 +256,13 @@ fn decompress(context: &mut DCtx<'_>, input: &[u8], room: &mut Room) -> Result<B
 }
 
 impl Room {
-    /// A buffer for what is in a message of this length: the spare one if that is large enough or may grow so large.
+    /// A buffer for what is in a message of this length: the spare one if that is large enough or
+    /// may grow so large.
     fn expect(&mut self, compressed: usize) -> Vec<u8> {
-        let room = compressed.saturating_mul(self.ratio).max(SMALLEST_BUFFER).min(self.max.max(1));
+        let room = compressed
+            .saturating_mul(self.ratio)
+            .max(SMALLEST_BUFFER)
+            .min(self.max.max(1));
         if room > LARGEST_SPARE {
             return Vec::with_capacity(room);
         }
@@ -300,7 +336,9 @@ mod tests {
         let mut output = Vec::with_capacity(payload.len() + 1024);
         let mut input = InBuffer::around(payload);
         let mut buffer = OutBuffer::around(&mut output);
-        let left = context.compress_stream2(&mut buffer, &mut input, ZSTD_EndDirective::ZSTD_e_flush).unwrap();
+        let left = context
+            .compress_stream2(&mut buffer, &mut input, ZSTD_EndDirective::ZSTD_e_flush)
+            .unwrap();
         assert_eq!(left, 0);
         output
     }
@@ -335,8 +373,14 @@ mod tests {
     fn zstd_payloads_share_one_endless_frame() {
         let mut context = zstd_context();
         let mut inflater = Inflater::new(Compression::ZstdStream, MAX);
-        for payload in [noise(100), noise(65_536), noise(65_537), noise(17 << 20), vec![b'a'; 1 << 20], b"{}".to_vec()]
-        {
+        for payload in [
+            noise(100),
+            noise(65_536),
+            noise(65_537),
+            noise(17 << 20),
+            vec![b'a'; 1 << 20],
+            b"{}".to_vec(),
+        ] {
             let message = zstd(&mut context, &payload);
             assert!(inflater.binary(&message).unwrap().unwrap() == payload);
         }
@@ -348,8 +392,14 @@ mod tests {
         for _ in 0..2 {
             let mut context = Compress::new(flate2::Compression::default(), true);
             let message = zlib(&mut context, b"{\"op\":10}", FlushCompress::Finish);
-            assert_eq!(inflater.binary(&message).unwrap().unwrap(), &b"{\"op\":10}"[..]);
-            assert!(matches!(inflater.binary(&message[..message.len() - 3]), Err(InflateError::Corrupt(_))));
+            assert_eq!(
+                inflater.binary(&message).unwrap().unwrap(),
+                &b"{\"op\":10}"[..]
+            );
+            assert!(matches!(
+                inflater.binary(&message[..message.len() - 3]),
+                Err(InflateError::Corrupt(_))
+            ));
         }
         assert_eq!(inflater.text(b"{}").unwrap(), &b"{}"[..]);
     }
@@ -380,11 +430,17 @@ mod tests {
         let mut context = Compress::new(flate2::Compression::best(), true);
         let message = zlib(&mut context, &bomb, FlushCompress::Sync);
         let mut inflater = Inflater::new(Compression::ZlibStream, 1 << 20);
-        assert!(matches!(inflater.binary(&message), Err(InflateError::TooLarge(_))));
+        assert!(matches!(
+            inflater.binary(&message),
+            Err(InflateError::TooLarge(_))
+        ));
         let message = zstd(&mut zstd_context(), &bomb);
         assert!(message.len() < 1000);
         let mut inflater = Inflater::new(Compression::ZstdStream, 1 << 20);
-        assert!(matches!(inflater.binary(&message), Err(InflateError::TooLarge(_))));
+        assert!(matches!(
+            inflater.binary(&message),
+            Err(InflateError::TooLarge(_))
+        ));
         let mut exact = Inflater::new(Compression::ZstdStream, bomb.len() + 1);
         assert_eq!(exact.binary(&message).unwrap().unwrap().len(), bomb.len());
     }
@@ -392,17 +448,30 @@ mod tests {
     #[test]
     fn what_is_damaged_is_an_error() {
         let damaged = [0xff, 0xfe, 0x12, 0x00, 0x00, 0xff, 0xff];
-        for compression in [Compression::Payload, Compression::ZlibStream, Compression::ZstdStream] {
+        for compression in [
+            Compression::Payload,
+            Compression::ZlibStream,
+            Compression::ZstdStream,
+        ] {
             let mut inflater = Inflater::new(compression, MAX);
-            assert!(matches!(inflater.binary(&damaged), Err(InflateError::Corrupt(_))), "{compression:?}");
+            assert!(
+                matches!(inflater.binary(&damaged), Err(InflateError::Corrupt(_))),
+                "{compression:?}"
+            );
         }
     }
 
     #[test]
     fn the_kind_of_message_must_fit() {
-        assert!(matches!(Inflater::new(Compression::None, MAX).binary(b"{}"), Err(InflateError::WrongKind("binary"))));
+        assert!(matches!(
+            Inflater::new(Compression::None, MAX).binary(b"{}"),
+            Err(InflateError::WrongKind("binary"))
+        ));
         for compression in [Compression::ZlibStream, Compression::ZstdStream] {
-            assert!(matches!(Inflater::new(compression, MAX).text(b"{}"), Err(InflateError::WrongKind("text"))));
+            assert!(matches!(
+                Inflater::new(compression, MAX).text(b"{}"),
+                Err(InflateError::WrongKind("text"))
+            ));
         }
     }
 }

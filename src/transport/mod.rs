@@ -1,6 +1,7 @@
 //! Bytes to whole text payloads and back.
 //!
-//! [`Transport`] is the seam between a shard's thread and the network; [`WebSocketConnector`] is what stands behind it.
+//! [`Transport`] is the seam between a shard's thread and the network; [`WebSocketConnector`] is
+//! what stands behind it.
 
 #[cfg(test)]
 mod fuzz;
@@ -21,8 +22,8 @@ pub use websocket::{WebSocketConnector, WebSocketTransport};
 
 use crate::shard_id::ShardId;
 
-/// Makes transports, one for each shard; holds what they share. [`ShardManager::start_with`] takes one of your own: for a
-/// proxy, for a record of what goes over the wire, for a network of a test.
+/// Makes transports, one for each shard; holds what they share. [`ShardManager::start_with`] takes
+/// one of your own: for a proxy, for a record of what goes over the wire, for a network of a test.
 ///
 /// [`ShardManager::start_with`]: crate::ShardManager::start_with
 pub trait Connector: Send + Sync {
@@ -46,20 +47,25 @@ pub struct Settings {
 impl Settings {
     /// All of them.
     pub fn new(compression: Compression, max_payload: usize) -> Self {
-        Self { compression, max_payload }
+        Self {
+            compression,
+            max_payload,
+        }
     }
 }
 
-/// The connection of one shard, or the lack of one. Everything happens on the shard's thread, and only
-/// [`wait`](Self::wait) blocks (and the look-up of a host's name in [`connect`](Self::connect)).
+/// The connection of one shard, or the lack of one. Everything happens on the shard's thread, and
+/// only [`wait`](Self::wait) blocks (and the look-up of a host's name in
+/// [`connect`](Self::connect)).
 ///
 /// The order of calls:
 /// 1. [`connect`](Self::connect) starts a connection and drops the one before.
-/// 2. [`read`](Self::read) drives it: it says [`Received::Opened`] once, then gives payloads, until it says
-///    [`Received::Nothing`]. After that the caller may wait.
-/// 3. [`send`](Self::send) is legal from `Opened` on. What the network does not take at once is sent while the caller
-///    reads or waits; [`is_flushed`](Self::is_flushed) tells.
-/// 4. After [`Received::Closed`] or an error, or whenever the caller wants, [`disconnect`](Self::disconnect) ends it.
+/// 2. [`read`](Self::read) drives it: it says [`Received::Opened`] once, then gives payloads, until
+///    it says [`Received::Nothing`]. After that the caller may wait.
+/// 3. [`send`](Self::send) is legal from `Opened` on. What the network does not take at once is
+///    sent while the caller reads or waits; [`is_flushed`](Self::is_flushed) tells.
+/// 4. After [`Received::Closed`] or an error, or whenever the caller wants,
+///    [`disconnect`](Self::disconnect) ends it.
 pub trait Transport: Send {
     /// Starts a connection that has until `deadline` to open; the caller keeps the deadline.
     fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError>;
@@ -76,13 +82,15 @@ pub trait Transport: Send {
     /// Whether everything sent has been given to the operating system.
     fn is_flushed(&self) -> bool;
 
-    /// Blocks until there may be something to read (if `reading`), until the waker is called, or until an instant.
+    /// Blocks until there may be something to read (if `reading`), until the waker is called, or
+    /// until an instant.
     fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError>;
 
     /// Ends the connection: with a close frame, whose answer may take until `deadline`, or at once.
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant);
 
-    /// Nothing has come for a while: memory that a busy connection needs may be given back. Does nothing unless it is overridden.
+    /// Nothing has come for a while: memory that a busy connection needs may be given back. Does
+    /// nothing unless it is overridden.
     fn rest(&mut self) {}
 
     /// Wakes this transport's [`wait`](Self::wait) from any thread.
@@ -114,9 +122,13 @@ struct WakerState {
 }
 
 impl Waker {
-    /// A waker that calls `notify` when it is first called, and again once that was [taken](Self::take).
+    /// A waker that calls `notify` when it is first called, and again once that was
+    /// [taken](Self::take).
     pub fn new(notify: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(Arc::new(WakerState { called: AtomicBool::new(false), notify: Box::new(notify) }))
+        Self(Arc::new(WakerState {
+            called: AtomicBool::new(false),
+            notify: Box::new(notify),
+        }))
     }
 
     /// Wakes the thread.
@@ -182,7 +194,9 @@ impl TransportError {
 
 impl From<tungstenite::Error> for TransportError {
     fn from(error: tungstenite::Error) -> Self {
-        use tungstenite::error::ProtocolError::{HandshakeIncomplete, ResetWithoutClosingHandshake};
+        use tungstenite::error::ProtocolError::{
+            HandshakeIncomplete, ResetWithoutClosingHandshake,
+        };
         match error {
             tungstenite::Error::Io(error) => Self::Io(error),
             tungstenite::Error::Http(response) => Self::Status(response.status().as_u16()),

@@ -5,7 +5,8 @@ use std::io::{self, Read, Write};
 use mio::net::TcpStream;
 use native_tls::TlsStream;
 
-/// What a connection with TLS has as long as little comes: a record's header is read apart from its content.
+/// What a connection with TLS has as long as little comes: a record's header is read apart from its
+/// content.
 pub(super) const SMALL: usize = 4 << 10;
 
 /// After so many reads in a row that filled all there was, a connection has a large buffer.
@@ -58,15 +59,17 @@ impl Write for Stream {
     }
 }
 
-/// A stream that is read in large pieces and handed on in small ones, through a buffer that grows once more comes than fits into what
-/// there is.
+/// A stream that is read in large pieces and handed on in small ones, through a buffer that grows
+/// once more comes than fits into what there is.
 ///
-/// It always asks once more, until the system says `WouldBlock`. A read that filled no buffer would tell as much, but only as long as no
-/// edge has come since, and a shard without credit waits between the two.
+/// It always asks once more, until the system says `WouldBlock`. A read that filled no buffer would
+/// tell as much, but only as long as no edge has come since, and a shard without credit waits
+/// between the two.
 pub(super) struct Buffered<S> {
     stream: S,
     buffer: Box<[u8]>,
-    /// How large it is as long as little comes; without one, the stream is read into what the reader has.
+    /// How large it is as long as little comes; without one, the stream is read into what the
+    /// reader has.
     small: usize,
     /// What of the buffer has come and has not been handed on.
     start: usize,
@@ -77,7 +80,14 @@ pub(super) struct Buffered<S> {
 
 impl<S> Buffered<S> {
     pub(super) fn new(stream: S, small: usize) -> Self {
-        Self { stream, buffer: vec![0; small].into(), small, start: 0, end: 0, filled: 0 }
+        Self {
+            stream,
+            buffer: vec![0; small].into(),
+            small,
+            start: 0,
+            end: 0,
+            filled: 0,
+        }
     }
 
     /// What is below.
@@ -101,9 +111,17 @@ impl<S: Read> Read for Buffered<S> {
             if self.filled >= ENOUGH && self.buffer.len() < LARGE {
                 self.buffer = vec![0; LARGE].into();
             }
-            let into = if self.buffer.is_empty() { &mut *output } else { &mut self.buffer };
+            let into = if self.buffer.is_empty() {
+                &mut *output
+            } else {
+                &mut self.buffer
+            };
             let length = self.stream.read(into).inspect_err(|_| self.filled = 0)?;
-            self.filled = if length == into.len() { self.filled.saturating_add(1) } else { 0 };
+            self.filled = if length == into.len() {
+                self.filled.saturating_add(1)
+            } else {
+                0
+            };
             if self.buffer.is_empty() {
                 return Ok(length);
             }
@@ -126,7 +144,8 @@ impl<S: Write> Write for Buffered<S> {
     }
 }
 
-/// A stream that counts what it hands on, so that its owner can tell whether the websocket above holds a part of a frame.
+/// A stream that counts what it hands on, so that its owner can tell whether the websocket above
+/// holds a part of a frame.
 pub(super) struct Counted<S> {
     stream: S,
     /// How much of the end of the head has been handed on, or all of it.
@@ -137,7 +156,11 @@ pub(super) struct Counted<S> {
 
 impl<S> Counted<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, head: 0, handed_on: 0 }
+        Self {
+            stream,
+            head: 0,
+            handed_on: 0,
+        }
     }
 
     /// What is below.
@@ -156,7 +179,11 @@ impl<S> Counted<S> {
             && let [byte, rest @ ..] = bytes
         {
             // The byte that does not fit may be the first of a new end.
-            self.head = if *byte == END_OF_HEAD[self.head] { self.head + 1 } else { usize::from(*byte == b'\r') };
+            self.head = if *byte == END_OF_HEAD[self.head] {
+                self.head + 1
+            } else {
+                usize::from(*byte == b'\r')
+            };
             bytes = rest;
         }
         bytes.len()
@@ -193,7 +220,11 @@ mod tests {
             if self.1.u8(..8) == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            let most = if self.1.bool() { usize::MAX } else { self.1.usize(1..9000) };
+            let most = if self.1.bool() {
+                usize::MAX
+            } else {
+                self.1.usize(1..9000)
+            };
             let length = most.min(buffer.len()).min(self.0.len());
             buffer[..length].copy_from_slice(&self.0[..length]);
             self.0.drain(..length);
@@ -205,7 +236,9 @@ mod tests {
     fn nothing_is_lost_while_the_buffer_grows_and_shrinks() {
         for (seed, small) in (0..100).flat_map(|seed| [(seed, 0), (seed, SMALL)]) {
             let mut rng = fastrand::Rng::with_seed(seed);
-            let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+            let sent: Vec<u8> = (0..300_000_u32)
+                .map(|n| n.to_le_bytes()[n as usize % 3])
+                .collect();
             let mut stream = Buffered::new(Pieces(sent.clone(), rng.fork()), small);
             let (mut came, mut largest) = (Vec::new(), 0);
             while came.len() < sent.len() {
@@ -218,7 +251,11 @@ mod tests {
             }
             assert!(came == sent, "seed {seed}");
             stream.shrink();
-            assert_eq!((largest, stream.buffer.len()), (LARGE, small), "seed {seed}");
+            assert_eq!(
+                (largest, stream.buffer.len()),
+                (LARGE, small),
+                "seed {seed}"
+            );
         }
     }
 }

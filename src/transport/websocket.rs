@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use native_tls::{HandshakeError as TlsHandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream};
+use native_tls::{
+    HandshakeError as TlsHandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream,
+};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::handshake::client::{ClientHandshake, Response};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
@@ -26,8 +28,9 @@ use crate::shard_id::ShardId;
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
 
-/// tungstenite allocates it for each connection, and clears as much before it reads; large messages grow it. (Once much comes a
-/// buffer of our own lies below it, so that this is no matter of system calls.)
+/// tungstenite allocates it for each connection, and clears as much before it reads; large messages
+/// grow it. (Once much comes a buffer of our own lies below it, so that this is no matter of system
+/// calls.)
 const READ_BUFFER: usize = 4 * 1024;
 
 /// Bytes of a frame around a payload, and what a compression adds to data that it cannot shrink.
@@ -102,7 +105,8 @@ pub(super) struct Socket<S> {
     inflater: Inflater,
     /// The bytes of the frames that were read, if each message came in one.
     taken: u64,
-    /// More than has come cannot have been read: some large message was in several frames, and `taken` is of no use any more.
+    /// More than has come cannot have been read: some large message was in several frames, and
+    /// `taken` is of no use any more.
     is_miscounted: bool,
 }
 
@@ -120,7 +124,12 @@ impl Transport for WebSocketTransport {
     fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
         self.link = Link::None;
         self.flushed = true;
-        self.attempts = Some(Attempts { url: url.clone(), addresses: resolve(url)?, deadline, give_up: None });
+        self.attempts = Some(Attempts {
+            url: url.clone(),
+            addresses: resolve(url)?,
+            deadline,
+            give_up: None,
+        });
         self.try_next_address(io::ErrorKind::AddrNotAvailable.into())
     }
 
@@ -148,7 +157,11 @@ impl Transport for WebSocketTransport {
                 return Ok(Received::Opened);
             }
         }
-        if self.attempts.as_ref().is_some_and(|a| a.give_up.is_some_and(|at| Instant::now() >= at)) {
+        if self
+            .attempts
+            .as_ref()
+            .is_some_and(|a| a.give_up.is_some_and(|at| Instant::now() >= at))
+        {
             self.try_next_address(io::ErrorKind::TimedOut.into())?;
         }
         Ok(Received::Nothing)
@@ -176,7 +189,8 @@ impl Transport for WebSocketTransport {
         frame.header_mut().mask = Some(fastrand::u32(..).to_ne_bytes());
         let mut bytes = Vec::with_capacity(frame.len());
         frame.format(&mut bytes)?;
-        // A fresh connection has room for one such payload; one that has not is not worth waiting for.
+        // A fresh connection has room for one such payload; one that has not is not worth waiting
+        // for.
         let stream = socket.websocket.get_mut();
         stream.write_all(&bytes)?;
         Ok(stream.flush()?)
@@ -197,7 +211,10 @@ impl Transport for WebSocketTransport {
 
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
         if let (Link::Open(socket), Some(code)) = (&mut self.link, code) {
-            let frame = CloseFrame { code: code.into(), reason: "".into() };
+            let frame = CloseFrame {
+                code: code.into(),
+                reason: "".into(),
+            };
             self.flushed = matches!(not_blocked(socket.websocket.close(Some(frame))), Ok(true));
             self.discard(deadline);
         }
@@ -232,13 +249,15 @@ impl WebSocketTransport {
         Ok(())
     }
 
-    /// Reads and forgets what still comes, which is Discord's to send again, until the peer closes. It reads below
-    /// tungstenite, which must not be asked again after it found a frame wrong.
+    /// Reads and forgets what still comes, which is Discord's to send again, until the peer closes.
+    /// It reads below tungstenite, which must not be asked again after it found a frame wrong.
     fn discard(&mut self, deadline: Instant) {
         // Not on the stack, where it would stay with the shard.
         let mut buffer = vec![0; 4096];
         while Instant::now() < deadline && self.flush().is_ok() {
-            let Link::Open(socket) = &mut self.link else { return };
+            let Link::Open(socket) = &mut self.link else {
+                return;
+            };
             match socket.websocket.get_mut().read(&mut buffer) {
                 Ok(0) => return,
                 Ok(_) => {}
@@ -262,10 +281,12 @@ impl WebSocketTransport {
                 Ok(mut stream) => {
                     let both = Interest::READABLE | Interest::WRITABLE;
                     self.poll.registry().register(&mut stream, SOCKET, both)?;
-                    // What is left of the time is shared with those that are left; the last one has the caller's deadline.
+                    // What is left of the time is shared with those that are left; the last one has
+                    // the caller's deadline.
                     let others = u32::try_from(attempts.addresses.len()).unwrap_or(u32::MAX);
                     let now = Instant::now();
-                    let share = attempts.deadline.saturating_duration_since(now) / others.saturating_add(1);
+                    let share =
+                        attempts.deadline.saturating_duration_since(now) / others.saturating_add(1);
                     attempts.give_up = (others > 0).then(|| now + share);
                     self.maybe_ready = false;
                     self.link = Link::Tcp(stream);
@@ -307,7 +328,9 @@ impl WebSocketTransport {
     }
 
     fn connected(&mut self, stream: TcpStream) -> Result<bool, TransportError> {
-        let Some(attempts) = &mut self.attempts else { return Ok(false) };
+        let Some(attempts) = &mut self.attempts else {
+            return Ok(false);
+        };
         attempts.give_up = None;
         if attempts.url.scheme() == "wss" {
             let domain = match attempts.url.host() {
@@ -339,10 +362,15 @@ impl WebSocketTransport {
     }
 
     fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
-        let Some(attempts) = &self.attempts else { return Ok(false) };
+        let Some(attempts) = &self.attempts else {
+            return Ok(false);
+        };
         let request = attempts.url.as_str().into_client_request()?;
-        let handshake =
-            ClientHandshake::start(Counted::new(stream), request, Some(settings(self.settings.max_payload)))?;
+        let handshake = ClientHandshake::start(
+            Counted::new(stream),
+            request,
+            Some(settings(self.settings.max_payload)),
+        )?;
         self.upgraded(handshake.handshake())
     }
 
@@ -377,7 +405,12 @@ impl WebSocketTransport {
 
 impl<S: Read + Write> Socket<S> {
     pub(super) fn new(websocket: WebSocket<S>, inflater: Inflater) -> Self {
-        Self { websocket, inflater, taken: 0, is_miscounted: false }
+        Self {
+            websocket,
+            inflater,
+            taken: 0,
+            is_miscounted: false,
+        }
     }
 
     /// What came next.
@@ -389,7 +422,10 @@ impl<S: Read + Write> Socket<S> {
             }
             Ok(Message::Binary(bytes)) => {
                 self.taken += frame_size(bytes.len());
-                Ok(self.inflater.binary(&bytes)?.map_or(Received::Partial, Received::Payload))
+                Ok(self
+                    .inflater
+                    .binary(&bytes)?
+                    .map_or(Received::Partial, Received::Payload))
             }
             Ok(Message::Ping(bytes) | Message::Pong(bytes)) => {
                 self.taken += frame_size(bytes.len());
@@ -410,16 +446,18 @@ impl<S: Read + Write> Socket<Counted<S>> {
         self.taken > self.websocket.get_ref().handed_on()
     }
 
-    /// Gives back the memory that large messages and many at once have taken. That of tungstenite goes with the websocket: the
-    /// connection gets another, if this one holds no part of a frame.
+    /// Gives back the memory that large messages and many at once have taken. That of tungstenite
+    /// goes with the websocket: the connection gets another, if this one holds no part of a frame.
     fn rest(mut self, max_payload: usize) -> Self {
         self.inflater.rest();
-        let is_between_frames = self.websocket.get_ref().handed_on() == self.taken && !self.is_miscounted;
+        let is_between_frames =
+            self.websocket.get_ref().handed_on() == self.taken && !self.is_miscounted;
         if !is_between_frames || !self.websocket.can_write() {
             return self;
         }
         let stream = self.websocket.into_inner();
-        let websocket = WebSocket::from_raw_socket(stream, Role::Client, Some(settings(max_payload)));
+        let websocket =
+            WebSocket::from_raw_socket(stream, Role::Client, Some(settings(max_payload)));
         Self { websocket, ..self }
     }
 }
@@ -468,7 +506,10 @@ fn resolve(url: &Url) -> Result<VecDeque<SocketAddr>, TransportError> {
     };
     match found {
         Ok(addresses) => Ok(addresses.collect()),
-        Err(source) => Err(TransportError::Resolve { host: url.host_str().unwrap_or_default().to_owned(), source }),
+        Err(source) => Err(TransportError::Resolve {
+            host: url.host_str().unwrap_or_default().to_owned(),
+            source,
+        }),
     }
 }
 
@@ -498,7 +539,11 @@ mod tests {
 
     impl Read for Peer {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            if self.0.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { self.0.read(buffer) }
+            if self.0.is_empty() {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                self.0.read(buffer)
+            }
         }
     }
 
@@ -514,7 +559,9 @@ mod tests {
 
     fn frame(text: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
-        Frame::message(text.to_owned(), OpCode::Data(Data::Text), true).format(&mut bytes).unwrap();
+        Frame::message(text.to_owned(), OpCode::Data(Data::Text), true)
+            .format(&mut bytes)
+            .unwrap();
         bytes
     }
 
@@ -533,7 +580,13 @@ mod tests {
     }
 
     fn say(socket: &mut Socket<Counted<Buffered<Peer>>>, bytes: &[u8]) {
-        socket.websocket.get_mut().get_mut().get_mut().0.extend(bytes);
+        socket
+            .websocket
+            .get_mut()
+            .get_mut()
+            .get_mut()
+            .0
+            .extend(bytes);
     }
 
     fn text(socket: &mut Socket<Counted<Buffered<Peer>>>) -> Option<String> {
@@ -548,8 +601,22 @@ mod tests {
     fn a_rest_loses_nothing_wherever_the_stream_stands() {
         let texts = ["x".repeat(100_000), "y".repeat(200), "z".into()];
         let bytes: Vec<u8> = texts.iter().flat_map(|text| frame(text)).collect();
-        for cut in [0, 1, 2, 9, 10, 11, 5000, 100_010, 100_011, 100_013, 100_014, 100_100, bytes.len() - 1, bytes.len()]
-        {
+        for cut in [
+            0,
+            1,
+            2,
+            9,
+            10,
+            11,
+            5000,
+            100_010,
+            100_011,
+            100_013,
+            100_014,
+            100_100,
+            bytes.len() - 1,
+            bytes.len(),
+        ] {
             let mut socket = opened();
             let mut read = Vec::new();
             for part in [&bytes[..cut], &bytes[cut..]] {
@@ -566,11 +633,16 @@ mod tests {
     #[test]
     fn a_message_in_several_frames_is_no_reason_to_lose_anything() {
         let mut socket = opened();
-        // Two frames with short headers, whose message would have had a long one: two bytes more than came.
+        // Two frames with short headers, whose message would have had a long one: two bytes more
+        // than came.
         let half = "x".repeat(40_000);
         let mut bytes = Vec::new();
-        Frame::message(half.clone(), OpCode::Data(Data::Text), false).format(&mut bytes).unwrap();
-        Frame::message(half, OpCode::Data(Data::Continue), true).format(&mut bytes).unwrap();
+        Frame::message(half.clone(), OpCode::Data(Data::Text), false)
+            .format(&mut bytes)
+            .unwrap();
+        Frame::message(half, OpCode::Data(Data::Continue), true)
+            .format(&mut bytes)
+            .unwrap();
         say(&mut socket, &bytes);
         assert_eq!(text(&mut socket).map(|text| text.len()), Some(80_000));
         assert_eq!(text(&mut socket), None);
@@ -580,7 +652,11 @@ mod tests {
     #[test]
     fn frames_are_as_long_as_tungstenite_makes_them() {
         for length in [0, 1, 125, 126, 65_535, 65_536, 100_000] {
-            assert_eq!(frame_size(length), frame(&"x".repeat(length)).len() as u64, "{length}");
+            assert_eq!(
+                frame_size(length),
+                frame(&"x".repeat(length)).len() as u64,
+                "{length}"
+            );
         }
     }
 }

@@ -28,48 +28,92 @@ impl Book {
             EventKind::Closed(reason) => self.closed.push((event.shard(), *reason)),
             _ => {}
         }
-        let Some(dispatch) = event.dispatch() else { return };
+        let Some(dispatch) = event.dispatch() else {
+            return;
+        };
         if dispatch.name() == "READY" {
             let ready: serde_json::Value = dispatch.decode().expect("READY decodes");
-            let session = ready["session_id"].as_str().expect("READY has a session").to_owned();
+            let session = ready["session_id"]
+                .as_str()
+                .expect("READY has a session")
+                .to_owned();
             self.current.insert(event.shard(), session);
         }
         if dispatch.name() != "RESUMED" {
             let session = self.current.get(&event.shard()).expect("READY comes first");
-            let entry = (dispatch.sequence(), dispatch.name().to_string(), sim::digest(dispatch.data()));
-            self.sessions.entry(session.clone()).or_default().push(entry);
+            let entry = (
+                dispatch.sequence(),
+                dispatch.name().to_string(),
+                sim::digest(dispatch.data()),
+            );
+            self.sessions
+                .entry(session.clone())
+                .or_default()
+                .push(entry);
         }
     }
 
     /// How many events the sessions that are live at the gateway still wait for.
     pub fn missing(&self, gateway: &sim::Gateway) -> u64 {
         let seen = gateway.observed();
-        let live = seen.sequences.iter().filter(|(session, _)| !seen.lost.contains(*session));
+        let live = seen
+            .sequences
+            .iter()
+            .filter(|(session, _)| !seen.lost.contains(*session));
         live.map(|(session, last)| {
-            last.saturating_sub(self.sessions.get(session).map_or(0, |events| events.len() as u64))
+            last.saturating_sub(
+                self.sessions
+                    .get(session)
+                    .map_or(0, |events| events.len() as u64),
+            )
         })
         .sum()
     }
 
-    /// Every session got what the gateway gave it, once each and in order: all of it, or up to where it was lost by
-    /// Discord's rules, which was told. Returns how many events that were.
+    /// Every session got what the gateway gave it, once each and in order: all of it, or up to
+    /// where it was lost by Discord's rules, which was told. Returns how many events that were.
     pub fn check(&self, gateway: &sim::Gateway) -> usize {
         let seen = gateway.observed();
         let mut given: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
         for event in gateway.dispatches() {
-            given.entry(event.session).or_default().push((event.sequence, event.name, event.digest));
+            given.entry(event.session).or_default().push((
+                event.sequence,
+                event.name,
+                event.digest,
+            ));
         }
         let mut count = 0;
         for (session, given) in &given {
             let got = self.sessions.get(session).map_or(&[][..], Vec::as_slice);
-            let same = given.iter().zip(got).take_while(|(given, got)| given == got).count();
-            assert_eq!(same, got.len(), "session {session}: got {:?}, given {:?}", got.get(same), given.get(same));
+            let same = given
+                .iter()
+                .zip(got)
+                .take_while(|(given, got)| given == got)
+                .count();
+            assert_eq!(
+                same,
+                got.len(),
+                "session {session}: got {:?}, given {:?}",
+                got.get(same),
+                given.get(same)
+            );
             count += got.len();
             if let Some(last) = self.lost.get(session) {
-                assert!(seen.lost.contains(session), "session {session} was given up for nothing");
-                assert_eq!(*last, got.len() as u64, "session {session}: the loss tells where");
+                assert!(
+                    seen.lost.contains(session),
+                    "session {session} was given up for nothing"
+                );
+                assert_eq!(
+                    *last,
+                    got.len() as u64,
+                    "session {session}: the loss tells where"
+                );
             } else if !got.is_empty() {
-                assert_eq!(got.len(), given.len(), "session {session}: the rest is missing, and no loss was told");
+                assert_eq!(
+                    got.len(),
+                    given.len(),
+                    "session {session}: the rest is missing, and no loss was told"
+                );
             }
         }
         for session in self.sessions.keys() {

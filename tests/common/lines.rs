@@ -13,7 +13,12 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.0.lock().push(format!("{} {} {}", record.level(), record.target(), record.args()));
+        self.0.lock().push(format!(
+            "{} {} {}",
+            record.level(),
+            record.target(),
+            record.args()
+        ));
     }
 
     fn flush(&self) {}

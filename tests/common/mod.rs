@@ -1,6 +1,10 @@
 //! The rig: a simulated gateway, and a manager that is pointed at it.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of the rig")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of the rig"
+)]
 
 pub mod book;
 pub mod lines;
@@ -12,7 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use threadcord::{Command, Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim};
+use threadcord::{
+    Command, Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim,
+};
 
 /// How long anything may take on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,12 +26,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A hundredth of Discord's time: a window of 5 s has 50 ms.
 pub const SCALE: f64 = 0.01;
 
-pub const COMPRESSIONS: [Compression; 4] =
-    [Compression::None, Compression::Payload, Compression::ZlibStream, Compression::ZstdStream];
+pub const COMPRESSIONS: [Compression; 4] = [
+    Compression::None,
+    Compression::Payload,
+    Compression::ZlibStream,
+    Compression::ZstdStream,
+];
 
 /// A gateway whose time is scaled, but for the heartbeat interval, which is 5 s.
 pub fn gateway() -> sim::Builder {
-    sim::Gateway::builder().time_scale(SCALE).heartbeat_interval(Duration::from_secs(500))
+    sim::Gateway::builder()
+        .time_scale(SCALE)
+        .heartbeat_interval(Duration::from_secs(500))
 }
 
 /// A configuration for a gateway of the rig.
@@ -33,8 +45,9 @@ pub fn config(gateway: &sim::Gateway) -> Config {
     let mut timing = Timing::scaled(SCALE);
     // Most tests take their events on the thread that suspends.
     timing.handlers_timeout = Duration::ZERO;
-    let config =
-        Config::new(Token::new(gateway.token()).unwrap(), Intents::all()).rest_url(gateway.rest_url()).timing(timing);
+    let config = Config::new(Token::new(gateway.token()).unwrap(), Intents::all())
+        .rest_url(gateway.rest_url())
+        .timing(timing);
     match gateway.root_certificate() {
         Some(pem) => config.root_certificates(pem),
         None => config,
@@ -44,7 +57,9 @@ pub fn config(gateway: &sim::Gateway) -> Config {
 /// A manager whose shards are all ready.
 pub fn ready(config: Config) -> ShardManager {
     let manager = ShardManager::start(config).expect("it starts");
-    manager.wait_ready(PATIENCE).expect("every shard gets ready");
+    manager
+        .wait_ready(PATIENCE)
+        .expect("every shard gets ready");
     manager
 }
 
@@ -69,14 +84,22 @@ pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
     }
 }
 
-/// Sends every guild numbered events, `rate` a second in all, until it is told to stop; each number `copies` times in a row.
-/// Each must be heard by so many sessions. Returns how many events each guild got.
-pub fn send(gateway: &sim::Gateway, rate: u32, copies: u64, heard_by: RangeInclusive<usize>, stop: &AtomicBool) -> u64 {
+/// Sends every guild numbered events, `rate` a second in all, until it is told to stop; each number
+/// `copies` times in a row. Each must be heard by so many sessions. Returns how many events each
+/// guild got.
+pub fn send(
+    gateway: &sim::Gateway,
+    rate: u32,
+    copies: u64,
+    heard_by: RangeInclusive<usize>,
+    stop: &AtomicBool,
+) -> u64 {
     let (guilds, start, mut sent) = (gateway.guild_ids(), Instant::now(), 0_u64);
     let count = u32::try_from(guilds.len()).unwrap();
     while !stop.load(Ordering::Acquire) || !sent.is_multiple_of(copies) {
         for guild in &guilds {
-            let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": sent / copies});
+            let data =
+                json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": sent / copies});
             let heard = gateway.emit(Some(*guild), "TYPING_START", &data).unwrap();
             assert!(heard_by.contains(&heard), "{heard} sessions heard it");
         }
@@ -89,9 +112,14 @@ pub fn send(gateway: &sim::Gateway, rate: u32, copies: u64, heard_by: RangeInclu
 
 /// The guild and the number of a numbered event.
 pub fn number(event: &Event) -> Option<(u64, u64)> {
-    let dispatch = event.dispatch().filter(|dispatch| dispatch.name() == "TYPING_START")?;
+    let dispatch = event
+        .dispatch()
+        .filter(|dispatch| dispatch.name() == "TYPING_START")?;
     let data: Value = dispatch.decode().unwrap();
-    Some((data["guild_id"].as_str().unwrap().parse().unwrap(), data["timestamp"].as_u64().unwrap()))
+    Some((
+        data["guild_id"].as_str().unwrap().parse().unwrap(),
+        data["timestamp"].as_u64().unwrap(),
+    ))
 }
 
 /// Threads and open descriptors of this process.
@@ -105,7 +133,10 @@ pub fn footprint() -> (usize, usize) {
 #[cfg(target_os = "linux")]
 pub fn resident_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -118,7 +149,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// An HTTP server that answers each connection's first request with the next of `answers`, and the last one for good.
+/// An HTTP server that answers each connection's first request with the next of `answers`, and the
+/// last one for good.
 pub struct Http {
     pub url: String,
     pub requests: std::sync::Arc<std::sync::atomic::AtomicUsize>,

@@ -25,11 +25,19 @@ impl Program {
         let mut value = |word: &str| {
             let mut line = String::new();
             lines.read_line(&mut line).unwrap();
-            line.strip_prefix(word).unwrap_or_else(|| panic!("{word}: {line}")).trim().to_owned()
+            line.strip_prefix(word)
+                .unwrap_or_else(|| panic!("{word}: {line}"))
+                .trim()
+                .to_owned()
         };
         let _gateway = value("gateway");
         let (rest_url, token) = (value("rest"), value("token"));
-        Self { child, lines, rest_url, token }
+        Self {
+            child,
+            lines,
+            rest_url,
+            token,
+        }
     }
 
     pub fn config(&self) -> Config {

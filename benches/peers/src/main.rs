@@ -1,4 +1,5 @@
-//! twilight-gateway as a client of the benches' gateway: it takes the same orders as the clients of `end_to_end`.
+//! twilight-gateway as a client of the benches' gateway: it takes the same orders as the clients of
+//! `end_to_end`.
 //!
 //! `peers client NAME COMPRESSION SHARDS WARM COUNT RATE URL`
 

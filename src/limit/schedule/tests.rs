@@ -1,4 +1,7 @@
-#![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "made-up instants count from some real one"
+)]
 
 use std::collections::HashMap;
 
@@ -13,11 +16,21 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn limits(max_concurrency: u32, remaining: u32) -> Limits {
     let max_concurrency = NonZeroU32::new(max_concurrency).unwrap();
-    Limits { total: 1000, remaining, reset_after: Duration::from_secs(3600), max_concurrency }
+    Limits {
+        total: 1000,
+        remaining,
+        reset_after: Duration::from_secs(3600),
+        max_concurrency,
+    }
 }
 
 fn rules(release_after: ReleaseAfter) -> Rules {
-    Rules { window: WINDOW, release_after, reset_every: DAY, reset_guard: GUARD }
+    Rules {
+        window: WINDOW,
+        release_after,
+        reset_every: DAY,
+        reset_guard: GUARD,
+    }
 }
 
 fn schedule(now: Instant, limits: Limits) -> Schedule {
@@ -52,7 +65,11 @@ fn one_per_key_and_window_in_order() {
 fn an_unused_permit_frees_its_slot_at_once() {
     let now = Instant::now();
     let mut schedule = schedule(now, limits(1, 1000));
-    let (a, b, c) = (schedule.request(shard(0)), schedule.request(shard(1)), schedule.request(shard(2)));
+    let (a, b, c) = (
+        schedule.request(shard(0)),
+        schedule.request(shard(1)),
+        schedule.request(shard(2)),
+    );
     assert_eq!(granted(&mut schedule, now), [a]);
     schedule.leave(now, b);
     schedule.leave(now, a);
@@ -76,7 +93,13 @@ fn with_nothing_remaining_everyone_waits_for_the_reset() {
 #[test]
 fn a_reset_that_is_now_is_a_new_day() {
     let now = Instant::now();
-    let mut schedule = schedule(now, Limits { reset_after: Duration::ZERO, ..limits(1, 0) });
+    let mut schedule = schedule(
+        now,
+        Limits {
+            reset_after: Duration::ZERO,
+            ..limits(1, 0)
+        },
+    );
     let id = schedule.request(shard(0));
     assert_eq!(granted(&mut schedule, now), [id]);
 }
@@ -84,7 +107,13 @@ fn a_reset_that_is_now_is_a_new_day() {
 #[test]
 fn no_wait_overflows() {
     let now = Instant::now();
-    let mut schedule = schedule(now, Limits { reset_after: Duration::MAX, ..limits(1, 0) });
+    let mut schedule = schedule(
+        now,
+        Limits {
+            reset_after: Duration::MAX,
+            ..limits(1, 0)
+        },
+    );
     let id = schedule.request(shard(0));
     assert!(matches!(schedule.poll(now), Turn::Wait(Some(_))));
     schedule.update(now, limits(1, 10));
@@ -98,15 +127,43 @@ fn no_wait_overflows() {
 fn an_answer_that_is_out_of_date_gives_nothing_back() {
     let now = Instant::now();
     let day = Duration::from_secs(3600);
-    let mut schedule = schedule(now, Limits { reset_after: day, ..limits(1, 5) });
+    let mut schedule = schedule(
+        now,
+        Limits {
+            reset_after: day,
+            ..limits(1, 5)
+        },
+    );
     let id = schedule.request(shard(0));
     assert_eq!(granted(&mut schedule, now), [id]);
     schedule.used(now, id);
-    schedule.update(now, Limits { reset_after: day, ..limits(1, 5) });
-    assert_eq!(schedule.remaining(now), 4, "it was asked for before the IDENTIFY");
-    schedule.update(now, Limits { reset_after: day, ..limits(1, 2) });
+    schedule.update(
+        now,
+        Limits {
+            reset_after: day,
+            ..limits(1, 5)
+        },
+    );
+    assert_eq!(
+        schedule.remaining(now),
+        4,
+        "it was asked for before the IDENTIFY"
+    );
+    schedule.update(
+        now,
+        Limits {
+            reset_after: day,
+            ..limits(1, 2)
+        },
+    );
     assert_eq!(schedule.remaining(now), 2, "other processes spend, too");
-    schedule.update(now, Limits { reset_after: 20 * day, ..limits(1, 1000) });
+    schedule.update(
+        now,
+        Limits {
+            reset_after: 20 * day,
+            ..limits(1, 1000)
+        },
+    );
     assert_eq!(schedule.remaining(now), 1000, "another day");
 }
 
@@ -147,7 +204,11 @@ fn leaving_after_use_frees_nothing_twice() {
     schedule.exit_after(now + WINDOW, ids[0], Duration::ZERO);
     schedule.used(now + WINDOW, ids[0]);
     schedule.leave(now + WINDOW, ids[0]);
-    assert_eq!(granted(&mut schedule, now + WINDOW), [], "the second is held");
+    assert_eq!(
+        granted(&mut schedule, now + WINDOW),
+        [],
+        "the second is held"
+    );
     assert_eq!(schedule.remaining(now), 9);
 }
 
@@ -160,14 +221,24 @@ fn a_new_number_of_keys_keeps_order_and_windows() {
     schedule.used(now, ids[0]);
     schedule.update(now, limits(2, 999));
     assert_eq!(schedule.poll(now), Turn::Wait(Some(now + WINDOW)));
-    assert_eq!(granted(&mut schedule, now + WINDOW), [ids[2], ids[1]], "keys 0 and 1");
+    assert_eq!(
+        granted(&mut schedule, now + WINDOW),
+        [ids[2], ids[1]],
+        "keys 0 and 1"
+    );
 }
 
 #[test]
 fn a_hundred_thousand_tickets_in_linear_time() {
     let now = Instant::now();
-    let mut schedule =
-        Schedule::new(now, Limits { total: u32::MAX, ..limits(16, u32::MAX) }, rules(ReleaseAfter::Identify));
+    let mut schedule = Schedule::new(
+        now,
+        Limits {
+            total: u32::MAX,
+            ..limits(16, u32::MAX)
+        },
+        rules(ReleaseAfter::Identify),
+    );
     for n in 0..100_000 {
         schedule.request(shard(n));
     }
@@ -234,12 +305,23 @@ impl Observer {
                     prop_assert!(at.is_some(), "granted twice, or after it left");
                     let (_, shard) = self.queued.remove(at.unwrap());
                     let key = self.key(shard);
-                    let earlier = self.queued[..at.unwrap()].iter().any(|(_, other)| self.key(*other) == key);
+                    let earlier = self.queued[..at.unwrap()]
+                        .iter()
+                        .any(|(_, other)| self.key(*other) == key);
                     prop_assert!(!earlier, "overtook another of its key");
-                    prop_assert!(!self.held.iter().any(|(_, other)| self.key(*other) == key), "two permits of a key");
-                    prop_assert!(self.held.len() < self.left as usize, "more than the day allows");
+                    prop_assert!(
+                        !self.held.iter().any(|(_, other)| self.key(*other) == key),
+                        "two permits of a key"
+                    );
+                    prop_assert!(
+                        self.held.len() < self.left as usize,
+                        "more than the day allows"
+                    );
                     if let Some(last) = self.last_use.get(&key) {
-                        prop_assert!(self.now >= *last + WINDOW, "two IDENTIFYs of a key within the window");
+                        prop_assert!(
+                            self.now >= *last + WINDOW,
+                            "two IDENTIFYs of a key within the window"
+                        );
                     }
                     self.held.push((id, shard));
                 }
@@ -249,7 +331,9 @@ impl Observer {
 
     fn step(&mut self, schedule: &mut Schedule, step: Step) {
         match step {
-            Step::Request(number) => self.queued.push((schedule.request(shard(number)), shard(number))),
+            Step::Request(number) => self
+                .queued
+                .push((schedule.request(shard(number)), shard(number))),
             Step::Leave(n) => {
                 let known = self.queued.len() + self.held.len();
                 if let Some(at) = n.checked_rem(known) {
@@ -296,7 +380,8 @@ proptest! {
             seen.step(&mut schedule, step);
             seen.check_grants(&mut schedule)?;
         }
-        // From here on everyone uses what is granted: the queue must drain, waiting only when told to.
+        // From here on everyone uses what is granted: the queue must drain, waiting only when told
+        // to.
         while !seen.queued.is_empty() || !seen.held.is_empty() {
             while let Some((id, shard)) = seen.held.pop() {
                 schedule.used(seen.now, id);

@@ -51,7 +51,9 @@ impl Identity {
             compress: self.compress,
             large_threshold: self.large_threshold,
             shard,
-            presence: presence.map(Command::data).or_else(|| self.presence.as_ref().map(|presence| json!(presence))),
+            presence: presence
+                .map(Command::data)
+                .or_else(|| self.presence.as_ref().map(|presence| json!(presence))),
         };
         Secret(json!({"op": 2, "d": data}).to_string())
     }
@@ -106,10 +108,17 @@ mod tests {
         identity.presence = Some(Presence::new(OnlineStatus::Idle));
         assert_eq!(identify(&identity, None)["d"]["presence"]["status"], "idle");
         let later = Command::presence(&Presence::new(OnlineStatus::DoNotDisturb)).unwrap();
-        assert_eq!(identify(&identity, Some(&later))["d"]["presence"]["status"], "dnd", "what was set last counts");
+        assert_eq!(
+            identify(&identity, Some(&later))["d"]["presence"]["status"],
+            "dnd",
+            "what was set last counts"
+        );
         let session = Session::new("s".into(), 9, String::new(), shard, 0);
         let resume: Value = serde_json::from_str(identity.resume(&session).expose()).unwrap();
         assert!(!format!("{:?} {identity:?}", identity.resume(&session)).contains("a.b.c"));
-        assert_eq!(resume, json!({"op": 6, "d": {"token": "a.b.c", "session_id": "s", "seq": 9}}));
+        assert_eq!(
+            resume,
+            json!({"op": 6, "d": {"token": "a.b.c", "session_id": "s", "seq": 9}})
+        );
     }
 }

@@ -7,17 +7,20 @@ use crate::intents::Intents;
 
 /// How many members may be asked for by their ids, and how many a prefix finds at most.
 ///
-/// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+/// Source: [Discord, Request Guild
+/// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
 const MOST_MEMBERS: usize = 100;
 
-/// The longest nonce, in bytes; Discord ignores a longer one, and answers that nobody can tell apart come back.
+/// The longest nonce, in bytes; Discord ignores a longer one, and answers that nobody can tell
+/// apart come back.
 ///
 /// Source: as above.
 const LONGEST_NONCE: usize = 32;
 
 /// Which members of a guild to ask for.
 ///
-/// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+/// Source: [Discord, Request Guild
+/// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberQuery {
     pub(super) which: Which,
@@ -32,16 +35,19 @@ pub(super) enum Which {
 }
 
 impl MemberQuery {
-    /// All members. Needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS); once per guild and 30 s, which the library
-    /// keeps to.
+    /// All members. Needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS); once per guild
+    /// and 30 s, which the library keeps to.
     pub fn all() -> Self {
         Self::new(Which::All)
     }
 
-    /// Those whose name begins with `prefix`, up to `limit` of them, which is 1 to 100. An empty prefix fits everybody, and needs
-    /// [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS).
+    /// Those whose name begins with `prefix`, up to `limit` of them, which is 1 to 100. An empty
+    /// prefix fits everybody, and needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS).
     pub fn prefix(prefix: impl Into<String>, limit: usize) -> Self {
-        Self::new(Which::Prefix { prefix: prefix.into(), limit })
+        Self::new(Which::Prefix {
+            prefix: prefix.into(),
+            limit,
+        })
     }
 
     /// Those with these ids, 1 to 100 of them.
@@ -49,13 +55,17 @@ impl MemberQuery {
         Self::new(Which::Ids(ids.into_iter().collect()))
     }
 
-    /// Whether to tell their presences too. Needs [`Intents::GUILD_PRESENCES`](crate::Intents::GUILD_PRESENCES).
+    /// Whether to tell their presences too. Needs
+    /// [`Intents::GUILD_PRESENCES`](crate::Intents::GUILD_PRESENCES).
     pub fn presences(self, presences: bool) -> Self {
         Self { presences, ..self }
     }
 
     fn new(which: Which) -> Self {
-        Self { which, presences: false }
+        Self {
+            which,
+            presences: false,
+        }
     }
 
     /// The intents without which Discord does not answer it, or not in full.
@@ -65,8 +75,16 @@ impl MemberQuery {
             Which::Prefix { prefix, .. } => prefix.is_empty(),
             Which::Ids(_) => false,
         };
-        let members = if everybody { Intents::GUILD_MEMBERS } else { Intents::empty() };
-        if self.presences { members | Intents::GUILD_PRESENCES } else { members }
+        let members = if everybody {
+            Intents::GUILD_MEMBERS
+        } else {
+            Intents::empty()
+        };
+        if self.presences {
+            members | Intents::GUILD_PRESENCES
+        } else {
+            members
+        }
     }
 
     /// The data of the request, checked.
@@ -80,14 +98,20 @@ impl MemberQuery {
             Which::Ids(ids) if ids.is_empty() => {
                 return Err(InvalidCommand::field("user_ids", "empty", "1 to 100 ids"));
             }
-            Which::Ids(ids) => json!({"user_ids": ids.iter().map(u64::to_string).collect::<Vec<_>>()}),
+            Which::Ids(ids) => {
+                json!({"user_ids": ids.iter().map(u64::to_string).collect::<Vec<_>>()})
+            }
         };
         let ids = match &self.which {
             Which::Ids(ids) => ids.as_slice(),
             Which::All | Which::Prefix { .. } => &[],
         };
         if guild_id == 0 || ids.contains(&0) {
-            let field = if guild_id == 0 { "guild_id" } else { "user_ids" };
+            let field = if guild_id == 0 {
+                "guild_id"
+            } else {
+                "user_ids"
+            };
             return Err(InvalidCommand::field(field, 0, "ids, which are not 0"));
         }
         data["guild_id"] = guild_id.to_string().into();
@@ -107,15 +131,29 @@ pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
     }
     let is_query = data["query"].is_string() && data["limit"].is_u64();
     if !data["query"].is_null() && !is_query {
-        return Err(InvalidCommand::field("query", &data["query"], "a text, together with a `limit`"));
+        return Err(InvalidCommand::field(
+            "query",
+            &data["query"],
+            "a text, together with a `limit`",
+        ));
     }
-    if let Some(count) = data["user_ids"].as_array().map(Vec::len).filter(|count| *count > MOST_MEMBERS) {
-        return Err(InvalidCommand::field("user_ids", format!("{count} ids"), "up to 100 ids: ask several times"));
+    if let Some(count) = data["user_ids"]
+        .as_array()
+        .map(Vec::len)
+        .filter(|count| *count > MOST_MEMBERS)
+    {
+        return Err(InvalidCommand::field(
+            "user_ids",
+            format!("{count} ids"),
+            "up to 100 ids: ask several times",
+        ));
     }
     match data["nonce"].as_str().map(str::len) {
-        Some(length) if length > LONGEST_NONCE => {
-            Err(InvalidCommand::field("nonce", format!("{length} bytes long"), "up to 32 bytes"))
-        }
+        Some(length) if length > LONGEST_NONCE => Err(InvalidCommand::field(
+            "nonce",
+            format!("{length} bytes long"),
+            "up to 32 bytes",
+        )),
         _ => Ok(()),
     }
 }
@@ -127,17 +165,22 @@ mod tests {
     #[test]
     fn the_wire_format() {
         let data = |query: MemberQuery, nonce| query.data(5, nonce).unwrap();
-        let all = json!({"guild_id": "5", "query": "", "limit": 0, "presences": false, "nonce": "n"});
+        let all =
+            json!({"guild_id": "5", "query": "", "limit": 0, "presences": false, "nonce": "n"});
         assert_eq!(data(MemberQuery::all(), Some("n")), all);
         let prefix = json!({"guild_id": "5", "query": "fr", "limit": 100, "presences": true});
-        assert_eq!(data(MemberQuery::prefix("fr", 100).presences(true), None), prefix);
+        assert_eq!(
+            data(MemberQuery::prefix("fr", 100).presences(true), None),
+            prefix
+        );
         let ids = json!({"guild_id": "5", "user_ids": ["7", "8"], "presences": false});
         assert_eq!(data(MemberQuery::ids([7, 8]), None), ids);
     }
 
     #[test]
     fn each_limit_is_checked_and_named() {
-        let refused = |query: &MemberQuery, nonce| query.data(5, nonce).expect_err("refused").to_string();
+        let refused =
+            |query: &MemberQuery, nonce| query.data(5, nonce).expect_err("refused").to_string();
         for limit in [0, 101] {
             let error = refused(&MemberQuery::prefix("x", limit), None);
             assert_eq!(error, format!("`limit` is {limit}; allowed: 1 to 100"));
@@ -157,6 +200,9 @@ mod tests {
         assert_eq!(MemberQuery::all().needs(), Intents::GUILD_MEMBERS);
         assert_eq!(MemberQuery::prefix("", 5).needs(), Intents::GUILD_MEMBERS);
         assert_eq!(MemberQuery::prefix("x", 5).needs(), Intents::empty());
-        assert_eq!(MemberQuery::ids([1]).presences(true).needs(), Intents::GUILD_PRESENCES);
+        assert_eq!(
+            MemberQuery::ids([1]).presences(true).needs(),
+            Intents::GUILD_PRESENCES
+        );
     }
 }

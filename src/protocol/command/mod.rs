@@ -15,11 +15,12 @@ pub use presence::{Activity, ActivityKind, OnlineStatus, Presence};
 
 /// The greatest size of a payload to Discord, in bytes of JSON; above it Discord closes with 4002.
 ///
-/// Source: [Discord, Sending events](https://docs.discord.com/developers/events/gateway#sending-events).
+/// Source: [Discord, Sending
+/// events](https://docs.discord.com/developers/events/gateway#sending-events).
 pub const MAX_PAYLOAD: usize = 4096;
 
-/// What is left in an IDENTIFY for a presence. Ours: the presence that was set last goes into the next IDENTIFY, whose other
-/// fields have the rest.
+/// What is left in an IDENTIFY for a presence. Ours: the presence that was set last goes into the
+/// next IDENTIFY, whose other fields have the rest.
 pub const MAX_PRESENCE: usize = 3072;
 
 const PRESENCE_UPDATE: u64 = 3;
@@ -28,8 +29,9 @@ const REQUEST_GUILD_MEMBERS: u64 = 8;
 const REQUEST_SOUNDBOARD_SOUNDS: u64 = 31;
 const REQUEST_CHANNEL_INFO: u64 = 43;
 
-/// Something to say to Discord on a shard's connection, checked when it is built: what Discord would refuse, ignore or close the
-/// connection for is an error here, with the field and what is allowed.
+/// Something to say to Discord on a shard's connection, checked when it is built: what Discord
+/// would refuse, ignore or close the connection for is an error here, with the field and what is
+/// allowed.
 ///
 /// ```
 /// # use threadcord::{Command, OnlineStatus, Presence, VoiceState};
@@ -55,19 +57,26 @@ pub(crate) struct MemberScope {
 }
 
 impl Command {
-    /// How the bot looks to others. At most 5 go out per 20 s; of those that wait the newest counts, and it goes into later
-    /// IDENTIFYs too. Up to 3,072 bytes.
+    /// How the bot looks to others. At most 5 go out per 20 s; of those that wait the newest
+    /// counts, and it goes into later IDENTIFYs too. Up to 3,072 bytes.
     ///
-    /// Source: [Discord, Update Presence](https://docs.discord.com/developers/events/gateway-events#update-presence).
+    /// Source: [Discord, Update
+    /// Presence](https://docs.discord.com/developers/events/gateway-events#update-presence).
     pub fn presence(presence: &Presence) -> Result<Self, InvalidCommand> {
         Self::raw(&json!({"op": PRESENCE_UPDATE, "d": presence}))
     }
 
     /// Joins, moves or leaves a voice channel. (The voice connection itself is not this library's.)
     ///
-    /// Source: [Discord, Update Voice State](https://docs.discord.com/developers/events/gateway-events#update-voice-state).
+    /// Source: [Discord, Update Voice
+    /// State](https://docs.discord.com/developers/events/gateway-events#update-voice-state).
     pub fn voice_state(state: &VoiceState) -> Result<Self, InvalidCommand> {
-        let VoiceState { guild_id, channel_id, self_mute, self_deaf } = *state;
+        let VoiceState {
+            guild_id,
+            channel_id,
+            self_mute,
+            self_deaf,
+        } = *state;
         let ids = [("guild_id", Some(guild_id)), ("channel_id", channel_id)];
         if let Some((field, _)) = ids.into_iter().find(|(_, id)| *id == Some(0)) {
             return Err(InvalidCommand::field(field, 0, "an id"));
@@ -82,23 +91,38 @@ impl Command {
         Self::raw(&json!({"op": VOICE_STATE_UPDATE, "d": data}))
     }
 
-    /// Asks for members of a guild; they come as `GUILD_MEMBERS_CHUNK`s, with the nonce, if there is one (up to 32 bytes).
-    /// [`Shard::request_members`](crate::Shard::request_members) collects them.
+    /// Asks for members of a guild; they come as `GUILD_MEMBERS_CHUNK`s, with the nonce, if there
+    /// is one (up to 32 bytes). [`Shard::request_members`](crate::Shard::request_members) collects
+    /// them.
     ///
-    /// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
-    pub fn request_members(guild_id: u64, query: &MemberQuery, nonce: Option<&str>) -> Result<Self, InvalidCommand> {
+    /// Source: [Discord, Request Guild
+    /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+    pub fn request_members(
+        guild_id: u64,
+        query: &MemberQuery,
+        nonce: Option<&str>,
+    ) -> Result<Self, InvalidCommand> {
         Self::raw(&json!({"op": REQUEST_GUILD_MEMBERS, "d": query.data(guild_id, nonce)?}))
     }
 
     /// Asks for the soundboards of guilds; each comes as `SOUNDBOARD_SOUNDS`.
     ///
-    /// Source: [Discord, Request Soundboard Sounds](https://docs.discord.com/developers/events/gateway-events#request-soundboard-sounds).
+    /// Source: [Discord, Request Soundboard
+    /// Sounds](https://docs.discord.com/developers/events/gateway-events#request-soundboard-sounds).
     pub fn soundboard_sounds(guild_ids: &[u64]) -> Result<Self, InvalidCommand> {
         if guild_ids.is_empty() {
-            return Err(InvalidCommand::field("guild_ids", "empty", "at least one guild"));
+            return Err(InvalidCommand::field(
+                "guild_ids",
+                "empty",
+                "at least one guild",
+            ));
         }
         if guild_ids.contains(&0) {
-            return Err(InvalidCommand::field("guild_ids", 0, "ids, which are not 0"));
+            return Err(InvalidCommand::field(
+                "guild_ids",
+                0,
+                "ids, which are not 0",
+            ));
         }
         let guild_ids: Vec<String> = guild_ids.iter().map(u64::to_string).collect();
         Self::raw(&json!({"op": REQUEST_SOUNDBOARD_SOUNDS, "d": {"guild_ids": guild_ids}}))
@@ -106,25 +130,36 @@ impl Command {
 
     /// Asks for what changes often about a guild's voice channels; it comes as `CHANNEL_INFO`.
     ///
-    /// Source: [Discord, Request Channel Info](https://docs.discord.com/developers/events/gateway-events#request-channel-info).
+    /// Source: [Discord, Request Channel
+    /// Info](https://docs.discord.com/developers/events/gateway-events#request-channel-info).
     pub fn channel_info(guild_id: u64, fields: &[ChannelField]) -> Result<Self, InvalidCommand> {
         if guild_id == 0 {
             return Err(InvalidCommand::field("guild_id", 0, "an id"));
         }
         if fields.is_empty() {
-            return Err(InvalidCommand::field("fields", "empty", "at least one of `status` and `voice_start_time`"));
+            return Err(InvalidCommand::field(
+                "fields",
+                "empty",
+                "at least one of `status` and `voice_start_time`",
+            ));
         }
-        Self::raw(&json!({"op": REQUEST_CHANNEL_INFO, "d": {"guild_id": guild_id.to_string(), "fields": fields}}))
+        Self::raw(
+            &json!({"op": REQUEST_CHANNEL_INFO, "d": {"guild_id": guild_id.to_string(), "fields": fields}}),
+        )
     }
 
     /// A payload as it goes over the wire: an object with an `op`.
     ///
-    /// Heartbeats (1), IDENTIFY (2) and RESUME (6) are the library's own and refused; and so is what Discord would answer with
-    /// a close or not at all: a presence that is none, a request for members with both or neither of `query` and `user_ids`, with
-    /// over 100 ids, or with a nonce of over 32 bytes.
+    /// Heartbeats (1), IDENTIFY (2) and RESUME (6) are the library's own and refused; and so is
+    /// what Discord would answer with a close or not at all: a presence that is none, a request for
+    /// members with both or neither of `query` and `user_ids`, with over 100 ids, or with a nonce
+    /// of over 32 bytes.
     pub fn raw(payload: &Value) -> Result<Self, InvalidCommand> {
         let object = payload.as_object().ok_or(InvalidCommand::NotAnObject)?;
-        let op = object.get("op").and_then(Value::as_u64).ok_or(InvalidCommand::NoOpcode)?;
+        let op = object
+            .get("op")
+            .and_then(Value::as_u64)
+            .ok_or(InvalidCommand::NoOpcode)?;
         if matches!(op, 1 | 2 | 6) {
             return Err(InvalidCommand::Reserved(op));
         }
@@ -142,9 +177,17 @@ impl Command {
         }
         let json = payload.to_string();
         if json.len() > MAX_PAYLOAD {
-            return Err(InvalidCommand::TooLarge { bytes: json.len(), allowed: MAX_PAYLOAD });
+            return Err(InvalidCommand::TooLarge {
+                bytes: json.len(),
+                allowed: MAX_PAYLOAD,
+            });
         }
-        Ok(Self { op, json, members, nonce })
+        Ok(Self {
+            op,
+            json,
+            members,
+            nonce,
+        })
     }
 
     /// The opcode.
@@ -200,12 +243,22 @@ pub struct VoiceState {
 impl VoiceState {
     /// In a channel, neither mute nor deaf.
     pub fn join(guild_id: u64, channel_id: u64) -> Self {
-        Self { guild_id, channel_id: Some(channel_id), self_mute: false, self_deaf: false }
+        Self {
+            guild_id,
+            channel_id: Some(channel_id),
+            self_mute: false,
+            self_deaf: false,
+        }
     }
 
     /// In no channel.
     pub fn leave(guild_id: u64) -> Self {
-        Self { guild_id, channel_id: None, self_mute: false, self_deaf: false }
+        Self {
+            guild_id,
+            channel_id: None,
+            self_mute: false,
+            self_deaf: false,
+        }
     }
 
     /// Sets [`self_mute`](Self::self_mute).
@@ -267,25 +320,51 @@ pub enum InvalidCommand {
 }
 
 impl InvalidCommand {
-    pub(crate) fn field(field: impl Into<String>, given: impl fmt::Display, allowed: &'static str) -> Self {
-        Self::Field { field: field.into(), given: given.to_string(), allowed }
+    pub(crate) fn field(
+        field: impl Into<String>,
+        given: impl fmt::Display,
+        allowed: &'static str,
+    ) -> Self {
+        Self::Field {
+            field: field.into(),
+            given: given.to_string(),
+            allowed,
+        }
     }
 }
 
 fn check_presence(data: &Value) -> Result<(), InvalidCommand> {
     if !data["activities"].is_array() {
-        return Err(InvalidCommand::field("activities", &data["activities"], "an array; an empty one for none"));
+        return Err(InvalidCommand::field(
+            "activities",
+            &data["activities"],
+            "an array; an empty one for none",
+        ));
     }
-    let presence = Presence::deserialize(data)
-        .map_err(|error| InvalidCommand::field("d", format!("no presence ({error})"), "one as Discord documents it"))?;
+    let presence = Presence::deserialize(data).map_err(|error| {
+        InvalidCommand::field(
+            "d",
+            format!("no presence ({error})"),
+            "one as Discord documents it",
+        )
+    })?;
     presence.check()?;
     let bytes = data.to_string().len();
-    if bytes > MAX_PRESENCE { Err(InvalidCommand::TooLarge { bytes, allowed: MAX_PRESENCE }) } else { Ok(()) }
+    if bytes > MAX_PRESENCE {
+        Err(InvalidCommand::TooLarge {
+            bytes,
+            allowed: MAX_PRESENCE,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// An id, as a text or as a number.
 fn id(value: &Value) -> Option<u64> {
-    value.as_str().map_or_else(|| value.as_u64(), |id| id.parse().ok())
+    value
+        .as_str()
+        .map_or_else(|| value.as_u64(), |id| id.parse().ok())
 }
 
 /// A heartbeat with the last sequence.
@@ -316,66 +395,135 @@ mod tests {
         }
         let envelope = json!({"op": 31, "d": ""}).to_string().len();
         assert!(raw(json!({"op": 31, "d": "x".repeat(MAX_PAYLOAD - envelope)})).is_ok());
-        assert!(refused(raw(json!({"op": 31, "d": "x".repeat(MAX_PAYLOAD - envelope + 1)}))).contains("4097"));
+        assert!(
+            refused(raw(
+                json!({"op": 31, "d": "x".repeat(MAX_PAYLOAD - envelope + 1)})
+            ))
+            .contains("4097")
+        );
     }
 
     #[test]
     fn what_discord_would_ignore_or_punish_is_refused() {
         let members = |data: Value| Command::raw(&json!({"op": 8, "d": data}));
-        let whole = members(json!({"guild_id": "1", "query": "", "limit": 0, "nonce": "n".repeat(32)})).unwrap();
-        assert_eq!(whole.members(), Some(MemberScope { guild: 1, all: true }));
+        let whole =
+            members(json!({"guild_id": "1", "query": "", "limit": 0, "nonce": "n".repeat(32)}))
+                .unwrap();
+        assert_eq!(
+            whole.members(),
+            Some(MemberScope {
+                guild: 1,
+                all: true
+            })
+        );
         assert_eq!(whole.nonce().map(str::len), Some(32));
         let some = members(json!({"guild_id": "1", "user_ids": vec!["1"; 100]})).unwrap();
-        assert_eq!((some.members(), some.guild_id()), (Some(MemberScope { guild: 1, all: false }), Some(1)));
+        assert_eq!(
+            (some.members(), some.guild_id()),
+            (
+                Some(MemberScope {
+                    guild: 1,
+                    all: false
+                }),
+                Some(1)
+            )
+        );
         let both = members(json!({"guild_id": "1", "query": "", "user_ids": ["1"]}));
         assert_eq!(both, Err(InvalidCommand::QueryOrUserIds));
-        assert_eq!(members(json!({"guild_id": "1"})), Err(InvalidCommand::QueryOrUserIds));
+        assert_eq!(
+            members(json!({"guild_id": "1"})),
+            Err(InvalidCommand::QueryOrUserIds)
+        );
         assert!(refused(members(json!({"guild_id": "1", "query": "x"}))).contains("`limit`"));
-        assert!(refused(members(json!({"guild_id": "1", "user_ids": vec!["1"; 101]}))).contains("101"));
+        assert!(
+            refused(members(
+                json!({"guild_id": "1", "user_ids": vec!["1"; 101]})
+            ))
+            .contains("101")
+        );
         let presence = |data: Value| Command::raw(&json!({"op": 3, "d": data}));
         for activities in [Value::Null, json!({})] {
-            let data = json!({"since": null, "activities": activities, "status": "idle", "afk": false});
+            let data =
+                json!({"since": null, "activities": activities, "status": "idle", "afk": false});
             assert!(refused(presence(data)).contains("empty one for none"));
         }
         let wrong = json!({"since": null, "activities": [{"type": 9, "name": "x"}], "status": "away", "afk": false});
         assert!(refused(presence(wrong)).contains("0 to 5"));
         let status = json!({"since": null, "activities": [], "status": "away", "afk": false});
-        assert!(refused(presence(status)).contains("dnd"), "says what is allowed");
+        assert!(
+            refused(presence(status)).contains("dnd"),
+            "says what is allowed"
+        );
     }
 
     #[test]
     fn presences_leave_room_in_an_identify() {
         let many = |count| {
             let presence = Presence::new(OnlineStatus::Online);
-            Command::presence(&(0..count).fold(presence, |all, _| all.activity(Activity::playing("x".repeat(100)))))
+            Command::presence(&(0..count).fold(presence, |all, _| {
+                all.activity(Activity::playing("x".repeat(100)))
+            }))
         };
         assert!(many(20).is_ok());
-        assert_eq!(many(30), Err(InvalidCommand::TooLarge { bytes: 3689, allowed: MAX_PRESENCE }));
+        assert_eq!(
+            many(30),
+            Err(InvalidCommand::TooLarge {
+                bytes: 3689,
+                allowed: MAX_PRESENCE
+            })
+        );
     }
 
     #[test]
     fn the_wire_format() {
-        let join = sent(Command::voice_state(&VoiceState::join(1, 2).self_mute(true)));
-        let data = json!({"guild_id": "1", "channel_id": "2", "self_mute": true, "self_deaf": false});
+        let join = sent(Command::voice_state(
+            &VoiceState::join(1, 2).self_mute(true),
+        ));
+        let data =
+            json!({"guild_id": "1", "channel_id": "2", "self_mute": true, "self_deaf": false});
         assert_eq!(join, json!({"op": 4, "d": data}));
-        assert_eq!(sent(Command::voice_state(&VoiceState::leave(1)))["d"]["channel_id"], Value::Null);
+        assert_eq!(
+            sent(Command::voice_state(&VoiceState::leave(1)))["d"]["channel_id"],
+            Value::Null
+        );
         let sounds = json!({"op": 31, "d": {"guild_ids": ["1", "2"]}});
         assert_eq!(sent(Command::soundboard_sounds(&[1, 2])), sounds);
-        let info = json!({"op": 43, "d": {"guild_id": "1", "fields": ["status", "voice_start_time"]}});
-        assert_eq!(sent(Command::channel_info(1, &[ChannelField::Status, ChannelField::VoiceStartTime])), info);
-        let members = sent(Command::request_members(1, &MemberQuery::ids([2]), Some("n")));
-        assert_eq!((&members["op"], &members["d"]["nonce"]), (&json!(8), &json!("n")));
+        let info =
+            json!({"op": 43, "d": {"guild_id": "1", "fields": ["status", "voice_start_time"]}});
+        assert_eq!(
+            sent(Command::channel_info(
+                1,
+                &[ChannelField::Status, ChannelField::VoiceStartTime]
+            )),
+            info
+        );
+        let members = sent(Command::request_members(
+            1,
+            &MemberQuery::ids([2]),
+            Some("n"),
+        ));
+        assert_eq!(
+            (&members["op"], &members["d"]["nonce"]),
+            (&json!(8), &json!("n"))
+        );
         assert_eq!(heartbeat(None), r#"{"d":null,"op":1}"#);
     }
 
     #[test]
     fn typed_commands_name_what_is_wrong() {
-        assert!(refused(Command::voice_state(&VoiceState::join(1, 0))).contains("`channel_id` is 0"));
+        assert!(
+            refused(Command::voice_state(&VoiceState::join(1, 0))).contains("`channel_id` is 0")
+        );
         assert!(refused(Command::voice_state(&VoiceState::leave(0))).contains("`guild_id`"));
         assert!(refused(Command::soundboard_sounds(&[])).contains("`guild_ids` is empty"));
         assert!(refused(Command::soundboard_sounds(&[u64::MAX; 200])).contains("allowed are 4096"));
         assert!(refused(Command::channel_info(1, &[])).contains("`fields` is empty"));
-        assert!(refused(Command::channel_info(0, &[ChannelField::Status])).contains("`guild_id` is 0"));
-        assert!(refused(Command::request_members(0, &MemberQuery::all(), None)).contains("`guild_id` is 0"));
+        assert!(
+            refused(Command::channel_info(0, &[ChannelField::Status])).contains("`guild_id` is 0")
+        );
+        assert!(
+            refused(Command::request_members(0, &MemberQuery::all(), None))
+                .contains("`guild_id` is 0")
+        );
     }
 }

@@ -7,13 +7,15 @@ use url::Url;
 
 use super::InvalidCommand;
 
-/// The longest name and state of an activity, in characters. Discord's documentation of the gateway names no limit; this is the
-/// one that other libraries keep to (JDA: `Activity.MAX_ACTIVITY_NAME_LENGTH`).
+/// The longest name and state of an activity, in characters. Discord's documentation of the gateway
+/// names no limit; this is the one that other libraries keep to (JDA:
+/// `Activity.MAX_ACTIVITY_NAME_LENGTH`).
 const LONGEST_TEXT: usize = 128;
 
 /// The sites whose streams Discord shows.
 ///
-/// Source: [Discord, Activity types](https://docs.discord.com/developers/events/gateway-events#activity-object-activity-types).
+/// Source: [Discord, Activity
+/// types](https://docs.discord.com/developers/events/gateway-events#activity-object-activity-types).
 const STREAMING_SITES: [&str; 2] = ["twitch.tv", "youtube.com"];
 
 /// How a bot looks to others: its status and what it does.
@@ -23,7 +25,8 @@ const STREAMING_SITES: [&str; 2] = ["twitch.tv", "youtube.com"];
 /// let presence = Presence::new(OnlineStatus::Online).activity(Activity::watching("the gateway"));
 /// ```
 ///
-/// Source: [Discord, Update Presence](https://docs.discord.com/developers/events/gateway-events#update-presence).
+/// Source: [Discord, Update
+/// Presence](https://docs.discord.com/developers/events/gateway-events#update-presence).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Presence {
@@ -57,7 +60,8 @@ pub enum OnlineStatus {
 
 /// Something that a bot does. Of what Discord knows about activities a bot can set this.
 ///
-/// Source: [Discord, Activity object](https://docs.discord.com/developers/events/gateway-events#activity-object).
+/// Source: [Discord, Activity
+/// object](https://docs.discord.com/developers/events/gateway-events#activity-object).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Activity {
@@ -69,7 +73,8 @@ pub struct Activity {
     /// How it goes, or the text of a custom status: up to 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// Where the stream is: an address below `https://twitch.tv` or `https://youtube.com`; for [`ActivityKind::Streaming`] alone.
+    /// Where the stream is: an address below `https://twitch.tv` or `https://youtube.com`; for
+    /// [`ActivityKind::Streaming`] alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
@@ -95,7 +100,12 @@ pub enum ActivityKind {
 impl Presence {
     /// A status without an activity.
     pub fn new(status: OnlineStatus) -> Self {
-        Self { since: None, activities: Vec::new(), status, afk: false }
+        Self {
+            since: None,
+            activities: Vec::new(),
+            status,
+            afk: false,
+        }
     }
 
     /// With one activity more.
@@ -106,8 +116,15 @@ impl Presence {
 
     /// Idle since a time, with the status [`Idle`](OnlineStatus::Idle).
     pub fn idle_since(self, time: SystemTime) -> Self {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        Self { since: u64::try_from(since).ok(), status: OnlineStatus::Idle, ..self }
+        let since = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        Self {
+            since: u64::try_from(since).ok(),
+            status: OnlineStatus::Idle,
+            ..self
+        }
     }
 
     /// Sets [`afk`](Self::afk).
@@ -116,7 +133,10 @@ impl Presence {
     }
 
     pub(super) fn check(&self) -> Result<(), InvalidCommand> {
-        self.activities.iter().enumerate().try_for_each(|(at, activity)| activity.check(at))
+        self.activities
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, activity)| activity.check(at))
     }
 }
 
@@ -128,7 +148,10 @@ impl Activity {
 
     /// "Streaming {name}", with an address below `https://twitch.tv` or `https://youtube.com`.
     pub fn streaming(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self { url: Some(url.into()), ..Self::new(ActivityKind::Streaming, name) }
+        Self {
+            url: Some(url.into()),
+            ..Self::new(ActivityKind::Streaming, name)
+        }
     }
 
     /// "Listening to {name}"
@@ -144,7 +167,10 @@ impl Activity {
     /// A text of your own, and nothing else.
     pub fn custom(state: impl Into<String>) -> Self {
         // Discord wants a name all the same, and does not show it.
-        Self { state: Some(state.into()), ..Self::new(ActivityKind::Custom, "Custom Status") }
+        Self {
+            state: Some(state.into()),
+            ..Self::new(ActivityKind::Custom, "Custom Status")
+        }
     }
 
     /// "Competing in {name}"
@@ -154,11 +180,19 @@ impl Activity {
 
     /// Sets [`state`](Self::state).
     pub fn state(self, state: impl Into<String>) -> Self {
-        Self { state: Some(state.into()), ..self }
+        Self {
+            state: Some(state.into()),
+            ..self
+        }
     }
 
     fn new(kind: ActivityKind, name: impl Into<String>) -> Self {
-        Self { name: name.into(), kind, state: None, url: None }
+        Self {
+            name: name.into(),
+            kind,
+            state: None,
+            url: None,
+        }
     }
 
     fn check(&self, at: usize) -> Result<(), InvalidCommand> {
@@ -166,33 +200,51 @@ impl Activity {
         let is_short = |text: &str, least| (least..=LONGEST_TEXT).contains(&text.chars().count());
         let length = |text: &str| format!("{} characters long", text.chars().count());
         if !is_short(&self.name, 1) {
-            return Err(InvalidCommand::field(field("name"), length(&self.name), "1 to 128 characters"));
+            return Err(InvalidCommand::field(
+                field("name"),
+                length(&self.name),
+                "1 to 128 characters",
+            ));
         }
         if let Some(state) = self.state.as_ref().filter(|state| !is_short(state, 0)) {
-            return Err(InvalidCommand::field(field("state"), length(state), "up to 128 characters"));
+            return Err(InvalidCommand::field(
+                field("state"),
+                length(state),
+                "up to 128 characters",
+            ));
         }
         if self.kind == ActivityKind::Custom && self.state.as_ref().is_none_or(String::is_empty) {
-            return Err(InvalidCommand::field(field("state"), "missing", "the text of a custom status"));
+            return Err(InvalidCommand::field(
+                field("state"),
+                "missing",
+                "the text of a custom status",
+            ));
         }
         match (&self.url, self.kind) {
-            (None, ActivityKind::Streaming) => {
-                Err(InvalidCommand::field(field("url"), "missing", "where the stream is, on twitch.tv or youtube.com"))
-            }
+            (None, ActivityKind::Streaming) => Err(InvalidCommand::field(
+                field("url"),
+                "missing",
+                "where the stream is, on twitch.tv or youtube.com",
+            )),
             (Some(url), ActivityKind::Streaming) if !is_stream(url) => Err(InvalidCommand::field(
                 field("url"),
                 url,
                 "an address below https://twitch.tv or https://youtube.com",
             )),
-            (Some(url), kind) if kind != ActivityKind::Streaming => {
-                Err(InvalidCommand::field(field("url"), url, "none, for an activity that is not streaming"))
-            }
+            (Some(url), kind) if kind != ActivityKind::Streaming => Err(InvalidCommand::field(
+                field("url"),
+                url,
+                "none, for an activity that is not streaming",
+            )),
             _ => Ok(()),
         }
     }
 }
 
 fn is_stream(url: &str) -> bool {
-    let Ok(url) = Url::parse(url) else { return false };
+    let Ok(url) = Url::parse(url) else {
+        return false;
+    };
     let host = url.host_str().unwrap_or_default();
     let host = host.strip_prefix("www.").unwrap_or(host);
     url.scheme() == "https" && STREAMING_SITES.contains(&host)
@@ -206,10 +258,25 @@ impl Serialize for ActivityKind {
 
 impl<'de> Deserialize<'de> for ActivityKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let kinds = [Self::Playing, Self::Streaming, Self::Listening, Self::Watching, Self::Custom, Self::Competing];
+        let kinds = [
+            Self::Playing,
+            Self::Streaming,
+            Self::Listening,
+            Self::Watching,
+            Self::Custom,
+            Self::Competing,
+        ];
         let number = u64::deserialize(deserializer)?;
-        let unknown = || de::Error::invalid_value(de::Unexpected::Unsigned(number), &"the type of an activity, 0 to 5");
-        usize::try_from(number).ok().and_then(|at| kinds.get(at).copied()).ok_or_else(unknown)
+        let unknown = || {
+            de::Error::invalid_value(
+                de::Unexpected::Unsigned(number),
+                &"the type of an activity, 0 to 5",
+            )
+        };
+        usize::try_from(number)
+            .ok()
+            .and_then(|at| kinds.get(at).copied())
+            .ok_or_else(unknown)
     }
 }
 
@@ -240,26 +307,46 @@ mod tests {
         assert_eq!(json!(presence), wire);
         assert_eq!(serde_json::from_value::<Presence>(wire).unwrap(), presence);
         assert_eq!(json!(OnlineStatus::DoNotDisturb), "dnd");
-        assert_eq!(json!(Presence::new(OnlineStatus::Invisible))["activities"], json!([]), "never null");
+        assert_eq!(
+            json!(Presence::new(OnlineStatus::Invisible))["activities"],
+            json!([]),
+            "never null"
+        );
     }
 
     #[test]
     fn each_field_is_checked_and_named() {
         let refused = |activity| {
-            let presence = Presence::new(OnlineStatus::Online).activity(Activity::playing("x")).activity(activity);
+            let presence = Presence::new(OnlineStatus::Online)
+                .activity(Activity::playing("x"))
+                .activity(activity);
             presence.check().expect_err("refused").to_string()
         };
-        assert!(refused(Activity::playing("")).contains("`activities[1].name` is 0 characters long"));
+        assert!(
+            refused(Activity::playing("")).contains("`activities[1].name` is 0 characters long")
+        );
         assert!(refused(Activity::watching("x".repeat(129))).contains("129"));
-        assert!(refused(Activity::listening("x").state("x".repeat(129))).contains("`activities[1].state`"));
+        assert!(
+            refused(Activity::listening("x").state("x".repeat(129)))
+                .contains("`activities[1].state`")
+        );
         assert!(refused(Activity::custom("")).contains("custom status"));
-        for url in ["http://twitch.tv/x", "https://twitch.tv.evil.com", "https://example.com", "twitch"] {
-            assert!(refused(Activity::streaming("x", url)).contains("`activities[1].url`"), "{url}");
+        for url in [
+            "http://twitch.tv/x",
+            "https://twitch.tv.evil.com",
+            "https://example.com",
+            "twitch",
+        ] {
+            assert!(
+                refused(Activity::streaming("x", url)).contains("`activities[1].url`"),
+                "{url}"
+            );
         }
         let mut playing = Activity::playing("x");
         playing.url = Some("https://twitch.tv/x".into());
         assert!(refused(playing).contains("none"));
-        let umlauts = Presence::new(OnlineStatus::Idle).activity(Activity::competing("ü".repeat(128)));
+        let umlauts =
+            Presence::new(OnlineStatus::Idle).activity(Activity::competing("ü".repeat(128)));
         assert_eq!(umlauts.check(), Ok(()), "characters, not bytes");
     }
 }

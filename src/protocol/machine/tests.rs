@@ -1,4 +1,7 @@
-#![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "made-up instants count from some real one"
+)]
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -29,7 +32,11 @@ impl Rig {
         };
         let now = Instant::now();
         let machine = Machine::new(now, shard(), identity, Timing::default(), session, 7);
-        let mut rig = Self { machine, now, said: Vec::new() };
+        let mut rig = Self {
+            machine,
+            now,
+            said: Vec::new(),
+        };
         rig.drive();
         rig
     }
@@ -40,7 +47,11 @@ impl Rig {
         rig.input(Input::Connected);
         rig.hello();
         rig.input(Input::Permit);
-        rig.dispatch("READY", 1, &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}));
+        rig.dispatch(
+            "READY",
+            1,
+            &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}),
+        );
         assert_eq!(rig.machine.stage(), Stage::Ready);
         rig.said.clear();
         rig
@@ -51,7 +62,10 @@ impl Rig {
         for _ in 0..1000 {
             match self.machine.poll(self.now) {
                 Output::Wait(wait) => {
-                    assert!(wait.is_none_or(|(until, _)| until > self.now), "it spins: a wait that is over, {wait:?}");
+                    assert!(
+                        wait.is_none_or(|(until, _)| until > self.now),
+                        "it spins: a wait that is over, {wait:?}"
+                    );
                     return wait;
                 }
                 Output::Stop(reason) => {
@@ -134,7 +148,9 @@ impl Rig {
     }
 
     fn lost_session(&self) -> bool {
-        self.said.iter().any(|output| matches!(output, Output::Report(Notice::SessionLost(_))))
+        self.said
+            .iter()
+            .any(|output| matches!(output, Output::Report(Notice::SessionLost(_))))
     }
 }
 
@@ -158,7 +174,10 @@ fn command(op: u64) -> Command {
 #[test]
 fn a_fresh_shard_identifies_with_a_permit_alone() {
     let mut rig = Rig::new(None);
-    assert_eq!(rig.said[0], Output::Report(Notice::Connecting { resuming: false }));
+    assert_eq!(
+        rig.said[0],
+        Output::Report(Notice::Connecting { resuming: false })
+    );
     assert_eq!(rig.said[1], Output::Connect(Target::Main));
     assert_eq!(rig.machine.stage(), Stage::Connecting);
     rig.input(Input::Connected);
@@ -181,7 +200,11 @@ fn ready_starts_a_session_and_is_delivered() {
     rig.hello();
     rig.input(Input::Permit);
     rig.said.clear();
-    rig.dispatch("READY", 1, &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}));
+    rig.dispatch(
+        "READY",
+        1,
+        &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}),
+    );
     let session = Session::new("s1".into(), 1, "wss://r".into(), shard(), 5);
     assert_eq!(rig.said[0], Output::Report(Notice::Ready(session)));
     assert_eq!(rig.delivered(), [1]);
@@ -225,7 +248,10 @@ fn a_silent_server_is_dropped_and_resumed() {
     rig.sleep();
     rig.said.clear();
     rig.input(Input::Drained);
-    assert!(rig.said(&Output::Disconnect(None)), "without waiting for a close frame");
+    assert!(
+        rig.said(&Output::Disconnect(None)),
+        "without waiting for a close frame"
+    );
     let (target, _) = rig.reconnect();
     assert_eq!(target, Target::Resume("wss://r".into()));
 }
@@ -307,7 +333,10 @@ fn every_identify_that_leads_nowhere_makes_the_next_one_wait_longer() {
             loss(&mut rig);
             total += rig.reconnect().1;
         }
-        assert!(total > Duration::from_secs(60 * 60), "20 IDENTIFYs within {total:?} by loss {at}");
+        assert!(
+            total > Duration::from_secs(60 * 60),
+            "20 IDENTIFYs within {total:?} by loss {at}"
+        );
     }
 }
 
@@ -334,7 +363,8 @@ fn a_stop_spends_no_permit() {
     rig.hello();
     rig.said.clear();
     rig.machine.handle(rig.now, Input::Permit);
-    rig.machine.handle(rig.now, Input::Stop(CloseReason::Requested));
+    rig.machine
+        .handle(rig.now, Input::Stop(CloseReason::Requested));
     rig.drive();
     assert!(rig.sent().is_empty());
 }
@@ -359,7 +389,10 @@ fn op_7_resumes_at_once_in_every_state() {
     let mut rig = Rig::ready();
     rig.payload(&reconnect);
     assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))));
-    assert_eq!(rig.reconnect(), (Target::Resume("wss://r".into()), Duration::ZERO));
+    assert_eq!(
+        rig.reconnect(),
+        (Target::Resume("wss://r".into()), Duration::ZERO)
+    );
     // Before HELLO.
     rig.input(Input::Connected);
     rig.payload(&reconnect);
@@ -377,7 +410,11 @@ fn op_7_resumes_at_once_in_every_state() {
     rig.hello();
     rig.input(Input::Permit);
     rig.payload(&reconnect);
-    assert!(!rig.said.iter().any(|output| matches!(output, Output::Report(Notice::Ready(_)))));
+    assert!(
+        !rig.said
+            .iter()
+            .any(|output| matches!(output, Output::Report(Notice::Ready(_))))
+    );
     assert_eq!(rig.reconnect().0, Target::Main);
     // In the queue.
     rig.input(Input::Connected);
@@ -393,7 +430,10 @@ fn a_resume_replays_in_order_and_drops_what_came_before() {
     rig.input(Input::Connected);
     rig.said.clear();
     rig.hello();
-    assert_eq!(rig.sent(), [(6, json!({"token": "a.b.c", "session_id": "old", "seq": 10}))]);
+    assert_eq!(
+        rig.sent(),
+        [(6, json!({"token": "a.b.c", "session_id": "old", "seq": 10}))]
+    );
     for sequence in [9, 10, 11, 12, 11] {
         rig.dispatch("MESSAGE_CREATE", sequence, &json!({}));
     }
@@ -402,7 +442,11 @@ fn a_resume_replays_in_order_and_drops_what_came_before() {
     rig.dispatch("RESUMED", 12, &json!({}));
     assert_eq!(rig.machine.stage(), Stage::Ready);
     assert!(rig.said(&Output::Report(Notice::Resumed)));
-    assert_eq!(rig.delivered(), [11, 12, 12], "RESUMED comes whatever its sequence");
+    assert_eq!(
+        rig.delivered(),
+        [11, 12, 12],
+        "RESUMED comes whatever its sequence"
+    );
 }
 
 #[test]
@@ -428,7 +472,10 @@ fn a_ready_that_comes_again_starts_no_session() {
     rig.input(Input::Connected);
     rig.hello();
     rig.dispatch("READY", 1, &again);
-    assert_eq!((rig.machine.stage(), rig.delivered(), rig.lost_session()), (Stage::Resuming, vec![], false));
+    assert_eq!(
+        (rig.machine.stage(), rig.delivered(), rig.lost_session()),
+        (Stage::Resuming, vec![], false)
+    );
 
     // Of a stored session, of which nothing has been handled, it is the first event missed.
     let stored = Session::new("s1".into(), 0, "wss://r".into(), shard(), 5);
@@ -438,7 +485,10 @@ fn a_ready_that_comes_again_starts_no_session() {
     rig.dispatch("READY", 1, &again);
     rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
     rig.dispatch("RESUMED", 2, &json!({}));
-    assert_eq!((rig.delivered(), rig.lost_session()), (vec![1, 2, 2], false));
+    assert_eq!(
+        (rig.delivered(), rig.lost_session()),
+        (vec![1, 2, 2], false)
+    );
 }
 
 #[test]
@@ -452,8 +502,16 @@ fn a_new_session_begins_without_a_sequence() {
     rig.input(Input::Permit);
     rig.sent();
     rig.payload(&json!({"op": 1, "d": null}));
-    assert_eq!(rig.sent(), [(1, Value::Null)], "the old session's is forgotten");
-    rig.dispatch("READY", 1, &json!({"session_id": "s2", "resume_gateway_url": "", "user": {"id": "5"}}));
+    assert_eq!(
+        rig.sent(),
+        [(1, Value::Null)],
+        "the old session's is forgotten"
+    );
+    rig.dispatch(
+        "READY",
+        1,
+        &json!({"session_id": "s2", "resume_gateway_url": "", "user": {"id": "5"}}),
+    );
     rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
     assert_eq!(rig.delivered(), [1, 2], "and drops nothing of the new one");
 }
@@ -510,20 +568,32 @@ fn op_9_again_and_again_waits_longer_each_time() {
         rig.payload(&json!({"op": 9, "d": false}));
         pauses.push(rig.reconnect().1.as_secs());
     }
-    assert!(pauses[0] <= 5 && pauses[4] > 20 && pauses[11] > 400, "{pauses:?}");
+    assert!(
+        pauses[0] <= 5 && pauses[4] > 20 && pauses[11] > 400,
+        "{pauses:?}"
+    );
 }
 
 #[test]
 fn close_codes_decide_what_follows() {
-    for (code, resumes) in
-        [(None, true), (Some(1000), true), (Some(4000), true), (Some(4008), true), (Some(4999), true)]
-            .into_iter()
-            .chain([4003, 4007, 4009].map(|code| (Some(code), false)))
+    for (code, resumes) in [
+        (None, true),
+        (Some(1000), true),
+        (Some(4000), true),
+        (Some(4008), true),
+        (Some(4999), true),
+    ]
+    .into_iter()
+    .chain([4003, 4007, 4009].map(|code| (Some(code), false)))
     {
         let mut rig = Rig::ready();
         rig.input(Input::Closed(code));
         assert_eq!(rig.lost_session(), !resumes, "{code:?}");
-        let target = if resumes { Target::Resume("wss://r".into()) } else { Target::Main };
+        let target = if resumes {
+            Target::Resume("wss://r".into())
+        } else {
+            Target::Main
+        };
         assert_eq!(rig.reconnect().0, target, "{code:?}");
     }
 }
@@ -553,7 +623,10 @@ fn fatal_codes_stop_in_every_state_and_stay() {
         rig.input(Input::Permit);
         rig.input(Input::Connected);
         rig.input(Input::Stop(CloseReason::Requested));
-        assert_eq!(rig.machine.poll(rig.now + Duration::from_secs(1000)), Output::Stop(reason));
+        assert_eq!(
+            rig.machine.poll(rig.now + Duration::from_secs(1000)),
+            Output::Stop(reason)
+        );
     }
 }
 
@@ -561,7 +634,10 @@ fn fatal_codes_stop_in_every_state_and_stay() {
 fn close_ends_the_session_and_suspend_keeps_it() {
     let mut rig = Rig::ready();
     rig.input(Input::Stop(CloseReason::Requested));
-    assert!(rig.said(&Output::Disconnect(Some(1000))) && rig.said(&Output::Stop(CloseReason::Requested)));
+    assert!(
+        rig.said(&Output::Disconnect(Some(1000)))
+            && rig.said(&Output::Stop(CloseReason::Requested))
+    );
     assert_eq!(rig.machine.session(), None);
     let mut rig = Rig::ready();
     rig.input(Input::Stop(CloseReason::Suspended));
@@ -581,7 +657,11 @@ fn close_ends_the_session_and_suspend_keeps_it() {
 fn nobody_waits_forever() {
     let mut rig = Rig::new(None);
     assert_eq!(rig.sleep(), Timer::Connect);
-    assert_eq!(rig.machine.stage(), Stage::Connecting, "the first retry is at once");
+    assert_eq!(
+        rig.machine.stage(),
+        Stage::Connecting,
+        "the first retry is at once"
+    );
     rig.input(Input::Connected);
     assert_eq!(rig.sleep(), Timer::Hello);
     assert_eq!(rig.machine.stage(), Stage::Waiting);
@@ -593,8 +673,7 @@ fn nobody_waits_forever() {
         rig.payload(&json!({"op": 11}));
     }
     let answer = CloseReason::AnswerTimeout;
-    let disconnected =
-        |output: &Output| matches!(output, Output::Report(Notice::Disconnected { reason, .. }) if *reason == answer);
+    let disconnected = |output: &Output| matches!(output, Output::Report(Notice::Disconnected { reason, .. }) if *reason == answer);
     assert!(rig.said.iter().any(disconnected));
 }
 
@@ -663,7 +742,11 @@ fn commands_wait_for_ready_and_for_resumed() {
     rig.hello();
     rig.input(Input::Permit);
     assert_eq!(rig.sent().last().unwrap().0, 2);
-    rig.dispatch("READY", 1, &json!({"session_id": "s", "resume_gateway_url": "", "user": {"id": "5"}}));
+    rig.dispatch(
+        "READY",
+        1,
+        &json!({"session_id": "s", "resume_gateway_url": "", "user": {"id": "5"}}),
+    );
     assert_eq!(rig.sent(), [(4, json!({}))]);
     rig.payload(&json!({"op": 7}));
     rig.input(Input::Command(command(8)));
@@ -674,7 +757,11 @@ fn commands_wait_for_ready_and_for_resumed() {
     assert_eq!(rig.sent()[0].0, 6);
     rig.dispatch("RESUMED", 1, &json!({}));
     let ops: Vec<u64> = rig.sent().into_iter().map(|(op, _)| op).collect();
-    assert_eq!(ops, [4, 8], "what a cut connection did not carry goes first");
+    assert_eq!(
+        ops,
+        [4, 8],
+        "what a cut connection did not carry goes first"
+    );
 }
 
 #[test]
@@ -690,7 +777,10 @@ fn the_budget_holds_commands_but_not_heartbeats() {
         waits.push(rig.sleep());
         rig.payload(&json!({"op": 11}));
     }
-    assert!(waits.contains(&Timer::Heartbeat) && waits.contains(&Timer::SendBudget), "{waits:?}");
+    assert!(
+        waits.contains(&Timer::Heartbeat) && waits.contains(&Timer::SendBudget),
+        "{waits:?}"
+    );
 }
 
 #[test]
@@ -727,7 +817,12 @@ fn of_presences_the_newest_waits_and_lets_others_pass() {
         rig.sleep();
     }
     let sent = rig.sent().into_iter().filter(|(op, _)| *op == 3);
-    assert_eq!(sent.map(|(_, data)| data["since"].as_u64().unwrap()).collect::<Vec<_>>(), [8], "and none before it");
+    assert_eq!(
+        sent.map(|(_, data)| data["since"].as_u64().unwrap())
+            .collect::<Vec<_>>(),
+        [8],
+        "and none before it"
+    );
 }
 
 #[test]
@@ -755,7 +850,11 @@ fn the_presence_that_was_set_last_is_in_the_next_identify() {
     rig.hello();
     rig.said.clear();
     rig.dispatch("RESUMED", 1, &json!({}));
-    assert_eq!(rig.sent()[0].1["since"], 2, "a resumed session has no IDENTIFY to carry it");
+    assert_eq!(
+        rig.sent()[0].1["since"],
+        2,
+        "a resumed session has no IDENTIFY to carry it"
+    );
 }
 
 #[test]
@@ -773,11 +872,19 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     }
     rig.input(Input::Command(command(31)));
     let sent = |rig: &mut Rig| {
-        let sent: Vec<_> = rig.sent().into_iter().map(|(op, data)| (op, data["nonce"].clone())).collect();
+        let sent: Vec<_> = rig
+            .sent()
+            .into_iter()
+            .map(|(op, data)| (op, data["nonce"].clone()))
+            .collect();
         rig.said.clear();
         sent
     };
-    assert_eq!(sent(&mut rig), [(8, json!("a")), (31, json!(null))], "others pass");
+    assert_eq!(
+        sent(&mut rig),
+        [(8, json!("a")), (31, json!(null))],
+        "others pass"
+    );
     // A new connection does not change what Discord counts.
     rig.payload(&json!({"op": 7}));
     rig.reconnect();
@@ -788,10 +895,18 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     rig.input(Input::Withdrawn("b".into()));
     rig.now = start + window;
     rig.drive();
-    assert_eq!(sent(&mut rig).last(), Some(&(8, json!("c"))), "nobody waits for b");
+    assert_eq!(
+        sent(&mut rig).last(),
+        Some(&(8, json!("c"))),
+        "nobody waits for b"
+    );
     rig.input(ask("d"));
     let meta = json!({"guild_id": "1", "nonce": "c"});
-    rig.dispatch("RATE_LIMITED", 2, &json!({"opcode": 8, "retry_after": 45.5, "meta": meta}));
+    rig.dispatch(
+        "RATE_LIMITED",
+        2,
+        &json!({"opcode": 8, "retry_after": 45.5, "meta": meta}),
+    );
     let limited = rig.now;
     rig.now = limited + Duration::from_secs(45);
     rig.payload(&json!({"op": 11}));
@@ -799,10 +914,22 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     rig.now = limited + Duration::from_millis(45_500) + timing.guard;
     rig.drive();
     assert!(sent(&mut rig).contains(&(8, json!("d"))));
-    for odd in [json!({}), json!({"opcode": 8, "retry_after": -1, "meta": {"guild_id": "x"}}), json!(null)] {
-        rig.dispatch("RATE_LIMITED", rig.machine.session().unwrap().sequence + 1, &odd);
+    for odd in [
+        json!({}),
+        json!({"opcode": 8, "retry_after": -1, "meta": {"guild_id": "x"}}),
+        json!(null),
+    ] {
+        rig.dispatch(
+            "RATE_LIMITED",
+            rig.machine.session().unwrap().sequence + 1,
+            &odd,
+        );
     }
-    assert_eq!(rig.machine.stage(), Stage::Ready, "what it does not understand is an event like others");
+    assert_eq!(
+        rig.machine.stage(),
+        Stage::Ready,
+        "what it does not understand is an event like others"
+    );
 }
 
 #[test]
@@ -820,15 +947,26 @@ fn malformed_payloads_reconnect_and_resume() {
     ] {
         let mut rig = Rig::ready();
         rig.input(Input::Payload(Bytes::copy_from_slice(bytes)));
-        assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))), "{}", String::from_utf8_lossy(bytes));
+        assert!(
+            rig.said(&Output::Disconnect(Some(RESUMABLE))),
+            "{}",
+            String::from_utf8_lossy(bytes)
+        );
         assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
     }
 }
 
 #[test]
 fn impossible_heartbeat_intervals_are_malformed() {
-    for interval in [json!(0), json!(1_u64 << 63), json!(u64::MAX), json!(100), json!(-1), json!("41250"), Value::Null]
-    {
+    for interval in [
+        json!(0),
+        json!(1_u64 << 63),
+        json!(u64::MAX),
+        json!(100),
+        json!(-1),
+        json!("41250"),
+        Value::Null,
+    ] {
         let mut rig = Rig::new(None);
         rig.input(Input::Connected);
         rig.payload(&json!({"op": 10, "d": {"heartbeat_interval": interval}}));
@@ -846,7 +984,10 @@ fn unknown_opcodes_and_stray_events_are_ignored() {
     rig.hello();
     rig.dispatch("MESSAGE_CREATE", 5, &json!({}));
     rig.dispatch("RESUMED", 5, &json!({}));
-    assert_eq!((rig.machine.stage(), rig.delivered()), (Stage::Queued, Vec::new()));
+    assert_eq!(
+        (rig.machine.stage(), rig.delivered()),
+        (Stage::Queued, Vec::new())
+    );
 }
 
 #[test]
@@ -854,7 +995,11 @@ fn an_unasked_ready_is_the_session_that_lives_now() {
     let mut rig = Rig::new(Some(session(10)));
     rig.input(Input::Connected);
     rig.hello();
-    rig.dispatch("READY", 1, &json!({"session_id": "new", "resume_gateway_url": "", "user": {"id": "5"}}));
+    rig.dispatch(
+        "READY",
+        1,
+        &json!({"session_id": "new", "resume_gateway_url": "", "user": {"id": "5"}}),
+    );
     assert!(rig.lost_session());
     let session = rig.machine.session().unwrap();
     assert_eq!((session.id.as_str(), session.sequence), ("new", 1));
@@ -919,7 +1064,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..90_000_u64).prop_map(Step::Pass),
         8 => Just(Step::Sleep),
     ];
-    let stop = prop_oneof![Just(CloseReason::Requested), Just(CloseReason::Suspended)].prop_map(Step::Stop);
+    let stop = prop_oneof![Just(CloseReason::Requested), Just(CloseReason::Suspended)]
+        .prop_map(Step::Stop);
     (prop::collection::vec(step, 1..120), prop::option::of(stop)).prop_map(|(mut steps, stop)| {
         steps.extend(stop);
         steps
@@ -964,7 +1110,8 @@ impl Observer {
                         && let Some(due) = self.wire.beat_due
                         && now >= due
                     {
-                        self.wire.beat_due = Some((due + self.interval).max(now + self.interval / 2));
+                        self.wire.beat_due =
+                            Some((due + self.interval).max(now + self.interval / 2));
                     }
                 }
                 Output::Resume(_) => self.sends(now, false)?,
@@ -997,12 +1144,19 @@ impl Observer {
     }
 
     fn sends(&mut self, now: Instant, is_presence: bool) -> Result<(), TestCaseError> {
-        let within = |sent: &[Instant], window| sent.iter().filter(|at| **at + window > now).count();
+        let within =
+            |sent: &[Instant], window| sent.iter().filter(|at| **at + window > now).count();
         self.wire.sends.push(now);
-        prop_assert!(within(&self.wire.sends, Duration::from_secs(60)) <= 120, "more than 120 in 60 s");
+        prop_assert!(
+            within(&self.wire.sends, Duration::from_secs(60)) <= 120,
+            "more than 120 in 60 s"
+        );
         if is_presence {
             self.wire.presences.push(now);
-            prop_assert!(within(&self.wire.presences, Duration::from_secs(20)) <= 5, "more than 5 presences in 20 s");
+            prop_assert!(
+                within(&self.wire.presences, Duration::from_secs(20)) <= 5,
+                "more than 5 presences in 20 s"
+            );
         }
         Ok(())
     }
@@ -1012,7 +1166,8 @@ impl Observer {
             Step::Connected => self.rig.input(Input::Connected),
             Step::Hello(interval) => {
                 let greeted = self.rig.machine.stage() == Stage::AwaitingHello;
-                self.rig.payload(&json!({"op": 10, "d": {"heartbeat_interval": interval}}));
+                self.rig
+                    .payload(&json!({"op": 10, "d": {"heartbeat_interval": interval}}));
                 if let (true, Some(link)) = (greeted, self.rig.machine.state.link()) {
                     self.interval = Duration::from_millis(interval);
                     self.wire.beat_due = Some(link.heartbeat.next());
@@ -1024,7 +1179,9 @@ impl Observer {
             }
             Step::Op(op, data) => self.rig.payload(&json!({"op": op, "d": data})),
             Step::Requests(count) => (0..count).for_each(|_| self.rig.payload(&json!({"op": 1}))),
-            Step::Odd(payload) => self.rig.input(Input::Payload(Bytes::copy_from_slice(payload.as_bytes()))),
+            Step::Odd(payload) => self
+                .rig
+                .input(Input::Payload(Bytes::copy_from_slice(payload.as_bytes()))),
             Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes.into())),
             Step::Closed(code) => self.rig.input(Input::Closed(code)),
             Step::Failed => self.rig.input(Input::Failed(CloseReason::Cut)),
@@ -1068,7 +1225,8 @@ impl Observer {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-    /// No input makes it panic, spin, identify without a permit, send over a limit, beat late, or deliver out of order.
+    /// No input makes it panic, spin, identify without a permit, send over a limit, beat late, or
+    /// deliver out of order.
     #[test]
     fn every_history_keeps_the_rules(steps in steps(), seed in any::<u64>(), resumes in any::<bool>()) {
         let mut rig = Rig::new(resumes.then(|| session(10)));
@@ -1105,7 +1263,10 @@ fn sessions_that_never_last_open_the_circuit() {
         rig.reconnect();
     }
     lose(&mut rig, Duration::from_secs(9));
-    assert_eq!(rig.machine.stage(), Stage::Stopped(CloseReason::CircuitOpen));
+    assert_eq!(
+        rig.machine.stage(),
+        Stage::Stopped(CloseReason::CircuitOpen)
+    );
     assert!(rig.lost_session());
     // One that lasted between them, or ten minutes: it goes on.
     for (last, away) in [(11, 0), (9, 10 * 60)] {
@@ -1129,7 +1290,10 @@ fn sessions_that_never_last_open_the_circuit() {
 #[test]
 fn a_restart_resumes_at_once_in_every_state() {
     let restart = |rig: &mut Rig| {
-        let identity = Identity { intents: Intents::GUILD_MESSAGES, ..rig.machine.identity.clone() };
+        let identity = Identity {
+            intents: Intents::GUILD_MESSAGES,
+            ..rig.machine.identity.clone()
+        };
         rig.said.clear();
         rig.input(Input::Restart(Box::new(identity)));
     };
@@ -1137,16 +1301,32 @@ fn a_restart_resumes_at_once_in_every_state() {
     let mut rig = Rig::ready();
     restart(&mut rig);
     assert_eq!(rig.said[0], Output::Disconnect(Some(4000)));
-    assert!(rig.said.contains(&Output::Connect(Target::Resume("wss://r".into()))), "{:?}", rig.said);
-    let told = Notice::Disconnected { reason: CloseReason::Restarted, retry_in: Duration::ZERO, resumable: true };
+    assert!(
+        rig.said
+            .contains(&Output::Connect(Target::Resume("wss://r".into()))),
+        "{:?}",
+        rig.said
+    );
+    let told = Notice::Disconnected {
+        reason: CloseReason::Restarted,
+        retry_in: Duration::ZERO,
+        resumable: true,
+    };
     assert!(rig.said.contains(&Output::Report(told)));
-    // While it queues: no IDENTIFY goes to the connection that it leaves, and the next one has the new identity.
+    // While it queues: no IDENTIFY goes to the connection that it leaves, and the next one has the
+    // new identity.
     let mut rig = Rig::new(None);
     rig.input(Input::Connected);
     rig.hello();
     rig.machine.handle(rig.now, Input::Permit);
     restart(&mut rig);
-    assert!(!rig.said.iter().any(|output| matches!(output, Output::Identify(_))), "{:?}", rig.said);
+    assert!(
+        !rig.said
+            .iter()
+            .any(|output| matches!(output, Output::Identify(_))),
+        "{:?}",
+        rig.said
+    );
     rig.input(Input::Connected);
     rig.hello();
     rig.said.clear();

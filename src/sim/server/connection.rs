@@ -57,7 +57,11 @@ enum Stage {
 
 pub(super) enum Then {
     Close,
-    Open { compress: Option<String>, version: Option<String>, tail: Vec<u8> },
+    Open {
+        compress: Option<String>,
+        version: Option<String>,
+        tail: Vec<u8>,
+    },
 }
 
 /// What a connection's socket brought.
@@ -143,7 +147,9 @@ impl Connection {
     fn stream(&mut self) -> Option<&mut Stream> {
         match &mut self.stage {
             Stage::Open(socket) => Some(socket.get_mut()),
-            Stage::Request(stream, _) | Stage::Answer { stream, .. } | Stage::Mute(stream) => Some(stream),
+            Stage::Request(stream, _) | Stage::Answer { stream, .. } | Stage::Mute(stream) => {
+                Some(stream)
+            }
             Stage::Tls(_) | Stage::Gone => None,
         }
     }
@@ -159,7 +165,10 @@ impl Connection {
     /// Takes news from the socket that the line delays; gives back what it does not.
     pub(super) fn receive(&mut self, now: Instant, news: News) -> Option<News> {
         let is_delayed = matches!(news, News::Text(_) | News::Binary);
-        match self.later(now, self.inbox.back().map(|(at, _)| *at)).filter(|_| is_delayed) {
+        match self
+            .later(now, self.inbox.back().map(|(at, _)| *at))
+            .filter(|_| is_delayed)
+        {
             Some(at) => {
                 self.inbox.push_back((at, news));
                 None
@@ -171,22 +180,32 @@ impl Connection {
     /// When something that sets out now arrives, not before what set out `last`.
     fn later(&self, now: Instant, last: Option<Instant>) -> Option<Instant> {
         let (latency, jitter) = self.delay?;
-        let at = after(now, latency.saturating_add(jitter.min(LONGEST).mul_f64(fastrand::f64())));
+        let at = after(
+            now,
+            latency.saturating_add(jitter.min(LONGEST).mul_f64(fastrand::f64())),
+        );
         Some(last.map_or(at, |last| at.max(last)))
     }
 
     /// What was delayed and is due.
     pub(super) fn delayed_news(&mut self, now: Instant) -> Option<News> {
         let (at, _) = self.inbox.front()?;
-        if *at <= now { self.inbox.pop_front().map(|(_, news)| news) } else { None }
+        if *at <= now {
+            self.inbox.pop_front().map(|(_, news)| news)
+        } else {
+            None
+        }
     }
 
     /// What was delayed, due or not.
     pub(super) fn take_inbox(&mut self) -> impl Iterator<Item = News> + use<> {
-        std::mem::take(&mut self.inbox).into_iter().map(|(_, news)| news)
+        std::mem::take(&mut self.inbox)
+            .into_iter()
+            .map(|(_, news)| news)
     }
 
-    /// Writes what was delayed and is due, and what the line was too slow for; gives up who does not answer a close.
+    /// Writes what was delayed and is due, and what the line was too slow for; gives up who does
+    /// not answer a close.
     pub(super) fn serve(&mut self, now: Instant) {
         if self.give_up.is_some_and(|at| at <= now) {
             self.stage = Stage::Gone;
@@ -206,13 +225,19 @@ impl Connection {
             Stage::Open(socket) if self.unflushed => socket.get_ref().next_write(),
             _ => None,
         };
-        let next =
-            [next_write, self.give_up, self.inbox.front().map(|(at, _)| *at), self.outbox.front().map(|(at, _)| *at)];
+        let next = [
+            next_write,
+            self.give_up,
+            self.inbox.front().map(|(at, _)| *at),
+            self.outbox.front().map(|(at, _)| *at),
+        ];
         next.into_iter().flatten().min()
     }
 
     fn write(&mut self, outgoing: Outgoing) {
-        let Stage::Open(socket) = &mut self.stage else { return };
+        let Stage::Open(socket) = &mut self.stage else {
+            return;
+        };
         // What does not go out now goes out with the next flush; what cannot is seen when reading.
         let written = match outgoing {
             Outgoing::Payload(payload) => socket.write(self.encoder.encode(&payload)),
@@ -223,7 +248,10 @@ impl Connection {
             }
             Outgoing::Close(code) => {
                 self.give_up = Some(after(Instant::now(), CLOSE_TIMEOUT));
-                socket.close(Some(CloseFrame { code: code.into(), reason: "".into() }))
+                socket.close(Some(CloseFrame {
+                    code: code.into(),
+                    reason: "".into(),
+                }))
             }
             Outgoing::Cut => return self.end(Stream::cut),
             Outgoing::Reset => return self.end(Stream::reset),
@@ -237,7 +265,9 @@ impl Connection {
     }
 
     pub(super) fn flush(&mut self) {
-        let Stage::Open(socket) = &mut self.stage else { return };
+        let Stage::Open(socket) = &mut self.stage else {
+            return;
+        };
         self.unflushed = is_blocked(&socket.flush());
         while !self.unflushed && !self.raw.is_empty() {
             match socket.get_mut().write(&self.raw) {
@@ -265,18 +295,39 @@ impl Connection {
                         return None;
                     }
                 }
-                Stage::Answer { mut stream, answer, mut written, then } => match stream.write(&answer[written..]) {
+                Stage::Answer {
+                    mut stream,
+                    answer,
+                    mut written,
+                    then,
+                } => match stream.write(&answer[written..]) {
                     Ok(count) => {
                         written += count;
                         if written < answer.len() {
-                            self.stage = Stage::Answer { stream, answer, written, then };
-                        } else if let Then::Open { compress, version, tail } = then {
-                            self.encoder = Encoder::new(compress.as_deref()).unwrap_or(Encoder::None);
+                            self.stage = Stage::Answer {
+                                stream,
+                                answer,
+                                written,
+                                then,
+                            };
+                        } else if let Then::Open {
+                            compress,
+                            version,
+                            tail,
+                        } = then
+                        {
+                            self.encoder =
+                                Encoder::new(compress.as_deref()).unwrap_or(Encoder::None);
                             let config = WebSocketConfig::default()
                                 .read_buffer_size(4096)
                                 .write_buffer_size(16 * 1024)
                                 .max_write_buffer_size(LARGEST_BACKLOG);
-                            let socket = WebSocket::from_partially_read(stream, tail, Role::Server, Some(config));
+                            let socket = WebSocket::from_partially_read(
+                                stream,
+                                tail,
+                                Role::Server,
+                                Some(config),
+                            );
                             self.stage = Stage::Open(Box::new(socket));
                             return Some(News::Opened { version });
                         } else {
@@ -284,7 +335,12 @@ impl Connection {
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        self.stage = Stage::Answer { stream, answer, written, then };
+                        self.stage = Stage::Answer {
+                            stream,
+                            answer,
+                            written,
+                            then,
+                        };
                         return None;
                     }
                     Err(_) => {}
@@ -302,11 +358,19 @@ impl Connection {
                     let message = socket.read();
                     self.stage = Stage::Open(socket);
                     match message {
-                        Ok(Message::Text(text)) => return Some(News::Text(text.as_str().to_owned())),
+                        Ok(Message::Text(text)) => {
+                            return Some(News::Text(text.as_str().to_owned()));
+                        }
                         Ok(Message::Binary(_)) => return Some(News::Binary),
-                        Ok(Message::Close(frame)) => self.closed_with = frame.map(|frame| frame.code.into()),
+                        Ok(Message::Close(frame)) => {
+                            self.closed_with = frame.map(|frame| frame.code.into());
+                        }
                         Ok(_) => {}
-                        Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                        Err(tungstenite::Error::Io(error))
+                            if error.kind() == io::ErrorKind::WouldBlock =>
+                        {
+                            return None;
+                        }
                         Err(_) => self.stage = Stage::Gone,
                     }
                 }
@@ -315,7 +379,12 @@ impl Connection {
     }
 
     /// Reads a request on; whether that has to wait for the socket.
-    fn read_request(&mut self, mut stream: Stream, mut request: Vec<u8>, responder: &mut impl Responder) -> bool {
+    fn read_request(
+        &mut self,
+        mut stream: Stream,
+        mut request: Vec<u8>,
+        responder: &mut impl Responder,
+    ) -> bool {
         let mut chunk = [0; 8192];
         match stream.read(&mut chunk) {
             Ok(0) => {}
@@ -323,11 +392,18 @@ impl Connection {
                 request.extend_from_slice(&chunk[..count]);
                 match respond(&request, responder) {
                     Ok(Some(Response::Bytes(answer, then))) => {
-                        self.stage = Stage::Answer { stream, answer, written: 0, then };
+                        self.stage = Stage::Answer {
+                            stream,
+                            answer,
+                            written: 0,
+                            then,
+                        };
                     }
                     Ok(Some(Response::Hang)) => self.stage = Stage::Mute(stream),
                     Ok(Some(Response::Reset)) => stream.reset(),
-                    Ok(None) if request.len() < LONGEST_REQUEST => self.stage = Stage::Request(stream, request),
+                    Ok(None) if request.len() < LONGEST_REQUEST => {
+                        self.stage = Stage::Request(stream, request);
+                    }
                     Ok(None) | Err(_) => {}
                 }
             }

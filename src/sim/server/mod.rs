@@ -1,4 +1,5 @@
-//! The thread that serves a [`World`]: one poll for all connections, websocket and HTTP on one port.
+//! The thread that serves a [`World`]: one poll for all connections, websocket and HTTP on one
+//! port.
 
 mod connection;
 mod http;
@@ -53,7 +54,9 @@ impl Responder for Desk<'_> {
     }
 
     fn rest(&mut self, request: &Request<'_>) -> Reply {
-        self.world.lock().rest(Instant::now(), self.connection, request)
+        self.world
+            .lock()
+            .rest(Instant::now(), self.connection, request)
     }
 }
 
@@ -64,7 +67,8 @@ impl Server {
         certificates: Option<Certificates>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        poll.registry()
+            .register(&mut listener, LISTENER, Interest::READABLE)?;
         Ok(Self {
             poll,
             listener,
@@ -80,14 +84,26 @@ impl Server {
         let mut events = Events::with_capacity(1024);
         loop {
             self.serve_delayed();
-            let Some((orders, deadline)) = self.ask() else { return };
+            let Some((orders, deadline)) = self.ask() else {
+                return;
+            };
             self.shared.changed.notify_all();
             // After orders the world may have more to do; but the sockets come in between.
             let at_once = (!orders.is_empty()).then(Instant::now);
             self.carry_out(orders);
-            let delayed = self.connections.values().filter_map(Connection::deadline).min();
-            let deadline = deadline.into_iter().chain(delayed).chain(at_once).chain(self.accept_again).min();
-            let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let delayed = self
+                .connections
+                .values()
+                .filter_map(Connection::deadline)
+                .min();
+            let deadline = deadline
+                .into_iter()
+                .chain(delayed)
+                .chain(at_once)
+                .chain(self.accept_again)
+                .min();
+            let timeout =
+                deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -137,7 +153,13 @@ impl Server {
             self.next += 1;
             let both = Interest::READABLE | Interest::WRITABLE;
             // A connection that cannot be set up is as good as one that was cut.
-            if tcp.set_nodelay(true).is_err() || self.poll.registry().register(&mut tcp, Token(id), both).is_err() {
+            if tcp.set_nodelay(true).is_err()
+                || self
+                    .poll
+                    .registry()
+                    .register(&mut tcp, Token(id), both)
+                    .is_err()
+            {
                 continue;
             }
             let line = Line::new(tcp);
@@ -159,7 +181,12 @@ impl Server {
     /// Takes a connection as far as its socket goes.
     fn drive(&mut self, id: usize) {
         while let Some(connection) = self.connections.get_mut(&id) {
-            let Some(news) = connection.step(&mut Desk { world: &self.shared.world, connection: id }) else { return };
+            let Some(news) = connection.step(&mut Desk {
+                world: &self.shared.world,
+                connection: id,
+            }) else {
+                return;
+            };
             if let Some(news) = connection.receive(Instant::now(), news) {
                 self.tell(id, news);
             }
@@ -171,7 +198,10 @@ impl Server {
         if matches!(news, News::Gone) {
             // What was still on its way came before the end.
             let inbox = self.connections.get_mut(&id).map(Connection::take_inbox);
-            inbox.into_iter().flatten().for_each(|news| self.tell(id, news));
+            inbox
+                .into_iter()
+                .flatten()
+                .for_each(|news| self.tell(id, news));
         }
         let now = Instant::now();
         let mut world = self.shared.world.lock();
@@ -180,7 +210,10 @@ impl Server {
             News::Text(text) => world.text(now, id, &text),
             News::Binary => world.binary(now, id),
             News::Gone => {
-                let code = self.connections.remove(&id).and_then(|connection| connection.closed_with);
+                let code = self
+                    .connections
+                    .remove(&id)
+                    .and_then(|connection| connection.closed_with);
                 world.closed(now, id, code);
             }
         }
@@ -190,11 +223,18 @@ impl Server {
     fn serve_delayed(&mut self) {
         let now = Instant::now();
         let due = |(id, connection): (&usize, &Connection)| {
-            connection.deadline().is_some_and(|deadline| deadline <= now).then_some(*id)
+            connection
+                .deadline()
+                .is_some_and(|deadline| deadline <= now)
+                .then_some(*id)
         };
         let due: Vec<usize> = self.connections.iter().filter_map(due).collect();
         for id in due {
-            while let Some(news) = self.connections.get_mut(&id).and_then(|connection| connection.delayed_news(now)) {
+            while let Some(news) = self
+                .connections
+                .get_mut(&id)
+                .and_then(|connection| connection.delayed_news(now))
+            {
                 self.tell(id, news);
             }
             self.with(id, |connection| connection.serve(now));
@@ -223,12 +263,23 @@ impl Server {
                 }
                 Order::CompressPayloads(id) => self.with(id, Connection::compress_payloads),
                 Order::Silence(id) => self.send(now, id, Outgoing::Silence),
-                Order::Delay { connection, latency, jitter } => self.with(connection, |c| c.delay(latency, jitter)),
-                Order::Drip { connection, bytes_per_second } => self.with(connection, |c| c.drip(bytes_per_second)),
+                Order::Delay {
+                    connection,
+                    latency,
+                    jitter,
+                } => self.with(connection, |c| c.delay(latency, jitter)),
+                Order::Drip {
+                    connection,
+                    bytes_per_second,
+                } => self.with(connection, |c| c.drip(bytes_per_second)),
             }
         }
         // Written first and flushed after, so that a burst is few system calls.
-        for connection in self.connections.values_mut().filter(|connection| connection.unflushed) {
+        for connection in self
+            .connections
+            .values_mut()
+            .filter(|connection| connection.unflushed)
+        {
             connection.flush();
         }
     }

@@ -31,7 +31,10 @@ impl Line {
 
     /// When more may be written, if the line was too slow for the last write.
     fn next_write(&self) -> Option<Instant> {
-        self.drip.as_ref().filter(|drip| drip.allowance == 0).map(|drip| drip.since + DRIP)
+        self.drip
+            .as_ref()
+            .filter(|drip| drip.allowance == 0)
+            .map(|drip| drip.since + DRIP)
     }
 }
 
@@ -40,7 +43,11 @@ impl Drip {
         if now >= self.since + DRIP {
             self.since = now;
             let bytes = DRIP.as_secs_f64() * f64::from(self.bytes_per_second);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a twentieth of a u32")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a twentieth of a u32"
+            )]
             let bytes = bytes as usize;
             self.allowance = bytes.max(1);
         }
@@ -55,12 +62,16 @@ impl Read for Line {
 
 impl Write for Line {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let Some(drip) = &mut self.drip else { return self.tcp.write(buffer) };
+        let Some(drip) = &mut self.drip else {
+            return self.tcp.write(buffer);
+        };
         drip.refill(Instant::now());
         if drip.allowance == 0 && !buffer.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let count = self.tcp.write(&buffer[..buffer.len().min(drip.allowance)])?;
+        let count = self
+            .tcp
+            .write(&buffer[..buffer.len().min(drip.allowance)])?;
         drip.allowance -= count;
         Ok(count)
     }
@@ -85,7 +96,11 @@ impl Stream {
     }
 
     pub(super) fn drip(&mut self, bytes_per_second: u32) {
-        self.line().drip = Some(Drip { bytes_per_second, allowance: 0, since: Instant::now() });
+        self.line().drip = Some(Drip {
+            bytes_per_second,
+            allowance: 0,
+            since: Instant::now(),
+        });
     }
 
     pub(super) fn next_write(&self) -> Option<Instant> {

@@ -28,15 +28,36 @@ struct MemberRequest {
 
 impl World {
     pub(super) fn command(&mut self, now: Instant, connection: usize, op: u64, data: &Value) {
-        let session = self.connections.get(&connection).and_then(|client| client.session.clone());
+        let session = self
+            .connections
+            .get(&connection)
+            .and_then(|client| client.session.clone());
         let Some(session) = session.filter(|session| self.sessions.contains_key(session)) else {
-            if self.connections.get(&connection).is_some_and(|client| client.standing == Standing::Invalidated) {
+            if self
+                .connections
+                .get(&connection)
+                .is_some_and(|client| client.standing == Standing::Invalidated)
+            {
                 // It was on its way when the client learned that its session is over.
-                return self.record(now, connection, Action::Command { op, data: data.clone() });
+                return self.record(
+                    now,
+                    connection,
+                    Action::Command {
+                        op,
+                        data: data.clone(),
+                    },
+                );
             }
             return self.refuse(now, connection, 4003, "commands come after READY");
         };
-        self.record(now, connection, Action::Command { op, data: data.clone() });
+        self.record(
+            now,
+            connection,
+            Action::Command {
+                op,
+                data: data.clone(),
+            },
+        );
         let broken = match op {
             3 => self.presence(now, connection, data),
             4 => self.voice_state(&session, data),
@@ -49,13 +70,23 @@ impl World {
         }
     }
 
-    fn presence(&mut self, now: Instant, connection: usize, data: &Value) -> Result<(), (u16, &'static str)> {
+    fn presence(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        data: &Value,
+    ) -> Result<(), (u16, &'static str)> {
         let window = self.scaled(PRESENCE_WINDOW);
-        let Some(client) = self.connections.get_mut(&connection) else { return Ok(()) };
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return Ok(());
+        };
         if over(&mut client.presences, now, window, PRESENCES) {
             return Err((4008, "at most 5 presences per 20 s"));
         }
-        is_presence(data).then_some(()).ok_or((4002, "a presence has since, activities (an array), status and afk"))
+        is_presence(data).then_some(()).ok_or((
+            4002,
+            "a presence has since, activities (an array), status and afk",
+        ))
     }
 
     fn voice_state(&mut self, session: &str, data: &Value) -> Result<(), (u16, &'static str)> {
@@ -64,8 +95,14 @@ impl World {
             && data["self_mute"].is_boolean()
             && data["self_deaf"].is_boolean();
         let guild = id(&data["guild_id"]).filter(|_| is_whole);
-        let guild = guild.ok_or((4002, "a voice state has guild_id, channel_id, self_mute and self_deaf"))?;
-        let Some(guild) = self.guild(guild).filter(|guild| channel.is_none_or(|id| id == guild.voice_channel())) else {
+        let guild = guild.ok_or((
+            4002,
+            "a voice state has guild_id, channel_id, self_mute and self_deaf",
+        ))?;
+        let Some(guild) = self
+            .guild(guild)
+            .filter(|guild| channel.is_none_or(|id| id == guild.voice_channel()))
+        else {
             return Ok(());
         };
         let mut state = payloads::voice_state(guild, channel, payloads::BOT, session);
@@ -73,8 +110,7 @@ impl World {
         state["self_deaf"] = data["self_deaf"].clone();
         self.dispatch_to_guild(Some(guild.id), "VOICE_STATE_UPDATE", &state);
         if channel.is_some() {
-            let server =
-                json!({"token": "simulated", "guild_id": guild.id.to_string(), "endpoint": "voice.invalid:443"});
+            let server = json!({"token": "simulated", "guild_id": guild.id.to_string(), "endpoint": "voice.invalid:443"});
             self.dispatch(session, "VOICE_SERVER_UPDATE", &server);
         }
         Ok(())
@@ -82,7 +118,8 @@ impl World {
 
     /// Answers op 8 with chunks, or with `RATE_LIMITED`.
     ///
-    /// Source: [Discord, Request Guild Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
+    /// Source: [Discord, Request Guild
+    /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
     fn members(
         &mut self,
         now: Instant,
@@ -90,23 +127,40 @@ impl World {
         session: &str,
         data: &Value,
     ) -> Result<(), (u16, &'static str)> {
-        let Some(request) = self.member_request(data)? else { return Ok(()) };
-        let intents = self.sessions.get(session).map_or(Intents::empty(), |session| session.intents);
+        let Some(request) = self.member_request(data)? else {
+            return Ok(());
+        };
+        let intents = self
+            .sessions
+            .get(session)
+            .map_or(Intents::empty(), |session| session.intents);
         let is_whole = request.query.as_deref() == Some("") && request.limit == 0;
         if is_whole {
             // The documentation asks for the intent, and does not say what follows without it.
             if !intents.contains(Intents::GUILD_MEMBERS) {
-                self.violation(now, connection, "all members need the intent GUILD_MEMBERS".into());
+                self.violation(
+                    now,
+                    connection,
+                    "all members need the intent GUILD_MEMBERS".into(),
+                );
                 return Ok(());
             }
-            let next = self.member_requests.get(&request.guild.id).map(|last| *last + self.scaled(MEMBERS_WINDOW));
+            let next = self
+                .member_requests
+                .get(&request.guild.id)
+                .map(|last| *last + self.scaled(MEMBERS_WINDOW));
             if let Some(next) = next.filter(|next| now < *next) {
-                self.violation(now, connection, "all members of a guild once per 30 s".into());
+                self.violation(
+                    now,
+                    connection,
+                    "all members of a guild once per 30 s".into(),
+                );
                 let mut meta = json!({"guild_id": request.guild.id.to_string()});
                 if let Some(nonce) = request.nonce {
                     meta["nonce"] = nonce.into();
                 }
-                let limited = json!({"opcode": 8, "retry_after": (next - now).as_secs_f64(), "meta": meta});
+                let limited =
+                    json!({"opcode": 8, "retry_after": (next - now).as_secs_f64(), "meta": meta});
                 self.dispatch(session, "RATE_LIMITED", &limited);
                 return Ok(());
             }
@@ -128,7 +182,9 @@ impl World {
         if query.is_some() == user_ids.is_some() {
             return Err((4002, "a member request has one of query and user_ids"));
         }
-        let limit = data["limit"].as_u64().and_then(|limit| usize::try_from(limit).ok());
+        let limit = data["limit"]
+            .as_u64()
+            .and_then(|limit| usize::try_from(limit).ok());
         if query.is_some() && limit.is_none() {
             return Err((4002, "a query for members has a limit"));
         }
@@ -136,22 +192,41 @@ impl World {
         if user_ids.len() > MEMBERS {
             return Err((4002, "a member request has at most 100 user_ids"));
         }
-        let nonce = data["nonce"].as_str().filter(|nonce| nonce.len() <= LONGEST_NONCE).map(str::to_owned);
+        let nonce = data["nonce"]
+            .as_str()
+            .filter(|nonce| nonce.len() <= LONGEST_NONCE)
+            .map(str::to_owned);
         let presences = data["presences"] == true;
         let limit = limit.unwrap_or_default();
-        Ok(self.guild(guild).map(|guild| MemberRequest { guild, query, user_ids, limit, presences, nonce }))
+        Ok(self.guild(guild).map(|guild| MemberRequest {
+            guild,
+            query,
+            user_ids,
+            limit,
+            presences,
+            nonce,
+        }))
     }
 
     fn chunks(&mut self, session: &str, request: &MemberRequest, intents: Intents) {
         let guild = request.guild;
-        let most = if request.limit == 0 { MEMBERS } else { request.limit.min(MEMBERS) };
+        let most = if request.limit == 0 {
+            MEMBERS
+        } else {
+            request.limit.min(MEMBERS)
+        };
         let (found, not_found): (Vec<u64>, Vec<u64>) = match request.query.as_deref() {
             Some("") if request.limit == 0 => (guild.member_ids().collect(), Vec::new()),
             Some(prefix) => {
-                let matching = guild.member_ids().filter(|id| payloads::username(*id).starts_with(prefix));
+                let matching = guild
+                    .member_ids()
+                    .filter(|id| payloads::username(*id).starts_with(prefix));
                 (matching.take(most).collect(), Vec::new())
             }
-            None => request.user_ids.iter().partition(|id| guild.member_ids().any(|member| member == **id)),
+            None => request
+                .user_ids
+                .iter()
+                .partition(|id| guild.member_ids().any(|member| member == **id)),
         };
         let mut chunks: Vec<&[u64]> = found.chunks(CHUNK).collect();
         if chunks.is_empty() {
@@ -166,10 +241,16 @@ impl World {
                 "chunk_count": count,
             });
             if !not_found.is_empty() {
-                data["not_found"] = not_found.iter().map(u64::to_string).collect::<Vec<_>>().into();
+                data["not_found"] = not_found
+                    .iter()
+                    .map(u64::to_string)
+                    .collect::<Vec<_>>()
+                    .into();
             }
             if request.presences && intents.contains(Intents::GUILD_PRESENCES) {
-                let presences = chunk.iter().map(|id| payloads::presence(guild, *id, "online"));
+                let presences = chunk
+                    .iter()
+                    .map(|id| payloads::presence(guild, *id, "online"));
                 data["presences"] = presences.collect::<Vec<_>>().into();
             }
             if let Some(nonce) = &request.nonce {
@@ -180,8 +261,15 @@ impl World {
     }
 
     fn sounds(&mut self, session: &str, data: &Value) -> Result<(), (u16, &'static str)> {
-        let guilds = data["guild_ids"].as_array().ok_or((4002, "a request for sounds has guild_ids"))?;
-        for guild in guilds.iter().filter_map(id).filter_map(|id| self.guild(id)).collect::<Vec<_>>() {
+        let guilds = data["guild_ids"]
+            .as_array()
+            .ok_or((4002, "a request for sounds has guild_ids"))?;
+        for guild in guilds
+            .iter()
+            .filter_map(id)
+            .filter_map(|id| self.guild(id))
+            .collect::<Vec<_>>()
+        {
             let guild_id = guild.id.to_string();
             let sound = json!({
                 "name": "tada", "sound_id": (guild.id + 5).to_string(), "volume": 1.0, "emoji_id": null,
@@ -195,7 +283,9 @@ impl World {
 
     fn channels(&mut self, session: &str, data: &Value) -> Result<(), (u16, &'static str)> {
         let guild = id(&data["guild_id"]).ok_or((4002, "a request for channels has a guild_id"))?;
-        let Some(guild) = self.guild(guild) else { return Ok(()) };
+        let Some(guild) = self.guild(guild) else {
+            return Ok(());
+        };
         let channel = json!({"id": guild.voice_channel().to_string(), "status": null, "voice_start_time": null});
         let info = json!({"guild_id": guild.id.to_string(), "channels": [channel]});
         self.dispatch(session, "CHANNEL_INFO", &info);
@@ -206,12 +296,19 @@ impl World {
 pub(super) fn is_presence(data: &Value) -> bool {
     let is_activity = |activity: &Value| activity["name"].is_string() && activity["type"].is_u64();
     (data["since"].is_null() || data["since"].is_u64())
-        && data["activities"].as_array().is_some_and(|activities| activities.iter().all(is_activity))
-        && matches!(data["status"].as_str(), Some("online" | "dnd" | "idle" | "invisible" | "offline"))
+        && data["activities"]
+            .as_array()
+            .is_some_and(|activities| activities.iter().all(is_activity))
+        && matches!(
+            data["status"].as_str(),
+            Some("online" | "dnd" | "idle" | "invisible" | "offline")
+        )
         && (data["afk"].is_boolean() || data["afk"].is_null())
 }
 
 /// An id, as a string or as a number.
 fn id(value: &Value) -> Option<u64> {
-    value.as_str().map_or_else(|| value.as_u64(), |text| text.parse().ok())
+    value
+        .as_str()
+        .map_or_else(|| value.as_u64(), |text| text.parse().ok())
 }

@@ -49,14 +49,31 @@ impl World {
         }
     }
 
-    pub(in crate::sim) fn inject_after(&mut self, now: Instant, delay: Duration, target: Target, fault: Fault) {
-        self.set_timer(super::super::after(now, delay), Timer::Fault { target, fault });
+    pub(in crate::sim) fn inject_after(
+        &mut self,
+        now: Instant,
+        delay: Duration,
+        target: Target,
+        fault: Fault,
+    ) {
+        self.set_timer(
+            super::super::after(now, delay),
+            Timer::Fault { target, fault },
+        );
     }
 
-    /// From now on faults of these happen by chance; with a rate of 0 no more, and those that wait are forgotten.
-    pub(in crate::sim) fn set_random_faults(&mut self, now: Instant, per_second: f64, faults: Vec<Fault>) {
-        self.timers.retain(|_, timer| !matches!(timer, Timer::RandomFault));
-        self.random_faults = (per_second > 0.0 && !faults.is_empty()).then_some((per_second, faults));
+    /// From now on faults of these happen by chance; with a rate of 0 no more, and those that wait
+    /// are forgotten.
+    pub(in crate::sim) fn set_random_faults(
+        &mut self,
+        now: Instant,
+        per_second: f64,
+        faults: Vec<Fault>,
+    ) {
+        self.timers
+            .retain(|_, timer| !matches!(timer, Timer::RandomFault));
+        self.random_faults =
+            (per_second > 0.0 && !faults.is_empty()).then_some((per_second, faults));
         if self.random_faults.is_some() {
             self.wait_for_chance(now);
         } else {
@@ -65,9 +82,12 @@ impl World {
     }
 
     pub(super) fn random_fault(&mut self, now: Instant) {
-        let Some((_, faults)) = &self.random_faults else { return };
+        let Some((_, faults)) = &self.random_faults else {
+            return;
+        };
         let fault = faults[self.rng.usize(..faults.len())].clone();
-        // One of a kind may wait, so that a client which seldom does a handshake is not met by all of them in a row.
+        // One of a kind may wait, so that a client which seldom does a handshake is not met by all
+        // of them in a row.
         if !self.ambushes.iter().any(|(_, waiting)| *waiting == fault) {
             self.inject(now, Target::Any, fault);
         }
@@ -75,10 +95,15 @@ impl World {
     }
 
     fn wait_for_chance(&mut self, now: Instant) {
-        let Some((per_second, _)) = self.random_faults else { return };
+        let Some((per_second, _)) = self.random_faults else {
+            return;
+        };
         // Independent of each other, as accidents are.
         let wait = -(1.0 - self.rng.f64()).ln() / per_second;
-        self.set_timer(now + Duration::from_secs_f64(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)), Timer::RandomFault);
+        self.set_timer(
+            now + Duration::from_secs_f64(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)),
+            Timer::RandomFault,
+        );
     }
 
     /// The first fault that waits for this, and for this shard.
@@ -90,11 +115,21 @@ impl World {
     ) -> Option<T> {
         let matches = |(target, fault): &(Option<ShardId>, Fault)| {
             // Where the shard is not known yet, the fault cannot be kept for one.
-            (target.is_none() || shard.is_none() || *target == shard).then(|| wanted(fault)).flatten()
+            (target.is_none() || shard.is_none() || *target == shard)
+                .then(|| wanted(fault))
+                .flatten()
         };
-        let (at, found) = self.ambushes.iter().enumerate().find_map(|(at, ambush)| Some((at, matches(ambush)?)))?;
+        let (at, found) = self
+            .ambushes
+            .iter()
+            .enumerate()
+            .find_map(|(at, ambush)| Some((at, matches(ambush)?)))?;
         let (_, fault) = self.ambushes.remove(at);
-        self.observed.faults.push(Strike { at: now, shard, fault });
+        self.observed.faults.push(Strike {
+            at: now,
+            shard,
+            fault,
+        });
         Some(found)
     }
 
@@ -106,7 +141,11 @@ impl World {
     }
 
     /// What is wrong with the next upgrade, which asks for a compression.
-    pub(in crate::sim) fn upgrade_fault(&mut self, now: Instant, compress: Option<&str>) -> Option<UpgradeFault> {
+    pub(in crate::sim) fn upgrade_fault(
+        &mut self,
+        now: Instant,
+        compress: Option<&str>,
+    ) -> Option<UpgradeFault> {
         if !self.settings.offer.has(compress) {
             return Some(UpgradeFault::Status(400));
         }
@@ -122,7 +161,11 @@ impl World {
             Fault::ResumeUrl(fault) => Some(fault.clone()),
             _ => None,
         });
-        let scheme = if self.url.starts_with("wss") { "wss" } else { "ws" };
+        let scheme = if self.url.starts_with("wss") {
+            "wss"
+        } else {
+            "ws"
+        };
         match fault {
             None => self.url.clone(),
             // Port 1 is nobody's.
@@ -135,12 +178,15 @@ impl World {
     fn strike(&mut self, now: Instant, connection: usize, fault: &Fault) {
         let shard = self.shard_of(connection);
         let struck = match fault {
-            Fault::Delay { latency, jitter } => {
-                self.order(Order::Delay { connection, latency: *latency, jitter: *jitter })
-            }
-            Fault::Drip { bytes_per_second } => {
-                self.order(Order::Drip { connection, bytes_per_second: *bytes_per_second })
-            }
+            Fault::Delay { latency, jitter } => self.order(Order::Delay {
+                connection,
+                latency: *latency,
+                jitter: *jitter,
+            }),
+            Fault::Drip { bytes_per_second } => self.order(Order::Drip {
+                connection,
+                bytes_per_second: *bytes_per_second,
+            }),
             Fault::Cut => self.order(Order::Cut(connection)),
             Fault::Reset => self.order(Order::Reset(connection)),
             Fault::Silence => {
@@ -163,7 +209,10 @@ impl World {
                 self.order(Order::Message(connection, Message::binary(bytes)))
             }
             Fault::Bomb { size } => {
-                let payload = format!(r#"{{"op":11,"d":"{}"}}"#, "0".repeat((*size).min(LARGEST_BOMB)));
+                let payload = format!(
+                    r#"{{"op":11,"d":"{}"}}"#,
+                    "0".repeat((*size).min(LARGEST_BOMB))
+                );
                 self.order(Order::Send(connection, payload))
             }
             Fault::Oversized => {
@@ -175,9 +224,10 @@ impl World {
                 client.acknowledges = false;
                 true
             }),
-            Fault::HeartbeatRequest => {
-                self.order(Order::Send(connection, r#"{"op":1,"s":null,"t":null,"d":null}"#.into()))
-            }
+            Fault::HeartbeatRequest => self.order(Order::Send(
+                connection,
+                r#"{"op":1,"s":null,"t":null,"d":null}"#.into(),
+            )),
             Fault::Reconnect => self.order(Order::Send(connection, RECONNECT.into())),
             Fault::InvalidSession { resumable } => {
                 if !resumable {
@@ -198,7 +248,11 @@ impl World {
             _ => false,
         };
         if struck {
-            self.observed.faults.push(Strike { at: now, shard, fault: fault.clone() });
+            self.observed.faults.push(Strike {
+                at: now,
+                shard,
+                fault: fault.clone(),
+            });
         }
     }
 
@@ -210,13 +264,19 @@ impl World {
     /// Sends an event of the connection's session again, counted from the last.
     fn send_again(&mut self, connection: usize, back: usize) -> bool {
         let replay = self.session_of(connection).map(|session| &session.replay);
-        let Some((_, payload)) = replay.and_then(|replay| replay.iter().rev().nth(back)) else { return false };
-        self.orders.push_back(Order::Send(connection, payload.clone()));
+        let Some((_, payload)) = replay.and_then(|replay| replay.iter().rev().nth(back)) else {
+            return false;
+        };
+        self.orders
+            .push_back(Order::Send(connection, payload.clone()));
         true
     }
 
     pub(super) fn lose_session_of(&mut self, connection: usize) {
-        let session = self.connections.get(&connection).and_then(|client| client.session.clone());
+        let session = self
+            .connections
+            .get(&connection)
+            .and_then(|client| client.session.clone());
         if let Some(session) = session {
             self.lose_session(&session);
         }

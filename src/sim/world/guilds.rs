@@ -20,7 +20,11 @@ impl World {
         for n in first..first.saturating_add(count) {
             let guild = Guild::new(n, self.settings.members);
             self.guilds.push(guild);
-            self.dispatch_to_guild(Some(guild.id), "GUILD_CREATE", &payloads::guild_create(guild, 50));
+            self.dispatch_to_guild(
+                Some(guild.id),
+                "GUILD_CREATE",
+                &payloads::guild_create(guild, 50),
+            );
         }
     }
 
@@ -29,7 +33,10 @@ impl World {
     }
 
     pub(in crate::sim) fn guild(&self, id: u64) -> Option<Guild> {
-        self.guilds.binary_search_by_key(&id, |guild| guild.id).ok().map(|at| self.guilds[at])
+        self.guilds
+            .binary_search_by_key(&id, |guild| guild.id)
+            .ok()
+            .map(|at| self.guilds[at])
     }
 
     pub(in crate::sim) fn set_shards(&mut self, shards: u32) {
@@ -42,13 +49,24 @@ impl World {
     }
 
     pub(super) fn guilds_of(&self, shard: ShardId) -> impl Iterator<Item = Guild> {
-        let home = move |guild: &&Guild| (guild.id >> 22) % u64::from(shard.total()) == u64::from(shard.number());
+        let home = move |guild: &&Guild| {
+            (guild.id >> 22) % u64::from(shard.total()) == u64::from(shard.number())
+        };
         self.guilds.iter().filter(home).copied()
     }
 
     /// Gives an event to those who hear of it; returns how many sessions that are.
-    pub(in crate::sim) fn emit(&mut self, guild_id: Option<u64>, name: &str, data: &Value) -> Result<usize, EmitError> {
-        if name.is_empty() || !name.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_')) {
+    pub(in crate::sim) fn emit(
+        &mut self,
+        guild_id: Option<u64>,
+        name: &str,
+        data: &Value,
+    ) -> Result<usize, EmitError> {
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'))
+        {
             return Err(EmitError::NotAName(name.to_owned()));
         }
         if !data.is_object() {
@@ -61,7 +79,12 @@ impl World {
     }
 
     /// Somebody writes in a channel; returns the message's id.
-    pub(in crate::sim) fn chat(&mut self, now: Instant, channel: u64, text: &str) -> Result<u64, EmitError> {
+    pub(in crate::sim) fn chat(
+        &mut self,
+        now: Instant,
+        channel: u64,
+        text: &str,
+    ) -> Result<u64, EmitError> {
         let author = match self.guild_of_channel(channel) {
             Some(guild) => guild.member(0),
             None if channel == payloads::DIRECT_CHANNEL => payloads::FRIEND,
@@ -90,7 +113,8 @@ impl World {
     }
 
     pub(in crate::sim) fn set_activity(&mut self, now: Instant, events_per_second: f64) {
-        self.timers.retain(|_, timer| !matches!(timer, Timer::Traffic));
+        self.timers
+            .retain(|_, timer| !matches!(timer, Timer::Traffic));
         self.settings.activity = events_per_second;
         if events_per_second > 0.0 {
             self.set_timer(now, Timer::Traffic);
@@ -99,16 +123,26 @@ impl World {
 
     /// Something happens in some guild.
     pub(super) fn traffic(&mut self, now: Instant, due: Instant) {
-        let pause = Duration::try_from_secs_f64(1.0 / self.settings.activity).unwrap_or(LONGEST).min(LONGEST);
+        let pause = Duration::try_from_secs_f64(1.0 / self.settings.activity)
+            .unwrap_or(LONGEST)
+            .min(LONGEST);
         let oldest = now.checked_sub(LONGEST_LAG).unwrap_or(now);
         self.set_timer(due.max(oldest) + pause, Timer::Traffic);
-        let Some(at) = self.rng.usize(..).checked_rem(self.guilds.len()) else { return };
+        let Some(at) = self.rng.usize(..).checked_rem(self.guilds.len()) else {
+            return;
+        };
         let guild = self.guilds[at];
         let name = self.settings.mix.choose(&mut self.rng);
         let (id, unix) = (self.snowflake(now), self.unix(now));
         if let "MESSAGE_CREATE" | "MESSAGE_UPDATE" = name {
             let author = guild.member(self.rng.u32(..guild.members));
-            let mut message = payloads::message(id, unix, guild.channel(), author, traffic::text(&mut self.rng));
+            let mut message = payloads::message(
+                id,
+                unix,
+                guild.channel(),
+                author,
+                traffic::text(&mut self.rng),
+            );
             if name == "MESSAGE_CREATE" {
                 return self.post(guild.channel(), message);
             }
@@ -121,8 +155,14 @@ impl World {
         }
     }
 
-    /// Gives an event to the sessions of a guild's shard, or of shard 0, whose intents want it; returns how many.
-    pub(super) fn dispatch_to_guild(&mut self, guild_id: Option<u64>, name: &str, data: &Value) -> usize {
+    /// Gives an event to the sessions of a guild's shard, or of shard 0, whose intents want it;
+    /// returns how many.
+    pub(super) fn dispatch_to_guild(
+        &mut self,
+        guild_id: Option<u64>,
+        name: &str,
+        data: &Value,
+    ) -> usize {
         let wanted = intents_of(name, guild_id.is_some());
         let mut totals: Vec<u32> = self.homes.keys().map(|(total, _)| *total).collect();
         totals.dedup();
@@ -131,7 +171,10 @@ impl World {
             let home = guild_id.map_or(0, |id| (id >> 22) % u64::from(total));
             let home = (total, u32::try_from(home).unwrap_or_default());
             for id in self.homes.get(&home).cloned().unwrap_or_default() {
-                let intents = self.sessions.get(&id).map_or(Intents::empty(), |session| session.intents);
+                let intents = self
+                    .sessions
+                    .get(&id)
+                    .map_or(Intents::empty(), |session| session.intents);
                 if !wanted.is_empty() && !intents.intersects(wanted) {
                     continue;
                 }
@@ -154,19 +197,24 @@ impl World {
 
 /// Whether a message's text is kept from a bot without the intent for it.
 ///
-/// Source: [Discord, Message content intent](https://docs.discord.com/developers/events/gateway#message-content-intent).
+/// Source: [Discord, Message content
+/// intent](https://docs.discord.com/developers/events/gateway#message-content-intent).
 fn hides_text(name: &str, guild_id: Option<u64>, message: &Value, intents: Intents) -> bool {
     let bot = payloads::BOT.to_string();
     matches!(name, "MESSAGE_CREATE" | "MESSAGE_UPDATE")
         && !intents.contains(Intents::MESSAGE_CONTENT)
         && guild_id.is_some()
         && message["author"]["id"] != bot
-        && !message["mentions"].as_array().is_some_and(|mentions| mentions.iter().any(|user| user["id"] == bot))
+        && !message["mentions"]
+            .as_array()
+            .is_some_and(|mentions| mentions.iter().any(|user| user["id"] == bot))
 }
 
-/// The intents of which one must be there for an event to be sent; none for an event that everybody gets.
+/// The intents of which one must be there for an event to be sent; none for an event that everybody
+/// gets.
 ///
-/// Source: [Discord, List of intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
+/// Source: [Discord, List of
+/// intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
 fn intents_of(name: &str, in_guild: bool) -> Intents {
     match name {
         "GUILD_CREATE"
@@ -191,23 +239,32 @@ fn intents_of(name: &str, in_guild: bool) -> Intents {
         "THREAD_MEMBERS_UPDATE" => Intents::GUILDS | Intents::GUILD_MEMBERS,
         "CHANNEL_PINS_UPDATE" if in_guild => Intents::GUILDS,
         "CHANNEL_PINS_UPDATE" => Intents::DIRECT_MESSAGES,
-        "GUILD_MEMBER_ADD" | "GUILD_MEMBER_UPDATE" | "GUILD_MEMBER_REMOVE" => Intents::GUILD_MEMBERS,
-        "GUILD_AUDIT_LOG_ENTRY_CREATE" | "GUILD_BAN_ADD" | "GUILD_BAN_REMOVE" => Intents::GUILD_MODERATION,
+        "GUILD_MEMBER_ADD" | "GUILD_MEMBER_UPDATE" | "GUILD_MEMBER_REMOVE" => {
+            Intents::GUILD_MEMBERS
+        }
+        "GUILD_AUDIT_LOG_ENTRY_CREATE" | "GUILD_BAN_ADD" | "GUILD_BAN_REMOVE" => {
+            Intents::GUILD_MODERATION
+        }
         "GUILD_EMOJIS_UPDATE"
         | "GUILD_STICKERS_UPDATE"
         | "GUILD_SOUNDBOARD_SOUND_CREATE"
         | "GUILD_SOUNDBOARD_SOUND_UPDATE"
         | "GUILD_SOUNDBOARD_SOUND_DELETE"
         | "GUILD_SOUNDBOARD_SOUNDS_UPDATE" => Intents::GUILD_EXPRESSIONS,
-        "GUILD_INTEGRATIONS_UPDATE" | "INTEGRATION_CREATE" | "INTEGRATION_UPDATE" | "INTEGRATION_DELETE" => {
-            Intents::GUILD_INTEGRATIONS
-        }
+        "GUILD_INTEGRATIONS_UPDATE"
+        | "INTEGRATION_CREATE"
+        | "INTEGRATION_UPDATE"
+        | "INTEGRATION_DELETE" => Intents::GUILD_INTEGRATIONS,
         "WEBHOOKS_UPDATE" => Intents::GUILD_WEBHOOKS,
         "INVITE_CREATE" | "INVITE_DELETE" => Intents::GUILD_INVITES,
         "VOICE_CHANNEL_EFFECT_SEND" | "VOICE_STATE_UPDATE" => Intents::GUILD_VOICE_STATES,
         "PRESENCE_UPDATE" => Intents::GUILD_PRESENCES,
-        "MESSAGE_CREATE" | "MESSAGE_UPDATE" | "MESSAGE_DELETE" if !in_guild => Intents::DIRECT_MESSAGES,
-        "MESSAGE_CREATE" | "MESSAGE_UPDATE" | "MESSAGE_DELETE" | "MESSAGE_DELETE_BULK" => Intents::GUILD_MESSAGES,
+        "MESSAGE_CREATE" | "MESSAGE_UPDATE" | "MESSAGE_DELETE" if !in_guild => {
+            Intents::DIRECT_MESSAGES
+        }
+        "MESSAGE_CREATE" | "MESSAGE_UPDATE" | "MESSAGE_DELETE" | "MESSAGE_DELETE_BULK" => {
+            Intents::GUILD_MESSAGES
+        }
         "MESSAGE_REACTION_ADD"
         | "MESSAGE_REACTION_REMOVE"
         | "MESSAGE_REACTION_REMOVE_ALL"
@@ -225,9 +282,9 @@ fn intents_of(name: &str, in_guild: bool) -> Intents {
         | "GUILD_SCHEDULED_EVENT_DELETE"
         | "GUILD_SCHEDULED_EVENT_USER_ADD"
         | "GUILD_SCHEDULED_EVENT_USER_REMOVE" => Intents::GUILD_SCHEDULED_EVENTS,
-        "AUTO_MODERATION_RULE_CREATE" | "AUTO_MODERATION_RULE_UPDATE" | "AUTO_MODERATION_RULE_DELETE" => {
-            Intents::AUTO_MODERATION_CONFIGURATION
-        }
+        "AUTO_MODERATION_RULE_CREATE"
+        | "AUTO_MODERATION_RULE_UPDATE"
+        | "AUTO_MODERATION_RULE_DELETE" => Intents::AUTO_MODERATION_CONFIGURATION,
         "AUTO_MODERATION_ACTION_EXECUTION" => Intents::AUTO_MODERATION_EXECUTION,
         "MESSAGE_POLL_VOTE_ADD" | "MESSAGE_POLL_VOTE_REMOVE" => {
             if in_guild {

@@ -1,8 +1,9 @@
 //! What the other side of the wire does: Discord's rules, without socket, thread, lock or clock.
 //!
-//! Inputs are what clients do ([`connected`](World::connected), [`text`](World::text), [`binary`](World::binary),
-//! [`closed`](World::closed), [`rest`](World::rest)) and what the owner wants. After each, [`poll`](World::poll) gives what the
-//! server has to do, until it says `None`; then the world sleeps until its [`deadline`](World::deadline).
+//! Inputs are what clients do ([`connected`](World::connected), [`text`](World::text),
+//! [`binary`](World::binary), [`closed`](World::closed), [`rest`](World::rest)) and what the owner
+//! wants. After each, [`poll`](World::poll) gives what the server has to do, until it says `None`;
+//! then the world sleeps until its [`deadline`](World::deadline).
 #![deny(clippy::disallowed_methods)]
 
 mod commands;
@@ -188,10 +189,18 @@ impl World {
             let ((due, _), timer) = entry.remove_entry();
             match timer {
                 Timer::Ready { connection, start } => self.ready(now, connection, &start),
-                Timer::GuildAvailable { session, guilds } => self.guilds_available(now, session, guilds),
-                Timer::Heartbeat { connection, late } => self.check_heartbeat(now, connection, late),
+                Timer::GuildAvailable { session, guilds } => {
+                    self.guilds_available(now, session, guilds);
+                }
+                Timer::Heartbeat { connection, late } => {
+                    self.check_heartbeat(now, connection, late);
+                }
                 Timer::SessionEnd { session, absence } => {
-                    if self.sessions.get(&session).is_some_and(|s| s.connection.is_none() && s.absences == absence) {
+                    if self
+                        .sessions
+                        .get(&session)
+                        .is_some_and(|s| s.connection.is_none() && s.absences == absence)
+                    {
                         self.lose_session(&session);
                     }
                 }
@@ -227,12 +236,22 @@ impl World {
         self.record(now, connection, Action::Connected);
         let (latency, jitter) = (self.settings.latency, self.settings.jitter);
         if !(latency + jitter).is_zero() {
-            self.orders.push_back(Order::Delay { connection, latency, jitter });
+            self.orders.push_back(Order::Delay {
+                connection,
+                latency,
+                jitter,
+            });
         }
         if version != Some("10") {
             return self.refuse(now, connection, 4012, "the API version is 10");
         }
-        self.set_timer(now + self.longest_silence(), Timer::Heartbeat { connection, late: false });
+        self.set_timer(
+            now + self.longest_silence(),
+            Timer::Heartbeat {
+                connection,
+                late: false,
+            },
+        );
         if let Some(answer) = self.ambush(now, None, |fault| match fault {
             Fault::Hello(answer) => Some(answer.clone()),
             _ => None,
@@ -240,18 +259,28 @@ impl World {
             return self.answer(now, connection, answer, None);
         }
         let interval = self.scaled(self.settings.heartbeat_interval);
-        self.orders.push_back(Order::Send(connection, payloads::hello(interval.as_millis()).to_string()));
+        self.orders.push_back(Order::Send(
+            connection,
+            payloads::hello(interval.as_millis()).to_string(),
+        ));
     }
 
     /// A connection brought a text message.
     pub(super) fn text(&mut self, now: Instant, connection: usize, text: &str) {
         let window = self.scaled(SEND_WINDOW);
-        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return;
+        };
         if over(&mut client.sends, now, window, SENDS) {
             return self.refuse(now, connection, 4008, "at most 120 payloads per 60 s");
         }
         if text.len() > MAX_PAYLOAD {
-            return self.refuse(now, connection, 4002, &format!("at most 4096 bytes per payload, not {}", text.len()));
+            return self.refuse(
+                now,
+                connection,
+                4002,
+                &format!("at most 4096 bytes per payload, not {}", text.len()),
+            );
         }
         let Ok(mut payload) = serde_json::from_str::<Value>(text) else {
             return self.refuse(now, connection, 4002, "payloads are JSON");
@@ -263,7 +292,12 @@ impl World {
             Some(6) => self.resume(now, connection, &data),
             Some(op @ (3 | 4 | 8 | 31 | 43)) => self.command(now, connection, op, &data),
             Some(op) => {
-                self.refuse(now, connection, 4001, &format!("opcodes are those that Discord documents, not {op}"));
+                self.refuse(
+                    now,
+                    connection,
+                    4001,
+                    &format!("opcodes are those that Discord documents, not {op}"),
+                );
             }
             None => self.refuse(now, connection, 4002, "payloads have an `op`"),
         }
@@ -283,8 +317,16 @@ impl World {
             return;
         }
         self.record(now, connection, Action::Closed(code));
-        let Some(id) = self.connections.remove(&connection).and_then(|client| client.session) else { return };
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(id) = self
+            .connections
+            .remove(&connection)
+            .and_then(|client| client.session)
+        else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
         session.connection = None;
         session.absences += 1;
         let (absence, shard) = (session.absences, session.shard);
@@ -292,7 +334,13 @@ impl World {
         if matches!(code, Some(1000 | 1001)) {
             self.end_session(&id);
         } else {
-            self.set_timer(now + self.scaled(sessions::LIFETIME), Timer::SessionEnd { session: id, absence });
+            self.set_timer(
+                now + self.scaled(sessions::LIFETIME),
+                Timer::SessionEnd {
+                    session: id,
+                    absence,
+                },
+            );
         }
     }
 
@@ -301,26 +349,49 @@ impl World {
         // A connection has no sequence while its client may still be about to resume.
         let last = self.session_of(connection).map(|session| session.sequence);
         if last.is_some_and(|last| data.as_u64() > Some(last)) {
-            self.violation(now, connection, format!("a heartbeat has the last sequence received, not {data}"));
+            self.violation(
+                now,
+                connection,
+                format!("a heartbeat has the last sequence received, not {data}"),
+            );
         }
-        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return;
+        };
         client.last_heartbeat = now;
         if client.acknowledges {
-            self.orders.push_back(Order::Send(connection, r#"{"op":11,"s":null,"t":null,"d":null}"#.into()));
+            self.orders.push_back(Order::Send(
+                connection,
+                r#"{"op":11,"s":null,"t":null,"d":null}"#.into(),
+            ));
         }
     }
 
     fn check_heartbeat(&mut self, now: Instant, connection: usize, late: bool) {
-        let Some(client) = self.connections.get(&connection) else { return };
+        let Some(client) = self.connections.get(&connection) else {
+            return;
+        };
         let due = client.last_heartbeat + self.longest_silence();
         if now < due {
-            self.set_timer(due, Timer::Heartbeat { connection, late: false });
+            self.set_timer(
+                due,
+                Timer::Heartbeat {
+                    connection,
+                    late: false,
+                },
+            );
         } else if client.silent {
             // Nobody knows whether it beat.
             self.orders.push_back(Order::Cut(connection));
         } else if !late {
             // It may lie in the socket still, when it was this machine that stood still.
-            self.set_timer(now + SECOND_LOOK, Timer::Heartbeat { connection, late: true });
+            self.set_timer(
+                now + SECOND_LOOK,
+                Timer::Heartbeat {
+                    connection,
+                    late: true,
+                },
+            );
         } else {
             self.lose_session_of(connection);
             self.refuse(now, connection, 4009, "a heartbeat per interval");
@@ -340,17 +411,27 @@ impl World {
 
     fn violation(&mut self, now: Instant, connection: usize, rule: String) {
         let shard = self.shard_of(connection);
-        self.observed.violations.push(Violation { at: now, shard, rule });
+        self.observed.violations.push(Violation {
+            at: now,
+            shard,
+            rule,
+        });
     }
 
     fn record(&mut self, now: Instant, connection: usize, action: Action) {
         let shard = self.shard_of(connection);
-        self.observed.records.push(Record { at: now, connection, shard, action });
+        self.observed.records.push(Record {
+            at: now,
+            connection,
+            shard,
+            action,
+        });
     }
 
     /// The session that a connection carries.
     fn session_of(&self, connection: usize) -> Option<&Session> {
-        self.sessions.get(self.connections.get(&connection)?.session.as_ref()?)
+        self.sessions
+            .get(self.connections.get(&connection)?.session.as_ref()?)
     }
 
     fn shard_of(&self, connection: usize) -> Option<ShardId> {
@@ -359,7 +440,10 @@ impl World {
 
     /// The connections that are said to be a shard's, in order.
     fn connections_of(&self, shard: ShardId) -> Vec<usize> {
-        let of_shard = self.connections.iter().filter(|(_, client)| client.shard == Some(shard));
+        let of_shard = self
+            .connections
+            .iter()
+            .filter(|(_, client)| client.shard == Some(shard));
         let mut connections: Vec<_> = of_shard.map(|(id, _)| *id).collect();
         connections.sort_unstable();
         connections
@@ -379,19 +463,23 @@ impl World {
             sequences: observed.sequences.clone(),
             ..*observed
         };
-        observed.sequences.retain(|session, _| self.sessions.contains_key(session));
+        observed
+            .sequences
+            .retain(|session, _| self.sessions.contains_key(session));
         drained
     }
 
     pub(super) fn send_raw(&mut self, shard: ShardId, text: &str) {
         for connection in self.connections_of(shard) {
-            self.orders.push_back(Order::Send(connection, text.to_owned()));
+            self.orders
+                .push_back(Order::Send(connection, text.to_owned()));
         }
     }
 
     pub(super) fn send_message(&mut self, shard: ShardId, message: &Message) {
         for connection in self.connections_of(shard) {
-            self.orders.push_back(Order::Message(connection, message.clone()));
+            self.orders
+                .push_back(Order::Message(connection, message.clone()));
         }
     }
 

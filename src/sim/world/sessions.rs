@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Action, Answer, Dispatched, Fault, Guild, Order, Standing, Timer, World, commands, payloads};
+use super::{
+    Action, Answer, Dispatched, Fault, Guild, Order, Standing, Timer, World, commands, payloads,
+};
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
@@ -70,7 +72,9 @@ impl World {
                 "IDENTIFY has token, intents, properties and shard as documented",
             );
         };
-        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return;
+        };
         let (number, total) = identify.shard.unwrap_or((0, 1));
         let shard = ShardId::new(number, total);
         let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
@@ -99,16 +103,27 @@ impl World {
         if identify.compress {
             self.orders.push_back(Order::CompressPayloads(connection));
         }
-        self.set_timer(now + self.settings.ready_delay, Timer::Ready { connection, start });
+        self.set_timer(
+            now + self.settings.ready_delay,
+            Timer::Ready { connection, start },
+        );
     }
 
     /// What an IDENTIFY asks for, if it may; else the close code and the rule.
-    fn identity(&self, identify: &Identify, shard: Option<ShardId>) -> Result<Start, (u16, &'static str)> {
+    fn identity(
+        &self,
+        identify: &Identify,
+        shard: Option<ShardId>,
+    ) -> Result<Start, (u16, &'static str)> {
         let shard = shard.ok_or((4010, "shard numbers are below their total"))?;
         if shard.total() % self.settings.shard_multiple != 0 {
-            return Err((4010, "a large bot's shard count is a multiple of the one that it is given"));
+            return Err((
+                4010,
+                "a large bot's shard count is a multiple of the one that it is given",
+            ));
         }
-        let intents = Intents::from_bits(identify.intents).ok_or((4013, "intents are those that Discord documents"))?;
+        let intents = Intents::from_bits(identify.intents)
+            .ok_or((4013, "intents are those that Discord documents"))?;
         if !self.settings.allowed_intents.contains(intents) {
             return Err((4014, "intents are those that the bot may use"));
         }
@@ -119,20 +134,38 @@ impl World {
         if !(50..=250).contains(&large_threshold) {
             return Err((4002, "large_threshold is 50 to 250"));
         }
-        if identify.presence.as_ref().is_some_and(|presence| !commands::is_presence(presence)) {
-            return Err((4002, "a presence has since, activities (an array), status and afk"));
+        if identify
+            .presence
+            .as_ref()
+            .is_some_and(|presence| !commands::is_presence(presence))
+        {
+            return Err((
+                4002,
+                "a presence has since, activities (an array), status and afk",
+            ));
         }
-        if !["os", "browser", "device"].iter().all(|property| identify.properties.contains_key(*property)) {
+        if !["os", "browser", "device"]
+            .iter()
+            .all(|property| identify.properties.contains_key(*property))
+        {
             return Err((4002, "properties have os, browser and device"));
         }
-        Ok(Start { shard, intents, large_threshold: usize::try_from(large_threshold).unwrap_or(50) })
+        Ok(Start {
+            shard,
+            intents,
+            large_threshold: usize::try_from(large_threshold).unwrap_or(50),
+        })
     }
 
     /// Counts an IDENTIFY against the day's and against its key's window; whether it goes on.
     fn spend_start(&mut self, now: Instant, connection: usize, number: u32) -> bool {
         self.new_day(now);
         if self.starts_left == 0 {
-            self.violation(now, connection, "no IDENTIFY with nothing remaining: the token is reset".into());
+            self.violation(
+                now,
+                connection,
+                "no IDENTIFY with nothing remaining: the token is reset".into(),
+            );
             self.token_is_reset = true;
             for id in self.sessions.keys().cloned().collect::<Vec<_>>() {
                 self.lose_session(&id);
@@ -148,7 +181,10 @@ impl World {
         if let Some(last) = last
             && now < last + self.scaled(IDENTIFY_WINDOW)
         {
-            let rule = format!("one IDENTIFY per key and 5 s: key {key} after {:?}", now - last);
+            let rule = format!(
+                "one IDENTIFY per key and 5 s: key {key} after {:?}",
+                now - last
+            );
             self.violation(now, connection, rule);
             self.invalidate(connection, false);
             return false;
@@ -157,8 +193,14 @@ impl World {
     }
 
     pub(super) fn ready(&mut self, now: Instant, connection: usize, start: &Start) {
-        let Start { shard, intents, large_threshold } = *start;
-        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let Start {
+            shard,
+            intents,
+            large_threshold,
+        } = *start;
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return;
+        };
         let id = format!("{:032x}", self.rng.u128(..));
         client.session = Some(id.clone());
         let session = Session {
@@ -172,39 +214,70 @@ impl World {
             absences: 0,
         };
         self.sessions.insert(id.clone(), session);
-        self.homes.entry((shard.total(), shard.number())).or_default().push(id.clone());
+        self.homes
+            .entry((shard.total(), shard.number()))
+            .or_default()
+            .push(id.clone());
         self.observed.started += 1;
         self.update_live(shard);
         let mut guilds: VecDeque<Guild> = self.guilds_of(shard).collect();
         let resume_url = self.resume_url(now, shard);
-        self.dispatch(&id, "READY", &payloads::ready(shard, &id, &resume_url, guilds.make_contiguous()));
+        self.dispatch(
+            &id,
+            "READY",
+            &payloads::ready(shard, &id, &resume_url, guilds.make_contiguous()),
+        );
         if intents.contains(Intents::GUILDS) {
             self.guilds_available(now, id, guilds);
         }
     }
 
     /// The guilds of a new session become available, one after the other.
-    pub(super) fn guilds_available(&mut self, now: Instant, session: String, mut guilds: VecDeque<Guild>) {
+    pub(super) fn guilds_available(
+        &mut self,
+        now: Instant,
+        session: String,
+        mut guilds: VecDeque<Guild>,
+    ) {
         while let Some(guild) = guilds.pop_front() {
-            let Some(state) = self.sessions.get(&session) else { return };
+            let Some(state) = self.sessions.get(&session) else {
+                return;
+            };
             let data = payloads::guild_create(guild, state.large_threshold);
             self.dispatch(&session, "GUILD_CREATE", &data);
             if !self.settings.guild_delay.is_zero() && !guilds.is_empty() {
-                return self.set_timer(now + self.settings.guild_delay, Timer::GuildAvailable { session, guilds });
+                return self.set_timer(
+                    now + self.settings.guild_delay,
+                    Timer::GuildAvailable { session, guilds },
+                );
             }
         }
     }
 
     pub(super) fn resume(&mut self, now: Instant, connection: usize, data: &Value) {
         let Ok(resume) = Resume::deserialize(data) else {
-            return self.refuse(now, connection, 4002, "RESUME has token, session_id and seq");
+            return self.refuse(
+                now,
+                connection,
+                4002,
+                "RESUME has token, session_id and seq",
+            );
         };
         let id = resume.session_id;
         let shard = self.sessions.get(&id).map(|session| session.shard);
-        let Some(client) = self.connections.get_mut(&connection) else { return };
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return;
+        };
         client.shard = shard;
         let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
-        self.record(now, connection, Action::Resume { session: id.clone(), sequence: resume.seq });
+        self.record(
+            now,
+            connection,
+            Action::Resume {
+                session: id.clone(),
+                sequence: resume.seq,
+            },
+        );
         if again {
             return self.refuse(now, connection, 4005, "a connection identifies once");
         }
@@ -221,12 +294,20 @@ impl World {
         match self.sessions.get(&id) {
             Some(session) if resume.seq > session.sequence => {
                 self.lose_session(&id);
-                self.refuse(now, connection, 4007, "a session resumes from a sequence that it was given");
+                self.refuse(
+                    now,
+                    connection,
+                    4007,
+                    "a session resumes from a sequence that it was given",
+                );
             }
             // What was missed is no longer all there.
             Some(session)
                 if resume.seq < session.sequence
-                    && session.replay.front().is_none_or(|(first, _)| *first > resume.seq + 1) =>
+                    && session
+                        .replay
+                        .front()
+                        .is_none_or(|(first, _)| *first > resume.seq + 1) =>
             {
                 self.lose_session(&id);
                 self.invalidate(connection, false);
@@ -238,18 +319,34 @@ impl World {
 
     fn replay(&mut self, now: Instant, connection: usize, id: &str, sequence: u64) {
         let shard = self.sessions.get(id).map(|session| session.shard);
-        let twice = self.ambush(now, shard, |fault| (*fault == Fault::ReplayTwice).then_some(())).is_some();
-        let Some(session) = self.sessions.get_mut(id) else { return };
+        let twice = self
+            .ambush(now, shard, |fault| {
+                (*fault == Fault::ReplayTwice).then_some(())
+            })
+            .is_some();
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
         // The client may be quicker than the news of its old connection's end.
         let old = session.connection.replace(connection);
-        let from = if twice { sequence.saturating_sub(5) } else { sequence };
-        let missed = session.replay.iter().filter(|(sequence, _)| *sequence > from);
+        let from = if twice {
+            sequence.saturating_sub(5)
+        } else {
+            sequence
+        };
+        let missed = session
+            .replay
+            .iter()
+            .filter(|(sequence, _)| *sequence > from);
         for (_, payload) in missed {
             for _ in 0..=usize::from(twice) {
-                self.orders.push_back(Order::Send(connection, payload.clone()));
+                self.orders
+                    .push_back(Order::Send(connection, payload.clone()));
             }
         }
-        let resumed = json!({"t": "RESUMED", "s": session.sequence, "op": 0, "d": {"_trace": ["sim"]}}).to_string();
+        let resumed =
+            json!({"t": "RESUMED", "s": session.sequence, "op": 0, "d": {"_trace": ["sim"]}})
+                .to_string();
         self.orders.push_back(Order::Send(connection, resumed));
         let shard = session.shard;
         self.update_live(shard);
@@ -262,10 +359,18 @@ impl World {
     }
 
     /// Says something in place of what is due. `session` is the one that the client wanted.
-    pub(super) fn answer(&mut self, now: Instant, connection: usize, answer: Answer, session: Option<&str>) {
+    pub(super) fn answer(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        answer: Answer,
+        session: Option<&str>,
+    ) {
         match answer {
             Answer::Nothing => {}
-            Answer::Reconnect => self.orders.push_back(Order::Send(connection, super::faults::RECONNECT.into())),
+            Answer::Reconnect => self
+                .orders
+                .push_back(Order::Send(connection, super::faults::RECONNECT.into())),
             Answer::InvalidSession { resumable } => {
                 if let Some(session) = session.filter(|_| !resumable) {
                     self.lose_session(session);
@@ -284,7 +389,9 @@ impl World {
 
     /// Gives an event to a session.
     pub(super) fn dispatch(&mut self, id: &str, name: &str, data: &Value) {
-        let Some(session) = self.sessions.get_mut(id) else { return };
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
         session.sequence += 1;
         let sequence = session.sequence;
         self.observed.events += 1;
@@ -308,7 +415,12 @@ impl World {
         if self.settings.keep_dispatches {
             let (session, name) = (id.to_owned(), name.to_owned());
             let digest = super::super::observed::digest(data.as_bytes());
-            self.dispatches.push(Dispatched { session, sequence, name, digest });
+            self.dispatches.push(Dispatched {
+                session,
+                sequence,
+                name,
+                digest,
+            });
         }
     }
 
@@ -321,7 +433,9 @@ impl World {
 
     /// Ends a session; whether there was one.
     pub(super) fn end_session(&mut self, id: &str) -> bool {
-        let Some(session) = self.sessions.remove(id) else { return false };
+        let Some(session) = self.sessions.remove(id) else {
+            return false;
+        };
         let home = (session.shard.total(), session.shard.number());
         if let Some(sessions) = self.homes.get_mut(&home) {
             sessions.retain(|other| other != id);
@@ -336,7 +450,10 @@ impl World {
     /// Tells which connection of a shard is live now: of several the latest session's.
     pub(super) fn update_live(&mut self, shard: ShardId) {
         let sessions = self.homes.get(&(shard.total(), shard.number()));
-        let mut connections = sessions.into_iter().flatten().filter_map(|id| self.sessions.get(id)?.connection);
+        let mut connections = sessions
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.sessions.get(id)?.connection);
         match connections.next_back() {
             Some(connection) => drop(self.observed.live.insert(shard, connection)),
             None => drop(self.observed.live.remove(&shard)),

@@ -1,5 +1,8 @@
 //! The world's rules, with made-up instants.
-#![allow(clippy::disallowed_methods, reason = "made-up instants count from some real one")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "made-up instants count from some real one"
+)]
 
 use serde::de::DeserializeSeed;
 use serde_json::json;
@@ -23,18 +26,33 @@ struct Rig {
 
 impl Rig {
     fn new(build: impl FnOnce(Builder) -> Builder) -> Self {
-        let Builder { settings, guilds, .. } = build(Builder::new());
+        let Builder {
+            settings, guilds, ..
+        } = build(Builder::new());
         let now = Instant::now();
-        let mut world = World::new(now, Duration::from_secs(1_785_585_600), settings, "ws://here".into());
+        let mut world = World::new(
+            now,
+            Duration::from_secs(1_785_585_600),
+            settings,
+            "ws://here".into(),
+        );
         world.add_guilds(guilds);
-        Self { world, now, got: Vec::new(), closes: Vec::new() }
+        Self {
+            world,
+            now,
+            got: Vec::new(),
+            closes: Vec::new(),
+        }
     }
 
     fn drive(&mut self) {
         while let Some(order) = self.world.poll(self.now) {
             match order {
                 Order::Send(connection, payload) => {
-                    self.got.push((connection, serde_json::from_str(&payload).expect("payloads are JSON")));
+                    self.got.push((
+                        connection,
+                        serde_json::from_str(&payload).expect("payloads are JSON"),
+                    ));
                 }
                 Order::Close(connection, code) => self.closes.push((connection, code)),
                 _ => {}
@@ -69,12 +87,17 @@ impl Rig {
 
     fn resume(&mut self, connection: usize, session: &str, sequence: u64) {
         self.connect(connection);
-        self.say(connection, &json!({"op": 6, "d": {"token": TOKEN, "session_id": session, "seq": sequence}}));
+        self.say(
+            connection,
+            &json!({"op": 6, "d": {"token": TOKEN, "session_id": session, "seq": sequence}}),
+        );
     }
 
     /// The payloads of a connection since the last look.
     fn take(&mut self, connection: usize) -> Vec<Value> {
-        let (taken, kept) = std::mem::take(&mut self.got).into_iter().partition(|(id, _)| *id == connection);
+        let (taken, kept) = std::mem::take(&mut self.got)
+            .into_iter()
+            .partition(|(id, _)| *id == connection);
         self.got = kept;
         let taken: Vec<(usize, Value)> = taken;
         taken.into_iter().map(|(_, payload)| payload).collect()
@@ -83,14 +106,29 @@ impl Rig {
     /// The names of the events of a connection since the last look.
     fn names(&mut self, connection: usize) -> Vec<String> {
         let payloads = self.take(connection);
-        payloads.iter().filter_map(|payload| payload["t"].as_str()).map(str::to_owned).collect()
+        payloads
+            .iter()
+            .filter_map(|payload| payload["t"].as_str())
+            .map(str::to_owned)
+            .collect()
     }
 
     fn session(&self) -> String {
-        self.world.sessions.keys().next().expect("there is a session").clone()
+        self.world
+            .sessions
+            .keys()
+            .next()
+            .expect("there is a session")
+            .clone()
     }
 
-    fn rest(&mut self, method: &str, path: &str, token: &str, body: &str) -> (u16, Value, HashMap<&str, String>) {
+    fn rest(
+        &mut self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: &str,
+    ) -> (u16, Value, HashMap<&str, String>) {
         let request = Request {
             method,
             path: &format!("/api/v10{path}"),
@@ -100,9 +138,16 @@ impl Rig {
             body,
         };
         match self.world.rest(self.now, 99, &request) {
-            Reply::Answer { status, headers, body, .. } => {
-                (status, serde_json::from_str(&body).unwrap_or_default(), headers.into_iter().collect())
-            }
+            Reply::Answer {
+                status,
+                headers,
+                body,
+                ..
+            } => (
+                status,
+                serde_json::from_str(&body).unwrap_or_default(),
+                headers.into_iter().collect(),
+            ),
             Reply::Hang => panic!("it hangs"),
         }
     }
@@ -114,14 +159,18 @@ impl Rig {
 
 fn identify(shard: (u32, u32), intents: Intents) -> Value {
     let properties = json!({"os": "linux", "browser": "test", "device": "test"});
-    let data =
-        json!({"token": TOKEN, "intents": intents.bits(), "properties": properties, "shard": [shard.0, shard.1]});
+    let data = json!({"token": TOKEN, "intents": intents.bits(), "properties": properties, "shard": [shard.0, shard.1]});
     json!({"op": 2, "d": data})
 }
 
 /// What an IDENTIFY with other data is closed with.
 fn refusal(change: impl FnOnce(&mut Value)) -> Option<u16> {
-    let mut rig = Rig::new(|builder| builder.guilds(3).guilds_per_shard(2).allowed_intents(Intents::GUILDS));
+    let mut rig = Rig::new(|builder| {
+        builder
+            .guilds(3)
+            .guilds_per_shard(2)
+            .allowed_intents(Intents::GUILDS)
+    });
     let mut payload = identify((0, 2), Intents::GUILDS);
     change(&mut payload["d"]);
     rig.connect(1);
@@ -134,13 +183,26 @@ fn refusal(change: impl FnOnce(&mut Value)) -> Option<u16> {
 fn a_wrong_identify_is_closed_with_its_code() {
     assert_eq!(refusal(|_| {}), None);
     assert_eq!(refusal(|data| data["token"] = "other".into()), Some(4004));
-    assert_eq!(refusal(|data| data["token"] = format!("Bot {TOKEN}").into()), None, "as some libraries say it");
+    assert_eq!(
+        refusal(|data| data["token"] = format!("Bot {TOKEN}").into()),
+        None,
+        "as some libraries say it"
+    );
     assert_eq!(refusal(|data| data["shard"] = json!([2, 2])), Some(4010));
     assert_eq!(refusal(|data| data["shard"] = json!([0, 1])), Some(4011));
-    assert_eq!(refusal(|data| data["intents"] = (1_u64 << 40).into()), Some(4013));
-    assert_eq!(refusal(|data| data["intents"] = Intents::GUILD_MEMBERS.bits().into()), Some(4014));
+    assert_eq!(
+        refusal(|data| data["intents"] = (1_u64 << 40).into()),
+        Some(4013)
+    );
+    assert_eq!(
+        refusal(|data| data["intents"] = Intents::GUILD_MEMBERS.bits().into()),
+        Some(4014)
+    );
     assert_eq!(refusal(|data| data["intents"] = "all".into()), Some(4002));
-    assert_eq!(refusal(|data| data["large_threshold"] = 251.into()), Some(4002));
+    assert_eq!(
+        refusal(|data| data["large_threshold"] = 251.into()),
+        Some(4002)
+    );
     assert_eq!(refusal(|data| data["properties"] = json!({})), Some(4002));
     let presence = json!({"since": null, "activities": null, "status": "online", "afk": false});
     assert_eq!(refusal(|data| data["presence"] = presence), Some(4002));
@@ -153,7 +215,9 @@ fn a_large_bot_needs_a_multiple() {
     rig.identify(2, (1, 32), Intents::GUILDS);
     assert_eq!(rig.closes, [(1, 4010)]);
     assert!(
-        rig.rest("GET", "/oauth2/applications/@me", TOKEN, "").1["approximate_guild_count"].as_u64() > Some(150_000)
+        rig.rest("GET", "/oauth2/applications/@me", TOKEN, "").1["approximate_guild_count"]
+            .as_u64()
+            > Some(150_000)
     );
 }
 
@@ -170,10 +234,19 @@ fn a_wrong_payload_is_closed_with_its_code() {
         (&too_long, 4002),
         (r#"{"op":2,"d":null}"#, 4002),
         (r#"{"op":6,"d":null}"#, 4002),
-        (r#"{"op":3,"d":{"since":null,"activities":null,"status":"online","afk":false}}"#, 4002),
+        (
+            r#"{"op":3,"d":{"since":null,"activities":null,"status":"online","afk":false}}"#,
+            4002,
+        ),
         (r#"{"op":4,"d":{"guild_id":"1"}}"#, 4002),
-        (r#"{"op":8,"d":{"guild_id":["1"],"query":"","limit":0}}"#, 4002),
-        (r#"{"op":8,"d":{"guild_id":"1","query":"","limit":0,"user_ids":["1"]}}"#, 4002),
+        (
+            r#"{"op":8,"d":{"guild_id":["1"],"query":"","limit":0}}"#,
+            4002,
+        ),
+        (
+            r#"{"op":8,"d":{"guild_id":"1","query":"","limit":0,"user_ids":["1"]}}"#,
+            4002,
+        ),
         (r#"{"op":8,"d":{"guild_id":"1"}}"#, 4002),
     ];
     for (text, code) in cases {
@@ -181,7 +254,11 @@ fn a_wrong_payload_is_closed_with_its_code() {
         rig.identify(1, (0, 1), Intents::GUILDS);
         rig.world.text(rig.now, 1, text);
         rig.drive();
-        assert_eq!((rig.closes.as_slice(), rig.violations()), ([(1, code)].as_slice(), 1), "{text}");
+        assert_eq!(
+            (rig.closes.as_slice(), rig.violations()),
+            ([(1, code)].as_slice(), 1),
+            "{text}"
+        );
     }
     let mut rig = Rig::new(|builder| builder);
     rig.world.connected(rig.now, 1, Some("9"));
@@ -232,9 +309,19 @@ fn a_silent_client_is_closed_and_a_beating_one_is_not() {
         rig.say(2, &json!({"op": 1, "d": 1}));
     }
     assert_eq!(rig.closes, [(1, 4009)]);
-    assert_eq!(rig.take(2).iter().filter(|payload| payload["op"] == 11).count(), 4);
+    assert_eq!(
+        rig.take(2)
+            .iter()
+            .filter(|payload| payload["op"] == 11)
+            .count(),
+        4
+    );
     rig.say(2, &json!({"op": 1, "d": 7}));
-    assert_eq!(rig.violations(), 2, "a heartbeat with a sequence that nobody was given");
+    assert_eq!(
+        rig.violations(),
+        2,
+        "a heartbeat with a sequence that nobody was given"
+    );
 }
 
 #[test]
@@ -246,7 +333,10 @@ fn one_identify_per_key_and_window() {
     rig.sleep(4.9);
     rig.identify(3, (2, 4), Intents::GUILDS);
     assert_eq!(rig.violations(), 1);
-    assert_eq!(rig.take(3)[1], json!({"op": 9, "s": null, "t": null, "d": false}));
+    assert_eq!(
+        rig.take(3)[1],
+        json!({"op": 9, "s": null, "t": null, "d": false})
+    );
     assert_eq!(rig.world.starts_left, 997, "an early one counts, too");
     rig.sleep(5.0);
     rig.identify(4, (2, 4), Intents::GUILDS);
@@ -255,21 +345,36 @@ fn one_identify_per_key_and_window() {
 
 #[test]
 fn a_spent_day_ends_everything() {
-    let mut rig = Rig::new(|builder| builder.session_starts(1000, 1, Duration::from_secs(100)).max_concurrency(2));
+    let mut rig = Rig::new(|builder| {
+        builder
+            .session_starts(1000, 1, Duration::from_secs(100))
+            .max_concurrency(2)
+    });
     rig.identify(1, (0, 2), Intents::GUILDS);
     let session = rig.session();
     rig.identify(2, (1, 2), Intents::GUILDS);
     rig.closes.sort_unstable();
     assert_eq!(rig.closes, [(1, 4004), (2, 4004)]);
-    assert_eq!(rig.world.observed.lost.iter().collect::<Vec<_>>(), [&session]);
+    assert_eq!(
+        rig.world.observed.lost.iter().collect::<Vec<_>>(),
+        [&session]
+    );
     assert_eq!(rig.rest("GET", "/gateway/bot", TOKEN, "").0, 401);
     rig.resume(3, &session, 1);
-    assert_eq!(rig.closes.last(), Some(&(3, 4004)), "the token is no longer the bot's");
+    assert_eq!(
+        rig.closes.last(),
+        Some(&(3, 4004)),
+        "the token is no longer the bot's"
+    );
 
     let mut rig = Rig::new(|builder| builder.session_starts(1000, 0, Duration::from_secs(100)));
     rig.sleep(100.0);
     rig.identify(1, (0, 1), Intents::GUILDS);
-    assert_eq!((rig.violations(), rig.world.starts_left), (0, 999), "a new day");
+    assert_eq!(
+        (rig.violations(), rig.world.starts_left),
+        (0, 999),
+        "a new day"
+    );
 }
 
 #[test]
@@ -292,14 +397,27 @@ fn a_session_waits_for_its_client() {
         rig.resume(2, &session, 2);
         let answers = rig.take(2);
         if is_kept {
-            let got: Vec<_> =
-                answers[1..].iter().map(|payload| (payload["s"].as_u64(), payload["t"].as_str())).collect();
+            let got: Vec<_> = answers[1..]
+                .iter()
+                .map(|payload| (payload["s"].as_u64(), payload["t"].as_str()))
+                .collect();
             let message = Some("MESSAGE_CREATE");
-            assert_eq!(got, [(Some(3), message), (Some(4), message), (Some(4), Some("RESUMED"))]);
+            assert_eq!(
+                got,
+                [
+                    (Some(3), message),
+                    (Some(4), message),
+                    (Some(4), Some("RESUMED"))
+                ]
+            );
         } else {
             assert_eq!(answers[1]["op"], 9);
         }
-        assert_eq!(rig.world.observed.lost.is_empty(), wait < 180.0, "a client that ends its session loses nothing");
+        assert_eq!(
+            rig.world.observed.lost.is_empty(),
+            wait < 180.0,
+            "a client that ends its session loses nothing"
+        );
     }
 }
 
@@ -317,12 +435,18 @@ fn a_session_does_not_resume_from_the_future_nor_from_too_far_back() {
     let session = rig.session();
     let guild = rig.world.guilds[0].id;
     for _ in 0..10 {
-        rig.world.emit(Some(guild), "BIG", &json!({"text": "a".repeat(1 << 20)})).unwrap();
+        rig.world
+            .emit(Some(guild), "BIG", &json!({"text": "a".repeat(1 << 20)}))
+            .unwrap();
     }
     rig.drive();
     rig.world.closed(rig.now, 1, None);
     rig.resume(2, &session, 2);
-    assert_eq!(rig.take(2)[1]["op"], 9, "what was missed is no longer kept, and a gap is no replay");
+    assert_eq!(
+        rig.take(2)[1]["op"],
+        9,
+        "what was missed is no longer kept, and a gap is no replay"
+    );
 }
 
 #[test]
@@ -332,7 +456,9 @@ fn an_event_that_is_too_large_to_keep_is_no_gap() {
     let session = rig.session();
     let guild = rig.world.guilds[0].id;
     rig.world.closed(rig.now, 1, None);
-    rig.world.emit(Some(guild), "BIG", &json!({"text": "a".repeat(9 << 20)})).unwrap();
+    rig.world
+        .emit(Some(guild), "BIG", &json!({"text": "a".repeat(9 << 20)}))
+        .unwrap();
     rig.resume(2, &session, 2);
     assert_eq!(rig.take(2)[1]["op"], 9);
 }
@@ -342,15 +468,29 @@ fn op_9_lets_a_client_start_over_on_the_same_connection() {
     let mut rig = Rig::new(|builder| builder.guilds(1));
     rig.identify(1, (0, 1), Intents::GUILDS);
     let session = rig.session();
-    rig.world.inject(rig.now, Target::All, Fault::InvalidSession { resumable: true });
-    rig.say(1, &json!({"op": 6, "d": {"token": TOKEN, "session_id": session, "seq": 2}}));
+    rig.world.inject(
+        rig.now,
+        Target::All,
+        Fault::InvalidSession { resumable: true },
+    );
+    rig.say(
+        1,
+        &json!({"op": 6, "d": {"token": TOKEN, "session_id": session, "seq": 2}}),
+    );
     assert_eq!(rig.names(1).last().unwrap(), "RESUMED");
     rig.sleep(5.0);
-    rig.world.inject(rig.now, Target::All, Fault::InvalidSession { resumable: false });
+    rig.world.inject(
+        rig.now,
+        Target::All,
+        Fault::InvalidSession { resumable: false },
+    );
     rig.say(1, &json!({"op": 31, "d": {"guild_ids": []}}));
     assert_eq!(rig.violations(), 0, "the command was on its way");
     rig.say(1, &identify((0, 1), Intents::GUILDS));
-    assert_eq!((rig.names(1), rig.violations()), (vec!["READY".into(), "GUILD_CREATE".into()], 0));
+    assert_eq!(
+        (rig.names(1), rig.violations()),
+        (vec!["READY".into(), "GUILD_CREATE".into()], 0)
+    );
 }
 
 #[test]
@@ -361,17 +501,29 @@ fn a_fault_of_one_connection_leaves_the_other_of_its_shard_alone() {
     rig.identify(2, (0, 1), Intents::GUILDS);
     assert_eq!(rig.world.observed.live[&ShardId::ONE], 2);
     rig.world.closed(rig.now, 2, Some(1000));
-    assert_eq!(rig.world.observed.live[&ShardId::ONE], 1, "the other is still there");
+    assert_eq!(
+        rig.world.observed.live[&ShardId::ONE],
+        1,
+        "the other is still there"
+    );
     assert_eq!(rig.world.sessions.len(), 1);
 }
 
 #[test]
 fn faults_that_wait_do_not_pile_up() {
     let mut rig = Rig::new(|builder| builder);
-    let faults = vec![Fault::Hello(Answer::Nothing), "rest=500".parse().unwrap(), "tls=hang".parse().unwrap()];
+    let faults = vec![
+        Fault::Hello(Answer::Nothing),
+        "rest=500".parse().unwrap(),
+        "tls=hang".parse().unwrap(),
+    ];
     rig.world.set_random_faults(rig.now, 1e6, faults);
     rig.sleep(0.001);
-    assert_eq!(rig.world.ambushes.len(), 2, "one of each, and none that this gateway cannot do");
+    assert_eq!(
+        rig.world.ambushes.len(),
+        2,
+        "one of each, and none that this gateway cannot do"
+    );
 }
 
 #[test]
@@ -380,7 +532,13 @@ fn guilds_become_available_one_by_one() {
     rig.identify(1, (1, 2), Intents::GUILDS);
     let ready = rig.take(1).remove(1);
     assert_eq!(ready["d"]["guilds"].as_array().unwrap().len(), 2);
-    assert_eq!((&ready["d"]["shard"], &ready["d"]["guilds"][0]["unavailable"]), (&json!([1, 2]), &json!(true)));
+    assert_eq!(
+        (
+            &ready["d"]["shard"],
+            &ready["d"]["guilds"][0]["unavailable"]
+        ),
+        (&json!([1, 2]), &json!(true))
+    );
     rig.sleep(0.5);
     assert!(rig.take(1).is_empty());
     rig.sleep(1.0);
@@ -396,10 +554,25 @@ fn intents_decide_what_is_sent() {
     assert_eq!(rig.names(1), ["READY"], "guilds need the intent for them");
     let guild = rig.world.guilds[0];
     rig.world.chat(rig.now, guild.channel(), "hidden").unwrap();
-    rig.world.chat(rig.now, guild.channel(), &format!("<@{}> shown", payloads::BOT)).unwrap();
-    rig.world.chat(rig.now, payloads::DIRECT_CHANNEL, "not asked for").unwrap();
-    assert_eq!(rig.world.emit(Some(guild.id), "TYPING_START", &json!({})), Ok(0));
-    assert_eq!(rig.world.emit(Some(guild.id), "NEW_THING", &json!({})), Ok(1), "unknown events need no intent");
+    rig.world
+        .chat(
+            rig.now,
+            guild.channel(),
+            &format!("<@{}> shown", payloads::BOT),
+        )
+        .unwrap();
+    rig.world
+        .chat(rig.now, payloads::DIRECT_CHANNEL, "not asked for")
+        .unwrap();
+    assert_eq!(
+        rig.world.emit(Some(guild.id), "TYPING_START", &json!({})),
+        Ok(0)
+    );
+    assert_eq!(
+        rig.world.emit(Some(guild.id), "NEW_THING", &json!({})),
+        Ok(1),
+        "unknown events need no intent"
+    );
     rig.drive();
     let got = rig.take(1);
     assert_eq!((got.len(), &got[0]["d"]["content"]), (3, &json!("")));
@@ -411,7 +584,9 @@ fn direct_messages_go_to_shard_0_with_their_text() {
     let mut rig = Rig::new(|builder| builder.guilds(2).max_concurrency(2));
     rig.identify(1, (0, 2), Intents::DIRECT_MESSAGES);
     rig.identify(2, (1, 2), Intents::DIRECT_MESSAGES);
-    rig.world.chat(rig.now, payloads::DIRECT_CHANNEL, "psst").unwrap();
+    rig.world
+        .chat(rig.now, payloads::DIRECT_CHANNEL, "psst")
+        .unwrap();
     rig.drive();
     assert_eq!(rig.take(1).last().unwrap()["d"]["content"], "psst");
     assert_eq!(rig.names(2), ["READY"]);
@@ -427,17 +602,32 @@ fn members_come_in_chunks_and_not_too_often() {
     let all = json!({"op": 8, "d": {"guild_id": id, "query": "", "limit": 0, "nonce": "n", "presences": true}});
     rig.say(1, &all);
     let chunks = rig.take(1);
-    let sizes: Vec<_> = chunks.iter().map(|chunk| chunk["d"]["members"].as_array().unwrap().len()).collect();
+    let sizes: Vec<_> = chunks
+        .iter()
+        .map(|chunk| chunk["d"]["members"].as_array().unwrap().len())
+        .collect();
     assert_eq!(sizes, [1000, 1000, 500]);
     for (index, chunk) in chunks.iter().enumerate() {
-        assert_eq!((&chunk["d"]["chunk_index"], &chunk["d"]["chunk_count"]), (&json!(index), &json!(3)));
-        assert_eq!((&chunk["d"]["nonce"], chunk["t"].as_str()), (&json!("n"), Some("GUILD_MEMBERS_CHUNK")));
-        assert_eq!(chunk["d"]["presences"].as_array().unwrap().len(), sizes[index]);
+        assert_eq!(
+            (&chunk["d"]["chunk_index"], &chunk["d"]["chunk_count"]),
+            (&json!(index), &json!(3))
+        );
+        assert_eq!(
+            (&chunk["d"]["nonce"], chunk["t"].as_str()),
+            (&json!("n"), Some("GUILD_MEMBERS_CHUNK"))
+        );
+        assert_eq!(
+            chunk["d"]["presences"].as_array().unwrap().len(),
+            sizes[index]
+        );
     }
     rig.sleep(10.0);
     rig.say(1, &all);
     let limited = rig.take(1).remove(0);
-    assert_eq!((limited["t"].as_str(), &limited["d"]["opcode"]), (Some("RATE_LIMITED"), &json!(8)));
+    assert_eq!(
+        (limited["t"].as_str(), &limited["d"]["opcode"]),
+        (Some("RATE_LIMITED"), &json!(8))
+    );
     assert_eq!(limited["d"]["meta"], json!({"guild_id": id, "nonce": "n"}));
     assert!((limited["d"]["retry_after"].as_f64().unwrap() - 20.0).abs() < 0.001);
     rig.sleep(20.0);
@@ -445,12 +635,28 @@ fn members_come_in_chunks_and_not_too_often() {
     assert_eq!(rig.take(1).len(), 3);
 
     let two = [guild.member(1).to_string(), "5".into()];
-    rig.say(1, &json!({"op": 8, "d": {"guild_id": id, "user_ids": two, "nonce": "x".repeat(33)}}));
+    rig.say(
+        1,
+        &json!({"op": 8, "d": {"guild_id": id, "user_ids": two, "nonce": "x".repeat(33)}}),
+    );
     let chunk = rig.take(1).remove(0);
-    assert_eq!((chunk["d"]["members"].as_array().unwrap().len(), &chunk["d"]["not_found"]), (1, &json!(["5"])));
-    assert_eq!(chunk["d"].get("nonce"), None, "one that is too long is ignored");
+    assert_eq!(
+        (
+            chunk["d"]["members"].as_array().unwrap().len(),
+            &chunk["d"]["not_found"]
+        ),
+        (1, &json!(["5"]))
+    );
+    assert_eq!(
+        chunk["d"].get("nonce"),
+        None,
+        "one that is too long is ignored"
+    );
     let prefix = &payloads::username(guild.member(7))[..7];
-    rig.say(1, &json!({"op": 8, "d": {"guild_id": id, "query": prefix, "limit": 3}}));
+    rig.say(
+        1,
+        &json!({"op": 8, "d": {"guild_id": id, "query": prefix, "limit": 3}}),
+    );
     assert_eq!(rig.take(1)[0]["d"]["members"].as_array().unwrap().len(), 3);
     assert_eq!(rig.violations(), 1, "the one that was too early");
 }
@@ -465,8 +671,19 @@ fn other_commands_are_answered() {
     let channel = guild.voice_channel().to_string();
     rig.say(1, &json!({"op": 4, "d": {"guild_id": id, "channel_id": channel, "self_mute": true, "self_deaf": false}}));
     rig.say(1, &json!({"op": 31, "d": {"guild_ids": [id, "5"]}}));
-    rig.say(1, &json!({"op": 43, "d": {"guild_id": id, "fields": ["status"]}}));
-    assert_eq!(rig.names(1), ["VOICE_STATE_UPDATE", "VOICE_SERVER_UPDATE", "SOUNDBOARD_SOUNDS", "CHANNEL_INFO"]);
+    rig.say(
+        1,
+        &json!({"op": 43, "d": {"guild_id": id, "fields": ["status"]}}),
+    );
+    assert_eq!(
+        rig.names(1),
+        [
+            "VOICE_STATE_UPDATE",
+            "VOICE_SERVER_UPDATE",
+            "SOUNDBOARD_SOUNDS",
+            "CHANNEL_INFO"
+        ]
+    );
 }
 
 #[test]
@@ -478,29 +695,52 @@ fn rest_speaks_as_discord_does() {
     let messages = format!("/channels/{channel}/messages");
     assert_eq!(
         rig.rest("GET", "/users/@me", "wrong", ""),
-        (401, json!({"message": "401: Unauthorized", "code": 0}), HashMap::new())
+        (
+            401,
+            json!({"message": "401: Unauthorized", "code": 0}),
+            HashMap::new()
+        )
     );
     assert_eq!(rig.rest("GET", "/nothing", TOKEN, "").0, 404);
-    assert_eq!(rig.rest("POST", "/channels/5/messages", TOKEN, "{}").1["code"], 10003);
+    assert_eq!(
+        rig.rest("POST", "/channels/5/messages", TOKEN, "{}").1["code"],
+        10003
+    );
     assert_eq!(rig.rest("POST", &messages, TOKEN, "{").1["code"], 50109);
     assert_eq!(rig.rest("POST", &messages, TOKEN, "{}").1["code"], 50006);
     let long = json!({"content": "a".repeat(2001)}).to_string();
     let (status, refused, _) = rig.rest("POST", &messages, TOKEN, &long);
     assert_eq!((status, &refused["code"]), (400, &json!(50035)));
-    assert_eq!(refused["errors"]["content"]["_errors"][0]["code"], "BASE_TYPE_BAD_LENGTH");
+    assert_eq!(
+        refused["errors"]["content"]["_errors"][0]["code"],
+        "BASE_TYPE_BAD_LENGTH"
+    );
     let (status, posted, headers) = rig.rest("POST", &messages, TOKEN, r#"{"content":"hi"}"#);
-    assert_eq!((status, headers["x-ratelimit-remaining"].as_str()), (200, "1"));
+    assert_eq!(
+        (status, headers["x-ratelimit-remaining"].as_str()),
+        (200, "1")
+    );
     rig.drive();
-    assert_eq!(rig.take(1)[0]["d"]["id"], posted["id"], "a post is an event");
+    assert_eq!(
+        rig.take(1)[0]["d"]["id"],
+        posted["id"],
+        "a post is an event"
+    );
     assert_eq!(rig.rest("GET", &messages, TOKEN, "").1[0]["content"], "hi");
     let path = format!("{messages}/{}", posted["id"].as_str().unwrap());
     assert_eq!(rig.rest("GET", &path, TOKEN, "").1["content"], "hi");
 
     rig.rest("POST", &messages, TOKEN, r#"{"content":"hi"}"#);
     let (status, limited, headers) = rig.rest("POST", &messages, TOKEN, r#"{"content":"hi"}"#);
-    assert_eq!((status, &limited["global"], headers["retry-after"].as_str()), (429, &json!(false), "5"));
+    assert_eq!(
+        (status, &limited["global"], headers["retry-after"].as_str()),
+        (429, &json!(false), "5")
+    );
     rig.sleep(5.0);
-    assert_eq!(rig.rest("POST", &messages, TOKEN, r#"{"content":"hi"}"#).0, 200);
+    assert_eq!(
+        rig.rest("POST", &messages, TOKEN, r#"{"content":"hi"}"#).0,
+        200
+    );
     for _ in 0..60 {
         rig.rest("GET", &format!("/nothing{}", rig.world.next_id), TOKEN, "");
         rig.world.next_id += 1;
@@ -515,33 +755,79 @@ fn an_interaction_is_answered_once_and_in_time() {
     rig.take(1);
     let channel = rig.world.guilds[0].channel();
     let ask = |rig: &mut Rig| {
-        rig.world.interact(rig.now, channel, "hello", &json!([])).unwrap();
+        rig.world
+            .interact(rig.now, channel, "hello", &json!([]))
+            .unwrap();
         rig.drive();
         let interaction = rig.take(1).remove(0);
         assert_eq!(
             (interaction["t"].as_str(), &interaction["d"]["data"]["name"]),
             (Some("INTERACTION_CREATE"), &json!("hello"))
         );
-        let (id, token) = (interaction["d"]["id"].clone(), interaction["d"]["token"].clone());
+        let (id, token) = (
+            interaction["d"]["id"].clone(),
+            interaction["d"]["token"].clone(),
+        );
         let [id, token] = [id, token].map(|value| value.as_str().unwrap().to_owned());
-        (format!("/interactions/{id}/{token}/callback"), format!("/webhooks/{}/{token}", payloads::BOT))
+        (
+            format!("/interactions/{id}/{token}/callback"),
+            format!("/webhooks/{}/{token}", payloads::BOT),
+        )
     };
     let (callback, webhook) = ask(&mut rig);
-    assert_eq!(rig.rest("POST", &webhook, TOKEN, r#"{"content":"early"}"#).1["code"], 10015);
-    assert_eq!(rig.rest("POST", &callback, "", r#"{"type":99}"#).1["code"], 50035);
-    assert_eq!(rig.rest("POST", &callback, "", r#"{"type":4,"data":{"content":"hi"}}"#).0, 204);
+    assert_eq!(
+        rig.rest("POST", &webhook, TOKEN, r#"{"content":"early"}"#)
+            .1["code"],
+        10015
+    );
+    assert_eq!(
+        rig.rest("POST", &callback, "", r#"{"type":99}"#).1["code"],
+        50035
+    );
+    assert_eq!(
+        rig.rest(
+            "POST",
+            &callback,
+            "",
+            r#"{"type":4,"data":{"content":"hi"}}"#
+        )
+        .0,
+        204
+    );
     rig.drive();
     assert_eq!(rig.take(1)[0]["d"]["content"], "hi");
-    assert_eq!(rig.rest("POST", &callback, "", r#"{"type":4,"data":{"content":"hi"}}"#).1["code"], 40060);
-    assert_eq!(rig.rest("GET", &format!("{webhook}/messages/@original"), "", "").1["content"], "hi");
+    assert_eq!(
+        rig.rest(
+            "POST",
+            &callback,
+            "",
+            r#"{"type":4,"data":{"content":"hi"}}"#
+        )
+        .1["code"],
+        40060
+    );
+    assert_eq!(
+        rig.rest("GET", &format!("{webhook}/messages/@original"), "", "")
+            .1["content"],
+        "hi"
+    );
     let (callback, _) = ask(&mut rig);
     rig.sleep(3.1);
-    assert_eq!(rig.rest("POST", &callback, "", r#"{"type":5}"#).1["code"], 10062);
+    assert_eq!(
+        rig.rest("POST", &callback, "", r#"{"type":5}"#).1["code"],
+        10062
+    );
     let (callback, webhook) = ask(&mut rig);
     assert_eq!(rig.rest("POST", &callback, "", r#"{"type":5}"#).0, 204);
     let original = format!("{webhook}/messages/@original");
-    assert_eq!(rig.rest("PATCH", &original, "", r#"{"content":"later"}"#).1["content"], "later");
-    assert_eq!(rig.world.observed.posts(channel).collect::<Vec<_>>(), ["hi", "later"]);
+    assert_eq!(
+        rig.rest("PATCH", &original, "", r#"{"content":"later"}"#).1["content"],
+        "later"
+    );
+    assert_eq!(
+        rig.world.observed.posts(channel).collect::<Vec<_>>(),
+        ["hi", "later"]
+    );
 }
 
 #[test]
@@ -549,10 +835,22 @@ fn what_cannot_be_is_refused() {
     use super::super::EmitError;
     let mut rig = Rig::new(|builder| builder.guilds(1));
     let guild = Some(rig.world.guilds[0].id);
-    assert_eq!(rig.world.emit(Some(5), "X", &json!({})), Err(EmitError::UnknownGuild(5)));
-    assert_eq!(rig.world.emit(guild, "X", &json!([])), Err(EmitError::NotAnObject("X".into())));
-    assert_eq!(rig.world.emit(guild, "x\"", &json!({})), Err(EmitError::NotAName("x\"".into())));
-    assert_eq!(rig.world.chat(rig.now, 5, "x"), Err(EmitError::UnknownChannel(5)));
+    assert_eq!(
+        rig.world.emit(Some(5), "X", &json!({})),
+        Err(EmitError::UnknownGuild(5))
+    );
+    assert_eq!(
+        rig.world.emit(guild, "X", &json!([])),
+        Err(EmitError::NotAnObject("X".into()))
+    );
+    assert_eq!(
+        rig.world.emit(guild, "x\"", &json!({})),
+        Err(EmitError::NotAName("x\"".into()))
+    );
+    assert_eq!(
+        rig.world.chat(rig.now, 5, "x"),
+        Err(EmitError::UnknownChannel(5))
+    );
 }
 
 /// Reads a payload as twilight does.
@@ -579,10 +877,18 @@ fn typed_libraries_parse_every_event() {
         }
     }
     rig.world.settings.activity = 0.0;
-    rig.world.timers.retain(|_, timer| !matches!(timer, Timer::Traffic));
-    rig.world.chat(rig.now, payloads::DIRECT_CHANNEL, "psst").unwrap();
-    rig.world.chat(rig.now, guild.channel(), &format!("<@{}>", payloads::BOT)).unwrap();
-    rig.world.interact(rig.now, guild.channel(), "hello", &json!([])).unwrap();
+    rig.world
+        .timers
+        .retain(|_, timer| !matches!(timer, Timer::Traffic));
+    rig.world
+        .chat(rig.now, payloads::DIRECT_CHANNEL, "psst")
+        .unwrap();
+    rig.world
+        .chat(rig.now, guild.channel(), &format!("<@{}>", payloads::BOT))
+        .unwrap();
+    rig.world
+        .interact(rig.now, guild.channel(), "hello", &json!([]))
+        .unwrap();
     rig.drive();
     let id = guild.id.to_string();
     let channel = guild.voice_channel().to_string();
@@ -593,18 +899,32 @@ fn typed_libraries_parse_every_event() {
     ] {
         rig.say(1, &payload);
     }
-    let events: Vec<_> = rig.take(1).into_iter().filter(|payload| payload["op"] == 0).collect();
-    let mut seen: Vec<_> = events.iter().map(|payload| payload["t"].as_str().unwrap().to_owned()).collect();
-    // twilight-model 0.18 expects `meta` to have the name of its own enum in it, which Discord does not send.
-    for payload in events.iter().filter(|payload| payload["t"] != "RATE_LIMITED") {
+    let events: Vec<_> = rig
+        .take(1)
+        .into_iter()
+        .filter(|payload| payload["op"] == 0)
+        .collect();
+    let mut seen: Vec<_> = events
+        .iter()
+        .map(|payload| payload["t"].as_str().unwrap().to_owned())
+        .collect();
+    // twilight-model 0.18 expects `meta` to have the name of its own enum in it, which Discord does
+    // not send.
+    for payload in events
+        .iter()
+        .filter(|payload| payload["t"] != "RATE_LIMITED")
+    {
         let event = typed(payload);
         assert_eq!(event.kind().name(), payload["t"].as_str());
     }
     seen.sort_unstable();
     seen.dedup();
-    for name in
-        EVENT_NAMES.into_iter().chain(["READY", "GUILD_MEMBERS_CHUNK", "INTERACTION_CREATE", "VOICE_SERVER_UPDATE"])
-    {
+    for name in EVENT_NAMES.into_iter().chain([
+        "READY",
+        "GUILD_MEMBERS_CHUNK",
+        "INTERACTION_CREATE",
+        "VOICE_SERVER_UPDATE",
+    ]) {
         assert!(seen.iter().any(|seen| seen == name), "{name} was not tried");
     }
     assert_eq!(rig.violations(), 1, "the second request for all members");
@@ -614,20 +934,34 @@ fn typed_libraries_parse_every_event() {
 fn faults_strike_whom_they_are_for() {
     let mut rig = Rig::new(|builder| builder.max_concurrency(2));
     let [zero, one] = [0, 1].map(|number| ShardId::new(number, 2).unwrap());
-    rig.world.inject(rig.now, one.into(), Fault::Identify(Answer::Nothing));
-    rig.world.inject_after(rig.now, Duration::from_secs(9), zero.into(), Fault::Close(4000));
+    rig.world
+        .inject(rig.now, one.into(), Fault::Identify(Answer::Nothing));
+    rig.world.inject_after(
+        rig.now,
+        Duration::from_secs(9),
+        zero.into(),
+        Fault::Close(4000),
+    );
     rig.identify(1, (0, 2), Intents::GUILDS);
     rig.identify(2, (1, 2), Intents::GUILDS);
     assert_eq!((rig.names(1), rig.names(2)), (vec!["READY".into()], vec![]));
     rig.sleep(9.0);
     assert_eq!(rig.closes, [(1, 4000)]);
     assert_eq!(rig.world.observed.faults.len(), 2);
-    rig.world.set_random_faults(rig.now, 2.0, vec![Fault::HeartbeatRequest]);
+    rig.world
+        .set_random_faults(rig.now, 2.0, vec![Fault::HeartbeatRequest]);
     rig.sleep(10.0);
-    let asked = rig.take(2).iter().filter(|payload| payload["op"] == 1).count();
+    let asked = rig
+        .take(2)
+        .iter()
+        .filter(|payload| payload["op"] == 1)
+        .count();
     assert!((8..35).contains(&asked), "{asked} in 10 s");
     rig.world.set_random_faults(rig.now, 0.0, Vec::new());
     rig.world.inject(rig.now, Target::Any, Fault::Repeat);
     rig.sleep(10.0);
-    assert!(rig.take(2).is_empty(), "no more by chance; and without a session nothing is there to repeat");
+    assert!(
+        rig.take(2).is_empty(),
+        "no more by chance; and without a session nothing is there to repeat"
+    );
 }
