@@ -230,8 +230,8 @@ impl Transport for TimedTransport {
         result
     }
 
-    fn is_flushed(&self) -> bool {
-        self.inner.is_flushed()
+    fn written(&self) -> u64 {
+        self.inner.written()
     }
 
     fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {

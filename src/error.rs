@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::intents::UnknownIntents;
-use crate::protocol::{CloseReason, Command, InvalidCommand, Stage, UnknownEventName};
+use crate::protocol::{CloseReason, Command, InvalidCommand, Stage, UnknownEventName, visible};
 use crate::shard_id::{InvalidShardId, ShardId};
 use crate::token::InvalidToken;
 
@@ -41,6 +41,9 @@ pub enum Error {
     /// A name that no event of Discord has.
     #[error(transparent)]
     EventName(#[from] UnknownEventName),
+    /// An identify limit grants no turn: a [`LimitError`](crate::limit::LimitError).
+    #[error(transparent)]
+    Limit(Box<dyn std::error::Error + Send + Sync>),
     /// A command that was not taken.
     #[error(transparent)]
     Unsent(#[from] SendError),
@@ -301,6 +304,7 @@ impl Error {
         match self {
             Self::Status { status: 500.., .. } | Self::UnexpectedAnswer { .. } => Fault::Discord,
             Self::RateLimited { .. }
+            | Self::Limit(_)
             | Self::Http { .. }
             | Self::Io { .. }
             | Self::NotReady { .. }
@@ -336,7 +340,7 @@ impl Error {
     ) -> Self {
         Self::Setting {
             setting,
-            given: given.to_string(),
+            given: visible(given),
             allowed: allowed.into(),
         }
     }
@@ -348,6 +352,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_value_and_whose_fault_it_is() {
+        let error = Error::setting("rest_url", "", "a url");
+        assert_eq!(error.to_string(), "`rest_url` is \"\"; allowed: a url");
         let error = Error::setting("large_threshold", 20, "50 to 250");
         assert_eq!(
             error.to_string(),

@@ -1,5 +1,7 @@
 //! What a bot wants to hear about.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 bitflags::bitflags! {
     /// The groups of events that Discord sends; a bot names them when it identifies.
     ///
@@ -78,6 +80,19 @@ impl From<twilight_model::gateway::Intents> for Intents {
 impl From<Intents> for twilight_model::gateway::Intents {
     fn from(intents: Intents) -> Self {
         Self::from_bits_retain(intents.bits())
+    }
+}
+
+/// As the number that Discord takes.
+impl Serialize for Intents {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.bits().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Intents {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(Self::from_bits_retain)
     }
 }
 

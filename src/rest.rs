@@ -1,30 +1,27 @@
 //! The few requests that a gateway library needs, and one plain call so that a bot can answer.
 
+mod secrets;
+
 use std::fmt;
+use std::io;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::http::{Method, Request, Response, StatusCode};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, Body};
 
+use self::secrets::Secrets;
 use crate::error::Error;
+use crate::protocol::{USER_AGENT, from_secs};
 use crate::token::Token;
-
-/// What Discord wants every client to call itself.
-///
-/// Source: [Discord, User Agent](https://docs.discord.com/developers/reference#user-agent).
-const USER_AGENT: &str = concat!(
-    "DiscordBot (",
-    env!("CARGO_PKG_REPOSITORY"),
-    ", ",
-    env!("CARGO_PKG_VERSION"),
-    ")"
-);
 
 /// How long one attempt may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,6 +47,7 @@ const QUOTED: usize = 200;
 #[derive(Clone)]
 pub struct Rest {
     agent: Agent,
+    secrets: Secrets,
     token: Token,
     base: String,
 }
@@ -67,6 +65,9 @@ pub struct GatewayBot {
     pub shards: NonZeroU32,
     /// What is left of the bot's IDENTIFYs.
     pub session_start_limit: SessionStartLimit,
+    /// When Discord was asked: of IDENTIFYs that were sent since then the answer may not know.
+    #[serde(skip, default = "Instant::now")]
+    pub asked_at: Instant,
 }
 
 /// What is left of a bot's IDENTIFYs, as Discord sends it.
@@ -103,8 +104,11 @@ impl Rest {
             .max_redirects(0)
             .timeout_global(Some(TIMEOUT))
             .build();
+        let secrets = Secrets::default();
+        let connector = DefaultConnector::default().chain(secrets.clone());
         Ok(Self {
-            agent: config.new_agent(),
+            agent: Agent::with_parts(config, connector, DefaultResolver::default()),
+            secrets,
             token,
             base: base.trim_end_matches('/').to_owned(),
         })
@@ -122,7 +126,9 @@ impl Rest {
     /// Where the gateway is, how many shards Discord recommends, and how often the bot may still
     /// identify.
     pub fn gateway_bot(&self) -> Result<GatewayBot, Error> {
-        self.get("/gateway/bot")
+        let asked_at = Instant::now();
+        let answer: GatewayBot = self.get("/gateway/bot")?;
+        Ok(GatewayBot { asked_at, ..answer })
     }
 
     /// The application that the bot belongs to.
@@ -133,11 +139,14 @@ impl Rest {
     /// Any request, for example `call("POST", "/channels/1/messages", Some(&json!({"content":
     /// "pong"})))`.
     ///
+    /// The bot's token is sent with it, but not to the paths of webhooks and interactions that carry
+    /// a token of their own. A method in lower case is taken as well.
+    ///
     /// It blocks until the answer is there: up to 30 s for each of at most 4 attempts, and what a
     /// 429 asks to wait between them (up to 30 s each; above it, [`Error::RateLimited`]). Only a
-    /// GET is repeated after a 5xx. An answer without a body is `null`.
+    /// GET is repeated after a 5xx, and any request whose connection could not be made. An answer without a body is `null`.
     pub fn call(&self, method: &str, path: &str, json: Option<&Value>) -> Result<Value, Error> {
-        let method = Method::from_bytes(method.as_bytes())
+        let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes())
             .map_err(|_| Error::setting("method", method, "an HTTP method such as GET or POST"))?;
         if !path.starts_with('/') || path.bytes().any(|byte| !byte.is_ascii_graphic()) {
             return Err(Error::setting(
@@ -166,14 +175,24 @@ impl Rest {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let mut response = self
-                .send(method, path, json)
-                .map_err(|source| http_error(&request, source))?;
+            let mut response = match self.send(method, path, json) {
+                Ok(response) => response,
+                Err(error) if was_not_connected(&error) && attempt < ATTEMPTS => {
+                    log::info!("{request}: {error}; the next attempt follows in {pause:?}");
+                    thread::sleep(pause);
+                    pause *= 2;
+                    continue;
+                }
+                Err(source) => return Err(http_error(&request, source)),
+            };
             let status = response.status();
             let body = read(&mut response).map_err(|source| http_error(&request, source))?;
             let wait = match status {
                 _ if status.is_success() => return Ok(body),
-                StatusCode::UNAUTHORIZED => return Err(Error::Unauthorized),
+                // A webhook or an interaction has a token of its own.
+                StatusCode::UNAUTHORIZED if own_token(path).is_none() => {
+                    return Err(Error::Unauthorized);
+                }
                 StatusCode::TOO_MANY_REQUESTS => {
                     let retry_after = retry_after(&response, &body);
                     if attempt == ATTEMPTS || retry_after > LONGEST_RETRY_AFTER {
@@ -209,10 +228,30 @@ impl Rest {
         path: &str,
         json: Option<&Value>,
     ) -> Result<Response<Body>, ureq::Error> {
-        let request = Request::builder()
+        // What is logged below has placeholders for them.
+        let path = own_token(path).map_or_else(
+            || (path.to_owned(), None),
+            |own| {
+                let hidden = self.secrets.hide(&path[own.clone()]);
+                let shown = format!(
+                    "{}{}{}",
+                    &path[..own.start],
+                    hidden.placeholder(),
+                    &path[own.end..]
+                );
+                (shown, Some(hidden))
+            },
+        );
+        let (path, own) = path;
+        let mut request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header("authorization", format!("Bot {}", self.token.expose()));
+            .uri(format!("{}{path}", self.base));
+        let token = own
+            .is_none()
+            .then(|| self.secrets.hide(self.token.expose()));
+        if let Some(token) = &token {
+            request = request.header("authorization", format!("Bot {}", token.placeholder()));
+        }
         match json {
             Some(json) => self.agent.run(
                 request
@@ -282,7 +321,10 @@ fn retry_after(response: &Response<Body>, body: &str) -> Duration {
         .map(|limited: RateLimited| limited.retry_after)
         .ok()
         .or_else(header);
-    Duration::try_from_secs_f64(seconds.unwrap_or(1.0)).unwrap_or(Duration::MAX)
+    seconds
+        .map(from_secs)
+        .filter(|wait| !wait.is_zero())
+        .unwrap_or(Duration::from_secs(1))
 }
 
 fn parse<T: DeserializeOwned>(request: &str, body: &str) -> Result<T, Error> {
@@ -296,11 +338,37 @@ fn parse<T: DeserializeOwned>(request: &str, body: &str) -> Result<T, Error> {
 /// Method and path for errors and logs, without the token that a path of an interaction or webhook
 /// holds.
 fn describe(method: &Method, path: &str) -> String {
-    let mut parts: Vec<&str> = path.split('/').collect();
-    if let ["", "interactions" | "webhooks", _, token, ..] = parts.as_mut_slice() {
-        *token = "...";
+    match own_token(path) {
+        Some(own) => format!("{method} {}...{}", &path[..own.start], &path[own.end..]),
+        None => format!("{method} {path}"),
     }
-    format!("{method} {}", parts.join("/"))
+}
+
+/// The token that a path of a webhook or an interaction holds, wherever it is:
+/// `/webhooks/ID/TOKEN`, `/interactions/ID/TOKEN/callback`.
+fn own_token(path: &str) -> Option<Range<usize>> {
+    let end = path.find(['?', '#']).unwrap_or(path.len());
+    let mut parts = Vec::new();
+    for part in path[..end].split('/') {
+        let start = parts.last().map_or(0, |last: &Range<usize>| last.end + 1);
+        parts.push(start..start + part.len());
+    }
+    parts.windows(3).find_map(|window| {
+        let [kind, id, token] = window else {
+            return None;
+        };
+        let is_own = matches!(&path[kind.clone()], "webhooks" | "interactions");
+        (is_own && !id.is_empty() && !token.is_empty()).then(|| token.clone())
+    })
+}
+
+/// Whether a request got nowhere, so that it may be sent again whatever it is.
+fn was_not_connected(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
+        ureq::Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        _ => false,
+    }
 }
 
 fn quote(body: &str) -> String {
@@ -327,5 +395,14 @@ mod tests {
         );
         assert_eq!(shown("/webhooks/1/secret"), "POST /webhooks/1/...");
         assert_eq!(shown("/channels/1/messages"), "POST /channels/1/messages");
+        assert_eq!(
+            shown("/discord/webhooks/1/secret/messages/@original?wait=true"),
+            "POST /discord/webhooks/1/.../messages/@original?wait=true"
+        );
+        assert_eq!(shown("//webhooks/1/secret"), "POST //webhooks/1/...");
+        assert_eq!(shown("/webhooks/1/secret?x=/"), "POST /webhooks/1/...?x=/");
+        for public in ["/webhooks/1", "/webhooks/1/", "/guilds/1/webhooks", "/", ""] {
+            assert_eq!(own_token(public), None, "{public}");
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Where sessions are kept for the next process.
 
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
 use crate::protocol::Session;
+use crate::shard_id::ShardId;
 
 /// The version of [`FileStore`]'s files.
 const VERSION: u32 = 1;
@@ -22,11 +23,55 @@ const VERSION: u32 = 1;
 /// Sessions of other bots, and of shards that are not in the plan, are reported and not used.
 pub trait SessionStore: Send + Sync {
     /// What was saved last; nothing if there is nothing that can be used.
-    fn load(&self) -> Result<Vec<Session>, StoreError>;
+    fn load(&self) -> Result<Saved, StoreError>;
 
-    /// Replaces what was saved. It must leave either the old or the new sessions, whenever the
-    /// process dies.
-    fn save(&self, sessions: &[Session]) -> Result<(), StoreError>;
+    /// Replaces what was saved. It must leave either the old or the new, whenever the process dies.
+    fn save(&self, saved: &Saved) -> Result<(), StoreError>;
+}
+
+/// What one process leaves to the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The sessions, each at its low-water mark.
+    pub sessions: Vec<Session>,
+    /// When each rate limit key last identified, so that a process that starts again within
+    /// seconds does not identify too early.
+    #[serde(default)]
+    pub identified: Vec<Identified>,
+}
+
+/// The last IDENTIFY of a rate limit key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Identified {
+    /// The key.
+    pub key: u32,
+    /// How many keys there were (`max_concurrency`).
+    pub keys: NonZeroU32,
+    /// When it was, in milliseconds since the Unix epoch.
+    pub at: u64,
+}
+
+impl Identified {
+    /// A shard identifies now.
+    pub(crate) fn now(shard: ShardId, keys: NonZeroU32) -> Self {
+        Self {
+            key: shard.rate_limit_key(keys),
+            keys,
+            at: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// How long ago it was; not at all where the clock was set back since.
+    pub(crate) fn ago(&self) -> Duration {
+        since_epoch().saturating_sub(Duration::from_millis(self.at))
+    }
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// Sessions in a file that only its owner can read, since whoever has a session and the token can
@@ -54,7 +99,8 @@ pub struct FileStore {
 #[derive(Serialize, Deserialize)]
 struct Content {
     threadcord: u32,
-    sessions: Vec<Session>,
+    #[serde(flatten)]
+    saved: Saved,
 }
 
 impl FileStore {
@@ -78,11 +124,11 @@ impl FileStore {
         &self.path
     }
 
-    fn read(&self) -> Result<Vec<Session>, ReadError> {
+    fn read(&self) -> Result<Saved, ReadError> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(ReadError::Io(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Saved::default()),
+            Err(error) => return Err(ReadError::Io(self.named("read", &error))),
         };
         let content: Content =
             serde_json::from_slice(&text).map_err(|error| ReadError::Content(error.to_string()))?;
@@ -92,13 +138,19 @@ impl FileStore {
                 content.threadcord
             )));
         }
-        Ok(content.sessions)
+        Ok(content.saved)
     }
 
-    fn write(&self, sessions: &[Session]) -> io::Result<()> {
+    /// An error that says which file it is about.
+    fn named(&self, what: &str, error: &io::Error) -> io::Error {
+        let path = self.path.display();
+        io::Error::new(error.kind(), format!("failed to {what} {path}: {error}"))
+    }
+
+    fn write(&self, saved: &Saved) -> io::Result<()> {
         let content = Content {
             threadcord: VERSION,
-            sessions: sessions.to_vec(),
+            saved: saved.clone(),
         };
         let mut new = self.path.clone().into_os_string();
         new.push(".new");
@@ -119,41 +171,37 @@ impl FileStore {
 }
 
 impl SessionStore for FileStore {
-    fn load(&self) -> Result<Vec<Session>, StoreError> {
-        let sessions = match self.read() {
-            Ok(sessions) => sessions,
+    fn load(&self) -> Result<Saved, StoreError> {
+        let mut saved = match self.read() {
+            Ok(saved) => saved,
             Err(ReadError::Io(error)) => return Err(Box::new(error)),
             Err(ReadError::Content(why)) => {
                 log::warn!(
                     "{} holds no sessions that can be used: {why}",
                     self.path.display()
                 );
-                return Ok(Vec::new());
+                return Ok(Saved::default());
             }
         };
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+
+        let (now, count) = (since_epoch().as_secs(), saved.sessions.len());
         let is_fresh =
             |session: &Session| now.saturating_sub(session.saved_at) <= self.max_age.as_secs();
-        let (fresh, old): (Vec<_>, Vec<_>) = sessions.into_iter().partition(is_fresh);
-        if !old.is_empty() {
-            let (count, path) = (old.len(), self.path.display());
+        saved.sessions.retain(is_fresh);
+        let old = count - saved.sessions.len();
+        if old > 0 {
+            let path = self.path.display();
             log::warn!(
-                "{count} sessions in {path} are older than {:?} and are not used",
+                "{old} sessions in {path} are older than {:?} and are not used",
                 self.max_age
             );
         }
-        Ok(fresh)
+        Ok(saved)
     }
 
-    fn save(&self, sessions: &[Session]) -> Result<(), StoreError> {
-        self.write(sessions).map_err(|source| {
-            Box::new(WriteError {
-                path: self.path.clone(),
-                source,
-            }) as StoreError
-        })
+    fn save(&self, saved: &Saved) -> Result<(), StoreError> {
+        self.write(saved)
+            .map_err(|error| self.named("write", &error).into())
     }
 }
 
@@ -161,21 +209,6 @@ enum ReadError {
     Io(io::Error),
     Content(String),
 }
-
-/// A file that cannot be written.
-#[derive(Debug)]
-struct WriteError {
-    path: PathBuf,
-    source: io::Error,
-}
-
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.source)
-    }
-}
-
-impl std::error::Error for WriteError {}
 
 #[cfg(test)]
 mod tests {
@@ -190,21 +223,31 @@ mod tests {
     }
 
     fn now() -> u64 {
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap()
-            .as_secs()
+        since_epoch().as_secs()
+    }
+
+    fn saved(sessions: impl Into<Vec<Session>>) -> Saved {
+        Saved {
+            sessions: sessions.into(),
+            ..Saved::default()
+        }
     }
 
     #[test]
     fn what_is_saved_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::new(folder.path().join("sessions.json"));
-        assert!(store.load().unwrap().is_empty());
+        assert_eq!(store.load().unwrap(), Saved::default());
         fs::write(folder.path().join("sessions.json.new"), "left behind").unwrap();
-        let sessions = [session(now()), session(now() - 300)];
-        store.save(&sessions).unwrap();
-        assert_eq!(store.load().unwrap(), sessions);
+        let keys = NonZeroU32::new(4).unwrap();
+        let saved = Saved {
+            sessions: vec![session(now()), session(now() - 300)],
+            identified: vec![Identified::now(ShardId::new(6, 9).unwrap(), keys)],
+        };
+        store.save(&saved).unwrap();
+        assert_eq!(store.load().unwrap(), saved);
+        assert_eq!(saved.identified[0].key, 2);
+        assert!(saved.identified[0].ago() < Duration::from_secs(60));
         assert_eq!(
             fs::read_dir(folder.path()).unwrap().count(),
             1,
@@ -236,17 +279,20 @@ mod tests {
             "{\"threadcord\":1,\"sessions\":[{}]}",
         ] {
             fs::write(store.path(), content).unwrap();
-            assert_eq!(store.load().unwrap(), [], "{content}");
+            assert_eq!(store.load().unwrap(), Saved::default(), "{content}");
         }
         fs::write(store.path(), [0xff, 0x00]).unwrap();
-        assert_eq!(store.load().unwrap(), []);
-        store.save(&[session(now() - 601), session(now())]).unwrap();
-        assert_eq!(store.load().unwrap().len(), 1, "one is too old");
+        assert_eq!(store.load().unwrap(), Saved::default());
+        store
+            .save(&saved([session(now() - 601), session(now())]))
+            .unwrap();
+        assert_eq!(store.load().unwrap().sessions.len(), 1, "one is too old");
         assert_eq!(
             store
                 .max_age(Duration::from_secs(3600))
                 .load()
                 .unwrap()
+                .sessions
                 .len(),
             2
         );
@@ -256,7 +302,7 @@ mod tests {
     fn what_cannot_be_written_is_an_error_that_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::new(folder.path().join("missing/sessions.json"));
-        let error = store.save(&[]).unwrap_err().to_string();
+        let error = store.save(&Saved::default()).unwrap_err().to_string();
         assert!(error.contains("missing/sessions.json"), "{error}");
         let store = FileStore::new(folder.path());
         assert!(store.load().is_err(), "a folder");

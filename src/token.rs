@@ -28,10 +28,34 @@ impl Token {
             return Err(InvalidToken::Character { at });
         }
         let parts = token.split('.').count();
-        if parts != 3 || token.split('.').any(str::is_empty) {
+        if parts != 3 {
             return Err(InvalidToken::Parts { parts });
         }
+        if let Some(part) = token.split('.').position(str::is_empty) {
+            return Err(InvalidToken::EmptyPart { part: part + 1 });
+        }
         Ok(Self(token.into()))
+    }
+
+    /// Takes any token that an HTTP header can carry, for servers that are not Discord's and have
+    /// tokens of another shape.
+    ///
+    /// ```
+    /// use threadcord::Token;
+    ///
+    /// assert!(Token::new("test").is_err());
+    /// assert_eq!(Token::any("test")?.expose(), "test");
+    /// # Ok::<(), threadcord::InvalidToken>(())
+    /// ```
+    pub fn any(token: impl AsRef<str>) -> Result<Self, InvalidToken> {
+        let token = token.as_ref();
+        if token.is_empty() {
+            return Err(InvalidToken::Empty);
+        }
+        match token.bytes().position(|byte| !byte.is_ascii_graphic()) {
+            Some(at) => Err(InvalidToken::Character { at }),
+            None => Ok(Self(token.into())),
+        }
     }
 
     /// The bot's user id, which the token begins with (in base 64); `None` if it is not there.
@@ -90,6 +114,12 @@ pub enum InvalidToken {
         /// How many parts were found.
         parts: usize,
     },
+    /// Two dots follow each other, or the token begins or ends with one.
+    #[error("part {part} of the token is empty: copy all of it from the developer portal")]
+    EmptyPart {
+        /// Which of the three parts.
+        part: usize,
+    },
 }
 
 #[cfg(test)]
@@ -101,6 +131,13 @@ mod tests {
         let token = Token::new("Bot aaa.bbb.ccc").unwrap();
         assert_eq!(token.expose(), "aaa.bbb.ccc");
         assert!(!format!("{token} {token:?}").contains("aaa"));
+    }
+
+    #[test]
+    fn other_servers_have_tokens_of_any_shape() {
+        assert_eq!(Token::any("x").unwrap().user_id(), None);
+        assert_eq!(Token::any(""), Err(InvalidToken::Empty));
+        assert_eq!(Token::any("a\r\nb"), Err(InvalidToken::Character { at: 1 }));
     }
 
     #[test]
@@ -122,7 +159,7 @@ mod tests {
         assert_eq!(Token::new("aaabbb"), Err(InvalidToken::Parts { parts: 1 }));
         assert_eq!(
             Token::new("aaa..ccc"),
-            Err(InvalidToken::Parts { parts: 3 })
+            Err(InvalidToken::EmptyPart { part: 2 })
         );
     }
 }

@@ -433,3 +433,85 @@ fn the_stream_and_the_programs_own_channels_are_selected_together() {
         "it ends"
     );
 }
+
+#[test]
+fn after_a_suspend_run_returns_once_each_worker_has_finished_its_event() {
+    let gateway = gateway()
+        .shards(2)
+        .max_concurrency(2)
+        .guilds(2)
+        .start()
+        .unwrap();
+    let mut settings = config(&gateway);
+    settings.timing.handlers_timeout = PATIENCE;
+    let manager = ready(settings.clone());
+    let guilds = gateway.guild_ids();
+    for n in 0..256 {
+        emit_all(&gateway, &guilds, n);
+    }
+    let handled: Mutex<Vec<(u64, u64)>> = Mutex::default();
+    let (gate, began) = (Gate::default(), AtomicUsize::new(0));
+    let sessions = thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            manager.run(2, |_, event| {
+                let Some(number) = number(&event) else { return };
+                began.fetch_add(1, Ordering::SeqCst);
+                gate.pass();
+                handled.lock().push(number);
+            })
+        });
+        eventually("both workers have an event", || {
+            began.load(Ordering::SeqCst) == 2
+        });
+        let suspend = scope.spawn(|| manager.suspend());
+        gateway.expect("the shards have left", PATIENCE, |seen| {
+            seen.live.is_empty()
+        });
+        assert!(!suspend.is_finished(), "it waits for the two");
+        gate.open();
+        run.join().unwrap().unwrap();
+        suspend.join().unwrap()
+    });
+    assert_eq!(handled.lock().len(), 2, "and for nothing else");
+    drop(manager);
+
+    let manager = ready(settings.sessions(sessions));
+    let events = manager.events();
+    let mut again = Vec::new();
+    while again.len() < 2 * 256 - 2 {
+        let event = next(&events, |event| number(event).is_some());
+        again.push(number(&event).unwrap());
+    }
+    let handled = handled.into_inner();
+    assert!(handled.iter().all(|number| !again.contains(number)));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn after_a_close_what_is_queued_is_handled_for_a_while() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    for (timeout, all) in [(PATIENCE, true), (Duration::ZERO, false)] {
+        let mut settings = config(&gateway);
+        settings.timing.handlers_timeout = timeout;
+        let manager = ready(settings);
+        let guilds = gateway.guild_ids();
+        for n in 0..100 {
+            emit_all(&gateway, &guilds, n);
+        }
+        let one = manager.shard(ShardId::ONE).unwrap();
+        eventually("they are queued", || one.outstanding().0 >= 100);
+        let handled = AtomicUsize::new(0);
+        manager
+            .run(1, |handle, event| {
+                if number(&event).is_some() {
+                    handle.close();
+                    handled.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+            .unwrap();
+        let handled = handled.into_inner();
+        assert_eq!(handled, if all { 100 } else { 1 });
+        let left = manager.events().filter(|event| event.dispatch().is_some());
+        assert_eq!(left.count(), 0);
+    }
+}

@@ -15,7 +15,8 @@ use threadcord::limit::{
     Granter, IdentifyLimiter, LimitError, Limits, ReleaseAfter, Report, SessionLimit, Ticket,
     Unlimited, Wake, contract,
 };
-use threadcord::sim::{Fault, Target};
+use threadcord::sim::{Fault, Gateway, Target};
+use threadcord::store::FileStore;
 use threadcord::{CloseReason, Plan, ShardId, ShardManager, Stage, Timing};
 
 fn limits(keys: u32) -> Limits {
@@ -268,7 +269,7 @@ fn new_values_let_waiters_in() {
         thread::spawn(move || limit.enter(ShardId::ONE).map(drop))
     };
     eventually("it waits", || limit.waiting() == 1);
-    limit.update(limits(1));
+    limit.update(limits(1), Instant::now());
     waiter.join().unwrap().unwrap();
 }
 
@@ -349,4 +350,53 @@ fn shutdown_in_the_queue_is_prompt() {
     manager.close();
     assert_eq!(limit.waiting(), 0);
     drop(held);
+}
+
+/// Fails so many times before it grants.
+struct Flaky(AtomicUsize);
+
+impl IdentifyLimiter for Flaky {
+    fn request(&self, _: ShardId, wake: Wake) -> Ticket {
+        let (ticket, granter) = Ticket::pair(wake, |_| {});
+        let left = self.0.load(Ordering::SeqCst);
+        if left > 0 {
+            self.0.store(left - 1, Ordering::SeqCst);
+            granter.refuse(LimitError::failed("no answer"));
+        } else {
+            assert!(granter.grant());
+        }
+        ticket
+    }
+}
+
+#[test]
+fn a_limiter_that_fails_for_a_while_is_asked_again() {
+    let gateway = gateway().start().unwrap();
+    let limiter = Arc::new(Flaky(AtomicUsize::new(3)));
+    let manager = ready(config(&gateway).limiter(limiter.clone()));
+    assert_eq!(limiter.0.load(Ordering::SeqCst), 0);
+    let status = manager.shard(ShardId::ONE).unwrap().status();
+    assert_eq!((status.connects, status.identifies), (1, 1));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_process_that_starts_again_at_once_keeps_the_window() {
+    // A window of a second.
+    let scale = 0.2;
+    let gateway = Gateway::builder().time_scale(scale).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = || {
+        let mut settings = config(&gateway)
+            .session_store(FileStore::new(folder.path().join("sessions.json")))
+            .timing(Timing::scaled(scale));
+        settings.timing.handlers_timeout = Duration::ZERO;
+        settings
+    };
+    for _ in 0..3 {
+        // Closed, so that there is no session to resume.
+        let manager = ready(settings());
+        manager.close();
+    }
+    gateway.assert_lawful();
 }

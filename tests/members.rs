@@ -309,6 +309,31 @@ fn answers_may_come_out_of_order_and_twice() {
 }
 
 #[test]
+fn parts_that_come_out_of_order_hold_no_credit() {
+    const PARTS: i64 = 40;
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway).max_outstanding_events(10));
+    let (shard, events) = (manager.shard(ONE).unwrap(), manager.events());
+    next(&events, |event| event.name() == "GUILD_CREATE");
+    let request = shard
+        .request_members(ELSEWHERE, &MemberQuery::ids([1]))
+        .unwrap()
+        .timeout(Duration::from_secs(20));
+    let nonce = nonces(&gateway, 1).remove(0);
+    // The first one comes last, behind more than the shard may have outstanding.
+    for index in (1..PARTS).chain([0]) {
+        answer(&gateway, &nonce, index, PARTS);
+    }
+    let members = request.read_all::<Member>().unwrap();
+    let ids = members.into_iter().map(|member| member.user.id);
+    assert!(
+        ids.eq((0..PARTS).map(|id| id.to_string())),
+        "in order after all"
+    );
+    gateway.assert_lawful();
+}
+
+#[test]
 fn a_request_that_is_dropped_is_forgotten() {
     let (gateway, manager, shard, guild) = rig(2500);
     drop(shard.request_members(guild, &MemberQuery::all()).unwrap());

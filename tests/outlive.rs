@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Gateway};
-use threadcord::store::{FileStore, SessionStore};
+use threadcord::store::{FileStore, Saved, SessionStore};
 use threadcord::{
-    Config, Error, Event, Handle, Plan, Session, ShardId, ShardManager, StoreError, Token,
+    Config, Error, Event, Handle, Intents, Plan, Session, ShardId, ShardManager, StoreError, Token,
 };
 
 const GUILDS: u32 = 20;
@@ -179,7 +179,7 @@ fn killed_and_started_again_under_load() {
     child.kill().unwrap();
     child.wait().unwrap();
     let store = FileStore::new(folder.path().join("sessions.json"));
-    let sessions = store.load().unwrap();
+    let sessions = store.load().unwrap().sessions;
     assert_eq!(sessions.len(), SHARDS as usize);
     let stored: BTreeMap<u32, u64> = sessions
         .iter()
@@ -308,11 +308,11 @@ fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
     config.timing.store_interval = Duration::from_millis(10);
     let manager = ready(config.clone());
     eventually("both sessions are stored", || {
-        store.load().unwrap().len() == 2
+        store.load().unwrap().sessions.len() == 2
     });
     manager.close();
     assert!(
-        store.load().unwrap().is_empty(),
+        store.load().unwrap().sessions.is_empty(),
         "sessions that are over are not kept"
     );
     drop(manager);
@@ -330,11 +330,14 @@ fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
         session
     };
     store
-        .save(&[
-            made_up(shard(0, 2), bot),
-            made_up(shard(1, 2), bot + 1),
-            made_up(shard(0, 9), bot),
-        ])
+        .save(&Saved {
+            sessions: vec![
+                made_up(shard(0, 2), bot),
+                made_up(shard(1, 2), bot + 1),
+                made_up(shard(0, 9), bot),
+            ],
+            ..Saved::default()
+        })
         .unwrap();
     let manager = ready(config);
     let resumes = gateway
@@ -346,7 +349,7 @@ fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
         "one is tried; another bot's and another total's are not"
     );
     manager.suspend();
-    assert_eq!(store.load().unwrap().len(), 2);
+    assert_eq!(store.load().unwrap().sessions.len(), 2);
     gateway.assert_lawful();
 }
 
@@ -358,15 +361,15 @@ struct Failing {
 }
 
 impl SessionStore for Failing {
-    fn load(&self) -> Result<Vec<Session>, StoreError> {
+    fn load(&self) -> Result<Saved, StoreError> {
         if self.reading.load(Ordering::SeqCst) {
             Err("unreadable".into())
         } else {
-            Ok(Vec::new())
+            Ok(Saved::default())
         }
     }
 
-    fn save(&self, _: &[Session]) -> Result<(), StoreError> {
+    fn save(&self, _: &Saved) -> Result<(), StoreError> {
         if self.writing.load(Ordering::SeqCst) {
             Err("full".into())
         } else {
@@ -469,5 +472,31 @@ fn a_plan_that_has_changed_starts_anew() {
             .sum::<u64>(),
         3
     );
+    gateway.assert_lawful();
+}
+
+#[test]
+fn with_other_intents_a_new_session_hears_them() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let settings = |intents| {
+        let mut settings = config(&gateway);
+        settings.intents = intents;
+        settings.limiter(limiter())
+    };
+    let manager = ready(settings(Intents::GUILDS));
+    let sessions = manager.suspend();
+    drop(manager);
+    let intents = Intents::GUILDS | Intents::GUILD_MESSAGES;
+    let manager = ready(settings(intents).sessions(sessions));
+    assert_eq!(identifies(&gateway), 2);
+    let events = manager.events();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    gateway.chat(channel, "heard").unwrap();
+    let mut was_told = false;
+    common::next(&events, |event| {
+        was_told |= event.name() == "SessionLost";
+        event.name() == "MESSAGE_CREATE"
+    });
+    assert!(was_told, "that what the old session missed is lost");
     gateway.assert_lawful();
 }

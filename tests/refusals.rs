@@ -139,7 +139,7 @@ fn unreachable_hosts() {
         matches!(error, Error::Http { .. }) && error.fault() == Fault::Network,
         "{error:?}"
     );
-    let error = refused(bot("http://no-such-host.invalid/api/v10"));
+    let error = refused(bot("https://no-such-host.invalid/api/v10"));
     assert!(matches!(error, Error::Http { .. }), "{error:?}");
 }
 
@@ -241,4 +241,28 @@ fn calls() {
     }
     let shown = format!("{rest:?} {handle:?} {manager:?} {:?}", manager.shards());
     assert!(!shown.contains(gateway.token()));
+}
+
+#[test]
+fn a_connection_that_is_refused_is_tried_again() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let server = std::thread::spawn(move || {
+        // It is down for the first attempt.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let token = Token::new("a.b.c").unwrap();
+    let rest = threadcord::rest::Rest::new(token, &format!("http://{address}"), None).unwrap();
+    assert_eq!(
+        rest.call("POST", "/x", None).unwrap(),
+        serde_json::json!({})
+    );
+    server.join().unwrap();
 }

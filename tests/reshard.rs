@@ -563,6 +563,202 @@ fn closing_in_the_middle_ends_both_sets() {
     gateway.assert_lawful();
 }
 
+/// Numbers of events that came, and how often each.
+fn tally(events: &Events, numbers: &mut HashMap<u64, usize>, timeout: Duration) -> bool {
+    let Ok(event) = events.next_timeout(timeout) else {
+        return false;
+    };
+    if let Some((_, number)) = common::number(&event) {
+        *numbers.entry(number).or_default() += 1;
+    }
+    true
+}
+
+/// Sends so many numbered events to the guilds by turns, at a rate.
+fn numbered(gateway: &Gateway, count: u64, rate: u64) {
+    let (guilds, start) = (gateway.guild_ids(), Instant::now());
+    for n in 0..count {
+        let guild = guilds[usize::try_from(n).unwrap() % guilds.len()];
+        let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": n});
+        gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
+        let due = start + Duration::from_micros(1_000_000 / rate * (n + 1));
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+}
+
+#[test]
+fn an_overloaded_old_shard_is_closed_only_once_it_has_caught_up() {
+    const EVENTS: u64 = 2000;
+    let gateway = Gateway::builder()
+        .time_scale(common::SCALE)
+        .heartbeat_interval(Duration::from_secs(30))
+        .shards(1)
+        .max_concurrency(4)
+        .guilds(4)
+        .start()
+        .unwrap();
+    let mut config = config(&gateway).max_outstanding_events(20);
+    config.timing.reshard_overlap = Duration::from_millis(50);
+    let manager = ready(config);
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    let mut numbers = HashMap::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| numbered(&gateway, EVENTS, 1000));
+        let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+        // The handler is stuck, while both sets beat.
+        std::thread::sleep(Duration::from_secs(2));
+        while numbers.len() < usize::try_from(EVENTS).unwrap() {
+            assert!(
+                tally(&events, &mut numbers, Duration::from_secs(20)),
+                "{} of {EVENTS} events came",
+                numbers.len()
+            );
+        }
+        while !reshard.is_over() {
+            tally(&events, &mut numbers, Duration::from_millis(10));
+        }
+        reshard.wait(PATIENCE).unwrap();
+    });
+    let twice = numbers.values().filter(|count| **count > 1).count();
+    assert_eq!(twice, 0, "of {EVENTS} events");
+    gateway.assert_lawful();
+}
+
+#[test]
+fn an_ack_before_the_replay_does_not_make_an_old_shard_caught_up() {
+    let gateway = Gateway::builder()
+        .time_scale(common::SCALE)
+        .heartbeat_interval(Duration::from_secs(10))
+        .replay_delay(Duration::from_secs(1))
+        .shards(1)
+        .max_concurrency(4)
+        .guilds(2)
+        .start()
+        .unwrap();
+    let mut config = config(&gateway);
+    config.timing.reshard_overlap = Duration::from_millis(10);
+    let manager = ready(config);
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    // What only the old session has, since it comes before the new ones.
+    gateway.inject(ShardId::ONE, Fault::Cut);
+    numbered(&gateway, 50, 10_000);
+    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let mut numbers = HashMap::new();
+    while !reshard.is_over() {
+        tally(&events, &mut numbers, Duration::from_millis(10));
+    }
+    reshard.wait(PATIENCE).unwrap();
+    while tally(&events, &mut numbers, Duration::from_millis(100)) {}
+    assert_eq!(numbers.len(), 50, "of 50 events");
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
+    let gateway = gateway()
+        .shards(1)
+        .max_concurrency(4)
+        .guilds(4)
+        .start()
+        .unwrap();
+    // The overlap is ten seconds.
+    let manager = ready(config(&gateway));
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    let (mut numbers, stop) = (HashMap::new(), AtomicBool::new(false));
+    let sent = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| common::send(&gateway, 40, 1, 1..=usize::MAX, &stop));
+        let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+        gateway.expect("the new ones are live", PATIENCE, |seen| {
+            seen.live.len() == 3
+        });
+        for number in 0..2 {
+            let latency = Duration::from_secs(3);
+            let jitter = Duration::ZERO;
+            gateway.inject(shard(number, 2), Fault::Delay { latency, jitter });
+        }
+        let mut total = HashMap::new();
+        while !reshard.is_over() || !stop.load(Ordering::Acquire) {
+            if reshard.is_over() {
+                stop.store(true, Ordering::Release);
+            }
+            if let Ok(event) = events.next_timeout(Duration::from_millis(10))
+                && let Some(number) = common::number(&event)
+            {
+                *total.entry(number).or_default() += 1;
+            }
+        }
+        reshard.wait(PATIENCE).unwrap();
+        let sent = sender.join().unwrap();
+        let wanted = usize::try_from(sent).unwrap() * gateway.guild_ids().len();
+        while total.len() < wanted {
+            let event = next(&events, |event| common::number(event).is_some());
+            *total.entry(common::number(&event).unwrap()).or_default() += 1;
+        }
+        // And what is still on its way.
+        while let Ok(event) = events.next_timeout(Duration::from_secs(4)) {
+            if let Some(number) = common::number(&event) {
+                *total.entry(number).or_default() += 1;
+            }
+        }
+        numbers = total;
+        wanted
+    });
+    let twice = numbers
+        .values()
+        .filter(|count: &&usize| **count > 1)
+        .count();
+    assert_eq!((numbers.len(), twice), (sent, 0));
+}
+
+#[test]
+fn an_event_that_is_not_handled_comes_again_whichever_set_delivered_it() {
+    let gateway = gateway()
+        .shards(1)
+        .max_concurrency(4)
+        .guilds(2)
+        .start()
+        .unwrap();
+    let mut config = config(&gateway);
+    config.timing.reshard_overlap = Duration::from_secs(1);
+    let manager = ready(config.clone());
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    events.receiver().try_iter().for_each(drop);
+    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    gateway.expect("both sets are live", PATIENCE, |seen| seen.live.len() == 3);
+    let old = manager.shard(ShardId::ONE).unwrap();
+    numbered(&gateway, 10, 1000);
+    // Every second one is handled before its duplicate comes, or after it.
+    let mut kept = Vec::new();
+    while kept.len() < 5 {
+        let event = next(&events, |event| common::number(event).is_some());
+        assert_eq!(event.shard(), old.id(), "the old set delivers it");
+        if common::number(&event).unwrap().1.is_multiple_of(2) {
+            kept.push(event);
+        }
+    }
+    reshard.wait(PATIENCE).unwrap();
+    let sessions = manager.suspend();
+    let unhandled: Vec<u64> = kept
+        .iter()
+        .map(|event| common::number(event).unwrap().1)
+        .collect();
+    drop(manager);
+
+    let manager = ready(config.plan(Plan::Stored).sessions(sessions));
+    let events = manager.events();
+    let mut again = Vec::new();
+    while !unhandled.iter().all(|number| again.contains(number)) {
+        let event = next(&events, |event| common::number(event).is_some());
+        again.push(common::number(&event).unwrap().1);
+    }
+    drop(kept);
+    gateway.assert_lawful();
+}
+
 /// The next `Resharded`.
 fn resharded(events: &Events) -> (Vec<ShardId>, Vec<ShardId>) {
     match next(events, |event| event.name() == "Resharded").kind() {

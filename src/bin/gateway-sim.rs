@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use threadcord::ShardId;
-use threadcord::sim::{self, Action, Fault, Gateway, Offer, Record, StartError, Target};
+use threadcord::sim::{self, Action, Answer, Fault, Gateway, Offer, Record, StartError, Target};
 
 const EXAMPLES: &str = "\
 Faults are words, for example cut, silence, close=4009, invalid-session=false, drip=20000, upgrade=503, resume=nothing. \
@@ -57,7 +57,7 @@ fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("A simulated Discord gateway to test bots on")
         .after_help(EXAMPLES)
-        .args([
+        .args(vec![
             number("port", "Port of the loopback interface; 0 is any that is free", "0", 0, u64::from(u16::MAX)),
             switch("tls", "Serves wss and https; the certificate to trust is printed, or written to --certificate"),
             text("certificate", "FILE", "Writes the certificate to trust, as PEM").requires("tls"),
@@ -84,6 +84,16 @@ fn command() -> Command {
             duration("guild-delay", "How long each guild takes to become available after the one before", "0s"),
             duration("latency", "How long every message takes in each direction", "0s"),
             duration("jitter", "How much longer it takes by chance", "0s"),
+            number("replay-events", "Events that a session keeps for replay", "3500", 0, u64::from(u32::MAX)),
+            duration("replay-delay", "How long a replay takes to begin after RESUME", "0s"),
+            parsed(
+                "on-takeover",
+                "ANSWER",
+                "What an old connection is sent when its session is resumed on another: nothing, reconnect, \
+                 invalid-session:true, invalid-session:false, close:CODE",
+                Answer::from_str,
+            )
+            .default_value("nothing"),
             parsed("fault", "TIME:FAULT[@SHARD/TOTAL]", FAULT_HELP, scheduled).action(ArgAction::Append),
             rate("random-faults", "Faults a second by chance"),
             parsed("fault-kind", "FAULT", FAULT_KIND_HELP, Fault::from_str)
@@ -302,6 +312,9 @@ fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
         .ready_delay(value(arguments, "ready-delay")?)
         .guild_delay(value(arguments, "guild-delay")?)
         .latency(value(arguments, "latency")?, value(arguments, "jitter")?)
+        .replay_events(small("replay-events")? as usize)
+        .replay_delay(value(arguments, "replay-delay")?)
+        .on_takeover(value(arguments, "on-takeover")?)
         .seed(value(arguments, "seed")?);
     if let Some(mix) = &mix {
         builder = builder.mix(mix.iter().copied());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use plan::Plan;
-use url::Url;
+use url::{Host, Url};
 
 use crate::error::Error;
 use crate::event::EventFilter;
@@ -90,6 +90,9 @@ pub struct Config {
     /// Hosts, besides the gateway's own and Discord's, that a session may name to be resumed on.
     /// The token goes there. Default: none.
     pub resume_hosts: Vec<String>,
+    /// Whether `http://` and `ws://` are allowed for other hosts than this machine, as for a gateway
+    /// proxy in a private network: the token goes there in the clear. Default: no.
+    pub allow_plaintext: bool,
     /// Certificates to trust in place of the system's, as PEM, for websocket and HTTP alike.
     /// Default: none.
     pub root_certificates: Option<String>,
@@ -140,6 +143,7 @@ impl Config {
             gateway_url: None,
             rest_url: "https://discord.com/api/v10".into(),
             resume_hosts: Vec::new(),
+            allow_plaintext: false,
             root_certificates: None,
             limiter: None,
             release_after: ReleaseAfter::default(),
@@ -273,6 +277,14 @@ impl Config {
     pub fn resume_hosts(self, resume_hosts: Vec<String>) -> Self {
         Self {
             resume_hosts,
+            ..self
+        }
+    }
+
+    /// Sets [`allow_plaintext`](Self::allow_plaintext).
+    pub fn allow_plaintext(self, allow_plaintext: bool) -> Self {
+        Self {
+            allow_plaintext,
             ..self
         }
     }
@@ -430,6 +442,7 @@ impl Config {
             ));
         }
         let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
+        self.check_plaintext("rest_url", &rest)?;
         match &self.gateway_url {
             Some(gateway) => self.validate_gateway(gateway)?,
             // The gateway that Discord names is Discord's.
@@ -451,11 +464,30 @@ impl Config {
                 "one with wss://, where it was named over https://",
             ));
         }
+        self.check_plaintext("gateway_url", &given)?;
         self.validate_timing(is_discord(&given))
     }
 
-    /// The settings of one shard, checked.
-    pub(crate) fn of_shard(self: &Arc<Self>, shard: ShardId) -> Result<Arc<Self>, Error> {
+    /// The token goes over the line in the clear only where nobody else can listen, or the user
+    /// says so.
+    fn check_plaintext(&self, setting: &'static str, url: &Url) -> Result<(), Error> {
+        let is_encrypted = matches!(url.scheme(), "https" | "wss");
+        if is_encrypted || self.allow_plaintext || is_loopback(url) {
+            return Ok(());
+        }
+        let allowed = format!(
+            "{}s://, a loopback host such as localhost, or any host with `allow_plaintext(true)`",
+            url.scheme()
+        );
+        Err(Error::setting(setting, url.as_str(), allowed))
+    }
+
+    /// The settings of one shard at a gateway, checked.
+    pub(crate) fn of_shard(
+        self: &Arc<Self>,
+        shard: ShardId,
+        gateway: &str,
+    ) -> Result<Arc<Self>, Error> {
         let Some(change) = &self.for_shard else {
             return Ok(Arc::clone(self));
         };
@@ -469,6 +501,7 @@ impl Config {
         })?;
         config.token = self.token.clone();
         config.validate()?;
+        config.validate_gateway(gateway)?;
         Ok(Arc::new(config))
     }
 
@@ -623,6 +656,16 @@ fn is_discord(url: &Url) -> bool {
         .any(|domain| is_under(host, domain))
 }
 
+/// Whether a url leads to this machine.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => is_under(name, "localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
 /// Whether a host is a domain or one below it.
 pub(crate) fn is_under(host: &str, domain: &str) -> bool {
     host.strip_suffix(domain)
@@ -718,6 +761,40 @@ mod tests {
         let mut unknown = config();
         unknown.intents = Intents::from_bits_retain(1 << 40);
         assert!(refused(unknown).contains("0x10000000000"));
+    }
+
+    #[test]
+    fn the_token_goes_in_the_clear_only_to_this_machine_or_where_it_may() {
+        for host in ["localhost", "bot.localhost", "127.9.9.9", "[::1]"] {
+            let config = config().rest_url(format!("http://{host}:1/api"));
+            config
+                .clone()
+                .gateway_url(format!("ws://{host}:1"))
+                .validate()
+                .unwrap();
+            config.validate_gateway(&format!("ws://{host}:1")).unwrap();
+        }
+        for host in ["discord.com", "10.0.0.1", "localhost.example", "[fe80::1]"] {
+            let rest = config().rest_url(format!("http://{host}/api/v10"));
+            let gateway = config().gateway_url(format!("ws://{host}"));
+            assert!(refused(rest.clone()).contains("allow_plaintext"), "{host}");
+            assert!(refused(gateway.clone()).contains("wss://"), "{host}");
+            rest.allow_plaintext(true).validate().unwrap();
+            gateway.allow_plaintext(true).validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_settings_of_one_shard_are_held_against_the_gateway_that_was_named() {
+        let scaled = |_: ShardId, config: &mut Config| config.timing = Timing::scaled(0.01);
+        let config = config()
+            .rest_url("http://127.0.0.1:1/api/v10")
+            .for_shard(scaled);
+        let config = Arc::new(config);
+        let gateway = "wss://gateway.discord.gg";
+        let refused = config.of_shard(ShardId::ONE, gateway).err().unwrap();
+        assert!(refused.to_string().contains("timing"), "{refused}");
+        config.of_shard(ShardId::ONE, "ws://127.0.0.1:2").unwrap();
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Which shards a process runs.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::ops::Range;
 
 use crate::error::Error;
 use crate::protocol::Session;
 use crate::shard_id::ShardId;
+
+/// Shards that a bot may have in all: some hundred times as many as the largest has.
+const MAX_SHARDS: u32 = 1_000_000;
 
 /// Which shards a process runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +62,15 @@ impl Plan {
             index,
             of,
             total: None,
+        }
+    }
+
+    /// Whether shards of other processes may identify with the same rate limit keys.
+    pub(crate) fn shares_keys(&self, max_concurrency: NonZeroU32) -> bool {
+        match self {
+            Self::Bucket { of, .. } => *of > 1 && !max_concurrency.get().is_multiple_of(*of),
+            Self::Ids { ids, total } => ids.len() < *total as usize,
+            Self::Recommended | Self::Stored | Self::Total(_) => false,
         }
     }
 
@@ -124,6 +137,12 @@ impl Plan {
     /// The shards to run, where Discord recommends `recommended` shards.
     pub fn shards(&self, recommended: u32) -> Result<Vec<ShardId>, Error> {
         self.validate()?;
+        let takes_recommended = matches!(self, Self::Recommended | Self::Stored)
+            || matches!(self, Self::Bucket { total: None, .. });
+        if takes_recommended && recommended > MAX_SHARDS {
+            let given = format!("the {recommended} shards that the gateway recommends");
+            return Err(Error::setting("plan", given, at_most()));
+        }
         let (ids, total) = match self {
             Self::Recommended | Self::Stored => ((0..recommended).collect(), recommended),
             Self::Total(total) => ((0..*total).collect(), *total),
@@ -147,6 +166,14 @@ impl Plan {
         match self {
             Self::Total(0) | Self::Bucket { total: Some(0), .. } => {
                 Err(Error::setting("plan", "a total of 0 shards", "at least 1"))
+            }
+            Self::Total(total)
+            | Self::Ids { total, .. }
+            | Self::Bucket {
+                total: Some(total), ..
+            } if *total > MAX_SHARDS => {
+                let given = format!("a total of {total} shards");
+                Err(Error::setting("plan", given, at_most()))
             }
             Self::Bucket { index, of, .. } if index >= of => Err(Error::setting(
                 "plan",
@@ -175,6 +202,10 @@ impl Plan {
             }
         }
     }
+}
+
+fn at_most() -> String {
+    format!("up to {MAX_SHARDS} shards")
 }
 
 /// Whether shards have every guild once.
@@ -227,6 +258,22 @@ mod tests {
                 .to_string()
                 .contains("no more buckets than shards")
         );
+        for endless in [
+            Plan::Total(u32::MAX),
+            Plan::range(0..1, u32::MAX),
+            Plan::Bucket {
+                index: 0,
+                of: 1,
+                total: Some(u32::MAX),
+            },
+        ] {
+            let refused = shards(endless).unwrap_err().to_string();
+            assert!(refused.contains("up to 1000000"), "{refused}");
+        }
+        for taken in [Plan::Recommended, Plan::Stored, Plan::bucket(0, 2)] {
+            let refused = taken.shards(u32::MAX).unwrap_err().to_string();
+            assert!(refused.contains("recommends"), "{refused}");
+        }
         assert!(shards(Plan::Total(0)).is_err());
         assert!(shards(Plan::range(0..0, 8)).is_err());
         assert!(

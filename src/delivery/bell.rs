@@ -30,6 +30,12 @@ impl Bell {
         }
     }
 
+    /// How many sleep, or are about to.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Sleeps until there is something, at most until `deadline`.
     pub(super) fn wait<T>(
         &self,

@@ -39,4 +39,20 @@ impl Leftovers {
             .for_each(|event| events.push_front(event));
         self.count.store(events.len(), Ordering::Release);
     }
+
+    /// Adds younger ones.
+    pub(super) fn append(&self, younger: impl Iterator<Item = Event>) {
+        let mut events = self.events.lock();
+        events.extend(younger);
+        self.count.store(events.len(), Ordering::Release);
+    }
+
+    /// How many there are of a kind.
+    pub(super) fn count_of(&self, is_counted: impl Fn(&Event) -> bool) -> usize {
+        self.events
+            .lock()
+            .iter()
+            .filter(|event| is_counted(event))
+            .count()
+    }
 }

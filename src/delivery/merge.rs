@@ -1,14 +1,16 @@
-//! Two sets of shards hear the same events, and each is delivered once.
+//! Two sets of shards receive the same events, and each is delivered once.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// The guild of an event, as a digest; one lane for all events without a guild.
-pub(crate) type Lane = u64;
+use crate::shard_id::ShardId;
 
-/// What makes two events of a guild equal: a digest of name and data.
+/// The guild of an event; one lane for all events without a guild.
+pub(crate) type Lane = Option<u64>;
+
+/// What makes two events of a lane equal: a digest of name and data.
 pub(crate) type Digest = u64;
 
 /// The events of an old set of shards, which are delivered, against those of a new one, which are
@@ -17,37 +19,111 @@ pub(crate) type Digest = u64;
 /// It is a multiset for each guild: one event of the old set stands against one equal event of the
 /// new set, whichever comes first; two that are equal are two events.
 ///
-/// What the old set delivered just before a new session began the new one never brings. It must not
-/// stand against a later event that happens to be equal, so it is forgotten as soon as something
-/// later of its guild has come from both sets, for both hear a guild's events in the same order; or
-/// once the new shard has read all that was sent by then; or else after `overlap`. So in doubt an
-/// event is repeated rather than lost.
+/// An event that the old set delivered and that the new set will never bring must not stand against
+/// a later one that happens to be equal. So an entry of the old set is kept only
+/// - from the moment when the guild's new shard [begins](Self::begin): of what was sent before,
+///   that one gets nothing;
+/// - until something later of its guild has come from both sets, which receive a guild's events in
+///   the same order;
+/// - until the new shard has [read](Self::new_has_read) all that was sent by then;
+/// - until the hand-over, unless it is certain by then that the new shard will bring it: the old
+///   one had read all that was sent before the new session was [ready](Self::ready).
+///
+/// An event of the new set that equals one which may be from before it began is kept until the old
+/// set has [read](Self::old_has_read) all that was sent by then: after that, the old set has
+/// delivered it as well, whichever of the two it was. Where none of these tells, an event is repeated
+/// rather than lost. So that it seldom happens, the old set closes only once it has read all that was
+/// sent before the new set was ready, and then, once more, all that was sent before it had.
+///
+/// `E` is an event of the new set, and `W` names the copy that the old set delivered.
 #[derive(Debug)]
-pub(crate) struct Merge<E> {
-    overlap: Duration,
-    lanes: HashMap<Lane, Pending<E>>,
+pub(crate) struct Merge<E, W> {
+    /// The shards of the new set.
+    new: BTreeMap<ShardId, Progress>,
+    /// Up to when shards of the old set have read.
+    old: HashMap<ShardId, Instant>,
+    lanes: HashMap<Lane, Pending<E, W>>,
     /// Entries of `delivered` in all lanes.
     unmatched: usize,
+    /// How many events were ever held.
     held: u64,
+    /// How many are doubtful in all lanes.
+    doubtful: usize,
     live_since: Option<Instant>,
+}
+
+/// How far a shard of the new set has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// It is starting a session, or has.
+    has_begun: bool,
+    /// When that was ready: what is sent later, it receives.
+    ready_at: Option<Instant>,
+    /// It has read whatever any session was sent before that.
+    read_up_to: Option<Instant>,
+    /// It has stopped, and brings nothing any more.
+    has_ended: bool,
 }
 
 /// What one set has brought of a guild and the other has not.
 #[derive(Debug)]
-struct Pending<E> {
-    /// The old set, in order, with the times.
-    delivered: VecDeque<(Instant, Digest)>,
+struct Pending<E, W> {
+    /// The old set, in order.
+    delivered: VecDeque<Delivered<W>>,
     /// The new set, in order, with the event's number among all that were held.
     held: VecDeque<(u64, Digest, E)>,
+    /// Events of the new set that may be what the old set delivered, or may be equal to it.
+    doubtful: Vec<Doubtful<E, W>>,
 }
 
-impl<E> Merge<E> {
-    pub(crate) fn new(overlap: Duration) -> Self {
+/// An event that the old set has delivered.
+#[derive(Debug)]
+struct Delivered<W> {
+    at: Instant,
+    shard: ShardId,
+    digest: Digest,
+    /// The new set will bring it.
+    is_certain: bool,
+    witness: W,
+}
+
+/// An event of the new set that the old set has delivered, or will before it has read what was sent
+/// by a moment.
+#[derive(Debug)]
+struct Doubtful<E, W> {
+    by: Instant,
+    /// The shard of the old set.
+    shard: ShardId,
+    number: u64,
+    digest: Digest,
+    event: E,
+    witness: W,
+}
+
+/// What becomes of an event of the new set.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict<E, W> {
+    /// It is delivered now.
+    Deliver(E),
+    /// It is held until the new set takes over, or the old one brings it.
+    Held,
+    /// The old set has delivered this copy of it.
+    Duplicate(E, W),
+}
+
+impl<E, W> Merge<E, W> {
+    /// For a new set of these shards, which all have the same total.
+    pub(crate) fn new(shards: &[ShardId]) -> Self {
         Self {
-            overlap,
+            new: shards
+                .iter()
+                .map(|shard| (*shard, Progress::default()))
+                .collect(),
+            old: HashMap::new(),
             lanes: HashMap::new(),
             unmatched: 0,
             held: 0,
+            doubtful: 0,
             live_since: None,
         }
     }
@@ -59,90 +135,269 @@ impl<E> Merge<E> {
 
     /// Whether the new set has taken over, and has brought all that the old one delivered or never
     /// will.
-    pub(crate) fn is_over(&self, now: Instant) -> bool {
-        let is_old = |since: Instant| now.saturating_duration_since(since) > self.overlap;
+    pub(crate) fn is_over(&self) -> bool {
+        let has_read = |since: Instant| {
+            let mut progress = self.new.values();
+            progress.all(|shard| shard.has_ended || shard.read_up_to.is_some_and(|at| at > since))
+        };
         self.live_since
-            .is_some_and(|since| self.unmatched == 0 || is_old(since))
+            .is_some_and(|since| self.unmatched == 0 || has_read(since))
     }
 
-    /// The old set delivers an event. Returns the equal one of the new set that was held for it, to
-    /// be dropped.
-    pub(crate) fn old(&mut self, now: Instant, lane: Lane, digest: Digest) -> Option<E> {
-        let pending = self.lane(now, lane);
-        if let Some(at) = pending
-            .held
-            .iter()
-            .position(|(_, other, _)| *other == digest)
-        {
-            // What the old set delivered before it the new set would have brought before it.
-            let forgotten = mem::take(&mut pending.delivered).len();
-            let twin = pending.held.remove(at).map(|(.., event)| event);
-            self.unmatched -= forgotten;
-            return twin;
+    /// A shard of the new set starts a session, or resumes one that it brought along: from now on
+    /// it receives what the old set does.
+    pub(crate) fn begin(&mut self, shard: ShardId, is_new_session: bool) {
+        let Some(progress) = self.new.get_mut(&shard) else {
+            return;
+        };
+        let had_begun = mem::replace(&mut progress.has_begun, true);
+        if !had_begun || !is_new_session {
+            return;
         }
-        pending.delivered.push_back((now, digest));
+
+        // What was sent to the session before this one never comes again.
+        (progress.ready_at, progress.read_up_to) = (None, None);
+        let mut lanes: Vec<Lane> = self.lanes.keys().copied().collect();
+        lanes.retain(|lane| self.home(*lane) == Some(shard));
+        for lane in lanes {
+            self.forget(lane, |_| true);
+        }
+    }
+
+    /// The session of a shard of the new set is live.
+    pub(crate) fn ready(&mut self, now: Instant, shard: ShardId) {
+        if let Some(progress) = self.new.get_mut(&shard) {
+            progress.ready_at.get_or_insert(now);
+        }
+    }
+
+    /// A shard of the new set has read whatever was sent to any session before that instant.
+    pub(crate) fn new_has_read(&mut self, shard: ShardId, up_to: Instant) {
+        if let Some(progress) = self.new.get_mut(&shard) {
+            progress.read_up_to = Some(up_to);
+        }
+    }
+
+    /// A shard of the old set has read whatever was sent to any session before that instant. Returns
+    /// the duplicates of which that makes sure, with the copies that were delivered.
+    pub(crate) fn old_has_read(&mut self, shard: ShardId, up_to: Instant) -> Vec<(E, W)> {
+        self.old.insert(shard, up_to);
+        if self.doubtful == 0 {
+            return Vec::new();
+        }
+
+        let mut sure = Vec::new();
+        for pending in self.lanes.values_mut() {
+            let is_sure =
+                |doubtful: &mut Doubtful<E, W>| doubtful.shard == shard && doubtful.by < up_to;
+            sure.extend(pending.doubtful.extract_if(.., is_sure));
+        }
+        self.doubtful -= sure.len();
+        sure.into_iter()
+            .map(|doubtful| (doubtful.event, doubtful.witness))
+            .collect()
+    }
+
+    /// A shard of the new set brings nothing any more.
+    pub(crate) fn end(&mut self, shard: ShardId) {
+        if let Some(progress) = self.new.get_mut(&shard) {
+            progress.has_ended = true;
+        }
+    }
+
+    /// A shard of the old set delivers an event, which `witness` names. Returns the duplicate of the
+    /// new set that was held.
+    pub(crate) fn old(
+        &mut self,
+        now: Instant,
+        shard: ShardId,
+        lane: Lane,
+        digest: Digest,
+        witness: impl FnOnce() -> W,
+    ) -> Option<E> {
+        let home = self.home(lane).and_then(|home| self.new.get(&home))?;
+        if !home.has_begun {
+            return None;
+        }
+        let read_up_to = self.old.get(&shard);
+        let is_certain = home
+            .ready_at
+            .is_some_and(|at| read_up_to.is_some_and(|read| *read >= at));
+
+        let pending = self.lane(lane);
+        // What is equal and may have been this one takes away all certainty.
+        let mut doubtful = pending.doubtful.iter();
+        let is_certain = is_certain && !doubtful.any(|doubtful| doubtful.digest == digest);
+
+        let mut held = pending.held.iter();
+        if let Some(at) = held.position(|(_, other, _)| *other == digest) {
+            let (number, _, event) = pending.held.remove(at)?;
+            if is_certain {
+                // What the old set delivered before it the new set would have brought before it.
+                self.unmatched -= mem::take(&mut pending.delivered).len();
+                return Some(event);
+            }
+            let doubtful = Doubtful {
+                by: now,
+                shard,
+                number,
+                digest,
+                event,
+                witness: witness(),
+            };
+            pending.doubtful.push(doubtful);
+            self.doubtful += 1;
+            return None;
+        }
+
+        pending.delivered.push_back(Delivered {
+            at: now,
+            shard,
+            digest,
+            is_certain,
+            witness: witness(),
+        });
         self.unmatched += 1;
         None
     }
 
-    /// The new set brings an event; its shard has read whatever was sent before `read_up_to`.
-    /// Returns the event if it is to be delivered now.
+    /// The new set brings an event.
     pub(crate) fn new_event(
         &mut self,
         now: Instant,
-        read_up_to: Option<Instant>,
         lane: Lane,
         digest: Digest,
         event: E,
-    ) -> Option<E> {
+    ) -> Verdict<E, W> {
         let (is_live, number) = (self.is_live(), self.held);
-        self.forget(lane, |at| read_up_to.is_some_and(|read| at < read));
-        let pending = self.lane(now, lane);
-        if let Some(first) = pending
-            .delivered
-            .iter()
-            .position(|(_, other)| *other == digest)
-        {
-            // Of several equal ones in a row the latest, so that what is left over is the oldest.
-            let equal = pending
-                .delivered
-                .iter()
-                .skip(first)
-                .take_while(|(_, other)| *other == digest)
-                .count();
-            pending.delivered.remove(first + equal - 1);
-            // The new set has got past what came before them.
-            pending.delivered.drain(..first);
-            self.unmatched -= first + 1;
-            return None;
+        let pending = self.lane(lane);
+        let is_equal = |entry: &Delivered<W>| entry.digest == digest;
+
+        // What it must bring, in order, before what it may.
+        let certain = |entry: &Delivered<W>| is_equal(entry) && entry.is_certain;
+        let entries = &mut pending.delivered;
+        if let Some(at) = entries.iter().position(certain) {
+            let copy = entries.remove(at);
+            // The new set has got past what came before it, but for an equal one that may be what
+            // has come now.
+            let before = entries.len();
+            let mut place = 0;
+            entries.retain(|entry| {
+                place += 1;
+                place > at || is_equal(entry)
+            });
+            self.unmatched -= 1 + before - entries.len();
+            return match copy {
+                Some(copy) => Verdict::Duplicate(event, copy.witness),
+                None => Verdict::Deliver(event),
+            };
         }
+        if let Some(copy) = entries
+            .iter()
+            .position(is_equal)
+            .and_then(|at| entries.remove(at))
+        {
+            pending.doubtful.push(Doubtful {
+                by: now,
+                shard: copy.shard,
+                number,
+                digest,
+                event,
+                witness: copy.witness,
+            });
+            self.unmatched -= 1;
+            self.doubtful += 1;
+            self.held += 1;
+            return Verdict::Held;
+        }
+
         if is_live {
-            return Some(event);
+            return Verdict::Deliver(event);
         }
         pending.held.push_back((number, digest, event));
         self.held += 1;
-        None
+        Verdict::Held
     }
 
-    /// The old set is closed and the new one takes over. Returns what was held, in order.
-    pub(crate) fn hand_over(&mut self, now: Instant) -> impl Iterator<Item = E> + use<E> {
-        self.live_since = Some(now);
-        let mut held: Vec<_> = self
+    /// The old set has closed. Returns what is held, in order, to be delivered; call it again once
+    /// that has been done. When nothing is held any more, the new set has taken over.
+    pub(crate) fn hand_over(&mut self, now: Instant) -> Vec<E> {
+        let mut held = Vec::new();
+        for pending in self.lanes.values_mut() {
+            held.extend(
+                mem::take(&mut pending.held)
+                    .into_iter()
+                    .map(|(number, _, event)| (number, event)),
+            );
+            held.extend(
+                mem::take(&mut pending.doubtful)
+                    .into_iter()
+                    .map(|doubtful| (doubtful.number, doubtful.event)),
+            );
+            let before = pending.delivered.len();
+            pending.delivered.retain(|entry| entry.is_certain);
+            self.unmatched -= before - pending.delivered.len();
+        }
+        self.doubtful = 0;
+        if held.is_empty() {
+            self.live_since.get_or_insert(now);
+        }
+        held.sort_unstable_by_key(|(number, _)| *number);
+        held.into_iter().map(|(_, event)| event).collect()
+    }
+
+    /// What is noted and held, for a test to tell states apart.
+    #[cfg(test)]
+    pub(crate) fn outline(&self, start: Instant) -> String {
+        let since = |at: Instant| at.saturating_duration_since(start);
+        let lanes: Vec<_> = self
             .lanes
-            .values_mut()
-            .flat_map(|pending| mem::take(&mut pending.held))
+            .values()
+            .map(|pending| {
+                let mut kinds = Vec::new();
+                let mut kind = |digest| {
+                    let known = kinds.iter().position(|other| *other == digest);
+                    known.unwrap_or_else(|| {
+                        kinds.push(digest);
+                        kinds.len() - 1
+                    })
+                };
+                let entries = pending.delivered.iter();
+                let entry =
+                    |entry: &Delivered<W>| (since(entry.at), kind(entry.digest), entry.is_certain);
+                let entries: Vec<_> = entries.map(entry).collect();
+                let held: Vec<_> = pending.held.iter().map(|(number, ..)| *number).collect();
+                let doubtful = pending.doubtful.iter().map(|doubtful| doubtful.number);
+                (entries, held, doubtful.collect::<Vec<_>>())
+            })
             .collect();
-        held.sort_unstable_by_key(|(number, ..)| *number);
-        held.into_iter().map(|(.., event)| event)
+        let read_up_to = self.new.values().map(|shard| shard.read_up_to.map(since));
+        format!(
+            "{lanes:?} {:?} {}",
+            read_up_to.collect::<Vec<_>>(),
+            self.old.len()
+        )
     }
 
-    /// A guild's events, without those that were delivered too long ago.
-    fn lane(&mut self, now: Instant, lane: Lane) -> &mut Pending<E> {
-        let overlap = self.overlap;
-        self.forget(lane, |at| now.saturating_duration_since(at) > overlap);
+    /// The shard of the new set that receives the events of a lane.
+    fn home(&self, lane: Lane) -> Option<ShardId> {
+        let (first, _) = self.new.first_key_value()?;
+        match lane {
+            None => Some(*first),
+            Some(guild) => ShardId::for_guild(guild, first.total()),
+        }
+    }
+
+    /// A lane, without what its new shard has got past.
+    fn lane(&mut self, lane: Lane) -> &mut Pending<E, W> {
+        let home = self.home(lane).and_then(|home| self.new.get(&home));
+        if let Some(read_up_to) = home.and_then(|progress| progress.read_up_to) {
+            self.forget(lane, |at| at < read_up_to);
+        }
         self.lanes.entry(lane).or_insert_with(|| Pending {
             delivered: VecDeque::new(),
             held: VecDeque::new(),
+            doubtful: Vec::new(),
         })
     }
 
@@ -151,7 +406,11 @@ impl<E> Merge<E> {
         let Some(pending) = self.lanes.get_mut(&lane) else {
             return;
         };
-        while pending.delivered.front().is_some_and(|(at, _)| is_old(*at)) {
+        while pending
+            .delivered
+            .front()
+            .is_some_and(|entry| is_old(entry.at))
+        {
             pending.delivered.pop_front();
             self.unmatched -= 1;
         }
@@ -159,169 +418,4 @@ impl<E> Merge<E> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(
-        clippy::disallowed_methods,
-        reason = "made-up instants count from some real one"
-    )]
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const OVERLAP: Duration = Duration::from_secs(10);
-
-    #[test]
-    fn equal_events_are_two_events() {
-        let now = Instant::now();
-        let mut merge = Merge::new(OVERLAP);
-        assert_eq!(merge.new_event(now, None, 1, 7, "a"), None, "held");
-        assert_eq!(merge.new_event(now, None, 1, 7, "b"), None, "held");
-        assert_eq!(
-            merge.new_event(now, None, 2, 7, "of another guild"),
-            None,
-            "held"
-        );
-        assert_eq!(merge.old(now, 1, 7), Some("a"));
-        assert_eq!(
-            merge.hand_over(now).collect::<Vec<_>>(),
-            ["b", "of another guild"],
-            "the old set never delivered them"
-        );
-        assert_eq!(merge.new_event(now, None, 1, 7, "c"), Some("c"));
-        assert!(merge.is_over(now));
-    }
-
-    #[test]
-    fn what_the_old_set_had_before_the_new_one_began_takes_nothing_away() {
-        let start = Instant::now();
-        let mut merge = Merge::new(OVERLAP);
-        // One that the new session never gets, and then, equal ones that it does get.
-        merge.old(start, 1, 7);
-        for second in 1..=30 {
-            let now = start + Duration::from_secs(second);
-            merge.old(now, 1, 7);
-            assert_eq!(merge.new_event(now, None, 1, 7, second), None);
-        }
-        let now = start + Duration::from_secs(31);
-        assert_eq!(merge.hand_over(now).count(), 0);
-        assert_eq!(
-            merge.new_event(now, None, 1, 7, 31),
-            Some(31),
-            "the one left over is forgotten"
-        );
-        // The same with something else in between: then the order tells, however quick it is, and
-        // whoever is first.
-        let now = start;
-        for new_first in [false, true] {
-            let mut merge = Merge::new(OVERLAP);
-            merge.old(now, 1, 7);
-            if new_first {
-                merge.new_event(now, None, 1, 8, 0);
-                merge.old(now, 1, 8);
-            } else {
-                merge.old(now, 1, 8);
-                merge.new_event(now, None, 1, 8, 0);
-            }
-            assert_eq!(merge.hand_over(now).count(), 0);
-            assert_eq!(merge.new_event(now, None, 1, 7, 1), Some(1));
-        }
-    }
-
-    #[test]
-    fn what_a_new_shard_has_read_past_takes_nothing_away() {
-        // Two that take turns, every two seconds; the new session begins after the second.
-        let start = Instant::now();
-        let mut merge = Merge::new(OVERLAP);
-        let at = |turn: u64| start + Duration::from_secs(2 * turn + 1);
-        // It has read all that was sent up to a second before.
-        let read_up_to = |turn: u64| Some(start + Duration::from_secs(2 * turn));
-        for turn in 0..8 {
-            merge.old(at(turn), 1, turn % 2);
-            if turn >= 2 {
-                assert_eq!(
-                    merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn),
-                    None
-                );
-            }
-        }
-        assert_eq!(merge.hand_over(at(7)).count(), 0);
-        for turn in 8..12 {
-            assert_eq!(
-                merge.new_event(at(turn), read_up_to(turn), 1, turn % 2, turn),
-                Some(turn)
-            );
-        }
-    }
-
-    #[test]
-    fn a_new_set_that_lags_behind_repeats_nothing() {
-        let start = Instant::now();
-        let mut merge = Merge::new(OVERLAP);
-        for digest in 0..5 {
-            assert_eq!(merge.old(start, 1, digest), None);
-        }
-        assert_eq!(merge.hand_over(start).count(), 0);
-        let now = start + Duration::from_secs(9);
-        assert!(!merge.is_over(now));
-        for digest in 0..5 {
-            assert_eq!(merge.new_event(now, None, 1, digest, digest), None);
-        }
-        assert_eq!(merge.new_event(now, None, 1, 0, 0), Some(0));
-        assert!(merge.is_over(now));
-        // What never comes is not waited for.
-        let mut merge = Merge::new(OVERLAP);
-        merge.old(start, 1, 7);
-        assert_eq!(merge.hand_over(start).chain([1]).count(), 1);
-        assert!(merge.is_over(start + Duration::from_secs(11)));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// A stream of events, many of them equal; each set has read some prefix of it at each
-        /// moment, and the new set begins somewhere. Whatever the interleaving, none is lost; and
-        /// none is repeated where the new set has brought something that is like nothing else.
-        #[test]
-        fn no_event_is_lost(
-            stream in prop::collection::vec(0..4_u64, 1..60),
-            begins in 0..30_usize,
-            steps in prop::collection::vec(any::<bool>(), 120),
-            stop in 0..60_usize,
-        ) {
-            let mut now = Instant::now();
-            let mut merge = Merge::new(OVERLAP);
-            let begins = begins.min(stream.len());
-            // The old set closes when it has caught up with where the new one began.
-            let stop = stop.min(stream.len()).max(begins);
-            // An event like no other is the first that the new set hears.
-            let mut stream: Vec<u64> = stream;
-            stream.insert(begins, 99);
-            let stop = stop + 1;
-            let (mut old, mut new, mut given) = (0, begins, Vec::new());
-            for is_old in steps {
-                now += Duration::from_millis(1);
-                if is_old && old < stop {
-                    merge.old(now, 1, stream[old]);
-                    given.push(stream[old]);
-                    old += 1;
-                // The new session begins once the old set has got there.
-                } else if new < stream.len() && old > begins {
-                    prop_assert_eq!(merge.new_event(now, None, 1, stream[new], stream[new]), None, "before the hand-over");
-                    new += 1;
-                }
-            }
-            while old <= begins {
-                merge.old(now, 1, stream[old]);
-                given.push(stream[old]);
-                old += 1;
-            }
-            given.extend(merge.hand_over(now));
-            while new < stream.len() {
-                given.extend(merge.new_event(now, None, 1, stream[new], stream[new]));
-                new += 1;
-            }
-            prop_assert_eq!(given, stream, "each once and in order");
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ mod merge;
 mod outlet;
 mod workers;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 use self::bell::Bell;
 use self::leftovers::Leftovers;
-pub(crate) use self::outlet::{Origin, Outlet};
+pub(crate) use self::outlet::Outlet;
 pub(crate) use self::workers::{Panicked, Workers};
 use crate::event::Event;
+use crate::shard_id::ShardId;
 
 /// Every event of every shard, in the order of each shard. An iterator that blocks; clones share
 /// the stream, so that each event goes to one of them.
@@ -128,6 +130,31 @@ impl Events {
         }
     }
 
+    /// Puts events back that were taken and not begun, older than what is there.
+    fn put_back(&self, events: Vec<Event>) {
+        if !events.is_empty() {
+            self.leftovers.put_back(events);
+            self.bell.ring();
+        }
+    }
+
+    /// Drops what is there. Returns how many events of Discord that were.
+    pub(crate) fn discard(&self) -> usize {
+        let mut count = 0;
+        while let Ok(event) = self.try_next() {
+            count += usize::from(event.dispatch().is_some());
+        }
+        count
+    }
+
+    /// How many events of these shards wait to be taken and hold credit.
+    pub(crate) fn queued(&self, shards: &BTreeSet<ShardId>) -> usize {
+        // A channel cannot be looked into.
+        self.leftovers.append(self.receiver.try_iter());
+        self.leftovers
+            .count_of(|event| event.has_credit() && shards.contains(&event.shard()))
+    }
+
     /// How many are there that nobody has taken.
     pub(crate) fn len(&self) -> usize {
         self.leftovers.len() + self.receiver.len()
@@ -148,7 +175,6 @@ impl Iterator for Events {
 mod tests {
     use super::*;
     use crate::event::EventKind;
-    use crate::shard_id::ShardId;
 
     #[test]
     fn clones_share_the_stream_and_it_ends_with_the_shards() {
@@ -160,5 +186,24 @@ mod tests {
         assert!(events.try_next().is_ok());
         drop(sender);
         assert_eq!(events.count(), 1);
+    }
+
+    #[test]
+    fn what_is_put_back_wakes_those_who_wait() {
+        let (_sender, events) = channel();
+        let waiters: Vec<_> = (0..3)
+            .map(|_| {
+                let events = events.clone();
+                std::thread::spawn(move || events.next_timeout(Duration::from_secs(60)).is_ok())
+            })
+            .collect();
+        while events.bell.waiting() < 3 {
+            std::thread::yield_now();
+        }
+        let event = || Event::new(ShardId::ONE, EventKind::Resumed);
+        events.put_back((0..3).map(|_| event()).collect());
+        for waiter in waiters {
+            assert!(waiter.join().unwrap());
+        }
     }
 }

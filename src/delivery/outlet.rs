@@ -3,14 +3,15 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::Inlet;
-use super::merge::{Digest, Lane, Merge};
-use crate::event::Event;
+use super::merge::{Digest, Lane, Merge, Verdict};
+use crate::event::{Event, Twin};
 use crate::protocol::EventName;
+use crate::shard_id::ShardId;
 
 /// The way of a set of shards into the stream of events. A set that replaces another, and one that
 /// is replaced, share a [`Merge`] with the other; for all others an event costs one look at a flag.
@@ -21,16 +22,6 @@ pub(crate) struct Outlet {
     merging: Mutex<Neighbours>,
 }
 
-/// What is known of an event besides itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Origin {
-    /// It is the arrival of a guild that READY named, which a set that replaces another does not
-    /// tell.
-    pub(crate) is_arrival: bool,
-    /// What was sent to any session before this instant has been read here, or never will be.
-    pub(crate) read_up_to: Option<Instant>,
-}
-
 /// The sets that a set is merged with: the one that it replaces, and the one that replaces it.
 #[derive(Clone, Debug, Default)]
 struct Neighbours {
@@ -38,9 +29,15 @@ struct Neighbours {
     after: Option<Merging>,
 }
 
+/// Names the copy that was delivered; `None` if it holds no credit.
+type Witness = Option<Arc<Twin>>;
+
+/// A pair of sets of which one replaces the other.
 #[derive(Clone, Debug)]
 struct Merging {
-    merge: Arc<Mutex<Merge<Event>>>,
+    merge: Arc<Mutex<Merge<Event, Witness>>>,
+    /// The first shard of each set.
+    firsts: [ShardId; 2],
     hasher: RandomState,
 }
 
@@ -53,11 +50,13 @@ impl Outlet {
         })
     }
 
-    /// An outlet for the set that will replace this one. From now on this one's events are noted,
-    /// and the new one's held.
-    pub(crate) fn successor(&self, overlap: Duration) -> Arc<Self> {
+    /// An outlet for the shards `new`, which will replace the shards `old` of this one. From now on
+    /// this one's events are noted, and the new one's held.
+    pub(crate) fn successor(&self, old: &[ShardId], new: &[ShardId]) -> Arc<Self> {
+        let firsts = [old, new].map(|set| set.iter().min().copied());
         let merging = Merging {
-            merge: Arc::new(Mutex::new(Merge::new(overlap))),
+            merge: Arc::new(Mutex::new(Merge::new(new))),
+            firsts: firsts.map(|first| first.unwrap_or(ShardId::ONE)),
             hasher: RandomState::new(),
         };
         self.change(|neighbours| neighbours.after = Some(merging.clone()));
@@ -71,10 +70,37 @@ impl Outlet {
         self.change(|neighbours| neighbours.after = None);
     }
 
-    /// An event of Discord, or of the shard.
-    pub(crate) fn send(&self, event: Event, origin: Origin) {
-        self.put(event, origin);
-        self.ring();
+    /// Whether the set's events are compared with those of another set.
+    pub(crate) fn is_merging(&self) -> bool {
+        self.is_merging.load(Ordering::Acquire)
+    }
+
+    /// A shard of this set is about to start a session, or to resume one.
+    pub(crate) fn begin(&self, shard: ShardId, is_new_session: bool) {
+        self.note_progress(|merge| merge.begin(shard, is_new_session));
+    }
+
+    /// The session of a shard of this set is live.
+    pub(crate) fn ready(&self, now: Instant, shard: ShardId) {
+        self.note_progress(|merge| merge.ready(now, shard));
+    }
+
+    /// A shard of this set has read whatever was sent to any session before that instant.
+    pub(crate) fn has_read(&self, shard: ShardId, up_to: Instant) {
+        self.note_progress(|merge| merge.new_has_read(shard, up_to));
+        if self.is_merging()
+            && let Some(merging) = self.merging.lock().after.clone()
+        {
+            let sure = merging.merge.lock().old_has_read(shard, up_to);
+            for (duplicate, delivered) in sure {
+                settle_with(delivered, duplicate);
+            }
+        }
+    }
+
+    /// A shard of this set has stopped.
+    pub(crate) fn end(&self, shard: ShardId) {
+        self.note_progress(|merge| merge.end(shard));
     }
 
     /// Wakes whoever waits for what was [put](Self::put).
@@ -82,27 +108,24 @@ impl Outlet {
         self.inlet.ring();
     }
 
-    /// As [`send`](Self::send), but whoever sleeps is not woken: there is more to come.
-    pub(crate) fn put(&self, event: Event, origin: Origin) {
-        if !self.is_merging.load(Ordering::Acquire) {
-            return self.inlet.put(event);
+    /// An event of Discord, or of the shard. Whoever sleeps learns of it when the
+    /// [bell](Self::ring) rings.
+    pub(crate) fn put(&self, now: Instant, event: Event) {
+        if self.is_merging() {
+            self.merge(now, event, false);
+        } else {
+            self.inlet.put(event);
         }
-        let Neighbours { before, after } = self.merging.lock().clone();
-        let event = match before {
-            None => Some(event),
-            Some(merging) => {
-                let (event, is_over) = merging.new_event(event, origin);
-                if is_over {
-                    self.change(|neighbours| neighbours.before = None);
-                }
-                event
-            }
-        };
-        let Some(event) = event else { return };
-        if let Some(merging) = after {
-            merging.note(&event);
+    }
+
+    /// As [`put`](Self::put), for the arrival of a guild that READY named: of a set that replaces
+    /// another it is not delivered, since the other one has the guild already.
+    pub(crate) fn put_arrival(&self, now: Instant, event: Event) {
+        if self.is_merging() {
+            self.merge(now, event, true);
+        } else {
+            self.inlet.put(event);
         }
-        self.inlet.put(event);
     }
 
     /// Something that is no shard's to tell: it is delivered at once, whoever takes over from whom.
@@ -113,19 +136,53 @@ impl Outlet {
 
     /// The set that this one replaces has ended: `first` is delivered, then what was held, then
     /// everything as it comes.
-    pub(crate) fn take_over(&self, first: Event) {
-        let before = self.merging.lock().before.clone();
-        let Some(merging) = before else {
-            return self.tell(first);
-        };
-        // The channel is unbounded: sending does not block, and a shard's next event cannot
-        // overtake what was held.
-        let mut merge = merging.merge.lock();
+    pub(crate) fn take_over(&self, now: Instant, first: Event) {
         self.inlet.put(first);
-        merge
-            .hand_over(Instant::now())
-            .for_each(|event| self.inlet.put(event));
+        if let Some(merging) = self.merging.lock().before.clone() {
+            // While this puts in what was held, more may be held, which must not be overtaken.
+            loop {
+                let held = merging.merge.lock().hand_over(now);
+                if held.is_empty() {
+                    break;
+                }
+                for event in held {
+                    self.inlet.put(event);
+                }
+            }
+        }
         self.ring();
+    }
+
+    /// Holds an event against those of the other sets.
+    fn merge(&self, now: Instant, event: Event, is_arrival: bool) {
+        let Neighbours { before, after } = self.merging.lock().clone();
+        let event = match before {
+            None => Some(event),
+            Some(merging) => merging.new_event(now, event, is_arrival),
+        };
+        let Some(mut event) = event else { return };
+        if let Some(merging) = after {
+            merging.note(now, &mut event);
+        }
+        self.inlet.put(event);
+    }
+
+    /// Tells the merge with the set that this one replaces, until that is over.
+    fn note_progress(&self, note: impl FnOnce(&mut Merge<Event, Witness>)) {
+        if !self.is_merging() {
+            return;
+        }
+        let Some(merging) = self.merging.lock().before.clone() else {
+            return;
+        };
+        let is_over = {
+            let mut merge = merging.merge.lock();
+            note(&mut merge);
+            merge.is_over()
+        };
+        if is_over {
+            self.change(|neighbours| neighbours.before = None);
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Neighbours)) {
@@ -139,39 +196,71 @@ impl Outlet {
 }
 
 impl Merging {
-    fn note(&self, event: &Event) {
-        if let Some((lane, digest)) = self.place(event) {
-            let twin = self.merge.lock().old(Instant::now(), lane, digest);
-            drop(twin);
+    /// An event of the old set, which is about to be delivered. If the new set has it too, it
+    /// carries that one's lease, now or later.
+    fn note(&self, now: Instant, event: &mut Event) {
+        let Some((lane, digest)) = self.place(event) else {
+            return;
+        };
+        let twin = event.twin();
+        let witness = twin.clone();
+        let mut merge = self.merge.lock();
+        let duplicate = merge.old(now, event.shard(), lane, digest, || witness);
+        drop(merge);
+        if let Some(duplicate) = duplicate {
+            settle_with(twin, duplicate);
         }
     }
 
-    /// Returns the event if it is to be delivered now, and whether nothing is left to be merged.
-    fn new_event(&self, event: Event, origin: Origin) -> (Option<Event>, bool) {
-        let (place, now) = (self.place(&event), Instant::now());
-        let mut merge = self.merge.lock();
-        let event = match place {
-            Some((lane, digest)) if merge.is_live() || !origin.is_arrival => {
-                merge.new_event(now, origin.read_up_to, lane, digest, event)
+    /// An event of the new set. Returns it if it is to be delivered now.
+    fn new_event(&self, now: Instant, event: Event, is_arrival: bool) -> Option<Event> {
+        let place = self.place(&event);
+        let verdict = {
+            let mut merge = self.merge.lock();
+            match place {
+                Some((lane, digest)) if merge.is_live() || !is_arrival => {
+                    merge.new_event(now, lane, digest, event)
+                }
+                // What happens to a shard, and how its session begins, is not delivered before it
+                // takes over.
+                _ if merge.is_live() => Verdict::Deliver(event),
+                _ => return None,
             }
-            // What happens to a shard, and how its session begins, nobody hears before it takes
-            // over.
-            _ => merge.is_live().then_some(event),
         };
-        (event, merge.is_over(now))
+        match verdict {
+            Verdict::Deliver(event) => Some(event),
+            Verdict::Held => None,
+            Verdict::Duplicate(duplicate, twin) => {
+                settle_with(twin, duplicate);
+                None
+            }
+        }
     }
 
-    /// The guild and the digest of an event; `None` for what belongs to one session alone.
+    /// The lane and the digest of an event; `None` for what belongs to one session alone.
     fn place(&self, event: &Event) -> Option<(Lane, Digest)> {
-        let is_own = |name: &EventName| matches!(name, EventName::Ready | EventName::Resumed);
-        let dispatch = event
-            .dispatch()
-            .filter(|dispatch| !is_own(dispatch.name()))?;
+        let dispatch = event.dispatch()?;
+        let is_own = match dispatch.name() {
+            EventName::Ready | EventName::Resumed => true,
+            // Discord sends it to every session: those of the two first shards are compared.
+            EventName::UserUpdate => !self.firsts.contains(&event.shard()),
+            _ => false,
+        };
+        if is_own {
+            return None;
+        }
         // What names its guild in an unknown way shares the lane of what has none.
-        let lane = self.hasher.hash_one(dispatch.guild_id());
-        Some((
-            lane,
-            self.hasher.hash_one((dispatch.name(), dispatch.data())),
-        ))
+        let digest = self.hasher.hash_one((dispatch.name(), dispatch.data()));
+        Some((dispatch.guild_id(), digest))
     }
 }
+
+/// The duplicate counts as handled once the delivered copy has been.
+fn settle_with(delivered: Witness, duplicate: Event) {
+    if let (Some(delivered), Some(lease)) = (delivered, duplicate.into_lease()) {
+        delivered.carry(lease);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
@@ -25,6 +27,8 @@ pub(crate) struct Workers<'a> {
     pub(crate) count: NonZeroUsize,
     /// They stop once its other end is dropped. What they have not come to is put back.
     pub(crate) stop: Receiver<Infallible>,
+    /// Once it is set, they stop at that instant.
+    pub(crate) deadline: Arc<OnceLock<Instant>>,
     pub(crate) report: &'a (dyn Fn(Panicked) + Sync),
 }
 
@@ -124,7 +128,6 @@ impl Workers<'_> {
         })?;
         left.sort_unstable_by_key(|(number, _)| *number);
         self.events
-            .leftovers
             .put_back(left.into_iter().map(|(_, event)| event).collect());
         Ok(())
     }
@@ -192,11 +195,13 @@ impl Workers<'_> {
     }
 
     fn is_stopped(&self) -> bool {
-        self.stop.try_recv() == Err(TryRecvError::Disconnected)
+        let is_late = |at: &Instant| Instant::now() >= *at;
+        self.deadline.get().is_some_and(is_late)
+            || self.stop.try_recv() == Err(TryRecvError::Disconnected)
     }
 }
 
-/// An event, and the how-manieth it is of all.
+/// An event and its position in the stream.
 type Numbered = (u64, Event);
 
 /// What somebody panicked with.
@@ -252,6 +257,7 @@ mod tests {
                 events: events.clone(),
                 count,
                 stop,
+                deadline: Arc::default(),
                 report,
             },
             running,

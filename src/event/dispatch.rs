@@ -92,6 +92,12 @@ impl Dispatch {
         fields::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
     }
 
+    /// As [`decode`](Self::decode), where nobody asks what is wrong: it costs no more than reading.
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
+        fields::read(self.data())
+            .or_else(|| self.body.read(|data| serde_json::from_slice(data)).ok())
+    }
+
     /// See [`Body::read`].
     pub(super) fn read<'a, T>(
         &'a self,
@@ -125,7 +131,7 @@ pub struct DecodeError {
     pub event: EventName,
     /// Its sequence.
     pub sequence: u64,
-    /// The field, for example `member.roles[2]`; or what it is the last part of, where its type
+    /// The field, for example `member.roles[2]`, down to 128 steps; or what it is the last part of, where its type
     /// refused it only after it was read (`try_from`, `deserialize_with`); empty if it is the data
     /// as a whole.
     pub path: String,

@@ -1,7 +1,7 @@
 //! The credit of a shard, shared by its thread and by every event that it delivered.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, mem};
 
 use parking_lot::Mutex;
 
@@ -65,10 +65,7 @@ impl Ledger {
     /// See [`Credit::hold`].
     pub(crate) fn hold(self: &Arc<Self>) -> Lease {
         let receipt = self.credit.lock().hold();
-        Lease {
-            ledger: Arc::clone(self),
-            receipt,
-        }
+        Lease::new(self, receipt)
     }
 
     /// See [`Credit::skip`].
@@ -82,13 +79,7 @@ impl Ledger {
         let receipt = credit.deliver(sequence, bytes);
         let has_room = credit.has_room();
         drop(credit);
-        (
-            Lease {
-                ledger: Arc::clone(self),
-                receipt,
-            },
-            has_room,
-        )
+        (Lease::new(self, receipt), has_room)
     }
 
     /// See [`Credit::rest`].
@@ -109,6 +100,23 @@ pub(crate) enum Room {
 pub(crate) struct Lease {
     ledger: Arc<Ledger>,
     receipt: Receipt,
+    /// Where the lease of a duplicate is kept, if another session may have received one.
+    twin: Option<Arc<Twin>>,
+}
+
+impl Lease {
+    fn new(ledger: &Arc<Ledger>, receipt: Receipt) -> Self {
+        Self {
+            ledger: Arc::clone(ledger),
+            receipt,
+            twin: None,
+        }
+    }
+
+    /// The place for the lease of a duplicate, which is settled together with this one.
+    pub(crate) fn twin(&mut self) -> Arc<Twin> {
+        Arc::clone(self.twin.get_or_insert_default())
+    }
 }
 
 impl Drop for Lease {
@@ -117,11 +125,56 @@ impl Drop for Lease {
         if goes_on {
             (self.ledger.wake)();
         }
+        if let Some(twin) = &self.twin {
+            drop(twin.handle());
+        }
     }
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Lease(..)")
+    }
+}
+
+/// Ties the lease of a duplicate, which nobody will ever handle, to the copy that was delivered:
+/// in both sessions the event has been handled once that copy has.
+#[derive(Debug, Default)]
+pub(crate) struct Twin(Mutex<Duplicate>);
+
+#[derive(Debug, Default)]
+enum Duplicate {
+    /// It has not come, and may never.
+    #[default]
+    Absent,
+    /// It came before the delivered copy was handled.
+    Outstanding(Lease),
+    /// The delivered copy has been handled.
+    Handled,
+}
+
+impl Twin {
+    /// Takes the lease of a duplicate: it is settled with the delivered copy, or at once if that
+    /// has been handled.
+    pub(crate) fn carry(&self, lease: Lease) {
+        let settled = {
+            let mut duplicate = self.0.lock();
+            if matches!(*duplicate, Duplicate::Handled) {
+                Some(lease)
+            } else {
+                *duplicate = Duplicate::Outstanding(lease);
+                None
+            }
+        };
+        // It wakes its shard: not under the lock.
+        drop(settled);
+    }
+
+    /// The delivered copy has been handled. Returns the lease of the duplicate, to be settled.
+    fn handle(&self) -> Option<Lease> {
+        match mem::replace(&mut *self.0.lock(), Duplicate::Handled) {
+            Duplicate::Outstanding(lease) => Some(lease),
+            Duplicate::Absent | Duplicate::Handled => None,
+        }
     }
 }

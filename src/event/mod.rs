@@ -10,13 +10,14 @@ mod skip;
 #[cfg(feature = "model")]
 mod typed;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub(crate) use credit::Credit;
 pub(crate) use dispatch::Id;
 pub use dispatch::{DecodeError, Dispatch};
 pub use filter::EventFilter;
-pub(crate) use lease::{Lease, Ledger, Room};
+pub(crate) use lease::{Lease, Ledger, Room, Twin};
 
 use crate::protocol::{CloseReason, Session};
 use crate::shard_id::ShardId;
@@ -78,6 +79,9 @@ pub enum EventKind {
     Disconnected {
         /// Why.
         reason: CloseReason,
+        /// More about it, if there is more: what failed (the name does not resolve, the connection
+        /// is refused, TLS), or the text of Discord's close frame.
+        cause: Option<String>,
         /// How long the shard waits before it connects again.
         retry_in: Duration,
         /// Whether it will resume, else identify.
@@ -156,6 +160,21 @@ impl Event {
     /// Has it hold credit.
     pub(crate) fn with_lease(self, lease: Option<Lease>) -> Self {
         Self { lease, ..self }
+    }
+
+    /// The place for the lease of a duplicate, if it holds credit.
+    pub(crate) fn twin(&mut self) -> Option<Arc<Twin>> {
+        self.lease.as_mut().map(Lease::twin)
+    }
+
+    /// Whether it holds credit.
+    pub(crate) fn has_credit(&self) -> bool {
+        self.lease.is_some()
+    }
+
+    /// What it holds, without the event.
+    pub(crate) fn into_lease(self) -> Option<Lease> {
+        self.lease
     }
 
     /// The shard that it came from.

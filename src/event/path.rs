@@ -5,6 +5,10 @@ use std::ops::Range;
 
 use super::skip;
 
+/// Steps of a path; what is deeper is left out, since nesting can be a thousand times as deep as a
+/// payload is long while it is compressed. No reader of `serde_json` gets deeper by default.
+const MAX_STEPS: usize = 128;
+
 /// An object or an array around a byte.
 enum Around {
     /// With its last key, quotes included.
@@ -33,14 +37,21 @@ pub(super) fn place(json: &[u8], error: &serde_json::Error) -> (usize, String) {
 /// is to say.
 fn path_at(json: &[u8], read: usize) -> String {
     let read = read.min(json.len());
-    let (mut around, mut at) = (Vec::new(), 0);
+    let (mut around, mut deeper, mut at) = (Vec::new(), 0_usize, 0);
     while at < read {
         let start = at;
         at += 1;
+        let is_full = around.len() == MAX_STEPS;
         match (json[start], around.last_mut()) {
+            (b'{' | b'[', _) if is_full => deeper += 1,
             (b'{', _) => around.push(Around::Object(None)),
             (b'[', _) => around.push(Around::Array(0)),
+            (b'}' | b']', _) if deeper > 0 => deeper -= 1,
             (b'}' | b']', _) => drop(around.pop()),
+            (b'"', _) if deeper > 0 => {
+                at = skip::text(&json[start..]).map_or(json.len(), |length| start + length);
+            }
+            _ if deeper > 0 => {}
             (b',', Some(Around::Object(key))) => *key = None,
             (b',', Some(Around::Array(index))) => *index += 1,
             (b'"', last) => {
@@ -95,6 +106,16 @@ mod tests {
         #[default]
         A,
         B(Vec<bool>),
+    }
+
+    #[test]
+    fn nesting_of_any_depth_costs_no_memory() {
+        let json = format!(r#"{{"a":{}"#, "[".repeat(1 << 24));
+        let path = path_at(json.as_bytes(), json.len());
+        assert_eq!(path, format!("a{}", "[0]".repeat(MAX_STEPS - 1)));
+        // And what follows it is found again.
+        let json = format!(r#"[{}{},{{"b":1"#, "[".repeat(500), "]".repeat(500));
+        assert_eq!(path_at(json.as_bytes(), json.len()), "[1].b");
     }
 
     proptest! {

@@ -12,7 +12,7 @@ mod session_limit;
 mod ticket;
 
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use schedule::Limits;
 use serde::{Serialize, Serializer};
@@ -31,6 +31,8 @@ pub type Wake = Box<dyn Fn() + Send + Sync>;
 /// - never block in `request`: a shard calls it on its own thread, between heartbeats;
 /// - grant a ticket at most once, and refuse it if it never will;
 /// - serve the shards of a key in the order they asked;
+/// - refuse a ticket with [`LimitError::Failed`] where it cannot tell for now, so that the shard
+///   asks again later, and with [`LimitError::Closed`] only when there is no use in asking;
 /// - heed each [`Report`]: one who leaves unused frees the slot at once.
 ///
 /// With the feature `sim`, the module `limit::contract` checks an implementation for all of this.
@@ -38,9 +40,10 @@ pub trait IdentifyLimiter: Send + Sync {
     /// A shard wants to identify.
     fn request(&self, shard: ShardId, wake: Wake) -> Ticket;
 
-    /// Discord says what its limits are, as `/gateway/bot` gives them. The default does nothing.
-    fn update(&self, limits: Limits) {
-        let _ = limits;
+    /// Discord says what its limits are, as `/gateway/bot` gives them. It was asked at `asked_at`:
+    /// of IDENTIFYs that were sent since then the answer may not know. The default does nothing.
+    fn update(&self, limits: Limits, asked_at: Instant) {
+        let _ = (limits, asked_at);
     }
 
     /// What is left and who waits, as far as the limiter knows, for

@@ -11,6 +11,9 @@ use crate::shard_id::ShardId;
 /// No wait is longer than this, so that no instant overflows, whatever a server or a caller says.
 const LONGEST_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
+/// An answer from Discord is never older than this.
+const LONGEST_QUESTION: Duration = Duration::from_secs(15 * 60);
+
 /// The order of IDENTIFYs: one per key and window, first come first served within a key, never
 /// above the daily total.
 ///
@@ -24,6 +27,8 @@ pub(crate) struct Schedule {
     /// day.
     reset_at: Option<Instant>,
     keys: BTreeMap<u32, Key>,
+    /// When IDENTIFYs were sent lately, of which an answer that is on its way may not know.
+    spent: VecDeque<Instant>,
     /// No grant at all before this instant: what is left of the windows before the number of keys
     /// changed.
     all_cool_at: Option<Instant>,
@@ -90,9 +95,9 @@ enum TicketState {
 }
 
 /// The shards that share one limit.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Key {
-    /// Tickets in the order they came; those that left are skipped when their turn comes.
+    /// Tickets in the order they came.
     queue: VecDeque<TicketId>,
     /// Tickets that occupy the key: at most one, but for a while after the number of keys has
     /// changed.
@@ -117,41 +122,63 @@ impl Schedule {
             limits,
             reset_at: None,
             keys: BTreeMap::new(),
+            spent: VecDeque::new(),
             all_cool_at: None,
             tickets: HashMap::new(),
             held: 0,
             next_id: 0,
         };
-        schedule.update(now, limits);
+        schedule.update(now, now, limits);
         schedule
     }
 
-    /// Takes new values from Discord. The queue stays; a new number of keys sorts it anew.
-    pub(crate) fn update(&mut self, now: Instant, limits: Limits) {
+    /// Takes new values from Discord, which was asked at `asked_at`. The queue stays; a new number of
+    /// keys sorts it anew.
+    pub(crate) fn update(&mut self, now: Instant, asked_at: Instant, limits: Limits) {
         let rekey = limits.max_concurrency != self.limits.max_concurrency;
-        let own = self.limits.remaining;
+        let (own, own_reset_at) = (self.limits.remaining, self.reset_at);
         self.limits = limits;
-        let reset_at = (!limits.reset_after.is_zero()).then(|| {
+        self.reset_at = (!limits.reset_after.is_zero()).then(|| {
             later(
                 now,
                 limits.reset_after.saturating_add(self.rules.reset_guard),
             )
         });
-        if let (Some(before), Some(after)) = (self.reset_at, reset_at)
-            && now < before
-            && after.max(before) - after.min(before) <= self.rules.reset_guard
-        {
-            // The same day: an answer that was on its way while somebody identified does not know
-            // of that, and one IDENTIFY too many costs the token.
-            self.limits.remaining = own.min(limits.remaining);
-        }
-        self.reset_at = reset_at;
         if self.reset_at.is_none() && limits.remaining == 0 {
             // The reset is now.
             self.limits.remaining = limits.total;
         }
+
+        // What was sent since the question may not be in the answer, and one IDENTIFY too many
+        // costs the token.
+        let unknown = self.spent.iter().filter(|at| **at >= asked_at).count();
+        let unknown = u32::try_from(unknown).unwrap_or(u32::MAX);
+        self.limits.remaining = self.limits.remaining.saturating_sub(unknown);
+        if unknown > 0 && self.reset_at.is_none() {
+            self.reset_at = own_reset_at;
+        }
+        if let (Some(before), Some(after)) = (own_reset_at, self.reset_at)
+            && now < before
+            && after.max(before) - after.min(before) <= self.rules.reset_guard
+        {
+            // The same day: there cannot be more than there were.
+            self.limits.remaining = own.min(self.limits.remaining);
+        }
+
         if rekey {
             self.rekey();
+        }
+    }
+
+    /// Key `number` of `keys` identified at that instant, before this schedule began.
+    pub(crate) fn note(&mut self, number: u32, keys: NonZeroU32, at: Instant) {
+        let cool_at = Some(later(at, self.rules.window));
+        if keys == self.limits.max_concurrency {
+            let key = self.keys.entry(number).or_default();
+            key.cool_at = key.cool_at.max(cool_at);
+        } else {
+            // Which of today's keys it was is not known.
+            self.all_cool_at = self.all_cool_at.max(cool_at);
         }
     }
 
@@ -176,7 +203,7 @@ impl Schedule {
             return;
         };
         match ticket.state {
-            TicketState::Queued => self.skip_gone(ticket.shard),
+            TicketState::Queued => self.unqueue(ticket.shard, id),
             TicketState::Held => {
                 self.held = self.held.saturating_sub(1);
                 self.free_key(ticket.shard);
@@ -220,6 +247,14 @@ impl Schedule {
         ticket.state = TicketState::Used;
         self.held = self.held.saturating_sub(1);
         self.limits.remaining = self.limits.remaining.saturating_sub(1);
+        self.spent.push_back(now);
+        while self
+            .spent
+            .front()
+            .is_some_and(|at| *at + LONGEST_QUESTION < now)
+        {
+            self.spent.pop_front();
+        }
         self.reset_at.get_or_insert(later(
             now,
             self.rules
@@ -278,7 +313,7 @@ impl Schedule {
         let remaining = self.remaining(now);
         let reset_after = self
             .reset_at
-            .map(|reset| reset.saturating_duration_since(now));
+            .map(|reset| reset.saturating_duration_since(now + self.rules.reset_guard));
         let mut queued: Vec<_> = self
             .tickets
             .iter()
@@ -307,19 +342,13 @@ impl Schedule {
     fn grant(&mut self, id: TicketId) -> Turn {
         if let Some(ticket) = self.tickets.get_mut(&id) {
             ticket.state = TicketState::Held;
-            let shard = ticket.shard;
-            self.skip_gone(shard);
         }
         Turn::Grant(id)
     }
 
     fn key(&mut self, shard: ShardId) -> &mut Key {
         let number = shard.rate_limit_key(self.limits.max_concurrency);
-        self.keys.entry(number).or_insert_with(|| Key {
-            queue: VecDeque::new(),
-            held: 0,
-            cool_at: None,
-        })
+        self.keys.entry(number).or_default()
     }
 
     fn free_key(&mut self, shard: ShardId) {
@@ -332,19 +361,11 @@ impl Schedule {
         key.cool_at = key.cool_at.max(Some(later(now, window)));
     }
 
-    /// Drops tickets that have left from the front of a queue, so that a queue with a front has
-    /// somebody waiting.
-    fn skip_gone(&mut self, shard: ShardId) {
-        let number = shard.rate_limit_key(self.limits.max_concurrency);
-        let Some(key) = self.keys.get_mut(&number) else {
-            return;
-        };
-        while key
-            .queue
-            .front()
-            .is_some_and(|id| !self.tickets.contains_key(id))
-        {
-            key.queue.pop_front();
+    /// Takes a ticket out of its queue, where tickets are in the order of their numbers.
+    fn unqueue(&mut self, shard: ShardId, id: TicketId) {
+        let queue = &mut self.key(shard).queue;
+        if let Ok(at) = queue.binary_search_by_key(&id.0, |other| other.0) {
+            queue.remove(at);
         }
     }
 

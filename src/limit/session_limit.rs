@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -41,10 +43,15 @@ pub struct SessionLimit {
     shared: Arc<Shared>,
 }
 
+/// Of the release thread, which calls wakers and loggers.
+const STACK_SIZE: usize = 128 * 1024;
+
 struct Shared {
     state: Mutex<State>,
     /// Wakes the release thread: its next instant has changed, or the limit is closed.
     retimed: Condvar,
+    /// Of the release thread.
+    stack_size: usize,
 }
 
 struct State {
@@ -60,6 +67,15 @@ impl SessionLimit {
     /// A limit with Discord's window of 5 s that counts from the IDENTIFY.
     pub fn new(limits: Limits) -> Self {
         Self::with_timing(limits, &Timing::default(), ReleaseAfter::Identify)
+    }
+
+    /// As [`new`](Self::new), for a bot that has not identified today and may start
+    /// `max_concurrency` sessions at once.
+    pub fn with_max_concurrency(max_concurrency: NonZeroU32) -> Self {
+        Self::new(Limits {
+            max_concurrency,
+            ..Limits::default()
+        })
     }
 
     /// A limit with other windows, or with the older rule that a window counts from READY.
@@ -81,6 +97,7 @@ impl SessionLimit {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 retimed: Condvar::new(),
+                stack_size: STACK_SIZE,
             }),
         }
     }
@@ -126,10 +143,20 @@ impl SessionLimit {
         self.ticket(shard, || {}).poll()
     }
 
-    /// Takes new values of `/gateway/bot`.
-    pub fn update(&self, limits: Limits) {
+    /// Takes new values of `/gateway/bot`, which was asked at `asked_at`; what was spent since then
+    /// is subtracted.
+    pub fn update(&self, limits: Limits, asked_at: Instant) {
         self.shared
-            .change(|now, state| state.schedule.update(now, limits));
+            .change(|now, state| state.schedule.update(now, asked_at, limits));
+    }
+
+    /// Another process identified with key `key` of `keys` so long `ago`: its window counts from
+    /// then.
+    pub(crate) fn note(&self, key: u32, keys: NonZeroU32, ago: Duration) {
+        if let Some(at) = Instant::now().checked_sub(ago) {
+            self.shared
+                .change(|_, state| state.schedule.note(key, keys, at));
+        }
     }
 
     /// IDENTIFYs left until the reset.
@@ -156,7 +183,7 @@ impl SessionLimit {
         };
         self.shared.retimed.notify_one();
         for granter in waiting.into_values() {
-            granter.refuse(LimitError::Closed);
+            unharmed(|| granter.refuse(LimitError::Closed));
         }
     }
 
@@ -186,8 +213,8 @@ impl IdentifyLimiter for SessionLimit {
         self.ticket(shard, wake)
     }
 
-    fn update(&self, limits: Limits) {
-        self.update(limits);
+    fn update(&self, limits: Limits, asked_at: Instant) {
+        self.update(limits, asked_at);
     }
 
     fn status(&self) -> Option<LimitStatus> {
@@ -241,7 +268,7 @@ impl Shared {
     /// Changes something, grants what can then be granted, and sets the release thread's alarm.
     fn change<R>(self: &Arc<Self>, change: impl FnOnce(Instant, &mut State) -> R) -> R {
         let mut granted = Vec::new();
-        let mut no_thread = None;
+        let mut refused = None;
         let result = {
             let mut state = self.state.lock();
             let now = Instant::now();
@@ -250,14 +277,22 @@ impl Shared {
             if let Some(at) = wait
                 && state.wakes_at.is_none_or(|wakes_at| at < wakes_at)
             {
-                state.wakes_at = Some(at);
-                no_thread = self.start_thread(&mut state).err();
+                match self.start_thread(&mut state) {
+                    Ok(()) => state.wakes_at = Some(at),
+                    Err(error) => refused = Some((error, state.take_waiting(now))),
+                }
                 self.retimed.notify_one();
             }
             result
         };
-        if let Some(error) = no_thread {
-            log::error!("the identify limit's release thread does not start: {error}");
+
+        if let Some((error, waiting)) = refused {
+            log::error!("failed to start the identify limit's release thread: {error}");
+            // Nobody would ever wake them. Shards ask again, and then there may be a thread.
+            let error = LimitError::failed(error);
+            for granter in waiting {
+                unharmed(|| granter.refuse(error.clone()));
+            }
         }
         self.grant(granted);
         result
@@ -266,7 +301,7 @@ impl Shared {
     /// Grants with no lock held; a ticket that has left meanwhile frees its slot for the next.
     fn grant(self: &Arc<Self>, granted: Vec<(TicketId, Granter)>) {
         for (id, granter) in granted {
-            if !granter.grant() {
+            if unharmed(|| granter.grant()) == Some(false) {
                 self.change(|now, state| state.schedule.leave(now, id));
             }
         }
@@ -279,15 +314,8 @@ impl Shared {
         let shared = Arc::clone(self);
         let thread = thread::Builder::new()
             .name("session-limit".into())
-            .stack_size(128 * 1024);
-        match thread.spawn(move || shared.release()) {
-            Ok(thread) => state.thread = Some(thread),
-            Err(error) => {
-                // The next change tries again.
-                state.wakes_at = None;
-                return Err(error);
-            }
-        }
+            .stack_size(self.stack_size);
+        state.thread = Some(thread.spawn(move || shared.release())?);
         Ok(())
     }
 
@@ -313,7 +341,27 @@ impl Shared {
     }
 }
 
+/// Calls a waker, which is foreign: what it panics with is its own matter, and must not end the
+/// thread that everyone waits for.
+fn unharmed<R>(wake: impl FnOnce() -> R) -> Option<R> {
+    let woken = catch_unwind(AssertUnwindSafe(wake));
+    if woken.is_err() {
+        log::error!("the waker of an identify ticket panicked");
+    }
+    woken.ok()
+}
+
 impl State {
+    /// Everyone who waits leaves the queue.
+    fn take_waiting(&mut self, now: Instant) -> Vec<Granter> {
+        let waiting: Vec<_> = self.waiting.drain().collect();
+        let leave = |(id, granter)| {
+            self.schedule.leave(now, id);
+            granter
+        };
+        waiting.into_iter().map(leave).collect()
+    }
+
     /// Collects what is granted at `now`; returns when time alone changes something.
     fn poll(&mut self, now: Instant, granted: &mut Vec<(TicketId, Granter)>) -> Option<Instant> {
         loop {
@@ -325,5 +373,52 @@ impl State {
                 },
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn quick() -> SessionLimit {
+        let mut timing = Timing::scaled(0.01);
+        timing.guard = Duration::ZERO;
+        SessionLimit::with_timing(Limits::default(), &timing, ReleaseAfter::Identify)
+    }
+
+    #[test]
+    fn a_waker_that_panics_harms_nobody_else() {
+        let limit = quick();
+        limit.enter(ShardId::ONE).unwrap().used();
+        let broken = limit.request(ShardId::ONE, Box::new(|| panic!("a broken waker")));
+        let (woken, wakes) = mpsc::channel();
+        let mut next = limit.request(
+            ShardId::ONE,
+            Box::new(move || {
+                let _ = woken.send(());
+            }),
+        );
+        let mut permit = broken.wait(None).expect("it is granted all the same");
+        permit.used();
+        wakes
+            .recv_timeout(Duration::from_secs(60))
+            .expect("the release thread goes on");
+        assert!(next.poll().unwrap().is_some());
+    }
+
+    #[test]
+    fn without_a_thread_those_who_wait_are_refused_and_may_ask_again() {
+        let mut limit = quick();
+        // More than there is.
+        Arc::get_mut(&mut limit.shared).unwrap().stack_size = usize::MAX / 4;
+        limit.enter(ShardId::ONE).unwrap().used();
+        let refused = limit.enter(ShardId::ONE).unwrap_err();
+        assert!(matches!(refused, LimitError::Failed(_)), "{refused:?}");
+        assert_eq!(limit.waiting(), 0);
+
+        Arc::get_mut(&mut limit.shared).unwrap().stack_size = STACK_SIZE;
+        limit.enter(ShardId::ONE).unwrap().used();
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::error::Error;
+
 /// A place in a limiter's queue. It keeps its place while it lives; dropping it leaves the queue.
 #[derive(Debug)]
 pub struct Ticket(Option<Arc<Shared>>);
@@ -34,19 +36,52 @@ pub enum Report {
 }
 
 /// Why a limiter grants nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LimitError {
-    /// The limiter is closed.
+    /// The limiter is closed, for good: a shard that asks it stops.
     #[error("the identify limiter is closed")]
     Closed,
     /// The turn did not come in time; the place in the queue is given up.
     #[error("the turn to identify did not come in time")]
     TimedOut,
-    /// The limiter failed, in its own words.
-    #[error("the identify limiter failed: {0}")]
-    Failed(String),
+    /// The limiter failed, and may work again later: a shard asks again, after a pause that grows.
+    #[error("the identify limiter failed")]
+    Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
+
+impl LimitError {
+    /// A failure with its cause, which may be a text.
+    ///
+    /// ```
+    /// use threadcord::limit::LimitError;
+    ///
+    /// let failed = LimitError::failed("no answer from the queue");
+    /// assert!(matches!(failed, LimitError::Failed(_)));
+    /// ```
+    pub fn failed(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Failed(cause.into().into())
+    }
+}
+
+impl From<LimitError> for Error {
+    fn from(error: LimitError) -> Self {
+        Self::Limit(Box::new(error))
+    }
+}
+
+/// Two failures are equal only if they are one.
+impl PartialEq for LimitError {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Closed, Self::Closed) | (Self::TimedOut, Self::TimedOut) => true,
+            (Self::Failed(cause), Self::Failed(other)) => Arc::ptr_eq(cause, other),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for LimitError {}
 
 struct Shared {
     state: Mutex<State>,

@@ -79,8 +79,10 @@ impl<C: Connector + 'static> Conductor<C> {
             let State {
                 transition, shards, ..
             } = &mut *state;
-            let has_caught_up = |shard, since| {
+            let has_caught_up = |shard, since: Instant| {
                 let slot: Option<&Slot> = shards.get(&shard);
+                // Discord promises no order between the connections of the two sets.
+                let since = since + self.fleet.config.timing.session_skew;
                 slot.is_none_or(|slot| !slot.runs() || slot.shard.has_caught_up(since))
             };
             let step = transition.poll(Instant::now(), has_caught_up);
@@ -134,7 +136,7 @@ impl<C: Connector + 'static> Conductor<C> {
     }
 
     fn spawn(&self, id: ShardId) -> Result<(), Error> {
-        let config = self.fleet.config.of_shard(id)?;
+        let config = self.fleet.config_of(id)?;
         let (outlet, session, presence) = {
             let state = self.fleet.state.lock();
             let outlet = match &state.reshard {
@@ -236,8 +238,7 @@ impl<C: Connector + 'static> Conductor<C> {
 
     fn restart(&self, id: ShardId) {
         let shard = self.fleet.shard(id).ok_or(Error::NotOpen { shard: id });
-        let restarted =
-            shard.and_then(|shard| shard.restart(self.fleet.config.of_shard(id)?.identity()));
+        let restarted = shard.and_then(|shard| shard.restart(self.fleet.config_of(id)?.identity()));
         if let Err(error) = restarted {
             self.give_up(id, &error);
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use super::operation::{Failure, Operation};
 use super::transition::Transition;
 use crate::config::Config;
-use crate::delivery::{Events, Origin, Outlet, Panicked, Workers};
+use crate::delivery::{Events, Outlet, Panicked, Workers};
 use crate::error::Error;
 use crate::event::{Event, EventKind, HANDLER_PANICKED};
 use crate::limit::IdentifyLimiter;
@@ -24,6 +24,7 @@ use crate::protocol::{CloseCode, CloseReason, Command, Session, Stage};
 use crate::rest::Rest;
 use crate::shard::{Change, Shard};
 use crate::shard_id::ShardId;
+use crate::store::{Identified, Saved};
 
 /// How often something is looked for of which nothing tells: that a shard looks a host up, that
 /// handlers are done.
@@ -38,6 +39,8 @@ const SHARDING_REQUIRED: CloseReason = CloseReason::Discord(CloseCode(4011));
 /// The shards of a manager.
 pub(crate) struct Fleet {
     pub(super) config: Arc<Config>,
+    /// The gateway's url.
+    gateway: String,
     pub(super) rest: Rest,
     pub(super) limiter: Arc<dyn IdentifyLimiter>,
     events: Events,
@@ -54,6 +57,8 @@ struct HandlerRun {
     runs: bool,
     /// Dropping it stops the handler.
     stop: Option<Sender<Infallible>>,
+    /// Set once the manager is closed: until then the handler may go on with what is queued.
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 pub(super) struct State {
@@ -68,6 +73,8 @@ pub(super) struct State {
     pub(super) reshard: Option<Reshard>,
     /// The sessions of shards that will open.
     pub(super) sessions: HashMap<ShardId, Session>,
+    /// When each rate limit key last identified.
+    identified: BTreeMap<u32, Identified>,
     /// The presence that all shards were given last, for those that open later.
     pub(super) presence: Option<Command>,
     /// The presences that shards had which are gone.
@@ -124,7 +131,7 @@ impl After {
     pub(super) fn carry_out(self) {
         self.close.iter().for_each(Shard::close);
         for (outlet, event) in self.tell {
-            outlet.send(event, Origin::default());
+            outlet.tell(event);
         }
     }
 }
@@ -238,6 +245,7 @@ impl State {
 impl Fleet {
     pub(super) fn new(
         config: Arc<Config>,
+        gateway: String,
         rest: Rest,
         limiter: Arc<dyn IdentifyLimiter>,
         transition: Transition,
@@ -252,6 +260,7 @@ impl Fleet {
             outlet: Some(outlet),
             reshard: None,
             sessions: HashMap::new(),
+            identified: BTreeMap::new(),
             presence: None,
             presences: BTreeMap::new(),
             retired: Vec::new(),
@@ -263,6 +272,7 @@ impl Fleet {
         let (state, changed, panics) = (Mutex::new(state), Condvar::new(), AtomicU64::new(0));
         Arc::new(Self {
             config,
+            gateway,
             rest,
             limiter,
             events,
@@ -274,14 +284,28 @@ impl Fleet {
     }
 
     /// These shards are to run, some with a session.
-    pub(super) fn begin(&self, shards: Vec<ShardId>, sessions: Vec<Session>) {
+    pub(super) fn begin(
+        &self,
+        shards: Vec<ShardId>,
+        sessions: Vec<Session>,
+        identified: Vec<Identified>,
+    ) {
         let mut state = self.state.lock();
         state.wanted = shards.iter().copied().collect();
         state.sessions = sessions
             .into_iter()
             .map(|session| (session.shard, session))
             .collect();
+        state.identified = identified
+            .into_iter()
+            .map(|last| (last.key, last))
+            .collect();
         state.transition.open(shards);
+    }
+
+    /// The settings of one shard, checked.
+    pub(super) fn config_of(&self, shard: ShardId) -> Result<Arc<Config>, Error> {
+        self.config.of_shard(shard, &self.gateway)
     }
 
     pub(super) fn events(&self) -> Events {
@@ -297,27 +321,39 @@ impl Fleet {
         let count = NonZeroUsize::new(count)
             .ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
         let (running, stop) = crossbeam_channel::bounded(0);
-        {
+        let deadline = {
             let mut handler = self.handler.lock();
             if handler.runs {
                 return Err(Error::HandlerRunning);
             }
-            *handler = HandlerRun {
-                runs: true,
-                stop: Some(running),
-            };
-        }
+            (handler.runs, handler.stop) = (true, Some(running));
+            Arc::clone(&handler.deadline)
+        };
         let report = |panicked| self.report_panic(panicked);
         let workers = Workers {
             events: self.events(),
             count,
             stop,
+            deadline,
             report: &report,
         };
         // The handler's panics are caught; what is left is not, and must not leave it running for
         // ever.
         let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
-        *self.handler.lock() = HandlerRun::default();
+        {
+            let mut handler = self.handler.lock();
+            (handler.runs, handler.stop) = (false, None);
+        }
+        if self.stopping() == Some(CloseReason::Requested) {
+            let dropped = self.events().discard();
+            if dropped > 0 {
+                log::warn!(
+                    "{dropped} queued events were dropped: no handler had begun them within {:?} of \
+                     the close",
+                    self.config.timing.handlers_timeout
+                );
+            }
+        }
         ran.unwrap_or_else(|panic| resume_unwind(panic))
             .map_err(|source| Error::Io {
                 what: "a thread for a handler",
@@ -424,6 +460,12 @@ impl Fleet {
             }
             let was_away = state.transition.is_away(id);
             state.transition.handle(id, change);
+            if change == Change::Stage(Stage::Identifying) {
+                // A process that starts again within seconds must know.
+                let last = Identified::now(id, state.transition.max_concurrency());
+                state.identified.insert(last.key, last);
+                state.store_now = self.config.session_store.is_some();
+            }
             if let Change::Stage(stage) = change {
                 if let Stage::Stopped(reason) = stage {
                     if was_away && reason.is_fatal() {
@@ -542,6 +584,13 @@ impl Fleet {
             (shards.collect::<Vec<_>>(), reason)
         };
         self.changed.notify_all();
+        if reason == CloseReason::Suspended {
+            // What they have not begun comes again in the next process.
+            self.stop_handler();
+        } else {
+            let deadline = Instant::now() + self.config.timing.handlers_timeout;
+            self.handler.lock().deadline.get_or_init(|| deadline);
+        }
         for (shard, part) in shards {
             if reason == CloseReason::Suspended && part == Part::Running {
                 shard.suspend();
@@ -601,6 +650,19 @@ impl Fleet {
         }
     }
 
+    /// As [`wait_handled`](Self::wait_handled), but not for what is queued, which nobody may take.
+    pub(super) fn wait_for_handlers(&self, shards: &[Shard], deadline: Instant) {
+        let ids: BTreeSet<ShardId> = shards.iter().map(Shard::id).collect();
+        let is_held = || {
+            // In this order: what is taken meanwhile must count.
+            let outstanding: usize = shards.iter().map(|shard| shard.outstanding().0).sum();
+            outstanding > self.events.queued(&ids)
+        };
+        while is_held() && Instant::now() < deadline {
+            thread::sleep(CHECK);
+        }
+    }
+
     /// The shards whose handlers are waited for when the fleet is suspended: those that have
     /// delivered anything.
     pub(super) fn delivering(&self) -> Vec<Shard> {
@@ -616,6 +678,14 @@ impl Fleet {
             .filter(|slot| slot.part == part)
             .map(|slot| slot.shard.clone())
             .collect()
+    }
+
+    /// What the next process needs.
+    pub(super) fn saved(&self) -> Saved {
+        Saved {
+            sessions: self.sessions(),
+            identified: self.state.lock().identified.values().cloned().collect(),
+        }
     }
 
     /// The sessions at their low-water marks, of the shards that run and of those that will.

@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use super::fleet::Fleet;
 use crate::error::{Error, StoreError};
-use crate::protocol::Session;
-use crate::store::SessionStore;
+use crate::store::{Saved, SessionStore};
 
 /// Starts the thread, which writes the sessions every few seconds until the fleet stops. A store
 /// that is slow holds up nothing else, but the end of the manager.
@@ -29,7 +28,7 @@ pub(super) fn start(
 fn keep(fleet: &Fleet, store: &dyn SessionStore) {
     let mut is_failing = false;
     while wait(fleet) {
-        let saved = save(store, &fleet.sessions());
+        let saved = save(store, &fleet.saved());
         fleet.state.lock().store_now = false;
         fleet.changed.notify_all();
         match saved {
@@ -44,8 +43,8 @@ fn keep(fleet: &Fleet, store: &dyn SessionStore) {
 }
 
 /// Writes the store; what it panics with is an error like any other.
-pub(super) fn save(store: &dyn SessionStore, sessions: &[Session]) -> Result<(), StoreError> {
-    catch_unwind(AssertUnwindSafe(|| store.save(sessions)))
+pub(super) fn save(store: &dyn SessionStore, saved: &Saved) -> Result<(), StoreError> {
+    catch_unwind(AssertUnwindSafe(|| store.save(saved)))
         .unwrap_or_else(|_| Err("it panicked".into()))
 }
 

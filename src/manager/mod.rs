@@ -33,6 +33,7 @@ use crate::config::{Config, Plan};
 use crate::delivery::{self, Events, Outlet};
 use crate::error::{Error, SendError};
 use crate::event::Event;
+use crate::limit::Limits;
 use crate::protocol::{CloseReason, Command, Presence, Session};
 use crate::rest::Rest;
 use crate::shard::{Addresses, Context, Shard};
@@ -101,10 +102,10 @@ impl ShardManager {
         config.validate_gateway(&url)?;
         let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
         let plan = count::rounded(&config.plan, gateway.as_ref(), || count::is_large(&rest));
-        let sessions = start::sessions(&config)?;
+        let saved = start::saved(&config)?;
         let shards = plan.shards_with(
             gateway.as_ref().map_or(0, |gateway| gateway.shards.get()),
-            &sessions,
+            &saved.sessions,
         )?;
         let config = Arc::new(Config {
             sessions: Vec::new(),
@@ -112,37 +113,44 @@ impl ShardManager {
         });
         shards
             .iter()
-            .try_for_each(|shard| config.of_shard(*shard).map(drop))?;
-        let sessions = start::matching(sessions, &shards, &config)?;
+            .try_for_each(|shard| config.of_shard(*shard, &url).map(drop))?;
+        let identified = saved.identified.clone();
+        let sessions = start::matching(saved, &shards, &config)?;
+        let resumes = |session: &&Session| {
+            let config = config.of_shard(session.shard, &url);
+            config.is_ok_and(|config| session.fits(session.shard, config.intents))
+        };
         start::check_identifies(
-            shards.len() - sessions.len(),
+            shards.len() - sessions.iter().filter(resumes).count(),
             gateway.as_ref(),
             config.shortage,
         )?;
         start::warn_of_resources(shards.len());
-        let limits = gateway
-            .as_ref()
-            .map(|gateway| start::limits(&gateway.session_start_limit));
-        let limiter = start::limiter(&config, limits);
-        let max_concurrency = limits.map_or(NonZeroU32::MIN, |limits| limits.max_concurrency);
+        let limit = gateway.as_ref().map(|gateway| &gateway.session_start_limit);
+        let max_concurrency = limit.map_or(NonZeroU32::MIN, |limit| limit.max_concurrency);
+        let session_starts = limit.map_or(Limits::default().total, |limit| limit.total);
+        start::warn_of_others(&config, max_concurrency);
+        let limiter = start::limiter(&config, gateway.as_ref(), &identified);
 
         let (inlet, events) = delivery::channel();
         let (outlet, transition) = (Outlet::new(inlet), Transition::new(max_concurrency));
         let store = config.session_store.clone();
         let fleet = Fleet::new(
             config,
+            url,
             rest.clone(),
             Arc::clone(&limiter),
             transition,
             outlet,
             events,
         );
-        fleet.begin(shards, sessions);
+        fleet.begin(shards, sessions, identified);
         let observer = Arc::downgrade(&fleet);
         let context = Arc::new(Context {
             connector: connector(WebSocketConnector::new(tls)),
             addresses,
             limiter,
+            session_starts,
             observer: Box::new(move |shard, change| {
                 if let Some(fleet) = observer.upgrade() {
                     fleet.handle(shard, change);
@@ -227,6 +235,25 @@ impl ShardManager {
     /// Returns whether a handler was running.
     pub fn stop(&self) -> bool {
         self.fleet.stop_handler()
+    }
+
+    /// Why the stream of events ended: the first shard that stopped because of something that only
+    /// you can mend. `Ok` after [`close`](Self::close) and [`suspend`](Self::suspend), and while
+    /// every shard runs. Does not block.
+    ///
+    /// ```no_run
+    /// # fn bot(manager: threadcord::ShardManager) -> Result<(), threadcord::Error> {
+    /// for event in manager.events() {
+    ///     println!("{}", event.name());
+    /// }
+    /// manager.check() // for example: the token is not valid
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], with the shard and the reason.
+    pub fn check(&self) -> Result<(), Error> {
+        self.fleet.fatal_stop()
     }
 
     /// Sends a command to the shard that has a guild; see [`Shard::send`].
@@ -381,20 +408,19 @@ impl ShardManager {
         let is_suspended = self.fleet.stopping() == Some(CloseReason::Suspended);
         if is_suspended {
             let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
-            self.fleet
-                .wait_handled(&self.fleet.delivering(), deadline, |_| false);
+            let delivering = self.fleet.delivering();
+            self.fleet.wait_for_handlers(&delivering, deadline);
         }
         let keeper = self.keeper.lock().take();
         keeper.into_iter().for_each(fleet::join);
-        let sessions = if is_suspended {
-            self.fleet.sessions()
-        } else {
-            Vec::new()
-        };
+        let mut saved = self.fleet.saved();
+        if !is_suspended {
+            saved.sessions.clear();
+        }
         if let Some(store) = &self.fleet.config.session_store
-            && let Err(error) = keeper::save(&**store, &sessions)
+            && let Err(error) = keeper::save(&**store, &saved)
         {
-            log::error!("the session store cannot be written: {error}");
+            log::error!("failed to write the session store: {error}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Something that takes a while, and whether it is done.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,9 @@ use crate::shard_id::ShardId;
 
 /// Something that a manager was asked for and that takes a while: opening, closing or restarting
 /// shards, a reshard. It goes on whether or not anybody waits for it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Operation(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     progress: Mutex<Progress>,
     changed: Condvar,
@@ -25,6 +25,16 @@ struct Shared {
 struct Progress {
     waiting_for: BTreeMap<ShardId, Goal>,
     outcome: Option<Result<(), Failure>>,
+}
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let progress = self.0.progress.lock();
+        f.debug_struct("Operation")
+            .field("waiting_for", &progress.waiting_for.keys())
+            .field("outcome", &progress.outcome)
+            .finish()
+    }
 }
 
 /// What a shard is waited for to do.

@@ -29,7 +29,7 @@ impl Fleet {
                 bot_user_id: foreign.bot_user_id,
             });
         }
-        self.config.of_shard(shard)?;
+        self.config_of(shard)?;
         self.ask(|state| {
             state.check_free()?;
             let runs = state.shards.get(&shard).is_some_and(Slot::runs)
@@ -110,7 +110,7 @@ impl Fleet {
         let checked = which(&self.state.lock())?;
         checked
             .iter()
-            .try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
+            .try_for_each(|shard| self.config_of(*shard).map(drop))?;
         self.ask(|state| {
             state.check_free()?;
             let shards = which(state)?;
@@ -165,13 +165,15 @@ impl Fleet {
         let plan = count::rounded(plan, gateway.as_ref(), || count::is_large(&self.rest));
         let to = plan.shards(gateway.as_ref().map_or(0, |gateway| gateway.shards.get()))?;
         let max_concurrency = gateway.as_ref().map(|gateway| {
-            self.limiter
-                .update(start::limits(&gateway.session_start_limit));
+            self.limiter.update(
+                start::limits(&gateway.session_start_limit),
+                gateway.asked_at,
+            );
             gateway.session_start_limit.max_concurrency
         });
         start::check_identifies(to.len(), gateway.as_ref(), self.config.shortage)?;
         to.iter()
-            .try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
+            .try_for_each(|shard| self.config_of(*shard).map(drop))?;
         self.ask(|state| {
             state.check_idle()?;
             if let Some(shard) = to
@@ -184,20 +186,20 @@ impl Fleet {
                 state.transition.set_max_concurrency(max_concurrency);
             }
             let overlap = self.config.timing.reshard_overlap;
-            let outlet = state
-                .outlet
-                .as_ref()
-                .ok_or(Error::Closed)?
-                .successor(overlap);
-            // What stopped earlier under one of the new ids makes room.
-            for shard in &to {
-                state.retire(*shard);
-            }
-            let old = state
+            let old: Vec<ShardId> = state
                 .running()
                 .filter(|(_, slot)| slot.runs())
                 .map(|(id, _)| *id)
                 .collect();
+            let outlet = state
+                .outlet
+                .as_ref()
+                .ok_or(Error::Closed)?
+                .successor(&old, &to);
+            // What stopped earlier under one of the new ids makes room.
+            for shard in &to {
+                state.retire(*shard);
+            }
             state.transition.replace(old, &to, overlap);
             let operation = Operation::new(to.iter().map(|shard| (*shard, Goal::HandOver)));
             state.reshard = Some(Reshard {
@@ -355,7 +357,10 @@ impl Fleet {
         };
         self.changed.notify_all();
         log::info!("{} have taken over from {}", list(&to), list(&from));
-        outlet.take_over(Event::new(to[0], EventKind::Resharded { from, to }));
+        outlet.take_over(
+            Instant::now(),
+            Event::new(to[0], EventKind::Resharded { from, to }),
+        );
         operation.finish(Ok(()));
         after.carry_out();
         for command in leaving.iter().flat_map(Shard::take_unsent) {

@@ -1,6 +1,7 @@
 //! What is asked, checked and prepared before anything starts.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +13,18 @@ use crate::limit::{IdentifyLimiter, Limits, SessionLimit};
 use crate::protocol::Session;
 use crate::rest::{GatewayBot, Rest, SessionStartLimit};
 use crate::shard_id::ShardId;
+use crate::store::{Identified, Saved};
 
 /// Threads that a shard costs.
+#[cfg(unix)]
 const THREADS_PER_SHARD: u64 = 1;
 
 /// Descriptors that a shard costs: its socket, its poll and its waker.
+#[cfg(unix)]
 const DESCRIPTORS_PER_SHARD: u64 = 3;
 
-/// What `/gateway/bot` says; `None` if the configuration says it all, as for a gateway proxy.
+/// What `/gateway/bot` says, and when it was asked; `None` if the configuration says it all, as for
+/// a gateway proxy.
 pub(super) fn ask_discord(
     config: &Config,
     plan: &Plan,
@@ -51,53 +56,75 @@ pub(super) fn limits(limit: &SessionStartLimit) -> Limits {
     }
 }
 
-pub(super) fn limiter(config: &Config, limits: Option<Limits>) -> Arc<dyn IdentifyLimiter> {
-    match (&config.limiter, limits) {
-        (Some(limiter), Some(limits)) => {
-            limiter.update(limits);
+/// The user's limiter, or one that knows of an earlier process's IDENTIFYs.
+pub(super) fn limiter(
+    config: &Config,
+    gateway: Option<&GatewayBot>,
+    identified: &[Identified],
+) -> Arc<dyn IdentifyLimiter> {
+    let limits = gateway.map(|gateway| limits(&gateway.session_start_limit));
+    match (&config.limiter, gateway) {
+        (Some(limiter), Some(gateway)) => {
+            limiter.update(limits.unwrap_or_default(), gateway.asked_at);
             Arc::clone(limiter)
         }
         // Discord was not asked: the limiter knows better.
         (Some(limiter), None) => Arc::clone(limiter),
-        (None, limits) => Arc::new(SessionLimit::with_timing(
-            limits.unwrap_or_default(),
-            &config.timing,
-            config.release_after,
-        )),
+        (None, _) => {
+            let limit = SessionLimit::with_timing(
+                limits.unwrap_or_default(),
+                &config.timing,
+                config.release_after,
+            );
+            for last in identified {
+                limit.note(last.key, last.keys, last.ago());
+            }
+            Arc::new(limit)
+        }
     }
 }
 
-/// The sessions at hand: those that the user gave, and for other shards those of the store.
-pub(super) fn sessions(config: &Config) -> Result<Vec<Session>, Error> {
-    let mut sessions = config.sessions.clone();
+/// What is at hand of an earlier process: the sessions that the user gave, and for other shards
+/// those of the store.
+pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
+    let mut saved = Saved {
+        sessions: config.sessions.clone(),
+        ..Saved::default()
+    };
     let Some(store) = &config.session_store else {
-        return Ok(sessions);
+        return Ok(saved);
     };
     let stored = store.load().map_err(|source| Error::Store {
         what: "read",
         source,
     })?;
-    for session in stored {
+    for session in stored.sessions {
         if is_foreign(&session, config.token.user_id()) {
             log::warn!(
                 "a stored session of shard {} is not used: it is another bot's",
                 session.shard
             );
-        } else if sessions.iter().all(|other| other.shard != session.shard) {
-            sessions.push(session);
+        } else if saved
+            .sessions
+            .iter()
+            .all(|other| other.shard != session.shard)
+        {
+            saved.sessions.push(session);
         }
     }
-    Ok(sessions)
+    saved.identified = stored.identified;
+    Ok(saved)
 }
 
 /// Those that belong to shards of the plan. The store is written, to see whether it can be.
 pub(super) fn matching(
-    sessions: Vec<Session>,
+    saved: Saved,
     shards: &[ShardId],
     config: &Config,
 ) -> Result<Vec<Session>, Error> {
     let shards: HashSet<&ShardId> = shards.iter().collect();
-    let (matching, others): (Vec<_>, Vec<_>) = sessions
+    let (matching, others): (Vec<_>, Vec<_>) = saved
+        .sessions
         .into_iter()
         .partition(|session| shards.contains(&session.shard));
     for session in others {
@@ -106,13 +133,17 @@ pub(super) fn matching(
             session.shard
         );
     }
+    let saved = Saved {
+        sessions: matching,
+        identified: saved.identified,
+    };
     if let Some(store) = &config.session_store {
-        store.save(&matching).map_err(|source| Error::Store {
+        store.save(&saved).map_err(|source| Error::Store {
             what: "written",
             source,
         })?;
     }
-    Ok(matching)
+    Ok(saved.sessions)
 }
 
 /// Holds the IDENTIFYs that are left against those that are needed.
@@ -146,9 +177,21 @@ pub(super) fn check_identifies(
     Ok(())
 }
 
+/// Says so if this process can break the limit on IDENTIFYs together with others.
+pub(super) fn warn_of_others(config: &Config, max_concurrency: NonZeroU32) {
+    if config.limiter.is_none() && config.plan.shares_keys(max_concurrency) {
+        log::warn!(
+            "this process runs a part of the shards with an identify limit of its own: unless the \
+             processes start one after the other, they identify too often together; share a \
+             limiter (`Config::limiter`), or use `Plan::Bucket` with a number of processes that \
+             divides max_concurrency ({max_concurrency})"
+        );
+    }
+}
+
 /// Says up front whether threads or descriptors will run short.
+#[cfg(unix)]
 pub(super) fn warn_of_resources(shards: usize) {
-    #[cfg(unix)]
     for (resource, what, each) in [
         (
             rlimit::Resource::NOFILE,
@@ -167,3 +210,7 @@ pub(super) fn warn_of_resources(shards: usize) {
         }
     }
 }
+
+/// Other systems have no such limits.
+#[cfg(not(unix))]
+pub(super) fn warn_of_resources(_: usize) {}

@@ -58,6 +58,9 @@ enum Phase {
     Settling,
     /// Both sets are heard, since then.
     Overlap(Instant),
+    /// The old set has read all that was sent before the new one was ready. Then it must also have
+    /// read all that was sent before this instant: see [`Merge`](crate::delivery).
+    CatchingUp(Instant),
     /// The old set closes; so many of it have been asked to.
     Closing(usize),
 }
@@ -91,6 +94,11 @@ impl Transition {
             most_away: 1,
             handover: None,
         }
+    }
+
+    /// How many may identify at once.
+    pub(crate) fn max_concurrency(&self) -> NonZeroU32 {
+        self.max_concurrency
     }
 
     /// Discord says how many may identify at once.
@@ -189,7 +197,7 @@ impl Transition {
         has_caught_up: impl Fn(ShardId, Instant) -> bool,
     ) -> Step {
         let step = self.poll_open().or_else(|| self.poll_restart());
-        step.unwrap_or_else(|| self.poll_handover(now, has_caught_up))
+        step.unwrap_or_else(|| self.poll_handover(now, &has_caught_up))
     }
 
     fn poll_open(&mut self) -> Option<Step> {
@@ -226,7 +234,7 @@ impl Transition {
     fn poll_handover(
         &mut self,
         now: Instant,
-        has_caught_up: impl Fn(ShardId, Instant) -> bool,
+        has_caught_up: &impl Fn(ShardId, Instant) -> bool,
     ) -> Step {
         let Some(Handover {
             new,
@@ -248,13 +256,23 @@ impl Transition {
             Phase::Settling => Step::Wait(None),
             Phase::Overlap(since) if now < *since + *overlap => Step::Wait(Some(*since + *overlap)),
             // One that is cut off just now would leave its guilds without either.
-            Phase::Overlap(_) if !new.values().all(|settled| settled.ready) => Step::Wait(None),
+            Phase::Overlap(_) | Phase::CatchingUp(_)
+                if !new.values().all(|settled| settled.ready) =>
+            {
+                Step::Wait(None)
+            }
             // What an old one has not read, and was sent before the new ones began, nobody else
             // has.
-            Phase::Overlap(since) if !old.iter().all(|shard| has_caught_up(*shard, *since)) => {
+            Phase::Overlap(since) | Phase::CatchingUp(since)
+                if !old.iter().all(|shard| has_caught_up(*shard, *since)) =>
+            {
                 Step::Wait(Some(now + CAUGHT_UP_CHECK))
             }
             Phase::Overlap(_) => {
+                *phase = Phase::CatchingUp(now);
+                self.poll_handover(now, has_caught_up)
+            }
+            Phase::CatchingUp(_) => {
                 *phase = Phase::Closing(0);
                 Step::Commit
             }
@@ -289,7 +307,7 @@ impl Transition {
         }
         if let Some(Handover {
             new,
-            phase: phase @ Phase::Overlap(_),
+            phase: phase @ (Phase::Overlap(_) | Phase::CatchingUp(_)),
             ..
         }) = &mut self.handover
             && new.values().any(|settled| !settled.guilds_in)

@@ -44,7 +44,7 @@ impl CloseCode {
             1000 => "closed normally",
             1001 => "the server goes away",
             4000 => "unknown error at Discord",
-            4001 => "an unknown opcode was sent",
+            4001 => "an unknown opcode or an invalid payload was sent",
             4002 => "a payload that Discord cannot read was sent",
             4003 => "a payload was sent before identifying",
             4004 => {

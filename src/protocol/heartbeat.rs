@@ -1,5 +1,6 @@
 //! When to beat, and what a missing answer means.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// The heartbeats of one connection.
@@ -9,11 +10,14 @@ pub(crate) struct Heartbeat {
     next: Instant,
     /// Discord asked for one (op 1), or this shard's owner, outside the schedule.
     requested: bool,
-    /// When the oldest heartbeat was sent that no ACK has followed.
+    /// When the heartbeats were sent whose ACKs have not come, oldest first: Discord acknowledges
+    /// them in order.
+    in_flight: VecDeque<Instant>,
+    /// When the oldest heartbeat was sent since the last ACK, for the zombie test alone.
     unanswered: Option<Instant>,
     latency: Option<Duration>,
-    /// When the last ACK came.
-    acknowledged: Option<Instant>,
+    /// See [`read_up_to`](Self::read_up_to).
+    read_up_to: Option<Instant>,
 }
 
 impl Heartbeat {
@@ -24,9 +28,10 @@ impl Heartbeat {
             interval,
             next,
             requested: false,
+            in_flight: VecDeque::new(),
             unanswered: None,
             latency: None,
-            acknowledged: None,
+            read_up_to: None,
         }
     }
 
@@ -55,6 +60,7 @@ impl Heartbeat {
     /// made up for.
     pub(crate) fn sent(&mut self, now: Instant, beat: Beat) {
         self.requested = false;
+        self.in_flight.push_back(now);
         self.unanswered.get_or_insert(now);
         if beat == Beat::Scheduled {
             self.next = (self.next + self.interval).max(now + self.interval / 2);
@@ -66,15 +72,23 @@ impl Heartbeat {
         self.requested = false;
     }
 
-    /// An ACK came; one that nothing asked for is ignored.
-    pub(crate) fn acknowledge(&mut self, now: Instant) {
-        if let Some(sent) = self.unanswered.take() {
-            self.latency = Some(now.saturating_duration_since(sent));
-            self.acknowledged = Some(now);
+    /// An ACK was read, of the oldest heartbeat that has none. One that nothing asked for is
+    /// ignored. Only the ACKs of a live session say what has been read of it: before RESUMED, Discord
+    /// may acknowledge heartbeats ahead of the replay.
+    pub(crate) fn acknowledge(&mut self, now: Instant, is_live: bool) {
+        let Some(sent) = self.in_flight.pop_front() else {
+            return;
+        };
+
+        self.unanswered = None;
+        self.latency = Some(now.saturating_duration_since(sent));
+        if is_live {
+            self.read_up_to = Some(sent);
         }
     }
 
-    /// The shard has not read for a while: the ACK has its whole time again from now on.
+    /// The shard has not read for a while: a connection is not dead because of ACKs that it did not
+    /// read.
     pub(crate) fn excuse(&mut self, now: Instant) {
         if let Some(sent) = &mut self.unanswered {
             *sent = now;
@@ -90,12 +104,14 @@ impl Heartbeat {
             .is_some_and(|sent| now >= sent + self.interval)
     }
 
-    /// When the last ACK came: what the peer had sent by then has been read.
-    pub(crate) fn acknowledged(&self) -> Option<Instant> {
-        self.acknowledged
+    /// When the last heartbeat was sent whose ACK has been read: everything that Discord had sent
+    /// this session when it saw that heartbeat has been read.
+    pub(crate) fn read_up_to(&self) -> Option<Instant> {
+        self.read_up_to
     }
 
-    /// From the last answered heartbeat to its ACK.
+    /// From the last acknowledged heartbeat to the moment when its ACK was read, which a stalled
+    /// shard does late.
     pub(crate) fn latency(&self) -> Option<Duration> {
         self.latency
     }
@@ -154,7 +170,7 @@ mod tests {
         heart.sent(first + INTERVAL, Beat::Scheduled);
         assert!(!heart.is_zombied(first + INTERVAL.mul_f64(0.99)));
         assert!(heart.is_zombied(first + INTERVAL));
-        heart.acknowledge(first + INTERVAL);
+        heart.acknowledge(first + INTERVAL, true);
         assert!(!heart.is_zombied(first + 2 * INTERVAL));
         assert_eq!(heart.latency(), Some(INTERVAL));
     }
@@ -163,8 +179,52 @@ mod tests {
     fn an_unasked_ack_is_ignored() {
         let start = Instant::now();
         let mut heart = beating(start);
-        heart.acknowledge(start);
+        heart.acknowledge(start, true);
         assert_eq!(heart.latency(), None);
+    }
+
+    #[test]
+    fn an_ack_that_is_read_late_proves_no_more_than_when_its_heartbeat_was_sent() {
+        let start = Instant::now();
+        let mut heart = beating(start);
+        let sent = [1, 2, 3].map(|n| start + n * INTERVAL);
+        for at in sent {
+            heart.sent(at, Beat::Scheduled);
+        }
+
+        // A stalled shard reads the three ACKs at once, with events between them.
+        let late = start + 4 * INTERVAL;
+        for at in sent {
+            heart.acknowledge(late, true);
+            assert_eq!(heart.read_up_to(), Some(at));
+            assert_eq!(heart.latency(), Some(late - at));
+        }
+        heart.acknowledge(late, true);
+        assert_eq!(
+            heart.read_up_to(),
+            Some(sent[2]),
+            "no heartbeat asked for it"
+        );
+    }
+
+    #[test]
+    fn an_ack_before_the_session_is_live_proves_nothing() {
+        let start = Instant::now();
+        let mut heart = beating(start);
+        heart.sent(start, Beat::Requested);
+        heart.acknowledge(start + INTERVAL / 4, false);
+        assert_eq!(heart.read_up_to(), None, "the replay may follow it");
+        assert_eq!(heart.latency(), Some(INTERVAL / 4));
+    }
+
+    #[test]
+    fn any_ack_since_the_last_heartbeat_shows_that_the_connection_lives() {
+        let start = Instant::now();
+        let mut heart = beating(start);
+        heart.sent(start, Beat::Requested);
+        heart.sent(start + INTERVAL / 2, Beat::Scheduled);
+        heart.acknowledge(start + INTERVAL / 2, true);
+        assert!(!heart.is_zombied(start + 2 * INTERVAL));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fastrand::Rng;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
+use super::allowance::{DEFAULT_SESSION_STARTS, IdentifyAllowance};
 use super::backoff;
 use super::close::{CloseCode, CloseReason, Recovery};
 use super::command::{self, Command, Identity, Secret};
@@ -19,7 +21,7 @@ use super::payload::{MalformedPayload, Payload};
 use super::send_budget::SendBudget;
 use super::session::Session;
 use super::state::{Link, Stage, Start, State};
-use super::timing::Timing;
+use super::timing::{self, Timing};
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
@@ -28,6 +30,9 @@ const DEAD_CONNECTS: u32 = 3;
 
 /// With more, heartbeats alone would break the send limit.
 const MOST_BEATS_PER_WINDOW: u32 = 60;
+
+/// With a shorter one, which the window of a simulator may allow, a shard would do nothing else.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 
 /// With a longer heartbeat interval no dead connection would be noticed.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -49,7 +54,8 @@ pub enum Input {
     Connected,
     /// A payload came.
     Payload(Bytes),
-    /// Nothing is left to read: the socket was read dry.
+    /// Nothing is left to read. Only then is it judged whether something is missing: HELLO, READY,
+    /// RESUMED, an ACK.
     Drained,
     /// The shard does not read for now, because what it delivered has not been handled.
     Stalled,
@@ -59,6 +65,8 @@ pub enum Input {
     Failed(CloseReason),
     /// It is this shard's turn to identify.
     Permit,
+    /// The limiter failed; it may work again later.
+    NoPermit,
     /// The user wants to say something.
     Command(Command),
     /// A command was asked to be sent, but the connection did not carry it.
@@ -150,6 +158,8 @@ pub enum Timer {
     Heartbeat,
     /// READY or RESUMED takes too long.
     Answer,
+    /// The limiter may be asked again.
+    Limiter,
     /// A command may go out again.
     SendBudget,
 }
@@ -170,10 +180,14 @@ pub struct Machine {
     /// The presence that was asked for last, for the next IDENTIFY.
     last_presence: Option<Command>,
     members: MemberWindows,
+    /// How often in a row the limiter has failed.
+    limiter_failures: u32,
     /// Connections in a row that were not ready for long.
     failures: u32,
     /// IDENTIFYs, or RESUMEs that will cost one, in a row that led to no lasting session.
     barren: u32,
+    /// What may be wasted in a day.
+    waste: IdentifyAllowance,
     /// When sessions in a row ended that never lasted, within the circuit breaker's window.
     short_sessions: VecDeque<Instant>,
     /// With so many of them the shard stops.
@@ -184,7 +198,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A shard that connects at once. It resumes `session` if that belongs to it.
+    /// A shard that connects at once. It resumes `session` if that belongs to it and was started
+    /// with the same intents; else it reports it as lost.
     pub fn new(
         now: Instant,
         shard: ShardId,
@@ -193,18 +208,17 @@ impl Machine {
         session: Option<Session>,
         seed: u64,
     ) -> Self {
+        let mut outbox = VecDeque::new();
         let start = match session {
-            Some(session) if session.shard == shard => Start::Resume {
+            Some(session) if !session.fits(shard, identity.intents) => {
+                log::warn!("shard {shard}: {}", session.misfit(identity.intents));
+                outbox.push_back(Output::Report(Notice::SessionLost(session)));
+                Start::Identify
+            }
+            Some(session) => Start::Resume {
                 session,
                 dead_connects: 0,
             },
-            Some(session) => {
-                log::warn!(
-                    "shard {shard}: a stored session of shard {} is not used",
-                    session.shard
-                );
-                Start::Identify
-            }
             None => Start::Identify,
         };
         Self {
@@ -213,13 +227,15 @@ impl Machine {
             timing,
             rng: Rng::with_seed(seed),
             state: State::Waiting { until: now, start },
-            outbox: VecDeque::new(),
+            outbox,
             commands: VecDeque::new(),
             next_presence: None,
             last_presence: None,
             members: MemberWindows::default(),
+            limiter_failures: 0,
             failures: 0,
             barren: 0,
+            waste: IdentifyAllowance::new(now, shard, DEFAULT_SESSION_STARTS),
             short_sessions: VecDeque::new(),
             most_short_sessions: None,
             unreadable: (0, 0),
@@ -236,6 +252,15 @@ impl Machine {
         }
     }
 
+    /// With the number of sessions that the bot may start in a day, over all its shards.
+    #[must_use]
+    pub fn with_session_starts(self, now: Instant, total: u32) -> Self {
+        Self {
+            waste: IdentifyAllowance::new(now, self.shard, total),
+            ..self
+        }
+    }
+
     /// Takes in what happened.
     pub fn handle(&mut self, now: Instant, input: Input) {
         match input {
@@ -248,12 +273,8 @@ impl Machine {
                 }
             },
             Input::Drained => {
-                if self
-                    .state
-                    .link()
-                    .is_some_and(|link| link.heartbeat.is_zombied(now))
-                {
-                    self.lose(now, CloseReason::Zombied);
+                if let Some(reason) = self.missing(now) {
+                    self.lose(now, reason);
                 }
             }
             Input::Stalled => self.excuse(now),
@@ -267,6 +288,7 @@ impl Machine {
             }
             Input::Failed(reason) => self.lose(now, reason),
             Input::Permit => self.identify(now),
+            Input::NoPermit => self.handle_no_permit(now),
             Input::Command(command) if command.is_presence() => {
                 self.last_presence = Some(command.clone());
                 self.next_presence = Some(command);
@@ -276,7 +298,10 @@ impl Machine {
             Input::Unsent(command) if command.is_presence() => {
                 self.next_presence.get_or_insert(command);
             }
-            Input::Unsent(command) => self.commands.push_front(command),
+            Input::Unsent(command) => {
+                self.members.forget(&command);
+                self.commands.push_front(command);
+            }
             Input::Withdrawn(nonce) => self
                 .commands
                 .retain(|command| command.nonce() != Some(&*nonce)),
@@ -298,19 +323,8 @@ impl Machine {
         match &self.state {
             State::Waiting { until, .. } if now >= *until => self.connect(now),
             State::Waiting { until, .. } => Output::Wait(Some((*until, Timer::Reconnect))),
-            State::Connecting { deadline, .. } if now >= *deadline => {
-                self.lose_and_poll(now, CloseReason::ConnectFailed)
-            }
             State::Connecting { deadline, .. } => Output::Wait(Some((*deadline, Timer::Connect))),
-            State::AwaitingHello { deadline, .. } if now >= *deadline => {
-                self.lose_and_poll(now, CloseReason::HelloTimeout)
-            }
             State::AwaitingHello { deadline, .. } => Output::Wait(Some((*deadline, Timer::Hello))),
-            State::Identifying { deadline, .. } | State::Resuming { deadline, .. }
-                if now >= *deadline =>
-            {
-                self.lose_and_poll(now, CloseReason::AnswerTimeout)
-            }
             State::Queued { .. }
             | State::Identifying { .. }
             | State::Resuming { .. }
@@ -340,14 +354,15 @@ impl Machine {
         self.state.session()
     }
 
-    /// From the last heartbeat to its ACK on this connection.
+    /// From the last acknowledged heartbeat of this connection to the moment when its ACK was read.
     pub fn latency(&self) -> Option<Duration> {
         self.state.link()?.heartbeat.latency()
     }
 
-    /// When the last ACK of this connection came: all that Discord had sent by then has been read.
-    pub fn acknowledged(&self) -> Option<Instant> {
-        self.state.link()?.heartbeat.acknowledged()
+    /// Everything that Discord had sent this session by that instant has been read. `None` if no
+    /// heartbeat of this connection proves it yet.
+    pub fn read_up_to(&self) -> Option<Instant> {
+        self.state.link()?.heartbeat.read_up_to()
     }
 
     /// With a presence in place of that of the identity, as if a command had set it: it goes into
@@ -376,6 +391,28 @@ impl Machine {
     /// Takes the commands that wait to be sent, but for a presence.
     pub fn take_commands(&mut self) -> VecDeque<Command> {
         mem::take(&mut self.commands)
+    }
+
+    /// What should have come by now, as long as the peer had nothing more to read.
+    fn missing(&self, now: Instant) -> Option<CloseReason> {
+        let is_late = |deadline: &Instant| now >= *deadline;
+        match &self.state {
+            State::Connecting { deadline, .. } if is_late(deadline) => {
+                Some(CloseReason::ConnectFailed)
+            }
+            State::AwaitingHello { deadline, .. } if is_late(deadline) => {
+                Some(CloseReason::HelloTimeout)
+            }
+            State::Identifying { deadline, .. } | State::Resuming { deadline, .. }
+                if is_late(deadline) =>
+            {
+                Some(CloseReason::AnswerTimeout)
+            }
+            state => state
+                .link()
+                .is_some_and(|link| link.heartbeat.is_zombied(now))
+                .then_some(CloseReason::Zombied),
+        }
     }
 
     /// What has not been read is not late.
@@ -414,8 +451,9 @@ impl Machine {
             }
             10 => self.handle_hello(now, &payload.parse()?)?,
             11 => {
+                let is_live = matches!(self.state, State::Ready { .. });
                 if let Some(link) = self.state.link_mut() {
-                    link.heartbeat.acknowledge(now);
+                    link.heartbeat.acknowledge(now, is_live);
                 }
             }
             op => log::debug!("shard {}: unknown opcode {op} ignored", self.shard),
@@ -425,7 +463,8 @@ impl Machine {
 
     fn handle_hello(&mut self, now: Instant, hello: &Hello) -> Result<(), MalformedPayload> {
         let interval = Duration::from_millis(hello.heartbeat_interval);
-        let allowed = self.timing.send_window / MOST_BEATS_PER_WINDOW..=LONGEST_INTERVAL;
+        let shortest = (self.timing.send_window / MOST_BEATS_PER_WINDOW).max(SHORTEST_INTERVAL);
+        let allowed = shortest..=LONGEST_INTERVAL;
         if !allowed.contains(&interval) {
             return Err(MalformedPayload::HeartbeatInterval(
                 hello.heartbeat_interval,
@@ -446,7 +485,10 @@ impl Machine {
             match start {
                 Start::Identify => {
                     machine.outbox.push_back(Output::RequestPermit);
-                    State::Queued { link }
+                    State::Queued {
+                        link,
+                        ask_again: None,
+                    }
                 }
                 Start::Resume { session, .. } => {
                     link.budget.record(now, false);
@@ -466,9 +508,10 @@ impl Machine {
 
     fn identify(&mut self, now: Instant) {
         self.change_state(|machine, state| {
-            let State::Queued { mut link } = state else {
+            let State::Queued { mut link, .. } = state else {
                 return state;
             };
+            machine.limiter_failures = 0;
             link.budget.record(now, false);
             // It carries the presence that was asked for last, so that this need not wait any more.
             machine.next_presence = None;
@@ -481,6 +524,21 @@ impl Machine {
                 deadline: now + machine.timing.answer_timeout,
             }
         });
+    }
+
+    /// Asks again after a pause.
+    fn handle_no_permit(&mut self, now: Instant) {
+        let State::Queued { ask_again, .. } = &mut self.state else {
+            return;
+        };
+        self.limiter_failures = self.limiter_failures.saturating_add(1);
+        let pause = backoff::delay(
+            self.timing.backoff_base,
+            self.timing.backoff_cap,
+            self.limiter_failures,
+            self.rng.f64(),
+        );
+        *ask_again = Some(now + pause);
     }
 
     fn handle_dispatch(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
@@ -518,20 +576,20 @@ impl Machine {
     }
 
     fn handle_ready(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
-        let ready: Ready = payload.parse()?;
+        let ready: Ready<'_> = payload.parse()?;
         if ready.session_id.is_empty() {
             return Err(MalformedPayload::SessionId);
         }
         let session = Session::new(
             ready.session_id,
             payload.sequence().unwrap_or(0),
-            ready.resume_gateway_url,
+            lenient(ready.resume_gateway_url).unwrap_or_default(),
             self.shard,
-            ready
-                .user
-                .and_then(|user| user.id.parse().ok())
+            lenient(ready.user)
+                .and_then(|user: User| user.id.parse().ok())
                 .unwrap_or(0),
-        );
+        )
+        .with_intents(self.identity.intents);
         if self.session().is_some_and(|old| old.id == session.id) {
             // The first event of this very session, in a replay or again: an event like any other.
             self.handle_event(now, payload);
@@ -598,9 +656,7 @@ impl Machine {
         let Ok(guild) = meta.guild_id.parse() else {
             return;
         };
-        let retry_after = Duration::try_from_secs_f64(retry_after)
-            .unwrap_or_default()
-            .min(LONGEST_INTERVAL);
+        let retry_after = timing::from_secs(retry_after).min(LONGEST_INTERVAL);
         self.members
             .limit(now, guild, retry_after + self.timing.guard);
     }
@@ -613,7 +669,7 @@ impl Machine {
                 Start::Resume {
                     session,
                     dead_connects,
-                } if *dead_connects < DEAD_CONNECTS => {
+                } if *dead_connects < DEAD_CONNECTS && !session.resume_url.is_empty() => {
                     target = Target::Resume(session.resume_url.clone());
                 }
                 _ => {}
@@ -647,7 +703,16 @@ impl Machine {
             None => {}
         }
         let mut wait = (link.heartbeat.next(), Timer::Heartbeat);
-        match &self.state {
+        match &mut self.state {
+            State::Queued { ask_again, .. } => {
+                if let Some(at) = *ask_again {
+                    if now >= at {
+                        *ask_again = None;
+                        return Output::RequestPermit;
+                    }
+                    wait = wait.min_by_instant((at, Timer::Limiter));
+                }
+            }
             State::Identifying { deadline, .. } | State::Resuming { deadline, .. } => {
                 wait = wait.min_by_instant((*deadline, Timer::Answer));
             }
@@ -696,11 +761,6 @@ impl Machine {
             return Ok(command);
         }
         Err(self.commands.iter().map(free_at).chain(presence_at).min())
-    }
-
-    fn lose_and_poll(&mut self, now: Instant, reason: CloseReason) -> Output {
-        self.lose(now, reason);
-        self.poll(now)
     }
 
     /// The connection is gone or given up: says so, and decides when to come back and with which
@@ -782,34 +842,37 @@ impl Machine {
     /// How long to stay away. Only a connection that was ready for a while makes the failures
     /// before it forgotten.
     fn pause(&mut self, now: Instant, reason: CloseReason, recovery: Recovery) -> Duration {
-        let lasted = matches!(self.state, State::Ready { since, .. } if now >= since + self.timing.stable_after);
+        let ready_since = match self.state {
+            State::Ready { since, .. } => Some(since),
+            _ => None,
+        };
+        let lasted = ready_since.is_some_and(|since| now >= since + self.timing.stable_after);
         if lasted {
             self.forget_failures();
         }
-        let Timing {
-            backoff_base,
-            backoff_cap,
-            invalid_session_min,
-            invalid_session_max,
-            ..
-        } = self.timing;
+
+        // Discord may ask for that at any time: it is no failure, and the session is waiting.
+        if reason == CloseReason::ReconnectRequested && ready_since.is_some() {
+            return Duration::ZERO;
+        }
+
         let jitter = self.rng.f64();
-        let mut pause = backoff::delay(backoff_base, backoff_cap, self.failures, jitter);
+        let is_our_fault = matches!(reason, CloseReason::Discord(code) if code.is_our_fault());
+        let cap = if ready_since.is_some() && !is_our_fault {
+            self.timing.backoff_cap_ready
+        } else {
+            self.timing.backoff_cap
+        };
+        let base = self.timing.backoff_base;
+        let mut pause = backoff::delay(base, cap.max(base), self.failures, jitter);
         self.failures = self.failures.saturating_add(1);
+
         let is_invalid = matches!(reason, CloseReason::InvalidSession { .. });
         if is_invalid
             || recovery == Recovery::Identify
             || matches!(self.state, State::Identifying { .. })
         {
-            // Each of these costs an IDENTIFY, of which there are few a day: the pauses grow long.
-            let cap = self.timing.invalid_session_cap;
-            pause = pause.max(backoff::delay(
-                invalid_session_max,
-                cap,
-                self.barren,
-                jitter,
-            ));
-            self.barren = self.barren.saturating_add(1);
+            pause = pause.max(self.pause_of_waste(now, jitter));
             if !lasted {
                 self.short_sessions.push_back(now);
             }
@@ -818,12 +881,25 @@ impl Machine {
                 .retain(|at| now.saturating_duration_since(*at) <= window);
         }
         if is_invalid {
-            pause += invalid_session_min
-                + invalid_session_max
-                    .saturating_sub(invalid_session_min)
-                    .mul_f64(jitter);
+            let (min, max) = (
+                self.timing.invalid_session_min,
+                self.timing.invalid_session_max,
+            );
+            pause += min + max.saturating_sub(min).mul_f64(jitter);
         }
         pause
+    }
+
+    /// An IDENTIFY was wasted, or will be, of which there are few a day: the pauses grow long, and
+    /// however long the sessions between them last, a shard wastes no more than its share.
+    fn pause_of_waste(&mut self, now: Instant, jitter: f64) -> Duration {
+        let (base, cap) = (
+            self.timing.invalid_session_max,
+            self.timing.invalid_session_cap,
+        );
+        let pause = backoff::delay(base, cap, self.barren, jitter);
+        self.barren = self.barren.saturating_add(1);
+        pause.max(self.waste.spend(now, self.timing.identify_reset))
     }
 
     fn forget_failures(&mut self) {
@@ -858,22 +934,34 @@ impl Machine {
         self.forget_failures();
         self.unreadable = (0, 0);
         self.drop_unsent_starts();
+
+        // With other intents only a new session will do, and nobody needs the old one any more.
+        let intents = self.identity.intents;
+        let misfit = self.session().cloned();
+        let misfit = misfit.filter(|session| !session.fits(self.shard, intents));
         let was_connected = self.state.is_connected();
         if was_connected {
-            self.outbox.push_back(Output::Disconnect(Some(RESUMABLE)));
+            let code = if misfit.is_some() { NORMAL } else { RESUMABLE };
+            self.outbox.push_back(Output::Disconnect(Some(code)));
         }
+        if let Some(session) = &misfit {
+            log::warn!("shard {}: {}", self.shard, session.misfit(intents));
+            self.outbox
+                .push_back(Output::Report(Notice::SessionLost(session.clone())));
+        }
+
         self.change_state(|machine, state| {
-            let start = state.into_start();
+            let start = match misfit {
+                Some(_) => Start::Identify,
+                None => state.into_start(),
+            };
             if was_connected {
-                let resumable = matches!(start, Start::Resume { .. });
-                let (reason, retry_in) = (CloseReason::Restarted, Duration::ZERO);
-                machine
-                    .outbox
-                    .push_back(Output::Report(Notice::Disconnected {
-                        reason,
-                        retry_in,
-                        resumable,
-                    }));
+                let notice = Notice::Disconnected {
+                    reason: CloseReason::Restarted,
+                    retry_in: Duration::ZERO,
+                    resumable: matches!(start, Start::Resume { .. }),
+                };
+                machine.outbox.push_back(Output::Report(notice));
             }
             State::Waiting { until: now, start }
         });
@@ -881,8 +969,12 @@ impl Machine {
 
     /// What has not been sent must not be sent only to be closed upon.
     fn drop_unsent_starts(&mut self) {
-        self.outbox
-            .retain(|output| !matches!(output, Output::Identify(_) | Output::RequestPermit));
+        self.outbox.retain(|output| {
+            !matches!(
+                output,
+                Output::Connect(_) | Output::Identify(_) | Output::RequestPermit
+            )
+        });
     }
 
     /// Stops for good. Only `suspend` leaves a session behind.
@@ -919,6 +1011,11 @@ impl Machine {
     }
 }
 
+/// What a field holds, if it is of the expected type.
+fn lenient<'a, T: Deserialize<'a>>(field: Option<&'a RawValue>) -> Option<T> {
+    serde_json::from_str(field?.get()).ok()
+}
+
 /// The earlier of two deadlines, with its reason.
 trait MinByInstant {
     fn min_by_instant(self, other: Self) -> Self;
@@ -935,12 +1032,15 @@ struct Hello {
     heartbeat_interval: u64,
 }
 
+/// What a session needs of READY. Only its id must be there: a server that sends the others in
+/// another type must not end the connection.
 #[derive(Deserialize)]
-struct Ready {
+struct Ready<'a> {
     session_id: String,
-    #[serde(default)]
-    resume_gateway_url: String,
-    user: Option<User>,
+    #[serde(borrow)]
+    resume_gateway_url: Option<&'a RawValue>,
+    #[serde(borrow)]
+    user: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]

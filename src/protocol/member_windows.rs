@@ -29,6 +29,13 @@ impl MemberWindows {
         }
     }
 
+    /// A command that was counted has not been sent after all.
+    pub(crate) fn forget(&mut self, command: &Command) {
+        if let Some(scope) = command.members().filter(|scope| scope.all) {
+            self.free_at.remove(&scope);
+        }
+    }
+
     /// Discord has said so: nothing more for this guild for a while, whatever part of its members
     /// it is about.
     pub(crate) fn limit(&mut self, now: Instant, guild: u64, retry_after: Duration) {
@@ -78,6 +85,15 @@ mod tests {
             "nor are other guilds"
         );
         assert_eq!(windows.free_at(now + WINDOW, &all), now + WINDOW);
+    }
+
+    #[test]
+    fn a_request_that_was_not_sent_does_not_count() {
+        let (now, mut windows) = (Instant::now(), MemberWindows::default());
+        let all = ask(1, &MemberQuery::all());
+        windows.record(now, &all, WINDOW);
+        windows.forget(&all);
+        assert_eq!(windows.free_at(now, &all), now);
     }
 
     #[test]

@@ -41,15 +41,17 @@
 //! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or
 //!    [`Output::Stop`]. Whoever has several payloads at hand may ask [`Machine::poll_at_once`]
 //!    between them.
-//! 3. On `Wait`, the socket is read. A payload is the next input. If there is none, that is an
-//!    input too ([`Input::Drained`]): only then is a missing ACK judged. Only then may the caller
-//!    block, until the instant given. A caller that does not read, because it has no room, says so
+//! 3. On `Wait`, the socket is read, also if the instant given is over. A payload is the next
+//!    input. If there is none, that is an input too ([`Input::Drained`]): only then is it judged
+//!    whether HELLO, READY, RESUMED or an ACK is missing, so that a process that was frozen finds
+//!    what came meanwhile. Only then may the caller block, until the instant given. A caller that does not read, because it has no room, says so
 //!    before and after it blocks ([`Input::Stalled`]).
 //! 4. After [`Output::Disconnect`], nothing of that connection may be handed in any more.
 //!
 //! Instants only ever move forward. No input makes the machine panic or spin.
 #![deny(clippy::disallowed_methods)]
 
+mod allowance;
 mod backoff;
 mod close;
 mod command;
@@ -64,6 +66,7 @@ mod state;
 mod timing;
 
 pub use close::{CloseCode, CloseReason, Recovery};
+pub(crate) use command::visible;
 pub use command::{
     Activity, ActivityKind, ChannelField, Command, Identity, InvalidCommand, MAX_PAYLOAD,
     MAX_PRESENCE, MemberQuery, OnlineStatus, Presence, Secret, VoiceState,
@@ -78,3 +81,15 @@ pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;
 pub use state::Stage;
 pub use timing::Timing;
+pub(crate) use timing::from_secs;
+
+/// What Discord wants every client to call itself.
+///
+/// Source: [Discord, User Agent](https://docs.discord.com/developers/reference#user-agent).
+pub(crate) const USER_AGENT: &str = concat!(
+    "DiscordBot (",
+    env!("CARGO_PKG_REPOSITORY"),
+    ", ",
+    env!("CARGO_PKG_VERSION"),
+    ")"
+);

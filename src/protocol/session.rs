@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
 /// A session with Discord, enough to resume it.
@@ -21,6 +22,11 @@ pub struct Session {
     pub shard: ShardId,
     /// The bot that it belongs to.
     pub bot_user_id: u64,
+    /// What it was started to hear about. Discord goes by these until the session ends, so that a
+    /// shard with other intents starts a new one. `None` if that is not known, for a session that
+    /// an older version of this library stored.
+    #[serde(default)]
+    pub intents: Option<Intents>,
     /// When it was taken, in seconds since the Unix epoch; 0 while it is in use.
     pub saved_at: u64,
 }
@@ -40,7 +46,33 @@ impl Session {
             resume_url,
             shard,
             bot_user_id,
+            intents: None,
             saved_at: 0,
+        }
+    }
+
+    /// With the intents that it was started with.
+    #[must_use]
+    pub fn with_intents(self, intents: Intents) -> Self {
+        Self {
+            intents: Some(intents),
+            ..self
+        }
+    }
+
+    /// Whether a shard that wants to hear about `intents` can resume it.
+    pub(crate) fn fits(&self, shard: ShardId, intents: Intents) -> bool {
+        self.shard == shard && self.intents.is_none_or(|own| own == intents)
+    }
+
+    /// Why it is not resumed by a shard that it does not fit.
+    pub(crate) fn misfit(&self, intents: Intents) -> String {
+        match self.intents {
+            Some(own) if own != intents => format!(
+                "the session was started with the intents {own:?}, not {intents:?}: a new one is \
+                 started"
+            ),
+            _ => format!("the session of shard {} is not used", self.shard),
         }
     }
 }

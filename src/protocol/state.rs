@@ -27,6 +27,8 @@ pub(crate) enum State {
     },
     Queued {
         link: Link,
+        /// When to ask a limiter again that has failed.
+        ask_again: Option<Instant>,
     },
     Identifying {
         link: Link,
@@ -69,7 +71,7 @@ pub(crate) struct Link {
 impl State {
     pub(crate) fn link(&self) -> Option<&Link> {
         match self {
-            Self::Queued { link }
+            Self::Queued { link, .. }
             | Self::Identifying { link, .. }
             | Self::Resuming { link, .. }
             | Self::Ready { link, .. } => Some(link),
@@ -79,7 +81,7 @@ impl State {
 
     pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
         match self {
-            Self::Queued { link }
+            Self::Queued { link, .. }
             | Self::Identifying { link, .. }
             | Self::Resuming { link, .. }
             | Self::Ready { link, .. } => Some(link),

@@ -28,6 +28,9 @@ pub struct Timing {
     pub backoff_base: Duration,
     /// Greatest pause between attempts to reconnect. Ours: 60 s.
     pub backoff_cap: Duration,
+    /// Greatest pause after a connection that had been ready, unless Discord closed it because of
+    /// what the shard had sent: it may be resumed, and its events are waiting. Ours: 5 s.
+    pub backoff_cap_ready: Duration,
     /// How long a connection must have been ready for its loss not to count as another failure.
     /// Ours: 10 s.
     pub stable_after: Duration,
@@ -59,6 +62,9 @@ pub struct Timing {
     pub handlers_timeout: Duration,
     /// How long the old and the new shards of a reshard are both heard. Ours: 10 s.
     pub reshard_overlap: Duration,
+    /// By how much sooner one session may receive an event than another: Discord promises no order
+    /// between connections. Ours: 1 s.
+    pub session_skew: Duration,
     /// How often a session store is written. Ours: 5 s.
     pub store_interval: Duration,
 }
@@ -76,6 +82,7 @@ impl Default for Timing {
             invalid_session_cap: seconds(15 * 60),
             backoff_base: seconds(1),
             backoff_cap: seconds(60),
+            backoff_cap_ready: seconds(5),
             stable_after: seconds(10),
             circuit_window: seconds(10 * 60),
             send_window: seconds(60),
@@ -88,6 +95,7 @@ impl Default for Timing {
             guilds_timeout: seconds(15),
             handlers_timeout: seconds(5),
             reshard_overlap: seconds(10),
+            session_skew: seconds(1),
             store_interval: seconds(5),
         }
     }
@@ -98,7 +106,8 @@ impl Timing {
     /// runs faster.
     ///
     /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
-    /// `guilds_timeout`, `handlers_timeout`), `guard`, `reshard_overlap` and `store_interval` stay
+    /// `guilds_timeout`, `handlers_timeout`), `guard`, `reshard_overlap`, `session_skew` and
+    /// `store_interval` stay
     /// as they are: they make up for a slow machine or network, which a faster clock does not
     /// change.
     ///
@@ -129,7 +138,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 22] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 24] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -140,12 +149,14 @@ impl Timing {
             guilds_timeout,
             handlers_timeout,
             reshard_overlap,
+            session_skew,
             store_interval,
             invalid_session_min,
             invalid_session_max,
             invalid_session_cap,
             backoff_base,
             backoff_cap,
+            backoff_cap_ready,
             stable_after,
             circuit_window,
             send_window,
@@ -164,12 +175,14 @@ impl Timing {
             (guilds_timeout, false),
             (handlers_timeout, false),
             (reshard_overlap, false),
+            (session_skew, false),
             (store_interval, false),
             (invalid_session_min, true),
             (invalid_session_max, true),
             (invalid_session_cap, true),
             (backoff_base, true),
             (backoff_cap, true),
+            (backoff_cap_ready, true),
             (stable_after, true),
             (circuit_window, true),
             (send_window, true),
@@ -193,6 +206,16 @@ impl Timing {
     }
 }
 
+/// A number of seconds from outside; what is negative or no number is none at all, and what is too
+/// large is as long as can be.
+pub(crate) fn from_secs(seconds: f64) -> Duration {
+    if seconds > 0.0 {
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    } else {
+        Duration::ZERO
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,5 +227,18 @@ mod tests {
         assert_eq!(timing.hello_timeout, Timing::default().hello_timeout);
         assert!(timing.breaks_discords_limits());
         assert!(!Timing::default().breaks_discords_limits());
+    }
+
+    #[test]
+    fn any_number_of_seconds_is_a_duration() {
+        for (seconds, duration) in [
+            (1.5, Duration::from_millis(1500)),
+            (1e30, Duration::MAX),
+            (f64::INFINITY, Duration::MAX),
+            (-1.0, Duration::ZERO),
+            (f64::NAN, Duration::ZERO),
+        ] {
+            assert_eq!(from_secs(seconds), duration, "{seconds}");
+        }
     }
 }

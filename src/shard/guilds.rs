@@ -4,7 +4,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::event::Id;
 
 /// The guilds of one session.
 ///
@@ -31,17 +34,45 @@ pub(crate) struct AllIn {
 
 /// What READY says of guilds.
 #[derive(Default, Deserialize)]
-pub(crate) struct Ready {
-    #[serde(default)]
-    guilds: Vec<Guild>,
+pub(crate) struct Ready<'a> {
+    /// Each is read by itself, so that one that cannot be read does not cost the others.
+    #[serde(borrow, default)]
+    guilds: Vec<&'a RawValue>,
 }
 
-/// What `GUILD_DELETE` says of one.
+impl Ready<'_> {
+    /// The guilds, and how many entries are none.
+    fn ids(&self) -> (HashSet<u64>, usize) {
+        let read = |guild: &&RawValue| serde_json::from_str::<Guild>(guild.get()).ok();
+        let ids: HashSet<u64> = self
+            .guilds
+            .iter()
+            .filter_map(read)
+            .map(|guild| guild.id.0)
+            .collect();
+        let unread = self.guilds.len() - ids.len();
+        (ids, unread)
+    }
+}
+
+/// What `GUILD_CREATE` and `GUILD_DELETE` say of one.
 #[derive(Deserialize)]
 pub(crate) struct Guild {
-    id: String,
-    #[serde(default)]
+    id: Id,
+    #[serde(default, deserialize_with = "is_true")]
     unavailable: bool,
+}
+
+/// Anything but `true` is no.
+fn is_true<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let value = <&RawValue>::deserialize(deserializer)?;
+    Ok(value.get() == "true")
+}
+
+impl Guild {
+    pub(crate) fn is_available(&self) -> bool {
+        !self.unavailable
+    }
 }
 
 impl Guilds {
@@ -60,13 +91,10 @@ impl Guilds {
         self.known.as_ref().map(HashSet::len)
     }
 
-    /// A session starts. Without the intent for guilds none of them will `arrive`.
-    pub(crate) fn ready(&mut self, now: Instant, ready: &Ready, arrive: bool) {
-        let known: HashSet<u64> = ready
-            .guilds
-            .iter()
-            .filter_map(|guild| guild.id.parse().ok())
-            .collect();
+    /// A session starts. Without the intent for guilds none of them will `arrive`. Returns how many
+    /// entries of the list could not be read.
+    pub(crate) fn ready(&mut self, now: Instant, ready: &Ready<'_>, arrive: bool) -> usize {
+        let (known, unread) = ready.ids();
         self.missing = if arrive {
             known.clone()
         } else {
@@ -74,6 +102,7 @@ impl Guilds {
         };
         self.known = Some(known);
         self.deadline = Some(now + self.timeout);
+        unread
     }
 
     /// The session goes on after a while in which nothing could arrive.
@@ -83,22 +112,34 @@ impl Guilds {
         }
     }
 
-    /// A `GUILD_CREATE` came. Returns whether it is the arrival of a guild that READY named.
-    pub(crate) fn create(&mut self, now: Instant, id: Option<u64>) -> bool {
+    /// A `GUILD_CREATE` came; `is_available` looks whether the guild is. Returns whether this is the
+    /// arrival of a guild that READY named, before the [last](Self::poll) of them was given up: one
+    /// that comes later is news, as that of a guild which is joined.
+    pub(crate) fn create(
+        &mut self,
+        now: Instant,
+        id: Option<u64>,
+        is_available: impl FnOnce() -> bool,
+    ) -> bool {
         let Some(id) = id else { return false };
         if let Some(known) = &mut self.known {
             known.insert(id);
         }
-        let arrived = self.missing.remove(&id);
-        if arrived && self.deadline.is_some() {
-            self.deadline = Some(now + self.timeout);
+        if !self.missing.contains(&id) || !is_available() {
+            return false;
         }
-        arrived
+
+        self.missing.remove(&id);
+        if self.deadline.is_none() {
+            return false;
+        }
+        self.deadline = Some(now + self.timeout);
+        true
     }
 
     /// A `GUILD_DELETE` came: the guild was left, or an outage makes it unavailable.
     pub(crate) fn delete(&mut self, guild: &Guild) {
-        let (Ok(id), false) = (guild.id.parse(), guild.unavailable) else {
+        let (id, false) = (guild.id.0, guild.unavailable) else {
             return;
         };
         self.missing.remove(&id);
@@ -157,11 +198,11 @@ mod tests {
     fn they_arrive_and_that_is_said_once() {
         let now = Instant::now();
         let mut guilds = guilds(now);
-        assert!(guilds.create(now, Some(1)));
+        assert!(guilds.create(now, Some(1), || true));
         assert_eq!(guilds.poll(now), None);
-        assert!(!guilds.create(now, Some(3)), "one that is joined");
-        assert!(guilds.create(now, Some(2)));
-        assert!(!guilds.create(now, Some(2)), "once");
+        assert!(!guilds.create(now, Some(3), || true), "one that is joined");
+        assert!(guilds.create(now, Some(2), || true));
+        assert!(!guilds.create(now, Some(2), || true), "once");
         assert_eq!(
             guilds.poll(now),
             Some(AllIn {
@@ -177,7 +218,7 @@ mod tests {
         let start = Instant::now();
         let mut guilds = guilds(start);
         let later = start + Duration::from_secs(10);
-        assert!(guilds.create(later, Some(2)));
+        assert!(guilds.create(later, Some(2), || true));
         assert_eq!(
             guilds.poll(start + Duration::from_secs(20)),
             None,
@@ -190,7 +231,10 @@ mod tests {
                 missing: 1
             })
         );
-        assert!(guilds.create(later, Some(1)), "late");
+        assert!(
+            !guilds.create(later, Some(1), || true),
+            "too late: it is an event like any other"
+        );
     }
 
     #[test]
@@ -200,6 +244,27 @@ mod tests {
         guilds.delete(&read(r#"{"id":"1"}"#));
         guilds.delete(&read(r#"{"id":"2","unavailable":true}"#));
         assert_eq!((guilds.poll(now), guilds.count()), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_guild_that_is_unavailable_has_not_arrived() {
+        let now = Instant::now();
+        let mut guilds = guilds(now);
+        let unavailable: Guild = read(r#"{"id":"1","unavailable":true}"#);
+        assert!(!guilds.create(now, Some(1), || unavailable.is_available()));
+        assert!(guilds.create(now, Some(2), || true));
+        assert_eq!(guilds.poll(now), None, "the first is missing");
+        assert!(guilds.create(now, Some(1), || true));
+    }
+
+    #[test]
+    fn an_entry_that_is_no_guild_costs_itself_alone() {
+        let now = Instant::now();
+        let mut guilds = Guilds::new(Duration::from_secs(15));
+        let ready = r#"{"guilds":[{"id":"1"},{"id":{}},7,null,{"id":2,"unavailable":0},{}]}"#;
+        assert_eq!(guilds.ready(now, &read(ready), true), 4);
+        assert_eq!(guilds.count(), Some(2));
+        assert!(guilds.create(now, Some(1), || true) && guilds.create(now, Some(2), || true));
     }
 
     #[test]

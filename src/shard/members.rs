@@ -1,6 +1,6 @@
 //! Requests for the members of a guild, and their answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use crate::protocol::{CloseReason, Command, EventName, InvalidCommand, MemberQue
 /// How long an answer may take if nobody says otherwise.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Members of a guild as they arrive: an iterator over parts of up to 1,000 members, in order, that
-/// blocks until the next one is there. It ends after the last one, or with an error.
+/// Members of a guild as they arrive: an iterator over parts of up to 1,000 members that blocks
+/// until the next one is there. Discord sends them in order as a rule; each has its
+/// [`index`](MembersChunk::index). It ends when all are there, or with an error.
 ///
 /// It has a minute, unless [`timeout`](Self::timeout) says otherwise. Dropping it forgets the
 /// request. Its parts are events of the shard that come here in place of the stream: they count as
@@ -34,9 +35,8 @@ pub struct Members {
     guild_id: u64,
     replies: Receiver<Reply>,
     deadline: Instant,
-    /// Parts that came before their turn.
-    early: BTreeMap<u32, MembersChunk>,
-    received: u32,
+    /// The parts that came.
+    seen: HashSet<u32>,
     is_over: bool,
 }
 
@@ -68,8 +68,7 @@ impl Members {
             guild_id: request.guild_id,
             replies,
             deadline: Instant::now() + PATIENCE,
-            early: BTreeMap::new(),
-            received: 0,
+            seen: HashSet::new(),
             is_over: false,
         }
     }
@@ -91,18 +90,20 @@ impl Members {
     /// # Errors
     /// [`Error::Members`] if not all arrive, or one cannot be read as a `T`.
     pub fn read_all<T: for<'a> Deserialize<'a>>(mut self) -> Result<Vec<T>, Error> {
-        let mut members = Vec::new();
+        let mut parts = BTreeMap::new();
         while let Some(chunk) = self.next() {
-            let read = chunk?.members();
-            members.extend(read.map_err(|_| self.error(MembersFailure::Malformed))?);
+            let chunk = chunk?;
+            let read = chunk.members::<T>();
+            let members = read.map_err(|_| self.error(MembersFailure::Malformed))?;
+            parts.insert(chunk.index, members);
         }
-        Ok(members)
+        Ok(parts.into_values().flatten().collect())
     }
 
     fn error(&self, failure: MembersFailure) -> Error {
         Error::Members {
             guild_id: self.guild_id,
-            received: self.received,
+            received: u32::try_from(self.seen.len()).unwrap_or(u32::MAX),
             failure,
         }
     }
@@ -110,7 +111,6 @@ impl Members {
     fn fail(&mut self, failure: MembersFailure) -> Error {
         self.is_over = true;
         // What still comes is not kept, even if this is.
-        self.early.clear();
         self.replies = crossbeam_channel::never();
         self.shard.forget_members(self.id);
         self.error(failure)
@@ -122,16 +122,12 @@ impl Iterator for Members {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.is_over {
-            if let Some(chunk) = self.early.remove(&self.received) {
-                self.received += 1;
-                self.is_over = self.received >= chunk.count;
-                return Some(Ok(chunk));
-            }
             match self.replies.recv_deadline(self.deadline) {
                 // One that comes again is dropped.
-                Ok(Reply::Chunk(chunk)) if chunk.index < self.received => {}
+                Ok(Reply::Chunk(chunk)) if !self.seen.insert(chunk.index) => drop(chunk),
                 Ok(Reply::Chunk(chunk)) => {
-                    self.early.entry(chunk.index).or_insert(chunk);
+                    self.is_over = self.seen.len() >= chunk.count as usize;
+                    return Some(Ok(chunk));
                 }
                 Ok(Reply::Failed(failure)) => return Some(Err(self.fail(failure))),
                 Err(RecvTimeoutError::Timeout) => {
@@ -346,11 +342,11 @@ impl Requests {
         if !self.any || *dispatch.name() != EventName::GuildMembersChunk {
             return Claim::Not;
         }
-        let Ok(Header {
+        let Some(Header {
             nonce: Some(nonce),
             chunk_index,
             chunk_count,
-        }) = dispatch.decode()
+        }) = dispatch.parse()
         else {
             return Claim::Not;
         };
@@ -412,7 +408,7 @@ impl Requests {
         if !self.any || *dispatch.name() != EventName::RateLimited {
             return None;
         }
-        let limited: RateLimited = dispatch.decode().ok()?;
+        let limited: RateLimited = dispatch.parse()?;
         if limited.opcode != 8 || limited.meta.guild_id.parse::<u64>().is_err() {
             return None;
         }

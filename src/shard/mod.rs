@@ -52,7 +52,9 @@ pub struct Status {
     pub guilds: Option<usize>,
     /// The last sequence of its session that was delivered.
     pub sequence: u64,
-    /// From the last heartbeat to its ACK; `None` before the first one of a connection.
+    /// From the last heartbeat that was acknowledged to the moment when its ACK was read; `None`
+    /// before the first one of a connection. A shard that had [stalled](Self::stalled_since) reads
+    /// ACKs late.
     pub latency: Option<Duration>,
     /// Events of Discord delivered.
     pub events: u64,
@@ -81,6 +83,8 @@ pub(crate) struct Context<C> {
     pub(crate) connector: C,
     pub(crate) addresses: Addresses,
     pub(crate) limiter: Arc<dyn IdentifyLimiter>,
+    /// Sessions that the bot may start in a day, over all its shards.
+    pub(crate) session_starts: u32,
     pub(crate) observer: Observer,
 }
 
@@ -116,8 +120,8 @@ struct Shared {
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
     status: Mutex<Status>,
-    /// When the last ACK of the connection came.
-    acknowledged: Mutex<Option<Instant>>,
+    /// Everything that Discord had sent the session by then has been read.
+    read_up_to: Mutex<Option<Instant>>,
     /// A heartbeat is on its way for whoever waits for an ACK.
     probes: AtomicBool,
     /// Counted apart from the status, because they change with each event.
@@ -160,7 +164,7 @@ impl Shard {
             requests: AtomicU32::new(0),
             resolving: AtomicBool::new(false),
             status: Mutex::new(Status::new(Instant::now())),
-            acknowledged: Mutex::default(),
+            read_up_to: Mutex::default(),
             probes: AtomicBool::new(false),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -177,6 +181,7 @@ impl Shard {
             fastrand::u64(..),
         )
         .with_most_short_sessions(config.most_short_sessions)
+        .with_session_starts(Instant::now(), context.session_starts)
         .with_presence(presence.clone());
         shared.queue.set_last_presence(presence);
         let builder = std::thread::Builder::new()
@@ -387,15 +392,14 @@ impl Shard {
     }
 
     /// Whether all that was sent to it before an instant has been delivered, or never will be:
-    /// Discord has acknowledged a heartbeat since then, or there is no session. Ask again if not;
-    /// it sends a heartbeat meanwhile.
+    /// Discord has acknowledged a heartbeat that was sent since then, or there is no session. Ask
+    /// again if not; it sends a heartbeat meanwhile.
     pub(crate) fn has_caught_up(&self, since: Instant) -> bool {
-        if self.0.acknowledged.lock().is_some_and(|at| at >= since)
-            || self.0.ledger.session().is_none()
-        {
+        let has_read = self.0.read_up_to.lock().is_some_and(|at| at >= since);
+        if has_read || self.0.ledger.session().is_none() {
             return true;
         }
-        if !self.0.probes.swap(true, Ordering::AcqRel) {
+        if Instant::now() >= since && !self.0.probes.swap(true, Ordering::AcqRel) {
             // One that has stopped is not waited for.
             let _ = self.order(Order::Probe);
         }

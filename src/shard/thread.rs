@@ -1,21 +1,22 @@
 //! The loop of a shard's thread: it does what the machine asks for, and waits in one place.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::guilds::{AllIn, Guilds};
+use super::guilds::{AllIn, Guild, Guilds};
 use super::members::{Claim, Requests};
 use super::queue::Order;
 use super::{Change, Context, Shard, Shared, Status};
 use crate::config::Config;
-use crate::delivery::{Origin, Outlet};
+use crate::delivery::Outlet;
 use crate::error::MembersFailure;
 use crate::event::{Dispatch, Event, EventKind, Room};
 use crate::intents::Intents;
-use crate::limit::{Permit, Ticket};
+use crate::limit::{LimitError, Permit, Ticket};
 use crate::protocol::{
     CloseReason, Command, EventName, Input, Machine, Notice, Output, Payload, Secret, Stage,
     Target, Timer,
@@ -33,9 +34,10 @@ const RUN_AHEAD: usize = 256 << 10;
 /// How long nothing comes before a shard gives memory back that it needs under load.
 const REST_AFTER: Duration = Duration::from_secs(2);
 
-/// By how much less than another session's an event may be on its way to this one. Ours: Discord
-/// promises nothing.
-const SKEW: Duration = Duration::from_secs(1);
+/// How often, in multiples of the skew between sessions, a shard makes sure how far it has read
+/// while its events are compared with those of another set: each time costs one of the 120 payloads
+/// a minute.
+const SKEWS_PER_PROBE: u32 = 2;
 
 /// Runs a shard until it stops, and tells everyone why it did.
 pub(super) fn run<C: Connector>(mut thread: Box<Thread<'_, C>>) {
@@ -58,15 +60,14 @@ pub(super) struct Thread<'a, C: Connector> {
     now: Instant,
     /// When a payload last came of a session that was live: what is replayed, or said on the way
     /// there, is no news of now.
-    heard_at: Option<Instant>,
+    heard_at: Option<SystemTime>,
     stalled_since: Option<Instant>,
     /// How many commands wait in the machine, and whether a presence does, as far as others know.
     queued: Option<(usize, bool)>,
-    /// When the last IDENTIFY was sent.
-    identified_at: Option<Instant>,
-    /// When the last wait for more ended, of a session that is live.
-    dry_at: Option<Instant>,
-    acknowledged: Option<Instant>,
+    /// How far the session has been read, as far as others know.
+    read_up_to: Option<Instant>,
+    /// When a heartbeat may be sent again to learn that, while two sets are compared.
+    probe_at: Instant,
     /// What the owner was last told.
     stage: Option<Stage>,
     /// The last read found nothing; the next thing to do is to wait.
@@ -84,8 +85,13 @@ pub(super) struct Thread<'a, C: Connector> {
     run_ahead: usize,
     ticket: Option<Ticket>,
     permit: Option<Permit>,
-    /// Commands that the connection may not have carried.
-    unflushed: Vec<Command>,
+    /// How many messages were sent on this connection.
+    sent: u64,
+    /// Commands that the operating system has not taken as a whole, each with how many messages
+    /// were sent with it.
+    unwritten: VecDeque<(u64, Command)>,
+    /// What the peer or the system says about the end of the connection.
+    cause: Option<String>,
 }
 
 impl<'a, C: Connector> Thread<'a, C> {
@@ -113,9 +119,8 @@ impl<'a, C: Connector> Thread<'a, C> {
             heard_at: None,
             stalled_since: None,
             queued: None,
-            identified_at: None,
-            dry_at: None,
-            acknowledged: None,
+            read_up_to: None,
+            probe_at: Instant::now(),
             stage: None,
             dry: false,
             reads_left: 0,
@@ -125,7 +130,9 @@ impl<'a, C: Connector> Thread<'a, C> {
             run_ahead: 0,
             ticket: None,
             permit: None,
-            unflushed: Vec::new(),
+            sent: 0,
+            unwritten: VecDeque::new(),
+            cause: None,
         })
     }
 
@@ -149,7 +156,8 @@ impl<'a, C: Connector> Thread<'a, C> {
             Output::RequestPermit => self.request_permit(),
             Output::Identify(secret) => self.identify(&secret),
             Output::Resume(secret) => {
-                self.check(|transport| transport.send_secret(secret.expose()));
+                self.outlet.begin(self.shared.id, false);
+                self.send_secret(&secret);
             }
             Output::Send(json) => self.send(json),
             Output::SendCommand(command) => self.send_command(command),
@@ -210,8 +218,8 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.check(|transport| transport.wait(Some(Instant::now()), true));
             }
             Some(Err(error)) => {
-                log::error!("shard {}: {error}", self.shared.id);
-                self.handle(Input::Stop(CloseReason::LimiterClosed));
+                self.ticket = None;
+                self.refuse_permit(&error);
             }
         }
     }
@@ -251,6 +259,16 @@ impl<'a, C: Connector> Thread<'a, C> {
         );
     }
 
+    /// The limiter has none to give: for good, or for now.
+    fn refuse_permit(&mut self, error: &LimitError) {
+        if *error == LimitError::Closed {
+            log::error!("shard {}: {error}", self.shared.id);
+            return self.handle(Input::Stop(CloseReason::LimiterClosed));
+        }
+        log::warn!("shard {}: {error}; it is asked again", self.shared.id);
+        self.handle(Input::NoPermit);
+    }
+
     fn identify(&mut self, secret: &Secret) {
         // The machine asks only after a permit was handed in, and this thread hands in none but
         // this one.
@@ -261,30 +279,40 @@ impl<'a, C: Connector> Thread<'a, C> {
         self.shared
             .intents
             .store(self.machine.intents().bits(), Ordering::Relaxed);
-        self.identified_at = Some(Instant::now());
-        permit.spend(|| self.check(|transport| transport.send_secret(secret.expose())));
+        self.outlet.begin(self.shared.id, true);
+        permit.spend(|| self.send_secret(secret));
         // A limiter that counts from READY wants it back then.
         self.permit = Some(permit);
     }
 
+    fn send_secret(&mut self, secret: &Secret) {
+        self.sent += 1;
+        self.check(|transport| transport.send_secret(secret.expose()));
+    }
+
     fn send(&mut self, json: String) {
-        self.forget_flushed();
+        self.sent += 1;
         self.check(|transport| transport.send(json));
     }
 
     fn send_command(&mut self, command: Command) {
         let json = command.json().to_owned();
         self.requests.note_sent(&command, true);
-        self.forget_flushed();
-        self.unflushed.push(command);
-        self.check(|transport| transport.send(json));
-        self.forget_flushed();
+        self.forget_written();
+        self.unwritten.push_back((self.sent + 1, command));
+        self.send(json);
+        self.forget_written();
     }
 
     /// What the operating system has taken is not sent again.
-    fn forget_flushed(&mut self) {
-        if self.transport.is_flushed() {
-            self.unflushed.clear();
+    fn forget_written(&mut self) {
+        let written = self.transport.written();
+        while self
+            .unwritten
+            .front()
+            .is_some_and(|(sent, _)| *sent <= written)
+        {
+            self.unwritten.pop_front();
         }
     }
 
@@ -325,17 +353,12 @@ impl<'a, C: Connector> Thread<'a, C> {
             }
             return self.requests.answer(part, dispatch, lease);
         }
-        // Nothing that was sent to another session before this has yet to come to this one.
-        let read_up_to = self
-            .identified_at
-            .max(self.dry_at.and_then(|at| at.checked_sub(SKEW)));
-        self.outlet.put(
-            Event::dispatch_of(self.shared.id, dispatch, lease),
-            Origin {
-                is_arrival,
-                read_up_to,
-            },
-        );
+        let event = Event::dispatch_of(self.shared.id, dispatch, lease);
+        if is_arrival {
+            self.outlet.put_arrival(self.now, event);
+        } else {
+            self.outlet.put(self.now, event);
+        }
         self.is_untold = true;
     }
 
@@ -352,15 +375,27 @@ impl<'a, C: Connector> Thread<'a, C> {
         let is_arrival = match dispatch.name() {
             EventName::Ready => {
                 let arrive = self.machine.intents().contains(Intents::GUILDS);
-                // The machine has read this READY; a guild that cannot be read is none that could
-                // arrive.
-                self.guilds
-                    .ready(self.now, &dispatch.decode().unwrap_or_default(), arrive);
+                let ready = dispatch.parse().unwrap_or_default();
+                let unread = self.guilds.ready(self.now, &ready, arrive);
+                if unread > 0 {
+                    log::warn!(
+                        "shard {}: {unread} guilds of READY have no id that can be read",
+                        self.shared.id
+                    );
+                }
                 false
             }
-            EventName::GuildCreate => self.guilds.create(self.now, dispatch.guild_id()),
+            EventName::GuildCreate => {
+                let is_available = || {
+                    dispatch
+                        .parse()
+                        .is_none_or(|guild: Guild| guild.is_available())
+                };
+                self.guilds
+                    .create(self.now, dispatch.guild_id(), is_available)
+            }
             EventName::GuildDelete => {
-                if let Ok(guild) = dispatch.decode() {
+                if let Some(guild) = dispatch.parse() {
                     self.guilds.delete(&guild);
                 }
                 false
@@ -378,8 +413,9 @@ impl<'a, C: Connector> Thread<'a, C> {
         }
         if let Some(AllIn { guilds, missing }) = self.guilds.poll(Instant::now()) {
             log::info!(
-                "shard {}: {guilds} guilds are in, but for {missing}",
-                self.shared.id
+                "shard {}: {} of {guilds} guilds are available",
+                self.shared.id,
+                guilds - missing
             );
             self.emit(EventKind::GuildsReady { guilds, missing });
             self.tell(Change::GuildsIn);
@@ -395,11 +431,13 @@ impl<'a, C: Connector> Thread<'a, C> {
                 // READY itself, which follows as an event, has not been handled.
                 let mark = session.sequence.saturating_sub(1);
                 self.shared.ledger.begin(session, mark);
+                self.outlet.ready(self.now, self.shared.id);
                 log::info!("shard {}: ready", self.shared.id);
                 EventKind::Ready
             }
             Notice::Resumed => {
                 self.shared.status.lock().resumes += 1;
+                self.outlet.ready(self.now, self.shared.id);
                 self.guilds.resumed(Instant::now());
                 log::info!("shard {}: resumed", self.shared.id);
                 if self.guilds.deadline().is_none() {
@@ -422,10 +460,8 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.send_again(again);
                 // A session of an earlier process was heard of when it was saved.
                 let saved_at = || UNIX_EPOCH.checked_add(Duration::from_secs(session.saved_at));
-                let heard_at = self
-                    .heard_at
-                    .and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
-                let missed_since = heard_at.or_else(saved_at).unwrap_or(UNIX_EPOCH);
+                let heard_at = self.heard_at.or_else(saved_at);
+                let missed_since = heard_at.unwrap_or(UNIX_EPOCH);
                 EventKind::SessionLost {
                     session,
                     missed_since,
@@ -437,13 +473,17 @@ impl<'a, C: Connector> Thread<'a, C> {
                 resumable,
             } => {
                 self.shared.status.lock().last_disconnect = Some(reason);
+                let cause = self.cause.take();
+                let told = cause.as_deref().map(|cause| format!(" ({cause})"));
                 log::info!(
-                    "shard {}: {reason}; next connection in {retry_in:?}",
-                    self.shared.id
+                    "shard {}: {reason}{}; next connection in {retry_in:?}",
+                    self.shared.id,
+                    told.unwrap_or_default()
                 );
                 self.call_on_close(reason, true);
                 EventKind::Disconnected {
                     reason,
+                    cause,
                     retry_in,
                     resumable,
                 }
@@ -479,12 +519,13 @@ impl<'a, C: Connector> Thread<'a, C> {
     fn disconnect(&mut self, code: Option<u16>) {
         self.ticket = None;
         self.permit = None;
-        self.forget_flushed();
+        self.forget_written();
+        self.sent = 0;
         // The peer's answer may take long.
         self.tell_of_events();
         self.transport
             .disconnect(code, Instant::now() + self.config.timing.close_timeout);
-        for command in mem::take(&mut self.unflushed).into_iter().rev() {
+        for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {
             self.requests.note_sent(&command, false);
             self.handle(Input::Unsent(command));
         }
@@ -495,7 +536,7 @@ impl<'a, C: Connector> Thread<'a, C> {
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
         self.now = Instant::now();
         self.poll_guilds();
-        self.publish_ack();
+        self.publish_progress();
         self.publish();
         let guilds = self
             .guilds
@@ -547,11 +588,6 @@ impl<'a, C: Connector> Thread<'a, C> {
         let rest_at = (is_live && !self.is_rested).then(|| self.now + REST_AFTER);
         self.check(|transport| transport.wait(until.into_iter().chain(rest_at).min(), true));
         self.look_around();
-        if is_live {
-            // An event that came meanwhile has not been read; it is not older than this instant by
-            // much.
-            self.dry_at = Some(self.now);
-        }
         if rest_at.is_some_and(|at| self.now >= at) {
             self.is_rested = true;
             self.transport.rest();
@@ -566,12 +602,16 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.run_ahead += bytes.len();
                 self.machine.handle(self.now, Input::Payload(bytes));
                 if is_live {
-                    self.heard_at = Some(self.now);
+                    // The wall clock: the other one stands still while the machine sleeps.
+                    self.heard_at = Some(SystemTime::now());
                 }
             }
             Ok(Received::Partial) => {}
             Ok(Received::Opened) => self.handle(Input::Connected),
-            Ok(Received::Closed(code)) => self.handle(Input::Closed(code)),
+            Ok(Received::Closed { code, reason }) => {
+                self.cause = Some(reason).filter(|reason| !reason.is_empty());
+                self.handle(Input::Closed(code));
+            }
             Ok(Received::Nothing) => {
                 self.tell_of_events();
                 self.handle(Input::Drained);
@@ -628,8 +668,8 @@ impl<'a, C: Connector> Thread<'a, C> {
     }
 
     fn emit(&self, kind: EventKind) {
-        self.outlet
-            .send(Event::new(self.shared.id, kind), Origin::default());
+        self.outlet.put(self.now, Event::new(self.shared.id, kind));
+        self.outlet.ring();
     }
 
     /// Does something with the transport; what fails there ends the connection.
@@ -645,18 +685,28 @@ impl<'a, C: Connector> Thread<'a, C> {
             _ if error.is_malformed() => CloseReason::Malformed,
             _ => CloseReason::Cut,
         };
-        log::warn!("shard {}: {error}", self.shared.id);
+        let cause = error.report();
+        log::warn!("shard {}: {cause}", self.shared.id);
+        self.cause = Some(cause);
         self.handle(Input::Failed(reason));
     }
 
-    /// Whoever waits for an ACK learns of it; with the connection, a heartbeat that was to bring
-    /// one is gone.
-    fn publish_ack(&mut self) {
-        let acknowledged = self.machine.acknowledged();
-        if self.acknowledged != acknowledged {
-            self.acknowledged = acknowledged;
-            *self.shared.acknowledged.lock() = acknowledged;
+    /// Says how far the session has been read. With a connection its heartbeats are gone, and with
+    /// them the answer that somebody may be waiting for.
+    fn publish_progress(&mut self) {
+        let read_up_to = self.machine.read_up_to();
+        if self.read_up_to != read_up_to {
+            self.read_up_to = read_up_to;
+            *self.shared.read_up_to.lock() = read_up_to;
             self.shared.probes.store(false, Ordering::Release);
+            let skew = self.config.timing.session_skew;
+            if let Some(at) = read_up_to.and_then(|at| at.checked_sub(skew)) {
+                self.outlet.has_read(self.shared.id, at);
+            }
+        }
+        if self.outlet.is_merging() && self.now >= self.probe_at {
+            self.probe_at = self.now + self.config.timing.session_skew * SKEWS_PER_PROBE;
+            self.machine.handle(self.now, Input::Probe);
         }
     }
 
@@ -673,6 +723,8 @@ impl<'a, C: Connector> Thread<'a, C> {
         }
         if self.stage != Some(stage) {
             self.stage = Some(stage);
+            // Only a session that is live is asked how far it has been read.
+            self.shared.probes.store(false, Ordering::Release);
             {
                 let mut status = self.shared.status.lock();
                 *status = Status {
@@ -727,11 +779,19 @@ impl<'a, C: Connector> Thread<'a, C> {
         let unsent = self.machine.take_commands().into_iter().chain(queued);
         let unsent = unsent.filter(|command| !self.requests.is_own(command));
         self.shared.unsent.lock().extend(unsent);
-        log::info!("shard {}: stopped: {reason}", self.shared.id);
+        let cause = self.cause.take().map(|cause| format!(" ({cause})"));
+        log::info!(
+            "shard {}: stopped: {reason}{}",
+            self.shared.id,
+            cause.unwrap_or_default()
+        );
         self.call_on_close(reason, false);
         self.emit(EventKind::Closed(reason));
+        self.outlet.end(self.shared.id);
         drop(self.ticket.take());
         drop(self.permit.take());
+        // Handles and events that outlive the shard keep no descriptor of its.
+        self.shared.waker.close();
         self.tell(Change::Stage(stage));
     }
 }

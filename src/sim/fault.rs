@@ -329,6 +329,17 @@ impl FromStr for Fault {
     }
 }
 
+impl FromStr for Answer {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        answer(text).map_err(|allowed| FaultError {
+            given: text.to_owned(),
+            allowed,
+        })
+    }
+}
+
 fn delay(value: &str) -> Result<Fault, String> {
     let (latency, jitter) = value.split_once('+').unwrap_or((value, "0s"));
     match (

@@ -183,10 +183,10 @@ pub fn digest(data: &[u8]) -> u64 {
 #[non_exhaustive]
 pub enum EmitError {
     /// There is no such guild.
-    #[error("there is no guild {0}: `guild_ids` lists them")]
+    #[error("there is no guild {0}")]
     UnknownGuild(u64),
     /// There is no such channel.
-    #[error("there is no channel {0}: `channel_of` tells a guild's")]
+    #[error("there is no channel {0}")]
     UnknownChannel(u64),
     /// An event's data is an object.
     #[error("the data of {0} is not a JSON object")]

@@ -109,8 +109,11 @@ impl Shard {
                 Output::Wait(Some((until, _))) if self.machine.stage() == Stage::Waiting => {
                     self.now = until;
                 }
-                Output::Wait(until) => {
-                    assert!(until.is_none_or(|(until, _)| until > self.now), "it spins");
+                // The peer has said all.
+                Output::Wait(Some((until, _))) if until <= self.now => {
+                    self.machine.handle(self.now, Input::Drained);
+                }
+                Output::Wait(_) => {
                     assert!(
                         self.identifies <= self.permits,
                         "an IDENTIFY without a permit"
@@ -186,7 +189,7 @@ fn read(input: &[u8]) {
                 shard.handle(Input::Payload(payload));
             }
             Ok(Received::Partial | Received::Opened) => {}
-            Ok(Received::Closed(code)) => return shard.handle(Input::Closed(code)),
+            Ok(Received::Closed { code, .. }) => return shard.handle(Input::Closed(code)),
             Ok(Received::Nothing) => return shard.handle(Input::Drained),
             Err(error) => {
                 let reason = if TransportError::is_malformed(&error) {

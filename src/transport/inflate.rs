@@ -37,9 +37,9 @@ impl Compression {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InflateError {
-    /// Text where the compression sends binary, or the other way round.
-    #[error("a {0} message where the other kind is due")]
-    WrongKind(&'static str),
+    /// A binary message although no compression was asked for.
+    #[error("a binary message without compression")]
+    NotCompressed,
     /// The compressed data is damaged or truncated.
     #[error("compressed data is damaged: {0}")]
     Corrupt(String),
@@ -87,8 +87,7 @@ const TELLING: usize = 1 << 10;
 /// ```
 /// # use threadcord::{Compression, transport::Inflater};
 /// let mut inflater = Inflater::new(Compression::None, 1 << 20);
-/// assert_eq!(inflater.text(br#"{"op":11}"#)?, &br#"{"op":11}"#[..]);
-/// # Ok::<(), threadcord::transport::InflateError>(())
+/// assert_eq!(inflater.text(br#"{"op":11}"#), &br#"{"op":11}"#[..]);
 /// ```
 pub struct Inflater {
     kind: Kind,
@@ -156,17 +155,10 @@ impl Inflater {
         self.room.shareable = 0;
     }
 
-    /// A text message, which is a payload by itself.
-    ///
-    /// # Errors
-    /// If the compression sends binary messages alone.
-    pub fn text(&mut self, message: &[u8]) -> Result<Bytes, InflateError> {
-        match self.kind {
-            Kind::Plain | Kind::Payload => Ok(self.room.copy(message)),
-            Kind::ZlibStream { .. } | Kind::ZstdStream { .. } => {
-                Err(InflateError::WrongKind("text"))
-            }
-        }
+    /// A text message, which is a payload by itself, whatever the compression: servers that know
+    /// none send text although they were asked for it.
+    pub fn text(&mut self, message: &[u8]) -> Bytes {
+        self.room.copy(message)
     }
 
     /// A binary message; `None` if it is only a part of a payload.
@@ -177,7 +169,7 @@ impl Inflater {
     pub fn binary(&mut self, message: &[u8]) -> Result<Option<Bytes>, InflateError> {
         let room = &mut self.room;
         match &mut self.kind {
-            Kind::Plain => Err(InflateError::WrongKind("binary")),
+            Kind::Plain => Err(InflateError::NotCompressed),
             Kind::Payload => {
                 let (payload, status) = inflate(&mut Decompress::new(true), message, room)?;
                 match status {
@@ -401,7 +393,7 @@ mod tests {
                 Err(InflateError::Corrupt(_))
             ));
         }
-        assert_eq!(inflater.text(b"{}").unwrap(), &b"{}"[..]);
+        assert_eq!(inflater.text(b"{}"), &b"{}"[..]);
     }
 
     #[test]
@@ -411,7 +403,7 @@ mod tests {
         let mut kept = Vec::new();
         for n in 0..5000_usize {
             let text = noise(rng.usize(1..5000));
-            let payload = inflater.text(&text).unwrap();
+            let payload = inflater.text(&text);
             // Many are dropped at once, so that blocks are used again; some stay for long.
             if n.is_multiple_of(7) {
                 kept.push((text, payload));
@@ -462,16 +454,13 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_message_must_fit() {
+    fn text_is_read_as_it_is_and_binary_only_where_it_was_asked_for() {
         assert!(matches!(
             Inflater::new(Compression::None, MAX).binary(b"{}"),
-            Err(InflateError::WrongKind("binary"))
+            Err(InflateError::NotCompressed)
         ));
         for compression in [Compression::ZlibStream, Compression::ZstdStream] {
-            assert!(matches!(
-                Inflater::new(compression, MAX).text(b"{}"),
-                Err(InflateError::WrongKind("text"))
-            ));
+            assert_eq!(Inflater::new(compression, MAX).text(b"{}"), &b"{}"[..]);
         }
     }
 }

@@ -17,6 +17,7 @@ use std::time::Instant;
 
 pub use bytes::Bytes;
 pub use inflate::{Compression, InflateError, Inflater};
+use parking_lot::Mutex;
 use url::Url;
 pub use websocket::{WebSocketConnector, WebSocketTransport};
 
@@ -63,7 +64,8 @@ impl Settings {
 /// 2. [`read`](Self::read) drives it: it says [`Received::Opened`] once, then gives payloads, until
 ///    it says [`Received::Nothing`]. After that the caller may wait.
 /// 3. [`send`](Self::send) is legal from `Opened` on. What the network does not take at once is
-///    sent while the caller reads or waits; [`is_flushed`](Self::is_flushed) tells.
+///    sent while the caller reads or waits; [`written`](Self::written) tells how much. Where nothing
+///    can be sent any more, that is no error: reading goes on until the peer has closed.
 /// 4. After [`Received::Closed`] or an error, or whenever the caller wants,
 ///    [`disconnect`](Self::disconnect) ends it.
 pub trait Transport: Send {
@@ -79,8 +81,9 @@ pub trait Transport: Send {
     /// Sends a text message that no layer below may log. Never blocks; it fails where it would.
     fn send_secret(&mut self, text: &str) -> Result<(), TransportError>;
 
-    /// Whether everything sent has been given to the operating system.
-    fn is_flushed(&self) -> bool;
+    /// How many of the messages that were sent on this connection the operating system has taken as
+    /// a whole, secret ones included.
+    fn written(&self) -> u64;
 
     /// Blocks until there may be something to read (if `reading`), until the waker is called, or
     /// until an instant.
@@ -106,9 +109,14 @@ pub enum Received {
     Payload(Bytes),
     /// Something that is no payload, or only a part of one: read again.
     Partial,
-    /// The peer closed, with or without a code.
-    Closed(Option<u16>),
-    /// Nothing: the connection was read dry.
+    /// The peer closed, with or without a code and a reason.
+    Closed {
+        /// Its code.
+        code: Option<u16>,
+        /// What it says for people; empty if nothing.
+        reason: String,
+    },
+    /// Nothing is left to read for now.
     Nothing,
 }
 
@@ -118,8 +126,11 @@ pub struct Waker(Arc<WakerState>);
 
 struct WakerState {
     called: AtomicBool,
-    notify: Box<dyn Fn() + Send + Sync>,
+    /// Gone once the thread has ended.
+    notify: Mutex<Option<Notify>>,
 }
+
+type Notify = Arc<dyn Fn() + Send + Sync>;
 
 impl Waker {
     /// A waker that calls `notify` when it is first called, and again once that was
@@ -127,15 +138,25 @@ impl Waker {
     pub fn new(notify: impl Fn() + Send + Sync + 'static) -> Self {
         Self(Arc::new(WakerState {
             called: AtomicBool::new(false),
-            notify: Box::new(notify),
+            notify: Mutex::new(Some(Arc::new(notify))),
         }))
     }
 
     /// Wakes the thread.
     pub fn wake(&self) {
-        if !self.0.called.swap(true, Ordering::AcqRel) {
-            (self.0.notify)();
+        if self.0.called.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let notify = self.0.notify.lock().clone();
+        if let Some(notify) = notify {
+            notify();
+        }
+    }
+
+    /// The thread has ended: whoever still has the waker keeps nothing else of it.
+    pub(crate) fn close(&self) {
+        let notify = self.0.notify.lock().take();
+        drop(notify);
     }
 
     /// Whether it was called since this was last asked.
@@ -186,6 +207,21 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// The error and its causes, in one line.
+    pub fn report(&self) -> String {
+        let mut report = self.to_string();
+        let mut error: &dyn std::error::Error = self;
+        while let Some(source) = error.source() {
+            // Some say what their source says.
+            let text = source.to_string();
+            if !report.contains(&text) {
+                report = format!("{report}: {text}");
+            }
+            error = source;
+        }
+        report
+    }
+
     /// Whether the peer sent something malformed, as opposed to a connection that failed.
     pub fn is_malformed(&self) -> bool {
         matches!(self, Self::WebSocket(_) | Self::Inflate(_))

@@ -1,4 +1,5 @@
-//! The bytes below the websocket: read in large pieces, with or without TLS, and counted.
+//! The bytes below the websocket: read in large pieces, with or without TLS, and followed frame by
+//! frame.
 
 use std::io::{self, Read, Write};
 
@@ -34,6 +35,21 @@ impl Stream {
     }
 }
 
+/// A stream whose sending side may end before its receiving side.
+pub(super) trait Line: Read + Write {
+    /// Whether what is written goes nowhere any more.
+    fn has_write_failed(&self) -> bool;
+}
+
+impl Line for Stream {
+    fn has_write_failed(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.has_write_failed(),
+            Self::Tls(stream) => stream.get_ref().has_write_failed(),
+        }
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -62,6 +78,10 @@ impl Write for Stream {
 /// A stream that is read in large pieces and handed on in small ones, through a buffer that grows
 /// once more comes than fits into what there is.
 ///
+/// When a write fails, only the sending side has ended: what the peer sent before, and why it closed,
+/// can still be read. So from then on what is written is dropped, and the layers above, of which each
+/// would give up at an error, go on reading until the peer's side ends as well.
+///
 /// It always asks once more, until the system says `WouldBlock`. A read that filled no buffer would
 /// tell as much, but only as long as no edge has come since, and a shard without credit waits
 /// between the two.
@@ -76,6 +96,7 @@ pub(super) struct Buffered<S> {
     end: usize,
     /// How many of the last reads filled all that there was.
     filled: u32,
+    has_write_failed: bool,
 }
 
 impl<S> Buffered<S> {
@@ -87,6 +108,7 @@ impl<S> Buffered<S> {
             start: 0,
             end: 0,
             filled: 0,
+            has_write_failed: false,
         }
     }
 
@@ -134,32 +156,63 @@ impl<S: Read> Read for Buffered<S> {
     }
 }
 
+impl<S: Read + Write> Line for Buffered<S> {
+    fn has_write_failed(&self) -> bool {
+        self.has_write_failed
+    }
+}
+
+impl<S: Write> Buffered<S> {
+    /// What came of a write, unless the sending side has ended.
+    fn or_dropped<T>(&mut self, written: io::Result<T>, dropped: T) -> io::Result<T> {
+        match written {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                log::debug!("nothing can be sent any more: {error}; reading goes on");
+                self.has_write_failed = true;
+                Ok(dropped)
+            }
+            written => written,
+        }
+    }
+}
+
 impl<S: Write> Write for Buffered<S> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.write(buffer)
+        if self.has_write_failed {
+            return Ok(buffer.len());
+        }
+        let written = self.stream.write(buffer);
+        self.or_dropped(written, buffer.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        if self.has_write_failed {
+            return Ok(());
+        }
+        let flushed = self.stream.flush();
+        self.or_dropped(flushed, ())
     }
 }
 
-/// A stream that counts what it hands on, so that its owner can tell whether the websocket above
-/// holds a part of a frame.
-pub(super) struct Counted<S> {
+/// A stream that follows the messages in both directions, so that its owner can tell which the peer
+/// can have received, and whether the websocket above holds a part of one.
+pub(super) struct Followed<S> {
     stream: S,
-    /// How much of the end of the head has been handed on, or all of it.
-    head: usize,
-    /// Bytes handed on after the head.
-    handed_on: u64,
+    incoming: Messages,
+    outgoing: Messages,
 }
 
-impl<S> Counted<S> {
+impl<S> Followed<S> {
     pub(super) fn new(stream: S) -> Self {
         Self {
             stream,
-            head: 0,
-            handed_on: 0,
+            incoming: Messages::default(),
+            outgoing: Messages::default(),
         }
     }
 
@@ -168,13 +221,105 @@ impl<S> Counted<S> {
         &mut self.stream
     }
 
-    /// Bytes handed on after the head of the answer to the upgrade.
-    pub(super) fn handed_on(&self) -> u64 {
-        self.handed_on
+    /// Messages that were written as a whole, those of the protocol (pongs, closes) not counted.
+    pub(super) fn written(&self) -> u64 {
+        self.outgoing.count
     }
 
-    /// Looks for the end of the head. Returns how much of this lies behind it.
-    fn behind_head(&mut self, mut bytes: &[u8]) -> usize {
+    /// Whether all that was read ends with a whole message.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.incoming.is_between()
+    }
+}
+
+impl<S: Line> Followed<S> {
+    pub(super) fn has_write_failed(&self) -> bool {
+        self.stream.has_write_failed()
+    }
+}
+
+impl<S: Read> Read for Followed<S> {
+    fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
+        let length = self.stream.read(output)?;
+        self.incoming.follow(&output[..length]);
+        Ok(length)
+    }
+}
+
+impl<S: Line> Write for Followed<S> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let length = self.stream.write(buffer)?;
+        if !self.stream.has_write_failed() {
+            self.outgoing.follow(&buffer[..length]);
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// The websocket messages in one direction of a connection, behind the head of the HTTP upgrade.
+///
+/// Source: [RFC 6455, Base Framing
+/// Protocol](https://datatracker.ietf.org/doc/html/rfc6455#section-5.2).
+#[derive(Default)]
+struct Messages {
+    /// How much of the end of the head has passed, or all of it.
+    head: usize,
+    /// The header of the frame that has begun, as far as it has passed.
+    header: Vec<u8>,
+    /// Bytes of the frame's payload that have not passed.
+    left: u64,
+    /// A message has begun, and its last frame has not passed.
+    is_unfinished: bool,
+    /// Messages that have passed.
+    count: u64,
+}
+
+impl Messages {
+    fn is_between(&self) -> bool {
+        self.header.is_empty() && !self.is_unfinished
+    }
+
+    /// These bytes pass.
+    fn follow(&mut self, bytes: &[u8]) {
+        let mut bytes = self.behind_head(bytes);
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let passed = bytes
+                    .len()
+                    .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+                self.left -= passed as u64;
+                bytes = &bytes[passed..];
+            } else {
+                self.header.push(bytes[0]);
+                bytes = &bytes[1..];
+                let Some(length) = payload_length(&self.header) else {
+                    continue;
+                };
+                self.left = length;
+            }
+            if self.left == 0 {
+                self.end_frame();
+            }
+        }
+    }
+
+    fn end_frame(&mut self) {
+        let first = self.header[0];
+        self.header.clear();
+        let (is_last, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
+        // Frames of the protocol itself may come between those of a message.
+        if !is_control {
+            self.is_unfinished = !is_last;
+            self.count += u64::from(is_last);
+        }
+    }
+
+    /// Looks for the end of the head. Returns what lies behind it.
+    fn behind_head<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
         while self.head < END_OF_HEAD.len()
             && let [byte, rest @ ..] = bytes
         {
@@ -186,26 +331,33 @@ impl<S> Counted<S> {
             };
             bytes = rest;
         }
-        bytes.len()
+        bytes
     }
 }
 
-impl<S: Read> Read for Counted<S> {
-    fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
-        let length = self.stream.read(output)?;
-        self.handed_on += self.behind_head(&output[..length]) as u64;
-        Ok(length)
+/// The length of a frame's payload, once all of its header is there.
+fn payload_length(header: &[u8]) -> Option<u64> {
+    let [_, second, rest @ ..] = header else {
+        return None;
+    };
+    let extended = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    if rest.len() < extended + mask {
+        return None;
     }
-}
-
-impl<S: Write> Write for Counted<S> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
+    let length = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0, |length, byte| length << 8 | u64::from(*byte))
+    };
+    Some(match extended {
+        0 => u64::from(second & 0x7f),
+        _ => length(&rest[..extended]),
+    })
 }
 
 #[cfg(test)]
@@ -257,5 +409,95 @@ mod tests {
                 "seed {seed}"
             );
         }
+    }
+
+    #[test]
+    fn messages_are_followed_however_they_are_cut() {
+        use tungstenite::protocol::frame::Frame;
+        use tungstenite::protocol::frame::coding::{Data, OpCode};
+
+        let mut bytes = b"GET / HTTP/1.1\r\nhost: x\r\n\r\r\n\r\n".to_vec();
+        let (mut ends, mut begins) = (vec![], bytes.len());
+        let mut frame = |opcode, length: usize, is_last: bool, is_masked: bool| {
+            let mut frame = Frame::message(vec![b'x'; length], opcode, is_last);
+            frame.header_mut().mask = is_masked.then_some([1, 2, 3, 4]);
+            frame.format(&mut bytes).unwrap();
+            if is_last {
+                ends.push(bytes.len());
+            }
+        };
+        let (text, more) = (OpCode::Data(Data::Text), OpCode::Data(Data::Continue));
+        for length in [0, 1, 125, 126, 65_535, 65_536, 100_000] {
+            frame(text, length, true, false);
+            frame(text, length, true, true);
+        }
+        frame(text, 40_000, false, true);
+        frame(more, 0, false, false);
+        Frame::ping(vec![b'x'; 5]).format(&mut bytes).unwrap();
+        let mut frame = |opcode, length: usize, is_last: bool| {
+            let frame = Frame::message(vec![b'x'; length], opcode, is_last);
+            frame.format(&mut bytes).unwrap();
+        };
+        frame(more, 40_000, true);
+        ends.push(bytes.len());
+
+        let mut rng = fastrand::Rng::with_seed(1);
+        for longest in [1, 3, 1000, 100_000] {
+            let (mut messages, mut at) = (Messages::default(), 0);
+            while at < bytes.len() {
+                let length = rng.usize(1..=longest).min(bytes.len() - at);
+                messages.follow(&bytes[at..at + length]);
+                at += length;
+                let passed = ends.iter().filter(|end| **end <= at).count();
+                assert_eq!(messages.count, passed as u64, "at {at}");
+                let is_between = at == begins || ends.contains(&at);
+                assert!(!is_between || messages.is_between(), "at {at}");
+                if at > begins && !messages.is_between() {
+                    assert!(!ends.contains(&at));
+                }
+            }
+            assert!(messages.is_between());
+        }
+        begins += 1;
+        let mut messages = Messages::default();
+        messages.follow(&bytes[..begins]);
+        assert!(!messages.is_between(), "a frame has begun");
+    }
+
+    /// Takes so many bytes, then fails for good.
+    struct Failing(usize);
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Failing {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let length = buffer.len().min(self.0);
+            self.0 -= length;
+            Ok(length)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_after_a_write_error_does_not_count_as_written() {
+        let mut stream = Followed::new(Buffered::new(Failing(4 + 7 + 3), 0));
+        stream.write_all(b"\r\n\r\n").unwrap();
+        // A frame of one masked byte has 7.
+        let frame = [0x81, 0x81, 1, 2, 3, 4, 5];
+        for written in [1, 1, 1] {
+            stream.write_all(&frame).unwrap();
+            assert_eq!(stream.written(), written);
+        }
+        assert!(stream.has_write_failed());
     }
 }

@@ -14,6 +14,7 @@ use native_tls::{
 use tungstenite::client::IntoClientRequest;
 use tungstenite::handshake::client::{ClientHandshake, Response};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
+use tungstenite::http::HeaderValue;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -21,8 +22,9 @@ use tungstenite::{Message, WebSocket};
 use url::{Host, Url};
 
 use super::inflate::Inflater;
-use super::stream::{Buffered, Counted, SMALL, Stream};
+use super::stream::{Buffered, Followed, Line, SMALL, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
+use crate::protocol::USER_AGENT;
 use crate::shard_id::ShardId;
 
 const SOCKET: Token = Token(0);
@@ -88,7 +90,7 @@ pub struct WebSocketTransport {
     attempts: Option<Attempts>,
 }
 
-type Upgrade = ClientHandshake<Counted<Stream>>;
+type Upgrade = ClientHandshake<Followed<Stream>>;
 
 /// How far the connection has come.
 enum Link {
@@ -96,18 +98,13 @@ enum Link {
     Tcp(TcpStream),
     Tls(MidHandshakeTlsStream<Buffered<TcpStream>>),
     Upgrade(Box<MidHandshake<Upgrade>>),
-    Open(Box<Socket<Counted<Stream>>>),
+    Open(Box<Socket<Followed<Stream>>>),
 }
 
 /// An open websocket, and what inflates its messages.
 pub(super) struct Socket<S> {
     websocket: WebSocket<S>,
     inflater: Inflater,
-    /// The bytes of the frames that were read, if each message came in one.
-    taken: u64,
-    /// More than has come cannot have been read: some large message was in several frames, and
-    /// `taken` is of no use any more.
-    is_miscounted: bool,
 }
 
 /// The addresses of a host that have not been tried yet.
@@ -139,10 +136,7 @@ impl Transport for WebSocketTransport {
             if let Link::Open(socket) = &mut self.link {
                 let received = socket.read();
                 match received {
-                    Ok(Received::Nothing) => {
-                        self.maybe_ready = false;
-                        socket.is_miscounted |= socket.is_ahead();
-                    }
+                    Ok(Received::Nothing) => self.maybe_ready = false,
                     // The answer to a ping may be waiting to be sent.
                     Ok(Received::Partial) => self.flushed = false,
                     _ => {}
@@ -196,8 +190,11 @@ impl Transport for WebSocketTransport {
         Ok(stream.flush()?)
     }
 
-    fn is_flushed(&self) -> bool {
-        self.flushed
+    fn written(&self) -> u64 {
+        match &self.link {
+            Link::Open(socket) => socket.websocket.get_ref().written(),
+            _ => 0,
+        }
     }
 
     fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
@@ -210,7 +207,9 @@ impl Transport for WebSocketTransport {
     }
 
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
-        if let (Link::Open(socket), Some(code)) = (&mut self.link, code) {
+        if let (Link::Open(socket), Some(code)) = (&mut self.link, code)
+            && !socket.websocket.get_ref().has_write_failed()
+        {
             let frame = CloseFrame {
                 code: code.into(),
                 reason: "".into(),
@@ -365,9 +364,11 @@ impl WebSocketTransport {
         let Some(attempts) = &self.attempts else {
             return Ok(false);
         };
-        let request = attempts.url.as_str().into_client_request()?;
+        let mut request = attempts.url.as_str().into_client_request()?;
+        let agent = HeaderValue::from_static(USER_AGENT);
+        request.headers_mut().insert("user-agent", agent);
         let handshake = ClientHandshake::start(
-            Counted::new(stream),
+            Followed::new(stream),
             request,
             Some(settings(self.settings.max_payload)),
         )?;
@@ -376,7 +377,7 @@ impl WebSocketTransport {
 
     fn upgraded(
         &mut self,
-        handshake: Result<(WebSocket<Counted<Stream>>, Response), HandshakeError<Upgrade>>,
+        handshake: Result<(WebSocket<Followed<Stream>>, Response), HandshakeError<Upgrade>>,
     ) -> Result<bool, TransportError> {
         match handshake {
             Ok((websocket, _)) => {
@@ -408,51 +409,42 @@ impl<S: Read + Write> Socket<S> {
         Self {
             websocket,
             inflater,
-            taken: 0,
-            is_miscounted: false,
         }
     }
 
     /// What came next.
     pub(super) fn read(&mut self) -> Result<Received, TransportError> {
         match self.websocket.read() {
-            Ok(Message::Text(text)) => {
-                self.taken += frame_size(text.len());
-                Ok(Received::Payload(self.inflater.text(text.as_bytes())?))
-            }
-            Ok(Message::Binary(bytes)) => {
-                self.taken += frame_size(bytes.len());
-                Ok(self
-                    .inflater
-                    .binary(&bytes)?
-                    .map_or(Received::Partial, Received::Payload))
-            }
-            Ok(Message::Ping(bytes) | Message::Pong(bytes)) => {
-                self.taken += frame_size(bytes.len());
-                Ok(Received::Partial)
-            }
-            Ok(Message::Close(frame)) => Ok(Received::Closed(frame.map(|frame| frame.code.into()))),
-            // Nobody is given one.
-            Ok(Message::Frame(_)) => Ok(Received::Partial),
+            Ok(Message::Text(text)) => Ok(Received::Payload(self.inflater.text(text.as_bytes()))),
+            Ok(Message::Binary(bytes)) => Ok(self
+                .inflater
+                .binary(&bytes)?
+                .map_or(Received::Partial, Received::Payload)),
+            Ok(Message::Close(frame)) => Ok(match frame {
+                Some(frame) => Received::Closed {
+                    code: Some(frame.code.into()),
+                    reason: frame.reason.as_str().to_owned(),
+                },
+                None => Received::Closed {
+                    code: None,
+                    reason: String::new(),
+                },
+            }),
+            // tungstenite answers pings by itself.
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(Received::Partial),
             Err(error) if is_blocked(&error) => Ok(Received::Nothing),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-impl<S: Read + Write> Socket<Counted<S>> {
-    /// Whether more was read than has come, by what `taken` says.
-    fn is_ahead(&self) -> bool {
-        self.taken > self.websocket.get_ref().handed_on()
-    }
-
+impl<S: Line> Socket<Followed<S>> {
     /// Gives back the memory that large messages and many at once have taken. That of tungstenite
-    /// goes with the websocket: the connection gets another, if this one holds no part of a frame.
+    /// goes with the websocket: the connection gets another, if this one holds no part of a message.
+    /// Nothing must be left to read.
     fn rest(mut self, max_payload: usize) -> Self {
         self.inflater.rest();
-        let is_between_frames =
-            self.websocket.get_ref().handed_on() == self.taken && !self.is_miscounted;
-        if !is_between_frames || !self.websocket.can_write() {
+        if !self.websocket.get_ref().is_between_messages() || !self.websocket.can_write() {
             return self;
         }
         let stream = self.websocket.into_inner();
@@ -460,16 +452,6 @@ impl<S: Read + Write> Socket<Counted<S>> {
             WebSocket::from_raw_socket(stream, Role::Client, Some(settings(max_payload)));
         Self { websocket, ..self }
     }
-}
-
-/// The bytes of a frame with so many in it, as a server sends it.
-fn frame_size(length: usize) -> u64 {
-    let header = match length {
-        0..126 => 2,
-        126..0x1_0000 => 4,
-        _ => 10,
-    };
-    length as u64 + header
 }
 
 /// The settings of a websocket whose payloads have up to `max_payload` bytes.
@@ -566,20 +548,20 @@ mod tests {
     }
 
     /// A socket whose peer has answered the upgrade.
-    fn opened() -> Socket<Counted<Buffered<Peer>>> {
-        let mut stream = Counted::new(Buffered::new(Peer::default(), 0));
+    fn opened() -> Socket<Followed<Buffered<Peer>>> {
+        let mut stream = Followed::new(Buffered::new(Peer::default(), 0));
         let head = b"HTTP/1.1 101 Switching\r\n\r\r\n\r\n";
         stream.get_mut().get_mut().0.extend(head);
         // In pieces, so that its end lies in two of them.
         for _ in 0..head.len() {
             stream.read_exact(&mut [0]).unwrap();
         }
-        assert_eq!(stream.handed_on(), 0);
+        assert!(stream.is_between_messages());
         let websocket = WebSocket::from_raw_socket(stream, Role::Client, Some(settings(MAX)));
         Socket::new(websocket, Inflater::new(Compression::None, MAX))
     }
 
-    fn say(socket: &mut Socket<Counted<Buffered<Peer>>>, bytes: &[u8]) {
+    fn say(socket: &mut Socket<Followed<Buffered<Peer>>>, bytes: &[u8]) {
         socket
             .websocket
             .get_mut()
@@ -589,7 +571,7 @@ mod tests {
             .extend(bytes);
     }
 
-    fn text(socket: &mut Socket<Counted<Buffered<Peer>>>) -> Option<String> {
+    fn text(socket: &mut Socket<Followed<Buffered<Peer>>>) -> Option<String> {
         match socket.read().unwrap() {
             Received::Payload(bytes) => Some(String::from_utf8(bytes.into()).unwrap()),
             Received::Nothing => None,
@@ -631,32 +613,31 @@ mod tests {
     }
 
     #[test]
-    fn a_message_in_several_frames_is_no_reason_to_lose_anything() {
-        let mut socket = opened();
+    fn a_rest_after_a_message_in_several_frames_loses_nothing() {
         // Two frames with short headers, whose message would have had a long one: two bytes more
-        // than came.
+        // than came, which is as much as came of the next one.
         let half = "x".repeat(40_000);
         let mut bytes = Vec::new();
         Frame::message(half.clone(), OpCode::Data(Data::Text), false)
             .format(&mut bytes)
             .unwrap();
+        let between = bytes.len();
         Frame::message(half, OpCode::Data(Data::Continue), true)
             .format(&mut bytes)
             .unwrap();
-        say(&mut socket, &bytes);
-        assert_eq!(text(&mut socket).map(|text| text.len()), Some(80_000));
-        assert_eq!(text(&mut socket), None);
-        assert!(socket.is_ahead());
-    }
-
-    #[test]
-    fn frames_are_as_long_as_tungstenite_makes_them() {
-        for length in [0, 1, 125, 126, 65_535, 65_536, 100_000] {
-            assert_eq!(
-                frame_size(length),
-                frame(&"x".repeat(length)).len() as u64,
-                "{length}"
-            );
+        let end = bytes.len();
+        bytes.extend(frame(&"y".repeat(200)));
+        for cut in [between, end, end + 1, end + 2, end + 3] {
+            let mut socket = opened();
+            let mut read = Vec::new();
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                say(&mut socket, part);
+                while let Some(text) = text(&mut socket) {
+                    read.push(text.len());
+                }
+                socket = socket.rest(MAX);
+            }
+            assert_eq!(read, [80_000, 200], "cut at {cut}");
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod book;
 pub mod lines;
 #[cfg(feature = "gateway-sim")]
 pub mod program;
+pub mod raw;
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +46,8 @@ pub fn config(gateway: &sim::Gateway) -> Config {
     let mut timing = Timing::scaled(SCALE);
     // Most tests take their events on the thread that suspends.
     timing.handlers_timeout = Duration::ZERO;
+    // The simulator gives an event to all sessions at once.
+    timing.session_skew = Duration::from_millis(10);
     let config = Config::new(Token::new(gateway.token()).unwrap(), Intents::all())
         .rest_url(gateway.rest_url())
         .timing(timing);

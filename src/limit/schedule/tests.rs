@@ -116,7 +116,7 @@ fn no_wait_overflows() {
     );
     let id = schedule.request(shard(0));
     assert!(matches!(schedule.poll(now), Turn::Wait(Some(_))));
-    schedule.update(now, limits(1, 10));
+    schedule.update(now, now, limits(1, 10));
     assert_eq!(granted(&mut schedule, now), [id]);
     schedule.exit_after(now, id, Duration::MAX);
     schedule.request(shard(0));
@@ -125,8 +125,69 @@ fn no_wait_overflows() {
 
 #[test]
 fn an_answer_that_is_out_of_date_gives_nothing_back() {
-    let now = Instant::now();
+    let (now, second) = (Instant::now(), Duration::from_secs(1));
     let day = Duration::from_secs(3600);
+    let answer = |remaining, reset_after| Limits {
+        reset_after,
+        ..limits(1, remaining)
+    };
+    // The day had begun; it had not, or so the answer says; it begins at another instant than was
+    // said; and the day is over just now.
+    for (before, after, left) in [
+        (answer(5, day), answer(5, day), 4),
+        (answer(5, Duration::ZERO), answer(5, Duration::ZERO), 4),
+        (answer(5, day), answer(5, 20 * day), 4),
+        // What is left cannot be more than there was on the same day.
+        (answer(5, Duration::ZERO), answer(0, Duration::ZERO), 4),
+    ] {
+        let mut schedule = schedule(now, before);
+        let id = schedule.request(shard(0));
+        assert_eq!(granted(&mut schedule, now + second), [id]);
+        schedule.used(now + second, id);
+        schedule.update(now + 2 * second, now, after);
+        assert_eq!(
+            schedule.remaining(now + 2 * second),
+            left,
+            "asked before the IDENTIFY: {before:?}, {after:?}"
+        );
+        schedule.update(now + 3 * second, now + 2 * second, answer(2, day));
+        assert_eq!(schedule.remaining(now + 3 * second), 2, "others spend, too");
+        schedule.update(now + 4 * second, now + 3 * second, answer(1000, 20 * day));
+        assert_eq!(schedule.remaining(now + 4 * second), 1000, "another day");
+    }
+}
+
+#[test]
+fn what_another_process_sent_just_before_cools_its_key() {
+    let now = Instant::now();
+    let keys = |n| NonZeroU32::new(n).unwrap();
+    let mut schedule = schedule(now, limits(2, 1000));
+    schedule.note(1, keys(2), now.checked_sub(WINDOW / 2).unwrap());
+    let (other, same) = (schedule.request(shard(0)), schedule.request(shard(1)));
+    assert_eq!(granted(&mut schedule, now), [other]);
+    assert_eq!(granted(&mut schedule, now + WINDOW / 2), [same]);
+    // With another number of keys it may have been any of them.
+    let mut schedule = self::schedule(now, limits(2, 1000));
+    schedule.note(7, keys(16), now);
+    schedule.request(shard(0));
+    assert_eq!(schedule.poll(now), Turn::Wait(Some(now + WINDOW)));
+}
+
+#[test]
+fn those_who_leave_from_the_middle_leave_nothing_behind() {
+    let now = Instant::now();
+    let mut schedule = schedule(now, limits(1, 1000));
+    let ids: Vec<_> = (0..100).map(|n| schedule.request(shard(n))).collect();
+    for id in &ids[1..99] {
+        schedule.leave(now, *id);
+    }
+    assert_eq!(schedule.key(shard(0)).queue, [ids[0], ids[99]]);
+}
+
+#[test]
+fn the_reset_is_told_without_the_guard() {
+    let now = Instant::now();
+    let day = Duration::from_secs(86_400);
     let mut schedule = schedule(
         now,
         Limits {
@@ -134,37 +195,7 @@ fn an_answer_that_is_out_of_date_gives_nothing_back() {
             ..limits(1, 5)
         },
     );
-    let id = schedule.request(shard(0));
-    assert_eq!(granted(&mut schedule, now), [id]);
-    schedule.used(now, id);
-    schedule.update(
-        now,
-        Limits {
-            reset_after: day,
-            ..limits(1, 5)
-        },
-    );
-    assert_eq!(
-        schedule.remaining(now),
-        4,
-        "it was asked for before the IDENTIFY"
-    );
-    schedule.update(
-        now,
-        Limits {
-            reset_after: day,
-            ..limits(1, 2)
-        },
-    );
-    assert_eq!(schedule.remaining(now), 2, "other processes spend, too");
-    schedule.update(
-        now,
-        Limits {
-            reset_after: 20 * day,
-            ..limits(1, 1000)
-        },
-    );
-    assert_eq!(schedule.remaining(now), 1000, "another day");
+    assert_eq!(schedule.status(now).reset_after, Some(day));
 }
 
 #[test]
@@ -219,7 +250,7 @@ fn a_new_number_of_keys_keeps_order_and_windows() {
     let ids: Vec<_> = (0..4).map(|n| schedule.request(shard(n))).collect();
     assert_eq!(granted(&mut schedule, now), ids[..1]);
     schedule.used(now, ids[0]);
-    schedule.update(now, limits(2, 999));
+    schedule.update(now, now, limits(2, 999));
     assert_eq!(schedule.poll(now), Turn::Wait(Some(now + WINDOW)));
     assert_eq!(
         granted(&mut schedule, now + WINDOW),

@@ -327,9 +327,19 @@ impl InvalidCommand {
     ) -> Self {
         Self::Field {
             field: field.into(),
-            given: given.to_string(),
+            given: visible(given),
             allowed,
         }
+    }
+}
+
+/// What was given, for an error that says so; an empty text would not be seen.
+pub(crate) fn visible(given: impl fmt::Display) -> String {
+    let given = given.to_string();
+    if given.is_empty() {
+        "\"\"".into()
+    } else {
+        given
     }
 }
 
@@ -340,6 +350,13 @@ fn check_presence(data: &Value) -> Result<(), InvalidCommand> {
             &data["activities"],
             "an array; an empty one for none",
         ));
+    }
+    // Discord closes with 4001 where one is missing.
+    for field in ["since", "status", "afk"] {
+        if data.get(field).is_none() {
+            let allowed = "all of since (null unless the bot is idle), activities, status and afk";
+            return Err(InvalidCommand::field(field, "missing", allowed));
+        }
     }
     let presence = Presence::deserialize(data).map_err(|error| {
         InvalidCommand::field(

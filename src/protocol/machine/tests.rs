@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::intents::Intents;
+use crate::protocol::MemberQuery;
 use crate::token::Token;
 
 const INTERVAL: Duration = Duration::from_secs(40);
@@ -57,17 +58,14 @@ impl Rig {
         rig
     }
 
-    /// Polls until there is nothing to do; returns the deadline.
+    /// Polls until there is nothing to do; returns the deadline. The socket is empty.
     fn drive(&mut self) -> Option<(Instant, Timer)> {
         for _ in 0..1000 {
             match self.machine.poll(self.now) {
-                Output::Wait(wait) => {
-                    assert!(
-                        wait.is_none_or(|(until, _)| until > self.now),
-                        "it spins: a wait that is over, {wait:?}"
-                    );
-                    return wait;
+                Output::Wait(Some((until, _))) if until <= self.now => {
+                    self.machine.handle(self.now, Input::Drained);
                 }
+                Output::Wait(wait) => return wait,
                 Output::Stop(reason) => {
                     self.said.push(Output::Stop(reason));
                     return None;
@@ -206,6 +204,7 @@ fn ready_starts_a_session_and_is_delivered() {
         &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}),
     );
     let session = Session::new("s1".into(), 1, "wss://r".into(), shard(), 5);
+    let session = session.with_intents(Intents::GUILDS);
     assert_eq!(rig.said[0], Output::Report(Notice::Ready(session)));
     assert_eq!(rig.delivered(), [1]);
     rig.dispatch("GUILD_CREATE", 2, &json!({}));
@@ -651,6 +650,180 @@ fn close_ends_the_session_and_suspend_keeps_it() {
     rig.input(Input::Stop(CloseReason::Suspended));
     assert_eq!(rig.said, [Output::Stop(CloseReason::Suspended)]);
     assert_eq!(rig.machine.session().unwrap().id, "s1");
+}
+
+#[test]
+fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
+    // A stored one.
+    let stored = session(5).with_intents(Intents::GUILD_MESSAGES);
+    let mut rig = Rig::new(Some(stored.clone()));
+    assert!(rig.said(&Output::Report(Notice::SessionLost(stored))));
+    assert!(rig.said(&Output::Connect(Target::Main)));
+    rig.input(Input::Connected);
+    rig.hello();
+    assert_eq!(rig.machine.stage(), Stage::Queued);
+    // One that is live when its shard is restarted with other intents: it is ended.
+    let mut rig = Rig::ready();
+    let identity = Identity {
+        intents: Intents::GUILD_MESSAGES,
+        ..rig.machine.identity.clone()
+    };
+    rig.input(Input::Restart(Box::new(identity)));
+    assert_eq!(rig.said[0], Output::Disconnect(Some(1000)));
+    assert!(rig.lost_session());
+    assert!(rig.said(&Output::Connect(Target::Main)));
+    // One of which they are not known is resumed.
+    let rig = Rig::new(Some(session(5)));
+    assert!(rig.machine.session().is_some());
+}
+
+#[test]
+fn what_came_while_the_process_was_frozen_is_read_before_anything_is_missed() {
+    let frozen = Duration::from_secs(600);
+    let mut rig = Rig::new(None);
+    rig.now += frozen;
+    rig.machine.handle(rig.now, Input::Connected);
+    rig.now += frozen;
+    let hello = json!({"op": 10, "d": {"heartbeat_interval": INTERVAL_MS}});
+    let read = |rig: &mut Rig, payload: &Value| {
+        // It is asked what is due before it has read.
+        let _ = rig.machine.poll(rig.now);
+        rig.machine
+            .handle(rig.now, Input::Payload(payload.to_string().into()));
+    };
+    read(&mut rig, &hello);
+    assert_eq!(rig.machine.stage(), Stage::Queued);
+    rig.input(Input::Permit);
+    rig.now += frozen;
+    let data = json!({"session_id": "s1", "user": {"id": "5"}});
+    read(&mut rig, &json!({"op": 11}));
+    read(&mut rig, &json!({"op": 0, "t": "READY", "s": 1, "d": data}));
+    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert!(!rig.sent().is_empty());
+}
+
+#[test]
+fn ready_needs_its_session_alone() {
+    for (url, user) in [
+        (json!(null), json!({"id": 5})),
+        (json!(7), json!([])),
+        (json!({}), json!("x")),
+    ] {
+        let mut rig = Rig::new(None);
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.input(Input::Permit);
+        let data = json!({"session_id": "s1", "resume_gateway_url": url, "user": user});
+        rig.dispatch("READY", 1, &data);
+        assert_eq!(rig.machine.stage(), Stage::Ready, "{data}");
+        rig.said.clear();
+        rig.input(Input::Closed(None));
+        assert_eq!(rig.reconnect().0, Target::Main, "{data}");
+    }
+}
+
+#[test]
+fn a_limiter_that_fails_is_asked_again_after_a_pause_that_grows() {
+    let mut rig = Rig::new(None);
+    rig.input(Input::Connected);
+    rig.hello();
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        rig.said.clear();
+        let failed_at = rig.now;
+        rig.input(Input::NoPermit);
+        while !rig.said(&Output::RequestPermit) {
+            rig.sleep();
+            rig.payload(&json!({"op": 11}));
+        }
+        pauses.push(rig.now - failed_at);
+    }
+    assert_eq!(
+        rig.machine.stage(),
+        Stage::Queued,
+        "it heartbeats meanwhile"
+    );
+    assert!(pauses[0] >= Duration::from_millis(500), "{pauses:?}");
+    assert!(pauses[3] > 2 * pauses[0], "{pauses:?}");
+}
+
+#[test]
+fn a_connection_that_was_ready_comes_back_soon() {
+    let back = |rig: &mut Rig, loss: &dyn Fn(&mut Rig)| {
+        rig.said.clear();
+        loss(rig);
+        let pause = rig.reconnect().1;
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.dispatch("RESUMED", 1, &json!({}));
+        pause
+    };
+    let mut rig = Rig::ready();
+    for _ in 0..20 {
+        let pause = back(&mut rig, &|rig| rig.payload(&json!({"op": 7})));
+        assert_eq!(pause, Duration::ZERO, "Discord asks for it");
+    }
+    let cut = |rig: &mut Rig| rig.input(Input::Closed(None));
+    let pauses: Vec<_> = (0..20).map(|_| back(&mut rig, &cut)).collect();
+    assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(5)));
+    assert!(pauses[19] > Duration::from_secs(2), "and yet not at once");
+    // What the shard sent was wrong: it would be wrong again.
+    for code in [4001, 4002, 4005, 4008] {
+        let mut rig = Rig::ready();
+        let close = |rig: &mut Rig| rig.input(Input::Closed(Some(code)));
+        let pauses: Vec<_> = (0..10).map(|_| back(&mut rig, &close)).collect();
+        assert!(pauses[9] >= Duration::from_secs(30), "{code}: {pauses:?}");
+    }
+}
+
+#[test]
+fn sessions_that_last_a_little_cannot_burn_the_day() {
+    // Each lasts longer than what counts as stable, and costs an IDENTIFY.
+    let mut rig = Rig::new(None);
+    let start = rig.now;
+    rig.machine = rig.machine.with_session_starts(start, 1000);
+    let mut identifies = 0;
+    while rig.now < start + Duration::from_secs(24 * 60 * 60) {
+        rig.input(Input::Connected);
+        rig.hello();
+        rig.input(Input::Permit);
+        identifies += 1;
+        rig.dispatch("READY", 1, &json!({"session_id": "s", "user": {"id": "5"}}));
+        rig.now += Duration::from_secs(11);
+        rig.said.clear();
+        rig.input(Input::Closed(Some(4009)));
+        rig.reconnect();
+    }
+    // It is one of two shards.
+    assert!(identifies <= 501, "{identifies}");
+}
+
+#[test]
+fn a_stop_before_the_connection_is_opened_opens_none() {
+    let mut rig = Rig::ready();
+    rig.said.clear();
+    rig.machine.handle(rig.now, Input::Closed(None));
+    loop {
+        match rig.machine.poll(rig.now) {
+            Output::Report(Notice::Connecting { .. }) => break,
+            Output::Wait(_) => rig.now += Duration::from_secs(1),
+            _ => {}
+        }
+    }
+    rig.input(Input::Stop(CloseReason::Suspended));
+    let connects = |output: &Output| matches!(output, Output::Connect(_));
+    assert!(!rig.said.iter().any(connects), "{:?}", rig.said);
+}
+
+#[test]
+fn a_request_that_was_not_sent_may_go_out_at_once() {
+    let mut rig = Rig::ready();
+    let all = || Command::request_members(1, &MemberQuery::all(), None).unwrap();
+    rig.input(Input::Command(all()));
+    assert!(rig.said(&Output::SendCommand(all())));
+    rig.said.clear();
+    rig.input(Input::Unsent(all()));
+    assert!(rig.said(&Output::SendCommand(all())), "{:?}", rig.said);
 }
 
 #[test]
@@ -1291,7 +1464,7 @@ fn sessions_that_never_last_open_the_circuit() {
 fn a_restart_resumes_at_once_in_every_state() {
     let restart = |rig: &mut Rig| {
         let identity = Identity {
-            intents: Intents::GUILD_MESSAGES,
+            large_threshold: 100,
             ..rig.machine.identity.clone()
         };
         rig.said.clear();
@@ -1331,7 +1504,7 @@ fn a_restart_resumes_at_once_in_every_state() {
     rig.hello();
     rig.said.clear();
     rig.input(Input::Permit);
-    assert_eq!(rig.sent()[0].1["intents"], Intents::GUILD_MESSAGES.bits());
+    assert_eq!(rig.sent()[0].1["large_threshold"], 100);
     // In a long pause, whose reasons are forgotten.
     let mut rig = Rig::new(None);
     for _ in 0..10 {

@@ -83,6 +83,9 @@ impl World {
         if over(&mut client.presences, now, window, PRESENCES) {
             return Err((4008, "at most 5 presences per 20 s"));
         }
+        if data.get("since").is_none() {
+            return Err((4001, "a presence has since, which may be null"));
+        }
         is_presence(data).then_some(()).ok_or((
             4002,
             "a presence has since, activities (an array), status and afk",

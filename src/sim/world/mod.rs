@@ -137,6 +137,11 @@ enum Timer {
         session: String,
         absence: u64,
     },
+    Replay {
+        connection: usize,
+        session: String,
+        sequence: u64,
+    },
     Traffic,
     Fault {
         target: super::Target,
@@ -204,6 +209,11 @@ impl World {
                         self.lose_session(&session);
                     }
                 }
+                Timer::Replay {
+                    connection,
+                    session,
+                    sequence,
+                } => self.replay(now, connection, &session, sequence),
                 Timer::Traffic => self.traffic(now, due),
                 Timer::Fault { target, fault } => self.inject(now, target, fault),
                 Timer::RandomFault => self.random_fault(now),

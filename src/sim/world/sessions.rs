@@ -312,12 +312,31 @@ impl World {
                 self.lose_session(&id);
                 self.invalidate(connection, false);
             }
-            Some(_) => self.replay(now, connection, &id, resume.seq),
+            Some(_) if self.settings.replay_delay.is_zero() => {
+                self.replay(now, connection, &id, resume.seq);
+            }
+            Some(_) => {
+                let sequence = resume.seq;
+                self.set_timer(
+                    now + self.settings.replay_delay,
+                    Timer::Replay {
+                        connection,
+                        session: id,
+                        sequence,
+                    },
+                );
+            }
             None => self.invalidate(connection, false),
         }
     }
 
-    fn replay(&mut self, now: Instant, connection: usize, id: &str, sequence: u64) {
+    pub(super) fn replay(&mut self, now: Instant, connection: usize, id: &str, sequence: u64) {
+        if !self.connections.contains_key(&connection) {
+            return;
+        }
+        if !self.sessions.contains_key(id) {
+            return self.invalidate(connection, false);
+        }
         let shard = self.sessions.get(id).map(|session| session.shard);
         let twice = self
             .ambush(now, shard, |fault| {
@@ -350,8 +369,12 @@ impl World {
         self.orders.push_back(Order::Send(connection, resumed));
         let shard = session.shard;
         self.update_live(shard);
-        if let Some(old) = old.and_then(|old| self.connections.get_mut(&old)) {
-            old.session = None;
+        let old = old.filter(|old| *old != connection);
+        if let Some(client) = old.and_then(|old| self.connections.get_mut(&old)) {
+            client.session = None;
+        }
+        if let Some(old) = old.filter(|old| self.connections.contains_key(old)) {
+            self.answer(now, old, self.settings.on_takeover.clone(), None);
         }
         if let Some(client) = self.connections.get_mut(&connection) {
             client.session = Some(id.to_owned());
@@ -400,7 +423,7 @@ impl World {
         let payload = format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#);
         session.replay_bytes += payload.len();
         session.replay.push_back((sequence, payload.clone()));
-        while session.replay_bytes > REPLAY
+        while (session.replay_bytes > REPLAY || session.replay.len() > self.settings.replay_events)
             && let Some((_, oldest)) = session.replay.pop_front()
         {
             session.replay_bytes -= oldest.len();

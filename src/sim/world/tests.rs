@@ -450,6 +450,62 @@ fn a_session_does_not_resume_from_the_future_nor_from_too_far_back() {
 }
 
 #[test]
+fn a_replay_has_a_number_of_events_and_may_come_late() {
+    let mut rig = Rig::new(|builder| {
+        builder
+            .guilds(1)
+            .replay_events(3)
+            .replay_delay(Duration::from_secs(1))
+    });
+    rig.identify(1, (0, 1), Intents::empty());
+    let (session, guild) = (rig.session(), rig.world.guilds[0].id);
+    rig.world.closed(rig.now, 1, None);
+    for _ in 0..3 {
+        rig.world.emit(Some(guild), "X", &json!({})).unwrap();
+    }
+    rig.resume(2, &session, 1);
+    rig.say(2, &json!({"op": 1, "d": 1}));
+    let ops = |payloads: Vec<Value>| -> Vec<Value> {
+        payloads
+            .into_iter()
+            .map(|payload| payload["op"].clone())
+            .collect()
+    };
+    assert_eq!(ops(rig.take(2)), [10, 11], "the ACK is ahead of the events");
+    rig.sleep(1.0);
+    assert_eq!(ops(rig.take(2)), [0, 0, 0, 0], "three of them, and RESUMED");
+    rig.world.closed(rig.now, 2, None);
+    rig.world.emit(Some(guild), "X", &json!({})).unwrap();
+    rig.resume(3, &session, 1);
+    assert_eq!(ops(rig.take(3)), [10, 9], "the first of four is gone");
+}
+
+#[test]
+fn an_old_connection_may_learn_that_its_session_goes_on_elsewhere() {
+    for (answer, op, close) in [
+        ("nothing", None, None),
+        ("reconnect", Some(7), None),
+        ("invalid-session:true", Some(9), None),
+        ("close:4000", None, Some(4000)),
+    ] {
+        let mut rig = Rig::new(|builder| builder.on_takeover(answer.parse().unwrap()));
+        rig.identify(1, (0, 1), Intents::GUILDS);
+        let session = rig.session();
+        rig.take(1);
+        rig.resume(2, &session, 1);
+        let said = rig
+            .take(1)
+            .first()
+            .and_then(|payload| payload["op"].as_u64());
+        assert_eq!(
+            (said, rig.closes.first().map(|(_, code)| *code)),
+            (op, close)
+        );
+        assert_eq!(rig.names(2), ["RESUMED"], "{answer}");
+    }
+}
+
+#[test]
 fn an_event_that_is_too_large_to_keep_is_no_gap() {
     let mut rig = Rig::new(|builder| builder.guilds(1));
     rig.identify(1, (0, 1), Intents::all());

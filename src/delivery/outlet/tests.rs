@@ -1,0 +1,371 @@
+//! Two sets, their leases and one stream, in every order.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::delivery::{self, Events};
+use crate::event::{Credit, Dispatch, EventKind, Ledger};
+use crate::protocol::{Payload, Session};
+
+const OLD: ShardId = ShardId::ONE;
+
+fn new() -> ShardId {
+    ShardId::new(0, 2).unwrap()
+}
+
+/// The longest stream that is explored here. `THREADCORD_EVENTS_EXPLORED` makes it longer: eight
+/// take some minutes.
+const LONGEST: usize = 4;
+
+/// Which events the handler finishes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handler {
+    /// Every one.
+    AtOnce,
+    /// Every one but this, which it may finish at any moment.
+    KeepsOne(usize),
+    /// None but this, which it may finish at any moment; the others at the end.
+    Finishes(usize),
+}
+
+/// Something that happens.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The new session begins: it receives what is sent from this event on.
+    Begin(usize),
+    /// The old shard reads its next event.
+    Old,
+    /// The new shard reads its next event.
+    New,
+    /// The ACK of a heartbeat shows how far the old shard has read.
+    OldAck,
+    /// The same for the new one.
+    NewAck,
+    /// The old set has closed.
+    HandOver,
+    /// The handler finishes the copy of an event that was delivered as the so-manieth.
+    Handle(usize),
+}
+
+/// The production types, and what an observer knows.
+struct Play<'a> {
+    stream: &'a [u64],
+    handler: Handler,
+    start: Instant,
+    old: Arc<Outlet>,
+    new: Arc<Outlet>,
+    ledgers: [Arc<Ledger>; 2],
+    events: Events,
+    begins: Option<usize>,
+    old_read: usize,
+    new_read: usize,
+    /// How many events had been sent when the ACKs of the old shard's heartbeats were read.
+    old_acks: Vec<usize>,
+    is_live: bool,
+    /// Events that the new set may not bring, as far as anybody could tell at the hand-over.
+    in_doubt: Range<usize>,
+    /// Which event each delivered copy was, and the copy until it has been handled.
+    delivered: Vec<(usize, Option<Event>)>,
+}
+
+impl<'a> Play<'a> {
+    fn new(start: Instant, stream: &'a [u64], handler: Handler) -> Self {
+        let (inlet, events) = delivery::channel();
+        let old = Outlet::new(inlet);
+        let new = old.successor(&[OLD], &[new()]);
+        let ledger = |shard| {
+            let ledger = Ledger::new(Credit::new(100, 100_000), || {});
+            ledger.begin(Session::new("s".into(), 0, String::new(), shard, 1), 0);
+            ledger
+        };
+        Self {
+            stream,
+            handler,
+            start,
+            old,
+            new,
+            ledgers: [ledger(OLD), ledger(self::new())],
+            events,
+            begins: None,
+            old_read: 0,
+            new_read: 0,
+            old_acks: Vec::new(),
+            is_live: false,
+            in_doubt: 0..0,
+            delivered: Vec::new(),
+        }
+    }
+
+    /// A moment before event `n` is sent.
+    fn before(&self, n: usize) -> Instant {
+        self.start + Duration::from_millis(1000 * n as u64 + 1000)
+    }
+
+    /// How many events have been sent, at the earliest.
+    fn sent(&self) -> usize {
+        let read = self.old_read.max(self.new_read);
+        read.max(self.begins.unwrap_or(0))
+    }
+
+    /// The earliest moment at which what has been read can have been read.
+    fn now(&self) -> Instant {
+        self.start + Duration::from_millis(1000 * self.sent() as u64 + 500)
+    }
+
+    /// What may happen next.
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        match self.begins {
+            None => steps.extend((self.old_read..=self.stream.len()).map(Step::Begin)),
+            Some(begins) => {
+                if self.new_read < self.stream.len() {
+                    steps.push(Step::New);
+                }
+                steps.push(Step::NewAck);
+                // The old set closes once it has read what was sent before the new one began, and
+                // then what was sent before it had.
+                let wanted = [begins].into_iter().chain(self.old_acks.iter().copied());
+                match wanted.last() {
+                    _ if self.is_live => {}
+                    _ if self.old_acks.len() == 2 => steps.push(Step::HandOver),
+                    Some(wanted) if self.old_read >= wanted => steps.push(Step::OldAck),
+                    _ => {}
+                }
+            }
+        }
+        if !self.is_live && self.old_read < self.stream.len() {
+            steps.push(Step::Old);
+        }
+        let kept = match self.handler {
+            Handler::AtOnce => None,
+            Handler::KeepsOne(kept) | Handler::Finishes(kept) => Some(kept),
+        };
+        let outstanding = self.delivered.iter().enumerate();
+        let kept = outstanding.filter(|(_, (n, event))| event.is_some() && Some(*n) == kept);
+        steps.extend(kept.map(|(at, _)| Step::Handle(at)));
+        steps
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Begin(at) => {
+                self.begins = Some(at);
+                self.new_read = at;
+                self.new.begin(new(), true);
+                self.new.ready(self.before(at), new());
+            }
+            Step::Old => {
+                self.old_read += 1;
+                let event = self.event(0, OLD, self.old_read - 1);
+                self.old.put(self.now(), event);
+            }
+            Step::New => {
+                self.new_read += 1;
+                let event = self.event(1, new(), self.new_read - 1);
+                self.new.put(self.now(), event);
+            }
+            Step::OldAck => {
+                if self.old_acks.is_empty() {
+                    self.in_doubt = 0..self.old_read;
+                }
+                self.old_acks.push(self.sent());
+                self.old.has_read(OLD, self.before(self.old_read));
+            }
+            Step::NewAck => self.new.has_read(new(), self.before(self.new_read)),
+            Step::HandOver => {
+                self.is_live = true;
+                self.in_doubt.start = self.new_read;
+                let kind = EventKind::Resumed;
+                self.new.take_over(self.now(), Event::new(new(), kind));
+            }
+            Step::Handle(at) => self.delivered[at].1 = None,
+        }
+        while let Ok(event) = self.events.try_next() {
+            if let Some(dispatch) = event.dispatch() {
+                let number = usize::try_from(dispatch.sequence()).unwrap() - 1;
+                let is_kept = match self.handler {
+                    Handler::AtOnce => false,
+                    Handler::KeepsOne(kept) => number == kept,
+                    Handler::Finishes(_) => true,
+                };
+                self.delivered.push((number, is_kept.then_some(event)));
+            }
+        }
+    }
+
+    /// Event `n` as a session receives it.
+    fn event(&self, set: usize, shard: ShardId, n: usize) -> Event {
+        let (sequence, data) = (n as u64 + 1, self.stream[n]);
+        let json =
+            format!(r#"{{"op":0,"s":{sequence},"t":"X","d":{{"guild_id":"0","n":{data}}}}}"#);
+        let payload = Payload::read(Bytes::from(json)).unwrap();
+        let dispatch = Dispatch::new(payload).unwrap();
+        let (lease, _) = self.ledgers[set].lease(sequence, 10);
+        Event::dispatch_of(shard, dispatch, lease)
+    }
+
+    /// Whether the copy of an event has been handled.
+    fn is_handled(&self, n: usize) -> bool {
+        let mut copies = self.delivered.iter();
+        copies.any(|(number, event)| *number == n && event.is_none())
+    }
+
+    fn mark(&self, set: usize) -> u64 {
+        self.ledgers[set].session().unwrap().sequence
+    }
+
+    /// Each session's mark is below every event that the session received and nobody has handled.
+    fn check_marks(&self) {
+        let received = [
+            0..self.old_read,
+            self.begins.unwrap_or(self.new_read)..self.new_read,
+        ];
+        for (set, mut received) in received.into_iter().enumerate() {
+            if let Some(first) = received.find(|n| !self.is_handled(*n)) {
+                let mark = self.mark(set);
+                assert!(mark <= first as u64, "set {set}: {mark} is past {first}");
+            }
+        }
+    }
+
+    /// What decides how it goes on.
+    fn key(&self) -> String {
+        let delivered: Vec<_> = self
+            .delivered
+            .iter()
+            .map(|(number, event)| (number, event.is_some()))
+            .collect();
+        let merging = self.old.merging.lock().after.clone().unwrap();
+        let merge = merging.merge.lock().outline(self.start);
+        let (begins, old, new) = (self.begins, self.old_read, self.new_read);
+        let ledgers = [0, 1].map(|set| (self.mark(set), self.ledgers[set].outstanding()));
+        let (acks, is_live) = (&self.old_acks, self.is_live);
+        format!("{begins:?} {old} {new} {acks:?} {is_live} {ledgers:?} {delivered:?} {merge}")
+    }
+}
+
+/// Goes through every history of a stream, each state once. Returns how many there were.
+fn explore(stream: &[u64], handler: Handler) -> usize {
+    let start = Instant::now();
+    let is_distinct = stream.iter().collect::<HashSet<_>>().len() == stream.len();
+    let (mut seen, mut left) = (HashSet::new(), vec![Vec::new()]);
+    while let Some(history) = left.pop() {
+        let mut play = Play::new(start, stream, handler);
+        for step in &history {
+            play.step(*step);
+        }
+        if !seen.insert(play.key()) {
+            continue;
+        }
+        if is_distinct {
+            play.check_marks();
+        }
+        let steps = play.steps();
+        // Heartbeats go on for ever.
+        if steps.iter().all(|step| matches!(step, Step::NewAck)) {
+            play.delivered
+                .iter_mut()
+                .for_each(|(_, event)| *event = None);
+            check_end(&play, is_distinct, &history);
+        }
+        for step in steps {
+            let mut longer: Vec<Step> = history.clone();
+            longer.push(step);
+            left.push(longer);
+        }
+    }
+    seen.len()
+}
+
+/// Every event was delivered, those that are like no other in order and twice only in doubt, and
+/// all has been settled.
+fn check_end(play: &Play<'_>, is_distinct: bool, history: &[Step]) {
+    let given: Vec<usize> = play.delivered.iter().map(|(number, _)| *number).collect();
+    if is_distinct {
+        let mut firsts = given.clone();
+        let mut seen = HashSet::new();
+        firsts.retain(|n| seen.insert(*n));
+        assert!(
+            firsts.iter().copied().eq(0..play.stream.len()),
+            "{given:?} after {history:?}"
+        );
+        for n in firsts {
+            let copies = given.iter().filter(|other| **other == n).count();
+            let may_come_twice = play.in_doubt.contains(&n);
+            assert!(
+                copies == 1 || copies == 2 && may_come_twice,
+                "{given:?} after {history:?}"
+            );
+        }
+    }
+    for digest in play.stream {
+        let sent = play.stream.iter().filter(|other| *other == digest).count();
+        let copies = given.iter().filter(|n| play.stream[**n] == *digest);
+        let copies = copies.count();
+        assert!(
+            copies >= sent,
+            "{copies} of {sent} copies of {digest}: {given:?} after {history:?}"
+        );
+    }
+    for (set, ledger) in play.ledgers.iter().enumerate() {
+        assert_eq!(ledger.outstanding(), (0, 0), "set {set} after {history:?}");
+    }
+}
+
+#[test]
+fn no_order_loses_an_event_or_moves_a_mark_past_one() {
+    let longest = std::env::var("THREADCORD_EVENTS_EXPLORED")
+        .map_or(LONGEST, |longest| longest.parse().unwrap());
+    let distinct: Vec<u64> = (0..longest as u64).collect();
+    let mut states = 0;
+    for kept in 0..longest {
+        states += explore(&distinct, Handler::KeepsOne(kept));
+        states += explore(&distinct, Handler::Finishes(kept));
+    }
+    // Every stream of two kinds of events, which are as equal as can be.
+    let length = longest.min(6);
+    for bits in 0..1_u64 << (length - 1) {
+        let stream: Vec<u64> = (0..length).map(|n| bits >> n & 1).collect();
+        states += explore(&stream, Handler::AtOnce);
+    }
+    println!("{states} states of streams of up to {longest} events");
+}
+
+#[test]
+fn what_every_session_is_sent_takes_no_equal_event_away() {
+    let now = Instant::now();
+    let sets = [2, 3].map(|total| {
+        (0..total)
+            .map(|number| ShardId::new(number, total).unwrap())
+            .collect::<Vec<_>>()
+    });
+    let (inlet, events) = delivery::channel();
+    let old = Outlet::new(inlet);
+    let new = old.successor(&sets[0], &sets[1]);
+    let put = |outlet: &Outlet, set: &[ShardId]| {
+        for shard in set {
+            let json = r#"{"op":0,"s":2,"t":"USER_UPDATE","d":{"id":"1"}}"#;
+            let dispatch = Dispatch::from_json(json).unwrap();
+            outlet.put(now, Event::new(*shard, EventKind::Dispatch(dispatch)));
+        }
+    };
+    let came = || std::iter::from_fn(|| events.try_next().ok()).count();
+    for shard in &sets[1] {
+        new.begin(*shard, true);
+        new.ready(now, *shard);
+    }
+    for shard in &sets[0] {
+        old.has_read(*shard, now);
+    }
+    put(&old, &sets[0]);
+    put(&new, &sets[1]);
+    assert_eq!(came(), 2, "those of the old set");
+    new.take_over(now, Event::new(sets[1][0], EventKind::Resumed));
+    assert_eq!(came(), 1, "none was held");
+    put(&new, &sets[1]);
+    assert_eq!(came(), 3, "another change");
+}
