@@ -33,7 +33,6 @@ fn faults() -> Vec<Fault> {
         "close=4000",
         "invalid-session=true",
         "delay=20ms+200ms",
-        "drip=50000",
         "replay-twice",
         "repeat",
         "resume-url=dead",
