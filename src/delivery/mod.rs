@@ -191,19 +191,19 @@ mod tests {
     #[test]
     fn what_is_put_back_wakes_those_who_wait() {
         let (_sender, events) = channel();
-        let waiters: Vec<_> = (0..3)
-            .map(|_| {
-                let events = events.clone();
-                std::thread::spawn(move || events.next_timeout(Duration::from_secs(60)).is_ok())
-            })
-            .collect();
+        let (woken, wakes) = crossbeam_channel::unbounded();
+        for _ in 0..3 {
+            let (mut events, woken) = (events.clone(), woken.clone());
+            std::thread::spawn(move || woken.send(events.next().is_some()));
+        }
         while events.bell.waiting() < 3 {
             std::thread::yield_now();
         }
         let event = || Event::new(ShardId::ONE, EventKind::Resumed);
         events.put_back((0..3).map(|_| event()).collect());
-        for waiter in waiters {
-            assert!(waiter.join().unwrap());
+        for _ in 0..3 {
+            let is_there = wakes.recv_timeout(Duration::from_secs(60));
+            assert_eq!(is_there, Ok(true));
         }
     }
 }

@@ -112,7 +112,7 @@ mod tests {
     fn nesting_of_any_depth_costs_no_memory() {
         let json = format!(r#"{{"a":{}"#, "[".repeat(1 << 24));
         let path = path_at(json.as_bytes(), json.len());
-        assert_eq!(path, format!("a{}", "[0]".repeat(MAX_STEPS - 1)));
+        assert_eq!(path, format!("a{}", "[0]".repeat(127)));
         // And what follows it is found again.
         let json = format!(r#"[{}{},{{"b":1"#, "[".repeat(500), "]".repeat(500));
         assert_eq!(path_at(json.as_bytes(), json.len()), "[1].b");
