@@ -41,17 +41,12 @@ pub(crate) struct Ready<'a> {
 }
 
 impl Ready<'_> {
-    /// The guilds, and how many entries are none.
+    /// The guilds, and how many entries cannot be read.
     fn ids(&self) -> (HashSet<u64>, usize) {
         let read = |guild: &&RawValue| serde_json::from_str::<Guild>(guild.get()).ok();
-        let ids: HashSet<u64> = self
-            .guilds
-            .iter()
-            .filter_map(read)
-            .map(|guild| guild.id.0)
-            .collect();
-        let unread = self.guilds.len() - ids.len();
-        (ids, unread)
+        let guilds: Vec<Guild> = self.guilds.iter().filter_map(read).collect();
+        let unread = self.guilds.len() - guilds.len();
+        (guilds.into_iter().map(|guild| guild.id.0).collect(), unread)
     }
 }
 

@@ -13,7 +13,7 @@ use super::queue::Order;
 use super::{Change, Context, Shard, Shared, Status};
 use crate::config::Config;
 use crate::delivery::Outlet;
-use crate::error::MembersFailure;
+use crate::error::{Error, MembersFailure};
 use crate::event::{Dispatch, Event, EventKind, Room};
 use crate::intents::Intents;
 use crate::limit::{LimitError, Permit, Ticket};
@@ -58,6 +58,9 @@ pub(super) struct Thread<'a, C: Connector> {
     requests: Requests,
     /// When something last happened.
     now: Instant,
+    /// When the thread last waited, by the clock that does not stand still while the machine
+    /// sleeps.
+    wall: SystemTime,
     /// When a payload last came of a session that was live: what is replayed, or said on the way
     /// there, is no news of now.
     heard_at: Option<SystemTime>,
@@ -116,6 +119,7 @@ impl<'a, C: Connector> Thread<'a, C> {
             outlet,
             guilds: Guilds::new(config.timing.guilds_timeout),
             now: Instant::now(),
+            wall: SystemTime::now(),
             heard_at: None,
             stalled_since: None,
             queued: None,
@@ -265,7 +269,8 @@ impl<'a, C: Connector> Thread<'a, C> {
             log::error!("shard {}: {error}", self.shared.id);
             return self.handle(Input::Stop(CloseReason::LimiterClosed));
         }
-        log::warn!("shard {}: {error}; it is asked again", self.shared.id);
+        let error = Error::from(error.clone());
+        log::warn!("shard {}: {}; retrying", self.shared.id, error.report());
         self.handle(Input::NoPermit);
     }
 
@@ -534,7 +539,7 @@ impl<'a, C: Connector> Thread<'a, C> {
     /// Reads while there is something to read and credit to deliver it; else blocks, here and
     /// nowhere else.
     fn wait(&mut self, until: Option<(Instant, Timer)>) {
-        self.now = Instant::now();
+        (self.now, self.wall) = (Instant::now(), SystemTime::now());
         self.poll_guilds();
         self.publish_progress();
         self.publish();
@@ -602,8 +607,7 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.run_ahead += bytes.len();
                 self.machine.handle(self.now, Input::Payload(bytes));
                 if is_live {
-                    // The wall clock: the other one stands still while the machine sleeps.
-                    self.heard_at = Some(SystemTime::now());
+                    self.heard_at = Some(self.wall);
                 }
             }
             Ok(Received::Partial) => {}
