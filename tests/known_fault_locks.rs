@@ -3,24 +3,10 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use common::{PATIENCE, config, gateway, ready};
+use common::{PATIENCE, config, gateway, in_time, ready};
 use parking_lot::Mutex;
 use threadcord::Plan;
-
-/// Fails unless something is done in time, without waiting for it any longer.
-fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
-    let (done, ended) = crossbeam_channel::bounded(1);
-    std::thread::spawn(move || {
-        act();
-        let _ = done.send(());
-    });
-    assert!(
-        ended.recv_timeout(Duration::from_secs(10)).is_ok(),
-        "{what}"
-    );
-}
 
 #[test]
 #[ignore = "B3: log lines are written while the manager's lock is held"]

@@ -3,24 +3,10 @@
 mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use common::{config, gateway, ready};
+use common::{config, gateway, in_time, ready};
 use threadcord::ShardId;
 use threadcord::sim::Fault;
-
-/// Fails unless something is done in time, without waiting for it any longer.
-fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
-    let (done, ended) = crossbeam_channel::bounded(1);
-    std::thread::spawn(move || {
-        act();
-        let _ = done.send(());
-    });
-    assert!(
-        ended.recv_timeout(Duration::from_secs(10)).is_ok(),
-        "{what}"
-    );
-}
 
 #[test]
 #[ignore = "B2: a second panic while a shard's thread ends leaves nobody to say that it has"]

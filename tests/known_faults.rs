@@ -6,23 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, in_time, next, ready, shard};
 use threadcord::sim::{Fault, Observed};
 use threadcord::store::{FileStore, SessionStore};
 use threadcord::{EventKind, Plan, ShardId, ShardManager, Stage};
-
-/// Fails unless something is done in time, without waiting for it any longer.
-fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
-    let (done, ended) = crossbeam_channel::bounded(1);
-    std::thread::spawn(move || {
-        act();
-        let _ = done.send(());
-    });
-    assert!(
-        ended.recv_timeout(Duration::from_secs(10)).is_ok(),
-        "{what}"
-    );
-}
 
 fn is_live(seen: &Observed, total: u32) -> bool {
     seen.live

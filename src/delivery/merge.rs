@@ -292,6 +292,9 @@ impl<E, W> Merge<E, W> {
                 None => Verdict::Deliver(event),
             };
         }
+        if is_live {
+            return Verdict::Deliver(event);
+        }
         if let Some(copy) = entries
             .iter()
             .position(is_equal)
@@ -311,9 +314,6 @@ impl<E, W> Merge<E, W> {
             return Verdict::Held;
         }
 
-        if is_live {
-            return Verdict::Deliver(event);
-        }
         pending.held.push_back((number, digest, event));
         self.held += 1;
         Verdict::Held

@@ -152,6 +152,19 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Fails unless something is done in time, without waiting for it any longer.
+pub fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
+    let (done, ended) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || {
+        act();
+        let _ = done.send(());
+    });
+    assert!(
+        ended.recv_timeout(Duration::from_secs(10)).is_ok(),
+        "{what}"
+    );
+}
+
 /// An HTTP server that answers each connection's first request with the next of `answers`, and the
 /// last one for good.
 pub struct Http {
