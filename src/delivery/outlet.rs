@@ -88,9 +88,11 @@ impl Outlet {
     /// A shard of this set has read whatever was sent to any session before that instant.
     pub(crate) fn has_read(&self, shard: ShardId, up_to: Instant) {
         self.note_progress(|merge| merge.new_has_read(shard, up_to));
-        if self.is_merging()
-            && let Some(merging) = self.merging.lock().after.clone()
-        {
+        if !self.is_merging() {
+            return;
+        }
+        let after = self.merging.lock().after.clone();
+        if let Some(merging) = after {
             let sure = merging.merge.lock().old_has_read(shard, up_to);
             for (duplicate, delivered) in sure {
                 settle_with(delivered, duplicate);
@@ -138,7 +140,8 @@ impl Outlet {
     /// everything as it comes.
     pub(crate) fn take_over(&self, now: Instant, first: Event) {
         self.inlet.put(first);
-        if let Some(merging) = self.merging.lock().before.clone() {
+        let before = self.merging.lock().before.clone();
+        if let Some(merging) = before {
             // While this puts in what was held, more may be held, which must not be overtaken.
             loop {
                 let held = merging.merge.lock().hand_over(now);

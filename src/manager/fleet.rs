@@ -82,8 +82,10 @@ pub(super) struct State {
     /// The threads of shards that have been replaced.
     pub(super) retired: Vec<(Shard, JoinHandle<()>)>,
     pub(super) stopping: Option<CloseReason>,
-    /// The session store is to be written before its time.
-    pub(super) store_now: bool,
+    /// How often the session store was to be written before its time, and how many of those have
+    /// been served.
+    pub(super) store_wanted: u64,
+    pub(super) store_written: u64,
     /// Discord is being asked for a number of shards that it takes; until then nothing runs.
     pub(super) is_asking: bool,
     /// Discord is being asked whether the shards are too few.
@@ -265,7 +267,8 @@ impl Fleet {
             presences: BTreeMap::new(),
             retired: Vec::new(),
             stopping: None,
-            store_now: false,
+            store_wanted: 0,
+            store_written: 0,
             is_asking: false,
             is_checking: false,
         };
@@ -344,7 +347,9 @@ impl Fleet {
             let mut handler = self.handler.lock();
             (handler.runs, handler.stop) = (false, None);
         }
-        if self.stopping() == Some(CloseReason::Requested) {
+        let deadline = self.handler.lock().deadline.get().copied();
+        let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if is_late && self.stopping() == Some(CloseReason::Requested) {
             let dropped = self.events().discard();
             if dropped > 0 {
                 log::warn!(
@@ -464,7 +469,7 @@ impl Fleet {
                 // A process that starts again within seconds must know.
                 let last = Identified::now(id, state.transition.max_concurrency());
                 state.identified.insert(last.key, last);
-                state.store_now = self.config.session_store.is_some();
+                state.store_wanted += 1;
             }
             if let Change::Stage(stage) = change {
                 if let Stage::Stopped(reason) = stage {
@@ -585,7 +590,9 @@ impl Fleet {
         };
         self.changed.notify_all();
         if reason == CloseReason::Suspended {
-            // What they have not begun comes again in the next process.
+            // What they have not begun comes again in the next process. One that starts only now
+            // begins nothing.
+            self.handler.lock().deadline.get_or_init(Instant::now);
             self.stop_handler();
         } else {
             let deadline = Instant::now() + self.config.timing.handlers_timeout;

@@ -27,9 +27,10 @@ pub(super) fn start(
 
 fn keep(fleet: &Fleet, store: &dyn SessionStore) {
     let mut is_failing = false;
-    while wait(fleet) {
+    while let Some(wanted) = wait(fleet) {
         let saved = save(store, &fleet.saved());
-        fleet.state.lock().store_now = false;
+        // What was wanted since then is not in it.
+        fleet.state.lock().store_written = wanted;
         fleet.changed.notify_all();
         match saved {
             Err(error) if !is_failing => {
@@ -48,14 +49,15 @@ pub(super) fn save(store: &dyn SessionStore, saved: &Saved) -> Result<(), StoreE
         .unwrap_or_else(|_| Err("it panicked".into()))
 }
 
-/// Blocks until the store is to be written; `false` if the fleet is stopping.
-fn wait(fleet: &Fleet) -> bool {
+/// Blocks until the store is to be written; says how often that was wanted so far. `None` if the
+/// fleet is stopping.
+fn wait(fleet: &Fleet) -> Option<u64> {
     let deadline = Instant::now() + fleet.config.timing.store_interval;
     let mut state = fleet.state.lock();
-    while state.stopping.is_none() && !state.store_now {
+    while state.stopping.is_none() && state.store_wanted == state.store_written {
         if fleet.changed.wait_until(&mut state, deadline).timed_out() {
             break;
         }
     }
-    state.stopping.is_none()
+    state.stopping.is_none().then_some(state.store_wanted)
 }

@@ -307,9 +307,13 @@ impl Fleet {
         state.outlet = Some(outlet);
         // The sessions of the old set are about to end: those of the new one are to be stored
         // before that.
-        state.store_now = self.config.session_store.is_some();
+        state.store_wanted += 1;
+        let wanted = state.store_wanted;
         self.changed.notify_all();
-        while state.store_now && state.stopping.is_none() {
+        while self.config.session_store.is_some()
+            && state.store_written < wanted
+            && state.stopping.is_none()
+        {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
                 break;
             }

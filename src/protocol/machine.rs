@@ -872,7 +872,9 @@ impl Machine {
             || recovery == Recovery::Identify
             || matches!(self.state, State::Identifying { .. })
         {
-            pause = pause.max(self.pause_of_waste(now, jitter));
+            let is_wasted =
+                recovery == Recovery::Identify || matches!(self.state, State::Identifying { .. });
+            pause = pause.max(self.pause_of_waste(now, jitter, is_wasted));
             if !lasted {
                 self.short_sessions.push_back(now);
             }
@@ -890,16 +892,20 @@ impl Machine {
         pause
     }
 
-    /// An IDENTIFY was wasted, or will be, of which there are few a day: the pauses grow long, and
+    /// An IDENTIFY was wasted, or may be, of which there are few a day: the pauses grow long, and
     /// however long the sessions between them last, a shard wastes no more than its share.
-    fn pause_of_waste(&mut self, now: Instant, jitter: f64) -> Duration {
+    fn pause_of_waste(&mut self, now: Instant, jitter: f64, is_wasted: bool) -> Duration {
         let (base, cap) = (
             self.timing.invalid_session_max,
             self.timing.invalid_session_cap,
         );
         let pause = backoff::delay(base, cap, self.barren, jitter);
         self.barren = self.barren.saturating_add(1);
-        pause.max(self.waste.spend(now, self.timing.identify_reset))
+        if is_wasted {
+            pause.max(self.waste.spend(now, self.timing.identify_reset))
+        } else {
+            pause
+        }
     }
 
     fn forget_failures(&mut self) {

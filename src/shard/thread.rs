@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::guilds::{AllIn, Guild, Guilds};
+use super::guilds::{self, AllIn, Guild, Guilds};
 use super::members::{Claim, Requests};
 use super::queue::Order;
 use super::{Change, Context, Shard, Shared, Status};
@@ -380,13 +380,13 @@ impl<'a, C: Connector> Thread<'a, C> {
         let is_arrival = match dispatch.name() {
             EventName::Ready => {
                 let arrive = self.machine.intents().contains(Intents::GUILDS);
-                let ready = dispatch.parse().unwrap_or_default();
+                let ready: Option<guilds::Ready<'_>> = dispatch.parse();
+                let is_readable = ready.is_some();
+                let ready = ready.unwrap_or_default();
                 let unread = self.guilds.ready(self.now, &ready, arrive);
-                if unread > 0 {
-                    log::warn!(
-                        "shard {}: {unread} guilds of READY have no id that can be read",
-                        self.shared.id
-                    );
+                if unread > 0 || !is_readable {
+                    let shard = self.shared.id;
+                    log::warn!("shard {shard}: READY has guilds that cannot be read");
                 }
                 false
             }
@@ -524,12 +524,12 @@ impl<'a, C: Connector> Thread<'a, C> {
     fn disconnect(&mut self, code: Option<u16>) {
         self.ticket = None;
         self.permit = None;
-        self.forget_written();
-        self.sent = 0;
         // The peer's answer may take long.
         self.tell_of_events();
         self.transport
             .disconnect(code, Instant::now() + self.config.timing.close_timeout);
+        self.forget_written();
+        self.sent = 0;
         for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {
             self.requests.note_sent(&command, false);
             self.handle(Input::Unsent(command));
@@ -547,7 +547,10 @@ impl<'a, C: Connector> Thread<'a, C> {
             .guilds
             .deadline()
             .filter(|_| self.machine.stage() == Stage::Ready);
-        let until = until.map(|(at, _)| at).into_iter().chain(guilds).min();
+        let is_compared = self.outlet.is_merging() && self.machine.stage() == Stage::Ready;
+        let probe = is_compared.then_some(self.probe_at);
+        let until = until.map(|(at, _)| at);
+        let until = until.into_iter().chain(guilds).chain(probe).min();
         let room = self.room();
         self.report_stall(room);
         if room != Room::Free {
@@ -708,9 +711,12 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.outlet.has_read(self.shared.id, at);
             }
         }
-        if self.outlet.is_merging() && self.now >= self.probe_at {
+        if self.outlet.is_merging()
+            && self.machine.stage() == Stage::Ready
+            && self.now >= self.probe_at
+        {
             self.probe_at = self.now + self.config.timing.session_skew * SKEWS_PER_PROBE;
-            self.machine.handle(self.now, Input::Probe);
+            self.handle(Input::Probe);
         }
     }
 

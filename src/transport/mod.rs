@@ -82,7 +82,8 @@ pub trait Transport: Send {
     fn send_secret(&mut self, text: &str) -> Result<(), TransportError>;
 
     /// How many of the messages that were sent on this connection the operating system has taken as
-    /// a whole, secret ones included.
+    /// a whole, secret ones included. After [`disconnect`](Self::disconnect) it tells that of the
+    /// connection which has ended, until the next one is started.
     fn written(&self) -> u64;
 
     /// Blocks until there may be something to read (if `reading`), until the waker is called, or

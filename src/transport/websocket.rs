@@ -71,6 +71,7 @@ impl Connector for WebSocketConnector {
             link: Link::None,
             maybe_ready: false,
             flushed: true,
+            written: 0,
             attempts: None,
         })
     }
@@ -87,6 +88,8 @@ pub struct WebSocketTransport {
     /// The socket has not said `WouldBlock` since the last edge; mio tells of edges alone.
     maybe_ready: bool,
     flushed: bool,
+    /// What the system had taken of the last connection when it ended.
+    written: u64,
     attempts: Option<Attempts>,
 }
 
@@ -121,6 +124,7 @@ impl Transport for WebSocketTransport {
     fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
         self.link = Link::None;
         self.flushed = true;
+        self.written = 0;
         self.attempts = Some(Attempts {
             url: url.clone(),
             addresses: resolve(url)?,
@@ -178,6 +182,9 @@ impl Transport for WebSocketTransport {
         if !self.flushed {
             return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
         }
+        if socket.websocket.get_ref().has_write_failed() {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        }
         // tungstenite logs, at trace level, each frame that it sends: this one it only formats.
         let mut frame = Frame::message(text.to_owned(), OpCode::Data(Data::Text), true);
         frame.header_mut().mask = Some(fastrand::u32(..).to_ne_bytes());
@@ -193,7 +200,7 @@ impl Transport for WebSocketTransport {
     fn written(&self) -> u64 {
         match &self.link {
             Link::Open(socket) => socket.websocket.get_ref().written(),
-            _ => 0,
+            _ => self.written,
         }
     }
 
@@ -217,6 +224,8 @@ impl Transport for WebSocketTransport {
             self.flushed = matches!(not_blocked(socket.websocket.close(Some(frame))), Ok(true));
             self.discard(deadline);
         }
+        // What was still in a buffer may have left with the close.
+        self.written = self.written();
         self.link = Link::None;
         self.attempts = None;
         self.flushed = true;
