@@ -13,8 +13,9 @@ use threadcord::{CloseCode, CloseReason, Command, Compression, EventKind, ShardI
 
 const ONE: ShardId = ShardId::ONE;
 
-/// A heartbeat interval, in milliseconds: a stalled shard soon writes to a peer that is gone.
-const INTERVAL: u64 = 100;
+/// A heartbeat interval, in milliseconds: a stalled shard soon writes to a peer that is gone. The
+/// peer acknowledges no heartbeat, so that the shard must have stalled before it misses one.
+const INTERVAL: u64 = 500;
 
 /// A peer says 50 events and closes, to a shard that may have 10 outstanding and beats meanwhile.
 fn told_before(code: u16) -> (Raw, ShardManager, usize) {
@@ -27,7 +28,7 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
     eventually("it stalls", || shard.outstanding().0 >= 10);
     peer.close(code, "so long");
     // The first heartbeat is answered with a reset, and the next one fails.
-    std::thread::sleep(Duration::from_millis(5 * INTERVAL));
+    std::thread::sleep(Duration::from_millis(3 * INTERVAL));
 
     let events = manager.events();
     let mut count = 0;
