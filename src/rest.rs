@@ -229,20 +229,12 @@ impl Rest {
         json: Option<&Value>,
     ) -> Result<Response<Body>, ureq::Error> {
         // What is logged below has placeholders for them.
-        let path = own_token(path).map_or_else(
-            || (path.to_owned(), None),
-            |own| {
-                let hidden = self.secrets.hide(&path[own.clone()]);
-                let shown = format!(
-                    "{}{}{}",
-                    &path[..own.start],
-                    hidden.placeholder(),
-                    &path[own.end..]
-                );
-                (shown, Some(hidden))
-            },
-        );
-        let (path, own) = path;
+        let mut path = path.to_owned();
+        let own = own_token(&path).map(|range| {
+            let hidden = self.secrets.hide(&path[range.clone()]);
+            path.replace_range(range, hidden.placeholder());
+            hidden
+        });
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));

@@ -668,7 +668,15 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
-    let (mut numbers, stop) = (HashMap::new(), AtomicBool::new(false));
+    let mut numbers: HashMap<(u64, u64), usize> = HashMap::new();
+    let mut note = |timeout| {
+        let event = events.next_timeout(timeout).ok()?;
+        if let Some(number) = common::number(&event) {
+            *numbers.entry(number).or_default() += 1;
+        }
+        Some(numbers.len())
+    };
+    let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
         let sender = scope.spawn(|| common::send(&gateway, 40, 1, 1..=usize::MAX, &stop));
         let reshard = manager.reshard(&Plan::Total(2)).unwrap();
@@ -680,37 +688,17 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
             let jitter = Duration::ZERO;
             gateway.inject(shard(number, 2), Fault::Delay { latency, jitter });
         }
-        let mut total = HashMap::new();
-        while !reshard.is_over() || !stop.load(Ordering::Acquire) {
-            if reshard.is_over() {
-                stop.store(true, Ordering::Release);
-            }
-            if let Ok(event) = events.next_timeout(Duration::from_millis(10))
-                && let Some(number) = common::number(&event)
-            {
-                *total.entry(number).or_default() += 1;
-            }
+        while !reshard.is_over() {
+            note(Duration::from_millis(10));
         }
+        stop.store(true, Ordering::Release);
         reshard.wait(PATIENCE).unwrap();
-        let sent = sender.join().unwrap();
-        let wanted = usize::try_from(sent).unwrap() * gateway.guild_ids().len();
-        while total.len() < wanted {
-            let event = next(&events, |event| common::number(event).is_some());
-            *total.entry(common::number(&event).unwrap()).or_default() += 1;
-        }
-        // And what is still on its way.
-        while let Ok(event) = events.next_timeout(Duration::from_secs(4)) {
-            if let Some(number) = common::number(&event) {
-                *total.entry(number).or_default() += 1;
-            }
-        }
-        numbers = total;
-        wanted
+        usize::try_from(sender.join().unwrap()).unwrap() * gateway.guild_ids().len()
     });
-    let twice = numbers
-        .values()
-        .filter(|count: &&usize| **count > 1)
-        .count();
+    while note(PATIENCE).expect("all that was sent") < sent {}
+    // And what is still on its way.
+    while note(Duration::from_secs(4)).is_some() {}
+    let twice = numbers.values().filter(|count| **count > 1).count();
     assert_eq!((numbers.len(), twice), (sent, 0));
 }
 
