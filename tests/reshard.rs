@@ -674,7 +674,7 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
         if let Some(number) = common::number(&event) {
             *numbers.entry(number).or_default() += 1;
         }
-        Some(numbers.len())
+        Some(())
     };
     let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
@@ -695,8 +695,7 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
         reshard.wait(PATIENCE).unwrap();
         usize::try_from(sender.join().unwrap()).unwrap() * gateway.guild_ids().len()
     });
-    while note(PATIENCE).expect("all that was sent") < sent {}
-    // And what is still on its way.
+    // What is still on its way comes within the delay.
     while note(Duration::from_secs(4)).is_some() {}
     let twice = numbers.values().filter(|count| **count > 1).count();
     assert_eq!((numbers.len(), twice), (sent, 0));
