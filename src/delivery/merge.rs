@@ -33,7 +33,8 @@ pub(crate) type Digest = u64;
 /// set has [read](Self::old_has_read) all that was sent by then: after that, the old set has
 /// delivered it as well, whichever of the two it was. Where none of these tells, an event is repeated
 /// rather than lost. So that it seldom happens, the old set closes only once it has read all that was
-/// sent before the new set was ready, and then, once more, all that was sent before it had.
+/// sent before the new set was ready, and then, once more, all that was sent before it had; and it
+/// waits, for a while, until there is no event that the hand-over [would repeat](Self::is_in_doubt).
 ///
 /// `E` is an event of the new set, and `W` names the copy that the old set delivered.
 #[derive(Debug)]
@@ -61,8 +62,19 @@ struct Progress {
     ready_at: Option<Instant>,
     /// It has read whatever any session was sent before that.
     read_up_to: Option<Instant>,
+    /// When the old set last delivered something of which it is not certain that this shard brings
+    /// it.
+    uncertain_at: Option<Instant>,
     /// It has stopped, and brings nothing any more.
     has_ended: bool,
+}
+
+impl Progress {
+    /// When the old set last delivered what this shard may still bring, without that being certain.
+    fn awaited(&self) -> Option<Instant> {
+        let has_passed = |at| self.has_ended || self.read_up_to.is_some_and(|read| read > at);
+        self.uncertain_at.filter(|at| !has_passed(*at))
+    }
 }
 
 /// What one set has brought of a guild and the other has not.
@@ -144,6 +156,12 @@ impl<E, W> Merge<E, W> {
             .is_some_and(|since| self.unmatched == 0 || has_read(since))
     }
 
+    /// Whether the new set may have brought, or may still bring, what a hand-over would repeat.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let mut awaited = self.new.values().filter_map(Progress::awaited);
+        self.doubtful > 0 || awaited.next().is_some()
+    }
+
     /// A shard of the new set starts a session, or resumes one that it brought along: from now on
     /// it receives what the old set does.
     pub(crate) fn begin(&mut self, shard: ShardId, is_new_session: bool) {
@@ -156,7 +174,10 @@ impl<E, W> Merge<E, W> {
         }
 
         // What was sent to the session before this one never comes again.
-        (progress.ready_at, progress.read_up_to) = (None, None);
+        *progress = Progress {
+            has_begun: true,
+            ..Progress::default()
+        };
         let mut lanes: Vec<Lane> = self.lanes.keys().copied().collect();
         lanes.retain(|lane| self.home(*lane) == Some(shard));
         for lane in lanes {
@@ -215,12 +236,13 @@ impl<E, W> Merge<E, W> {
         digest: Digest,
         witness: impl FnOnce() -> W,
     ) -> Option<E> {
-        let home = self.home(lane).and_then(|home| self.new.get(&home))?;
-        if !home.has_begun {
+        let home = self.home(lane)?;
+        let progress = self.new.get(&home)?;
+        if !progress.has_begun {
             return None;
         }
         let read_up_to = self.old.get(&shard);
-        let is_certain = home
+        let is_certain = progress
             .ready_at
             .is_some_and(|at| read_up_to.is_some_and(|read| *read >= at));
 
@@ -258,6 +280,9 @@ impl<E, W> Merge<E, W> {
             witness: witness(),
         });
         self.unmatched += 1;
+        if let Some(progress) = self.new.get_mut(&home).filter(|_| !is_certain) {
+            progress.uncertain_at = Some(now);
+        }
         None
     }
 
@@ -371,12 +396,15 @@ impl<E, W> Merge<E, W> {
                 (entries, held, doubtful.collect::<Vec<_>>())
             })
             .collect();
-        let read_up_to = self.new.values().map(|shard| shard.read_up_to.map(since));
-        format!(
-            "{lanes:?} {:?} {}",
-            read_up_to.collect::<Vec<_>>(),
-            self.old.len()
-        )
+        let new: Vec<_> = self
+            .new
+            .values()
+            .map(|shard| {
+                let awaited = shard.awaited().filter(|_| !self.is_live());
+                [shard.read_up_to, awaited].map(|at| at.map(since))
+            })
+            .collect();
+        format!("{lanes:?} {new:?} {}", self.old.len())
     }
 
     /// The shard of the new set that receives the events of a lane.

@@ -100,6 +100,12 @@ impl Outlet {
         }
     }
 
+    /// Whether this set would repeat an event if it took over now, for all that is known.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let before = self.merging.lock().before.clone();
+        before.is_some_and(|merging| merging.merge.lock().is_in_doubt())
+    }
+
     /// A shard of this set has stopped.
     pub(crate) fn end(&self, shard: ShardId) {
         self.note_progress(|merge| merge.end(shard));

@@ -77,7 +77,10 @@ impl<C: Connector + 'static> Conductor<C> {
                 return None;
             }
             let State {
-                transition, shards, ..
+                transition,
+                shards,
+                reshard,
+                ..
             } = &mut *state;
             let has_caught_up = |shard, since: Instant| {
                 let slot: Option<&Slot> = shards.get(&shard);
@@ -85,7 +88,9 @@ impl<C: Connector + 'static> Conductor<C> {
                 let since = since + self.fleet.config.timing.session_skew;
                 slot.is_none_or(|slot| !slot.runs() || slot.shard.has_caught_up(since))
             };
-            let step = transition.poll(Instant::now(), has_caught_up);
+            let reshard = reshard.as_ref();
+            let is_in_doubt = || reshard.is_some_and(|reshard| reshard.outlet.is_in_doubt());
+            let step = transition.poll(Instant::now(), has_caught_up, is_in_doubt);
             let Step::Wait(until) = step else {
                 return Some(step);
             };

@@ -101,8 +101,9 @@ impl Handle {
     ///
     /// The new shards start beside the old ones, as their turn to identify comes; their events are
     /// held. When all are ready and their guilds are in, both sets are heard for
-    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more. Then, once the old ones
-    /// have caught up with what they were sent before, they close, their handlers finish (for up to
+    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more. Once the old ones have
+    /// caught up with what they were sent before, and the new ones with them (or after the overlap
+    /// once more), the old ones close, their handlers finish (for up to
     /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)), and one event says so:
     /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of
     /// the new shards, beginning with those that the old ones had not delivered. READY and the

@@ -59,7 +59,8 @@ enum Phase {
     /// Both sets are heard, since then.
     Overlap(Instant),
     /// The old set has read all that was sent before the new one was ready. Then it must also have
-    /// read all that was sent before this instant: see [`Merge`](crate::delivery).
+    /// read all that was sent before this instant, and the new one what would be repeated: see
+    /// [`Merge`](crate::delivery).
     CatchingUp(Instant),
     /// The old set closes; so many of it have been asked to.
     Closing(usize),
@@ -190,14 +191,15 @@ impl Transition {
     }
 
     /// What to do next. `has_caught_up` tells whether a shard has delivered all that was sent to it
-    /// before an instant.
+    /// before an instant, and `is_in_doubt` whether the hand-over would repeat an event.
     pub(crate) fn poll(
         &mut self,
         now: Instant,
         has_caught_up: impl Fn(ShardId, Instant) -> bool,
+        is_in_doubt: impl Fn() -> bool,
     ) -> Step {
         let step = self.poll_open().or_else(|| self.poll_restart());
-        step.unwrap_or_else(|| self.poll_handover(now, &has_caught_up))
+        step.unwrap_or_else(|| self.poll_handover(now, &has_caught_up, &is_in_doubt))
     }
 
     fn poll_open(&mut self) -> Option<Step> {
@@ -235,6 +237,7 @@ impl Transition {
         &mut self,
         now: Instant,
         has_caught_up: &impl Fn(ShardId, Instant) -> bool,
+        is_in_doubt: &impl Fn() -> bool,
     ) -> Step {
         let Some(Handover {
             new,
@@ -270,7 +273,12 @@ impl Transition {
             }
             Phase::Overlap(_) => {
                 *phase = Phase::CatchingUp(now);
-                self.poll_handover(now, has_caught_up)
+                self.poll_handover(now, has_caught_up, is_in_doubt)
+            }
+            // A new set that lags is waited for, but not for good: what it holds may be what keeps
+            // it from reading on.
+            Phase::CatchingUp(since) if is_in_doubt() && now < *since + *overlap => {
+                Step::Wait(Some(now + CAUGHT_UP_CHECK))
             }
             Phase::CatchingUp(_) => {
                 *phase = Phase::Closing(0);
@@ -402,7 +410,7 @@ mod tests {
     /// Opens what may be opened.
     fn opened(transition: &mut Transition) -> Vec<u32> {
         let mut opened = Vec::new();
-        while let Step::Open(shard) = transition.poll(Instant::now(), |_, _| true) {
+        while let Step::Open(shard) = transition.poll(Instant::now(), |_, _| true, || false) {
             opened.push(shard.number());
         }
         opened
@@ -457,32 +465,41 @@ mod tests {
         let mut transition = transition(0, 2);
         transition.restart((0..5).map(shard), 2);
         transition.restart([shard(4)], 5);
-        assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(0)));
-        assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(1)));
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
+            Step::Restart(shard(0))
+        );
+        assert_eq!(
+            transition.poll(now, |_, _| true, || false),
+            Step::Restart(shard(1))
+        );
+        assert_eq!(
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(None),
             "two are away"
         );
         stage(&mut transition, 1, Stage::Ready);
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(None),
             "it was ready before it left"
         );
         stage(&mut transition, 1, Stage::Connecting);
         stage(&mut transition, 1, Stage::Ready);
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Restart(shard(3)),
             "shard 2 has the key of shard 0, which is away"
         );
         stage(&mut transition, 0, Stage::Stopped(CloseReason::Cut));
-        assert_eq!(transition.poll(now, |_, _| true), Step::Restart(shard(2)));
+        assert_eq!(
+            transition.poll(now, |_, _| true, || false),
+            Step::Restart(shard(2))
+        );
         stage(&mut transition, 3, Stage::Connecting);
         stage(&mut transition, 3, Stage::Ready);
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(None),
             "shard 4 has the key of shard 2"
         );
@@ -504,52 +521,63 @@ mod tests {
         assert_eq!(opened(&mut transition), [0, 1]);
         for number in 0..2 {
             stage(&mut transition, number, Stage::Ready);
-            assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None));
+            assert_eq!(
+                transition.poll(now, |_, _| true, || false),
+                Step::Wait(None)
+            );
             transition.handle(shard(number), Change::GuildsIn);
         }
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(Some(now + overlap))
         );
         stage(&mut transition, 1, Stage::Identifying);
         stage(&mut transition, 1, Stage::Ready);
         now += overlap;
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(None),
             "a new session: its guilds are not in"
         );
         transition.handle(shard(1), Change::GuildsIn);
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(Some(now + overlap)),
             "the overlap begins anew"
         );
         stage(&mut transition, 0, Stage::Connecting);
         now += overlap;
         assert_eq!(
-            transition.poll(now, |_, _| true),
+            transition.poll(now, |_, _| true, || false),
             Step::Wait(None),
             "one is cut off"
         );
         stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
         stage(&mut transition, 0, Stage::Resuming);
-        let lags = transition.poll(now, |shard, since| {
-            shard.number() != 7 || since + overlap != now
-        });
+        let check = Step::Wait(Some(now + CAUGHT_UP_CHECK));
+        let lags = |shard: ShardId, since| shard.number() != 7 || since + overlap != now;
+        let lags = transition.poll(now, lags, || false);
+        assert_eq!(lags, check, "an old one lags behind");
+        let doubts = transition.poll(now, |_, _| true, || true);
+        assert_eq!(doubts, check, "the hand-over would repeat an event");
+        now += overlap;
+        assert_eq!(transition.poll(now, |_, _| true, || false), Step::Commit);
         assert_eq!(
-            lags,
-            Step::Wait(Some(now + CAUGHT_UP_CHECK)),
-            "an old one lags behind"
+            transition.poll(now, |_, _| true, || false),
+            Step::Close(shard(5))
         );
-        assert_eq!(transition.poll(now, |_, _| true), Step::Commit);
-        assert_eq!(transition.poll(now, |_, _| true), Step::Close(shard(5)));
         stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
-        assert_eq!(transition.poll(now, |_, _| true), Step::Close(shard(7)));
-        assert_eq!(transition.poll(now, |_, _| true), Step::Wait(None));
+        assert_eq!(
+            transition.poll(now, |_, _| true, || false),
+            Step::Close(shard(7))
+        );
+        assert_eq!(
+            transition.poll(now, |_, _| true, || false),
+            Step::Wait(None)
+        );
         assert!(!transition.is_done());
         stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
-        assert_eq!(transition.poll(now, |_, _| true), Step::HandOver);
+        assert_eq!(transition.poll(now, |_, _| true, || false), Step::HandOver);
         assert!(!transition.is_done());
         transition.handed_over();
         assert!(transition.is_done());
