@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::book::Book;
-use common::{COMPRESSIONS, PATIENCE, footprint};
+use common::{COMPRESSIONS, PATIENCE, footprint, variable};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed, RestFault};
 use threadcord::{
@@ -37,15 +37,6 @@ const MAX_PAYLOAD: usize = 1 << 20;
 /// What the process may hold in memory beyond what it began with: the gateway's replay buffers and
 /// its journal, and what the shards may have outstanding.
 const MOST_MEMORY_MB: usize = 1024;
-
-fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok().map(|value| {
-        value
-            .parse()
-            .ok()
-            .unwrap_or_else(|| panic!("{name}={value} is no number"))
-    })
-}
 
 fn faults() -> Vec<Fault> {
     let resized = |fault| {

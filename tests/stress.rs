@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, eventually, footprint, gateway, shard};
+use common::{PATIENCE, config, eventually, footprint, gateway, shard, variable};
 use fastrand::Rng;
 use parking_lot::Mutex;
 use threadcord::sim::{Fault, Gateway};
@@ -20,14 +20,6 @@ use threadcord::{Error, Event, Handle, Operation, Plan, ShardId, ShardManager, S
 
 const CALLERS: u64 = 6;
 const GUILDS: u32 = 24;
-
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| {
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={value} is no number"))
-    })
-}
 
 /// How often each call was answered with what.
 type Tally = Mutex<BTreeMap<String, u32>>;

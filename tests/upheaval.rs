@@ -1,26 +1,41 @@
-//! Reshards, suspends and restarts under load, on a bad line: each event is handled once.
+//! Reshards, suspends, kills, restarts and shards that stop, under load and on a bad line: each
+//! event is handled once, unless its loss is told or the process was killed.
 //!
 //! `THREADCORD_UPHEAVAL_SECONDS` makes it longer than it is for everyday, and
 //! `THREADCORD_UPHEAVAL_SEED` repeats one.
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, ready};
+use common::{PATIENCE, ready, variable};
 use fastrand::Rng;
-use serde_json::json;
+use parking_lot::Mutex;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
-use threadcord::sim::{Answer, Fault, Gateway, Target};
-use threadcord::{Config, Event, EventKind, Operation, Plan, ShardManager};
+use threadcord::sim::{self, Answer, Fault, Gateway, Target};
+use threadcord::store::{Saved, SessionStore};
+use threadcord::{
+    Config, Error, Event, EventKind, Operation, Plan, ShardId, ShardManager, Stage, StoreError,
+    Timing,
+};
 
 const GUILDS: u32 = 24;
 
 /// Events a second, in all.
-const RATE: u64 = 1000;
+const RATE: u32 = 1000;
+
+/// A fiftieth of Discord's time: a session waits 3.6 s for its client.
+const SCALE: f64 = 0.02;
+
+/// How long both sets of shards run side by side at least.
+const OVERLAP: Duration = Duration::from_secs(1);
+
+/// Half a second between heartbeats, and an ACK takes less than that on the slowest line.
+const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// What makes a line bad without ending a session.
 fn faults() -> Vec<Fault> {
@@ -41,40 +56,163 @@ fn faults() -> Vec<Fault> {
     .into()
 }
 
-/// How often the program has handled each event, by guild and number.
+/// A store in memory, which counts how often it was written.
+#[derive(Clone, Default)]
+struct Store(Arc<Mutex<(Saved, u64)>>);
+
+impl Store {
+    fn writes(&self) -> u64 {
+        self.0.lock().1
+    }
+}
+
+impl SessionStore for Store {
+    fn load(&self) -> Result<Saved, StoreError> {
+        Ok(self.0.lock().0.clone())
+    }
+
+    fn save(&self, saved: &Saved) -> Result<(), StoreError> {
+        let mut store = self.0.lock();
+        store.0 = saved.clone();
+        store.1 += 1;
+        Ok(())
+    }
+}
+
+/// How an event was handled by the process that is running.
+struct Handled {
+    event: (u64, u64),
+    /// How often the store had been written.
+    writes: u64,
+    /// The number of the reshard that was going on.
+    reshard: Option<usize>,
+}
+
+/// A reshard that is going on.
+struct Reshard {
+    operation: Operation,
+    /// The longest time for which the program handled nothing meanwhile.
+    pause: Duration,
+}
+
+/// What the program has handled.
 #[derive(Default)]
 struct Book {
-    handled: HashMap<(u64, u64), usize>,
+    /// How often each event was, by guild and number.
+    counts: HashMap<(u64, u64), usize>,
+    /// The digests of the events' data.
+    digests: HashSet<u64>,
     last: HashMap<u64, u64>,
-    lost: usize,
+    /// The sessions whose loss was told, with their last sequences.
+    lost: HashMap<String, u64>,
+    /// The sessions of killed processes that were too young to be stored.
+    unstored: HashSet<String>,
+    closed: Vec<ShardId>,
     out_of_order: Vec<(u64, u64, u64)>,
+    /// Since the process began.
+    recent: Vec<Handled>,
+    /// What may come again, because a process was killed before it could say that it had it.
+    may_repeat: HashSet<(u64, u64)>,
+    repeated: Vec<(u64, u64)>,
 }
 
 impl Book {
-    fn note(&mut self, event: &Event) {
-        if let EventKind::SessionLost { .. } = event.kind() {
-            self.lost += 1;
+    fn note(&mut self, event: Event, store: &Store, reshard: Option<usize>) {
+        match event.kind() {
+            EventKind::SessionLost { session, .. } => {
+                self.lost.insert(session.id.clone(), session.sequence);
+            }
+            EventKind::Closed(_) => self.closed.push(event.shard()),
+            _ => {}
         }
-        let Some((guild, number)) = common::number(event) else {
+        let Some((guild, number)) = common::number(&event) else {
             return;
         };
-        *self.handled.entry((guild, number)).or_default() += 1;
-        let last = self.last.insert(guild, number);
-        if let Some(last) = last.filter(|last| *last >= number) {
+        let data = event.dispatch().expect("it has a number").data();
+        self.digests.insert(sim::digest(data));
+        drop(event);
+
+        let count = self.counts.entry((guild, number)).or_default();
+        *count += 1;
+        let is_repeated = *count > 1;
+        if is_repeated && !self.may_repeat.remove(&(guild, number)) {
+            self.repeated.push((guild, number));
+        }
+        let last = self.last.get(&guild).copied();
+        if let Some(last) = last.filter(|last| !is_repeated && *last >= number) {
             self.out_of_order.push((guild, last, number));
         }
+        self.last.insert(guild, last.unwrap_or(0).max(number));
+        self.recent.push(Handled {
+            event: (guild, number),
+            writes: store.writes(),
+            reshard,
+        });
     }
+
+    /// A reshard is over. If the handler was stuck for about as long as the old set waits for the
+    /// new one, what the new one held meanwhile may come again.
+    fn end_reshard(&mut self, number: usize, pause: Duration) {
+        if pause > OVERLAP / 2 {
+            let recent = self.recent.iter();
+            let during = recent.filter(|handled| handled.reshard == Some(number));
+            self.may_repeat.extend(during.map(|handled| handled.event));
+        }
+    }
+
+    /// The process is killed after so many writes of the store. The last one has what was handled
+    /// before the one before it ended; of what one session of a reshard has brought, the other may
+    /// not have come to it.
+    fn kill(&mut self, writes: u64) {
+        let unsaved = |handled: &Handled| handled.writes + 1 >= writes || handled.reshard.is_some();
+        let recent = self.recent.drain(..).filter(unsaved);
+        self.may_repeat.extend(recent.map(|handled| handled.event));
+    }
+
+    /// The events that were given to sessions and not handled, unless each of those sessions was
+    /// told to be lost, or died with a process before it was stored.
+    fn missing(&self, gateway: &Gateway) -> Vec<String> {
+        let mut missing: HashMap<u64, Vec<String>> = HashMap::new();
+        let mut due = HashSet::new();
+        let given = gateway.dispatches().into_iter();
+        for event in given.filter(|event| event.name == "TYPING_START") {
+            if self.digests.contains(&event.digest) {
+                continue;
+            }
+            let last = self.lost.get(&event.session);
+            let is_lost = last.is_some_and(|last| *last < event.sequence);
+            if !is_lost && !self.unstored.contains(&event.session) {
+                due.insert(event.digest);
+            }
+            let place = format!("{} of {}", event.sequence, event.session);
+            missing.entry(event.digest).or_default().push(place);
+        }
+        missing.retain(|digest, _| due.contains(digest));
+        missing.into_values().flatten().collect()
+    }
+}
+
+/// How often each thing was done.
+#[derive(Debug, Default)]
+struct Done {
+    reshards: usize,
+    suspends: usize,
+    kills: usize,
+    jams: usize,
+    sessions_ended: usize,
+    stopped: usize,
 }
 
 /// A gateway under load, a manager, and what it has handled.
 struct Play {
     gateway: Arc<Gateway>,
+    store: Store,
     config: Config,
     manager: Option<ShardManager>,
+    reshard: Option<Reshard>,
     book: Book,
     rng: Rng,
-    reshards: usize,
-    suspends: usize,
+    done: Done,
 }
 
 impl Play {
@@ -83,13 +221,16 @@ impl Play {
         let takeover: Answer = takeovers[usize::try_from(seed % 4).unwrap()]
             .parse()
             .unwrap();
-        let gateway = common::gateway()
+        let gateway = Gateway::builder()
+            .time_scale(SCALE)
+            .heartbeat_interval(HEARTBEAT)
             .shards(2)
             .max_concurrency(16)
             .guilds(GUILDS)
             .session_starts(1_000_000, 1_000_000, Duration::from_secs(24 * 60 * 60))
             .on_takeover(takeover)
             .replay_events(1_000_000)
+            .keep_dispatches(true)
             .seed(seed)
             .start()
             .unwrap();
@@ -99,122 +240,238 @@ impl Play {
             max_concurrency: 16.try_into().unwrap(),
             ..Limits::default()
         };
-        let mut config = config(&gateway)
-            .max_outstanding_events(50)
-            .most_short_sessions(None);
-        config.timing.reshard_overlap = Duration::from_millis(500);
+        let mut timing = Timing::scaled(SCALE);
+        timing.reshard_overlap = OVERLAP;
+        timing.store_interval = Duration::from_millis(100);
+        // The events are handled on the thread that suspends.
+        timing.handlers_timeout = Duration::ZERO;
+        // The simulator gives an event to all sessions at once.
+        timing.session_skew = Duration::from_millis(10);
         // One limit for all managers, since they follow each other quickly.
-        let limit = SessionLimit::with_timing(limits, &config.timing, ReleaseAfter::Identify);
-        let config = config.limiter(Arc::new(limit));
+        let limit = SessionLimit::with_timing(limits, &timing, ReleaseAfter::Identify);
+        let store = Store::default();
+        let config = common::config(&gateway)
+            .timing(timing)
+            .max_outstanding_events(50)
+            .most_short_sessions(None)
+            .session_store(store.clone())
+            .plan(Plan::Stored)
+            .limiter(Arc::new(limit));
         let manager = Some(ready(config.clone()));
         Self {
             gateway: Arc::new(gateway),
+            store,
             config,
             manager,
+            reshard: None,
             book: Book::default(),
             rng: Rng::with_seed(seed),
-            reshards: 0,
-            suspends: 0,
+            done: Done::default(),
         }
     }
 
-    /// Handles what comes, until then or until an operation is over.
-    fn handle(&mut self, until: Instant, operation: Option<&Operation>) {
-        let events = self.manager.as_ref().unwrap().events();
-        while Instant::now() < until && !operation.is_some_and(Operation::is_over) {
+    fn manager(&self) -> &ShardManager {
+        self.manager.as_ref().expect("a process is running")
+    }
+
+    /// Handles what comes, until then or until something holds.
+    fn handle(&mut self, until: Instant, mut holds: impl FnMut(&Self) -> bool) -> bool {
+        let events = self.manager().events();
+        loop {
+            let is_over = |reshard: &mut Reshard| reshard.operation.is_over();
+            if let Some(reshard) = self.reshard.take_if(is_over) {
+                self.book.end_reshard(self.done.reshards, reshard.pause);
+            }
+            if holds(self) {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
             if let Ok(event) = events.next_timeout(Duration::from_millis(10)) {
-                self.book.note(&event);
+                let reshard = self.reshard.as_ref().map(|_| self.done.reshards);
+                self.book.note(event, &self.store, reshard);
                 if self.rng.u32(..2000) == 0 {
                     // Long enough to stall, and for some heartbeats.
-                    std::thread::sleep(Duration::from_millis(self.rng.u64(..300)));
+                    self.pause(0..1200);
                 }
             }
         }
     }
 
+    /// Handles what comes until something holds, which it must.
+    fn handle_until(&mut self, what: &str, holds: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        assert!(
+            self.handle(deadline, holds),
+            "{what}: {:?}",
+            self.manager().status()
+        );
+    }
+
     fn reshard(&mut self) {
-        let manager = self.manager.as_ref().unwrap();
-        let now = manager.shards().len();
+        let now = self.manager().shards().len();
         let to = (now + self.rng.usize(1..4)) % 5 + 1;
         if to == now {
             return;
         }
         let plan = Plan::Total(u32::try_from(to).unwrap());
-        let Ok(reshard) = manager.reshard(&plan) else {
+        let Ok(reshard) = self.manager().reshard(&plan) else {
             return;
         };
-        let deadline = if self.rng.u32(..4) == 0 {
+        self.reshard = Some(Reshard {
+            operation: reshard,
+            pause: Duration::ZERO,
+        });
+        self.done.reshards += 1;
+        if self.rng.u32(..4) == 0 {
             // Something else comes in between.
-            Instant::now() + Duration::from_millis(self.rng.u64(..1500))
+            let pause = Duration::from_millis(self.rng.u64(..1500));
+            self.handle(Instant::now() + pause, |_| false);
         } else {
-            Instant::now() + PATIENCE
-        };
-        self.handle(deadline, Some(&reshard));
-        self.reshards += usize::from(reshard.is_over());
+            self.end_reshard();
+        }
     }
 
-    /// Ends the process, as far as the library can see, and starts the next one.
+    fn end_reshard(&mut self) {
+        self.handle_until("the reshard ends", |play| play.reshard.is_none());
+    }
+
+    /// Ends the process in good order, and starts the next one.
     fn suspend(&mut self) {
         let manager = self.manager.take().unwrap();
         let sessions = manager.suspend();
         drop(manager);
-        self.suspends += 1;
-        let config = self.config.clone().plan(Plan::Stored).sessions(sessions);
+        self.done.suspends += 1;
+        self.start(self.config.clone().sessions(sessions));
+    }
+
+    /// Kills the process, as far as the gateway and the next one can see.
+    fn kill(&mut self) {
+        let (saved, writes) = self.store.0.lock().clone();
+        self.gateway.inject(Target::All, Fault::Cut);
+        self.book.kill(writes);
+        let manager = self.manager.take().unwrap();
+        let sessions = manager.suspend();
+        drop(manager);
+        let stored: HashSet<&String> = saved.sessions.iter().map(|session| &session.id).collect();
+        let unstored = sessions.into_iter().map(|session| session.id);
+        self.book
+            .unstored
+            .extend(unstored.filter(|id| !stored.contains(id)));
+        self.store.save(&saved).unwrap();
+        self.done.kills += 1;
+        self.start(self.config.clone());
+    }
+
+    fn start(&mut self, config: Config) {
+        self.reshard = None;
+        self.book.recent.clear();
         self.manager = Some(ShardManager::start(config).unwrap());
+    }
+
+    /// The handler is stuck for some heartbeats while connections with unread events end.
+    fn jam(&mut self) {
+        self.pause(100..300);
+        let end = ["reset", "cut", "close=4000", "cut-in-frame"][self.rng.usize(..4)];
+        self.gateway.inject(Target::All, end.parse().unwrap());
+        self.pause(0..1500);
+        self.done.jams += 1;
+    }
+
+    /// The handler is busy for so many milliseconds.
+    fn pause(&mut self, milliseconds: Range<u64>) {
+        let pause = Duration::from_millis(self.rng.u64(milliseconds));
+        if let Some(reshard) = &mut self.reshard {
+            reshard.pause = reshard.pause.max(pause);
+        }
+        std::thread::sleep(pause);
+    }
+
+    /// Discord ends a session.
+    fn end_session(&mut self) {
+        self.end_reshard();
+        let (shard, before) = (self.any_shard(), self.book.lost.len());
+        let end = ["invalid-session=false", "close=4009", "close=4007"][self.rng.usize(..3)];
+        self.strike(shard, end, |play| play.book.lost.len() > before);
+        self.done.sessions_ended += 1;
+        self.wait_ready();
+    }
+
+    /// Discord closes a shard for good, and the program opens it again.
+    fn stop_shard(&mut self) {
+        self.end_reshard();
+        let (shard, before) = (self.any_shard(), self.book.closed.len());
+        let end = ["close=4004", "close=4012", "close=4013", "close=4014"][self.rng.usize(..4)];
+        self.strike(shard, end, |play| play.book.closed.len() > before);
+        self.done.stopped += 1;
+        let mut is_ready = false;
+        // The event may come before the manager knows, which then fails the restart.
+        while !is_ready {
+            let start = match self.manager().restart_shard(shard) {
+                Ok(start) => start,
+                // It was the last one.
+                Err(Error::Closed) => return self.suspend(),
+                Err(error) => panic!("{shard} does not start again: {error}"),
+            };
+            self.handle_until("the restart is over", |_| start.is_over());
+            is_ready = start.wait(Duration::ZERO).is_ok();
+        }
+    }
+
+    fn wait_ready(&mut self) {
+        self.handle_until("all shards are ready", |play| {
+            let shards = play.manager().shards();
+            shards
+                .iter()
+                .all(|shard| shard.status().stage == Stage::Ready)
+        });
+    }
+
+    fn any_shard(&mut self) -> ShardId {
+        let shards = self.manager().shards();
+        shards[self.rng.usize(..shards.len())].id()
+    }
+
+    /// Injects a fault until it has struck: the shard may be away.
+    fn strike(&mut self, shard: ShardId, fault: &str, has_struck: impl Fn(&Self) -> bool + Copy) {
+        for _ in 0..60 {
+            self.gateway.inject(shard, fault.parse().unwrap());
+            if self.handle(Instant::now() + Duration::from_secs(1), has_struck) {
+                return;
+            }
+        }
+        panic!("{fault} does not strike {shard}");
     }
 
     /// One step of the history.
     fn step(&mut self) {
-        match self.rng.u32(..10) {
-            0..=2 => self.reshard(),
-            3 | 4 => self.suspend(),
-            5 => drop(self.manager.as_ref().unwrap().restart_all(1)),
+        match self.rng.u32(..16) {
+            0..=4 => self.reshard(),
+            5 | 6 => self.suspend(),
+            7 | 8 => self.kill(),
+            9 | 10 => self.jam(),
+            11 => self.end_session(),
+            12 => self.stop_shard(),
+            13 => drop(self.manager().restart_all(1)),
             _ => {}
         }
         let pause = Duration::from_millis(self.rng.u64(..400));
-        self.handle(Instant::now() + pause, None);
+        self.handle(Instant::now() + pause, |_| false);
     }
-}
-
-/// Sends numbered events to the guilds by turns until it is told to stop; returns how many each got.
-fn send(gateway: &Gateway, stop: &AtomicBool, sent: &AtomicU64) -> u64 {
-    let (guilds, start) = (gateway.guild_ids(), Instant::now());
-    for n in 0.. {
-        if stop.load(Ordering::Acquire) {
-            return n;
-        }
-        for guild in &guilds {
-            let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": n});
-            gateway.emit(Some(*guild), "TYPING_START", &data).unwrap();
-        }
-        sent.store(n + 1, Ordering::Release);
-        let due = start + Duration::from_secs(1) * u32::try_from(n + 1).unwrap() * GUILDS / 1000;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-    }
-    unreachable!("numbers do not end")
 }
 
 #[test]
 fn each_event_is_handled_once() {
-    let variable = |name| {
-        std::env::var(name).ok().map(|value| {
-            let number: Option<u64> = value.parse().ok();
-            number.unwrap_or_else(|| panic!("{name}={value} is no number"))
-        })
-    };
     let seconds = variable("THREADCORD_UPHEAVAL_SECONDS").unwrap_or(5);
     let seed = variable("THREADCORD_UPHEAVAL_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     println!("THREADCORD_UPHEAVAL_SECONDS={seconds} THREADCORD_UPHEAVAL_SEED={seed}");
 
     let mut play = Play::new(seed);
-    let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let stop = Arc::<AtomicBool>::default();
     let sender = std::thread::spawn({
-        let (gateway, stop, sent) = (
-            Arc::clone(&play.gateway),
-            Arc::clone(&stop),
-            Arc::clone(&sent),
-        );
-        move || send(&gateway, &stop, &sent)
+        let (gateway, stop) = (Arc::clone(&play.gateway), Arc::clone(&stop));
+        move || common::send(&gateway, RATE, 1, 0..=usize::MAX, &stop)
     });
     play.gateway.random_faults(5.0, faults());
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -223,36 +480,35 @@ fn each_event_is_handled_once() {
     }
     play.gateway.random_faults(0.0, []);
     stop.store(true, Ordering::Release);
-    let sent = sender.join().unwrap();
+    let sent = sender.join().unwrap() * u64::from(GUILDS);
     // Delays stay with their connections.
     play.gateway.inject(Target::All, Fault::Reconnect);
 
-    let wanted = usize::try_from(sent * u64::from(GUILDS)).unwrap();
+    play.end_reshard();
+    play.handle_until("all shards are live", |play| {
+        let shards = play.manager().shards();
+        shards
+            .iter()
+            .all(|shard| shard.status().stage == Stage::Ready)
+    });
     let deadline = Instant::now() + PATIENCE;
-    while play.book.handled.len() < wanted && Instant::now() < deadline {
-        play.handle(Instant::now() + Duration::from_millis(100), None);
+    while !play.book.missing(&play.gateway).is_empty() && Instant::now() < deadline {
+        play.handle(Instant::now() + Duration::from_millis(100), |_| false);
     }
-    play.handle(Instant::now() + Duration::from_millis(500), None);
-    let twice = play
-        .book
-        .handled
-        .values()
-        .filter(|count| **count > 1)
-        .count();
+    play.handle(Instant::now() + Duration::from_secs(1), |_| false);
+    let book = &play.book;
+    let events: usize = book.counts.values().sum();
     println!(
-        "{wanted} events of {RATE} a second, {} handled, {twice} twice; {} reshards, {} suspends, {} sessions lost",
-        play.book.handled.len(),
-        play.reshards,
-        play.suspends,
-        play.book.lost,
+        "{sent} events sent, {} handled, {} of them again after a kill; {} losses told; {:?}",
+        book.counts.len(),
+        events - book.counts.len() - book.repeated.len(),
+        book.lost.len(),
+        play.done,
     );
-    assert_eq!(
-        play.book.handled.len(),
-        wanted,
-        "seed {seed}: events are lost"
-    );
-    assert_eq!(twice, 0, "seed {seed}: events are repeated");
-    assert_eq!(play.book.out_of_order, [], "seed {seed}");
+    let missing = book.missing(&play.gateway);
+    assert_eq!(missing, [""; 0], "seed {seed}: events are missing");
+    assert_eq!(book.repeated, [], "seed {seed}: events are repeated");
+    assert_eq!(book.out_of_order, [], "seed {seed}");
     play.manager.take().unwrap().close();
     play.gateway.assert_lawful();
 }

@@ -143,6 +143,14 @@ pub fn resident_kib() -> usize {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// The number in an environment variable, if that is set.
+pub fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| {
+        let number = value.parse().ok();
+        number.unwrap_or_else(|| panic!("{name}={value} is no number"))
+    })
+}
+
 /// Waits until something holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

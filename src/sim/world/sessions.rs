@@ -507,5 +507,5 @@ impl World {
 
 /// Whether a close of the gateway's leaves nothing to resume.
 pub(super) fn ends_session(code: u16) -> bool {
-    matches!(code, 1000 | 1001 | 4003 | 4007 | 4009)
+    matches!(code, 1000 | 1001 | 4003 | 4004 | 4007 | 4009 | 4010..=4014)
 }
