@@ -16,7 +16,7 @@ use common::{PATIENCE, ready, variable};
 use fastrand::Rng;
 use parking_lot::Mutex;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
-use threadcord::sim::{self, Answer, Fault, Gateway, Target};
+use threadcord::sim::{self, Answer, Dispatched, Fault, Gateway, Target};
 use threadcord::store::{Saved, SessionStore};
 use threadcord::{
     Config, Error, Event, EventKind, Operation, Plan, ShardId, ShardManager, Stage, StoreError,
@@ -105,13 +105,16 @@ struct Book {
     last: HashMap<u64, u64>,
     /// The sessions whose loss was told, with their last sequences.
     lost: HashMap<String, u64>,
-    /// The sessions of killed processes that were too young to be stored.
-    unstored: HashSet<String>,
+    /// The sessions of killed processes that were not stored, with the last sequences that somebody
+    /// could have handled or resumed.
+    orphans: HashMap<String, u64>,
     closed: Vec<ShardId>,
+    /// How many sessions have started.
+    started: usize,
     out_of_order: Vec<(u64, u64, u64)>,
     /// Since the process began.
     recent: Vec<Handled>,
-    /// What may come again, because a process was killed before it could say that it had it.
+    /// What may come again, because a process has ended before it could say that it had it.
     may_repeat: HashSet<(u64, u64)>,
     repeated: Vec<(u64, u64)>,
 }
@@ -123,6 +126,7 @@ impl Book {
                 self.lost.insert(session.id.clone(), session.sequence);
             }
             EventKind::Closed(_) => self.closed.push(event.shard()),
+            EventKind::Ready => self.started += 1,
             _ => {}
         }
         let Some((guild, number)) = common::number(&event) else {
@@ -160,35 +164,50 @@ impl Book {
         }
     }
 
-    /// The process is killed after so many writes of the store. The last one has what was handled
-    /// before the one before it ended; of what one session of a reshard has brought, the other may
-    /// not have come to it.
-    fn kill(&mut self, writes: u64) {
-        let unsaved = |handled: &Handled| handled.writes + 1 >= writes || handled.reshard.is_some();
-        let recent = self.recent.drain(..).filter(unsaved);
+    /// The process ends, and the next one starts from what the last of so many writes of the store
+    /// has: what was handled before the write before that ended. Of what one set of a reshard has
+    /// brought, the sessions of the other may not know.
+    fn end_process(&mut self, writes: u64) {
+        let is_unsaved =
+            |handled: &Handled| handled.writes + 1 >= writes || handled.reshard.is_some();
+        let recent = self.recent.drain(..).filter(is_unsaved);
         self.may_repeat.extend(recent.map(|handled| handled.event));
     }
 
-    /// The events that were given to sessions and not handled, unless each of those sessions was
-    /// told to be lost, or died with a process before it was stored.
+    /// The events that were given to sessions and not handled, without an excuse.
     fn missing(&self, gateway: &Gateway) -> Vec<String> {
-        let mut missing: HashMap<u64, Vec<String>> = HashMap::new();
-        let mut due = HashSet::new();
-        let given = gateway.dispatches().into_iter();
-        for event in given.filter(|event| event.name == "TYPING_START") {
+        let mut given = gateway.dispatches();
+        given.retain(|event| event.name == "TYPING_START");
+        let mut handled: HashMap<&str, u64> = HashMap::new();
+        let mut missing: HashMap<u64, Vec<&Dispatched>> = HashMap::new();
+        for event in &given {
             if self.digests.contains(&event.digest) {
-                continue;
+                let last = handled.entry(&event.session).or_default();
+                *last = event.sequence.max(*last);
+            } else {
+                missing.entry(event.digest).or_default().push(event);
             }
-            let last = self.lost.get(&event.session);
-            let is_lost = last.is_some_and(|last| *last < event.sequence);
-            if !is_lost && !self.unstored.contains(&event.session) {
-                due.insert(event.digest);
-            }
-            let place = format!("{} of {}", event.sequence, event.session);
-            missing.entry(event.digest).or_default().push(place);
         }
-        missing.retain(|digest, _| due.contains(digest));
-        missing.into_values().flatten().collect()
+        missing.retain(|_, copies| !self.is_excused(copies, &handled));
+        let copies = missing.into_values().flatten();
+        copies
+            .map(|event| format!("{} of {}", event.sequence, event.session))
+            .collect()
+    }
+
+    /// Whether the loss of a session explains why an event is missing: every other session that was
+    /// given it was lost, too, or closed at a hand-over before it was there.
+    fn is_excused(&self, copies: &[&Dispatched], handled: &HashMap<&str, u64>) -> bool {
+        let is_lost = |event: &Dispatched| {
+            let ends = [&self.lost, &self.orphans].map(|ends| ends.get(&event.session));
+            ends.into_iter().flatten().any(|end| *end < event.sequence)
+        };
+        let is_last = |event: &Dispatched| {
+            let last = handled.get(event.session.as_str());
+            last.is_none_or(|last| *last < event.sequence)
+        };
+        copies.iter().any(|event| is_lost(event))
+            && copies.iter().all(|event| is_lost(event) || is_last(event))
     }
 }
 
@@ -342,6 +361,8 @@ impl Play {
         let manager = self.manager.take().unwrap();
         let sessions = manager.suspend();
         drop(manager);
+        // These know what was handled.
+        self.book.end_process(u64::MAX);
         self.done.suspends += 1;
         self.start(self.config.clone().sessions(sessions));
     }
@@ -350,15 +371,20 @@ impl Play {
     fn kill(&mut self) {
         let (saved, writes) = self.store.0.lock().clone();
         self.gateway.inject(Target::All, Fault::Cut);
-        self.book.kill(writes);
+        self.book.end_process(writes);
         let manager = self.manager.take().unwrap();
-        let sessions = manager.suspend();
+        let running = manager.suspend();
         drop(manager);
-        let stored: HashSet<&String> = saved.sessions.iter().map(|session| &session.id).collect();
-        let unstored = sessions.into_iter().map(|session| session.id);
-        self.book
-            .unstored
-            .extend(unstored.filter(|id| !stored.contains(id)));
+        // Discord goes on with what is not stored until it misses the client.
+        let mut orphans = self.gateway.observed().sequences;
+        // These were too young to be stored.
+        orphans.extend(running.into_iter().map(|session| (session.id, 0)));
+        for session in &saved.sessions {
+            orphans.remove(&session.id);
+        }
+        for (session, last) in orphans {
+            self.book.orphans.entry(session).or_insert(last);
+        }
         self.store.save(&saved).unwrap();
         self.done.kills += 1;
         self.start(self.config.clone());
@@ -366,7 +392,6 @@ impl Play {
 
     fn start(&mut self, config: Config) {
         self.reshard = None;
-        self.book.recent.clear();
         self.manager = Some(ShardManager::start(config).unwrap());
     }
 
@@ -391,10 +416,11 @@ impl Play {
     /// Discord ends a session.
     fn end_session(&mut self) {
         self.end_reshard();
-        let (shard, before) = (self.any_shard(), self.book.lost.len());
+        let (shard, before, started) = (self.any_shard(), self.book.lost.len(), self.book.started);
         let end = ["invalid-session=false", "close=4009", "close=4007"][self.rng.usize(..3)];
         self.strike(shard, end, |play| play.book.lost.len() > before);
         self.done.sessions_ended += 1;
+        self.handle_until("another session starts", |play| play.book.started > started);
         self.wait_ready();
     }
 
@@ -499,7 +525,7 @@ fn each_event_is_handled_once() {
     let book = &play.book;
     let events: usize = book.counts.values().sum();
     println!(
-        "{sent} events sent, {} handled, {} of them again after a kill; {} losses told; {:?}",
+        "{sent} events sent, {} handled, {} of them again; {} losses told; {:?}",
         book.counts.len(),
         events - book.counts.len() - book.repeated.len(),
         book.lost.len(),

@@ -2,26 +2,35 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{config, gateway, lines};
 use log::LevelFilter;
+use threadcord::sim::{self, Gateway};
 use threadcord::{Plan, ShardManager};
 
-#[test]
-fn a_day_that_is_too_short_for_the_plan_is_told_up_front() {
-    lines::keep(LevelFilter::Warn);
-    let gateway = gateway()
-        .session_starts(1000, 3, std::time::Duration::from_secs(3600))
-        .start()
-        .unwrap();
-    let manager = ShardManager::start(config(&gateway).plan(Plan::Total(5))).unwrap();
-    // It is said before the first shard connects, so it is there now.
-    let warnings = lines::kept();
-    assert!(
-        warnings
-            .iter()
-            .any(|line| line.contains("5 shards") && line.contains("3 of 1000 IDENTIFYs")),
-        "{warnings:?}"
-    );
-    drop(manager);
+/// The lines that a manager with this plan logs before its first shard connects.
+fn warnings(gateway: &Gateway, plan: Plan) -> Vec<String> {
+    let before = lines::kept().len();
+    drop(ShardManager::start(config(gateway).plan(plan)).unwrap());
     gateway.assert_lawful();
+    lines::kept().split_off(before)
+}
+
+#[test]
+fn a_plan_that_the_limits_may_not_allow_is_told_up_front() {
+    lines::keep(LevelFilter::Warn);
+    let short = gateway().session_starts(1000, 3, Duration::from_secs(3600));
+    let warnings_of = |gateway: sim::Builder, plan| warnings(&gateway.start().unwrap(), plan);
+    let told = warnings_of(short, Plan::Total(5));
+    let is_told = |line: &String| line.contains("5 shards") && line.contains("3 of 1000 IDENTIFYs");
+    assert!(told.iter().any(is_told), "{told:?}");
+
+    // Two processes without a limiter that they share.
+    let is_told = |line: &String| line.contains("a part of the shards");
+    for (max_concurrency, is_unsafe) in [(1, true), (2, false)] {
+        let gateway = gateway().shards(2).max_concurrency(max_concurrency);
+        let told = warnings_of(gateway, Plan::bucket(0, 2));
+        assert_eq!(told.iter().any(is_told), is_unsafe, "{told:?}");
+    }
 }

@@ -109,7 +109,8 @@ impl Handle {
     /// the new shards, beginning with those that the old ones had not delivered. READY and the
     /// arrival of guilds are not delivered again. Two events count as the same if name and data
     /// are; equal events of a guild are delivered as often as Discord sent them. An event is
-    /// repeated, and then late, only if a new shard is away or behind for longer than the overlap.
+    /// repeated, and then late, only if a new shard is away or behind for longer than the overlap, or
+    /// if the process ends before a new shard has caught up.
     ///
     /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at
     /// the hand-over. What is held counts as outstanding, so a new shard may stall if the old ones
