@@ -62,8 +62,7 @@ struct Progress {
     ready_at: Option<Instant>,
     /// It has read whatever any session was sent before that.
     read_up_to: Option<Instant>,
-    /// When the old set last delivered something of which it is not certain that this shard brings
-    /// it.
+    /// When the old set last delivered an event that this shard may or may not bring.
     uncertain_at: Option<Instant>,
     /// It has stopped, and brings nothing any more.
     has_ended: bool,
@@ -158,8 +157,8 @@ impl<E, W> Merge<E, W> {
 
     /// Whether the new set may have brought, or may still bring, what a hand-over would repeat.
     pub(crate) fn is_in_doubt(&self) -> bool {
-        let mut awaited = self.new.values().filter_map(Progress::awaited);
-        self.doubtful > 0 || awaited.next().is_some()
+        let mut shards = self.new.values();
+        self.doubtful > 0 || shards.any(|shard| shard.awaited().is_some())
     }
 
     /// A shard of the new set starts a session, or resumes one that it brought along: from now on

@@ -101,16 +101,16 @@ impl Handle {
     ///
     /// The new shards start beside the old ones, as their turn to identify comes; their events are
     /// held. When all are ready and their guilds are in, both sets are heard for
-    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap) more. Once the old ones have
-    /// caught up with what they were sent before, and the new ones with them (or after the overlap
-    /// once more), the old ones close, their handlers finish (for up to
+    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old ones have
+    /// caught up with what they were sent before; new ones that lag are waited for, up to the
+    /// overlap once more. Then the old ones close, their handlers finish (for up to
     /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)), and one event says so:
     /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of
     /// the new shards, beginning with those that the old ones had not delivered. READY and the
     /// arrival of guilds are not delivered again. Two events count as the same if name and data
     /// are; equal events of a guild are delivered as often as Discord sent them. An event is
-    /// repeated, and then late, only if a new shard is away or behind for longer than the overlap, or
-    /// if the process ends before a new shard has caught up.
+    /// repeated, and then late, only if a new shard is away or behind for longer than that, or if the
+    /// process ends before it has caught up.
     ///
     /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at
     /// the hand-over. What is held counts as outstanding, so a new shard may stall if the old ones

@@ -9,7 +9,7 @@ use crate::protocol::Stage;
 use crate::shard::Change;
 use crate::shard_id::ShardId;
 
-/// How often an old set that lags behind is looked at.
+/// How often a set that lags behind is looked at.
 const CAUGHT_UP_CHECK: Duration = Duration::from_millis(10);
 
 /// How many windows' worth of shards may be on their way.
@@ -59,9 +59,12 @@ enum Phase {
     /// Both sets are heard, since then.
     Overlap(Instant),
     /// The old set has read all that was sent before the new one was ready. Then it must also have
-    /// read all that was sent before this instant, and the new one what would be repeated: see
-    /// [`Merge`](crate::delivery).
+    /// read all that was sent before this instant: see [`Merge`](crate::delivery).
     CatchingUp(Instant),
+    /// The old set has caught up, at that instant. The new one is to read what would be repeated
+    /// else, but is not waited for longer than the overlap: what it holds may be what keeps it from
+    /// reading on.
+    Doubting(Instant),
     /// The old set closes; so many of it have been asked to.
     Closing(usize),
 }
@@ -143,7 +146,8 @@ impl Transition {
     }
 
     /// Opens the shards `new`; when they are ready and their guilds are in, waits for `overlap` and
-    /// until `old` has caught up, closes `old`, and hands over.
+    /// until `old` has caught up, then up to `overlap` for `new` to catch up, closes `old`, and
+    /// hands over.
     pub(crate) fn replace(&mut self, old: Vec<ShardId>, new: &[ShardId], overlap: Duration) {
         self.open(new.iter().copied());
         let new = new
@@ -259,7 +263,7 @@ impl Transition {
             Phase::Settling => Step::Wait(None),
             Phase::Overlap(since) if now < *since + *overlap => Step::Wait(Some(*since + *overlap)),
             // One that is cut off just now would leave its guilds without either.
-            Phase::Overlap(_) | Phase::CatchingUp(_)
+            Phase::Overlap(_) | Phase::CatchingUp(_) | Phase::Doubting(_)
                 if !new.values().all(|settled| settled.ready) =>
             {
                 Step::Wait(None)
@@ -275,12 +279,14 @@ impl Transition {
                 *phase = Phase::CatchingUp(now);
                 self.poll_handover(now, has_caught_up, is_in_doubt)
             }
-            // A new set that lags is waited for, but not for good: what it holds may be what keeps
-            // it from reading on.
-            Phase::CatchingUp(since) if is_in_doubt() && now < *since + *overlap => {
+            Phase::CatchingUp(_) => {
+                *phase = Phase::Doubting(now);
+                self.poll_handover(now, has_caught_up, is_in_doubt)
+            }
+            Phase::Doubting(since) if now < *since + *overlap && is_in_doubt() => {
                 Step::Wait(Some(now + CAUGHT_UP_CHECK))
             }
-            Phase::CatchingUp(_) => {
+            Phase::Doubting(_) => {
                 *phase = Phase::Closing(0);
                 Step::Commit
             }
@@ -315,7 +321,7 @@ impl Transition {
         }
         if let Some(Handover {
             new,
-            phase: phase @ (Phase::Overlap(_) | Phase::CatchingUp(_)),
+            phase: phase @ (Phase::Overlap(_) | Phase::CatchingUp(_) | Phase::Doubting(_)),
             ..
         }) = &mut self.handover
             && new.values().any(|settled| !settled.guilds_in)
@@ -407,10 +413,15 @@ mod tests {
         transition.handle(shard(number), Change::Stage(stage));
     }
 
+    /// The next step, where nothing lags behind.
+    fn poll(transition: &mut Transition, now: Instant) -> Step {
+        transition.poll(now, |_, _| true, || false)
+    }
+
     /// Opens what may be opened.
     fn opened(transition: &mut Transition) -> Vec<u32> {
         let mut opened = Vec::new();
-        while let Step::Open(shard) = transition.poll(Instant::now(), |_, _| true, || false) {
+        while let Step::Open(shard) = poll(transition, Instant::now()) {
             opened.push(shard.number());
         }
         opened
@@ -465,41 +476,28 @@ mod tests {
         let mut transition = transition(0, 2);
         transition.restart((0..5).map(shard), 2);
         transition.restart([shard(4)], 5);
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Restart(shard(0))
-        );
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Restart(shard(1))
-        );
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Wait(None),
-            "two are away"
-        );
+        assert_eq!(poll(&mut transition, now), Step::Restart(shard(0)));
+        assert_eq!(poll(&mut transition, now), Step::Restart(shard(1)));
+        assert_eq!(poll(&mut transition, now), Step::Wait(None), "two are away");
         stage(&mut transition, 1, Stage::Ready);
         assert_eq!(
-            transition.poll(now, |_, _| true, || false),
+            poll(&mut transition, now),
             Step::Wait(None),
             "it was ready before it left"
         );
         stage(&mut transition, 1, Stage::Connecting);
         stage(&mut transition, 1, Stage::Ready);
         assert_eq!(
-            transition.poll(now, |_, _| true, || false),
+            poll(&mut transition, now),
             Step::Restart(shard(3)),
             "shard 2 has the key of shard 0, which is away"
         );
         stage(&mut transition, 0, Stage::Stopped(CloseReason::Cut));
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Restart(shard(2))
-        );
+        assert_eq!(poll(&mut transition, now), Step::Restart(shard(2)));
         stage(&mut transition, 3, Stage::Connecting);
         stage(&mut transition, 3, Stage::Ready);
         assert_eq!(
-            transition.poll(now, |_, _| true, || false),
+            poll(&mut transition, now),
             Step::Wait(None),
             "shard 4 has the key of shard 2"
         );
@@ -521,63 +519,51 @@ mod tests {
         assert_eq!(opened(&mut transition), [0, 1]);
         for number in 0..2 {
             stage(&mut transition, number, Stage::Ready);
-            assert_eq!(
-                transition.poll(now, |_, _| true, || false),
-                Step::Wait(None)
-            );
+            assert_eq!(poll(&mut transition, now), Step::Wait(None));
             transition.handle(shard(number), Change::GuildsIn);
         }
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Wait(Some(now + overlap))
-        );
+        assert_eq!(poll(&mut transition, now), Step::Wait(Some(now + overlap)));
         stage(&mut transition, 1, Stage::Identifying);
         stage(&mut transition, 1, Stage::Ready);
         now += overlap;
         assert_eq!(
-            transition.poll(now, |_, _| true, || false),
+            poll(&mut transition, now),
             Step::Wait(None),
             "a new session: its guilds are not in"
         );
         transition.handle(shard(1), Change::GuildsIn);
         assert_eq!(
-            transition.poll(now, |_, _| true, || false),
+            poll(&mut transition, now),
             Step::Wait(Some(now + overlap)),
             "the overlap begins anew"
         );
         stage(&mut transition, 0, Stage::Connecting);
         now += overlap;
         assert_eq!(
-            transition.poll(now, |_, _| true, || false),
+            poll(&mut transition, now),
             Step::Wait(None),
             "one is cut off"
         );
         stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
         stage(&mut transition, 0, Stage::Resuming);
-        let check = Step::Wait(Some(now + CAUGHT_UP_CHECK));
+        let check = |now| Step::Wait(Some(now + CAUGHT_UP_CHECK));
         let lags = |shard: ShardId, since| shard.number() != 7 || since + overlap != now;
         let lags = transition.poll(now, lags, || false);
-        assert_eq!(lags, check, "an old one lags behind");
-        let doubts = transition.poll(now, |_, _| true, || true);
-        assert_eq!(doubts, check, "the hand-over would repeat an event");
+        assert_eq!(lags, check(now), "an old one lags behind");
         now += overlap;
-        assert_eq!(transition.poll(now, |_, _| true, || false), Step::Commit);
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Close(shard(5))
-        );
+        for _ in 0..2 {
+            let doubts = transition.poll(now, |_, _| true, || true);
+            assert_eq!(doubts, check(now), "the hand-over would repeat an event");
+            now += overlap / 2;
+        }
+        assert_eq!(poll(&mut transition, now), Step::Commit);
+        assert_eq!(poll(&mut transition, now), Step::Close(shard(5)));
         stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Close(shard(7))
-        );
-        assert_eq!(
-            transition.poll(now, |_, _| true, || false),
-            Step::Wait(None)
-        );
+        assert_eq!(poll(&mut transition, now), Step::Close(shard(7)));
+        assert_eq!(poll(&mut transition, now), Step::Wait(None));
         assert!(!transition.is_done());
         stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
-        assert_eq!(transition.poll(now, |_, _| true, || false), Step::HandOver);
+        assert_eq!(poll(&mut transition, now), Step::HandOver);
         assert!(!transition.is_done());
         transition.handed_over();
         assert!(transition.is_done());

@@ -60,7 +60,8 @@ pub struct Timing {
     /// How long handlers may take to finish what they have when sessions are suspended or handed
     /// over. Ours: 5 s.
     pub handlers_timeout: Duration,
-    /// How long the old and the new shards of a reshard are both heard. Ours: 10 s.
+    /// How long the old and the new shards of a reshard are both heard, and how much longer new ones
+    /// that lag are waited for. Ours: 10 s.
     pub reshard_overlap: Duration,
     /// By how much sooner one session may receive an event than another: Discord promises no order
     /// between connections. Ours: 1 s.

@@ -136,7 +136,8 @@ impl<'a> Play<'a> {
                 if !self.is_live && acks >= 2 {
                     steps.push(Step::HandOver);
                 }
-                // A third one may take the last doubts away, whoever handles the events.
+                // A third one may take the last doubts away. Who handles the events has no
+                // influence on that, so it is explored with one handler only.
                 let is_wanted = acks < 2
                     || acks == 2
                         && self.new.is_in_doubt()
