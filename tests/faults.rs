@@ -92,7 +92,7 @@ fn through(
             .receiver()
             .try_iter()
             .for_each(|event| book.note(&event));
-        book.missing(gateway) == 0
+        book.outstanding(gateway) == 0
     });
     book.check(gateway);
     gateway.assert_lawful();

@@ -220,12 +220,12 @@ fn soak(
             .filter(|shard| shard.status().stage == Stage::Ready)
             .count()
     };
-    while ready() < SHARDS as usize || book.missing(&gateway) > 0 {
+    while ready() < SHARDS as usize || book.outstanding(&gateway) > 0 {
         assert!(
             Instant::now() < deadline,
-            "{} ready, {} events missing",
+            "{} ready, {} events or losses outstanding",
             ready(),
-            book.missing(&gateway)
+            book.outstanding(&gateway)
         );
         handle(
             &mut book,

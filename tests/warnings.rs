@@ -9,7 +9,7 @@ use log::LevelFilter;
 use threadcord::sim::{self, Gateway};
 use threadcord::{Plan, ShardManager};
 
-/// The lines that a manager with this plan logs before its first shard connects.
+/// What a manager with this plan logs until it is dropped.
 fn warnings(gateway: &Gateway, plan: Plan) -> Vec<String> {
     let before = lines::kept().len();
     drop(ShardManager::start(config(gateway).plan(plan)).unwrap());

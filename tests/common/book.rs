@@ -56,9 +56,9 @@ impl Book {
     /// How many events the sessions that are live at the gateway still wait for, and how many
     /// sessions it has ended whose loss was not told yet: on a slow line the end, and what was sent
     /// before it, may come much later.
-    pub fn missing(&self, gateway: &sim::Gateway) -> u64 {
+    pub fn outstanding(&self, gateway: &sim::Gateway) -> u64 {
         let seen = gateway.observed();
-        let missing_of = |(session, last): (&String, &u64)| {
+        let outstanding_of = |(session, last): (&String, &u64)| {
             let got = self.sessions.get(session).map_or(0, Vec::len) as u64;
             if seen.lost.contains(session) {
                 u64::from(got > 0 && !self.lost.contains_key(session))
@@ -66,7 +66,7 @@ impl Book {
                 last.saturating_sub(got)
             }
         };
-        seen.sequences.iter().map(missing_of).sum()
+        seen.sequences.iter().map(outstanding_of).sum()
     }
 
     /// Every session got what the gateway gave it, once each and in order: all of it, or up to

@@ -1,25 +1,29 @@
 //! Reshards, suspends, kills, restarts and shards that stop, under load and on a bad line: each
-//! event is handled once, unless its loss is told or the process was killed.
+//! event is handled once. The exceptions are those that README names: a session that Discord ended,
+//! a process that was killed, a handler that was stuck during a reshard.
 //!
 //! `THREADCORD_UPHEAVAL_SECONDS` makes it longer than it is for everyday, and
 //! `THREADCORD_UPHEAVAL_SEED` repeats one.
 
+mod accounts;
+#[path = "../common/mod.rs"]
 mod common;
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use accounts::{Accounts, Key};
 use common::{PATIENCE, ready, variable};
 use fastrand::Rng;
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
-use threadcord::sim::{self, Answer, Dispatched, Fault, Gateway, Target};
+use threadcord::sim::{Answer, Fault, Gateway, Target};
 use threadcord::store::{Saved, SessionStore};
 use threadcord::{
-    Config, Error, Event, EventKind, Operation, Plan, ShardId, ShardManager, Stage, StoreError,
+    Config, Error, Operation, Plan, Shard, ShardId, ShardManager, ShardStatus, Stage, StoreError,
     Timing,
 };
 
@@ -28,13 +32,21 @@ const GUILDS: u32 = 24;
 /// Events a second, in all.
 const RATE: u32 = 1000;
 
-/// A twentieth of Discord's time: a session waits 9 s for its client.
+/// A twentieth of Discord's time, so that a session waits some seconds for its client.
 const SCALE: f64 = 0.05;
 
 /// How long both sets of shards run side by side at least.
 const OVERLAP: Duration = Duration::from_secs(1);
 
-/// Half a second between heartbeats, and an ACK takes less than that on the slowest line.
+/// A handler that is stuck for so long in a reshard may handle events again: the old set waits for
+/// the new one no longer than the overlap, and the slowest line needs a part of that.
+const TOO_LONG: Duration = Duration::from_millis(500);
+
+/// How long after a reshard an event may still be on its way to the new set: as long as a handler
+/// may be stuck, and the slowest line.
+const ON_THE_WAY: Duration = Duration::from_secs(3);
+
+/// Before it is scaled. An ACK takes less than that on the slowest line.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// What makes a line bad without ending a session.
@@ -50,7 +62,6 @@ fn faults() -> Vec<Fault> {
         "delay=20ms+200ms",
         "replay-twice",
         "repeat",
-        "resume-url=dead",
     ]
     .map(|word| word.parse().unwrap())
     .into()
@@ -79,143 +90,6 @@ impl SessionStore for Store {
     }
 }
 
-/// How an event was handled by the process that is running.
-struct Handled {
-    event: (u64, u64),
-    /// How often the store had been written.
-    writes: u64,
-    /// The number of the reshard that was going on.
-    reshard: Option<usize>,
-}
-
-/// A reshard that is going on.
-struct Reshard {
-    operation: Operation,
-    /// The longest time for which the program handled nothing meanwhile.
-    pause: Duration,
-}
-
-/// What the program has handled.
-#[derive(Default)]
-struct Book {
-    /// How often each event was, by guild and number.
-    counts: HashMap<(u64, u64), usize>,
-    /// The digests of the events' data.
-    digests: HashSet<u64>,
-    last: HashMap<u64, u64>,
-    /// The sessions whose loss was told, with their last sequences.
-    lost: HashMap<String, u64>,
-    /// The sessions of killed processes that were not stored, with the last sequences that somebody
-    /// could have handled or resumed.
-    orphans: HashMap<String, u64>,
-    closed: Vec<ShardId>,
-    /// How many sessions have started.
-    started: usize,
-    /// A session was lost during a reshard: what it missed comes late, from the others.
-    has_gap: bool,
-    out_of_order: Vec<(u64, u64, u64)>,
-    /// Since the process began.
-    recent: Vec<Handled>,
-    /// What may come again, because a process has ended before it could say that it had it.
-    may_repeat: HashSet<(u64, u64)>,
-    repeated: Vec<(u64, u64)>,
-}
-
-impl Book {
-    fn note(&mut self, event: Event, store: &Store, reshard: Option<usize>) {
-        match event.kind() {
-            EventKind::SessionLost { session, .. } => {
-                self.lost.insert(session.id.clone(), session.sequence);
-                self.has_gap |= reshard.is_some();
-            }
-            EventKind::Closed(_) => self.closed.push(event.shard()),
-            EventKind::Ready => self.started += 1,
-            _ => {}
-        }
-        let Some((guild, number)) = common::number(&event) else {
-            return;
-        };
-        let data = event.dispatch().expect("it has a number").data();
-        self.digests.insert(sim::digest(data));
-        drop(event);
-
-        let count = self.counts.entry((guild, number)).or_default();
-        *count += 1;
-        let is_repeated = *count > 1;
-        if is_repeated && !self.may_repeat.remove(&(guild, number)) {
-            self.repeated.push((guild, number));
-        }
-        let last = self.last.get(&guild).copied();
-        let is_ordered = !is_repeated && !self.has_gap;
-        if let Some(last) = last.filter(|last| is_ordered && *last >= number) {
-            self.out_of_order.push((guild, last, number));
-        }
-        self.last.insert(guild, last.unwrap_or(0).max(number));
-        self.recent.push(Handled {
-            event: (guild, number),
-            writes: store.writes(),
-            reshard,
-        });
-    }
-
-    /// A reshard is over. If the handler was stuck for about as long as the old set waits for the
-    /// new one, what the new one held meanwhile may come again.
-    fn end_reshard(&mut self, number: usize, pause: Duration) {
-        if pause > OVERLAP / 2 {
-            let recent = self.recent.iter();
-            let during = recent.filter(|handled| handled.reshard == Some(number));
-            self.may_repeat.extend(during.map(|handled| handled.event));
-        }
-    }
-
-    /// The process ends, and the next one starts from what the last of so many writes of the store
-    /// has: what was handled before the write before that ended. Of what one set of a reshard has
-    /// brought, the sessions of the other may not know.
-    fn end_process(&mut self, writes: u64) {
-        self.has_gap = false;
-        let is_unsaved =
-            |handled: &Handled| handled.writes + 1 >= writes || handled.reshard.is_some();
-        let recent = self.recent.drain(..).filter(is_unsaved);
-        self.may_repeat.extend(recent.map(|handled| handled.event));
-    }
-
-    /// The events that were given to sessions and not handled, without an excuse.
-    fn missing(&self, gateway: &Gateway) -> Vec<String> {
-        let mut given = gateway.dispatches();
-        given.retain(|event| event.name == "TYPING_START");
-        let mut handled: HashMap<&str, u64> = HashMap::new();
-        let mut missing: HashMap<u64, Vec<&Dispatched>> = HashMap::new();
-        for event in &given {
-            if self.digests.contains(&event.digest) {
-                let last = handled.entry(&event.session).or_default();
-                *last = event.sequence.max(*last);
-            } else {
-                missing.entry(event.digest).or_default().push(event);
-            }
-        }
-        missing.retain(|_, copies| !self.is_excused(copies, &handled));
-        let copies = missing.into_values().flatten();
-        copies
-            .map(|event| format!("{} of {}", event.sequence, event.session))
-            .collect()
-    }
-
-    /// Whether the loss of a session explains why an event is missing: every other session that was
-    /// given it was lost, too, or closed at a hand-over before it was there.
-    fn is_excused(&self, copies: &[&Dispatched], handled: &HashMap<&str, u64>) -> bool {
-        let is_lost = |event: &Dispatched| {
-            let ends = [&self.lost, &self.orphans].map(|ends| ends.get(&event.session));
-            ends.into_iter().flatten().any(|end| *end < event.sequence)
-        };
-        let is_last = |event: &Dispatched| {
-            let last = handled.get(event.session.as_str());
-            last.is_none_or(|last| *last < event.sequence)
-        };
-        copies.iter().any(|event| is_lost(event))
-            && copies.iter().all(|event| is_lost(event) || is_last(event))
-    }
-}
-
 /// How often each thing was done.
 #[derive(Debug, Default)]
 struct Done {
@@ -227,14 +101,30 @@ struct Done {
     stopped: usize,
 }
 
+impl Done {
+    /// How many of them were never done.
+    fn missed(&self) -> usize {
+        let Self {
+            reshards,
+            suspends,
+            kills,
+            jams,
+            sessions_ended,
+            stopped,
+        } = self;
+        let counts = [reshards, suspends, kills, jams, sessions_ended, stopped];
+        counts.into_iter().filter(|count| **count == 0).count()
+    }
+}
+
 /// A gateway under load, a manager, and what it has handled.
 struct Play {
     gateway: Arc<Gateway>,
     store: Store,
     config: Config,
     manager: Option<ShardManager>,
-    reshard: Option<Reshard>,
-    book: Book,
+    reshard: Option<Operation>,
+    accounts: Accounts,
     rng: Rng,
     done: Done,
 }
@@ -288,7 +178,7 @@ impl Play {
             config,
             manager,
             reshard: None,
-            book: Book::default(),
+            accounts: Accounts::default(),
             rng: Rng::with_seed(seed),
             done: Done::default(),
         }
@@ -302,9 +192,11 @@ impl Play {
     fn handle(&mut self, until: Instant, mut holds: impl FnMut(&Self) -> bool) -> bool {
         let events = self.manager().events();
         loop {
-            let is_over = |reshard: &mut Reshard| reshard.operation.is_over();
-            if let Some(reshard) = self.reshard.take_if(is_over) {
-                self.book.end_reshard(self.done.reshards, reshard.pause);
+            if self.reshard.take_if(|reshard| reshard.is_over()).is_some() {
+                self.accounts.end_reshard(TOO_LONG);
+                let shards = self.manager().shards();
+                let sessions: Vec<_> = shards.iter().filter_map(Shard::session).collect();
+                self.accounts.orphan(&self.gateway, &sessions);
             }
             if holds(self) {
                 return true;
@@ -313,8 +205,8 @@ impl Play {
                 return false;
             }
             if let Ok(event) = events.next_timeout(Duration::from_millis(10)) {
-                let reshard = self.reshard.as_ref().map(|_| self.done.reshards);
-                self.book.note(event, &self.store, reshard);
+                let store = &self.store;
+                self.accounts.handle(event, || store.writes());
                 if self.rng.u32(..2000) == 0 {
                     // Long enough to stall, and for some heartbeats.
                     self.pause(0..1200);
@@ -343,21 +235,19 @@ impl Play {
         let Ok(reshard) = self.manager().reshard(&plan) else {
             return;
         };
-        self.reshard = Some(Reshard {
-            operation: reshard,
-            pause: Duration::ZERO,
-        });
+        self.reshard = Some(reshard);
+        self.accounts.begin_reshard();
         self.done.reshards += 1;
         if self.rng.u32(..4) == 0 {
             // Something else comes in between.
             let pause = Duration::from_millis(self.rng.u64(..1500));
             self.handle(Instant::now() + pause, |_| false);
         } else {
-            self.end_reshard();
+            self.wait_resharded();
         }
     }
 
-    fn end_reshard(&mut self) {
+    fn wait_resharded(&mut self) {
         self.handle_until("the reshard ends", |play| play.reshard.is_none());
     }
 
@@ -366,8 +256,9 @@ impl Play {
         let manager = self.manager.take().unwrap();
         let sessions = manager.suspend();
         drop(manager);
-        // These know what was handled.
-        self.book.end_process(u64::MAX);
+        // These know what was handled, whatever the store has.
+        self.accounts.end_process(u64::MAX, ON_THE_WAY);
+        self.accounts.orphan(&self.gateway, &sessions);
         self.done.suspends += 1;
         self.start(self.config.clone().sessions(sessions));
     }
@@ -376,20 +267,12 @@ impl Play {
     fn kill(&mut self) {
         let (saved, writes) = self.store.0.lock().clone();
         self.gateway.inject(Target::All, Fault::Cut);
-        self.book.end_process(writes);
+        self.accounts.end_process(writes, ON_THE_WAY);
         let manager = self.manager.take().unwrap();
         let running = manager.suspend();
         drop(manager);
-        // Discord goes on with what is not stored until it misses the client.
-        let mut orphans = self.gateway.observed().sequences;
-        // These were too young to be stored.
-        orphans.extend(running.into_iter().map(|session| (session.id, 0)));
-        for session in &saved.sessions {
-            orphans.remove(&session.id);
-        }
-        for (session, last) in orphans {
-            self.book.orphans.entry(session).or_insert(last);
-        }
+        self.accounts.disown(&running, &saved.sessions);
+        self.accounts.orphan(&self.gateway, &saved.sessions);
         self.store.save(&saved).unwrap();
         self.done.kills += 1;
         self.start(self.config.clone());
@@ -411,55 +294,68 @@ impl Play {
 
     /// The handler is busy for so many milliseconds.
     fn pause(&mut self, milliseconds: Range<u64>) {
-        let pause = Duration::from_millis(self.rng.u64(milliseconds));
-        if let Some(reshard) = &mut self.reshard {
-            reshard.pause = reshard.pause.max(pause);
-        }
-        std::thread::sleep(pause);
+        std::thread::sleep(Duration::from_millis(self.rng.u64(milliseconds)));
     }
 
     /// Discord ends a session.
     fn end_session(&mut self) {
-        self.end_reshard();
-        let (shard, before, started) = (self.any_shard(), self.book.lost.len(), self.book.started);
+        let shard = self.any_shard();
+        let session = self
+            .manager()
+            .shard(shard)
+            .and_then(|shard| shard.session());
+        let session = session.expect("it is ready").id;
+        let started = self.accounts.started;
         let end = ["invalid-session=false", "close=4009", "close=4007"][self.rng.usize(..3)];
-        self.strike(shard, end, |play| play.book.lost.len() > before);
-        self.done.sessions_ended += 1;
-        self.handle_until("another session starts", |play| play.book.started > started);
+        self.strike(shard, end, |play| play.accounts.lost.contains_key(&session));
+        self.handle_until("another session starts", |play| {
+            play.accounts.started > started
+        });
         self.wait_ready();
+        self.done.sessions_ended += 1;
     }
 
     /// Discord closes a shard for good, and the program opens it again.
     fn stop_shard(&mut self) {
-        self.end_reshard();
-        let (shard, before) = (self.any_shard(), self.book.closed.len());
+        let (shard, before) = (self.any_shard(), self.accounts.closed.len());
         let end = ["close=4004", "close=4012", "close=4013", "close=4014"][self.rng.usize(..4)];
-        self.strike(shard, end, |play| play.book.closed.len() > before);
+        self.strike(shard, end, |play| {
+            play.accounts.closed[before..].contains(&shard)
+        });
         self.done.stopped += 1;
-        let mut is_ready = false;
         // The event may come before the manager knows, which then fails the restart.
-        while !is_ready {
+        for _ in 0..10 {
             let start = match self.manager().restart_shard(shard) {
                 Ok(start) => start,
                 // It was the last one.
-                Err(Error::Closed) => return self.suspend(),
+                Err(Error::Closed) => {
+                    self.suspend();
+                    return self.wait_ready();
+                }
                 Err(error) => panic!("{shard} does not start again: {error}"),
             };
             self.handle_until("the restart is over", |_| start.is_over());
-            is_ready = start.wait(Duration::ZERO).is_ok();
+            if start.wait(Duration::ZERO).is_ok() {
+                return self.wait_ready();
+            }
         }
+        panic!("{shard} does not start again");
     }
 
+    /// Handles what comes until no reshard goes on and every shard is ready.
     fn wait_ready(&mut self) {
+        self.wait_resharded();
         self.handle_until("all shards are ready", |play| {
-            let shards = play.manager().shards();
-            shards
-                .iter()
-                .all(|shard| shard.status().stage == Stage::Ready)
+            let status = play.manager().status();
+            let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
+            status.unopened.is_empty() && status.shards.iter().all(is_ready)
         });
+        self.accounts.end_gap();
     }
 
+    /// A shard of a fleet that is ready.
     fn any_shard(&mut self) -> ShardId {
+        self.wait_ready();
         let shards = self.manager().shards();
         shards[self.rng.usize(..shards.len())].id()
     }
@@ -492,6 +388,27 @@ impl Play {
     }
 }
 
+/// The data of an event.
+fn data((guild, number): Key) -> Value {
+    json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": number})
+}
+
+/// Sends the guilds numbered events, as long as it is not stopped, and counts the numbers.
+fn send(gateway: &Gateway, stop: &AtomicBool, sent: &AtomicU64) {
+    let (guilds, start) = (gateway.guild_ids(), Instant::now());
+    let mut number = 0;
+    while !stop.load(Ordering::Acquire) {
+        for guild in &guilds {
+            let data = data((*guild, number));
+            gateway.emit(Some(*guild), "TYPING_START", &data).unwrap();
+        }
+        number += 1;
+        sent.store(number, Ordering::Release);
+        let due = Duration::from_secs(1) * u32::try_from(number).unwrap() * GUILDS / RATE;
+        std::thread::sleep((start + due).saturating_duration_since(Instant::now()));
+    }
+}
+
 #[test]
 fn each_event_is_handled_once() {
     let seconds = variable("THREADCORD_UPHEAVAL_SECONDS").unwrap_or(5);
@@ -502,7 +419,8 @@ fn each_event_is_handled_once() {
     let stop = Arc::<AtomicBool>::default();
     let sender = std::thread::spawn({
         let (gateway, stop) = (Arc::clone(&play.gateway), Arc::clone(&stop));
-        move || common::send(&gateway, RATE, 1, 0..=usize::MAX, &stop)
+        let sent = Arc::clone(&play.accounts.sent);
+        move || send(&gateway, &stop, &sent)
     });
     play.gateway.random_faults(2.0, faults());
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -511,35 +429,38 @@ fn each_event_is_handled_once() {
     }
     play.gateway.random_faults(0.0, []);
     stop.store(true, Ordering::Release);
-    let sent = sender.join().unwrap() * u64::from(GUILDS);
+    sender.join().unwrap();
+
     // Delays stay with their connections.
     play.gateway.inject(Target::All, Fault::Reconnect);
-
-    play.end_reshard();
-    play.handle_until("all shards are live", |play| {
-        let shards = play.manager().shards();
-        shards
-            .iter()
-            .all(|shard| shard.status().stage == Stage::Ready)
-    });
+    play.wait_ready();
+    let missing = |play: &Play| {
+        let data = |key| data(key).to_string();
+        play.accounts.missing(&play.gateway, data)
+    };
     let deadline = Instant::now() + PATIENCE;
-    while !play.book.missing(&play.gateway).is_empty() && Instant::now() < deadline {
+    while !missing(&play).is_empty() && Instant::now() < deadline {
         play.handle(Instant::now() + Duration::from_millis(100), |_| false);
     }
     play.handle(Instant::now() + Duration::from_secs(1), |_| false);
-    let book = &play.book;
-    let events: usize = book.counts.values().sum();
+
+    let (handled, again) = play.accounts.handled();
+    let sent = play.accounts.sent.load(Ordering::Acquire) * u64::from(GUILDS);
     println!(
-        "{sent} events sent, {} handled, {} of them again; {} losses told; {:?}",
-        book.counts.len(),
-        events - book.counts.len() - book.repeated.len(),
-        book.lost.len(),
+        "{sent} events sent, {handled} handled, {again} of them again; {} losses told; {:?}",
+        play.accounts.lost.len(),
         play.done,
     );
-    let missing = book.missing(&play.gateway);
-    assert_eq!(missing, [""; 0], "seed {seed}: events are missing");
-    assert_eq!(book.repeated, [], "seed {seed}: events are repeated");
-    assert_eq!(book.out_of_order, [], "seed {seed}");
+    let missing = missing(&play);
+    assert!(missing.is_empty(), "seed {seed}: missing {missing:?}");
+    let repeated = play.accounts.repeated();
+    assert!(repeated.is_empty(), "seed {seed}: repeated {repeated:?}");
+    assert_eq!(play.accounts.out_of_order(), [], "seed {seed}");
+    assert!(
+        seconds < 60 || play.done.missed() <= 1,
+        "seed {seed}: a long one does nearly everything: {:?}",
+        play.done
+    );
     play.manager.take().unwrap().close();
     play.gateway.assert_lawful();
 }
