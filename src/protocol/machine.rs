@@ -7,21 +7,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastrand::Rng;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::allowance::{DEFAULT_SESSION_STARTS, IdentifyAllowance};
-use super::backoff;
 use super::close::{CloseCode, CloseReason, Recovery};
-use super::command::{self, Command, Identity, Secret};
+use super::command::{self, Command, Identity};
 use super::event_name::EventName;
 use super::heartbeat::{Beat, Heartbeat};
-use super::member_windows::MemberWindows;
+use super::incoming::{Hello, RateLimited, Ready};
+use super::io::{Input, Notice, Output, Target, Timer};
+use super::outgoing::Outgoing;
 use super::payload::{MalformedPayload, Payload};
+use super::retry::{Ended, Retry};
 use super::send_budget::SendBudget;
 use super::session::Session;
 use super::state::{Link, Stage, Start, State};
-use super::timing::{self, Timing};
+use super::timing::Timing;
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
@@ -37,132 +36,11 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 /// With a longer heartbeat interval no dead connection would be noticed.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Connections in a row that may end at the same event because it cannot be read. Discord replays
-/// it each time, so that the session would never get past it.
-const UNREADABLE: u32 = 5;
-
 /// The close code for a connection whose session is to be resumed.
 const RESUMABLE: u16 = 4000;
 
 /// The close code that ends a session.
 const NORMAL: u16 = 1000;
-
-/// Something that happened to a shard.
-#[derive(Debug)]
-pub enum Input {
-    /// The connection asked for is open.
-    Connected,
-    /// A payload came.
-    Payload(Bytes),
-    /// Nothing is left to read. Only then is it judged whether something is missing: HELLO, READY,
-    /// RESUMED, an ACK.
-    Drained,
-    /// The shard does not read for now, because what it delivered has not been handled.
-    Stalled,
-    /// The peer sent a close frame, with or without a code.
-    Closed(Option<u16>),
-    /// The connection failed, or cannot be used any more.
-    Failed(CloseReason),
-    /// It is this shard's turn to identify.
-    Permit,
-    /// The limiter failed; it may work again later.
-    NoPermit,
-    /// The user wants to say something.
-    Command(Command),
-    /// A command was asked to be sent, but the connection did not carry it.
-    Unsent(Command),
-    /// Nobody waits for the answer to the request for members with this nonce any more.
-    Withdrawn(Box<str>),
-    /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session
-    /// is.
-    Probe,
-    /// The shard is to connect anew and resume, with this identity if it ever identifies again.
-    /// What went wrong before is forgotten.
-    Restart(Box<Identity>),
-    /// The shard is to stop for good.
-    Stop(CloseReason),
-}
-
-/// Something that the machine asks for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Open a connection.
-    Connect(Target),
-    /// Take a place in the identify queue; answer with [`Input::Permit`].
-    RequestPermit,
-    /// Send a heartbeat.
-    Send(String),
-    /// Send this RESUME.
-    Resume(Secret),
-    /// Spend the permit on this IDENTIFY.
-    Identify(Secret),
-    /// Send a command; give it back as [`Input::Unsent`] if the connection ends first.
-    SendCommand(Command),
-    /// Hand an event to the user.
-    Deliver(Payload),
-    /// Tell the user what happened to the shard.
-    Report(Notice),
-    /// Close the connection with a code, or drop it at once.
-    Disconnect(Option<u16>),
-    /// Nothing to do before that instant, or before the next input.
-    Wait(Option<(Instant, Timer)>),
-    /// Nothing to do ever again.
-    Stop(CloseReason),
-}
-
-/// Where to connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The url that `/gateway/bot` gave.
-    Main,
-    /// The session's own url.
-    Resume(String),
-}
-
-/// What happened to a shard, in terms of its session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Notice {
-    /// A connection is being opened.
-    Connecting {
-        /// Whether to resume a session, else to start one.
-        resuming: bool,
-    },
-    /// A new session has started.
-    Ready(Session),
-    /// The session goes on; what was missed has been replayed.
-    Resumed,
-    /// The session is over, and what came after its last sequence is lost.
-    SessionLost(Session),
-    /// The connection is gone; the shard will try again.
-    Disconnected {
-        /// Why.
-        reason: CloseReason,
-        /// How long the shard waits before it connects again.
-        retry_in: Duration,
-        /// Whether it will resume, else identify.
-        resumable: bool,
-    },
-}
-
-/// Why a shard wakes by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Timer {
-    /// The pause before the next connection is over.
-    Reconnect,
-    /// The connection takes too long.
-    Connect,
-    /// HELLO takes too long.
-    Hello,
-    /// A heartbeat is due.
-    Heartbeat,
-    /// READY or RESUMED takes too long.
-    Answer,
-    /// The limiter may be asked again.
-    Limiter,
-    /// A command may go out again.
-    SendBudget,
-}
 
 /// The protocol of one shard, without socket, thread, clock or lock.
 #[derive(Debug)]
@@ -173,28 +51,8 @@ pub struct Machine {
     rng: Rng,
     state: State,
     outbox: VecDeque<Output>,
-    /// What waits to be sent, but for presences.
-    commands: VecDeque<Command>,
-    /// The presence that waits to be sent: of several the newest.
-    next_presence: Option<Command>,
-    /// The presence that was asked for last, for the next IDENTIFY.
-    last_presence: Option<Command>,
-    members: MemberWindows,
-    /// How often in a row the limiter has failed.
-    limiter_failures: u32,
-    /// Connections in a row that were not ready for long.
-    failures: u32,
-    /// IDENTIFYs, or RESUMEs that will cost one, in a row that led to no lasting session.
-    barren: u32,
-    /// What may be wasted in a day.
-    waste: IdentifyAllowance,
-    /// When sessions in a row ended that never lasted, within the circuit breaker's window.
-    short_sessions: VecDeque<Instant>,
-    /// With so many of them the shard stops.
-    most_short_sessions: Option<NonZeroU32>,
-    /// Where the session stood when a payload could not be read, and how often in a row that was
-    /// there.
-    unreadable: (u64, u32),
+    outgoing: Outgoing,
+    retry: Retry,
 }
 
 impl Machine {
@@ -228,37 +86,24 @@ impl Machine {
             rng: Rng::with_seed(seed),
             state: State::Waiting { until: now, start },
             outbox,
-            commands: VecDeque::new(),
-            next_presence: None,
-            last_presence: None,
-            members: MemberWindows::default(),
-            limiter_failures: 0,
-            failures: 0,
-            barren: 0,
-            waste: IdentifyAllowance::new(now, shard, DEFAULT_SESSION_STARTS),
-            short_sessions: VecDeque::new(),
-            most_short_sessions: None,
-            unreadable: (0, 0),
+            outgoing: Outgoing::default(),
+            retry: Retry::new(now, shard),
         }
     }
 
     /// With a circuit breaker: so many sessions in a row that never lasted, within
     /// [`Timing::circuit_window`], and the shard stops with [`CloseReason::CircuitOpen`].
     #[must_use]
-    pub fn with_most_short_sessions(self, most: Option<NonZeroU32>) -> Self {
-        Self {
-            most_short_sessions: most,
-            ..self
-        }
+    pub fn with_most_short_sessions(mut self, most: Option<NonZeroU32>) -> Self {
+        self.retry.set_max_short_sessions(most);
+        self
     }
 
     /// With the number of sessions that the bot may start in a day, over all its shards.
     #[must_use]
-    pub fn with_session_starts(self, now: Instant, total: u32) -> Self {
-        Self {
-            waste: IdentifyAllowance::new(now, self.shard, total),
-            ..self
-        }
+    pub fn with_session_starts(mut self, now: Instant, total: u32) -> Self {
+        self.retry.set_session_starts(now, self.shard, total);
+        self
     }
 
     /// Takes in what happened.
@@ -289,22 +134,9 @@ impl Machine {
             Input::Failed(reason) => self.lose(now, reason),
             Input::Permit => self.identify(now),
             Input::NoPermit => self.handle_no_permit(now),
-            Input::Command(command) if command.is_presence() => {
-                self.last_presence = Some(command.clone());
-                self.next_presence = Some(command);
-            }
-            Input::Command(command) => self.commands.push_back(command),
-            // A newer one may wait already.
-            Input::Unsent(command) if command.is_presence() => {
-                self.next_presence.get_or_insert(command);
-            }
-            Input::Unsent(command) => {
-                self.members.forget(&command);
-                self.commands.push_front(command);
-            }
-            Input::Withdrawn(nonce) => self
-                .commands
-                .retain(|command| command.nonce() != Some(&*nonce)),
+            Input::Command(command) => self.outgoing.push(command),
+            Input::Unsent(command) => self.outgoing.put_back(command),
+            Input::Withdrawn(nonce) => self.outgoing.cancel(&nonce),
             Input::Probe => {
                 if let State::Ready { link, .. } = &mut self.state {
                     link.heartbeat.request();
@@ -368,29 +200,26 @@ impl Machine {
     /// With a presence in place of that of the identity, as if a command had set it: it goes into
     /// the next IDENTIFY, or is sent once a session is resumed.
     #[must_use]
-    pub fn with_presence(self, presence: Option<Command>) -> Self {
-        let presence = presence.filter(Command::is_presence);
+    pub fn with_presence(mut self, presence: Option<Command>) -> Self {
         // A session that is resumed may have another.
-        Self {
-            next_presence: presence.clone(),
-            last_presence: presence,
-            ..self
-        }
+        self.outgoing
+            .set_presence(presence.filter(Command::is_presence));
+        self
     }
 
     /// Commands that wait to be sent, but for a presence.
     pub fn queued_commands(&self) -> usize {
-        self.commands.len()
+        self.outgoing.len()
     }
 
     /// Whether a presence waits to be sent.
     pub fn has_queued_presence(&self) -> bool {
-        self.next_presence.is_some()
+        self.outgoing.has_presence()
     }
 
     /// Takes the commands that wait to be sent, but for a presence.
     pub fn take_commands(&mut self) -> VecDeque<Command> {
-        mem::take(&mut self.commands)
+        self.outgoing.take()
     }
 
     /// What should have come by now, as long as the peer had nothing more to read.
@@ -511,13 +340,10 @@ impl Machine {
             let State::Queued { mut link, .. } = state else {
                 return state;
             };
-            machine.limiter_failures = 0;
+            machine.retry.limiter_works();
             link.budget.record(now, false);
-            // It carries the presence that was asked for last, so that this need not wait any more.
-            machine.next_presence = None;
-            let secret = machine
-                .identity
-                .identify(machine.shard, machine.last_presence.as_ref());
+            let presence = machine.outgoing.identify_with();
+            let secret = machine.identity.identify(machine.shard, presence);
             machine.outbox.push_back(Output::Identify(secret));
             State::Identifying {
                 link,
@@ -531,13 +357,7 @@ impl Machine {
         let State::Queued { ask_again, .. } = &mut self.state else {
             return;
         };
-        self.limiter_failures = self.limiter_failures.saturating_add(1);
-        let pause = backoff::delay(
-            self.timing.backoff_base,
-            self.timing.backoff_cap,
-            self.limiter_failures,
-            self.rng.f64(),
-        );
+        let pause = self.retry.limiter_pause(&self.timing, self.rng.f64());
         *ask_again = Some(now + pause);
     }
 
@@ -577,19 +397,9 @@ impl Machine {
 
     fn handle_ready(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
         let ready: Ready<'_> = payload.parse()?;
-        if ready.session_id.is_empty() {
-            return Err(MalformedPayload::SessionId);
-        }
-        let session = Session::new(
-            ready.session_id,
-            payload.sequence().unwrap_or(0),
-            lenient(ready.resume_gateway_url).unwrap_or_default(),
-            self.shard,
-            lenient(ready.user)
-                .and_then(|user: User| user.id.parse().ok())
-                .unwrap_or(0),
-        )
-        .with_intents(self.identity.intents);
+        let session = ready
+            .session(payload.sequence().unwrap_or(0), self.shard)?
+            .with_intents(self.identity.intents);
         if self.session().is_some_and(|old| old.id == session.id) {
             // The first event of this very session, in a replay or again: an event like any other.
             self.handle_event(now, payload);
@@ -645,20 +455,11 @@ impl Machine {
     /// Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
     fn handle_rate_limited(&mut self, now: Instant, payload: &Payload) {
         // What cannot be read is still an event for the user.
-        let Ok(RateLimited {
-            opcode: 8,
-            retry_after,
-            meta,
-        }) = payload.parse()
-        else {
-            return;
-        };
-        let Ok(guild) = meta.guild_id.parse() else {
-            return;
-        };
-        let retry_after = timing::from_secs(retry_after).min(LONGEST_INTERVAL);
-        self.members
-            .limit(now, guild, retry_after + self.timing.guard);
+        let limited = payload.parse().ok();
+        if let Some((guild, pause)) = limited.as_ref().and_then(RateLimited::members) {
+            let pause = pause.min(LONGEST_INTERVAL) + self.timing.guard;
+            self.outgoing.pause_members(now, guild, pause);
+        }
     }
 
     fn connect(&mut self, now: Instant) -> Output {
@@ -716,51 +517,17 @@ impl Machine {
             State::Identifying { deadline, .. } | State::Resuming { deadline, .. } => {
                 wait = wait.min_by_instant((*deadline, Timer::Answer));
             }
-            State::Ready { .. } => match self.poll_commands(now) {
-                Ok(command) => return Output::SendCommand(command),
-                Err(Some(free_at)) => wait = wait.min_by_instant((free_at, Timer::SendBudget)),
-                Err(None) => {}
-            },
+            State::Ready { link, .. } => {
+                let members_window = self.timing.members_window + self.timing.guard;
+                match self.outgoing.poll(now, &mut link.budget, members_window) {
+                    Ok(command) => return Output::SendCommand(command),
+                    Err(Some(free_at)) => wait = wait.min_by_instant((free_at, Timer::SendBudget)),
+                    Err(None) => {}
+                }
+            }
             _ => {}
         }
         Output::Wait(Some(wait))
-    }
-
-    /// The next command that may go out; else when one may.
-    fn poll_commands(&mut self, now: Instant) -> Result<Command, Option<Instant>> {
-        let Some(link) = self.state.link_mut() else {
-            return Err(None);
-        };
-        let presence_at = self
-            .next_presence
-            .as_ref()
-            .map(|_| link.budget.command_at(now, true));
-        if presence_at.is_some_and(|at| at <= now)
-            && let Some(presence) = self.next_presence.take()
-        {
-            link.budget.record(now, true);
-            return Ok(presence);
-        }
-        let budget_at = link.budget.command_at(now, false);
-        if budget_at > now && !self.commands.is_empty() {
-            return Err(Some(presence_at.map_or(budget_at, |at| at.min(budget_at))));
-        }
-        let free_at = |command: &Command| budget_at.max(self.members.free_at(now, command));
-        if let Some(at) = self
-            .commands
-            .iter()
-            .position(|command| free_at(command) <= now)
-            && let Some(command) = self.commands.remove(at)
-        {
-            link.budget.record(now, false);
-            self.members.record(
-                now,
-                &command,
-                self.timing.members_window + self.timing.guard,
-            );
-            return Ok(command);
-        }
-        Err(self.commands.iter().map(free_at).chain(presence_at).min())
     }
 
     /// The connection is gone or given up: says so, and decides when to come back and with which
@@ -801,12 +568,18 @@ impl Machine {
             | CloseReason::InvalidSession { .. } => Some(RESUMABLE),
             _ => None,
         }));
-        let retry_in = self.pause(now, reason, recovery);
-        if self
-            .most_short_sessions
-            .is_some_and(|most| self.short_sessions.len() >= most.get() as usize)
-        {
-            return self.open_circuit();
+        let ended = Ended {
+            reason,
+            recovery,
+            ready_since: match self.state {
+                State::Ready { since, .. } => Some(since),
+                _ => None,
+            },
+            was_identifying: matches!(self.state, State::Identifying { .. }),
+        };
+        let retry_in = self.retry.pause(now, &self.timing, self.rng.f64(), ended);
+        if let Some(count) = self.retry.circuit_opened_by() {
+            return self.open_circuit(count);
         }
         self.change_state(|machine, state| {
             let mut start = state.into_start();
@@ -834,91 +607,13 @@ impl Machine {
     /// Counts a payload that cannot be read; whether the session will never get past it.
     fn is_stuck(&mut self) -> bool {
         let sequence = self.session().map_or(0, |session| session.sequence);
-        let (last, count) = self.unreadable;
-        self.unreadable = (sequence, if sequence == last { count + 1 } else { 1 });
-        self.unreadable.1 >= UNREADABLE
-    }
-
-    /// How long to stay away. Only a connection that was ready for a while makes the failures
-    /// before it forgotten.
-    fn pause(&mut self, now: Instant, reason: CloseReason, recovery: Recovery) -> Duration {
-        let ready_since = match self.state {
-            State::Ready { since, .. } => Some(since),
-            _ => None,
-        };
-        let lasted = ready_since.is_some_and(|since| now >= since + self.timing.stable_after);
-        if lasted {
-            self.forget_failures();
-        }
-
-        // Discord may ask for that at any time: it is no failure, and the session is waiting.
-        if reason == CloseReason::ReconnectRequested && ready_since.is_some() {
-            return Duration::ZERO;
-        }
-
-        let jitter = self.rng.f64();
-        let is_our_fault = matches!(reason, CloseReason::Discord(code) if code.is_our_fault());
-        let cap = if ready_since.is_some() && !is_our_fault {
-            self.timing.backoff_cap_ready
-        } else {
-            self.timing.backoff_cap
-        };
-        let base = self.timing.backoff_base;
-        let mut pause = backoff::delay(base, cap.max(base), self.failures, jitter);
-        self.failures = self.failures.saturating_add(1);
-
-        let is_invalid = matches!(reason, CloseReason::InvalidSession { .. });
-        if is_invalid
-            || recovery == Recovery::Identify
-            || matches!(self.state, State::Identifying { .. })
-        {
-            let is_wasted =
-                recovery == Recovery::Identify || matches!(self.state, State::Identifying { .. });
-            pause = pause.max(self.pause_of_waste(now, jitter, is_wasted));
-            if !lasted {
-                self.short_sessions.push_back(now);
-            }
-            let window = self.timing.circuit_window;
-            self.short_sessions
-                .retain(|at| now.saturating_duration_since(*at) <= window);
-        }
-        if is_invalid {
-            let (min, max) = (
-                self.timing.invalid_session_min,
-                self.timing.invalid_session_max,
-            );
-            pause += min + max.saturating_sub(min).mul_f64(jitter);
-        }
-        pause
-    }
-
-    /// An IDENTIFY was wasted, or may be, of which there are few a day: the pauses grow long, and
-    /// however long the sessions between them last, a shard wastes no more than its share.
-    fn pause_of_waste(&mut self, now: Instant, jitter: f64, is_wasted: bool) -> Duration {
-        let (base, cap) = (
-            self.timing.invalid_session_max,
-            self.timing.invalid_session_cap,
-        );
-        let pause = backoff::delay(base, cap, self.barren, jitter);
-        self.barren = self.barren.saturating_add(1);
-        if is_wasted {
-            pause.max(self.waste.spend(now, self.timing.identify_reset))
-        } else {
-            pause
-        }
-    }
-
-    fn forget_failures(&mut self) {
-        self.failures = 0;
-        self.barren = 0;
-        self.short_sessions.clear();
+        self.retry.is_stuck(sequence)
     }
 
     /// Stops, so that no more IDENTIFYs are spent in vain.
-    fn open_circuit(&mut self) {
-        let most = self.short_sessions.len();
+    fn open_circuit(&mut self, count: usize) {
         log::error!(
-            "shard {}: {most} sessions in a row never lasted; it stops until it is restarted",
+            "shard {}: {count} sessions in a row never lasted; it stops until it is restarted",
             self.shard
         );
         if let Some(session) = self.session().cloned() {
@@ -937,8 +632,7 @@ impl Machine {
             return;
         }
         self.identity = identity;
-        self.forget_failures();
-        self.unreadable = (0, 0);
+        self.retry.reset();
         self.drop_unsent_starts();
 
         // With other intents only a new session will do, and nobody needs the old one any more.
@@ -1017,11 +711,6 @@ impl Machine {
     }
 }
 
-/// What a field holds, if it is of the expected type.
-fn lenient<'a, T: Deserialize<'a>>(field: Option<&'a RawValue>) -> Option<T> {
-    serde_json::from_str(field?.get()).ok()
-}
-
 /// The earlier of two deadlines, with its reason.
 trait MinByInstant {
     fn min_by_instant(self, other: Self) -> Self;
@@ -1031,40 +720,6 @@ impl MinByInstant for (Instant, Timer) {
     fn min_by_instant(self, other: Self) -> Self {
         if other.0 < self.0 { other } else { self }
     }
-}
-
-#[derive(Deserialize)]
-struct Hello {
-    heartbeat_interval: u64,
-}
-
-/// What a session needs of READY. Only its id must be there: a server that sends the others in
-/// another type must not end the connection.
-#[derive(Deserialize)]
-struct Ready<'a> {
-    session_id: String,
-    #[serde(borrow)]
-    resume_gateway_url: Option<&'a RawValue>,
-    #[serde(borrow)]
-    user: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct User {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct RateLimited {
-    opcode: u64,
-    /// In seconds.
-    retry_after: f64,
-    meta: RateLimitedGuild,
-}
-
-#[derive(Deserialize)]
-struct RateLimitedGuild {
-    guild_id: String,
 }
 
 #[cfg(test)]

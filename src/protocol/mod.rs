@@ -44,8 +44,9 @@
 //! 3. On `Wait`, the socket is read, also if the instant given is over. A payload is the next
 //!    input. If there is none, that is an input too ([`Input::Drained`]): only then is it judged
 //!    whether HELLO, READY, RESUMED or an ACK is missing, so that a process that was frozen finds
-//!    what came meanwhile. Only then may the caller block, until the instant given. A caller that does not read, because it has no room, says so
-//!    before and after it blocks ([`Input::Stalled`]).
+//!    what came meanwhile. Only then may the caller block, until the instant given. A caller that
+//!    does not read, because it has no room, says so before and after it blocks
+//!    ([`Input::Stalled`]).
 //! 4. After [`Output::Disconnect`], nothing of that connection may be handed in any more.
 //!
 //! Instants only ever move forward. No input makes the machine panic or spin.
@@ -57,9 +58,13 @@ mod close;
 mod command;
 mod event_name;
 mod heartbeat;
+mod incoming;
+mod io;
 mod machine;
 mod member_windows;
+mod outgoing;
 mod payload;
+mod retry;
 mod send_budget;
 mod session;
 mod state;
@@ -72,7 +77,8 @@ pub use command::{
     MAX_PRESENCE, MemberQuery, OnlineStatus, Presence, Secret, VoiceState,
 };
 pub use event_name::{EventName, UnknownEventName};
-pub use machine::{Input, Machine, Notice, Output, Target, Timer};
+pub use io::{Input, Notice, Output, Target, Timer};
+pub use machine::Machine;
 pub(crate) use payload::Body;
 #[cfg(test)]
 pub(crate) use payload::tests::any_json;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::intents::Intents;
 use crate::protocol::MemberQuery;
+use crate::protocol::retry::MAX_UNREADABLE;
 use crate::token::Token;
 
 const INTERVAL: Duration = Duration::from_secs(40);
@@ -342,7 +343,7 @@ fn every_identify_that_leads_nowhere_makes_the_next_one_wait_longer() {
 #[test]
 fn a_session_that_cannot_get_past_an_event_is_given_up() {
     let mut rig = Rig::ready();
-    for _ in 1..UNREADABLE {
+    for _ in 1..MAX_UNREADABLE {
         rig.input(Input::Payload(Bytes::from_static(b"unreadable")));
         assert!(!rig.lost_session());
         rig.reconnect();
