@@ -590,8 +590,8 @@ impl Fleet {
         };
         self.changed.notify_all();
         if reason == CloseReason::Suspended {
-            // What they have not begun comes again in the next process. One that starts only now
-            // begins nothing.
+            // Events that no worker has begun are redelivered to the next process, also those of a
+            // handler that starts only now.
             self.handler.lock().deadline.get_or_init(Instant::now);
             self.stop_handler();
         } else {

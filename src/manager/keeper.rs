@@ -49,8 +49,8 @@ pub(super) fn save(store: &dyn SessionStore, saved: &Saved) -> Result<(), StoreE
         .unwrap_or_else(|_| Err("it panicked".into()))
 }
 
-/// Blocks until the store is to be written; says how often that was wanted so far. `None` if the
-/// fleet is stopping.
+/// Waits until the store should be written. Returns how many writes were requested so far, or
+/// `None` if the fleet is stopping.
 fn wait(fleet: &Fleet) -> Option<u64> {
     let deadline = Instant::now() + fleet.config.timing.store_interval;
     let mut state = fleet.state.lock();

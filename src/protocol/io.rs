@@ -33,7 +33,7 @@ pub enum Input {
     Command(Command),
     /// A command was asked to be sent, but the connection did not carry it.
     Unsent(Command),
-    /// Nobody waits for the answer to the request for members with this nonce any more.
+    /// The request for members with this nonce was cancelled.
     Withdrawn(Box<str>),
     /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session
     /// is.

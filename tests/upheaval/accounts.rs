@@ -31,9 +31,9 @@ pub(crate) struct Accounts {
     counts: HashMap<Key, usize>,
     /// The last number of each guild.
     last: HashMap<u64, u64>,
-    /// By the digests of their data, the events of each session that were handled.
+    /// The digests of the data of the events that were handled.
     digests: HashSet<u64>,
-    /// By the current process.
+    /// What the current process has handled.
     recent: Vec<Handled>,
     last_handled_at: Option<Instant>,
     /// When the last reshard began, and when it ended.
