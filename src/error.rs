@@ -200,6 +200,10 @@ pub enum Error {
         /// Why it failed.
         source: StoreError,
     },
+    /// A reshard was given up because it took longer than
+    /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) allows; the old shards go on.
+    #[error("the reshard took too long")]
+    ReshardTimeout,
     /// A reshard was given up because that was asked for; the old shards go on.
     #[error("the reshard was cancelled")]
     Cancelled,
@@ -310,6 +314,7 @@ impl Error {
             | Self::NotReady { .. }
             | Self::Busy { .. }
             | Self::TimedOut { .. }
+            | Self::ReshardTimeout
             | Self::Members { .. }
             | Self::TooFewIdentifies { .. }
             | Self::Unsent(SendError {

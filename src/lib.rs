@@ -52,6 +52,7 @@ mod shard_id;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod store;
+mod timing;
 mod token;
 pub mod transport;
 
@@ -60,13 +61,16 @@ pub use delivery::Events;
 pub use error::{Error, Fault, MembersFailure, SendError, SendFailure, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use intents::{Intents, UnknownIntents};
-pub use manager::{FleetStatus, Handle, Operation, ShardManager, ShardStatus};
+pub use manager::{
+    FleetStatus, Handle, Operation, ShardManager, ShardStatus, Starting, SuspendedShard,
+};
 pub use protocol::{
     Activity, ActivityKind, ChannelField, CloseCode, CloseReason, Command, EventName,
-    InvalidCommand, MemberQuery, OnlineStatus, Presence, Session, Stage, Timing, UnknownEventName,
+    InvalidCommand, MemberQuery, OnlineStatus, Presence, Session, Stage, UnknownEventName,
     VoiceState,
 };
 pub use shard::{Members, MembersChunk, Shard, Status};
 pub use shard_id::{InvalidShardId, ShardId};
+pub use timing::Timing;
 pub use token::{InvalidToken, Token};
 pub use transport::Compression;

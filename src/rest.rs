@@ -20,7 +20,8 @@ use ureq::{Agent, Body};
 
 use self::secrets::Secrets;
 use crate::error::Error;
-use crate::protocol::{USER_AGENT, from_secs};
+use crate::protocol::USER_AGENT;
+use crate::timing::from_secs;
 use crate::token::Token;
 
 /// How long one attempt may take.

@@ -17,9 +17,9 @@ const VERSION: u32 = 1;
 
 /// Keeps the sessions of one manager for the next process.
 ///
-/// A manager loads them once, before it starts, and saves them at once to see whether it can; then
-/// every few seconds, on a thread of its own; and when it stops: all of them after `suspend`, none
-/// after `close`. A store that is shared by several managers must keep their sessions apart.
+/// A manager loads them once, before it starts, and saves them at once to see whether it can. Then,
+/// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is ready
+/// or stops; and when it ends itself: all of them after `suspend`, none after `close`. A store that is shared by several managers must keep their sessions apart.
 /// Sessions of other bots, and of shards that are not in the plan, are reported and not used.
 pub trait SessionStore: Send + Sync {
     /// What was saved last; nothing if there is nothing that can be used.

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 18] = [
+const LAYERS: [(&str, Option<u32>); 19] = [
     ("shard_id", Some(0)),
     ("intents", Some(0)),
     ("token", Some(0)),
+    ("timing", Some(0)),
     ("protocol", Some(1)),
     ("error", Some(2)),
     ("event", Some(3)),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, hold_newest, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Answer, Fault, Gateway};
@@ -323,11 +323,10 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     config.timing.handlers_timeout = PATIENCE;
     let manager = ready(config.clone());
     manager.wait_guilds(PATIENCE).unwrap();
-    // One event that is not handled holds the hand-over up, after the old ones have closed.
-    let kept = next(&manager.events(), |event| event.name() == "GUILD_CREATE");
     manager.events().receiver().try_iter().for_each(drop);
     let reshard = manager.reshard(&Plan::Total(3)).unwrap();
-    gateway.expect("the old ones have closed", PATIENCE, |seen| {
+    // One event that is not handled holds the hand-over up, after the old ones have closed.
+    let kept = hold_newest(&gateway, &manager.events(), |seen| {
         seen.live.len() == 3 && seen.live.keys().all(|shard| shard.total() == 3)
     });
     assert!(!reshard.is_over());

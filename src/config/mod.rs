@@ -16,10 +16,11 @@ use crate::event::EventFilter;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
 use crate::protocol::{
-    CloseReason, Command, Identity, MAX_PAYLOAD, MAX_PRESENCE, Presence, Session, Timing,
+    CloseReason, Command, Identity, MAX_PAYLOAD, MAX_PRESENCE, Presence, Session,
 };
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
+use crate::timing::Timing;
 use crate::token::Token;
 use crate::transport::Compression;
 
@@ -44,8 +45,8 @@ pub struct Config {
     /// Sessions to resume, of an earlier [`suspend`](crate::ShardManager::suspend). One whose shard
     /// is not in the plan, or has another total, is not used. Default: none.
     pub sessions: Vec<Session>,
-    /// Keeps the sessions for the next process: loaded at the start, written every few seconds and
-    /// when the manager is suspended. [`FileStore`](crate::store::FileStore) is one. Default: none.
+    /// Keeps the sessions for the next process: loaded at the start, written every few seconds, when
+    /// a shard identifies, is ready or stops, and when the manager is suspended. [`FileStore`](crate::store::FileStore) is one. Default: none.
     pub session_store: Option<Arc<dyn SessionStore>>,
     /// How many shards take the place of one that holds more guilds than Discord allows (close code
     /// 4011), 2 or more: shard `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`. Default:
@@ -60,6 +61,10 @@ pub struct Config {
     pub most_short_sessions: Option<NonZeroU32>,
     /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
     pub shortage: Shortage,
+    /// How long [`ShardManager::start`](crate::ShardManager::start) asks Discord again, with growing
+    /// pauses of up to 30 s, while it cannot be reached or answers with a server error: for a
+    /// program that starts before its network does. Default: not at all.
+    pub retry_start_for: Duration,
     /// Changes the settings of single shards, for example the presence. It is called whenever a
     /// shard is opened or restarted (once to check what it does, and once to use it), on any
     /// thread, and must not block. Of what it sets these count: `intents`, `compression`,
@@ -134,6 +139,7 @@ impl Config {
             auto_reshard: None,
             most_short_sessions: NonZeroU32::new(5),
             shortage: Shortage::default(),
+            retry_start_for: Duration::ZERO,
             for_shard: None,
             on_close: None,
             compression: Compression::default(),
@@ -213,6 +219,14 @@ impl Config {
     pub fn for_shard(self, change: impl Fn(ShardId, &mut Config) + Send + Sync + 'static) -> Self {
         Self {
             for_shard: Some(Arc::new(change)),
+            ..self
+        }
+    }
+
+    /// Sets [`retry_start_for`](Self::retry_start_for).
+    pub fn retry_start_for(self, retry_start_for: Duration) -> Self {
+        Self {
+            retry_start_for,
             ..self
         }
     }
@@ -417,6 +431,11 @@ impl Config {
             1,
             usize::MAX,
         )?;
+        if self.retry_start_for > LONGEST_DURATION {
+            let given = format!("{:?}", self.retry_start_for);
+            let allowed = format!("up to {LONGEST_DURATION:?}");
+            return Err(Error::setting("retry_start_for", given, allowed));
+        }
         within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
         within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
         if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {

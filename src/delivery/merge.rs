@@ -44,6 +44,8 @@ pub(crate) struct Merge<E, W> {
     /// Up to when shards of the old set have read.
     old: HashMap<ShardId, Instant>,
     lanes: HashMap<Lane, Pending<E, W>>,
+    /// What the new set told that is no event of Discord, with its number among all that were held.
+    notices: Vec<(u64, E)>,
     /// Entries of `delivered` in all lanes.
     unmatched: usize,
     /// How many events were ever held.
@@ -132,6 +134,7 @@ impl<E, W> Merge<E, W> {
                 .collect(),
             old: HashMap::new(),
             lanes: HashMap::new(),
+            notices: Vec::new(),
             unmatched: 0,
             held: 0,
             doubtful: 0,
@@ -343,10 +346,30 @@ impl<E, W> Merge<E, W> {
         Verdict::Held
     }
 
+    /// The new set tells something that is no event of Discord: it is held until the hand-over.
+    pub(crate) fn hold_notice(&mut self, notice: E) {
+        self.notices.push((self.held, notice));
+        self.held += 1;
+    }
+
     /// The old set has closed. Returns what is held, in order, to be delivered; call it again once
     /// that has been done. When nothing is held any more, the new set has taken over.
     pub(crate) fn hand_over(&mut self, now: Instant) -> Vec<E> {
-        let mut held = Vec::new();
+        for pending in self.lanes.values_mut() {
+            let before = pending.delivered.len();
+            pending.delivered.retain(|entry| entry.is_certain);
+            self.unmatched -= before - pending.delivered.len();
+        }
+        let held = self.take_held();
+        if held.is_empty() {
+            self.live_since.get_or_insert(now);
+        }
+        held
+    }
+
+    /// Takes out what is held, in order.
+    pub(crate) fn take_held(&mut self) -> Vec<E> {
+        let mut held = mem::take(&mut self.notices);
         for pending in self.lanes.values_mut() {
             held.extend(
                 mem::take(&mut pending.held)
@@ -358,14 +381,8 @@ impl<E, W> Merge<E, W> {
                     .into_iter()
                     .map(|doubtful| (doubtful.number, doubtful.event)),
             );
-            let before = pending.delivered.len();
-            pending.delivered.retain(|entry| entry.is_certain);
-            self.unmatched -= before - pending.delivered.len();
         }
         self.doubtful = 0;
-        if held.is_empty() {
-            self.live_since.get_or_insert(now);
-        }
         held.sort_unstable_by_key(|(number, _)| *number);
         held.into_iter().map(|(_, event)| event).collect()
     }

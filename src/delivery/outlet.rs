@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Inlet;
 use super::merge::{Digest, Lane, Merge, Verdict};
-use crate::event::{Event, Twin};
+use crate::event::{Event, EventKind, Twin};
 use crate::protocol::EventName;
 use crate::shard_id::ShardId;
 
@@ -35,10 +35,28 @@ type Witness = Option<Arc<Twin>>;
 /// A pair of sets of which one replaces the other.
 #[derive(Clone, Debug)]
 struct Merging {
-    merge: Arc<Mutex<Merge<Event, Witness>>>,
+    merge: Arc<Pair>,
     /// The first shard of each set.
     firsts: [ShardId; 2],
     hasher: RandomState,
+}
+
+/// The events of two sets. What is still held when both are gone was never delivered: it has not
+/// been handled.
+#[derive(Debug)]
+struct Pair(Mutex<Merge<Event, Witness>>);
+
+impl Pair {
+    fn lock(&self) -> MutexGuard<'_, Merge<Event, Witness>> {
+        self.0.lock()
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let held = self.0.get_mut().take_held();
+        held.into_iter().for_each(Event::abandon);
+    }
 }
 
 impl Outlet {
@@ -55,7 +73,7 @@ impl Outlet {
     pub(crate) fn successor(&self, old: &[ShardId], new: &[ShardId]) -> Arc<Self> {
         let firsts = [old, new].map(|set| set.iter().min().copied());
         let merging = Merging {
-            merge: Arc::new(Mutex::new(Merge::new(new))),
+            merge: Arc::new(Pair(Mutex::new(Merge::new(new)))),
             firsts: firsts.map(|first| first.unwrap_or(ShardId::ONE)),
             hasher: RandomState::new(),
         };
@@ -230,9 +248,14 @@ impl Merging {
                 Some((lane, digest)) if merge.is_live() || !is_arrival => {
                     merge.new_event(now, lane, digest, event)
                 }
-                // What happens to a shard, and how its session begins, is not delivered before it
-                // takes over.
                 _ if merge.is_live() => Verdict::Deliver(event),
+                // What was lost stays lost.
+                _ if matches!(event.kind(), EventKind::SessionLost { .. }) => {
+                    merge.hold_notice(event);
+                    Verdict::Held
+                }
+                // What else happens to a shard, and how its session begins, is not delivered before
+                // it takes over.
                 _ => return None,
             }
         };

@@ -46,6 +46,19 @@ pub(crate) struct Receipt {
     bytes: usize,
 }
 
+/// The epoch of what moves no session's mark.
+const NO_SESSION: u64 = u64::MAX;
+
+impl Receipt {
+    /// The same credit, but no session's mark is moved when it comes back.
+    pub(crate) fn without_session(self) -> Self {
+        Self {
+            epoch: NO_SESSION,
+            ..self
+        }
+    }
+}
+
 impl Credit {
     pub(crate) fn new(max_events: usize, max_bytes: usize) -> Self {
         Self {
@@ -78,6 +91,20 @@ impl Credit {
         self.handled = 0;
     }
 
+    /// The session goes on with another run of its shard, with these limits. Returns it as far as it
+    /// was delivered: what is outstanding stays so.
+    pub(crate) fn resume(&mut self, max_events: usize, max_bytes: usize) -> Option<Session> {
+        let session = self.session.clone()?;
+        self.max_events = max_events;
+        self.max_bytes = max_bytes;
+        // That it has stalled is the new run's to find out.
+        self.stalled = false;
+        Some(Session {
+            sequence: self.delivered,
+            ..session
+        })
+    }
+
     /// The session, at its low-water mark.
     pub(crate) fn session(&self) -> Option<Session> {
         let session = self.session.clone()?;
@@ -91,6 +118,17 @@ impl Credit {
     /// The last sequence delivered.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered
+    }
+
+    /// How many events were delivered, of this session and those before.
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether the first `count` of those have been handled, or were of a session that is over.
+    pub(crate) fn has_handled(&self, count: u64) -> bool {
+        // The first that is open has not been handled.
+        self.open.front().is_none_or(|open| open.serial > count)
     }
 
     /// Whether another event may be delivered. One always fits.
@@ -129,9 +167,8 @@ impl Credit {
     /// Something is outstanding that is no event of the session.
     pub(crate) fn hold(&mut self) -> Receipt {
         self.events += 1;
-        // No session ever has this epoch.
         Receipt {
-            epoch: u64::MAX,
+            epoch: NO_SESSION,
             serial: 0,
             bytes: 0,
         }
@@ -195,6 +232,25 @@ impl Credit {
 mod tests {
     use super::*;
     use crate::shard_id::ShardId;
+
+    #[test]
+    fn another_run_goes_on_where_the_last_one_was() {
+        let mut credit = begun(2, 1000);
+        let receipts = [1, 2].map(|sequence| credit.deliver(sequence, 10));
+        assert!(credit.stall());
+        assert_eq!(credit.resume(9, 1000).unwrap().sequence, 2);
+        assert!(credit.has_room() && !credit.is_stalled());
+        assert_eq!((mark(&credit), credit.outstanding().0), (0, 2));
+        credit.deliver(3, 10);
+        assert_eq!(credit.deliveries(), 3);
+        assert!(credit.has_handled(0) && !credit.has_handled(1));
+        credit.settle(receipts[0]);
+        assert!(credit.has_handled(1) && !credit.has_handled(2));
+        credit.settle(receipts[1]);
+        assert!(credit.has_handled(2) && mark(&credit) == 2);
+        credit.end();
+        assert!(credit.resume(9, 1000).is_none());
+    }
 
     fn begun(max_events: usize, max_bytes: usize) -> Credit {
         let mut credit = Credit::new(max_events, max_bytes);

@@ -11,20 +11,47 @@ use crate::protocol::Session;
 /// A shard's [`Credit`] under a lock, with the means to wake the shard when credit comes back.
 pub(crate) struct Ledger {
     credit: Mutex<Credit>,
-    wake: Box<dyn Fn() + Send + Sync>,
+    /// Wakes the run of the shard that goes on when credit comes back.
+    wake: Mutex<Wake>,
 }
+
+type Wake = Arc<dyn Fn() + Send + Sync>;
 
 impl Ledger {
     pub(crate) fn new(credit: Credit, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             credit: Mutex::new(credit),
-            wake: Box::new(wake),
+            wake: Mutex::new(Arc::new(wake)),
         })
     }
 
     /// See [`Credit::begin`].
     pub(crate) fn begin(&self, session: Session, mark: u64) {
         self.credit.lock().begin(session, mark);
+    }
+
+    /// See [`Credit::resume`]; from now on `wake` wakes the shard.
+    pub(crate) fn resume(
+        &self,
+        max_events: usize,
+        max_bytes: usize,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Option<Session> {
+        let session = self.credit.lock().resume(max_events, max_bytes)?;
+        let before = mem::replace(&mut *self.wake.lock(), Arc::new(wake));
+        // It may be the last to hold what it wakes: not under the lock.
+        drop(before);
+        Some(session)
+    }
+
+    /// See [`Credit::deliveries`].
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.credit.lock().deliveries()
+    }
+
+    /// See [`Credit::has_handled`].
+    pub(crate) fn has_handled(&self, count: u64) -> bool {
+        self.credit.lock().has_handled(count)
     }
 
     /// See [`Credit::end`].
@@ -113,6 +140,12 @@ impl Lease {
         }
     }
 
+    /// Gives the credit back without counting the event as handled: it comes again when its session
+    /// is resumed from the mark.
+    pub(crate) fn abandon(mut self) {
+        self.receipt = self.receipt.without_session();
+    }
+
     /// The place for the lease of a duplicate, which is settled together with this one.
     pub(crate) fn twin(&mut self) -> Arc<Twin> {
         Arc::clone(self.twin.get_or_insert_default())
@@ -123,7 +156,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let goes_on = self.ledger.credit.lock().settle(self.receipt);
         if goes_on {
-            (self.ledger.wake)();
+            let wake = Arc::clone(&self.ledger.wake.lock());
+            wake();
         }
         if let Some(twin) = &self.twin {
             drop(twin.handle());

@@ -67,8 +67,9 @@ pub enum EventKind {
     },
     /// The session goes on; everything missed has been delivered.
     Resumed,
-    /// Discord ended the session, and what it sent after the session's `sequence` is lost: whatever
-    /// happened from `missed_since` until the next session's `READY`.
+    /// The session is lost, and with it what Discord sent after its `sequence`: whatever happened
+    /// from `missed_since` until the next session's `READY`. Discord ended it, or the shard had
+    /// stopped and was replaced by others.
     SessionLost {
         /// The session, at the last sequence that came.
         session: Session,
@@ -175,6 +176,14 @@ impl Event {
     /// What it holds, without the event.
     pub(crate) fn into_lease(self) -> Option<Lease> {
         self.lease
+    }
+
+    /// Drops an event that nobody will handle: its credit comes back, and the event itself when its
+    /// session is resumed.
+    pub(crate) fn abandon(self) {
+        if let Some(lease) = self.lease {
+            lease.abandon();
+        }
     }
 
     /// The shard that it came from.

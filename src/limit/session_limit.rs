@@ -14,8 +14,8 @@ use parking_lot::{Condvar, Mutex};
 use super::schedule::{Limits, Rules, Schedule, TicketId, Turn};
 use super::ticket::{Granter, LimitError, Permit, Report, Ticket};
 use super::{IdentifyLimiter, LimitStatus, ReleaseAfter, Wake};
-use crate::protocol::Timing;
 use crate::shard_id::ShardId;
+use crate::timing::Timing;
 
 /// Discord's identify limit for the shards of one process: `max_concurrency` keys, one IDENTIFY per
 /// key and window, first come first served within a key, and no more a day than Discord allows.

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use super::{Fleet, FleetStatus, Operation};
+use super::hub::Hub;
+use super::reconciler::Request;
+use super::{FleetStatus, Operation};
 use crate::config::Plan;
 use crate::error::{Error, SendError, SendFailure};
 use crate::protocol::{CloseReason, Command, Presence, Session};
@@ -18,26 +20,26 @@ use crate::shard_id::ShardId;
 /// while is an [`Operation`], which goes on by itself and can be waited for.
 #[derive(Clone)]
 pub struct Handle {
-    pub(super) fleet: Weak<Fleet>,
+    pub(super) hub: Weak<Hub>,
     pub(super) rest: Rest,
 }
 
 impl Handle {
     /// A shard, if it runs here.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
-        self.fleet.upgrade()?.shard(id)
+        self.hub.upgrade()?.shard(id)
     }
 
     /// The shard that receives the events of a guild, if it runs here.
     pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
-        self.fleet.upgrade()?.shard_by_guild(guild_id)
+        self.hub.upgrade()?.shard_by_guild(guild_id)
     }
 
     /// Every shard that was opened, by number.
     pub fn shards(&self) -> Vec<Shard> {
-        self.fleet
+        self.hub
             .upgrade()
-            .map(|fleet| fleet.shards())
+            .map(|hub| hub.shards())
             .unwrap_or_default()
     }
 
@@ -48,25 +50,27 @@ impl Handle {
 
     /// The whole fleet at this moment; `None` if the manager is gone.
     pub fn status(&self) -> Option<FleetStatus> {
-        Some(self.fleet.upgrade()?.status())
+        Some(self.hub.upgrade()?.status())
     }
 
-    /// Opens one more shard: one that was closed, or one of other processes. Done when it is ready.
+    /// Opens one more shard: one that was closed, one that has stopped, or one of other processes.
+    /// One that stopped with a session, because it was suspended or its thread panicked, resumes it.
+    /// Done when it is ready.
     ///
     /// # Errors
     /// [`Error::AlreadyOpen`]; [`Error::Overlaps`] with a shard of another total; [`Error::Busy`]
     /// during a reshard; [`Error::Closed`].
     pub fn open_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.fleet()?.open(id, None)
+        self.hub()?.open(id, None)
     }
 
     /// As [`open_shard`](Self::open_shard), with a session to resume, for example one of another
-    /// process. If Discord refuses it, the shard identifies.
+    /// process, or of this shard before it stopped. If Discord refuses it, the shard identifies.
     ///
     /// # Errors
     /// As there, and [`Error::ForeignSession`].
     pub fn resume_shard(&self, session: Session) -> Result<Operation, Error> {
-        self.fleet()?.open(session.shard, Some(session))
+        self.hub()?.open(session.shard, Some(session))
     }
 
     /// Ends the session of one shard and stops it. Done when its connection is closed.
@@ -74,18 +78,18 @@ impl Handle {
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
     pub fn close_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.fleet()?.close_shard(id)
+        self.hub()?.ask(Request::Close(id))
     }
 
     /// Has one shard connect anew. If it has a session it resumes, and no event is missed; what
     /// went wrong before is forgotten, and [`Config::for_shard`](crate::Config::for_shard) is asked
-    /// again. One that has stopped, for example with an open circuit, is opened again. Done when it
-    /// is ready.
+    /// again. One that has stopped, for example with an open circuit, is opened again as
+    /// [`open_shard`](Self::open_shard) does. Done when it is ready.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
     pub fn restart_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.fleet()?.restart(id)
+        self.hub()?.restart(id)
     }
 
     /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `most_away` at
@@ -94,7 +98,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Setting`] if `most_away` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
     pub fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
-        self.fleet()?.restart_all(most_away)
+        self.hub()?.restart_all(most_away)
     }
 
     /// Replaces all shards by those of another plan, without a gap in what is delivered.
@@ -103,8 +107,9 @@ impl Handle {
     /// held. When all are ready and their guilds are in, both sets are heard for
     /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old ones have
     /// caught up with what they were sent before; new ones that lag are waited for, up to the
-    /// overlap once more. Then the old ones close, their handlers finish (for up to
-    /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)), and one event says so:
+    /// overlap once more. Handlers finish what only the old ones received, the old ones close, and
+    /// handlers finish the rest (each for up to
+    /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)). Then one event says so:
     /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of
     /// the new shards, beginning with those that the old ones had not delivered. READY and the
     /// arrival of guilds are not delivered again. Two events count as the same if name and data
@@ -115,8 +120,9 @@ impl Handle {
     /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at
     /// the hand-over. What is held counts as outstanding, so a new shard may stall if the old ones
     /// deliver slowly; nothing is lost by that. Look-ups find the old shards until those close.
-    /// Done when the new ones have taken over. If one of them stops before the old ones close, the
-    /// reshard is given up and the old shards go on as they were.
+    /// Done when the new ones have taken over. If one of them stops before the old ones close, or
+    /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) is over, the reshard is given up
+    /// and the old shards go on as they were.
     ///
     /// It blocks for up to two requests of [`Rest`], but for a gateway proxy's.
     ///
@@ -125,15 +131,13 @@ impl Handle {
     /// [`Error::AlreadyOpen`] if a new shard has the number and total of one that runs;
     /// [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives.
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
-        self.fleet()?.reshard(plan)
+        self.hub()?.reshard(plan)
     }
 
     /// Gives a reshard up: the new shards are closed, and the old ones go on. Returns whether there
     /// was one; one whose old shards are closing already cannot be given up.
     pub fn cancel_reshard(&self) -> bool {
-        self.fleet
-            .upgrade()
-            .is_some_and(|fleet| fleet.cancel_reshard())
+        self.hub.upgrade().is_some_and(|hub| hub.cancel_reshard())
     }
 
     /// Sends a command to the shard that has a guild; see [`Shard::send`].
@@ -141,8 +145,8 @@ impl Handle {
     /// # Errors
     /// As there, and [`SendFailure::NoShard`]; with the command.
     pub fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
-        match self.fleet.upgrade() {
-            Some(fleet) => fleet.send_to_guild(guild_id, command),
+        match self.hub.upgrade() {
+            Some(hub) => hub.send_to_guild(guild_id, command),
             None => Err(SendError::new(command, SendFailure::NoShard { guild_id })),
         }
     }
@@ -152,42 +156,38 @@ impl Handle {
     /// # Errors
     /// [`Error::Command`] if Discord would not take it; [`Error::Closed`].
     pub fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
-        self.fleet()?.broadcast(presence)
+        self.hub()?.broadcast(presence)
     }
 
     /// Stops [`run`](crate::ShardManager::run), also from inside a handler; see
     /// [`ShardManager::stop`](crate::ShardManager::stop).
     pub fn stop(&self) -> bool {
-        self.fleet
-            .upgrade()
-            .is_some_and(|fleet| fleet.stop_handler())
+        self.hub.upgrade().is_some_and(|hub| hub.handlers.stop())
     }
 
     /// How many handlers have panicked.
     pub fn handler_panics(&self) -> u64 {
-        self.fleet
-            .upgrade()
-            .map_or(0, |fleet| fleet.handler_panics())
+        self.hub.upgrade().map_or(0, |hub| hub.handlers.panics())
     }
 
     /// Asks every shard to end its session and stop. Does not wait for it; the stream of events
     /// ends when they have.
     pub fn close(&self) {
-        if let Some(fleet) = self.fleet.upgrade() {
-            fleet.stop(CloseReason::Requested);
+        if let Some(hub) = self.hub.upgrade() {
+            hub.stop(CloseReason::Requested);
         }
     }
 
     /// Asks every shard to stop so that its session can be resumed. Does not wait for it;
     /// [`ShardManager::suspend`](crate::ShardManager::suspend) gives the sessions.
     pub fn suspend(&self) {
-        if let Some(fleet) = self.fleet.upgrade() {
-            fleet.stop(CloseReason::Suspended);
+        if let Some(hub) = self.hub.upgrade() {
+            hub.stop(CloseReason::Suspended);
         }
     }
 
-    fn fleet(&self) -> Result<Arc<Fleet>, Error> {
-        self.fleet.upgrade().ok_or(Error::Closed)
+    fn hub(&self) -> Result<Arc<Hub>, Error> {
+        self.hub.upgrade().ok_or(Error::Closed)
     }
 }
 

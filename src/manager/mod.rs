@@ -1,42 +1,47 @@
 //! Many shards, one process.
 //!
-//! What is to run, what does, and what follows when a shard stops is in `fleet`; what users ask for
-//! while it runs in `operations`. Both only note what is wanted: `transition` decides which shard
-//! opens, restarts or closes next, and the `conductor`, a thread, does it. `keeper` is the thread
-//! that writes the session store.
+//! Every decision is the [`reconciler`]'s: what runs, what is wanted, what follows when a shard
+//! stops. The [`hub`] keeps it and the shards under one lock. The [`supervisor`], a thread, does
+//! what it decides, and the [`session_writer`], another, writes the session store. The shards' own
+//! threads tell the hub what has changed.
 
-mod conductor;
 mod count;
-mod fleet;
 mod handle;
-mod keeper;
+mod handlers;
+mod hub;
 mod operation;
-mod operations;
+mod prepare;
+mod presences;
+mod reconciler;
+mod requests;
+mod session_writer;
 mod start;
+mod starting;
 mod status;
-mod transition;
+mod supervisor;
 
 use std::hash::Hash;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
-use self::fleet::Fleet;
 pub use self::handle::Handle;
+use self::hub::Hub;
 pub use self::operation::Operation;
+use self::prepare::Prepared;
+use self::reconciler::{Reconciler, Request, Settings};
+pub use self::requests::SuspendedShard;
+pub use self::starting::Starting;
 pub use self::status::{FleetStatus, ShardStatus};
-use self::transition::Transition;
 use crate::config::{Config, Plan};
 use crate::delivery::{self, Events, Outlet};
 use crate::error::{Error, SendError};
 use crate::event::Event;
-use crate::limit::Limits;
 use crate::protocol::{CloseReason, Command, Presence, Session};
-use crate::rest::Rest;
-use crate::shard::{Addresses, Context, Shard};
+use crate::shard::{Context, Shard};
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, WebSocketConnector};
 
@@ -57,10 +62,19 @@ use crate::transport::{Connector, WebSocketConnector};
 /// ```
 #[derive(Debug)]
 pub struct ShardManager {
-    fleet: Arc<Fleet>,
+    hub: Arc<Hub>,
     handle: Handle,
-    conductor: Mutex<Option<JoinHandle<()>>>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
+    /// Until they are joined.
+    threads: Mutex<Option<Threads>>,
+    /// The manager's own threads.
+    own: Vec<ThreadId>,
+}
+
+/// The manager's own threads.
+#[derive(Debug)]
+struct Threads {
+    supervisor: JoinHandle<()>,
+    session_writer: Option<JoinHandle<()>>,
 }
 
 impl ShardManager {
@@ -68,8 +82,9 @@ impl ShardManager {
     /// a time as their turn to identify comes. Returns as soon as the first are on their way;
     /// [`wait_ready`](Self::wait_ready) waits for all.
     ///
-    /// It blocks for up to two requests of [`Rest`], and for the session store. Nothing is started
-    /// if it fails.
+    /// It blocks for up to two requests of [`Rest`](crate::rest::Rest), for as long as
+    /// [`Config::retry_start_for`] says while Discord cannot be reached, and for the session store.
+    /// Nothing is started if it fails.
     pub fn start(config: Config) -> Result<Self, Error> {
         Self::start_with(config, |connector| connector)
     }
@@ -80,104 +95,85 @@ impl ShardManager {
         config: Config,
         connector: impl FnOnce(WebSocketConnector) -> C,
     ) -> Result<Self, Error> {
-        config.validate()?;
-        let rest = Rest::new(
-            config.token.clone(),
-            &config.rest_url,
-            config.root_certificates.as_deref(),
-        )?;
-        let (tls, gateway) = thread::scope(|scope| {
-            // Reading the system's certificates takes as long as asking Discord: both at once.
-            let tls = scope.spawn(|| start::tls_connector(config.root_certificates.as_deref()));
-            let gateway = start::ask_discord(&config, &config.plan, &rest);
-            (tls.join(), gateway)
-        });
-        let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let gateway = gateway?;
-        let url = config
-            .gateway_url
-            .clone()
-            .or_else(|| gateway.as_ref().map(|gateway| gateway.url.clone()));
-        let url = url.unwrap_or_default();
-        config.validate_gateway(&url)?;
-        let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
-        let plan = count::rounded(&config.plan, gateway.as_ref(), || count::is_large(&rest));
-        let saved = start::saved(&config)?;
-        let shards = plan.shards_with(
-            gateway.as_ref().map_or(0, |gateway| gateway.shards.get()),
-            &saved.sessions,
-        )?;
-        let config = Arc::new(Config {
-            sessions: Vec::new(),
-            ..config
-        });
-        shards
-            .iter()
-            .try_for_each(|shard| config.of_shard(*shard, &url).map(drop))?;
-        let identified = saved.identified.clone();
-        let sessions = start::matching(saved, &shards, &config)?;
-        let resumes = |session: &&Session| {
-            let config = config.of_shard(session.shard, &url);
-            config.is_ok_and(|config| session.fits(session.shard, config.intents))
-        };
-        start::check_identifies(
-            shards.len() - sessions.iter().filter(resumes).count(),
-            gateway.as_ref(),
-            config.shortage,
-        )?;
-        start::warn_of_resources(shards.len());
-        let limit = gateway.as_ref().map(|gateway| &gateway.session_start_limit);
-        let max_concurrency = limit.map_or(NonZeroU32::MIN, |limit| limit.max_concurrency);
-        let session_starts = limit.map_or(Limits::default().total, |limit| limit.total);
-        start::warn_of_others(&config, max_concurrency);
-        let limiter = start::limiter(&config, gateway.as_ref(), &identified);
+        // Nothing comes, and the other end is never dropped.
+        Self::start_until(config, connector, &crossbeam_channel::never())
+    }
+
+    /// As [`start`](Self::start), on a thread of its own: for a program whose thread must not block,
+    /// such as one that draws frames.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] and the like for what can be checked without Discord;
+    /// [`Error::Io`] if there is no thread left. [`Starting`] tells the rest.
+    pub fn start_in_background(config: Config) -> Result<Starting, Error> {
+        Starting::new(config)
+    }
+
+    fn start_until<C: Connector + 'static>(
+        config: Config,
+        connector: impl FnOnce(WebSocketConnector) -> C,
+        cancelled: &Receiver<()>,
+    ) -> Result<Self, Error> {
+        let Prepared {
+            config,
+            url,
+            addresses,
+            rest,
+            tls,
+            limiter,
+            max_concurrency,
+            session_starts,
+            shards,
+            sessions,
+            identified,
+        } = prepare::prepare(config, cancelled)?;
 
         let (inlet, events) = delivery::channel();
-        let (outlet, transition) = (Outlet::new(inlet), Transition::new(max_concurrency));
-        let store = config.session_store.clone();
-        let fleet = Fleet::new(
+        let settings = Settings {
+            max_concurrency,
+            timing: config.timing.clone(),
+            auto_split: config.auto_split,
+            auto_reshard: config.auto_reshard,
+            explicit_total: config.plan.explicit_total(),
+            has_store: config.session_store.is_some(),
+        };
+        let hub = Hub::new(
             config,
             url,
             rest.clone(),
             Arc::clone(&limiter),
-            transition,
-            outlet,
-            events,
+            Reconciler::new(Instant::now(), settings, shards, sessions),
+            identified,
+            (Outlet::new(inlet), events),
         );
-        fleet.begin(shards, sessions, identified);
-        let observer = Arc::downgrade(&fleet);
+        let observer = Arc::downgrade(&hub);
         let context = Arc::new(Context {
             connector: connector(WebSocketConnector::new(tls)),
             addresses,
             limiter,
             session_starts,
-            observer: Box::new(move |shard, change| {
-                if let Some(fleet) = observer.upgrade() {
-                    fleet.handle(shard, change);
+            observer: Box::new(move |run, change| {
+                if let Some(hub) = observer.upgrade() {
+                    hub.handle_change(run, change);
                 }
             }),
         });
-        let keeper = store
-            .map(|store| keeper::start(&fleet, store))
-            .transpose()?;
-        // The keeper ends with the fleet.
-        let conductor = conductor::start(&fleet, context)
-            .inspect_err(|_| fleet.stop(CloseReason::Requested))?;
-        let handle = Handle {
-            fleet: Arc::downgrade(&fleet),
-            rest,
-        };
+        let threads = start::threads(&hub, context)?;
+        let own = threads.session_writer.iter().chain([&threads.supervisor]);
         Ok(Self {
-            fleet,
-            handle,
-            conductor: Mutex::new(Some(conductor)),
-            keeper: Mutex::new(keeper),
+            handle: Handle {
+                hub: Arc::downgrade(&hub),
+                rest,
+            },
+            own: own.map(|thread| thread.thread().id()).collect(),
+            threads: Mutex::new(Some(threads)),
+            hub,
         })
     }
 
     /// Every event of every shard. Calls share one stream.
     pub fn events(&self) -> Events {
-        self.fleet.events()
+        self.hub.events()
     }
 
     /// Hands every event to `handler` on `workers` threads, until all shards have stopped or
@@ -199,7 +195,7 @@ impl ShardManager {
         workers: usize,
         handler: impl Fn(&Handle, Event) + Sync,
     ) -> Result<(), Error> {
-        self.fleet.run(workers, |workers| {
+        self.hub.run(workers, |workers| {
             workers.run(|event| handler(&self.handle, event))
         })
     }
@@ -224,7 +220,7 @@ impl ShardManager {
         key: impl Fn(&Event) -> K,
         handler: impl Fn(&Handle, Event) + Sync,
     ) -> Result<(), Error> {
-        self.fleet.run(workers, |workers| {
+        self.hub.run(workers, |workers| {
             workers.run_keyed(key, |event| handler(&self.handle, event))
         })
     }
@@ -234,7 +230,7 @@ impl ShardManager {
     /// was not handled is the beginning of what [`events`](Self::events) or the next `run` gives.
     /// Returns whether a handler was running.
     pub fn stop(&self) -> bool {
-        self.fleet.stop_handler()
+        self.hub.handlers.stop()
     }
 
     /// Why the stream of events ended: the first shard that stopped because of something that only
@@ -253,7 +249,7 @@ impl ShardManager {
     /// # Errors
     /// [`Error::Stopped`], with the shard and the reason.
     pub fn check(&self) -> Result<(), Error> {
-        self.fleet.fatal_stop()
+        self.hub.check()
     }
 
     /// Sends a command to the shard that has a guild; see [`Shard::send`].
@@ -261,7 +257,7 @@ impl ShardManager {
     /// # Errors
     /// As there, and [`SendFailure::NoShard`](crate::SendFailure::NoShard); with the command.
     pub fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
-        self.fleet.send_to_guild(guild_id, command)
+        self.hub.send_to_guild(guild_id, command)
     }
 
     /// Gives every shard this presence, those too that open later. Does not block.
@@ -269,7 +265,7 @@ impl ShardManager {
     /// # Errors
     /// [`Error::Command`] if Discord would not take it; [`Error::Closed`].
     pub fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
-        self.fleet.broadcast(presence)
+        self.hub.broadcast(presence)
     }
 
     /// What handlers get: weak and cheap to clone.
@@ -280,23 +276,23 @@ impl ShardManager {
     /// A shard, if it runs here and has been opened. While others replace it, it is found until
     /// they take over, and they from then on. Does not block.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
-        self.fleet.shard(id)
+        self.hub.shard(id)
     }
 
     /// The shard that delivers the events of a guild, if it runs here and has been opened. Does not
     /// block.
     pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
-        self.fleet.shard_by_guild(guild_id)
+        self.hub.shard_by_guild(guild_id)
     }
 
     /// Every shard that was opened and whose events are delivered, by number. Does not block.
     pub fn shards(&self) -> Vec<Shard> {
-        self.fleet.shards()
+        self.hub.shards()
     }
 
     /// The whole fleet at this moment. Does not block.
     pub fn status(&self) -> FleetStatus {
-        self.fleet.status()
+        self.hub.status()
     }
 
     /// Blocks until every shard that is to run is ready at once.
@@ -308,7 +304,7 @@ impl ShardManager {
     /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after
     /// `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
-        self.fleet
+        self.hub
             .wait_ready(Instant::now().checked_add(timeout), false)
     }
 
@@ -317,50 +313,72 @@ impl ShardManager {
     /// take the events meanwhile: guilds arrive as events, and a shard that may have no more of
     /// them outstanding stops reading.
     pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
-        self.fleet
+        self.hub
             .wait_ready(Instant::now().checked_add(timeout), true)
     }
 
     /// Opens one more shard; see [`Handle::open_shard`].
     pub fn open_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.fleet.open(id, None)
+        self.hub.open(id, None)
     }
 
     /// Opens one more shard with a session; see [`Handle::resume_shard`].
     pub fn resume_shard(&self, session: Session) -> Result<Operation, Error> {
-        self.fleet.open(session.shard, Some(session))
+        self.hub.open(session.shard, Some(session))
     }
 
     /// Closes one shard; see [`Handle::close_shard`].
     pub fn close_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.fleet.close_shard(id)
+        self.hub.ask(Request::Close(id))
+    }
+
+    /// Stops one shard so that its session can be resumed, waits for its handlers
+    /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns its session
+    /// and the commands that it had not sent. [`resume_shard`](Self::resume_shard) goes on with it,
+    /// here or in another process: nothing is missed, provided it happens within a few minutes.
+    /// Events that were delivered and are not handled by then come again.
+    ///
+    /// It blocks until the shard has stopped, up to the close time-out (2 s), and then for the
+    /// handlers. Called from a handler, it always waits the full time.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard, and on the thread of a shard or of the
+    /// manager (in a hook, a store or a logger), for which it would wait; [`Error::Closed`].
+    pub fn suspend_shard(&self, id: ShardId) -> Result<SuspendedShard, Error> {
+        if self.is_own_thread() {
+            return Err(Error::Busy {
+                running: "a callback on this thread",
+            });
+        }
+        self.hub.suspend_shard(id)
     }
 
     /// Gives a reshard up; see [`Handle::cancel_reshard`].
     pub fn cancel_reshard(&self) -> bool {
-        self.fleet.cancel_reshard()
+        self.hub.cancel_reshard()
     }
 
     /// Restarts one shard; see [`Handle::restart_shard`].
     pub fn restart_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.fleet.restart(id)
+        self.hub.restart(id)
     }
 
     /// Restarts every shard in turn; see [`Handle::restart_all`].
     pub fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
-        self.fleet.restart_all(most_away)
+        self.hub.restart_all(most_away)
     }
 
     /// Replaces the shards by others without a gap; see [`Handle::reshard`].
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
-        self.fleet.reshard(plan)
+        self.hub.reshard(plan)
     }
 
     /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up
     /// to the close time-out (2 s) and for as long as the session store takes. A thread that is
     /// looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
     /// that asks Discord for the number of shards. Calling it twice does no harm; the first of
-    /// `close` and `suspend` counts.
+    /// `close` and `suspend` counts. On the thread of a shard or of the manager (in a hook, a store
+    /// or a logger) it asks for the end and does not wait.
     pub fn close(&self) {
         self.end(CloseReason::Requested);
     }
@@ -375,7 +393,8 @@ impl ShardManager {
     ///
     /// A program that takes its events on the thread that calls this, or that calls it from a
     /// handler, waits in vain for itself: it should set that time to zero, or use
-    /// [`Handle::suspend`].
+    /// [`Handle::suspend`]. Where [`close`](Self::close) does not wait, this does not either, and
+    /// the sessions may be behind.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -393,40 +412,42 @@ impl ShardManager {
     /// ```
     pub fn suspend(&self) -> Vec<Session> {
         self.end(CloseReason::Suspended);
-        self.fleet.sessions()
+        self.hub.saved().sessions
     }
 
     fn end(&self, reason: CloseReason) {
-        self.fleet.stop(reason);
-        let conductor = self.conductor.lock().take();
-        let is_first = conductor.is_some();
-        conductor.into_iter().for_each(fleet::join);
-        self.fleet.join();
-        if !is_first {
+        self.hub.stop(reason);
+        if self.is_own_thread() {
             return;
         }
-        let is_suspended = self.fleet.stopping() == Some(CloseReason::Suspended);
-        if is_suspended {
-            let deadline = Instant::now() + self.fleet.config.timing.handlers_timeout;
-            let delivering = self.fleet.delivering();
-            self.fleet.wait_for_handlers(&delivering, deadline);
+        self.hub.join_shards();
+        let Some(threads) = self.threads.lock().take() else {
+            return self.hub.wait_closed();
+        };
+        let _ = threads.supervisor.join();
+
+        if self.hub.stopping() == Some(CloseReason::Suspended) {
+            let deadline = Instant::now() + self.hub.config.timing.handlers_timeout;
+            let delivering = self.hub.delivering();
+            self.hub.wait_for_handlers(&delivering, deadline);
         }
-        let keeper = self.keeper.lock().take();
-        keeper.into_iter().for_each(fleet::join);
-        let mut saved = self.fleet.saved();
-        if !is_suspended {
-            saved.sessions.clear();
+        self.hub.finish_store();
+        if let Some(writer) = threads.session_writer {
+            let _ = writer.join();
         }
-        if let Some(store) = &self.fleet.config.session_store
-            && let Err(error) = keeper::save(&**store, &saved)
-        {
-            log::error!("failed to write the session store: {error}");
-        }
+        self.hub.set_closed();
+    }
+
+    /// Whether this is called on a thread that the end waits for: from a hook, a store, a limiter, a
+    /// transport or a logger.
+    fn is_own_thread(&self) -> bool {
+        self.own.contains(&thread::current().id()) || self.hub.is_shard_thread()
     }
 }
 
 impl Drop for ShardManager {
     fn drop(&mut self) {
         self.close();
+        self.hub.detach();
     }
 }

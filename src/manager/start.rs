@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use native_tls::{Certificate, TlsConnector};
 
+use super::hub::Hub;
+use super::{Threads, session_writer, supervisor};
 use crate::config::{Config, Plan, Shortage, is_foreign};
 use crate::error::Error;
 use crate::limit::{IdentifyLimiter, Limits, SessionLimit};
-use crate::protocol::Session;
+use crate::protocol::{CloseReason, Session};
 use crate::rest::{GatewayBot, Rest, SessionStartLimit};
+use crate::shard::Context;
 use crate::shard_id::ShardId;
 use crate::store::{Identified, Saved};
+use crate::transport::Connector;
 
 /// Threads that a shard costs.
 #[cfg(unix)]
@@ -214,3 +218,29 @@ pub(super) fn warn_of_resources(shards: usize) {
 /// Other systems have no such limits.
 #[cfg(not(unix))]
 pub(super) fn warn_of_resources(_: usize) {}
+
+/// Starts the manager's own threads.
+pub(super) fn threads<C: Connector + 'static>(
+    hub: &Arc<Hub>,
+    context: Arc<Context<C>>,
+) -> Result<Threads, Error> {
+    let store = hub.config.session_store.clone();
+    let writer = store.map(|store| session_writer::start(hub, store));
+    let session_writer = writer.transpose()?;
+    let supervisor = match supervisor::start(hub, context) {
+        Ok(supervisor) => supervisor,
+        Err(error) => {
+            // What was stored stays so.
+            hub.stop(CloseReason::Suspended);
+            hub.finish_store();
+            if let Some(writer) = session_writer {
+                let _ = writer.join();
+            }
+            return Err(error);
+        }
+    };
+    Ok(Threads {
+        supervisor,
+        session_writer,
+    })
+}

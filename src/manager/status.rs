@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::fleet::{Fleet, Part};
+use super::hub::Hub;
+use super::reconciler::Role;
 use crate::limit::{LimitStatus, maybe_seconds};
 use crate::protocol::{CloseReason, Stage};
+use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
 /// A fleet at one moment. It prints as a table, and serialises with durations in seconds.
@@ -85,61 +87,51 @@ pub struct ShardStatus {
     pub last_disconnect: Option<CloseReason>,
 }
 
-impl Fleet {
+impl Hub {
     pub(super) fn status(&self) -> FleetStatus {
         let now = Instant::now();
-        let (shards, unopened) = {
-            let state = self.state.lock();
-            let shards = state
-                .shards
-                .iter()
-                .filter(|(_, slot)| slot.part != Part::Dismissed);
-            let shards: Vec<_> = shards
-                .map(|(_, slot)| (slot.shard.clone(), slot.part, slot.guilds_in))
-                .collect();
-            let unopened = state
-                .wanted
-                .iter()
-                .filter(|shard| !state.shards.contains_key(shard))
-                .copied()
-                .collect();
-            (shards, unopened)
-        };
-        let shards = shards.into_iter().map(|(shard, part, guilds_in)| {
-            let status = shard.status();
-            let (outstanding_events, outstanding_bytes) = shard.outstanding();
-            ShardStatus {
-                shard: shard.id(),
-                stage: status.stage,
-                since: now.saturating_duration_since(status.since),
-                is_incoming: part == Part::Incoming,
-                guilds_in,
-                guilds: status.guilds,
-                latency: status.latency,
-                sequence: status.sequence,
-                events: status.events,
-                bytes: status.bytes,
-                outstanding_events,
-                outstanding_bytes,
-                filtered: status.filtered,
-                stalled: status
-                    .stalled_since
-                    .map(|since| now.saturating_duration_since(since)),
-                waiting_commands: status.waiting_commands,
-                identifies: status.identifies,
-                resumes: status.resumes,
-                reconnects: status.connects.saturating_sub(1),
-                sessions_lost: status.sessions_lost,
-                last_disconnect: status.last_disconnect,
-            }
+        let (shards, unopened) = self.look(|slot, shard| {
+            let is_shown = slot.role != Role::Discarded;
+            is_shown.then(|| (shard.clone(), slot.role, slot.guilds_in))
         });
+        let shards = shards
+            .into_iter()
+            .map(|(shard, role, guilds_in)| status_of(&shard, role, guilds_in, now));
         FleetStatus {
             shards: shards.collect(),
             unopened,
             limit: self.limiter.status(),
             queued_events: self.events().len(),
-            handler_panics: self.handler_panics(),
+            handler_panics: self.handlers.panics(),
         }
+    }
+}
+
+fn status_of(shard: &Shard, role: Role, guilds_in: bool, now: Instant) -> ShardStatus {
+    let status = shard.status();
+    let (outstanding_events, outstanding_bytes) = shard.outstanding();
+    let ago = |since| now.saturating_duration_since(since);
+    ShardStatus {
+        shard: shard.id(),
+        stage: status.stage,
+        since: ago(status.since),
+        is_incoming: role == Role::Incoming,
+        guilds_in,
+        guilds: status.guilds,
+        latency: status.latency,
+        sequence: status.sequence,
+        events: status.events,
+        bytes: status.bytes,
+        outstanding_events,
+        outstanding_bytes,
+        filtered: status.filtered,
+        stalled: status.stalled_since.map(ago),
+        waiting_commands: status.waiting_commands,
+        identifies: status.identifies,
+        resumes: status.resumes,
+        reconnects: status.connects.saturating_sub(1),
+        sessions_lost: status.sessions_lost,
+        last_disconnect: status.last_disconnect,
     }
 }
 

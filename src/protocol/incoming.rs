@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 
 use super::payload::MalformedPayload;
 use super::session::Session;
-use super::timing;
 use crate::shard_id::ShardId;
+use crate::timing;
 
 /// The data of op 10.
 #[derive(Deserialize)]

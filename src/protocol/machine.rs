@@ -20,9 +20,9 @@ use super::retry::{Ended, Retry};
 use super::send_budget::SendBudget;
 use super::session::Session;
 use super::state::{Link, Stage, Start, State};
-use super::timing::Timing;
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
+use crate::timing::Timing;
 
 /// Connections to a session's own url that may come to nothing before the main one is tried.
 const DEAD_CONNECTS: u32 = 3;
@@ -536,31 +536,9 @@ impl Machine {
         if !self.state.is_connected() {
             return;
         }
-        let recovery = match reason {
-            CloseReason::Discord(code) => code.recovery(),
-            CloseReason::InvalidSession { resumable: false } => Recovery::Identify,
-            CloseReason::Malformed if self.is_stuck() => Recovery::Identify,
-            _ => Recovery::Resume,
-        };
-        if let CloseReason::Discord(code) = reason
-            && (code.is_our_fault() || recovery == Recovery::Stop)
-        {
-            log::error!("shard {}: {reason}", self.shard);
-        }
+        let recovery = self.recovery(reason);
         if recovery == Recovery::Stop {
             return self.stop(reason);
-        }
-        if matches!(
-            (&self.state, reason),
-            (
-                State::Identifying { .. },
-                CloseReason::InvalidSession { .. }
-            )
-        ) {
-            log::warn!(
-                "shard {}: the IDENTIFY was refused (op 9); it counts all the same",
-                self.shard
-            );
         }
         self.outbox.push_back(Output::Disconnect(match reason {
             CloseReason::Malformed
@@ -602,6 +580,29 @@ impl Machine {
                 start,
             }
         });
+    }
+
+    /// What the loss of a connection allows next. Says so where somebody has to know.
+    fn recovery(&mut self, reason: CloseReason) -> Recovery {
+        let recovery = match reason {
+            CloseReason::Discord(code) => code.recovery(),
+            CloseReason::InvalidSession { resumable: false } => Recovery::Identify,
+            CloseReason::Malformed if self.is_stuck() => Recovery::Identify,
+            _ => Recovery::Resume,
+        };
+        match (reason, &self.state) {
+            (CloseReason::Discord(code), _)
+                if code.is_our_fault() || recovery == Recovery::Stop =>
+            {
+                log::error!("shard {}: {reason}", self.shard);
+            }
+            (CloseReason::InvalidSession { .. }, State::Identifying { .. }) => log::warn!(
+                "shard {}: the IDENTIFY was refused (op 9); it still counts",
+                self.shard
+            ),
+            _ => {}
+        }
+        recovery
     }
 
     /// Counts a payload that cannot be read; whether the session will never get past it.

@@ -68,7 +68,6 @@ mod retry;
 mod send_budget;
 mod session;
 mod state;
-mod timing;
 
 pub use close::{CloseCode, CloseReason, Recovery};
 pub(crate) use command::visible;
@@ -86,8 +85,6 @@ pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;
 pub use state::Stage;
-pub use timing::Timing;
-pub(crate) use timing::from_secs;
 
 /// What Discord wants every client to call itself.
 ///

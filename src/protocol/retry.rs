@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::allowance::{DEFAULT_SESSION_STARTS, IdentifyAllowance};
 use super::backoff;
 use super::close::{CloseReason, Recovery};
-use super::timing::Timing;
 use crate::shard_id::ShardId;
+use crate::timing::Timing;
 
 /// Connections in a row that may end at the same event because it cannot be read. Discord replays
 /// it each time, so that the session would never get past it.

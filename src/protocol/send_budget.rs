@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Payloads that a connection may carry per [`send_window`](super::Timing::send_window), heartbeats
+/// Payloads that a connection may carry per [`send_window`](crate::Timing::send_window), heartbeats
 /// included.
 ///
 /// Source: [Discord, Rate
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub const SENDS_PER_WINDOW: usize = 120;
 
 /// Presence updates (op 3) that a connection may carry per
-/// [`presence_window`](super::Timing::presence_window).
+/// [`presence_window`](crate::Timing::presence_window).
 pub const PRESENCES_PER_WINDOW: usize = 5;
 
 /// Places kept for heartbeats that Discord asks for (op 1).

@@ -3,34 +3,32 @@
 mod address;
 mod guilds;
 mod members;
+mod pace;
 mod queue;
+mod spawn;
 mod thread;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 pub(crate) use address::Addresses;
 pub use members::{Members, MembersChunk};
+pub(crate) use spawn::{Beginning, Spawned};
 
 use self::members::Request;
 use self::queue::{Order, Queue, Refusal};
-use crate::config::Config;
-use crate::delivery::Outlet;
 use crate::error::{Error, SendError, SendFailure};
-use crate::event::{Credit, Lease, Ledger};
+use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{
-    CloseReason, Command, Identity, InvalidCommand, Machine, MemberQuery, Session, Stage,
+    CloseReason, Command, Identity, InvalidCommand, MemberQuery, Session, Stage,
 };
 use crate::shard_id::ShardId;
-use crate::transport::{Connector, Settings, Transport, Waker};
+use crate::transport::Waker;
 
 /// As long as anybody waits.
 const A_YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -60,7 +58,7 @@ pub struct Status {
     pub events: u64,
     /// Their bytes, inflated.
     pub bytes: u64,
-    /// Events that the filter ([`Config::events`]) has dropped.
+    /// Events that the filter ([`Config::events`](crate::Config::events)) has dropped.
     pub filtered: u64,
     /// Since when it does not read because events are not handled; `None` if it does.
     pub stalled_since: Option<Instant>,
@@ -89,33 +87,38 @@ pub(crate) struct Context<C> {
 }
 
 /// Hears of a shard's changes, on the shard's thread.
-pub(crate) type Observer = Box<dyn Fn(&Shard, Change) + Send + Sync>;
+pub(crate) type Observer = Box<dyn Fn(Run, Change) + Send + Sync>;
+
+/// One run of a shard, from the start of its thread to the end: one that is opened again is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Run {
+    pub(crate) shard: ShardId,
+    /// Different for each run of a manager.
+    pub(crate) number: u64,
+}
 
 /// Something that the owner of a shard wants to know at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It stands somewhere else.
+    /// It has another state.
     Stage(Stage),
     /// All guilds of its session have arrived or were given up.
     GuildsIn,
-}
-
-/// A shard whose thread waits for `start` to be dropped.
-pub(crate) struct Spawned {
-    pub(crate) shard: Shard,
-    pub(crate) thread: JoinHandle<()>,
-    pub(crate) start: Sender<()>,
+    /// Whether it has stopped reading until its events are handled.
+    Stalled(bool),
+    /// It is about to stop, and was to restart before that.
+    MissedRestart,
 }
 
 /// What the handle and the thread share.
 struct Shared {
-    id: ShardId,
+    run: Run,
     /// What the session may hear about, as bits.
     intents: AtomicU64,
     waker: Waker,
     queue: Queue,
     /// What the nonces of its requests for members begin with, and how many there were.
-    run: u32,
+    nonce: u32,
     requests: AtomicU32,
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
@@ -134,84 +137,14 @@ struct Shared {
 }
 
 impl Shard {
-    /// Starts the thread of a shard, which waits for its owner to be ready. Fails if the operating
-    /// system has no thread or descriptor left.
-    pub(crate) fn spawn<C: Connector + 'static>(
-        id: ShardId,
-        session: Option<Session>,
-        presence: Option<Command>,
-        config: Arc<Config>,
-        context: Arc<Context<C>>,
-        outlet: Arc<Outlet>,
-    ) -> io::Result<Spawned> {
-        let transport = context
-            .connector
-            .transport(id, Settings::new(config.compression, config.max_payload))?;
-        let waker = transport.waker();
-        let on_credit = waker.clone();
-        let ledger = Ledger::new(
-            Credit::new(config.max_outstanding_events, config.max_outstanding_bytes),
-            move || {
-                on_credit.wake();
-            },
-        );
-        let shared = Arc::new(Shared {
-            id,
-            intents: AtomicU64::new(config.intents.bits()),
-            waker,
-            queue: Queue::new(config.max_waiting_commands),
-            run: fastrand::u32(..),
-            requests: AtomicU32::new(0),
-            resolving: AtomicBool::new(false),
-            status: Mutex::new(Status::new(Instant::now())),
-            read_up_to: Mutex::default(),
-            probes: AtomicBool::new(false),
-            events: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            filtered: AtomicU64::new(0),
-            unsent: Mutex::default(),
-            ledger,
-        });
-        let machine = Machine::new(
-            Instant::now(),
-            id,
-            config.identity(),
-            config.timing.clone(),
-            session,
-            fastrand::u64(..),
-        )
-        .with_most_short_sessions(config.most_short_sessions)
-        .with_session_starts(Instant::now(), context.session_starts)
-        .with_presence(presence.clone());
-        shared.queue.set_last_presence(presence);
-        let builder = std::thread::Builder::new()
-            .name(format!("shard-{id}"))
-            .stack_size(config.stack_size);
-        if let Some(session) = machine.session() {
-            shared.ledger.begin(session.clone(), session.sequence);
-        }
-        let shard = Self(Arc::clone(&shared));
-        // Boxed, so that on their way into the thread they do not pass over its stack time and
-        // again: what that touches once stays.
-        let (machine, transport) = (Box::new(machine), Box::new(transport));
-        let (start, started) = crossbeam_channel::bounded::<()>(0);
-        let thread = builder.spawn(move || {
-            // Nobody sends: it ends when the other side is dropped.
-            let _ = started.recv();
-            thread::run(thread::Thread::new(
-                machine, transport, shared, &config, &context, &outlet,
-            ));
-        })?;
-        Ok(Spawned {
-            shard,
-            thread,
-            start,
-        })
-    }
-
     /// Which one it is.
     pub fn id(&self) -> ShardId {
-        self.0.id
+        self.0.run.shard
+    }
+
+    /// Which run of it.
+    pub(crate) fn run(&self) -> Run {
+        self.0.run
     }
 
     /// Where it stands, and what it has been through.
@@ -253,11 +186,12 @@ impl Shard {
     /// It waits for the shard to be ready and for Discord's limits (120 payloads per 60 s,
     /// heartbeats among them; presences and requests for all members have limits of their own), and
     /// gives way to heartbeats, IDENTIFY and RESUME. What a connection did not carry when it was
-    /// cut goes out on the next; what the operating system had taken by then may be lost, and what
-    /// waits when the shard stops is.
+    /// cut goes out on the next; what the operating system had taken by then may be lost. What waits
+    /// when the shard stops goes out if it is opened again.
     ///
     /// # Errors
-    /// With the command, if [`Config::max_waiting_commands`] wait already or the shard has stopped.
+    /// With the command, if [`Config::max_waiting_commands`](crate::Config::max_waiting_commands)
+    /// wait already or the shard has stopped.
     /// For a presence there is always room: of several the newest waits.
     ///
     /// Source: [Discord, Rate
@@ -323,7 +257,7 @@ impl Shard {
         }
         let (sender, replies) = crossbeam_channel::unbounded();
         let id = self.0.requests.fetch_add(1, Ordering::Relaxed);
-        let request = Request::new(self.0.run, id, guild_id, query, sender)?;
+        let request = Request::new(self.0.nonce, id, guild_id, query, sender)?;
         let members = Members::new(self.clone(), &request, replies);
         if let Err(refusal) = self.0.queue.request(Box::new(request)) {
             // Without the nonce, whose answers would be nobody's: those to this one come in the
@@ -392,28 +326,51 @@ impl Shard {
     }
 
     /// Whether all that was sent to it before an instant has been delivered, or never will be:
-    /// Discord has acknowledged a heartbeat that was sent since then, or there is no session. Ask
-    /// again if not; it sends a heartbeat meanwhile.
-    pub(crate) fn has_caught_up(&self, since: Instant) -> bool {
-        let has_read = self.0.read_up_to.lock().is_some_and(|at| at >= since);
-        if has_read || self.0.ledger.session().is_none() {
-            return true;
-        }
-        if Instant::now() >= since && !self.0.probes.swap(true, Ordering::AcqRel) {
+    /// Discord has acknowledged a heartbeat that was sent since then, or there is no session. A
+    /// [probe](Self::probe) finds out.
+    pub(crate) fn has_read(&self, up_to: Instant) -> bool {
+        let has_read = self.0.read_up_to.lock().is_some_and(|at| at >= up_to);
+        has_read || self.0.ledger.session().is_none()
+    }
+
+    /// Has it send a heartbeat, unless one is on its way for this.
+    pub(crate) fn probe(&self) {
+        if !self.0.probes.swap(true, Ordering::AcqRel) {
             // One that has stopped is not waited for.
             let _ = self.order(Order::Probe);
         }
-        false
     }
 
-    /// Whether both are the same run of a shard: one that was closed and opened again is another.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    /// How many events it has delivered.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.0.ledger.deliveries()
+    }
+
+    /// Whether the first `count` events that it delivered have been handled.
+    pub(crate) fn has_handled(&self, count: u64) -> bool {
+        self.0.ledger.has_handled(count)
+    }
+
+    /// Takes the session out of one that has stopped, at its low-water mark.
+    pub(crate) fn take_session(&self) -> Option<Session> {
+        let session = self.session();
+        self.0.ledger.end();
+        session
     }
 
     /// Whether the thread may be looking a host up.
     pub(crate) fn is_resolving(&self) -> bool {
-        self.0.resolving.load(Ordering::Acquire)
+        self.0.resolving.load(Ordering::SeqCst)
+    }
+
+    /// It was asked to stop while it looked a host up: nobody waits for it, and another run may take
+    /// its place before it has ended.
+    pub(crate) fn abandon(&self, keeps_session: bool) {
+        let commands = self.0.queue.abandon();
+        self.0.unsent.lock().extend(commands);
+        if !keeps_session {
+            self.0.ledger.end();
+        }
     }
 
     fn send_until(&self, command: Command, deadline: Option<Instant>) -> Result<(), SendError> {
@@ -436,7 +393,7 @@ impl Shard {
     }
 
     fn failure(&self, refusal: Refusal) -> SendFailure {
-        let shard = self.0.id;
+        let shard = self.id();
         match refusal {
             Refusal::Full(waiting) => SendFailure::Full { shard, waiting },
             Refusal::TimedOut(waiting) => SendFailure::TimedOut { shard, waiting },
@@ -454,9 +411,10 @@ impl Shard {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let status = *self.status.lock();
         f.debug_struct("Shared")
-            .field("id", &self.id)
-            .field("status", &*self.status.lock())
+            .field("run", &self.run)
+            .field("status", &status)
             .finish_non_exhaustive()
     }
 }

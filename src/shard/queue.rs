@@ -168,6 +168,31 @@ impl Queue {
         self.state.lock().last_presence = presence;
     }
 
+    /// Whether the thread was asked to stop, and has not taken that.
+    pub(super) fn has_stop(&self) -> bool {
+        let state = self.state.lock();
+        let mut orders = state.orders.iter();
+        orders.any(|order| matches!(order, Order::Stop(_)))
+    }
+
+    /// Takes nothing any more. Returns the commands that the thread has not taken, which it never
+    /// will.
+    pub(super) fn abandon(&self) -> Vec<Command> {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        let (mut kept, mut commands) = (VecDeque::new(), Vec::new());
+        for order in mem::take(&mut state.orders) {
+            match order {
+                Order::Command(command) => commands.push(command),
+                order => kept.push_back(order),
+            }
+        }
+        state.orders = kept;
+        state.commands = 0;
+        self.changed.notify_all();
+        commands
+    }
+
     /// Takes nothing any more. Returns what the thread has not taken.
     pub(super) fn close(&self) -> VecDeque<Order> {
         let mut state = self.state.lock();

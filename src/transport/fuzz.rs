@@ -20,8 +20,9 @@ use super::inflate::{Compression, Inflater};
 use super::websocket::{Socket, settings};
 use super::{Received, TransportError};
 use crate::intents::Intents;
-use crate::protocol::{CloseReason, Identity, Input, Machine, Output, Stage, Timing};
+use crate::protocol::{CloseReason, Identity, Input, Machine, Output, Stage};
 use crate::shard_id::ShardId;
+use crate::timing::Timing;
 use crate::token::Token;
 
 const MAX_PAYLOAD: usize = 1 << 20;

@@ -87,6 +87,28 @@ pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
     }
 }
 
+/// Sends events to a guild, of which the newest is always held and those before it are handled,
+/// until `condition` holds. Returns the one that is held then.
+pub fn hold_newest(
+    gateway: &sim::Gateway,
+    events: &Events,
+    mut condition: impl FnMut(&sim::Observed) -> bool,
+) -> Event {
+    let guild = gateway.guild_ids()[0];
+    let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": 1});
+    let (deadline, mut held) = (Instant::now() + PATIENCE, None);
+    while held.is_none() || !condition(&gateway.observed()) {
+        assert!(Instant::now() < deadline, "the condition holds in time");
+        gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
+        if let Ok(event) = events.next_timeout(Duration::from_millis(5))
+            && event.dispatch().is_some()
+        {
+            held = Some(event);
+        }
+    }
+    held.expect("an event is held")
+}
+
 /// Sends every guild numbered events, `rate` a second in all, until it is told to stop; each number
 /// `copies` times in a row. Each must be heard by so many sessions. Returns how many events each
 /// guild got.

@@ -63,6 +63,9 @@ pub struct Timing {
     /// How long the old and the new shards of a reshard are both heard, and how much longer new ones
     /// that lag are waited for. Ours: 10 s.
     pub reshard_overlap: Duration,
+    /// How long a reshard may take before it is given up, besides the time that the identify limit
+    /// costs its shards. Ours: 1 h.
+    pub reshard_timeout: Duration,
     /// By how much sooner one session may receive an event than another: Discord promises no order
     /// between connections. Ours: 1 s.
     pub session_skew: Duration,
@@ -96,6 +99,7 @@ impl Default for Timing {
             guilds_timeout: seconds(15),
             handlers_timeout: seconds(5),
             reshard_overlap: seconds(10),
+            reshard_timeout: seconds(60 * 60),
             session_skew: seconds(1),
             store_interval: seconds(5),
         }
@@ -107,10 +111,9 @@ impl Timing {
     /// runs faster.
     ///
     /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
-    /// `guilds_timeout`, `handlers_timeout`), `guard`, `reshard_overlap`, `session_skew` and
-    /// `store_interval` stay
-    /// as they are: they make up for a slow machine or network, which a faster clock does not
-    /// change.
+    /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `reshard_overlap`,
+    /// `session_skew` and `store_interval` stay as they are: they make up for a slow machine or
+    /// network, which a faster clock does not change.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
@@ -139,7 +142,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 24] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 25] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -150,6 +153,7 @@ impl Timing {
             guilds_timeout,
             handlers_timeout,
             reshard_overlap,
+            reshard_timeout,
             session_skew,
             store_interval,
             invalid_session_min,
@@ -176,6 +180,7 @@ impl Timing {
             (guilds_timeout, false),
             (handlers_timeout, false),
             (reshard_overlap, false),
+            (reshard_timeout, false),
             (session_skew, false),
             (store_interval, false),
             (invalid_session_min, true),

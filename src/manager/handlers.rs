@@ -1,0 +1,138 @@
+//! The handler of `run`: whether it runs, how it stops, and what it panics with.
+
+use std::convert::Infallible;
+use std::io;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
+use super::hub::Hub;
+use crate::delivery::{Panicked, Workers};
+use crate::error::Error;
+use crate::event::{Event, EventKind, HANDLER_PANICKED};
+use crate::protocol::CloseReason;
+
+/// Whether events are handed to a handler, and how many of those have panicked.
+#[derive(Default)]
+pub(super) struct Handlers {
+    state: Mutex<HandlerRun>,
+    panics: AtomicU64,
+}
+
+#[derive(Default)]
+struct HandlerRun {
+    runs: bool,
+    /// Dropping it stops the handler.
+    stop: Option<Sender<Infallible>>,
+    /// Set once the manager is closed: until then the handler may go on with what is queued.
+    deadline: Arc<OnceLock<Instant>>,
+}
+
+impl Handlers {
+    /// Stops the handler. Returns whether one was running.
+    pub(super) fn stop(&self) -> bool {
+        let stop = self.state.lock().stop.take();
+        stop.is_some()
+    }
+
+    /// No event is begun after that instant. The first counts.
+    pub(super) fn end_at(&self, deadline: Instant) {
+        self.state.lock().deadline.get_or_init(|| deadline);
+    }
+
+    /// How many have panicked.
+    pub(super) fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+}
+
+impl Hub {
+    /// Hands events to a handler, by `run`, until there are none any more or it is stopped.
+    pub(super) fn run(
+        &self,
+        count: usize,
+        run: impl FnOnce(Workers<'_>) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let count = NonZeroUsize::new(count)
+            .ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
+        let (running, stop) = crossbeam_channel::bounded(0);
+        let deadline = {
+            let mut handler = self.handlers.state.lock();
+            if handler.runs {
+                return Err(Error::HandlerRunning);
+            }
+            (handler.runs, handler.stop) = (true, Some(running));
+            Arc::clone(&handler.deadline)
+        };
+        let report = |panicked| self.report_panic(panicked);
+        let workers = Workers {
+            events: self.events(),
+            count,
+            stop,
+            deadline: Arc::clone(&deadline),
+            report: &report,
+        };
+        // The handler's panics are caught; what is left is not, and must not leave it running for
+        // ever.
+        let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
+        {
+            let mut handler = self.handlers.state.lock();
+            (handler.runs, handler.stop) = (false, None);
+        }
+
+        let is_late = deadline
+            .get()
+            .is_some_and(|deadline| Instant::now() >= *deadline);
+        if is_late && self.stopping() == Some(CloseReason::Requested) {
+            self.discard_queued();
+        }
+        ran.unwrap_or_else(|panic| resume_unwind(panic))
+            .map_err(|source| Error::Io {
+                what: "a thread for a handler",
+                source,
+            })?;
+        self.check()
+    }
+
+    fn discard_queued(&self) {
+        let dropped = self.events().discard();
+        if dropped > 0 {
+            log::warn!(
+                "{dropped} queued events were dropped: no handler had begun them within {:?} of the \
+                 close",
+                self.config.timing.handlers_timeout
+            );
+        }
+    }
+
+    fn report_panic(&self, Panicked { at, message }: Panicked) {
+        self.handlers.panics.fetch_add(1, Ordering::Relaxed);
+        log::error!(
+            "shard {}: the handler panicked at {}: {message}",
+            at.shard,
+            at.name()
+        );
+        // A handler that panics at this very event would be told of it for ever.
+        if at.kind == HANDLER_PANICKED {
+            return;
+        }
+        let Some((outlet, shard)) = self.outlet_and_shard(at.shard) else {
+            return;
+        };
+        let event = at.name().to_owned();
+        let kind = EventKind::HandlerPanicked {
+            event,
+            sequence: at.dispatch.map(|(_, sequence)| sequence),
+            message,
+        };
+        // With credit, so that a handler that always panics, and one that is stuck, do not pile
+        // them up.
+        let lease = shard.map(|shard| shard.hold());
+        outlet.tell(Event::new(at.shard, kind).with_lease(lease));
+    }
+}

@@ -1,0 +1,559 @@
+//! The manager's state under its lock: the [reconciler](super::reconciler), and the shards that it
+//! decides about.
+//!
+//! Nothing foreign runs under the lock, nothing waits, and nothing is logged: what the reconciler
+//! decides is done by the [supervisor](super::supervisor).
+
+mod ending;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::handlers::Handlers;
+use super::operation::Operation;
+use super::presences::Presences;
+use super::reconciler::{
+    Facts, Failure, Input, OperationId, Output, Readiness, Reconciler, Request, Set, Slot,
+};
+use crate::config::Config;
+use crate::delivery::{Events, Outlet};
+use crate::error::{Error, SendError, SendFailure};
+use crate::limit::IdentifyLimiter;
+use crate::protocol::{CloseReason, Command, Presence, Session, Stage};
+use crate::rest::Rest;
+use crate::shard::{Beginning, Change, Run, Shard};
+use crate::shard_id::ShardId;
+use crate::store::{Identified, Saved};
+
+/// What the manager, its handles and its threads share.
+pub(crate) struct Hub {
+    pub(super) config: Arc<Config>,
+    /// The gateway's url.
+    gateway: String,
+    pub(super) rest: Rest,
+    pub(super) limiter: Arc<dyn IdentifyLimiter>,
+    events: Events,
+    pub(super) handlers: Handlers,
+    state: Mutex<State>,
+    /// Something has happened.
+    changed: Condvar,
+}
+
+pub(super) struct State {
+    pub(super) reconciler: Reconciler,
+    shards: Shards,
+    operations: HashMap<OperationId, Operation>,
+    presences: Presences,
+    /// When each rate limit key last identified.
+    identified: BTreeMap<u32, Identified>,
+    /// The last write of the session store that was asked for.
+    store: u64,
+    phase: Phase,
+    /// Nobody waits for the manager's end.
+    is_detached: bool,
+}
+
+/// How far the manager's end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// The supervisor has something to do, or will have.
+    Supervised,
+    /// No shard runs any more.
+    Stopped,
+    /// The session store is to be written a last time.
+    LastStore,
+    /// All threads have ended.
+    Closed,
+}
+
+/// The shards by run, and where they put their events.
+struct Shards {
+    by_run: BTreeMap<Run, Entry>,
+    /// The threads of shards that were replaced.
+    retired: Vec<Entry>,
+    /// Gone when there will be no more events but those of shards that run.
+    outlet: Option<Arc<Outlet>>,
+    /// That of a set which will replace the active one, or has just done so.
+    incoming: Option<Arc<Outlet>>,
+}
+
+struct Entry {
+    shard: Shard,
+    /// Until it is joined.
+    thread: Option<JoinHandle<()>>,
+    /// Another run goes on with its session.
+    is_continued: bool,
+}
+
+impl Facts for Shards {
+    fn has_session(&self, run: Run) -> bool {
+        self.get(run).is_some_and(|shard| shard.session().is_some())
+    }
+
+    fn has_read(&self, run: Run, up_to: Instant) -> bool {
+        self.get(run).is_none_or(|shard| shard.has_read(up_to))
+    }
+
+    fn delivered(&self, run: Run) -> u64 {
+        self.get(run).map_or(0, Shard::delivered)
+    }
+
+    fn has_handled(&self, run: Run, count: u64) -> bool {
+        self.get(run).is_none_or(|shard| shard.has_handled(count))
+    }
+
+    fn is_all_handled(&self, run: Run) -> bool {
+        self.get(run).is_none_or(|shard| shard.outstanding().0 == 0)
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        let incoming = self.incoming.as_ref();
+        incoming.is_some_and(|outlet| outlet.is_in_doubt())
+    }
+}
+
+impl Shards {
+    fn get(&self, run: Run) -> Option<&Shard> {
+        self.by_run.get(&run).map(|entry| &entry.shard)
+    }
+
+    fn shards_of(&self, runs: &[Run]) -> Vec<Shard> {
+        let shards = runs.iter().filter_map(|run| self.get(*run));
+        shards.cloned().collect()
+    }
+}
+
+impl Hub {
+    pub(super) fn new(
+        config: Arc<Config>,
+        gateway: String,
+        rest: Rest,
+        limiter: Arc<dyn IdentifyLimiter>,
+        reconciler: Reconciler,
+        identified: Vec<Identified>,
+        (outlet, events): (Arc<Outlet>, Events),
+    ) -> Arc<Self> {
+        let identified = identified.into_iter().map(|last| (last.key, last));
+        let state = State {
+            reconciler,
+            shards: Shards {
+                by_run: BTreeMap::new(),
+                retired: Vec::new(),
+                outlet: Some(outlet),
+                incoming: None,
+            },
+            operations: HashMap::new(),
+            presences: Presences::default(),
+            identified: identified.collect(),
+            store: 0,
+            phase: Phase::Supervised,
+            is_detached: false,
+        };
+        Arc::new(Self {
+            config,
+            gateway,
+            rest,
+            limiter,
+            events,
+            handlers: Handlers::default(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// The settings of one shard, checked.
+    pub(super) fn config_of(&self, shard: ShardId) -> Result<Arc<Config>, Error> {
+        self.config.of_shard(shard, &self.gateway)
+    }
+
+    pub(super) fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// Begins what a user asks for.
+    pub(super) fn ask(self: &Arc<Self>, request: Request) -> Result<Operation, Error> {
+        let operation = {
+            let mut state = self.state.lock();
+            let id = state.reconciler.ask(Instant::now(), request)?;
+            let operation = Operation::new(self, id);
+            state.operations.insert(id, operation.clone());
+            operation
+        };
+        self.changed.notify_all();
+        Ok(operation)
+    }
+
+    /// Gives up a reshard. Returns whether there was one that could be.
+    pub(super) fn cancel_reshard(&self) -> bool {
+        let is_cancelled = self.state.lock().reconciler.cancel_reshard();
+        self.changed.notify_all();
+        is_cancelled
+    }
+
+    /// Tells the reconciler what has happened.
+    pub(super) fn handle(&self, input: Input) {
+        self.state.lock().reconciler.handle(Instant::now(), input);
+        self.changed.notify_all();
+    }
+
+    /// A shard tells what has changed, on its own thread.
+    pub(super) fn handle_change(&self, run: Run, change: Change) {
+        let keys = self.state.lock().reconciler.max_concurrency();
+        let identified =
+            (change == Change::Stage(Stage::Identifying)).then(|| Identified::now(run.shard, keys));
+        {
+            let mut state = self.state.lock();
+            if let Some(last) = identified {
+                state.identified.insert(last.key, last);
+            }
+            let input = Input::Changed(run, change);
+            state.reconciler.handle(Instant::now(), input);
+        }
+        self.changed.notify_all();
+    }
+
+    /// What is to be done next; blocks until there is something.
+    pub(super) fn next_output(&self) -> Output {
+        let mut state = self.state.lock();
+        loop {
+            let State {
+                reconciler, shards, ..
+            } = &mut *state;
+            match reconciler.poll(Instant::now(), shards) {
+                Output::Wait(None) => self.changed.wait(&mut state),
+                Output::Wait(Some(until)) => {
+                    self.changed.wait_until(&mut state, until);
+                }
+                output => return output,
+            }
+        }
+    }
+
+    /// Stops every shard. The first reason counts. Does not wait.
+    pub(super) fn stop(&self, reason: CloseReason) {
+        let reason = self.stopping().unwrap_or(reason);
+        // Before any shard stops, so that no handler begins another event once one has.
+        if reason == CloseReason::Suspended {
+            // Events that no worker has begun are redelivered to the next process, also those of a
+            // handler that starts only now.
+            self.handlers.end_at(Instant::now());
+            self.handlers.stop();
+        } else {
+            let timeout = self.config.timing.handlers_timeout;
+            self.handlers.end_at(Instant::now() + timeout);
+        }
+        self.handle(Input::Stop(reason));
+    }
+
+    /// Why the manager stops, if it does.
+    pub(super) fn stopping(&self) -> Option<CloseReason> {
+        self.state.lock().reconciler.stopping()
+    }
+
+    /// The first shard that has stopped because of something that its owner must mend.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.state.lock().reconciler.check()
+    }
+
+    /// Whether a reshard could begin now.
+    pub(super) fn check_idle(&self) -> Result<(), Error> {
+        self.state.lock().reconciler.check_idle()
+    }
+
+    /// The shards that are to run.
+    pub(super) fn wanted(&self) -> Vec<ShardId> {
+        self.state.lock().reconciler.wanted()
+    }
+
+    /// The shards that a request waits for.
+    pub(super) fn waiting_for(&self, operation: OperationId) -> Vec<ShardId> {
+        self.state.lock().reconciler.waiting_for(operation)
+    }
+
+    pub(super) fn shard(&self, id: ShardId) -> Option<Shard> {
+        let state = self.state.lock();
+        let run = state.reconciler.active(id)?;
+        state.shards.get(run).cloned()
+    }
+
+    pub(super) fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
+        let state = self.state.lock();
+        let run = state.reconciler.by_guild(guild_id)?;
+        state.shards.get(run).cloned()
+    }
+
+    pub(super) fn shards(&self) -> Vec<Shard> {
+        let state = self.state.lock();
+        let runs = state.reconciler.all_active().map(|slot| slot.run);
+        runs.filter_map(|run| state.shards.get(run).cloned())
+            .collect()
+    }
+
+    /// Looks at every shard, and at those that have not been opened.
+    pub(super) fn look<T>(
+        &self,
+        at: impl Fn(&Slot, &Shard) -> Option<T>,
+    ) -> (Vec<T>, Vec<ShardId>) {
+        let state = self.state.lock();
+        let slots = state.reconciler.all();
+        let looked_at = slots.filter_map(|slot| at(slot, state.shards.get(slot.run)?));
+        (looked_at.collect(), state.reconciler.unopened())
+    }
+
+    /// The session of a shard that has not been opened.
+    pub(super) fn unopened_session(&self, id: ShardId) -> Option<Session> {
+        let state = self.state.lock();
+        let mut sessions = state.reconciler.unopened_sessions();
+        sessions.find(|session| session.shard == id).cloned()
+    }
+
+    /// Takes the session out of a run that has stopped, unless another run goes on with it.
+    pub(super) fn take_session(&self, run: Run) -> Option<Session> {
+        let state = self.state.lock();
+        let is_free = state.reconciler.is_stopped(run);
+        let entry = state.shards.by_run.get(&run);
+        let entry = entry.filter(|entry| is_free && !entry.is_continued)?;
+        entry.shard.take_session()
+    }
+
+    /// Where the events of a shard go, and its newest run.
+    pub(super) fn outlet_and_shard(&self, id: ShardId) -> Option<(Arc<Outlet>, Option<Shard>)> {
+        let state = self.state.lock();
+        let outlet = state.shards.outlet.clone()?;
+        let run = state.reconciler.newest(id);
+        Some((outlet, run.and_then(|run| state.shards.get(run).cloned())))
+    }
+
+    /// Sends a command to the shard that has a guild.
+    pub(super) fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
+        match self.shard_by_guild(guild_id) {
+            Some(shard) => shard.send(command),
+            None => Err(SendError::new(command, SendFailure::NoShard { guild_id })),
+        }
+    }
+
+    /// Gives every shard a presence, those too that will open.
+    pub(super) fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
+        let command = Command::presence(presence)?;
+        let shards: Vec<Shard> = {
+            let mut state = self.state.lock();
+            if state.reconciler.stopping().is_some() {
+                return Err(Error::Closed);
+            }
+            state.presences.set_all(command.clone());
+            let entries = state.shards.by_run.values();
+            // One that has stopped gets it when it opens again.
+            entries
+                .inspect(|entry| entry.shard.remember_presence(&command))
+                .map(|entry| entry.shard.clone())
+                .collect()
+        };
+        for shard in shards {
+            let _ = shard.send(command.clone());
+        }
+        Ok(())
+    }
+
+    /// Blocks until every shard is ready at once, and its guilds are in, if they are asked for.
+    pub(super) fn wait_ready(
+        &self,
+        deadline: Option<Instant>,
+        with_guilds: bool,
+    ) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        loop {
+            let readiness = state.reconciler.readiness(with_guilds)?;
+            let Readiness::NotReady {
+                ready,
+                total,
+                shard,
+                run,
+                stage,
+            } = readiness
+            else {
+                return Ok(());
+            };
+            match deadline {
+                None => self.changed.wait(&mut state),
+                Some(deadline) if Instant::now() >= deadline => {
+                    let run = run.and_then(|run| state.shards.get(run));
+                    return Err(Error::NotReady {
+                        ready,
+                        total,
+                        shard,
+                        stage,
+                        last_disconnect: run.and_then(|shard| shard.status().last_disconnect),
+                    });
+                }
+                Some(deadline) => {
+                    self.changed.wait_until(&mut state, deadline);
+                }
+            }
+        }
+    }
+
+    /// What the next process needs: the sessions at their low-water marks, of the shards that run
+    /// and of those that will.
+    pub(super) fn saved(&self) -> Saved {
+        let state = self.state.lock();
+        let identified = state.identified.values().cloned().collect();
+        let mut sessions: Vec<Session> = Vec::new();
+        if state.reconciler.stopping() != Some(CloseReason::Requested) {
+            let active = state.reconciler.all_active();
+            sessions.extend(state.reconciler.unopened_sessions().cloned());
+            // One that is to open with a session does not need the one that it had.
+            let given: HashSet<ShardId> = sessions.iter().map(|session| session.shard).collect();
+            let active = active.filter(|slot| !given.contains(&slot.run.shard));
+            sessions.extend(active.filter_map(|slot| state.shards.get(slot.run)?.session()));
+            sessions.sort_unstable_by_key(|session| session.shard);
+        }
+        Saved {
+            sessions,
+            identified,
+        }
+    }
+}
+
+/// What the supervisor does with the state.
+impl Hub {
+    /// Where a run puts its events, and where it begins. `None` if the stream has ended.
+    pub(super) fn beginning(
+        &self,
+        run: Run,
+        previous: Option<Run>,
+        session: Option<Session>,
+        set: Set,
+    ) -> Option<(Arc<Outlet>, Beginning)> {
+        let state = self.state.lock();
+        let outlet = match set {
+            Set::Active => state.shards.outlet.clone()?,
+            Set::Incoming => state.shards.incoming.clone()?,
+        };
+        let beginning = Beginning {
+            session,
+            presence: state.presence_of(run.shard),
+            previous: previous.and_then(|previous| state.shards.get(previous).cloned()),
+        };
+        Some((outlet, beginning))
+    }
+
+    /// A run's thread exists. Returns the presence that it should have.
+    pub(super) fn insert(
+        &self,
+        shard: &Shard,
+        thread: JoinHandle<()>,
+        continued: Option<Run>,
+    ) -> Option<Command> {
+        let mut state = self.state.lock();
+        let previous = continued.and_then(|run| state.shards.by_run.get_mut(&run));
+        if let Some(previous) = previous {
+            previous.is_continued = true;
+        }
+        let entry = Entry {
+            shard: shard.clone(),
+            thread: Some(thread),
+            is_continued: false,
+        };
+        let run = shard.run();
+        // Asked before the shard is there itself.
+        let presence = state.presence_of(run.shard);
+        state.shards.by_run.insert(run, entry);
+        let input = Input::Opened(run);
+        state.reconciler.handle(Instant::now(), input);
+        presence
+    }
+
+    /// The shard of a run.
+    pub(super) fn shard_of(&self, run: Run) -> Option<Shard> {
+        self.state.lock().shards.get(run).cloned()
+    }
+
+    pub(super) fn shards_of(&self, runs: &[Run]) -> Vec<Shard> {
+        self.state.lock().shards.shards_of(runs)
+    }
+
+    /// Forgets a run. Returns its shard, and its session if that is lost with it.
+    pub(super) fn retire(&self, run: Run) -> Option<(Shard, Option<Session>)> {
+        let mut state = self.state.lock();
+        let entry = state.shards.by_run.remove(&run)?;
+        state.presences.keep(&entry.shard);
+        let shard = entry.shard.clone();
+        let lost = (!entry.is_continued).then(|| shard.session()).flatten();
+        let retired = &mut state.shards.retired;
+        let is_finished = |entry: &Entry| entry.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        let finished: Vec<Entry> = retired.extract_if(.., |entry| is_finished(entry)).collect();
+        retired.push(entry);
+        drop(state);
+        drop(finished);
+        Some((shard, lost))
+    }
+
+    /// Where events go that are no shard's.
+    pub(super) fn outlet(&self) -> Option<Arc<Outlet>> {
+        self.state.lock().shards.outlet.clone()
+    }
+
+    /// A set is going to replace the active one.
+    pub(super) fn set_incoming(&self, incoming: Arc<Outlet>) {
+        self.state.lock().shards.incoming = Some(incoming);
+    }
+
+    /// The set that was to replace the active one, or has.
+    pub(super) fn take_incoming(&self) -> Option<Arc<Outlet>> {
+        self.state.lock().shards.incoming.take()
+    }
+
+    /// The new set is the active one. Returns the old one's outlet.
+    pub(super) fn make_incoming_active(&self) -> Option<Arc<Outlet>> {
+        let shards = &mut self.state.lock().shards;
+        let incoming = shards.incoming.clone();
+        std::mem::replace(&mut shards.outlet, incoming)
+    }
+
+    /// Takes the outlets out, so that the stream ends with the shards that run.
+    pub(super) fn take_outlets(&self) -> [Option<Arc<Outlet>>; 2] {
+        let shards = &mut self.state.lock().shards;
+        [shards.outlet.take(), shards.incoming.take()]
+    }
+
+    /// A request has ended.
+    pub(super) fn finish(&self, id: OperationId, outcome: Result<(), Failure>) {
+        let operation = self.state.lock().operations.remove(&id);
+        if let Some(operation) = operation {
+            operation.finish(outcome);
+        }
+    }
+
+    /// The session store is to be written, by the number of the request.
+    pub(super) fn set_store(&self, store: u64) {
+        self.state.lock().store = store;
+        self.changed.notify_all();
+    }
+
+    /// No shard runs any more, nor will.
+    pub(super) fn set_stopped(&self) {
+        self.set_phase(Phase::Stopped);
+    }
+}
+
+impl State {
+    fn presence_of(&self, shard: ShardId) -> Option<Command> {
+        let entries = self.shards.by_run.values();
+        let shards = entries.map(|entry| &entry.shard);
+        self.presences.of(shard, shards)
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shards = self.state.lock().shards.by_run.len();
+        f.debug_struct("Hub")
+            .field("shards", &shards)
+            .finish_non_exhaustive()
+    }
+}

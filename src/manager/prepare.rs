@@ -1,0 +1,128 @@
+//! From a configuration to what a manager starts with.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use native_tls::TlsConnector;
+
+use super::{count, start};
+use crate::config::Config;
+use crate::error::Error;
+use crate::limit::{IdentifyLimiter, Limits};
+use crate::protocol::Session;
+use crate::rest::{GatewayBot, Rest};
+use crate::shard::Addresses;
+use crate::shard_id::ShardId;
+use crate::store::Identified;
+
+/// The first pause before Discord is asked again; it doubles each time.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest such pause.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// All that has been asked, checked and read before anything starts.
+pub(super) struct Prepared {
+    pub(super) config: Arc<Config>,
+    /// The gateway's url.
+    pub(super) url: String,
+    pub(super) addresses: Addresses,
+    pub(super) rest: Rest,
+    pub(super) tls: TlsConnector,
+    pub(super) limiter: Arc<dyn IdentifyLimiter>,
+    pub(super) max_concurrency: NonZeroU32,
+    /// Sessions that the bot may start in a day, over all its shards.
+    pub(super) session_starts: u32,
+    pub(super) shards: Vec<ShardId>,
+    pub(super) sessions: Vec<Session>,
+    pub(super) identified: Vec<Identified>,
+}
+
+/// Asks Discord what the configuration leaves open, and checks everything. It gives up early once
+/// the other end of `cancelled` is dropped.
+pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepared, Error> {
+    config.validate()?;
+    let rest = Rest::new(
+        config.token.clone(),
+        &config.rest_url,
+        config.root_certificates.as_deref(),
+    )?;
+    let (tls, gateway) = thread::scope(|scope| {
+        // Reading the system's certificates takes as long as asking Discord: both at once.
+        let tls = scope.spawn(|| start::tls_connector(config.root_certificates.as_deref()));
+        let gateway = ask_patiently(&config, &rest, cancelled);
+        (tls.join(), gateway)
+    });
+    let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let gateway = gateway?;
+    let gateway = gateway.as_ref();
+    let url = config.gateway_url.clone();
+    let url = url.or_else(|| gateway.map(|gateway| gateway.url.clone()));
+    let url = url.unwrap_or_default();
+    config.validate_gateway(&url)?;
+    let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
+
+    let plan = count::rounded(&config.plan, gateway, || count::is_large(&rest));
+    let saved = start::saved(&config)?;
+    let recommended = gateway.map_or(0, |gateway| gateway.shards.get());
+    let shards = plan.shards_with(recommended, &saved.sessions)?;
+    let config = Arc::new(Config {
+        sessions: Vec::new(),
+        ..config
+    });
+    shards
+        .iter()
+        .try_for_each(|shard| config.of_shard(*shard, &url).map(drop))?;
+
+    let identified = saved.identified.clone();
+    let sessions = start::matching(saved, &shards, &config)?;
+    let resumes = |session: &&Session| {
+        let config = config.of_shard(session.shard, &url);
+        config.is_ok_and(|config| session.fits(session.shard, config.intents))
+    };
+    let new_sessions = shards.len() - sessions.iter().filter(resumes).count();
+    start::check_identifies(new_sessions, gateway, config.shortage)?;
+    start::warn_of_resources(shards.len());
+    let limit = gateway.map(|gateway| &gateway.session_start_limit);
+    let max_concurrency = limit.map_or(NonZeroU32::MIN, |limit| limit.max_concurrency);
+    start::warn_of_others(&config, max_concurrency);
+    Ok(Prepared {
+        limiter: start::limiter(&config, gateway, &identified),
+        session_starts: limit.map_or(Limits::default().total, |limit| limit.total),
+        config,
+        url,
+        addresses,
+        rest,
+        tls,
+        max_concurrency,
+        shards,
+        sessions,
+        identified,
+    })
+}
+
+/// Asks Discord, and again for as long as the user says while it cannot be reached.
+fn ask_patiently(
+    config: &Config,
+    rest: &Rest,
+    cancelled: &Receiver<()>,
+) -> Result<Option<GatewayBot>, Error> {
+    let deadline = Instant::now() + config.retry_start_for;
+    let mut pause = PAUSE;
+    loop {
+        let error = match start::ask_discord(config, &config.plan, rest) {
+            Err(error) if !error.is_fatal() && Instant::now() < deadline => error,
+            answer => return answer,
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let pause_now = pause.min(left);
+        log::warn!("asking Discord again in {pause_now:?}: {}", error.report());
+        if cancelled.recv_timeout(pause_now) == Err(RecvTimeoutError::Disconnected) {
+            return Err(Error::Closed);
+        }
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}

@@ -1,0 +1,175 @@
+//! How a shard opens, and what if it does not.
+#![deny(clippy::disallowed_methods)]
+
+use std::time::{Duration, Instant};
+
+use super::{Ending, Failure, Note, Output, Reconciler, Restart, Role, Set, Slot, Why};
+use crate::protocol::{CloseReason, Stage};
+use crate::shard::Run;
+use crate::shard_id::ShardId;
+
+/// The first pause after the operating system had no thread or descriptor left for a shard; it
+/// doubles each time.
+pub(super) const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest such pause.
+const MAX_SHORTAGE_PAUSE: Duration = Duration::from_secs(60);
+
+/// A shard whose thread is being started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    pub(super) run: Run,
+    /// The reshard that it is for.
+    pub(super) reshard: Option<u64>,
+    /// It was suspended meanwhile: its session is kept.
+    pub(super) is_suspended: bool,
+}
+
+impl Reconciler {
+    /// A shard opens when it is its turn.
+    pub(super) fn plan_to_open(&mut self, shard: ShardId) {
+        let is_kept = |slot: &Slot| {
+            let left_alone = [CloseReason::Suspended, CloseReason::Panicked];
+            left_alone.map(Stage::Stopped).contains(&slot.stage)
+        };
+        if self.sessions.contains_key(&shard) || self.slots.get(&shard).is_some_and(is_kept) {
+            self.transition.resume([shard]);
+        } else {
+            self.transition.open([shard]);
+        }
+    }
+
+    /// Has a shard's thread started.
+    pub(super) fn begin_to_open(&mut self, shard: ShardId) {
+        let reshard = self.reshard.as_ref();
+        let reshard = reshard.filter(|reshard| reshard.to.contains(&shard));
+        let number = reshard.map(|reshard| reshard.number);
+        self.runs += 1;
+        let run = Run {
+            shard,
+            number: self.runs,
+        };
+        let previous = self.slots.get(&shard).map(|slot| slot.run);
+        let opening = Opening {
+            run,
+            reshard: number,
+            is_suspended: false,
+        };
+        let set = number.map_or(Set::Active, |_| Set::Incoming);
+        self.opening.insert(shard, opening);
+        self.outputs.push_back(Output::Open {
+            run,
+            previous,
+            session: self.sessions.get(&shard).cloned(),
+            set,
+        });
+    }
+
+    pub(super) fn handle_opened(&mut self, run: Run) {
+        let shard = run.shard;
+        let Some(opening) = self.take_opening(run) else {
+            return;
+        };
+        self.shortage_pause = SHORTAGE_PAUSE;
+        // From here on it is the shard that knows it.
+        self.sessions.remove(&shard);
+        let role = self.role_of(opening);
+        self.retire(shard);
+        let slot = Slot {
+            run,
+            stage: Stage::Waiting,
+            guilds_in: false,
+            role,
+            ending: Ending::No,
+            restart: Restart::No,
+        };
+        self.slots.insert(shard, slot);
+        match (self.stopping, role) {
+            (Some(CloseReason::Suspended), Role::Active) => {
+                self.ask_to_stop(shard, Output::Suspend);
+            }
+            (None, Role::Active) if opening.is_suspended => {
+                self.ask_to_stop(shard, Output::Suspend);
+            }
+            (Some(_), _) | (_, Role::Discarded) => self.ask_to_stop(shard, Output::Close),
+            _ => {}
+        }
+    }
+
+    pub(super) fn handle_failure(&mut self, now: Instant, run: Run, why: Why) {
+        let shard = run.shard;
+        let opening = self.take_opening(run);
+        let is_current = self.slots.get(&shard).is_some_and(|slot| slot.run == run);
+        if (opening.is_none() && !is_current) || self.stopping.is_some() {
+            return;
+        }
+        match why {
+            _ if opening.is_some_and(|opening| self.is_unwanted(opening)) => {
+                self.transition.handle_stop(shard);
+                let closed = Stage::Stopped(CloseReason::Requested);
+                self.operations.handle(shard, closed);
+                self.end_if_over();
+            }
+            Why::Shortage => {
+                let pause = self.shortage_pause;
+                self.shortage_pause = (pause * 2).min(MAX_SHORTAGE_PAUSE);
+                self.transition.put_back(shard, now + pause);
+                self.outputs.push_back(Output::Log(Note::OpensLater(pause)));
+            }
+            Why::Stopped => match self.slots.get_mut(&shard) {
+                Some(slot) if !slot.is_over() => slot.restart = Restart::Missed,
+                Some(_) if self.wanted.contains(&shard) => self.open_again(shard),
+                _ => self.transition.handle_stop(shard),
+            },
+            Why::Settings => {
+                let failure = Failure::Settings { shard };
+                self.transition.handle_stop(shard);
+                self.forget_restarts(&[shard]);
+                let reshard = self.reshard.as_ref();
+                if reshard
+                    .is_some_and(|reshard| !reshard.is_committed && reshard.to.contains(&shard))
+                {
+                    self.give_up_reshard(failure);
+                }
+                self.operations.fail(&[shard], failure);
+                self.end_if_over();
+            }
+        }
+    }
+
+    /// Whether a shard whose thread could not be started is not needed any more.
+    fn is_unwanted(&self, opening: Opening) -> bool {
+        opening.is_suspended || self.role_of(opening) == Role::Discarded
+    }
+
+    /// What a shard is for whose thread was started.
+    pub(super) fn role_of(&self, opening: Opening) -> Role {
+        let reshard = self.reshard.as_ref().map(|reshard| reshard.number);
+        match opening.reshard {
+            Some(number) if Some(number) == reshard => Role::Incoming,
+            None if opening.is_suspended || self.wanted.contains(&opening.run.shard) => {
+                Role::Active
+            }
+            // What it was for was cancelled, or it was closed, meanwhile.
+            _ => Role::Discarded,
+        }
+    }
+
+    /// Opens a shard that stopped before it could restart.
+    pub(super) fn open_again(&mut self, shard: ShardId) {
+        self.transition.handle_stop(shard);
+        if let Some(slot) = self.slots.get_mut(&shard) {
+            slot.restart = Restart::No;
+        }
+        // It has left, for those who wait until it is ready again.
+        self.operations.handle(shard, Stage::Waiting);
+        self.plan_to_open(shard);
+    }
+
+    pub(super) fn take_opening(&mut self, run: Run) -> Option<Opening> {
+        let opening = self.opening.get(&run.shard)?;
+        (opening.run == run)
+            .then(|| self.opening.remove(&run.shard))
+            .flatten()
+    }
+}

@@ -1,0 +1,113 @@
+//! What users ask for of single shards.
+#![deny(clippy::disallowed_methods)]
+
+use super::{Goal, OperationId, Output, Reconciler, Restart, Role};
+use crate::error::Error;
+use crate::protocol::{CloseReason, Session, Stage};
+use crate::shard_id::ShardId;
+
+impl Reconciler {
+    pub(super) fn open(
+        &mut self,
+        shard: ShardId,
+        session: Option<Session>,
+    ) -> Result<OperationId, Error> {
+        self.check_free()?;
+        let runs = self.slots.get(&shard).is_some_and(|slot| !slot.is_over());
+        if self.transition.is_opening(shard) || runs {
+            return Err(if self.wanted.contains(&shard) {
+                Error::AlreadyOpen { shard }
+            } else {
+                Error::Busy {
+                    running: "the close of this shard",
+                }
+            });
+        }
+        if let Some(with) = self.overlapping(&[shard]) {
+            return Err(Error::Overlaps { shard, with });
+        }
+
+        self.wanted.insert(shard);
+        self.sessions
+            .extend(session.map(|session| (shard, session)));
+        self.plan_to_open(shard);
+        Ok(self.operations.begin([(shard, Goal::Ready)]))
+    }
+
+    pub(super) fn close(
+        &mut self,
+        shard: ShardId,
+        keeps_session: bool,
+    ) -> Result<OperationId, Error> {
+        self.check_free()?;
+        if !self.wanted.remove(&shard) {
+            return Err(Error::NotOpen { shard });
+        }
+        self.sessions.remove(&shard);
+        let was_waiting = self.transition.forget(shard);
+        let runs = self.slots.get(&shard).is_some_and(|slot| !slot.is_over());
+        let is_opening = self.transition.is_opening(shard);
+        if was_waiting || (!runs && !is_opening) {
+            // Whoever waits for it to be ready waits in vain.
+            let closed = Stage::Stopped(CloseReason::Requested);
+            self.operations.handle(shard, closed);
+            return Ok(self.operations.begin([]));
+        }
+        let operation = self.operations.begin([(shard, Goal::Stopped)]);
+        if let Some(opening) = self.opening.get_mut(&shard) {
+            opening.is_suspended = keeps_session;
+        }
+        let how = if keeps_session {
+            Output::Suspend
+        } else {
+            Output::Close
+        };
+        self.ask_to_stop(shard, how);
+        Ok(operation)
+    }
+
+    /// Restarts those that run, and opens those that have stopped; those that are on their way go
+    /// on.
+    pub(super) fn restart(
+        &mut self,
+        shards: impl IntoIterator<Item = ShardId>,
+        max_unavailable: usize,
+    ) -> Result<OperationId, Error> {
+        self.check_free()?;
+        let shards: Vec<ShardId> = shards.into_iter().collect();
+        for shard in &shards {
+            let slot = self.slots.get(shard);
+            let is_wanted = self.wanted.contains(shard);
+            if !is_wanted && slot.is_none_or(|slot| slot.role != Role::Active) {
+                return Err(Error::NotOpen { shard: *shard });
+            }
+            let is_opening = self.transition.is_opening(*shard);
+            if !is_wanted && (is_opening || slot.is_some_and(|slot| !slot.is_over())) {
+                return Err(Error::Busy {
+                    running: "the close of this shard",
+                });
+            }
+            if let Some(with) = self.overlapping(&[*shard]).filter(|_| !is_wanted) {
+                return Err(Error::Overlaps {
+                    shard: *shard,
+                    with,
+                });
+            }
+        }
+
+        let mut goals = Vec::new();
+        for shard in shards {
+            let slot = self.slots.get_mut(&shard);
+            if let Some(slot) = slot.filter(|slot| !slot.is_over()) {
+                slot.restart = Restart::Requested;
+                goals.push((shard, Goal::ReadyAgain(slot.stage != Stage::Ready)));
+                self.transition.restart([shard], max_unavailable);
+            } else {
+                goals.push((shard, Goal::Ready));
+                self.wanted.insert(shard);
+                self.plan_to_open(shard);
+            }
+        }
+        Ok(self.operations.begin(goals))
+    }
+}

@@ -1,0 +1,815 @@
+//! Which shards open, restart and close next.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use crate::protocol::Stage;
+use crate::shard::Change;
+use crate::shard_id::ShardId;
+
+/// What a transition must know of shards that only they know.
+pub(super) trait Progress {
+    /// Whether no other shard of its set has its guilds: one that is closing, or an earlier run.
+    fn may_open(&self, shard: ShardId) -> bool;
+
+    /// Whether a shard that opens has a session to resume.
+    fn has_session(&self, shard: ShardId) -> bool;
+
+    /// Whether a shard has read all that was sent to any session before an instant, or never will.
+    fn has_read(&self, shard: ShardId, up_to: Instant) -> bool;
+
+    /// How many events a shard has delivered.
+    fn delivered(&self, shard: ShardId) -> u64;
+
+    /// Whether the first `count` events that a shard delivered have been handled, or need not be.
+    fn has_handled(&self, shard: ShardId, count: u64) -> bool;
+
+    /// Whether the new set would repeat an event if it took over now.
+    fn is_in_doubt(&self) -> bool;
+}
+
+/// How often shards that lag behind, or whose events are not handled, are looked at.
+pub(super) const PROGRESS_CHECK: Duration = Duration::from_millis(10);
+
+/// How many windows' worth of shards may be on their way.
+const AHEAD: usize = 2;
+
+/// How many shards with a session may be on their way.
+const MAX_RESUMING: usize = 64;
+
+/// The way from the shards that run to those that shall run: starts, splits, restarts and reshards
+/// are all one of these.
+///
+/// Shards open in the order given. No more are on their way at once than could identify soon: a
+/// crowd of connections that wait for their turn costs threads, descriptors and Discord's patience.
+/// And a shard opens only when the one before it of its rate limit key has taken its place in the
+/// queue (or has failed once), so that they identify in order. Shards with a session need no turn:
+/// they open beside the others, some at a time.
+#[derive(Debug)]
+pub(super) struct Transition {
+    max_concurrency: NonZeroU32,
+    open: VecDeque<ShardId>,
+    /// Those that open with a session.
+    resume: VecDeque<ShardId>,
+    /// None opens before that.
+    open_from: Option<Instant>,
+    /// Opened, but neither identified nor resumed yet.
+    under_way: HashMap<ShardId, UnderWay>,
+    restart: VecDeque<ShardId>,
+    /// Asked to restart; `true` once it has left.
+    away: HashMap<ShardId, bool>,
+    most_away: usize,
+    handover: Option<Handover>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    has_session: bool,
+    /// It has asked for its turn, or has failed once.
+    has_asked: bool,
+}
+
+/// One set of shards gives way to another.
+#[derive(Debug)]
+struct Handover {
+    /// The new set: who is ready, and whose guilds are in.
+    new: BTreeMap<ShardId, Settled>,
+    /// Those of the old set that have not stopped.
+    old: Vec<ShardId>,
+    limits: HandoverLimits,
+    phase: Phase,
+    /// How many events each shard of the old set had delivered once it had read all that was sent
+    /// before the overlap: the new set may not have received those.
+    only_old: Option<Vec<(ShardId, u64)>>,
+}
+
+/// How long a hand-over may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HandoverLimits {
+    /// How long both sets are heard, and how much longer new shards that lag are waited for.
+    pub(super) overlap: Duration,
+    /// How long handlers are waited for.
+    pub(super) handlers: Duration,
+}
+
+/// How far a shard of the new set is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Settled {
+    stage: Option<Stage>,
+    is_stalled: bool,
+    guilds_in: bool,
+}
+
+impl Settled {
+    /// Whether the old set may close: from then on nobody else receives the shard's events. One that
+    /// resumes, but reads no more until the events that it holds are delivered, cannot get further
+    /// before it has taken over.
+    fn is_usable(self) -> bool {
+        match self.stage {
+            Some(Stage::Ready) => true,
+            Some(Stage::Resuming) => self.is_stalled,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Until the new set is ready and its guilds are in.
+    Settling,
+    /// Both sets are heard, since then.
+    Overlap(Instant),
+    /// The old set has read all that was sent before the new one was ready. Then it must also have
+    /// read all that was sent before this instant: see [`Merge`](crate::delivery).
+    CatchingUp(Instant),
+    /// The old set has caught up, at that instant. The new one is to read what would be repeated
+    /// else, but is not waited for longer than the overlap: what it holds may be what keeps it from
+    /// reading on.
+    Doubting(Instant),
+    /// Until that instant at the latest: what only the old set has received is to be handled before
+    /// its sessions end. A process that is killed would not get it again.
+    Handling(Instant),
+    /// The old set closes; so many of it have been asked to.
+    Closing(usize),
+}
+
+/// What a transition asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Open this shard.
+    Open(ShardId),
+    /// Have this one connect anew.
+    Restart(ShardId),
+    /// The old set is going to close: from here there is no way back.
+    Commit,
+    /// Close this one of the old set.
+    Close(ShardId),
+    /// The old set has stopped: the new one takes over; say when it has.
+    HandOver,
+    /// Nothing before that instant, or before a shard gets somewhere.
+    Wait(Option<Instant>),
+}
+
+impl Transition {
+    /// Nothing to do, where `max_concurrency` shards may identify at once.
+    pub(super) fn new(max_concurrency: NonZeroU32) -> Self {
+        Self {
+            max_concurrency,
+            open: VecDeque::new(),
+            resume: VecDeque::new(),
+            open_from: None,
+            under_way: HashMap::new(),
+            restart: VecDeque::new(),
+            away: HashMap::new(),
+            most_away: 1,
+            handover: None,
+        }
+    }
+
+    /// How many may identify at once.
+    pub(super) fn max_concurrency(&self) -> NonZeroU32 {
+        self.max_concurrency
+    }
+
+    /// Discord says how many may identify at once.
+    pub(super) fn set_max_concurrency(&mut self, max_concurrency: NonZeroU32) {
+        self.max_concurrency = max_concurrency;
+    }
+
+    /// Opens shards, after those that are to be opened already.
+    pub(super) fn open(&mut self, shards: impl IntoIterator<Item = ShardId>) {
+        for shard in shards {
+            if !self.is_opening(shard) {
+                self.open.push_back(shard);
+            }
+        }
+    }
+
+    /// As [`open`](Self::open), for shards that should have a session.
+    pub(super) fn resume(&mut self, shards: impl IntoIterator<Item = ShardId>) {
+        for shard in shards {
+            if !self.is_opening(shard) {
+                self.resume.push_back(shard);
+            }
+        }
+    }
+
+    /// Restarts shards, one of a rate limit key at a time and `most_away` in all.
+    pub(super) fn restart(&mut self, shards: impl IntoIterator<Item = ShardId>, most_away: usize) {
+        let is_idle = self.restart.is_empty() && self.away.is_empty();
+        for shard in shards {
+            if !self.restart.contains(&shard) {
+                self.restart.push_back(shard);
+            }
+        }
+        // Whoever asked before for fewer to be away at once is not let down.
+        self.most_away = if is_idle {
+            most_away
+        } else {
+            self.most_away.min(most_away)
+        };
+    }
+
+    /// Whether a shard was asked to restart and is not back.
+    pub(super) fn is_away(&self, shard: ShardId) -> bool {
+        self.away.contains_key(&shard)
+    }
+
+    /// A restart has failed: the others are not tried. Returns them.
+    pub(super) fn give_up_restarts(&mut self) -> Vec<ShardId> {
+        std::mem::take(&mut self.restart).into()
+    }
+
+    /// Opens the shards `new`; when they are ready and their guilds are in, waits for the overlap and
+    /// until `old` has caught up, then up to the overlap for `new` to catch up and for the handlers
+    /// of `old`, closes `old`, and hands over.
+    pub(super) fn replace(&mut self, old: Vec<ShardId>, new: &[ShardId], limits: HandoverLimits) {
+        self.open(new.iter().copied());
+        let new = new
+            .iter()
+            .map(|shard| (*shard, Settled::default()))
+            .collect();
+        self.handover = Some(Handover {
+            new,
+            old,
+            limits,
+            phase: Phase::Settling,
+            only_old: None,
+        });
+    }
+
+    /// The new set has taken over.
+    pub(super) fn handed_over(&mut self) {
+        self.handover = None;
+    }
+
+    /// Whether nothing is to be done.
+    pub(super) fn is_done(&self) -> bool {
+        !self.has_queue()
+            && self.under_way.is_empty()
+            && self.restart.is_empty()
+            && self.away.is_empty()
+            && self.handover.is_none()
+    }
+
+    /// Whether a shard waits to be opened.
+    pub(super) fn has_queue(&self) -> bool {
+        !self.open.is_empty() || !self.resume.is_empty()
+    }
+
+    /// Whether this shard waits to be opened, or is on its way.
+    pub(super) fn is_opening(&self, shard: ShardId) -> bool {
+        self.open.contains(&shard)
+            || self.resume.contains(&shard)
+            || self.under_way.contains_key(&shard)
+    }
+
+    /// Nothing more is opened, restarted or replaced. What is under way goes on. Returns those that
+    /// were to restart.
+    pub(super) fn clear(&mut self) -> Vec<ShardId> {
+        self.open.clear();
+        self.resume.clear();
+        self.handover = None;
+        self.open_from = None;
+        self.give_up_restarts()
+    }
+
+    /// What to do next.
+    pub(super) fn poll(&mut self, now: Instant, progress: &impl Progress) -> Step {
+        self.open_from = self.open_from.filter(|at| now < *at);
+        let step = self.poll_open(progress).or_else(|| self.poll_restart());
+        let step = step.unwrap_or_else(|| match &mut self.handover {
+            Some(handover) => handover.poll(now, progress),
+            None => Step::Wait(None),
+        });
+        match step {
+            Step::Wait(until) => Step::Wait(until.into_iter().chain(self.open_from).min()),
+            step => step,
+        }
+    }
+
+    fn poll_open(&mut self, progress: &impl Progress) -> Option<Step> {
+        if self.open_from.is_some() {
+            return None;
+        }
+        let under_way = |has_session| {
+            let mut all = self.under_way.iter().collect::<Vec<_>>();
+            all.retain(|(_, shard)| shard.has_session == has_session);
+            all
+        };
+        while let Some(shard) = self.resume.pop_front() {
+            if progress.has_session(shard) {
+                self.resume.push_front(shard);
+                break;
+            }
+            self.open.push_front(shard);
+        }
+        let next = self.resume.front().copied();
+        if let Some(shard) = next.filter(|shard| progress.may_open(*shard))
+            && under_way(true).len() < MAX_RESUMING
+        {
+            self.resume.pop_front();
+            return Some(self.set_under_way(shard, true));
+        }
+
+        let &shard = self.open.front()?;
+        let ahead = under_way(false);
+        let is_crowded = ahead.len() >= AHEAD * self.max_concurrency.get() as usize;
+        let holds_back = |(other, under_way): &(&ShardId, &UnderWay)| {
+            !under_way.has_asked && self.key(**other) == self.key(shard)
+        };
+        if is_crowded || ahead.iter().any(holds_back) || !progress.may_open(shard) {
+            return None;
+        }
+        self.open.pop_front();
+        Some(self.set_under_way(shard, false))
+    }
+
+    fn set_under_way(&mut self, shard: ShardId, has_session: bool) -> Step {
+        let under_way = UnderWay {
+            has_session,
+            has_asked: false,
+        };
+        self.under_way.insert(shard, under_way);
+        Step::Open(shard)
+    }
+
+    fn poll_restart(&mut self) -> Option<Step> {
+        if self.away.len() >= self.most_away {
+            return None;
+        }
+        let is_free = |shard: &ShardId| {
+            self.away
+                .keys()
+                .all(|other| self.key(*other) != self.key(*shard))
+        };
+        let at = self.restart.iter().position(is_free)?;
+        let shard = self.restart.remove(at)?;
+        self.away.insert(shard, false);
+        Some(Step::Restart(shard))
+    }
+
+    /// Something has changed at a shard.
+    pub(super) fn handle(&mut self, shard: ShardId, change: Change) {
+        if let Some(settled) = self
+            .handover
+            .as_mut()
+            .and_then(|handover| handover.new.get_mut(&shard))
+        {
+            match change {
+                Change::GuildsIn => settled.guilds_in = true,
+                Change::Stalled(is_stalled) => settled.is_stalled = is_stalled,
+                Change::Stage(stage) => {
+                    settled.stage = Some(stage);
+                    // A new session: its guilds arrive anew.
+                    settled.guilds_in &= stage != Stage::Identifying;
+                }
+                Change::MissedRestart => {}
+            }
+        }
+        if let Some(handover) = &mut self.handover
+            && !matches!(handover.phase, Phase::Closing(_))
+            && handover.new.values().any(|settled| !settled.guilds_in)
+        {
+            handover.phase = Phase::Settling;
+            handover.only_old = None;
+        }
+        let Change::Stage(stage) = change else { return };
+        match stage {
+            Stage::Identifying | Stage::Resuming | Stage::Ready => {
+                self.under_way.remove(&shard);
+            }
+            Stage::Stopped(_) => return self.handle_stop(shard),
+            Stage::Queued | Stage::Waiting => {
+                if let Some(under_way) = self.under_way.get_mut(&shard) {
+                    under_way.has_asked = true;
+                }
+            }
+            Stage::Connecting | Stage::AwaitingHello => {}
+        }
+        match (stage, self.away.get_mut(&shard)) {
+            (Stage::Ready, Some(true)) => {
+                self.away.remove(&shard);
+            }
+            (Stage::Ready, Some(false)) | (_, None) => {}
+            (_, Some(has_left)) => *has_left = true,
+        }
+    }
+
+    /// A shard has stopped, or was not there to begin with: nobody waits for it.
+    pub(super) fn handle_stop(&mut self, shard: ShardId) {
+        self.under_way.remove(&shard);
+        self.away.remove(&shard);
+        self.restart.retain(|other| *other != shard);
+        let Some(Handover { old, phase, .. }) = &mut self.handover else {
+            return;
+        };
+        let Some(at) = old.iter().position(|old| *old == shard) else {
+            return;
+        };
+        old.remove(at);
+        if let Phase::Closing(asked) = phase
+            && at < *asked
+        {
+            *asked -= 1;
+        }
+    }
+
+    /// A shard could not be opened: it is next again, and none is opened before `retry_at`.
+    pub(super) fn put_back(&mut self, shard: ShardId, retry_at: Instant) {
+        match self.under_way.remove(&shard) {
+            Some(under_way) if under_way.has_session => self.resume.push_front(shard),
+            Some(_) => self.open.push_front(shard),
+            None => return,
+        }
+        self.open_from = Some(retry_at);
+    }
+
+    /// A shard is not wanted any more. Returns whether it was only waiting to be opened.
+    pub(super) fn forget(&mut self, shard: ShardId) -> bool {
+        let waiting = self.open.len() + self.resume.len();
+        self.open.retain(|other| *other != shard);
+        self.resume.retain(|other| *other != shard);
+        self.restart.retain(|other| *other != shard);
+        self.open.len() + self.resume.len() < waiting
+    }
+
+    fn key(&self, shard: ShardId) -> u32 {
+        shard.rate_limit_key(self.max_concurrency)
+    }
+}
+
+impl Handover {
+    fn poll(&mut self, now: Instant, progress: &impl Progress) -> Step {
+        while let Some(next) = self.next_phase(now, progress) {
+            self.phase = next;
+            if next == Phase::Closing(0) {
+                return Step::Commit;
+            }
+        }
+        if let Phase::Overlap(since) = self.phase
+            && self.only_old.is_none()
+            && self.has_caught_up(since, progress)
+        {
+            let old = self.old.iter();
+            let delivered = old.map(|shard| (*shard, progress.delivered(*shard)));
+            self.only_old = Some(delivered.collect());
+            return self.poll(now, progress);
+        }
+        let is_usable = self.is_usable();
+        let check = now + PROGRESS_CHECK;
+        match &mut self.phase {
+            Phase::Closing(_) if self.old.is_empty() => Step::HandOver,
+            Phase::Closing(asked) => match self.old.get(*asked) {
+                Some(shard) => {
+                    *asked += 1;
+                    Step::Close(*shard)
+                }
+                None => Step::Wait(None),
+            },
+            Phase::Settling => Step::Wait(None),
+            Phase::Overlap(since) if now < *since + self.limits.overlap => {
+                let end = *since + self.limits.overlap;
+                let has_read = self.only_old.is_some();
+                Step::Wait(Some(if has_read { end } else { end.min(check) }))
+            }
+            _ if !is_usable => Step::Wait(None),
+            _ => Step::Wait(Some(check)),
+        }
+    }
+
+    /// The phase that follows, if this one is over.
+    fn next_phase(&self, now: Instant, progress: &impl Progress) -> Option<Phase> {
+        let limits = self.limits;
+        match self.phase {
+            Phase::Settling => {
+                let mut new = self.new.values();
+                let is_settled = new.all(|settled| settled.is_usable() && settled.guilds_in);
+                is_settled.then_some(Phase::Overlap(now))
+            }
+            Phase::Closing(_) => None,
+            // One that is cut off just now would leave its guilds without either.
+            _ if !self.is_usable() => None,
+            // What an old one has not read, and was sent before the new ones began, nobody else
+            // has.
+            Phase::Overlap(since) => {
+                let is_over = now >= since + limits.overlap && self.only_old.is_some();
+                is_over.then_some(Phase::CatchingUp(now))
+            }
+            Phase::CatchingUp(since) => {
+                let has_caught_up = self.has_caught_up(since, progress);
+                has_caught_up.then_some(Phase::Doubting(now))
+            }
+            Phase::Doubting(since) => {
+                let is_over = now >= since + limits.overlap || !progress.is_in_doubt();
+                is_over.then_some(Phase::Handling(now + limits.handlers))
+            }
+            Phase::Handling(until) => {
+                let mut only_old = self.only_old.iter().flatten();
+                let is_over = now >= until
+                    || only_old.all(|(shard, count)| progress.has_handled(*shard, *count));
+                is_over.then_some(Phase::Closing(0))
+            }
+        }
+    }
+
+    /// Whether the old set has read all that was sent before an instant. All are asked, so that those
+    /// that lag behind find out at the same time.
+    fn has_caught_up(&self, since: Instant, progress: &impl Progress) -> bool {
+        let has_read = |all, shard: &ShardId| progress.has_read(*shard, since) && all;
+        self.old.iter().fold(true, has_read)
+    }
+
+    fn is_usable(&self) -> bool {
+        self.new.values().all(|settled| settled.is_usable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
+
+    use super::*;
+    use crate::protocol::CloseReason;
+
+    fn shard(number: u32) -> ShardId {
+        ShardId::new(number, 9).unwrap()
+    }
+
+    fn transition(shards: u32, max_concurrency: u32) -> Transition {
+        let mut transition = Transition::new(NonZeroU32::new(max_concurrency).unwrap());
+        transition.open((0..shards).map(shard));
+        transition
+    }
+
+    fn stage(transition: &mut Transition, number: u32, stage: Stage) {
+        transition.handle(shard(number), Change::Stage(stage));
+    }
+
+    /// How far the shards are.
+    struct Known<R: Fn(ShardId, Instant) -> bool> {
+        has_read: R,
+        has_handled: bool,
+        is_in_doubt: bool,
+    }
+
+    impl<R: Fn(ShardId, Instant) -> bool> Progress for Known<R> {
+        fn may_open(&self, _: ShardId) -> bool {
+            true
+        }
+
+        fn has_session(&self, shard: ShardId) -> bool {
+            shard.number() > 6
+        }
+
+        fn has_read(&self, shard: ShardId, up_to: Instant) -> bool {
+            (self.has_read)(shard, up_to)
+        }
+
+        fn delivered(&self, _: ShardId) -> u64 {
+            7
+        }
+
+        fn has_handled(&self, _: ShardId, count: u64) -> bool {
+            assert_eq!(count, 7);
+            self.has_handled
+        }
+
+        fn is_in_doubt(&self) -> bool {
+            self.is_in_doubt
+        }
+    }
+
+    /// Nothing lags behind.
+    fn known() -> Known<fn(ShardId, Instant) -> bool> {
+        Known {
+            has_read: |_, _| true,
+            has_handled: true,
+            is_in_doubt: false,
+        }
+    }
+
+    /// The next step, where nothing lags behind.
+    fn poll(transition: &mut Transition, now: Instant) -> Step {
+        transition.poll(now, &known())
+    }
+
+    const LIMITS: HandoverLimits = HandoverLimits {
+        overlap: Duration::from_secs(10),
+        handlers: Duration::from_secs(5),
+    };
+
+    /// Opens what may be opened.
+    fn opened(transition: &mut Transition) -> Vec<u32> {
+        let mut opened = Vec::new();
+        while let Step::Open(shard) = poll(transition, Instant::now()) {
+            opened.push(shard.number());
+        }
+        opened
+    }
+
+    #[test]
+    fn two_windows_at_a_time() {
+        let mut transition = transition(9, 2);
+        assert_eq!(opened(&mut transition), [0, 1]);
+        stage(&mut transition, 0, Stage::Queued);
+        stage(&mut transition, 1, Stage::Queued);
+        assert_eq!(opened(&mut transition), [2, 3]);
+        stage(&mut transition, 2, Stage::Queued);
+        stage(&mut transition, 3, Stage::Queued);
+        assert!(opened(&mut transition).is_empty(), "four are on their way");
+        stage(&mut transition, 0, Stage::Identifying);
+        stage(&mut transition, 0, Stage::Ready);
+        assert_eq!(opened(&mut transition), [4]);
+        stage(&mut transition, 1, Stage::Resuming);
+        assert_eq!(opened(&mut transition), [5]);
+        let later = Instant::now() + Duration::from_secs(9);
+        transition.put_back(shard(5), later);
+        assert_eq!(
+            poll(&mut transition, Instant::now()),
+            Step::Wait(Some(later)),
+            "nor does another one"
+        );
+        assert_eq!(poll(&mut transition, later), Step::Open(shard(5)));
+        transition.put_back(shard(5), Instant::now());
+        assert_eq!(opened(&mut transition), [5]);
+        for number in 2..9 {
+            stage(&mut transition, number, Stage::Ready);
+            opened(&mut transition);
+        }
+        assert!(transition.is_done());
+    }
+
+    #[test]
+    fn nobody_overtakes_within_a_key_and_nobody_holds_it_back_for_good() {
+        let mut transition = transition(4, 2);
+        assert_eq!(opened(&mut transition), [0, 1]);
+        stage(&mut transition, 1, Stage::Queued);
+        assert!(
+            opened(&mut transition).is_empty(),
+            "shard 0 has not asked for its turn"
+        );
+        stage(&mut transition, 0, Stage::Connecting);
+        assert!(opened(&mut transition).is_empty());
+        stage(&mut transition, 0, Stage::Waiting);
+        assert_eq!(
+            opened(&mut transition),
+            [2, 3],
+            "it cannot connect: it holds nobody back"
+        );
+    }
+
+    #[test]
+    fn shards_with_a_session_open_beside_the_others() {
+        let mut transition = transition(3, 1);
+        transition.resume([shard(7), shard(8)]);
+        assert_eq!(opened(&mut transition), [7, 8, 0]);
+        transition.resume([shard(6)]);
+        stage(&mut transition, 0, Stage::Queued);
+        assert_eq!(opened(&mut transition), [6], "it has none");
+        stage(&mut transition, 6, Stage::Ready);
+        assert_eq!(opened(&mut transition), [1]);
+        assert!(transition.forget(shard(2)) && !transition.forget(shard(7)));
+        transition.put_back(shard(8), Instant::now());
+        assert_eq!(opened(&mut transition), [8]);
+    }
+
+    #[test]
+    fn restarts_take_turns() {
+        let now = Instant::now();
+        let mut transition = transition(0, 2);
+        transition.restart((0..5).map(shard), 2);
+        transition.restart([shard(4)], 5);
+        assert_eq!(poll(&mut transition, now), Step::Restart(shard(0)));
+        assert_eq!(poll(&mut transition, now), Step::Restart(shard(1)));
+        assert_eq!(poll(&mut transition, now), Step::Wait(None), "two are away");
+        stage(&mut transition, 1, Stage::Ready);
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(None),
+            "it was ready before it left"
+        );
+        stage(&mut transition, 1, Stage::Connecting);
+        stage(&mut transition, 1, Stage::Ready);
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Restart(shard(3)),
+            "shard 2 has the key of shard 0, which is away"
+        );
+        stage(&mut transition, 0, Stage::Stopped(CloseReason::Cut));
+        assert_eq!(poll(&mut transition, now), Step::Restart(shard(2)));
+        stage(&mut transition, 3, Stage::Connecting);
+        stage(&mut transition, 3, Stage::Ready);
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(None),
+            "shard 4 has the key of shard 2"
+        );
+        stage(&mut transition, 4, Stage::Stopped(CloseReason::Cut));
+        transition.handle_stop(shard(2));
+        assert!(transition.is_done());
+    }
+
+    #[test]
+    fn a_new_set_settles_overlaps_and_takes_over() {
+        let overlap = LIMITS.overlap;
+        let mut now = Instant::now();
+        let mut transition = transition(0, 9);
+        transition.replace(
+            vec![shard(5), shard(6), shard(7)],
+            &[shard(0), shard(1)],
+            LIMITS,
+        );
+        assert_eq!(opened(&mut transition), [0, 1]);
+        for number in 0..2 {
+            stage(&mut transition, number, Stage::Ready);
+            assert_eq!(poll(&mut transition, now), Step::Wait(None));
+            transition.handle(shard(number), Change::GuildsIn);
+        }
+        assert_eq!(poll(&mut transition, now), Step::Wait(Some(now + overlap)));
+        stage(&mut transition, 1, Stage::Identifying);
+        stage(&mut transition, 1, Stage::Ready);
+        now += overlap;
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(None),
+            "a new session: its guilds are not in"
+        );
+        transition.handle(shard(1), Change::GuildsIn);
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(Some(now + overlap)),
+            "the overlap begins anew"
+        );
+        stage(&mut transition, 0, Stage::Connecting);
+        now += overlap;
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(None),
+            "one is cut off"
+        );
+        stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 0, Stage::Resuming);
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(None),
+            "what it missed has not come, and may never"
+        );
+        transition.handle(shard(0), Change::Stalled(true));
+        let check = |now| Step::Wait(Some(now + PROGRESS_CHECK));
+        let lags = Known {
+            has_read: |shard: ShardId, since| shard.number() != 7 || since != now,
+            has_handled: true,
+            is_in_doubt: false,
+        };
+        let lags = transition.poll(now, &lags);
+        assert_eq!(lags, check(now), "an old one lags behind");
+        now += overlap;
+        for _ in 0..2 {
+            let doubts = Known {
+                is_in_doubt: true,
+                ..known()
+            };
+            let doubts = transition.poll(now, &doubts);
+            assert_eq!(doubts, check(now), "the hand-over would repeat an event");
+            now += overlap / 2;
+        }
+        let unhandled = || Known {
+            has_handled: false,
+            ..known()
+        };
+        let polled = transition.poll(now, &unhandled());
+        assert_eq!(polled, check(now), "a kill would lose an event");
+        now += LIMITS.handlers;
+        assert_eq!(transition.poll(now, &unhandled()), Step::Commit);
+        assert_eq!(poll(&mut transition, now), Step::Close(shard(5)));
+        stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
+        assert_eq!(poll(&mut transition, now), Step::Close(shard(7)));
+        assert_eq!(poll(&mut transition, now), Step::Wait(None));
+        assert!(!transition.is_done());
+        stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
+        assert_eq!(poll(&mut transition, now), Step::HandOver);
+        assert!(!transition.is_done());
+        transition.handed_over();
+        assert!(transition.is_done());
+    }
+
+    #[test]
+    fn what_is_cleared_is_done() {
+        let mut transition = transition(3, 1);
+        opened(&mut transition);
+        transition.replace(vec![shard(5)], &[shard(7)], LIMITS);
+        transition.restart([shard(6)], 1);
+        transition.resume([shard(8)]);
+        assert_eq!(transition.clear(), [shard(6)]);
+        assert_eq!(poll(&mut transition, Instant::now()), Step::Wait(None));
+        assert!(!transition.is_done(), "one is under way");
+        transition.handle_stop(shard(0));
+        assert!(transition.is_done());
+    }
+}

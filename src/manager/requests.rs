@@ -1,0 +1,101 @@
+//! What users ask for while the manager runs, and what has to be looked up for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::hub::Hub;
+use super::operation::Operation;
+use super::reconciler::Request;
+use super::{count, start};
+use crate::config::{Plan, is_foreign};
+use crate::error::Error;
+use crate::protocol::{Command, Session};
+use crate::shard_id::ShardId;
+
+/// What [`ShardManager::suspend_shard`](crate::ShardManager::suspend_shard) leaves of a shard.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SuspendedShard {
+    /// Its session, at its low-water mark; `None` if it had none.
+    pub session: Option<Session>,
+    /// The commands that it had not sent, in order.
+    pub unsent: Vec<Command>,
+}
+
+impl Hub {
+    pub(super) fn open(
+        self: &Arc<Self>,
+        shard: ShardId,
+        session: Option<Session>,
+    ) -> Result<Operation, Error> {
+        let bot = self.config.token.user_id();
+        let foreign = session.as_ref();
+        if let Some(foreign) = foreign.filter(|session| is_foreign(session, bot)) {
+            return Err(Error::ForeignSession {
+                shard,
+                bot_user_id: foreign.bot_user_id,
+            });
+        }
+        self.config_of(shard)?;
+        self.ask(Request::Open(shard, session))
+    }
+
+    pub(super) fn restart(self: &Arc<Self>, shard: ShardId) -> Result<Operation, Error> {
+        self.config_of(shard)?;
+        self.ask(Request::Restart(shard))
+    }
+
+    pub(super) fn restart_all(
+        self: &Arc<Self>,
+        max_unavailable: usize,
+    ) -> Result<Operation, Error> {
+        if max_unavailable == 0 {
+            return Err(Error::setting("most_away", max_unavailable, "at least 1"));
+        }
+        for shard in self.wanted() {
+            self.config_of(shard)?;
+        }
+        self.ask(Request::RestartAll { max_unavailable })
+    }
+
+    pub(super) fn reshard(self: &Arc<Self>, plan: &Plan) -> Result<Operation, Error> {
+        plan.validate()?;
+        self.check_idle()?;
+        let gateway = start::ask_discord(&self.config, plan, &self.rest)?;
+        let gateway = gateway.as_ref();
+        let plan = count::rounded(plan, gateway, || count::is_large(&self.rest));
+        let to = plan.shards(gateway.map_or(0, |gateway| gateway.shards.get()))?;
+        if let Some(gateway) = gateway {
+            let limits = start::limits(&gateway.session_start_limit);
+            self.limiter.update(limits, gateway.asked_at);
+        }
+        start::check_identifies(to.len(), gateway, self.config.shortage)?;
+        to.iter()
+            .try_for_each(|shard| self.config_of(*shard).map(drop))?;
+
+        let max_concurrency = gateway.map(|gateway| gateway.session_start_limit.max_concurrency);
+        self.ask(Request::Reshard {
+            to,
+            max_concurrency,
+        })
+    }
+
+    /// Stops a shard, waits for it and its handlers, and takes what it leaves.
+    pub(super) fn suspend_shard(self: &Arc<Self>, id: ShardId) -> Result<SuspendedShard, Error> {
+        let waiting = self.unopened_session(id);
+        self.ask(Request::Suspend(id))?.wait(Duration::MAX)?;
+        let Some(shard) = self.shard(id) else {
+            // It had not been opened.
+            return Ok(SuspendedShard {
+                session: waiting,
+                unsent: Vec::new(),
+            });
+        };
+        let deadline = Instant::now() + self.config.timing.handlers_timeout;
+        self.wait_for_handlers(std::slice::from_ref(&shard), deadline);
+        Ok(SuspendedShard {
+            session: self.take_session(shard.run()),
+            unsent: shard.take_unsent(),
+        })
+    }
+}

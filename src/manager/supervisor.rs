@@ -1,0 +1,326 @@
+//! The thread that does what the [reconciler](super::reconciler) decides.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Instant, SystemTime};
+
+use super::count::{self, Answer, Question};
+use super::hub::Hub;
+use super::reconciler::{Input, Output, Set, Why};
+use super::start;
+use crate::config::{Config, Plan};
+use crate::error::Error;
+use crate::event::{Event, EventKind};
+use crate::protocol::{Command, Session};
+use crate::shard::{Context, Run, Shard, Spawned};
+use crate::shard_id::ShardId;
+use crate::transport::Connector;
+
+/// Starts the thread; it ends once the manager stops and no shard runs.
+pub(super) fn start<C: Connector + 'static>(
+    hub: &Arc<Hub>,
+    context: Arc<Context<C>>,
+) -> Result<JoinHandle<()>, Error> {
+    let supervisor = Supervisor {
+        hub: Arc::clone(hub),
+        context,
+    };
+    thread::Builder::new()
+        .name("shard-supervisor".into())
+        .spawn(move || supervisor.run())
+        .map_err(|source| Error::Io {
+            what: "a thread to open the shards",
+            source,
+        })
+}
+
+struct Supervisor<C> {
+    hub: Arc<Hub>,
+    context: Arc<Context<C>>,
+}
+
+impl<C: Connector + 'static> Supervisor<C> {
+    fn run(self) {
+        loop {
+            let output = self.hub.next_output();
+            if matches!(output, Output::End) {
+                break;
+            }
+            // A logger or a transport that panics must not leave the shards without a supervisor.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.carry_out(output)));
+        }
+        self.hub.set_stopped();
+    }
+
+    fn carry_out(&self, output: Output) {
+        match output {
+            Output::Open {
+                run,
+                previous,
+                session,
+                set,
+            } => self.open(run, previous, session, set),
+            Output::Restart(run) => self.restart(run),
+            Output::Close(run) => self.stop(run, false),
+            Output::Suspend(run) => self.stop(run, true),
+            Output::Probe(run) => self.with(run, Shard::probe),
+            Output::Retire(run) => self.retire(run),
+            Output::AskGateway(question) => self.ask_gateway(question),
+            Output::Store(store) => self.hub.set_store(store),
+            Output::Replace { old, new } => {
+                if let Some(outlet) = self.hub.outlet() {
+                    self.hub.set_incoming(outlet.successor(&old, &new));
+                }
+            }
+            Output::Abandon => {
+                let (outlet, incoming) = (self.hub.outlet(), self.hub.take_incoming());
+                if let Some(outlet) = outlet {
+                    outlet.stay();
+                }
+                drop(incoming);
+            }
+            Output::Commit { from, to } => {
+                drop(self.hub.make_incoming_active());
+                self.pass_presences_on(&from, &to);
+            }
+            Output::HandOver { from, to } => self.hand_over(&from, to),
+            Output::Emit(shard, kind) => self.emit(shard, kind),
+            Output::Finish(operation, outcome) => self.hub.finish(operation, outcome),
+            Output::EndStream => drop(self.hub.take_outlets()),
+            Output::Log(note) => log::log!(note.level(), "{note}"),
+            // Those are the loop's.
+            Output::Wait(_) | Output::End => {}
+        }
+    }
+
+    /// Does something with a run's shard. One that has stopped does nothing any more.
+    fn with(&self, run: Run, action: impl FnOnce(&Shard)) {
+        if let Some(shard) = self.hub.shard_of(run) {
+            action(&shard);
+        }
+    }
+
+    fn stop(&self, run: Run, keeps_session: bool) {
+        let Some(shard) = self.hub.shard_of(run) else {
+            return;
+        };
+        if keeps_session {
+            shard.suspend();
+        } else {
+            shard.close();
+        }
+        // In this order: a look-up that goes on now ends before the shard does anything else.
+        if shard.is_resolving() {
+            shard.abandon(keeps_session);
+            self.hub.handle(Input::Abandoned(run));
+        }
+    }
+
+    fn emit(&self, shard: ShardId, kind: EventKind) {
+        if let Some(outlet) = self.hub.outlet() {
+            outlet.tell(Event::new(shard, kind));
+        }
+    }
+
+    fn open(&self, run: Run, previous: Option<Run>, session: Option<Session>, set: Set) {
+        let opened = self.hub.config_of(run.shard).map(|config| {
+            catch_unwind(AssertUnwindSafe(|| {
+                self.spawn(run, previous, session, set, config)
+            }))
+            .unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+        });
+        let shard = run.shard;
+        let why = match opened {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                self.hub.handle(Input::Failed(run, Why::Shortage));
+                log::error!("failed to open shard {shard}: no thread or descriptor: {error}");
+                return;
+            }
+            Err(error) => error,
+        };
+        self.hub.handle(Input::Failed(run, Why::Settings));
+        log::error!("failed to open shard {shard}: {}", why.report());
+    }
+
+    fn spawn(
+        &self,
+        run: Run,
+        previous: Option<Run>,
+        session: Option<Session>,
+        set: Set,
+        config: Arc<Config>,
+    ) -> io::Result<()> {
+        let given = session.as_ref().map(|session| session.id.clone());
+        let Some((outlet, beginning)) = self.hub.beginning(run, previous, session, set) else {
+            // The manager is stopping.
+            self.hub.handle(Input::Failed(run, Why::Stopped));
+            return Ok(());
+        };
+        let presence = beginning.presence.clone();
+        let goes_on = beginning.previous.as_ref().is_some_and(|previous| {
+            let session = previous.session();
+            given.is_none() || session.is_some_and(|session| Some(session.id) == given)
+        });
+        let Spawned {
+            shard,
+            thread,
+            start,
+        } = Shard::spawn(run, beginning, config, Arc::clone(&self.context), outlet)?;
+
+        let wanted = self
+            .hub
+            .insert(&shard, thread, previous.filter(|_| goes_on));
+        if let Some(wanted) = wanted.filter(|wanted| presence.as_ref() != Some(wanted)) {
+            // It was set while the shard came into being. One that has stopped needs none.
+            let _ = shard.send(wanted);
+        }
+        drop(start);
+        Ok(())
+    }
+
+    fn restart(&self, run: Run) {
+        let Some(shard) = self.hub.shard_of(run) else {
+            return self.hub.handle(Input::Failed(run, Why::Stopped));
+        };
+        match self.hub.config_of(run.shard) {
+            Ok(config) => {
+                let input = match shard.restart(config.identity()) {
+                    Ok(()) => Input::Restarts(run),
+                    Err(_) => Input::Failed(run, Why::Stopped),
+                };
+                self.hub.handle(input);
+            }
+            Err(error) => {
+                self.hub.handle(Input::Failed(run, Why::Settings));
+                log::error!("failed to restart shard {}: {}", run.shard, error.report());
+            }
+        }
+    }
+
+    fn retire(&self, run: Run) {
+        let Some((shard, lost)) = self.hub.retire(run) else {
+            return;
+        };
+        // Nobody can ask it to later.
+        shard.close();
+        let Some(session) = lost else { return };
+        let sequence = session.sequence;
+        let since = shard.status().since.elapsed();
+        let missed_since = SystemTime::now().checked_sub(since);
+        let kind = EventKind::SessionLost {
+            session,
+            missed_since: missed_since.unwrap_or(SystemTime::UNIX_EPOCH),
+        };
+        self.emit(run.shard, kind);
+        log::warn!(
+            "shard {}: session lost at sequence {sequence}: the shard had stopped and was replaced",
+            run.shard
+        );
+    }
+
+    /// Presences that were set while the new shards were on their way.
+    fn pass_presences_on(&self, from: &[Run], to: &[Run]) {
+        let (from, to) = (self.hub.shards_of(from), self.hub.shards_of(to));
+        for new in to {
+            let mut old = from.iter().filter(|old| old.id().overlaps(new.id()));
+            let presence = old.find_map(Shard::last_presence);
+            if presence.is_some() && new.last_presence() != presence {
+                // One that has stopped needs none.
+                let _ = presence.map(|presence| new.send(presence));
+            }
+        }
+    }
+
+    fn hand_over(&self, from: &[Run], to: Vec<ShardId>) {
+        let old = self.hub.shards_of(from);
+        if let (Some(outlet), Some(first)) = (self.hub.take_incoming(), to.first().copied()) {
+            let from = old.iter().map(Shard::id).collect();
+            let event = Event::new(first, EventKind::Resharded { from, to });
+            outlet.take_over(Instant::now(), event);
+        }
+        for command in old.iter().flat_map(Shard::take_unsent) {
+            self.pass_on(command);
+        }
+    }
+
+    /// Sends what an old shard had not sent.
+    fn pass_on(&self, command: Command) {
+        let guild = command.guild_id();
+        let home = guild.and_then(|guild| self.hub.shard_by_guild(guild));
+        let Some(home) = home else {
+            return log::warn!(
+                "a command that an old shard had not sent is dropped: it names no guild of the new \
+                 shards"
+            );
+        };
+        if let Err(failure) = home.hand_over(command) {
+            log::warn!("a command that an old shard had not sent is dropped: {failure}");
+        }
+    }
+
+    /// Asks `/gateway/bot` on a thread of its own, which nobody waits for: a request can take long.
+    fn ask_gateway(&self, question: Question) {
+        let hub = Arc::downgrade(&self.hub);
+        let asks = move || {
+            let Some(rest) = hub.upgrade().map(|hub| hub.rest.clone()) else {
+                return;
+            };
+            let answer = rest.gateway_bot();
+            let Some(hub) = Weak::upgrade(&hub) else {
+                return;
+            };
+            let answer = catch_unwind(AssertUnwindSafe(|| {
+                answer.and_then(|gateway| answer_of(&hub, question, &gateway))
+            }));
+            let (answer, error) = match answer {
+                Ok(Ok(answer)) => (Some(answer), None),
+                Ok(Err(error)) => (None, Some(error.report())),
+                Err(_) => (None, Some("a limiter or `for_shard` panicked".to_owned())),
+            };
+            hub.handle(Input::Gateway(question, answer));
+            if let Some(error) = error {
+                log::error!("the number of shards stays as it is: {error}");
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("shard-count".into())
+            .spawn(asks);
+        if let Err(error) = thread {
+            self.hub.handle(Input::Gateway(question, None));
+            log::error!("Discord cannot be asked for the number of shards: {error}");
+        }
+    }
+}
+
+/// What the answer of `/gateway/bot` means for a question.
+fn answer_of(
+    hub: &Hub,
+    question: Question,
+    gateway: &crate::rest::GatewayBot,
+) -> Result<Answer, Error> {
+    let limit = &gateway.session_start_limit;
+    hub.limiter.update(start::limits(limit), gateway.asked_at);
+    let recommended = gateway.shards.get();
+    let plan = match question {
+        Question::Fullness => Plan::Total(recommended),
+        // Discord has refused the total, so the bot is large, whatever its guild count says.
+        Question::Total(_) => count::rounded(&hub.config.plan, Some(gateway), || true),
+    };
+    let shards = plan.shards(recommended)?;
+    shards
+        .iter()
+        .try_for_each(|shard| hub.config_of(*shard).map(drop))?;
+    let guilds = hub.shards().into_iter();
+    let fullest = guilds.filter_map(|shard| shard.status().guilds).max();
+    Ok(Answer {
+        shards,
+        recommended,
+        remaining: limit.remaining,
+        total: limit.total,
+        max_concurrency: limit.max_concurrency,
+        fullest: fullest.unwrap_or(0),
+    })
+}

@@ -1,0 +1,121 @@
+//! What comes in: events, and the guilds and members among them.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::super::Change;
+use super::super::guilds::{self, AllIn, Guild};
+use super::super::members::Claim;
+use super::Thread;
+use crate::event::{Dispatch, Event, EventKind};
+use crate::intents::Intents;
+use crate::protocol::{EventName, Input, Payload, Stage};
+use crate::transport::Connector;
+
+impl<C: Connector> Thread<'_, C> {
+    pub(super) fn deliver(&mut self, payload: Payload) {
+        // The machine asks for events alone.
+        let Some(dispatch) = Dispatch::new(payload) else {
+            return;
+        };
+        self.pace.has_received();
+        let is_arrival = self.note_guild(&dispatch);
+        if let Some(command) = self.requests.rate_limited(&dispatch) {
+            self.handle(Input::Command(command));
+        }
+        let claim = self.requests.claim(&dispatch);
+        let is_wanted = match claim {
+            Claim::Not => self.config.events.passes(dispatch.name()),
+            Claim::Part(_) => true,
+            Claim::Forgotten => false,
+        };
+        if !is_wanted {
+            self.shared.filtered.fetch_add(1, Ordering::Relaxed);
+            return self.shared.ledger.skip(dispatch.sequence());
+        }
+        // Nobody else writes these.
+        let size = dispatch.size();
+        self.delivered = (self.delivered.0 + 1, self.delivered.1 + size as u64);
+        self.shared
+            .events
+            .store(self.delivered.0, Ordering::Relaxed);
+        self.shared.bytes.store(self.delivered.1, Ordering::Relaxed);
+        let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size);
+        if !has_room {
+            self.pace.look_around();
+        }
+        if let Claim::Part(mut part) = claim {
+            if let Some(nonce) = part.needless.take() {
+                self.handle(Input::Withdrawn(nonce.into()));
+            }
+            return self.requests.answer(part, dispatch, lease);
+        }
+        let event = Event::dispatch_of(self.shared.run.shard, dispatch, lease);
+        if is_arrival {
+            self.outlet.put_arrival(self.now, event);
+        } else {
+            self.outlet.put(self.now, event);
+        }
+        self.pace.has_delivered();
+    }
+
+    /// Wakes whoever waits for events, if there are any.
+    pub(super) fn tell_of_events(&mut self) {
+        if self.pace.take_unannounced() {
+            self.outlet.ring();
+        }
+    }
+
+    /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY
+    /// named.
+    pub(super) fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
+        let is_arrival = match dispatch.name() {
+            EventName::Ready => {
+                let arrive = self.machine.intents().contains(Intents::GUILDS);
+                let ready: Option<guilds::Ready<'_>> = dispatch.parse();
+                let is_readable = ready.is_some();
+                let ready = ready.unwrap_or_default();
+                let unread = self.guilds.ready(self.now, &ready, arrive);
+                if unread > 0 || !is_readable {
+                    let shard = self.shared.run.shard;
+                    log::warn!("shard {shard}: READY has guilds that cannot be read");
+                }
+                false
+            }
+            EventName::GuildCreate => {
+                let is_available = || {
+                    dispatch
+                        .parse()
+                        .is_none_or(|guild: Guild| guild.is_available())
+                };
+                self.guilds
+                    .create(self.now, dispatch.guild_id(), is_available)
+            }
+            EventName::GuildDelete => {
+                if let Some(guild) = dispatch.parse() {
+                    self.guilds.delete(&guild);
+                }
+                false
+            }
+            _ => return false,
+        };
+        self.shared.status.lock().guilds = self.guilds.count();
+        is_arrival
+    }
+
+    /// Says when all guilds are in.
+    pub(super) fn poll_guilds(&mut self) {
+        if self.guilds.deadline().is_none() || self.machine.stage() != Stage::Ready {
+            return;
+        }
+        if let Some(AllIn { guilds, missing }) = self.guilds.poll(Instant::now()) {
+            log::info!(
+                "shard {}: {} of {guilds} guilds are available",
+                self.shared.run.shard,
+                guilds - missing
+            );
+            self.emit(EventKind::GuildsReady { guilds, missing });
+            self.tell(Change::GuildsIn);
+        }
+    }
+}

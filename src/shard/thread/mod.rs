@@ -1,0 +1,333 @@
+//! The loop of a shard's thread: it does what the machine asks for, and waits in one place.
+
+mod deliver;
+mod report;
+mod send;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::guilds::Guilds;
+use super::members::Requests;
+use super::pace::{Pace, Turn};
+use super::queue::Order;
+use super::{Change, Context, Shared};
+use crate::config::Config;
+use crate::delivery::Outlet;
+use crate::event::Room;
+use crate::limit::{Permit, Ticket};
+use crate::protocol::{CloseReason, Command, Input, Machine, Output, Stage, Timer};
+use crate::transport::{Compression, Connector, Received, Transport, TransportError};
+
+/// How often, in multiples of the skew between sessions, a shard makes sure how far it has read
+/// while its events are compared with those of another set: each time costs one of the 120 payloads
+/// a minute.
+const SKEWS_PER_PROBE: u32 = 2;
+
+/// Runs a shard until it stops, and tells everyone why it did.
+pub(super) fn run<C: Connector>(mut thread: Box<Thread<'_, C>>) {
+    let reason = catch_unwind(AssertUnwindSafe(|| thread.run())).unwrap_or(CloseReason::Panicked);
+    guarded(|| thread.close(reason));
+    thread.tell(Change::Stage(Stage::Stopped(reason)));
+}
+
+/// Calls something foreign, whose panic must not keep the shard from what comes after it.
+fn guarded(action: impl FnOnce()) {
+    // The panic itself has been reported by the panic hook.
+    let _ = catch_unwind(AssertUnwindSafe(action));
+}
+
+/// What the thread of a shard has.
+pub(super) struct Thread<'a, C: Connector> {
+    machine: Box<Machine>,
+    transport: Box<C::Transport>,
+    shared: Arc<Shared>,
+    config: &'a Config,
+    context: &'a Context<C>,
+    outlet: &'a Outlet,
+    guilds: Guilds,
+    /// Requests for members whose answers have not come.
+    requests: Requests,
+    /// When something last happened.
+    now: Instant,
+    /// When the thread last waited, by the clock that does not stand still while the machine
+    /// sleeps.
+    wall: SystemTime,
+    /// When a payload last came of a session that was live: what is replayed, or said on the way
+    /// there, is no news of now.
+    heard_at: Option<SystemTime>,
+    pace: Pace,
+    /// A restart was requested when it had stopped.
+    missed_restart: bool,
+    /// How many commands wait in the machine, and whether a presence does, as far as others know.
+    queued: Option<(usize, bool)>,
+    /// How far the session has been read, as far as others know.
+    read_up_to: Option<Instant>,
+    /// When a heartbeat may be sent again to learn that, while two sets are compared.
+    probe_at: Instant,
+    /// What the owner was last told.
+    stage: Option<Stage>,
+    /// Events delivered, and their bytes.
+    delivered: (u64, u64),
+    ticket: Option<Ticket>,
+    permit: Option<Permit>,
+    /// How many messages were sent on this connection.
+    sent: u64,
+    /// Commands that the operating system has not taken as a whole, each with how many messages
+    /// were sent with it.
+    unwritten: VecDeque<(u64, Command)>,
+    /// What the peer or the system says about the end of the connection.
+    cause: Option<String>,
+}
+
+impl<'a, C: Connector> Thread<'a, C> {
+    /// Boxed, and not inlined, so that it never lies on the thread's stack: what that touches once
+    /// stays.
+    #[inline(never)]
+    pub(super) fn new(
+        machine: Box<Machine>,
+        transport: Box<C::Transport>,
+        shared: Arc<Shared>,
+        config: &'a Config,
+        context: &'a Context<C>,
+        outlet: &'a Outlet,
+    ) -> Box<Self> {
+        Box::new(Self {
+            machine,
+            transport,
+            requests: Requests::new(shared.nonce),
+            shared,
+            config,
+            context,
+            outlet,
+            guilds: Guilds::new(config.timing.guilds_timeout),
+            now: Instant::now(),
+            wall: SystemTime::now(),
+            heard_at: None,
+            pace: Pace::default(),
+            missed_restart: false,
+            queued: None,
+            read_up_to: None,
+            probe_at: Instant::now(),
+            stage: None,
+            delivered: (0, 0),
+            ticket: None,
+            permit: None,
+            sent: 0,
+            unwritten: VecDeque::new(),
+            cause: None,
+        })
+    }
+
+    fn run(&mut self) -> CloseReason {
+        loop {
+            if self.shared.waker.take() {
+                self.take_orders();
+            }
+            match self.machine.poll(self.now) {
+                Output::Wait(until) => self.wait(until),
+                Output::Stop(reason) => return reason,
+                output => self.act(output),
+            }
+        }
+    }
+
+    /// Does what the machine asks for at once.
+    fn act(&mut self, output: Output) {
+        match output {
+            Output::Connect(target) => self.connect(&target),
+            Output::RequestPermit => self.request_permit(),
+            Output::Identify(secret) => self.identify(&secret),
+            Output::Resume(secret) => {
+                self.outlet.begin(self.shared.run.shard, false);
+                self.send_secret(&secret);
+            }
+            Output::Send(json) => self.send(json),
+            Output::SendCommand(command) => self.send_command(command),
+            Output::Deliver(payload) => self.deliver(payload),
+            Output::Report(notice) => self.report(notice),
+            Output::Disconnect(code) => self.disconnect(code),
+            // Those come when nothing else does, and are `run`'s.
+            Output::Wait(_) | Output::Stop(_) => {}
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.pace.may_have_more();
+        self.look_around();
+        self.machine.handle(self.now, input);
+    }
+
+    /// Looks at the clock, and at everything else before the next message.
+    fn look_around(&mut self) {
+        self.now = Instant::now();
+        self.pace.look_around();
+    }
+
+    /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the
+    /// wake-up.)
+    fn take_orders(&mut self) {
+        self.pace.may_have_more();
+        for order in self.shared.queue.take() {
+            match order {
+                Order::Command(command) => self.handle(Input::Command(command)),
+                Order::RequestMembers(request) => {
+                    let command = self.requests.begin(request);
+                    self.handle(Input::Command(command));
+                }
+                Order::ForgetMembers(id) => {
+                    if let Some(nonce) = self.requests.forget(id) {
+                        self.handle(Input::Withdrawn(nonce.into()));
+                    }
+                }
+                Order::Probe => self.handle(Input::Probe),
+                // It has stopped, and only says goodbye.
+                Order::Restart(_) if matches!(self.machine.stage(), Stage::Stopped(_)) => {
+                    self.missed_restart = true;
+                }
+                Order::Restart(mut identity) => {
+                    // The transport stays as it is.
+                    identity.compress = self.config.compression == Compression::Payload;
+                    self.handle(Input::Restart(identity));
+                }
+                Order::Stop(reason) => self.handle(Input::Stop(reason)),
+            }
+        }
+        // What was taken counts as waiting; some of it may have been withdrawn or replaced.
+        self.queued = None;
+        match self.ticket.as_mut().map(Ticket::poll) {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(permit))) => {
+                self.ticket = None;
+                self.permit = Some(permit);
+                // The socket's latest news, so that no permit is spent on a connection that is
+                // known to be dead.
+                self.check(|transport| transport.wait(Some(Instant::now()), true));
+            }
+            Some(Err(error)) => {
+                self.ticket = None;
+                self.refuse_permit(&error);
+            }
+        }
+    }
+
+    /// Reads while there is something to read and credit to deliver it; else blocks, here and
+    /// nowhere else.
+    fn wait(&mut self, until: Option<(Instant, Timer)>) {
+        (self.now, self.wall) = (Instant::now(), SystemTime::now());
+        self.poll_guilds();
+        self.publish_progress();
+        self.publish();
+        let guilds = self
+            .guilds
+            .deadline()
+            .filter(|_| self.machine.stage() == Stage::Ready);
+        let is_compared = self.outlet.is_merging() && self.machine.stage() == Stage::Ready;
+        let probe = is_compared.then_some(self.probe_at);
+        let until = until.map(|(at, _)| at);
+        let until = until.into_iter().chain(guilds).chain(probe).min();
+        let (room, stage) = (self.room(), self.machine.stage());
+        let ledger = &self.shared.ledger;
+        let is_live = stage == Stage::Ready;
+        let turn = self
+            .pace
+            .turn(self.now, room, is_live, || ledger.is_stalled());
+        match turn {
+            // The machine may have something to do before the wait.
+            Turn::ReportStall => self.report_stall(),
+            Turn::ReportStallEnded(stalled_for) => self.report_stall_ended(stalled_for),
+            Turn::WaitForCredit => {
+                self.tell_of_events();
+                self.handle(Input::Stalled);
+                self.check(|transport| transport.wait(until, false));
+                self.handle(Input::Stalled);
+            }
+            Turn::Wait { shrink_at } => {
+                self.shared.status.lock().latency = self.machine.latency();
+                self.wait_for_more(until, shrink_at);
+            }
+            Turn::Read => self.receive(),
+        }
+    }
+
+    /// Reads several messages, as long as they are events that are to be delivered.
+    fn receive(&mut self) {
+        while self.pace.may_read() {
+            self.receive_one();
+            while let Some(output) = self.machine.poll_at_once() {
+                self.act(output);
+            }
+        }
+        if self.pace.lets_others_run() {
+            self.tell_of_events();
+            std::thread::yield_now();
+        }
+    }
+
+    fn wait_for_more(&mut self, until: Option<Instant>, shrink_at: Option<Instant>) {
+        let until = until.into_iter().chain(shrink_at).min();
+        self.check(|transport| transport.wait(until, true));
+        self.look_around();
+        if self.pace.shrinks(self.now, shrink_at) {
+            self.transport.rest();
+            self.shared.ledger.rest();
+        }
+    }
+
+    fn receive_one(&mut self) {
+        match self.transport.read() {
+            Ok(Received::Payload(bytes)) => {
+                let is_live = self.machine.stage() == Stage::Ready;
+                self.pace.has_read(bytes.len());
+                self.machine.handle(self.now, Input::Payload(bytes));
+                if is_live {
+                    self.heard_at = Some(self.wall);
+                }
+            }
+            Ok(Received::Partial) => {}
+            Ok(Received::Opened) => self.handle(Input::Connected),
+            Ok(Received::Closed { code, reason }) => {
+                self.cause = Some(reason).filter(|reason| !reason.is_empty());
+                self.handle(Input::Closed(code));
+            }
+            Ok(Received::Nothing) => {
+                self.tell_of_events();
+                self.handle(Input::Drained);
+                self.pace.has_drained();
+                if self.permit.is_some() && self.machine.stage() == Stage::Queued {
+                    self.handle(Input::Permit);
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Whether the shard may read. Handshakes bring no events, so they go on.
+    fn room(&self) -> Room {
+        match self.machine.stage() {
+            Stage::Ready | Stage::Resuming => self.shared.ledger.check(),
+            _ => Room::Free,
+        }
+    }
+
+    /// Does something with the transport; what fails there ends the connection.
+    fn check(&mut self, action: impl FnOnce(&mut C::Transport) -> Result<(), TransportError>) {
+        if let Err(error) = action(&mut self.transport) {
+            self.fail(&error);
+        }
+    }
+
+    fn fail(&mut self, error: &TransportError) {
+        let reason = match self.machine.stage() {
+            Stage::Connecting => CloseReason::ConnectFailed,
+            _ if error.is_malformed() => CloseReason::Malformed,
+            _ => CloseReason::Cut,
+        };
+        let cause = error.report();
+        log::warn!("shard {}: {cause}", self.shared.run.shard);
+        self.cause = Some(cause);
+        self.handle(Input::Failed(reason));
+    }
+}

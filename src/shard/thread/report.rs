@@ -1,0 +1,267 @@
+//! What others learn of the shard: its owner, handles, hooks, the log and the stream.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use super::super::queue::Order;
+use super::super::{Change, Status};
+use super::{SKEWS_PER_PROBE, Thread, guarded};
+use crate::error::MembersFailure;
+use crate::event::{Event, EventKind};
+use crate::protocol::{CloseReason, Command, Input, Notice, Session, Stage};
+use crate::transport::{Connector, Transport};
+
+impl<C: Connector> Thread<'_, C> {
+    pub(super) fn report(&mut self, notice: Notice) {
+        log::debug!("shard {}: {notice:?}", self.shared.run.shard);
+        let kind = match notice {
+            Notice::Connecting { resuming } => EventKind::Connecting { resuming },
+            Notice::Ready(session) => self.begin_session(session),
+            Notice::Resumed => self.resume_session(),
+            Notice::SessionLost(session) => self.lose_session(session),
+            Notice::Disconnected {
+                reason,
+                retry_in,
+                resumable,
+            } => {
+                self.shared.status.lock().last_disconnect = Some(reason);
+                let cause = self.cause.take();
+                let told = cause.as_deref().map(|cause| format!(" ({cause})"));
+                log::info!(
+                    "shard {}: {reason}{}; next connection in {retry_in:?}",
+                    self.shared.run.shard,
+                    told.unwrap_or_default()
+                );
+                self.call_on_close(reason, true);
+                EventKind::Disconnected {
+                    reason,
+                    cause,
+                    retry_in,
+                    resumable,
+                }
+            }
+        };
+        self.emit(kind);
+    }
+
+    fn begin_session(&mut self, session: Session) -> EventKind {
+        self.permit = None;
+        // READY itself, which follows as an event, has not been handled.
+        let mark = session.sequence.saturating_sub(1);
+        self.shared.ledger.begin(session, mark);
+        self.outlet.ready(self.now, self.shared.run.shard);
+        log::info!("shard {}: ready", self.shared.run.shard);
+        EventKind::Ready
+    }
+
+    fn resume_session(&mut self) -> EventKind {
+        self.shared.status.lock().resumes += 1;
+        self.outlet.ready(self.now, self.shared.run.shard);
+        self.guilds.resumed(Instant::now());
+        log::info!("shard {}: resumed", self.shared.run.shard);
+        if self.guilds.deadline().is_none() {
+            // They had arrived before, perhaps in an earlier process.
+            self.tell(Change::GuildsIn);
+        }
+        let again = self.requests.resumed();
+        self.send_again(again);
+        EventKind::Resumed
+    }
+
+    fn lose_session(&mut self, session: Session) -> EventKind {
+        self.shared.ledger.end();
+        self.shared.status.lock().sessions_lost += 1;
+        log::warn!(
+            "shard {}: session lost at sequence {}",
+            self.shared.run.shard,
+            session.sequence
+        );
+        let again = self.requests.session_lost();
+        self.send_again(again);
+
+        // A session of an earlier process was heard of when it was saved.
+        let saved_at = || UNIX_EPOCH.checked_add(Duration::from_secs(session.saved_at));
+        let missed_since = self.heard_at.or_else(saved_at).unwrap_or(UNIX_EPOCH);
+        EventKind::SessionLost {
+            session,
+            missed_since,
+        }
+    }
+
+    /// Requests for members that may not have got through.
+    pub(super) fn send_again(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            self.handle(Input::Command(command));
+        }
+    }
+
+    /// Tells the user's callback. What it panics with must not end the shard.
+    pub(super) fn call_on_close(&self, reason: CloseReason, comes_back: bool) {
+        let Some(on_close) = &self.config.on_close else {
+            return;
+        };
+        if catch_unwind(AssertUnwindSafe(|| {
+            on_close(self.shared.run.shard, reason, comes_back);
+        }))
+        .is_err()
+        {
+            log::error!(
+                "shard {}: the callback for closed connections panicked",
+                self.shared.run.shard
+            );
+        }
+    }
+
+    pub(super) fn report_stall(&mut self) {
+        self.tell_of_events();
+        let (events, bytes) = self.shared.ledger.outstanding();
+        log::warn!(
+            "shard {}: stalled, {events} events of {bytes} bytes are not handled",
+            self.shared.run.shard
+        );
+        self.shared.status.lock().stalled_since = Some(self.now);
+        self.tell(Change::Stalled(true));
+        self.emit(EventKind::Stalled { events, bytes });
+    }
+
+    pub(super) fn report_stall_ended(&mut self, stalled_for: Duration) {
+        log::info!(
+            "shard {}: reading resumed after {stalled_for:.1?}",
+            self.shared.run.shard
+        );
+        self.shared.status.lock().stalled_since = None;
+        self.tell(Change::Stalled(false));
+        self.emit(EventKind::Unstalled { stalled_for });
+    }
+
+    /// Tells the shard's owner.
+    pub(super) fn tell(&self, change: Change) {
+        (self.context.observer)(self.shared.run, change);
+    }
+
+    pub(super) fn emit(&self, kind: EventKind) {
+        self.outlet
+            .put(self.now, Event::new(self.shared.run.shard, kind));
+        self.outlet.ring();
+    }
+
+    /// Says how far the session has been read. With a connection its heartbeats are gone, and with
+    /// them the answer that somebody may be waiting for.
+    pub(super) fn publish_progress(&mut self) {
+        let read_up_to = self.machine.read_up_to();
+        if self.read_up_to != read_up_to {
+            self.read_up_to = read_up_to;
+            *self.shared.read_up_to.lock() = read_up_to;
+            self.shared.probes.store(false, Ordering::Release);
+            let skew = self.config.timing.session_skew;
+            if let Some(at) = read_up_to.and_then(|at| at.checked_sub(skew)) {
+                self.outlet.has_read(self.shared.run.shard, at);
+            }
+        }
+        if self.outlet.is_merging()
+            && self.machine.stage() == Stage::Ready
+            && self.now >= self.probe_at
+        {
+            self.probe_at = self.now + self.config.timing.session_skew * SKEWS_PER_PROBE;
+            self.handle(Input::Probe);
+        }
+    }
+
+    /// Tells where the shard stands, once all that led there has been done.
+    pub(super) fn publish(&mut self) {
+        let stage = self.machine.stage();
+        let queued = (
+            self.machine.queued_commands(),
+            self.machine.has_queued_presence(),
+        );
+        if self.queued != Some(queued) {
+            self.queued = Some(queued);
+            self.shared.queue.set_in_machine(queued.0, queued.1);
+        }
+        if self.stage != Some(stage) {
+            self.stage = Some(stage);
+            // Only a session that is live is asked how far it has been read.
+            self.shared.probes.store(false, Ordering::Release);
+            {
+                let mut status = self.shared.status.lock();
+                *status = Status {
+                    stage,
+                    since: Instant::now(),
+                    ..*status
+                };
+            }
+            self.tell(Change::Stage(stage));
+        }
+    }
+
+    /// The shard has stopped: nothing is accepted any more, and users learn why.
+    #[cold]
+    pub(super) fn close(&mut self, reason: CloseReason) {
+        guarded(|| self.tell_of_events());
+        if reason == CloseReason::Panicked {
+            guarded(|| {
+                log::error!(
+                    "shard {}: the thread panicked; this is a bug",
+                    self.shared.run.shard
+                );
+            });
+            guarded(|| self.transport.disconnect(None, Instant::now()));
+        }
+        // A session that the shard left alone can be resumed by its next run.
+        if !matches!(reason, CloseReason::Suspended | CloseReason::Panicked) {
+            self.shared.ledger.end();
+        }
+        {
+            let mut status = self.shared.status.lock();
+            *status = Status {
+                stage: Stage::Stopped(reason),
+                since: Instant::now(),
+                latency: None,
+                stalled_since: None,
+                ..*status
+            };
+        }
+        self.close_queue(reason);
+
+        let cause = self.cause.take().map(|cause| format!(" ({cause})"));
+        guarded(|| {
+            log::info!(
+                "shard {}: stopped: {reason}{}",
+                self.shared.run.shard,
+                cause.unwrap_or_default()
+            );
+        });
+        guarded(|| self.call_on_close(reason, false));
+        guarded(|| self.emit(EventKind::Closed(reason)));
+        guarded(|| self.outlet.end(self.shared.run.shard));
+        let (ticket, permit) = (self.ticket.take(), self.permit.take());
+        guarded(|| drop(ticket));
+        guarded(|| drop(permit));
+        // Handles and events that outlive the shard keep no descriptor of its.
+        self.shared.waker.close();
+    }
+
+    /// Takes no order any more. Commands that were not sent are kept for whoever wants them.
+    pub(super) fn close_queue(&mut self, reason: CloseReason) {
+        self.requests.fail_all(MembersFailure::Stopped(reason));
+        let mut missed_restart = self.missed_restart;
+        let mut queued = Vec::new();
+        for order in self.shared.queue.close() {
+            match order {
+                Order::Command(command) => queued.push(command),
+                Order::RequestMembers(request) => {
+                    request.fail(MembersFailure::Stopped(reason));
+                }
+                Order::Restart(_) => missed_restart = true,
+                Order::ForgetMembers(_) | Order::Probe | Order::Stop(_) => {}
+            }
+        }
+        if missed_restart {
+            self.tell(Change::MissedRestart);
+        }
+        let unsent = self.machine.take_commands().into_iter().chain(queued);
+        let unsent = unsent.filter(|command| !self.requests.is_own(command));
+        self.shared.unsent.lock().extend(unsent);
+    }
+}

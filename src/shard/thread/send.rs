@@ -1,0 +1,130 @@
+//! What goes out: connections, IDENTIFY and RESUME, commands.
+
+use std::mem;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Thread;
+use crate::error::Error;
+use crate::limit::LimitError;
+use crate::protocol::{CloseReason, Command, Input, Secret, Target};
+use crate::transport::{Connector, Transport};
+
+impl<C: Connector> Thread<'_, C> {
+    pub(super) fn connect(&mut self, target: &Target) {
+        let (addresses, compression) = (&self.context.addresses, self.config.compression);
+        let url = match target {
+            Target::Main => addresses.main(compression),
+            Target::Resume(url) => addresses.resume(url, compression).unwrap_or_else(|| {
+                log::warn!(
+                    "shard {}: the resume url {url} is not trusted; the gateway's is used",
+                    self.shared.run.shard
+                );
+                addresses.main(compression)
+            }),
+        };
+        // The look-up of the host may take long.
+        self.tell_of_events();
+        log::debug!(
+            "shard {}: connecting to {}",
+            self.shared.run.shard,
+            url.host_str().unwrap_or_default()
+        );
+        self.shared.status.lock().connects += 1;
+        self.shared.resolving.store(true, Ordering::SeqCst);
+        // Whoever asks it to stop from here on sees that it may be resolving, and does not wait.
+        if self.shared.queue.has_stop() {
+            self.shared.resolving.store(false, Ordering::SeqCst);
+            return;
+        }
+        let deadline = Instant::now() + self.config.timing.connect_timeout;
+        self.check(|transport| transport.connect(&url, deadline));
+        self.shared.resolving.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn request_permit(&mut self) {
+        let waker = self.shared.waker.clone();
+        self.ticket = Some(
+            self.context
+                .limiter
+                .request(self.shared.run.shard, Box::new(move || waker.wake())),
+        );
+    }
+
+    /// The limiter has none to give: for good, or for now.
+    pub(super) fn refuse_permit(&mut self, error: &LimitError) {
+        if *error == LimitError::Closed {
+            log::error!("shard {}: {error}", self.shared.run.shard);
+            return self.handle(Input::Stop(CloseReason::LimiterClosed));
+        }
+        let error = Error::from(error.clone());
+        log::warn!(
+            "shard {}: {}; retrying",
+            self.shared.run.shard,
+            error.report()
+        );
+        self.handle(Input::NoPermit);
+    }
+
+    pub(super) fn identify(&mut self, secret: &Secret) {
+        // The machine asks only after a permit was handed in, and this thread hands in none but
+        // this one.
+        let Some(mut permit) = self.permit.take() else {
+            return;
+        };
+        self.shared.status.lock().identifies += 1;
+        self.shared
+            .intents
+            .store(self.machine.intents().bits(), Ordering::Relaxed);
+        self.outlet.begin(self.shared.run.shard, true);
+        permit.spend(|| self.send_secret(secret));
+        // A limiter that counts from READY wants it back then.
+        self.permit = Some(permit);
+    }
+
+    pub(super) fn send_secret(&mut self, secret: &Secret) {
+        self.sent += 1;
+        self.check(|transport| transport.send_secret(secret.expose()));
+    }
+
+    pub(super) fn send(&mut self, json: String) {
+        self.sent += 1;
+        self.check(|transport| transport.send(json));
+    }
+
+    pub(super) fn send_command(&mut self, command: Command) {
+        let json = command.json().to_owned();
+        self.requests.note_sent(&command, true);
+        self.forget_written();
+        self.unwritten.push_back((self.sent + 1, command));
+        self.send(json);
+        self.forget_written();
+    }
+
+    /// What the operating system has taken is not sent again.
+    pub(super) fn forget_written(&mut self) {
+        let written = self.transport.written();
+        while self
+            .unwritten
+            .front()
+            .is_some_and(|(sent, _)| *sent <= written)
+        {
+            self.unwritten.pop_front();
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, code: Option<u16>) {
+        self.ticket = None;
+        self.permit = None;
+        // The peer's answer may take long.
+        self.tell_of_events();
+        self.transport
+            .disconnect(code, Instant::now() + self.config.timing.close_timeout);
+        self.forget_written();
+        self.sent = 0;
+        for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {
+            self.requests.note_sent(&command, false);
+            self.handle(Input::Unsent(command));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Starts that do not block, and starts before the network is up.
+
+mod common;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, config, eventually, gateway};
+use threadcord::{Config, Error, Fault, Intents, Plan, ShardManager, Starting, Token};
+
+/// A port of this machine that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn unreachable(port: u16) -> Config {
+    let token = Token::new("MTAw.bbb.ccc").unwrap();
+    Config::new(token, Intents::empty()).rest_url(format!("http://127.0.0.1:{port}/api"))
+}
+
+/// What comes in time, asked for as a loop that draws frames would.
+fn poll(starting: &mut Starting) -> Result<ShardManager, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(started) = starting.poll() {
+            return started;
+        }
+        assert!(Instant::now() < deadline, "it starts in time");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_start_in_the_background_gives_the_manager_once() {
+    let gateway = gateway().start().unwrap();
+    let mut starting = ShardManager::start_in_background(config(&gateway)).unwrap();
+    let manager = poll(&mut starting).unwrap();
+    assert!(starting.poll().is_none());
+    assert!(matches!(starting.wait(), Err(Error::Closed)));
+    manager.wait_ready(PATIENCE).unwrap();
+    let waited = ShardManager::start_in_background(config(&gateway).plan(Plan::Total(3))).unwrap();
+    assert_eq!(waited.wait().unwrap().status().unopened.len(), 3);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn what_can_be_checked_is_refused_at_once() {
+    let refused = ShardManager::start_in_background(unreachable(1).plan(Plan::Total(0)));
+    assert!(matches!(refused, Err(Error::Setting { .. })), "{refused:?}");
+    let forever = unreachable(1).retry_start_for(Duration::MAX);
+    let error = ShardManager::start(forever).unwrap_err().to_string();
+    assert!(error.starts_with("`retry_start_for` is"), "{error}");
+}
+
+/// Passes everything on that comes to a port.
+fn forward(port: u16, to: SocketAddr) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(to).unwrap());
+            let pipes = [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ];
+            for (mut from, mut to) in pipes {
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            }
+        }
+    });
+}
+
+#[test]
+fn it_starts_once_discord_can_be_reached() {
+    let gateway = gateway().start().unwrap();
+    let port = free_port();
+    let rest_url = url::Url::parse(&gateway.rest_url()).unwrap();
+    let to = rest_url.socket_addrs(|| None).unwrap()[0];
+    let mut elsewhere = rest_url.clone();
+    elsewhere.set_port(Some(port)).unwrap();
+    let settings = config(&gateway).rest_url(elsewhere.as_str());
+    let mut starting =
+        ShardManager::start_in_background(settings.retry_start_for(PATIENCE)).unwrap();
+    // By then it has been refused, with luck: if not, this shows less, but is no less true.
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(starting.poll().is_none());
+    forward(port, to);
+    let manager = starting.wait().unwrap();
+    manager.wait_ready(PATIENCE).unwrap();
+    gateway.assert_lawful();
+}
+
+#[test]
+fn without_patience_the_first_answer_counts() {
+    let error = ShardManager::start(unreachable(free_port())).unwrap_err();
+    assert_eq!(error.fault(), Fault::Network, "{}", error.report());
+}
+
+#[test]
+fn dropping_it_gives_the_start_up() {
+    let (port, hour) = (free_port(), Duration::from_secs(3600));
+    let starting = ShardManager::start_in_background(unreachable(port).retry_start_for(hour));
+    let is_starting = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        let names =
+            threads.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "shard-start").count()
+    };
+    eventually("it starts", || is_starting() > 0);
+    drop(starting);
+    // Those of the other tests end, too.
+    eventually("its thread ends", || is_starting() == 0);
+}

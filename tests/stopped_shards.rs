@@ -1,0 +1,426 @@
+//! What is left of a shard that stops, and goes on when its id is opened again.
+
+mod common;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, config, eventually, gateway, in_time, next, number, ready, sounds};
+use serde_json::json;
+use threadcord::sim::{Fault, Gateway};
+use threadcord::store::{FileStore, SessionStore};
+use threadcord::transport::{
+    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
+};
+use threadcord::{Error, Event, EventKind, Events, ShardId, ShardManager, Stage};
+use url::Url;
+
+fn emit(gateway: &Gateway, number: u64) {
+    let guild = gateway.guild_ids()[0];
+    let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": number});
+    gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
+}
+
+/// The numbers that come next, handled, up to one.
+fn numbers_up_to(events: &Events, last: u64) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&last) {
+        let event = next(events, |event| {
+            let is_lost = matches!(event.kind(), EventKind::SessionLost { .. });
+            assert!(!is_lost, "its session is lost");
+            number(event).is_some()
+        });
+        numbers.extend(number(&event).map(|(_, number)| number));
+    }
+    numbers
+}
+
+fn stop(shard: &threadcord::Shard) {
+    eventually("it stops", || {
+        matches!(shard.status().stage, Stage::Stopped(_))
+    });
+}
+
+#[test]
+fn one_that_was_suspended_resumes_when_it_is_restarted() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    let one = manager.shard(ShardId::ONE).unwrap();
+    emit(&gateway, 1);
+    let held = next(&events, |event| number(event).is_some());
+    one.suspend();
+    stop(&one);
+    emit(&gateway, 2);
+
+    manager
+        .restart_shard(ShardId::ONE)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    let again = manager.shard(ShardId::ONE).unwrap();
+    assert_eq!((again.status().identifies, again.status().resumes), (0, 1));
+    emit(&gateway, 3);
+    assert_eq!(numbers_up_to(&events, 3), [2, 3], "1 is held, not repeated");
+    let mark = || again.session().unwrap().sequence;
+    let before = mark();
+    drop(held);
+    eventually("it counts as handled", || mark() > before);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn it_can_be_resumed_from_a_session_of_its_own() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    manager.wait_guilds(PATIENCE).unwrap();
+    let one = manager.shard(ShardId::ONE).unwrap();
+    let running = manager.resume_shard(one.session().unwrap());
+    assert!(matches!(running, Err(Error::AlreadyOpen { .. })));
+    one.suspend();
+    stop(&one);
+    let session = one.session().unwrap();
+    manager
+        .resume_shard(session)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    let again = manager.shard(ShardId::ONE).unwrap().status();
+    assert_eq!((again.identifies, again.resumes), (0, 1));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn one_shard_is_suspended_and_goes_on() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let mut settings = config(&gateway);
+    settings.timing.handlers_timeout = PATIENCE;
+    let manager = ready(settings);
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    emit(&gateway, 1);
+    let held = next(&events, |event| number(event).is_some());
+    let shard = manager.shard(ShardId::ONE).unwrap();
+    // No more than the limit goes out before it stops.
+    let guild = gateway.guild_ids()[0];
+    for _ in 0..200 {
+        shard.send(sounds(guild)).unwrap();
+    }
+    let suspended = std::thread::scope(|scope| {
+        let suspending = scope.spawn(|| manager.suspend_shard(ShardId::ONE).unwrap());
+        stop(&shard);
+        assert!(!suspending.is_finished(), "a handler has an event");
+        drop(held);
+        suspending.join().unwrap()
+    });
+    let sent = gateway.observed().commands(ShardId::ONE, 31).count();
+    assert_eq!(suspended.unsent.len() + sent, 200);
+    assert!(matches!(
+        manager.suspend_shard(ShardId::ONE),
+        Err(Error::NotOpen { .. })
+    ));
+    emit(&gateway, 2);
+
+    let session = suspended.session.expect("it has one");
+    manager
+        .resume_shard(session)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    emit(&gateway, 3);
+    assert_eq!(numbers_up_to(&events, 3), [2, 3]);
+    gateway.assert_lawful();
+}
+
+/// Its transport for one shard panics in the midst of reading when it is told to.
+struct Wires(WebSocketConnector, ShardId, Arc<AtomicBool>);
+struct Wire(
+    <WebSocketConnector as Connector>::Transport,
+    Option<Arc<AtomicBool>>,
+);
+
+impl Connector for Wires {
+    type Transport = Wire;
+
+    fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<Wire> {
+        let wire = self.0.transport(shard, settings)?;
+        Ok(Wire(wire, (shard == self.1).then(|| Arc::clone(&self.2))))
+    }
+}
+
+impl Transport for Wire {
+    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
+        self.0.connect(url, deadline)
+    }
+
+    fn read(&mut self) -> Result<Received, TransportError> {
+        let panics = self.1.as_ref();
+        let panics = panics.is_some_and(|panics| panics.swap(false, Ordering::SeqCst));
+        assert!(!panics, "a bug of the transport's");
+        self.0.read()
+    }
+
+    fn send(&mut self, text: String) -> Result<(), TransportError> {
+        self.0.send(text)
+    }
+
+    fn send_secret(&mut self, text: &str) -> Result<(), TransportError> {
+        self.0.send_secret(text)
+    }
+
+    fn written(&self) -> u64 {
+        self.0.written()
+    }
+
+    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
+        self.0.wait(until, reading)
+    }
+
+    fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
+        self.0.disconnect(code, deadline);
+    }
+
+    fn waker(&self) -> Waker {
+        self.0.waker()
+    }
+}
+
+#[test]
+fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
+    let builder = gateway().shards(2).max_concurrency(2).guilds(8);
+    let gateway = builder.start().unwrap();
+    let panics = Arc::new(AtomicBool::new(false));
+    let first = ShardId::for_guild(gateway.guild_ids()[0], 2).unwrap();
+    let wires = |connector| Wires(connector, first, Arc::clone(&panics));
+    let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
+    manager.wait_guilds(PATIENCE).unwrap();
+    let events = manager.events();
+    let one = manager.shard(first).unwrap();
+    panics.store(true, Ordering::SeqCst);
+    emit(&gateway, 1);
+    stop(&one);
+    emit(&gateway, 2);
+    manager
+        .restart_shard(one.id())
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    assert_eq!(numbers_up_to(&events, 2), [1, 2]);
+    let status = manager.shard(one.id()).unwrap().status();
+    assert_eq!((status.identifies, status.resumes), (0, 1));
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_handler_restarts_a_shard_that_has_closed() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let restarts = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            manager.run(1, |handle, event: Event| {
+                if matches!(event.kind(), EventKind::Closed(_)) && handle.status().is_some() {
+                    let restarted = handle.restart_shard(event.shard());
+                    restarts.fetch_add(usize::from(restarted.is_ok()), Ordering::SeqCst);
+                }
+            })
+        });
+        for count in 1..=20 {
+            let old = manager.shard(ShardId::ONE).unwrap();
+            old.suspend();
+            stop(&old);
+            eventually("it is restarted", || {
+                restarts.load(Ordering::SeqCst) == count
+            });
+            eventually("it is ready", || {
+                let new = manager.shard(ShardId::ONE).unwrap().status();
+                new.stage == Stage::Ready && new.resumes == 1
+            });
+        }
+        manager.close();
+        running.join().unwrap().unwrap();
+    });
+    gateway.assert_lawful();
+}
+
+#[test]
+fn a_suspend_that_does_not_wait_writes_the_store_while_handlers_go_on() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path().join("sessions.json"));
+    let mut settings = config(&gateway).session_store(store.clone());
+    settings.timing.store_interval = Duration::from_secs(3600);
+    settings.timing.handlers_timeout = PATIENCE;
+    let manager = ready(settings);
+    let kept = next(&manager.events(), |event| event.name() == "READY");
+    manager.handle().suspend();
+    gateway.expect("the shard has left", PATIENCE, |seen| seen.live.is_empty());
+    let session = || store.load().unwrap().sessions.pop();
+    eventually("it is stored", || session().is_some());
+    assert!(session().unwrap().sequence < kept.dispatch().unwrap().sequence());
+    drop(kept);
+    drop(manager);
+    assert!(session().unwrap().sequence > 0, "at its final mark");
+}
+
+#[test]
+fn a_session_is_stored_as_soon_as_it_is_ready() {
+    let gateway = gateway().start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path().join("sessions.json"));
+    let mut settings = config(&gateway).session_store(store.clone());
+    settings.timing.store_interval = Duration::from_secs(3600);
+    let _manager = ready(settings);
+    eventually("it is stored", || store.load().unwrap().sessions.len() == 1);
+}
+
+#[test]
+fn callbacks_that_close_do_not_wait_for_each_other() {
+    let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
+    let owner: Arc<OnceLock<Arc<ShardManager>>> = Arc::default();
+    let called = Arc::new(AtomicUsize::new(0));
+    let settings = config(&gateway).on_close({
+        let (owner, called) = (Arc::clone(&owner), Arc::clone(&called));
+        move |_, _, _| {
+            called.fetch_add(1, Ordering::SeqCst);
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while called.load(Ordering::SeqCst) < 2 && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            if let Some(manager) = owner.get() {
+                manager.close();
+            }
+        }
+    });
+    let manager = Arc::new(ready(settings));
+    let _ = owner.set(Arc::clone(&manager));
+    for number in 0..2 {
+        gateway.inject(common::shard(number, 2), Fault::Cut);
+    }
+    in_time("close returns", move || manager.close());
+}
+
+#[test]
+fn a_restart_that_comes_while_it_stops_counts() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    for _ in 0..50 {
+        let one = manager.shard(ShardId::ONE).unwrap();
+        one.suspend();
+        let restart = manager.restart_shard(ShardId::ONE).unwrap();
+        restart.wait(PATIENCE).unwrap();
+        manager.wait_ready(PATIENCE).unwrap();
+    }
+    gateway.assert_lawful();
+}
+
+/// Its connections take as long as they are to, as a look-up of a name may.
+struct SlowNames(WebSocketConnector, Arc<LookUp>);
+struct SlowName(Wire, Arc<LookUp>);
+
+#[derive(Default)]
+struct LookUp {
+    is_slow: AtomicBool,
+    /// One has begun.
+    has_begun: AtomicBool,
+}
+
+impl Connector for SlowNames {
+    type Transport = SlowName;
+
+    fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<SlowName> {
+        let wire = Wire(self.0.transport(shard, settings)?, None);
+        Ok(SlowName(wire, Arc::clone(&self.1)))
+    }
+}
+
+impl Transport for SlowName {
+    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
+        self.1.has_begun.store(true, Ordering::SeqCst);
+        while self.1.is_slow.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.0.connect(url, deadline)
+    }
+
+    fn read(&mut self) -> Result<Received, TransportError> {
+        self.0.read()
+    }
+
+    fn send(&mut self, text: String) -> Result<(), TransportError> {
+        self.0.send(text)
+    }
+
+    fn send_secret(&mut self, text: &str) -> Result<(), TransportError> {
+        self.0.send_secret(text)
+    }
+
+    fn written(&self) -> u64 {
+        self.0.written()
+    }
+
+    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
+        self.0.wait(until, reading)
+    }
+
+    fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
+        self.0.disconnect(code, deadline);
+    }
+
+    fn waker(&self) -> Waker {
+        self.0.waker()
+    }
+}
+
+#[test]
+fn one_that_looks_a_name_up_makes_room_at_once() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let look_up = Arc::new(LookUp::default());
+    let names = |connector| SlowNames(connector, Arc::clone(&look_up));
+    let manager = ShardManager::start_with(config(&gateway), names).unwrap();
+    manager.wait_guilds(PATIENCE).unwrap();
+    let one = manager.shard(ShardId::ONE).unwrap();
+    look_up.is_slow.store(true, Ordering::SeqCst);
+    look_up.has_begun.store(false, Ordering::SeqCst);
+    gateway.inject(ShardId::ONE, Fault::Cut);
+    eventually("it looks the name up", || {
+        look_up.has_begun.load(Ordering::SeqCst)
+    });
+    one.send(sounds(gateway.guild_ids()[0])).unwrap();
+    let suspended = manager.suspend_shard(ShardId::ONE).unwrap();
+    assert_eq!(suspended.unsent.len(), 1);
+    let opening = manager.resume_shard(suspended.session.unwrap()).unwrap();
+    look_up.is_slow.store(false, Ordering::SeqCst);
+    opening.wait(PATIENCE).unwrap();
+    stop(&one);
+    let again = manager.shard(ShardId::ONE).unwrap();
+    assert_eq!(again.status().identifies, 0);
+    assert!(
+        again.session().is_some(),
+        "that of the other run is its own"
+    );
+    emit(&gateway, 1);
+    assert_eq!(numbers_up_to(&manager.events(), 1), [1]);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn one_that_waits_to_open_is_suspended_with_its_session() {
+    let gateway = gateway().shards(2).start().unwrap();
+    let manager = ready(config(&gateway));
+    let sessions = manager.suspend();
+    let look_up = Arc::new(LookUp::default());
+    look_up.is_slow.store(true, Ordering::SeqCst);
+    let names = |connector| SlowNames(connector, Arc::clone(&look_up));
+    let settings = config(&gateway).sessions(sessions.clone());
+    let manager = ShardManager::start_with(settings, names).unwrap();
+    for session in &sessions {
+        let suspended = manager.suspend_shard(session.shard).unwrap();
+        let given = suspended.session.expect("it has one");
+        assert_eq!((given.shard, &given.id), (session.shard, &session.id));
+    }
+    look_up.is_slow.store(false, Ordering::SeqCst);
+}
