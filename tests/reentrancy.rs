@@ -16,7 +16,6 @@ use serde_json::json;
 use threadcord::limit::{
     IdentifyLimiter, LimitStatus, Limits, ReleaseAfter, SessionLimit, Ticket, Wake,
 };
-use threadcord::protocol::Stage;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{Saved, SessionStore};
 use threadcord::transport::{
@@ -221,11 +220,10 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
         Fault::Reconnect,
         Fault::InvalidSession { resumable: false },
     ] {
-        let before = manager.shards()[0].status();
+        let before = gateway.observed().live[&one];
         gateway.inject(one, fault);
-        eventually("it comes back", || {
-            let status = manager.shards()[0].status();
-            status.connects > before.connects && status.stage == Stage::Ready
+        gateway.expect("it is live on another connection", PATIENCE, |seen| {
+            seen.live.get(&one).is_some_and(|now| *now != before)
         });
     }
     let two = || manager.reshard(&Plan::Total(2));

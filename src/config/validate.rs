@@ -1,0 +1,421 @@
+//! Whether a configuration can be used, and goes with a gateway.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use url::{Host, Url};
+
+use super::{AutoReshard, Config, Plan, is_foreign};
+use crate::error::Error;
+use crate::intents::Intents;
+use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
+use crate::shard_id::ShardId;
+use crate::timing::Timing;
+
+/// Digits that the longest shard id has more than the shortest, for number and total.
+const LONGEST_SHARD_ID: usize = 2 * 9;
+
+/// No duration is longer, so that no instant overflows.
+const LONGEST_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+impl Config {
+    /// Whether every setting is allowed; [`ShardManager::start`](crate::ShardManager::start) asks
+    /// before it does anything.
+    pub fn validate(&self) -> Result<(), Error> {
+        Intents::try_from_bits(self.intents.bits())?;
+        self.plan.validate()?;
+        if let Some(count) = self.auto_split {
+            within("auto_split", count as usize, 2, 1000)?;
+        }
+        if let Some(auto) = self.auto_reshard {
+            auto.validate(&self.plan, &self.timing)?;
+        }
+        self.validate_sessions()?;
+        self.validate_sizes()?;
+        self.validate_identify()?;
+
+        let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
+        self.check_plaintext("rest_url", &rest)?;
+        match &self.gateway_url {
+            Some(gateway) => self.validate_gateway(gateway),
+            // The gateway that Discord names is Discord's.
+            None => self.validate_timing(is_discord(&rest)),
+        }
+    }
+
+    fn validate_sessions(&self) -> Result<(), Error> {
+        let bot = self.token.user_id();
+        let mut shards = HashSet::new();
+        for session in &self.sessions {
+            if is_foreign(session, bot) {
+                return Err(Error::ForeignSession {
+                    shard: session.shard,
+                    bot_user_id: session.bot_user_id,
+                });
+            }
+            if !shards.insert(session.shard) {
+                let given = format!("two sessions of shard {}", session.shard);
+                return Err(Error::setting("sessions", given, "one for each shard"));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_sizes(&self) -> Result<(), Error> {
+        within("large_threshold", self.large_threshold.into(), 50, 250)?;
+        let at_least_one = |setting, given| within(setting, given, 1, usize::MAX);
+        at_least_one("max_outstanding_events", self.max_outstanding_events)?;
+        at_least_one("max_outstanding_bytes", self.max_outstanding_bytes)?;
+        at_least_one("max_waiting_commands", self.max_waiting_commands)?;
+        within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
+        within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
+        if self.retry_start_for > LONGEST_DURATION {
+            let given = format!("{:?}", self.retry_start_for);
+            let allowed = format!("up to {LONGEST_DURATION:?}");
+            return Err(Error::setting("retry_start_for", given, allowed));
+        }
+        Ok(())
+    }
+
+    /// Whether IDENTIFY can be sent, with any presence.
+    fn validate_identify(&self) -> Result<(), Error> {
+        if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
+            return Err(Error::setting(
+                "presence",
+                format!("not one that Discord takes: {wrong}"),
+                "what that says",
+            ));
+        }
+
+        // Commands may set a presence later, and the next IDENTIFY has to carry it.
+        let bare = Identity {
+            presence: None,
+            ..self.identity()
+        };
+        let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
+        let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
+        if size > allowed {
+            let given = format!("so long that IDENTIFY has {size} bytes without a presence");
+            let allowed = format!("one with which it has at most {allowed}");
+            return Err(Error::setting("token", given, allowed));
+        }
+        Ok(())
+    }
+
+    /// Whether the settings go with this gateway, which the user or `/gateway/bot` has named.
+    pub(crate) fn validate_gateway(&self, gateway: &str) -> Result<(), Error> {
+        let given = url("gateway_url", gateway, ["wss", "ws"])?;
+        if self.gateway_url.is_none()
+            && given.scheme() == "ws"
+            && self.rest_url.starts_with("https")
+        {
+            return Err(Error::setting(
+                "gateway_url",
+                gateway,
+                "one with wss://, where it was named over https://",
+            ));
+        }
+        self.check_plaintext("gateway_url", &given)?;
+        self.validate_timing(is_discord(&given))
+    }
+
+    /// The token goes over the line in the clear only where nobody else can listen, or the user
+    /// says so.
+    fn check_plaintext(&self, setting: &'static str, url: &Url) -> Result<(), Error> {
+        let is_encrypted = matches!(url.scheme(), "https" | "wss");
+        if is_encrypted || self.allow_plaintext || is_loopback(url) {
+            return Ok(());
+        }
+        let allowed = format!(
+            "{}s://, a loopback host such as localhost, or any host with `allow_plaintext(true)`",
+            url.scheme()
+        );
+        Err(Error::setting(setting, url.as_str(), allowed))
+    }
+
+    fn validate_timing(&self, is_discord: bool) -> Result<(), Error> {
+        if is_discord && self.timing.breaks_discords_limits() {
+            return Err(Error::setting(
+                "timing",
+                "shorter than Discord's windows",
+                "that for simulators alone",
+            ));
+        }
+        let longest = self.timing.longest();
+        if longest > LONGEST_DURATION {
+            let allowed = format!("durations up to {LONGEST_DURATION:?}");
+            return Err(Error::setting("timing", format!("{longest:?}"), allowed));
+        }
+        Ok(())
+    }
+}
+
+impl AutoReshard {
+    fn validate(self, plan: &Plan, timing: &Timing) -> Result<(), Error> {
+        let Self {
+            check_every,
+            threshold,
+        } = self;
+        if !(threshold > 0.0 && threshold <= 1.0) {
+            return Err(Error::setting(
+                "auto_reshard",
+                format!("a threshold of {threshold}"),
+                "above 0, to 1",
+            ));
+        }
+        // Against a simulator, where time is scaled, a minute may be long.
+        let least = if timing.breaks_discords_limits() {
+            Duration::from_millis(1)
+        } else {
+            Duration::from_secs(60)
+        };
+        if !(least..=LONGEST_DURATION).contains(&check_every) {
+            let allowed = format!("{least:?} to {LONGEST_DURATION:?}");
+            return Err(Error::setting(
+                "auto_reshard",
+                format!("a check every {check_every:?}"),
+                allowed,
+            ));
+        }
+        match plan {
+            Plan::Recommended | Plan::Stored | Plan::Total(_) => Ok(()),
+            _ => Err(Error::setting(
+                "auto_reshard",
+                "a plan for some of the shards",
+                "one for all of them; several processes are to be resharded by hand, at once",
+            )),
+        }
+    }
+}
+
+fn within(setting: &'static str, given: usize, least: usize, most: usize) -> Result<(), Error> {
+    if (least..=most).contains(&given) {
+        return Ok(());
+    }
+    Err(Error::setting(
+        setting,
+        given,
+        if most == usize::MAX {
+            format!("at least {least}")
+        } else {
+            format!("{least} to {most}")
+        },
+    ))
+}
+
+fn url(setting: &'static str, given: &str, schemes: [&'static str; 2]) -> Result<Url, Error> {
+    match Url::parse(given) {
+        Ok(url) if schemes.contains(&url.scheme()) && url.has_host() => Ok(url),
+        _ => Err(Error::setting(
+            setting,
+            given,
+            format!(
+                "a url that starts with {}:// or {}://",
+                schemes[0], schemes[1]
+            ),
+        )),
+    }
+}
+
+/// Whether a url leads to Discord.
+fn is_discord(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    ["discord.com", "discord.gg", "discordapp.com"]
+        .iter()
+        .any(|domain| is_under(host, domain))
+}
+
+/// Whether a url leads to this machine.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => is_under(name, "localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+/// Whether a host is a domain or one below it.
+pub(crate) fn is_under(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::protocol::Presence;
+    use crate::protocol::{Activity, OnlineStatus};
+    use crate::token::Token;
+
+    fn config() -> Config {
+        Config::new(Token::new("a.b.c").unwrap(), Intents::GUILDS)
+    }
+
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "each caller makes one of its own"
+    )]
+    fn refused(config: Config) -> String {
+        config.validate().expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn each_setting_is_checked_and_named() {
+        config().validate().unwrap();
+        assert!(
+            refused(config().large_threshold(49))
+                .contains("`large_threshold` is 49; allowed: 50 to 250")
+        );
+        assert!(refused(config().large_threshold(251)).contains("251"));
+        assert!(refused(config().gateway_url("https://x")).contains("`gateway_url` is https://x"));
+        assert!(refused(config().gateway_url("nonsense")).contains("nonsense"));
+        assert!(refused(config().rest_url("wss://x")).contains("wss://x"));
+        assert!(refused(config().max_outstanding_events(0)).contains("at least 1"));
+        assert!(refused(config().stack_size(100)).contains("100"));
+        assert!(
+            refused(config().max_waiting_commands(0))
+                .contains("`max_waiting_commands` is 0; allowed: at least 1")
+        );
+        let presence =
+            |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
+        presence(Activity::custom("x")).validate().unwrap();
+        assert!(refused(presence(Activity::playing(""))).contains("`activities[0].name`"));
+        // The longest of both fit into one IDENTIFY.
+        let activities = (0..23).fold(Presence::new(OnlineStatus::Online), |presence, _| {
+            presence.activity(Activity::playing("x".repeat(100)))
+        });
+        let bare = Identity {
+            presence: None,
+            ..config().identity()
+        }
+        .identify(ShardId::ONE, None)
+        .expose()
+        .len();
+        let room = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len() - LONGEST_SHARD_ID - bare;
+        let longest = Config::new(
+            Token::new(format!("a.b.c{}", "c".repeat(room))).unwrap(),
+            Intents::GUILDS,
+        );
+        longest
+            .clone()
+            .presence(activities.clone())
+            .validate()
+            .unwrap();
+        let shard = ShardId::new(u32::MAX - 1, u32::MAX).unwrap();
+        let identify = longest
+            .presence(activities)
+            .identity()
+            .identify(shard, None);
+        assert!(
+            (3800..=MAX_PAYLOAD).contains(&identify.expose().len()),
+            "{}",
+            identify.expose().len()
+        );
+        let long = Config::new(
+            Token::new(format!("a.b.{}", "c".repeat(1000))).unwrap(),
+            Intents::GUILDS,
+        );
+        assert!(refused(long).contains("`token`"));
+        for count in [0, 1] {
+            assert!(refused(config().auto_split(count)).contains("`auto_split`"));
+        }
+        let hour = Duration::from_secs(3600);
+        config().auto_reshard(hour, 0.8).validate().unwrap();
+        for threshold in [0.0, 1.1, f64::NAN] {
+            assert!(refused(config().auto_reshard(hour, threshold)).contains("threshold"));
+        }
+        assert!(refused(config().auto_reshard(Duration::ZERO, 0.8)).contains("60s"));
+        assert!(
+            refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand")
+        );
+        let mut unknown = config();
+        unknown.intents = Intents::from_bits_retain(1 << 40);
+        assert!(refused(unknown).contains("0x10000000000"));
+    }
+
+    #[test]
+    fn the_token_goes_in_the_clear_only_to_this_machine_or_where_it_may() {
+        for host in ["localhost", "bot.localhost", "127.9.9.9", "[::1]"] {
+            let config = config().rest_url(format!("http://{host}:1/api"));
+            config
+                .clone()
+                .gateway_url(format!("ws://{host}:1"))
+                .validate()
+                .unwrap();
+            config.validate_gateway(&format!("ws://{host}:1")).unwrap();
+        }
+        for host in ["discord.com", "10.0.0.1", "localhost.example", "[fe80::1]"] {
+            let rest = config().rest_url(format!("http://{host}/api/v10"));
+            let gateway = config().gateway_url(format!("ws://{host}"));
+            assert!(refused(rest.clone()).contains("allow_plaintext"), "{host}");
+            assert!(refused(gateway.clone()).contains("wss://"), "{host}");
+            rest.allow_plaintext(true).validate().unwrap();
+            gateway.allow_plaintext(true).validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_settings_of_one_shard_are_held_against_the_gateway_that_was_named() {
+        let scaled = |_: ShardId, config: &mut Config| config.timing = Timing::scaled(0.01);
+        let config = config()
+            .rest_url("http://127.0.0.1:1/api/v10")
+            .for_shard(scaled);
+        let config = Arc::new(config);
+        let gateway = "wss://gateway.discord.gg";
+        let refused = config.of_shard(ShardId::ONE, gateway).err().unwrap();
+        assert!(refused.to_string().contains("timing"), "{refused}");
+        config.of_shard(ShardId::ONE, "ws://127.0.0.1:2").unwrap();
+    }
+
+    #[test]
+    fn short_windows_are_for_simulators() {
+        let scaled = || config().timing(Timing::scaled(0.01));
+        assert!(refused(scaled()).contains("simulators"));
+        assert!(
+            refused(scaled().gateway_url("wss://gateway-us-east1-b.discord.gg"))
+                .contains("simulators")
+        );
+        scaled()
+            .gateway_url("wss://localhost:1")
+            .validate()
+            .unwrap();
+        scaled()
+            .rest_url("http://127.0.0.1:1/api/v10")
+            .validate()
+            .unwrap();
+        let mismatch =
+            |config: &Config, gateway| config.validate_gateway(gateway).unwrap_err().to_string();
+        let proxied = scaled().rest_url("http://127.0.0.1:1/api/v10");
+        assert!(
+            mismatch(&proxied, "wss://gateway.discord.gg").contains("simulators"),
+            "whoever names the gateway"
+        );
+        assert!(
+            mismatch(&config(), "ws://gateway.discord.gg").contains("wss://"),
+            "named over https"
+        );
+        let mut endless = config();
+        endless.timing.hello_timeout = Duration::MAX;
+        assert!(refused(endless).contains("timing"));
+    }
+
+    #[test]
+    fn nothing_shows_the_token() {
+        let config = Config::new(Token::new("secret.is.here").unwrap(), Intents::GUILDS);
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn domains_are_compared_by_their_labels() {
+        assert!(
+            is_under("gateway.discord.gg", "discord.gg") && is_under("discord.gg", "discord.gg")
+        );
+        assert!(
+            !is_under("evildiscord.gg", "discord.gg")
+                && !is_under("discord.gg.evil.com", "discord.gg")
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! How connections end, and what comes after.
+
+use std::time::{Duration, Instant};
+
+use super::super::close::{CloseReason, Recovery};
+use super::super::command::Identity;
+use super::super::io::{Notice, Output};
+use super::super::retry::Ended;
+use super::super::state::{Start, State};
+use super::{Machine, NORMAL, RESUMABLE};
+
+impl Machine {
+    /// The connection is gone or given up: says so, and decides when to come back and with which
+    /// session.
+    pub(super) fn lose(&mut self, now: Instant, reason: CloseReason) {
+        if !self.state.is_connected() {
+            return;
+        }
+        let recovery = self.recovery(reason);
+        if recovery == Recovery::Stop {
+            return self.stop(reason);
+        }
+        self.outbox.push_back(Output::Disconnect(match reason {
+            CloseReason::Malformed
+            | CloseReason::ReconnectRequested
+            | CloseReason::InvalidSession { .. } => Some(RESUMABLE),
+            _ => None,
+        }));
+        let ended = Ended {
+            reason,
+            recovery,
+            ready_since: match self.state {
+                State::Ready { since, .. } => Some(since),
+                _ => None,
+            },
+            was_identifying: matches!(self.state, State::Identifying { .. }),
+        };
+        let retry_in = self.retry.pause(now, &self.timing, self.rng.f64(), ended);
+        if let Some(count) = self.retry.circuit_opened_by() {
+            return self.open_circuit(count);
+        }
+        self.change_state(|machine, state| {
+            let mut start = state.into_start();
+            if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {
+                machine
+                    .outbox
+                    .push_back(Output::Report(Notice::SessionLost(session.clone())));
+                start = Start::Identify;
+            }
+            let resumable = matches!(start, Start::Resume { .. });
+            machine
+                .outbox
+                .push_back(Output::Report(Notice::Disconnected {
+                    reason,
+                    retry_in,
+                    resumable,
+                }));
+            State::Waiting {
+                until: now + retry_in,
+                start,
+            }
+        });
+    }
+
+    /// What the loss of a connection allows next. Says so where somebody has to know.
+    fn recovery(&mut self, reason: CloseReason) -> Recovery {
+        let recovery = match reason {
+            CloseReason::Discord(code) => code.recovery(),
+            CloseReason::InvalidSession { resumable: false } => Recovery::Identify,
+            CloseReason::Malformed if self.is_stuck() => Recovery::Identify,
+            _ => Recovery::Resume,
+        };
+        match (reason, &self.state) {
+            (CloseReason::Discord(code), _)
+                if code.is_our_fault() || recovery == Recovery::Stop =>
+            {
+                log::error!("shard {}: {reason}", self.shard);
+            }
+            (CloseReason::InvalidSession { .. }, State::Identifying { .. }) => log::warn!(
+                "shard {}: the IDENTIFY was refused (op 9); it still counts",
+                self.shard
+            ),
+            _ => {}
+        }
+        recovery
+    }
+
+    /// Counts a payload that cannot be read; whether the session will never get past it.
+    fn is_stuck(&mut self) -> bool {
+        let sequence = self.session().map_or(0, |session| session.sequence);
+        self.retry.is_stuck(sequence)
+    }
+
+    /// Stops, so that no more IDENTIFYs are spent in vain.
+    fn open_circuit(&mut self, count: usize) {
+        log::error!(
+            "shard {}: {count} sessions in a row never lasted; it stops until it is restarted",
+            self.shard
+        );
+        if let Some(session) = self.session().cloned() {
+            self.outbox
+                .push_back(Output::Report(Notice::SessionLost(session)));
+        }
+        self.change_state(|_, _| State::Stopped {
+            reason: CloseReason::CircuitOpen,
+            session: None,
+        });
+    }
+
+    /// Connects anew at once, and resumes if there is a session.
+    pub(super) fn restart(&mut self, now: Instant, identity: Identity) {
+        if matches!(self.state, State::Stopped { .. }) {
+            return;
+        }
+        self.identity = identity;
+        self.retry.reset();
+        self.drop_unsent_starts();
+
+        // With other intents only a new session will do, and nobody needs the old one any more.
+        let intents = self.identity.intents;
+        let misfit = self.session().cloned();
+        let misfit = misfit.filter(|session| !session.fits(self.shard, intents));
+        let was_connected = self.state.is_connected();
+        if was_connected {
+            let code = if misfit.is_some() { NORMAL } else { RESUMABLE };
+            self.outbox.push_back(Output::Disconnect(Some(code)));
+        }
+        if let Some(session) = &misfit {
+            log::warn!("shard {}: {}", self.shard, session.misfit(intents));
+            self.outbox
+                .push_back(Output::Report(Notice::SessionLost(session.clone())));
+        }
+
+        self.change_state(|machine, state| {
+            let start = match misfit {
+                Some(_) => Start::Identify,
+                None => state.into_start(),
+            };
+            if was_connected {
+                let notice = Notice::Disconnected {
+                    reason: CloseReason::Restarted,
+                    retry_in: Duration::ZERO,
+                    resumable: matches!(start, Start::Resume { .. }),
+                };
+                machine.outbox.push_back(Output::Report(notice));
+            }
+            State::Waiting { until: now, start }
+        });
+    }
+
+    /// What has not been sent must not be sent only to be closed upon.
+    fn drop_unsent_starts(&mut self) {
+        self.outbox.retain(|output| {
+            !matches!(
+                output,
+                Output::Connect(_) | Output::Identify(_) | Output::RequestPermit
+            )
+        });
+    }
+
+    /// Stops for good. Only `suspend` leaves a session behind.
+    pub(super) fn stop(&mut self, reason: CloseReason) {
+        if matches!(self.state, State::Stopped { .. }) {
+            return;
+        }
+        let keeps = reason == CloseReason::Suspended;
+        self.drop_unsent_starts();
+        if self.state.is_connected() {
+            self.outbox.push_back(Output::Disconnect(match reason {
+                CloseReason::Discord(_) => None,
+                _ if keeps => Some(RESUMABLE),
+                _ => Some(NORMAL),
+            }));
+        }
+        self.change_state(|_, state| {
+            let session = match state.into_start() {
+                Start::Resume { session, .. } if keeps => Some(session),
+                _ => None,
+            };
+            State::Stopped { reason, session }
+        });
+    }
+}
