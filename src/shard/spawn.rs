@@ -93,23 +93,28 @@ impl Shard {
             ));
         })?;
 
-        match session {
-            Some(_) if books.is_continued => {}
-            Some(session) => {
-                let mark = session.sequence;
-                shard.0.ledger.begin(session, mark);
-            }
-            None => shard.0.ledger.end(),
-        }
-        for command in previous.iter().flat_map(Self::take_unsent) {
-            // The queue takes everything until the thread has started.
-            let _ = shard.0.queue.hand_over(command);
-        }
+        shard.take_up(session, books.is_continued, previous.as_ref());
         Ok(Spawned {
             shard,
             thread,
             start,
         })
+    }
+
+    /// Goes on from where a session is, and with the commands of an earlier run.
+    fn take_up(&self, session: Option<Session>, is_continued: bool, previous: Option<&Self>) {
+        match session {
+            Some(_) if is_continued => {}
+            Some(session) => {
+                let mark = session.sequence;
+                self.0.ledger.begin(session, mark);
+            }
+            None => self.0.ledger.end(),
+        }
+        for command in previous.into_iter().flat_map(Self::take_unsent) {
+            // The queue takes everything until the thread has started.
+            let _ = self.0.queue.hand_over(command);
+        }
     }
 }
 

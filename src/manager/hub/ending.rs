@@ -32,7 +32,7 @@ impl Hub {
         state.shards.shards_of(&state.reconciler.delivering())
     }
 
-    /// Waits until the store is to be written again, at the latest after the usual interval. Returns
+    /// Blocks until a write of the store is requested, but no longer than the usual interval. Returns
     /// the number of the last request, and whether it is the last time.
     pub(in crate::manager) fn wait_for_store(&self, written: u64) -> (u64, bool) {
         let deadline = Instant::now() + self.config.timing.store_interval;
@@ -50,7 +50,7 @@ impl Hub {
         self.set_phase(Phase::LastStore);
     }
 
-    /// Nobody waits for the end.
+    /// The manager was dropped: no call waits for its end any more.
     pub(in crate::manager) fn detach(&self) {
         self.state.lock().is_detached = true;
         self.changed.notify_all();

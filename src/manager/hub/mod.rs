@@ -54,7 +54,7 @@ pub(super) struct State {
     /// The last write of the session store that was asked for.
     store: u64,
     phase: Phase,
-    /// Nobody waits for the manager's end.
+    /// The manager was dropped, perhaps on a thread of its own: no call waits for its end.
     is_detached: bool,
 }
 
@@ -217,7 +217,7 @@ impl Hub {
         self.changed.notify_all();
     }
 
-    /// What is to be done next; blocks until there is something.
+    /// The reconciler's next output; blocks until there is one.
     pub(super) fn next_output(&self) -> Output {
         let mut state = self.state.lock();
         loop {

@@ -14,7 +14,7 @@ use crate::shard_id::ShardId;
 #[derive(Debug)]
 pub(in crate::manager) enum Readiness {
     Ready,
-    /// So many are; this is the first that is not, and the run of it, if there is one.
+    /// How many of how many are, the first shard that is not, and its run if it has one.
     NotReady {
         ready: usize,
         total: usize,

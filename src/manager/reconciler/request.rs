@@ -48,7 +48,7 @@ impl Reconciler {
         let runs = self.slots.get(&shard).is_some_and(|slot| !slot.is_over());
         let is_opening = self.transition.is_opening(shard);
         if was_waiting || (!runs && !is_opening) {
-            // Whoever waits for it to be ready waits in vain.
+            // A request that waits for it to be ready fails.
             let closed = Stage::Stopped(CloseReason::Requested);
             self.operations.handle(shard, closed);
             return Ok(self.operations.begin([]));
