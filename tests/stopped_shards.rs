@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, config, eventually, gateway, in_time, next, number, ready, sounds};
+use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{FileStore, SessionStore};
@@ -135,31 +136,45 @@ fn one_shard_is_suspended_and_goes_on() {
     gateway.assert_lawful();
 }
 
-/// Its transport for one shard panics in the midst of reading when it is told to.
-struct Wires(WebSocketConnector, ShardId, Arc<AtomicBool>);
+/// Transports that panic in the midst of reading, or connect slowly, when they are told to.
+struct Wires(WebSocketConnector, Arc<Mischief>);
 struct Wire(
     <WebSocketConnector as Connector>::Transport,
-    Option<Arc<AtomicBool>>,
+    ShardId,
+    Arc<Mischief>,
 );
+
+#[derive(Default)]
+struct Mischief {
+    /// The shard whose transport panics at the next read.
+    panics: Mutex<Option<ShardId>>,
+    /// Connections take until this is over, as a look-up of a name may.
+    is_slow: AtomicBool,
+    /// One has begun.
+    has_begun: AtomicBool,
+}
 
 impl Connector for Wires {
     type Transport = Wire;
 
     fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<Wire> {
         let wire = self.0.transport(shard, settings)?;
-        Ok(Wire(wire, (shard == self.1).then(|| Arc::clone(&self.2))))
+        Ok(Wire(wire, shard, Arc::clone(&self.1)))
     }
 }
 
 impl Transport for Wire {
     fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
+        self.2.has_begun.store(true, Ordering::SeqCst);
+        while self.2.is_slow.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.0.connect(url, deadline)
     }
 
     fn read(&mut self) -> Result<Received, TransportError> {
-        let panics = self.1.as_ref();
-        let panics = panics.is_some_and(|panics| panics.swap(false, Ordering::SeqCst));
-        assert!(!panics, "a bug of the transport's");
+        let panics = self.2.panics.lock().take_if(|shard| *shard == self.1);
+        assert!(panics.is_none(), "a bug of the transport's");
         self.0.read()
     }
 
@@ -192,14 +207,14 @@ impl Transport for Wire {
 fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
     let builder = gateway().shards(2).max_concurrency(2).guilds(8);
     let gateway = builder.start().unwrap();
-    let panics = Arc::new(AtomicBool::new(false));
+    let mischief = Arc::new(Mischief::default());
     let first = ShardId::for_guild(gateway.guild_ids()[0], 2).unwrap();
-    let wires = |connector| Wires(connector, first, Arc::clone(&panics));
+    let wires = |connector| Wires(connector, Arc::clone(&mischief));
     let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
     let one = manager.shard(first).unwrap();
-    panics.store(true, Ordering::SeqCst);
+    *mischief.panics.lock() = Some(first);
     emit(&gateway, 1);
     stop(&one);
     emit(&gateway, 2);
@@ -325,83 +340,25 @@ fn a_restart_that_comes_while_it_stops_counts() {
     gateway.assert_lawful();
 }
 
-/// Its connections take as long as they are to, as a look-up of a name may.
-struct SlowNames(WebSocketConnector, Arc<LookUp>);
-struct SlowName(Wire, Arc<LookUp>);
-
-#[derive(Default)]
-struct LookUp {
-    is_slow: AtomicBool,
-    /// One has begun.
-    has_begun: AtomicBool,
-}
-
-impl Connector for SlowNames {
-    type Transport = SlowName;
-
-    fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<SlowName> {
-        let wire = Wire(self.0.transport(shard, settings)?, None);
-        Ok(SlowName(wire, Arc::clone(&self.1)))
-    }
-}
-
-impl Transport for SlowName {
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
-        self.1.has_begun.store(true, Ordering::SeqCst);
-        while self.1.is_slow.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.0.connect(url, deadline)
-    }
-
-    fn read(&mut self) -> Result<Received, TransportError> {
-        self.0.read()
-    }
-
-    fn send(&mut self, text: String) -> Result<(), TransportError> {
-        self.0.send(text)
-    }
-
-    fn send_secret(&mut self, text: &str) -> Result<(), TransportError> {
-        self.0.send_secret(text)
-    }
-
-    fn written(&self) -> u64 {
-        self.0.written()
-    }
-
-    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
-        self.0.wait(until, reading)
-    }
-
-    fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
-        self.0.disconnect(code, deadline);
-    }
-
-    fn waker(&self) -> Waker {
-        self.0.waker()
-    }
-}
-
 #[test]
 fn one_that_looks_a_name_up_makes_room_at_once() {
     let gateway = gateway().guilds(1).start().unwrap();
-    let look_up = Arc::new(LookUp::default());
-    let names = |connector| SlowNames(connector, Arc::clone(&look_up));
-    let manager = ShardManager::start_with(config(&gateway), names).unwrap();
+    let mischief = Arc::new(Mischief::default());
+    let wires = |connector| Wires(connector, Arc::clone(&mischief));
+    let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let one = manager.shard(ShardId::ONE).unwrap();
-    look_up.is_slow.store(true, Ordering::SeqCst);
-    look_up.has_begun.store(false, Ordering::SeqCst);
+    mischief.is_slow.store(true, Ordering::SeqCst);
+    mischief.has_begun.store(false, Ordering::SeqCst);
     gateway.inject(ShardId::ONE, Fault::Cut);
     eventually("it looks the name up", || {
-        look_up.has_begun.load(Ordering::SeqCst)
+        mischief.has_begun.load(Ordering::SeqCst)
     });
     one.send(sounds(gateway.guild_ids()[0])).unwrap();
     let suspended = manager.suspend_shard(ShardId::ONE).unwrap();
     assert_eq!(suspended.unsent.len(), 1);
     let opening = manager.resume_shard(suspended.session.unwrap()).unwrap();
-    look_up.is_slow.store(false, Ordering::SeqCst);
+    mischief.is_slow.store(false, Ordering::SeqCst);
     opening.wait(PATIENCE).unwrap();
     stop(&one);
     let again = manager.shard(ShardId::ONE).unwrap();
@@ -420,15 +377,15 @@ fn one_that_waits_to_open_is_suspended_with_its_session() {
     let gateway = gateway().shards(2).start().unwrap();
     let manager = ready(config(&gateway));
     let sessions = manager.suspend();
-    let look_up = Arc::new(LookUp::default());
-    look_up.is_slow.store(true, Ordering::SeqCst);
-    let names = |connector| SlowNames(connector, Arc::clone(&look_up));
+    let mischief = Arc::new(Mischief::default());
+    mischief.is_slow.store(true, Ordering::SeqCst);
+    let wires = |connector| Wires(connector, Arc::clone(&mischief));
     let settings = config(&gateway).sessions(sessions.clone());
-    let manager = ShardManager::start_with(settings, names).unwrap();
+    let manager = ShardManager::start_with(settings, wires).unwrap();
     for session in &sessions {
         let suspended = manager.suspend_shard(session.shard).unwrap();
         let given = suspended.session.expect("it has one");
         assert_eq!((given.shard, &given.id), (session.shard, &session.id));
     }
-    look_up.is_slow.store(false, Ordering::SeqCst);
+    mischief.is_slow.store(false, Ordering::SeqCst);
 }

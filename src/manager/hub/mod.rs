@@ -203,12 +203,11 @@ impl Hub {
 
     /// A shard tells what has changed, on its own thread.
     pub(super) fn handle_change(&self, run: Run, change: Change) {
-        let keys = self.state.lock().reconciler.max_concurrency();
-        let identified =
-            (change == Change::Stage(Stage::Identifying)).then(|| Identified::now(run.shard, keys));
         {
             let mut state = self.state.lock();
-            if let Some(last) = identified {
+            if change == Change::Stage(Stage::Identifying) {
+                let keys = state.reconciler.max_concurrency();
+                let last = Identified::now(run.shard, keys);
                 state.identified.insert(last.key, last);
             }
             let input = Input::Changed(run, change);
