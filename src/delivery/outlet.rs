@@ -29,6 +29,17 @@ struct Neighbours {
     after: Option<Merging>,
 }
 
+/// What becomes of an event of a set that replaces another, until it has taken over.
+enum Place {
+    /// Every session of the guild gets it: it is compared with those of the other set, by lane and
+    /// digest.
+    Shared(Lane, Digest),
+    /// The session alone has it, because of a command or of what it has lost: it is held.
+    Held,
+    /// It says how a session or a connection begins or ends: it is not delivered.
+    Dropped,
+}
+
 /// Names the copy that was delivered; `None` if it holds no credit.
 type Witness = Option<Arc<Twin>>;
 
@@ -226,7 +237,7 @@ impl Merging {
     /// An event of the old set, which is about to be delivered. If the new set has it too, it
     /// carries that one's lease, now or later.
     fn note(&self, now: Instant, event: &mut Event) {
-        let Some((lane, digest)) = self.place(event) else {
+        let Place::Shared(lane, digest) = self.place(event) else {
             return;
         };
         let twin = event.twin();
@@ -245,18 +256,16 @@ impl Merging {
         let verdict = {
             let mut merge = self.merge.lock();
             match place {
-                Some((lane, digest)) if merge.is_live() || !is_arrival => {
+                Place::Shared(lane, digest) if merge.is_live() || !is_arrival => {
                     merge.new_event(now, lane, digest, event)
                 }
                 _ if merge.is_live() => Verdict::Deliver(event),
-                // What was lost stays lost.
-                _ if matches!(event.kind(), EventKind::SessionLost { .. }) => {
+                // Nobody else has it.
+                Place::Held => {
                     merge.hold_notice(event);
                     Verdict::Held
                 }
-                // What else happens to a shard, and how its session begins, is not delivered before
-                // it takes over.
-                _ => return None,
+                Place::Shared(..) | Place::Dropped => return None,
             }
         };
         match verdict {
@@ -269,21 +278,28 @@ impl Merging {
         }
     }
 
-    /// The lane and the digest of an event; `None` for what belongs to one session alone.
-    fn place(&self, event: &Event) -> Option<(Lane, Digest)> {
-        let dispatch = event.dispatch()?;
-        let is_own = match dispatch.name() {
-            EventName::Ready | EventName::Resumed => true,
-            // Discord sends it to every session: those of the two first shards are compared.
-            EventName::UserUpdate => !self.firsts.contains(&event.shard()),
-            _ => false,
+    fn place(&self, event: &Event) -> Place {
+        let Some(dispatch) = event.dispatch() else {
+            return match event.kind() {
+                // What was lost stays lost.
+                EventKind::SessionLost { .. } => Place::Held,
+                _ => Place::Dropped,
+            };
         };
-        if is_own {
-            return None;
+        match dispatch.name() {
+            EventName::Ready | EventName::Resumed => Place::Dropped,
+            EventName::ChannelInfo
+            | EventName::GuildMembersChunk
+            | EventName::RateLimited
+            | EventName::SoundboardSounds => Place::Held,
+            // Discord sends it to every session: those of the two first shards are compared.
+            EventName::UserUpdate if !self.firsts.contains(&event.shard()) => Place::Dropped,
+            // What names its guild in an unknown way shares the lane of what has none.
+            name => {
+                let digest = self.hasher.hash_one((name, dispatch.data()));
+                Place::Shared(dispatch.guild_id(), digest)
+            }
         }
-        // What names its guild in an unknown way shares the lane of what has none.
-        let digest = self.hasher.hash_one((dispatch.name(), dispatch.data()));
-        Some((dispatch.guild_id(), digest))
     }
 }
 

@@ -380,3 +380,30 @@ fn what_every_session_is_sent_takes_no_equal_event_away() {
     put(&new, &sets[1]);
     assert_eq!(came(), 3, "another change");
 }
+
+#[test]
+fn the_answer_to_a_command_is_nobody_elses() {
+    let now = Instant::now();
+    let (inlet, events) = delivery::channel();
+    let old = Outlet::new(inlet);
+    let new_outlet = old.successor(&[OLD], &[new()]);
+    let put = |outlet: &Outlet, shard| {
+        let json = r#"{"op":0,"s":2,"t":"SOUNDBOARD_SOUNDS","d":{"guild_id":"4194304","soundboard_sounds":[]}}"#;
+        let dispatch = Dispatch::from_json(json).unwrap();
+        outlet.put(now, Event::new(shard, EventKind::Dispatch(dispatch)));
+    };
+    let came = || std::iter::from_fn(|| events.try_next().ok()).count();
+    new_outlet.begin(new(), true);
+    new_outlet.ready(now, new());
+    old.has_read(OLD, now);
+    put(&old, OLD);
+    assert_eq!(came(), 1);
+    put(&new_outlet, new());
+    assert_eq!(came(), 0, "it is held");
+    put(&old, OLD);
+    assert_eq!(came(), 1);
+    new_outlet.take_over(now, Event::new(new(), EventKind::Resumed));
+    assert_eq!(came(), 2, "and what was held");
+    put(&new_outlet, new());
+    assert_eq!(came(), 1);
+}
