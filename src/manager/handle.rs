@@ -117,7 +117,7 @@ impl Handle {
     /// repeated, and then late, only if a new shard is away or behind for longer than that, or if the
     /// process ends before it has caught up.
     ///
-    /// If an old shard loses its session meanwhile, what it missed is not lost but comes late, at
+    /// What an old shard misses meanwhile because it has no session is not lost but comes late, at
     /// the hand-over. What is held counts as outstanding, so a new shard may stall if the old ones
     /// deliver slowly; nothing is lost by that. Look-ups find the old shards until those close.
     /// Done when the new ones have taken over. If one of them stops before the old ones close, or

@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::mem;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,9 @@ struct Handover {
     old: Vec<ShardId>,
     limits: HandoverLimits,
     phase: Phase,
+    /// There is no way back any more. One of the new set that loses its connection or its session is
+    /// still waited for, until the first of the old set closes.
+    is_committed: bool,
     /// How many events each shard of the old set had delivered once it had read all that was sent
     /// before the overlap: the new set may not have received those.
     only_old: Option<Vec<(ShardId, u64)>>,
@@ -219,7 +223,7 @@ impl Transition {
 
     /// A restart has failed: the others are not tried. Returns them.
     pub(super) fn give_up_restarts(&mut self) -> Vec<ShardId> {
-        std::mem::take(&mut self.restart).into()
+        mem::take(&mut self.restart).into()
     }
 
     /// Opens the shards `new`; when they are ready and their guilds are in, waits for the overlap and
@@ -236,6 +240,7 @@ impl Transition {
             old,
             limits,
             phase: Phase::Settling,
+            is_committed: false,
             only_old: None,
         });
     }
@@ -370,8 +375,8 @@ impl Transition {
             }
         }
         if let Some(handover) = &mut self.handover
-            && !matches!(handover.phase, Phase::Closing(_))
-            && handover.new.values().any(|settled| !settled.guilds_in)
+            && !matches!(handover.phase, Phase::Closing(1..))
+            && !handover.is_settled()
         {
             handover.phase = Phase::Settling;
             handover.only_old = None;
@@ -445,7 +450,7 @@ impl Handover {
     fn poll(&mut self, now: Instant, progress: &impl Progress) -> Step {
         while let Some(next) = self.next_phase(now, progress) {
             self.phase = next;
-            if next == Phase::Closing(0) {
+            if next == Phase::Closing(0) && !mem::replace(&mut self.is_committed, true) {
                 return Step::Commit;
             }
         }
@@ -462,6 +467,7 @@ impl Handover {
         let check = now + PROGRESS_CHECK;
         match &mut self.phase {
             Phase::Closing(_) if self.old.is_empty() => Step::HandOver,
+            Phase::Closing(0) if !is_usable => Step::Wait(None),
             Phase::Closing(asked) => match self.old.get(*asked) {
                 Some(shard) => {
                     *asked += 1;
@@ -485,8 +491,7 @@ impl Handover {
         let limits = self.limits;
         match self.phase {
             Phase::Settling => {
-                let mut new = self.new.values();
-                let is_settled = new.all(|settled| settled.is_usable() && settled.guilds_in);
+                let is_settled = self.is_settled() && self.is_usable();
                 is_settled.then_some(Phase::Overlap(now))
             }
             Phase::Closing(_) => None,
@@ -523,7 +528,19 @@ impl Handover {
     }
 
     fn is_usable(&self) -> bool {
-        self.new.values().all(|settled| settled.is_usable())
+        let mut new = self.new.values();
+        new.all(|settled| settled.is_usable() || self.is_given_up(*settled))
+    }
+
+    /// Whether the guilds of the new set are in.
+    fn is_settled(&self) -> bool {
+        let mut new = self.new.values();
+        new.all(|settled| settled.guilds_in || self.is_given_up(*settled))
+    }
+
+    /// Whether a shard of the new set has stopped when there was no way back.
+    fn is_given_up(&self, settled: Settled) -> bool {
+        self.is_committed && matches!(settled.stage, Some(Stage::Stopped(_)))
     }
 }
 
@@ -787,7 +804,26 @@ mod tests {
         assert_eq!(polled, check(now), "a kill would lose an event");
         now += LIMITS.handlers;
         assert_eq!(transition.poll(now, &unhandled()), Step::Commit);
-        assert_eq!(poll(&mut transition, now), Step::Close(shard(5)));
+        stage(&mut transition, 0, Stage::Identifying);
+        stage(&mut transition, 0, Stage::Ready);
+        assert_eq!(
+            poll(&mut transition, now),
+            Step::Wait(None),
+            "it has lost its session, and the old ones are still there"
+        );
+        transition.handle(shard(0), Change::GuildsIn);
+        let overlaps = Step::Wait(Some(now + overlap));
+        assert_eq!(poll(&mut transition, now), overlaps);
+        now += overlap;
+        stage(&mut transition, 1, Stage::Connecting);
+        assert_eq!(poll(&mut transition, now), Step::Wait(None));
+        stage(&mut transition, 1, Stage::Stopped(CloseReason::Cut));
+        let closes = poll(&mut transition, now);
+        assert_eq!(
+            closes,
+            Step::Close(shard(5)),
+            "nobody waits for one that has stopped"
+        );
         stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
         assert_eq!(poll(&mut transition, now), Step::Close(shard(7)));
         assert_eq!(poll(&mut transition, now), Step::Wait(None));
