@@ -1,9 +1,10 @@
 //! The settings of a simulated gateway.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::traffic::Mix;
+use super::world::World;
 use super::{Answer, Gateway, LONGEST};
 use crate::intents::Intents;
 
@@ -301,6 +302,17 @@ impl Builder {
                 Mix::new(&self.mix).map_err(|(given, allowed)| wrong("mix", &given, allowed))?;
         }
         Gateway::start(self)
+    }
+
+    pub(crate) fn token(&self) -> &str {
+        &self.settings.token
+    }
+
+    /// The world by itself, at a time of the clock and since Unix's epoch.
+    pub(crate) fn world(self, now: Instant, unix: Duration, url: String) -> World {
+        let mut world = World::new(now, unix, self.settings, url);
+        world.add_guilds(self.guilds);
+        world
     }
 
     fn check(&self) -> Result<(), StartError> {

@@ -67,7 +67,9 @@ pub use self::observed::{
     Action, Dispatched, EmitError, Observed, Record, Strike, Violation, digest,
 };
 pub use self::traffic::EVENT_NAMES;
-use self::world::World;
+pub(crate) use self::world::World;
+#[cfg(test)]
+pub(crate) use self::world::{Order, Reply, Request};
 use crate::shard_id::ShardId;
 
 /// A running gateway. Dropping it stops it.
@@ -127,18 +129,13 @@ impl Gateway {
             .as_ref()
             .map(|certificates| certificates.root.clone());
         let scheme = if builder.tls { "wss" } else { "ws" };
-        let token = builder.settings.token.clone();
+        let token = builder.token().to_owned();
         // A clock before 1970 is a clock that is not set.
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let mut world = World::new(
-            Instant::now(),
-            unix,
-            builder.settings,
-            format!("{scheme}://{address}"),
-        );
-        world.add_guilds(builder.guilds);
+        let url = format!("{scheme}://{address}");
+        let world = builder.world(Instant::now(), unix, url);
 
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), server::WAKE)?;

@@ -24,7 +24,7 @@ const LARGEST_BOMB: usize = 1 << 30;
 
 impl World {
     /// Lets a fault happen: now, or at the next handshake of its kind.
-    pub(in crate::sim) fn inject(&mut self, now: Instant, target: Target, fault: Fault) {
+    pub(crate) fn inject(&mut self, now: Instant, target: Target, fault: Fault) {
         let shard = match target {
             Target::Shard(shard) => Some(shard),
             Target::All | Target::Any => None,
@@ -64,12 +64,7 @@ impl World {
 
     /// From now on faults of these happen by chance; with a rate of 0 no more, and those that wait
     /// are forgotten.
-    pub(in crate::sim) fn set_random_faults(
-        &mut self,
-        now: Instant,
-        per_second: f64,
-        faults: Vec<Fault>,
-    ) {
+    pub(crate) fn set_random_faults(&mut self, now: Instant, per_second: f64, faults: Vec<Fault>) {
         self.timers
             .retain(|_, timer| !matches!(timer, Timer::RandomFault));
         self.random_faults =
@@ -141,7 +136,7 @@ impl World {
     }
 
     /// What is wrong with the next upgrade, which asks for a compression.
-    pub(in crate::sim) fn upgrade_fault(
+    pub(crate) fn upgrade_fault(
         &mut self,
         now: Instant,
         compress: Option<&str>,

@@ -28,7 +28,7 @@ impl World {
         }
     }
 
-    pub(in crate::sim) fn guild_ids(&self) -> Vec<u64> {
+    pub(crate) fn guild_ids(&self) -> Vec<u64> {
         self.guilds.iter().map(|guild| guild.id).collect()
     }
 
@@ -37,6 +37,12 @@ impl World {
             .binary_search_by_key(&id, |guild| guild.id)
             .ok()
             .map(|at| self.guilds[at])
+    }
+
+    /// From now on a shard that starts a session may have so many guilds.
+    #[cfg(test)]
+    pub(crate) fn set_guilds_per_shard(&mut self, guilds: usize) {
+        self.settings.guilds_per_shard = guilds;
     }
 
     pub(in crate::sim) fn set_shards(&mut self, shards: u32) {
@@ -56,7 +62,7 @@ impl World {
     }
 
     /// Gives an event to those who hear of it; returns how many sessions that are.
-    pub(in crate::sim) fn emit(
+    pub(crate) fn emit(
         &mut self,
         guild_id: Option<u64>,
         name: &str,

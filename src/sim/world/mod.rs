@@ -24,7 +24,7 @@ use super::fault::{Answer, Fault};
 use super::observed::{Action, Dispatched, Observed, Record, Violation};
 use super::payloads::{self, Guild};
 use crate::shard_id::ShardId;
-pub(super) use rest::{Reply, Request};
+pub(crate) use rest::{Reply, Request};
 use sessions::Session;
 
 const SEND_WINDOW: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(250);
 
 /// Something for the server to do with a connection.
 #[derive(Debug, PartialEq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// Send a payload in the connection's compression.
     Send(usize, String),
     /// Send a message past the compression.
@@ -65,15 +65,15 @@ pub(super) enum Order {
     },
 }
 
-pub(super) struct World {
+pub(crate) struct World {
     settings: Settings,
     start: Instant,
     /// The time since Unix's epoch, at the start.
     unix_start: Duration,
     url: String,
     pub(super) stopped: bool,
-    pub(super) observed: Observed,
-    pub(super) dispatches: Vec<Dispatched>,
+    pub(crate) observed: Observed,
+    pub(crate) dispatches: Vec<Dispatched>,
     /// In the order of their ids.
     guilds: Vec<Guild>,
     connections: HashMap<usize, Connection>,
@@ -187,7 +187,7 @@ impl World {
     }
 
     /// What to do next; `None` until the next input or [`deadline`](Self::deadline).
-    pub(super) fn poll(&mut self, now: Instant) -> Option<Order> {
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Order> {
         while let Some(entry) = self.timers.first_entry()
             && entry.key().0 <= now
         {
@@ -222,14 +222,14 @@ impl World {
         self.orders.pop_front()
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timers.first_key_value().map(|((at, _), _)| *at)
     }
 
     // What clients do.
 
     /// A connection was upgraded to a websocket.
-    pub(super) fn connected(&mut self, now: Instant, connection: usize, version: Option<&str>) {
+    pub(crate) fn connected(&mut self, now: Instant, connection: usize, version: Option<&str>) {
         self.connections.insert(
             connection,
             Connection {
@@ -276,7 +276,7 @@ impl World {
     }
 
     /// A connection brought a text message.
-    pub(super) fn text(&mut self, now: Instant, connection: usize, text: &str) {
+    pub(crate) fn text(&mut self, now: Instant, connection: usize, text: &str) {
         let window = self.scaled(SEND_WINDOW);
         let Some(client) = self.connections.get_mut(&connection) else {
             return;
@@ -322,7 +322,7 @@ impl World {
     }
 
     /// The connection is gone; `code` is the client's.
-    pub(super) fn closed(&mut self, now: Instant, connection: usize, code: Option<u16>) {
+    pub(crate) fn closed(&mut self, now: Instant, connection: usize, code: Option<u16>) {
         if !self.connections.contains_key(&connection) {
             return;
         }

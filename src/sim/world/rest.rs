@@ -29,17 +29,17 @@ const CALLBACK: Duration = Duration::from_secs(3);
 const FOLLOW_UP: Duration = Duration::from_secs(15 * 60);
 
 /// A request to the HTTP interface.
-pub(in crate::sim) struct Request<'a> {
-    pub(in crate::sim) method: &'a str,
-    pub(in crate::sim) path: &'a str,
-    pub(in crate::sim) query: HashMap<String, String>,
-    pub(in crate::sim) authorization: Option<&'a str>,
-    pub(in crate::sim) user_agent: Option<&'a str>,
-    pub(in crate::sim) body: &'a str,
+pub(crate) struct Request<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) query: HashMap<String, String>,
+    pub(crate) authorization: Option<&'a str>,
+    pub(crate) user_agent: Option<&'a str>,
+    pub(crate) body: &'a str,
 }
 
 /// What becomes of a request.
-pub(in crate::sim) enum Reply {
+pub(crate) enum Reply {
     Answer {
         status: u16,
         content_type: &'static str,
@@ -96,12 +96,7 @@ impl Desk {
 
 impl World {
     /// Answers a request of a connection.
-    pub(in crate::sim) fn rest(
-        &mut self,
-        now: Instant,
-        connection: usize,
-        request: &Request<'_>,
-    ) -> Reply {
+    pub(crate) fn rest(&mut self, now: Instant, connection: usize, request: &Request<'_>) -> Reply {
         let path = request
             .path
             .strip_prefix("/api/v10")
@@ -360,7 +355,7 @@ impl World {
     }
 
     /// A member uses a command of the bot's; returns the interaction's id.
-    pub(in crate::sim) fn interact(
+    pub(crate) fn interact(
         &mut self,
         now: Instant,
         channel: u64,

@@ -372,6 +372,8 @@ impl World {
         let old = old.filter(|old| *old != connection);
         if let Some(client) = old.and_then(|old| self.connections.get_mut(&old)) {
             client.session = None;
+            // What its client has sent may still be on its way.
+            client.standing = Standing::Invalidated;
         }
         if let Some(old) = old.filter(|old| self.connections.contains_key(old)) {
             self.answer(now, old, self.settings.on_takeover.clone(), None);
@@ -465,6 +467,13 @@ impl World {
             if sessions.is_empty() {
                 self.homes.remove(&home);
             }
+        }
+        let client = session
+            .connection
+            .and_then(|at| self.connections.get_mut(&at));
+        if let Some(client) = client {
+            // It may not know it yet.
+            client.standing = Standing::Invalidated;
         }
         self.update_live(session.shard);
         true

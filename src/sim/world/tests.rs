@@ -26,19 +26,10 @@ struct Rig {
 
 impl Rig {
     fn new(build: impl FnOnce(Builder) -> Builder) -> Self {
-        let Builder {
-            settings, guilds, ..
-        } = build(Builder::new());
         let now = Instant::now();
-        let mut world = World::new(
-            now,
-            Duration::from_secs(1_785_585_600),
-            settings,
-            "ws://here".into(),
-        );
-        world.add_guilds(guilds);
+        let unix = Duration::from_secs(1_785_585_600);
         Self {
-            world,
+            world: build(Builder::new()).world(now, unix, "ws://here".into()),
             now,
             got: Vec::new(),
             closes: Vec::new(),
@@ -502,6 +493,10 @@ fn an_old_connection_may_learn_that_its_session_goes_on_elsewhere() {
             (op, close)
         );
         assert_eq!(rig.names(2), ["RESUMED"], "{answer}");
+        let command = r#"{"op":31,"d":{"guild_ids":[]}}"#;
+        rig.world.text(rig.now, 1, command);
+        let violations = &rig.world.observed.violations;
+        assert_eq!(*violations, [], "it was on its way");
     }
 }
 
