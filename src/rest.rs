@@ -19,6 +19,7 @@ use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, Body};
 
 use self::secrets::Secrets;
+use crate::clock;
 use crate::error::Error;
 use crate::protocol::USER_AGENT;
 use crate::timing::from_secs;
@@ -127,7 +128,7 @@ impl Rest {
     /// Where the gateway is, how many shards Discord recommends, and how often the bot may still
     /// identify.
     pub fn gateway_bot(&self) -> Result<GatewayBot, Error> {
-        let asked_at = Instant::now();
+        let asked_at = clock::now();
         let answer: GatewayBot = self.get("/gateway/bot")?;
         Ok(GatewayBot { asked_at, ..answer })
     }

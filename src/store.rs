@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::error::StoreError;
 use crate::protocol::Session;
 use crate::shard_id::ShardId;
@@ -69,7 +70,7 @@ impl Identified {
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::now()
+    clock::wall()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
 }

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::schedule::{Limits, Rules, Schedule, TicketId, Turn};
 use super::ticket::{Granter, LimitError, Permit, Report, Ticket};
 use super::{IdentifyLimiter, LimitStatus, ReleaseAfter, Wake};
+use crate::clock;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
@@ -87,7 +88,7 @@ impl SessionLimit {
             reset_guard: timing.reset_guard,
         };
         let state = State {
-            schedule: Schedule::new(Instant::now(), limits, rules),
+            schedule: Schedule::new(clock::now(), limits, rules),
             waiting: HashMap::new(),
             closed: false,
             thread: None,
@@ -121,7 +122,7 @@ impl SessionLimit {
     /// ```
     pub fn enter_timeout(&self, shard: ShardId, timeout: Duration) -> Result<Permit, LimitError> {
         // A time-out too long for the clock is no time-out.
-        let deadline = Instant::now().checked_add(timeout);
+        let deadline = clock::now().checked_add(timeout);
         self.ticket(shard, || {}).wait(deadline)
     }
 
@@ -153,7 +154,7 @@ impl SessionLimit {
     /// Another process identified with key `key` of `keys` so long `ago`: its window counts from
     /// then.
     pub(crate) fn note(&self, key: u32, keys: NonZeroU32, ago: Duration) {
-        if let Some(at) = Instant::now().checked_sub(ago) {
+        if let Some(at) = clock::now().checked_sub(ago) {
             self.shared
                 .change(|_, state| state.schedule.note(key, keys, at));
         }
@@ -161,7 +162,7 @@ impl SessionLimit {
 
     /// IDENTIFYs left until the reset.
     pub fn remaining(&self) -> u32 {
-        self.shared.state.lock().schedule.remaining(Instant::now())
+        self.shared.state.lock().schedule.remaining(clock::now())
     }
 
     /// How many wait for their turn.
@@ -171,7 +172,7 @@ impl SessionLimit {
 
     /// What is left, and who waits.
     pub fn status(&self) -> LimitStatus {
-        self.shared.state.lock().schedule.status(Instant::now())
+        self.shared.state.lock().schedule.status(clock::now())
     }
 
     /// Refuses everyone who waits and everyone who comes, with [`LimitError::Closed`].
@@ -185,6 +186,19 @@ impl SessionLimit {
         for granter in waiting.into_values() {
             unharmed(|| granter.refuse(LimitError::Closed));
         }
+    }
+
+    /// Does what the release thread would do by now. Returns when it would do more.
+    #[cfg(test)]
+    pub(crate) fn release(&self) -> Option<Instant> {
+        self.shared.change(|_, state| state.wakes_at = None);
+        self.shared.state.lock().wakes_at
+    }
+
+    /// When the release thread would wake by itself.
+    #[cfg(test)]
+    pub(crate) fn wakes_at(&self) -> Option<Instant> {
+        self.shared.state.lock().wakes_at
     }
 
     fn ticket(&self, shard: ShardId, wake: impl Fn() + Send + Sync + 'static) -> Ticket {
@@ -271,7 +285,7 @@ impl Shared {
         let mut refused = None;
         let result = {
             let mut state = self.state.lock();
-            let now = Instant::now();
+            let now = clock::now();
             let result = change(now, &mut state);
             let wait = state.poll(now, &mut granted);
             if let Some(at) = wait
@@ -311,6 +325,11 @@ impl Shared {
         if state.thread.is_some() || state.closed {
             return Ok(());
         }
+        // Where a test sets the time, it releases as well.
+        #[cfg(test)]
+        if clock::is_set() {
+            return Ok(());
+        }
         let shared = Arc::clone(self);
         let thread = thread::Builder::new()
             .name("session-limit".into())
@@ -324,7 +343,7 @@ impl Shared {
         let mut granted = Vec::new();
         let mut state = self.state.lock();
         while !state.closed {
-            state.wakes_at = state.poll(Instant::now(), &mut granted);
+            state.wakes_at = state.poll(clock::now(), &mut granted);
             if granted.is_empty() {
                 match state.wakes_at {
                     Some(at) => {

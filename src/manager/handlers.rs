@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::hub::Hub;
+use crate::clock;
 use crate::delivery::{Panicked, Workers};
 use crate::error::Error;
 use crate::event::{Event, EventKind, HANDLER_PANICKED};
@@ -87,7 +88,7 @@ impl Hub {
 
         let is_late = deadline
             .get()
-            .is_some_and(|deadline| Instant::now() >= *deadline);
+            .is_some_and(|deadline| clock::now() >= *deadline);
         if is_late && self.stopping() == Some(CloseReason::Requested) {
             self.discard_queued();
         }

@@ -19,11 +19,13 @@ mod start;
 mod starting;
 mod status;
 mod supervisor;
+#[cfg(all(test, feature = "sim"))]
+mod virtual_time;
 
 use std::hash::Hash;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
@@ -36,6 +38,7 @@ use self::reconciler::{Reconciler, Request, Settings};
 pub use self::requests::SuspendedShard;
 pub use self::starting::Starting;
 pub use self::status::{FleetStatus, ShardStatus};
+use crate::clock;
 use crate::config::{Config, Plan};
 use crate::delivery::{self, Events, Outlet};
 use crate::error::{Error, SendError};
@@ -114,50 +117,9 @@ impl ShardManager {
         connector: impl FnOnce(WebSocketConnector) -> C,
         cancelled: &Receiver<()>,
     ) -> Result<Self, Error> {
-        let Prepared {
-            config,
-            url,
-            addresses,
-            rest,
-            tls,
-            limiter,
-            max_concurrency,
-            session_starts,
-            shards,
-            sessions,
-            identified,
-        } = prepare::prepare(config, cancelled)?;
-
-        let (inlet, events) = delivery::channel();
-        let settings = Settings {
-            max_concurrency,
-            timing: config.timing.clone(),
-            auto_split: config.auto_split,
-            auto_reshard: config.auto_reshard,
-            explicit_total: config.plan.explicit_total(),
-            has_store: config.session_store.is_some(),
-        };
-        let hub = Hub::new(
-            config,
-            url,
-            rest.clone(),
-            Arc::clone(&limiter),
-            Reconciler::new(Instant::now(), settings, shards, sessions),
-            identified,
-            (Outlet::new(inlet), events),
-        );
-        let observer = Arc::downgrade(&hub);
-        let context = Arc::new(Context {
-            connector: connector(WebSocketConnector::new(tls)),
-            addresses,
-            limiter,
-            session_starts,
-            observer: Box::new(move |run, change| {
-                if let Some(hub) = observer.upgrade() {
-                    hub.handle_change(run, change);
-                }
-            }),
-        });
+        let prepared = prepare::prepare(config, cancelled)?;
+        let rest = prepared.rest.clone();
+        let (hub, context) = assemble(prepared, connector);
         let threads = start::threads(&hub, context)?;
         let own = threads.session_writer.iter().chain([&threads.supervisor]);
         Ok(Self {
@@ -305,7 +267,7 @@ impl ShardManager {
     /// `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
         self.hub
-            .wait_ready(Instant::now().checked_add(timeout), false)
+            .wait_ready(clock::now().checked_add(timeout), false)
     }
 
     /// As [`wait_ready`](Self::wait_ready), until also every guild that READY named has arrived or
@@ -313,8 +275,7 @@ impl ShardManager {
     /// take the events meanwhile: guilds arrive as events, and a shard that may have no more of
     /// them outstanding stops reading.
     pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
-        self.hub
-            .wait_ready(Instant::now().checked_add(timeout), true)
+        self.hub.wait_ready(clock::now().checked_add(timeout), true)
     }
 
     /// Opens one more shard; see [`Handle::open_shard`].
@@ -425,13 +386,7 @@ impl ShardManager {
             return self.hub.wait_closed();
         };
         let _ = threads.supervisor.join();
-
-        if self.hub.stopping() == Some(CloseReason::Suspended) {
-            let deadline = Instant::now() + self.hub.config.timing.handlers_timeout;
-            let delivering = self.hub.delivering();
-            self.hub.wait_for_handlers(&delivering, deadline);
-        }
-        self.hub.finish_store();
+        self.hub.wait_end();
         if let Some(writer) = threads.session_writer {
             let _ = writer.join();
         }
@@ -443,6 +398,58 @@ impl ShardManager {
     fn is_own_thread(&self) -> bool {
         self.own.contains(&thread::current().id()) || self.hub.is_shard_thread()
     }
+}
+
+/// The manager's state, and what its shards share; nothing runs yet.
+fn assemble<C: Connector>(
+    prepared: Prepared,
+    connector: impl FnOnce(WebSocketConnector) -> C,
+) -> (Arc<Hub>, Arc<Context<C>>) {
+    let Prepared {
+        config,
+        url,
+        addresses,
+        rest,
+        tls,
+        limiter,
+        max_concurrency,
+        session_starts,
+        shards,
+        sessions,
+        identified,
+    } = prepared;
+
+    let (inlet, events) = delivery::channel();
+    let settings = Settings {
+        max_concurrency,
+        timing: config.timing.clone(),
+        auto_split: config.auto_split,
+        auto_reshard: config.auto_reshard,
+        explicit_total: config.plan.explicit_total(),
+        has_store: config.session_store.is_some(),
+    };
+    let hub = Hub::new(
+        config,
+        url,
+        rest,
+        Arc::clone(&limiter),
+        Reconciler::new(clock::now(), settings, shards, sessions),
+        identified,
+        (Outlet::new(inlet), events),
+    );
+    let observer = Arc::downgrade(&hub);
+    let context = Arc::new(Context {
+        connector: connector(WebSocketConnector::new(tls)),
+        addresses,
+        limiter,
+        session_starts,
+        observer: Box::new(move |run, change| {
+            if let Some(hub) = observer.upgrade() {
+                hub.handle_change(run, change);
+            }
+        }),
+    });
+    (hub, context)
 }
 
 impl Drop for ShardManager {

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::hub::Hub;
 use super::reconciler::{Failure, OperationId};
+use crate::clock;
 use crate::error::Error;
 use crate::shard_id::ShardId;
 
@@ -53,7 +54,7 @@ impl Operation {
     /// [`Error::ReshardTimeout`] if a reshard took too long, [`Error::TimedOut`] if it takes longer
     /// than the caller waits; it goes on then.
     pub fn wait(&self, timeout: Duration) -> Result<(), Error> {
-        let deadline = Instant::now().checked_add(timeout);
+        let deadline = clock::now().checked_add(timeout);
         let mut outcome = self.0.outcome.lock();
         loop {
             if let Some(outcome) = *outcome {
@@ -61,7 +62,7 @@ impl Operation {
             }
             match deadline {
                 None => self.0.changed.wait(&mut outcome),
-                Some(deadline) if Instant::now() >= deadline => {
+                Some(deadline) if clock::now() >= deadline => {
                     drop(outcome);
                     let waiting_for = self.waiting_for();
                     return Err(Error::TimedOut { waiting_for });

@@ -57,8 +57,16 @@ pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepar
         (tls.join(), gateway)
     });
     let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let gateway = gateway?;
-    let gateway = gateway.as_ref();
+    with_gateway(config, rest, tls, gateway?.as_ref())
+}
+
+/// As [`prepare`], once Discord has been asked.
+pub(super) fn with_gateway(
+    config: Config,
+    rest: Rest,
+    tls: TlsConnector,
+    gateway: Option<&GatewayBot>,
+) -> Result<Prepared, Error> {
     let url = config.gateway_url.clone();
     let url = url.or_else(|| gateway.map(|gateway| gateway.url.clone()));
     let url = url.unwrap_or_default();

@@ -1,7 +1,7 @@
 //! What users ask for while the manager runs, and what has to be looked up for it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::hub::Hub;
 use super::operation::Operation;
@@ -10,6 +10,7 @@ use super::{count, start};
 use crate::config::{Plan, is_foreign};
 use crate::error::Error;
 use crate::protocol::{Command, Session};
+use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
 /// What [`ShardManager::suspend_shard`](crate::ShardManager::suspend_shard) leaves of a shard.
@@ -91,11 +92,15 @@ impl Hub {
                 unsent: Vec::new(),
             });
         };
-        let deadline = Instant::now() + self.config.timing.handlers_timeout;
-        self.wait_for_handlers(std::slice::from_ref(&shard), deadline);
-        Ok(SuspendedShard {
+        self.wait_for_handlers(&shard);
+        Ok(self.take_suspended(&shard))
+    }
+
+    /// What a shard leaves that has stopped.
+    pub(super) fn take_suspended(&self, shard: &Shard) -> SuspendedShard {
+        SuspendedShard {
             session: self.take_session(shard.run()),
             unsent: shard.take_unsent(),
-        })
+        }
     }
 }

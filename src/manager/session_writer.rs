@@ -3,41 +3,78 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use super::hub::Hub;
+#[cfg(test)]
+use super::hub::Store;
 use super::reconciler::Input;
+use crate::clock;
 use crate::error::{Error, StoreError};
 use crate::store::{Saved, SessionStore};
 
 /// Starts the thread, which writes the sessions every few seconds, when the manager asks for it, and
 /// a last time when the manager has ended. A store that is slow holds up nothing else but that end.
 pub(super) fn start(hub: &Arc<Hub>, store: Arc<dyn SessionStore>) -> Result<JoinHandle<()>, Error> {
-    let hub = Arc::clone(hub);
+    let writer = SessionWriter::new(Arc::clone(hub), store);
     thread::Builder::new()
         .name("session-store".into())
-        .spawn(move || write(&hub, &*store))
+        .spawn(move || writer.run())
         .map_err(|source| Error::Io {
             what: "a thread for the session store",
             source,
         })
 }
 
-fn write(hub: &Hub, store: &dyn SessionStore) {
-    let (mut written, mut is_failing) = (0, false);
-    loop {
-        let (wanted, is_last) = hub.wait_for_store(written);
-        let result = save(store, &hub.saved());
+pub(super) struct SessionWriter {
+    hub: Arc<Hub>,
+    store: Arc<dyn SessionStore>,
+    /// The last request that was fulfilled.
+    written: u64,
+    /// When it is written even if nobody asks for it.
+    due: Instant,
+    is_failing: bool,
+}
+
+impl SessionWriter {
+    pub(super) fn new(hub: Arc<Hub>, store: Arc<dyn SessionStore>) -> Self {
+        Self {
+            due: clock::now() + hub.config.timing.store_interval,
+            hub,
+            store,
+            written: 0,
+            is_failing: false,
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            let (request, is_last) = self.hub.wait_for_store(self.written, self.due);
+            self.write(request, is_last);
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// What is to be done.
+    #[cfg(test)]
+    pub(super) fn poll(&self) -> Store {
+        self.hub.poll_store(self.written, self.due)
+    }
+
+    /// Writes the store, which fulfils the requests up to this one.
+    pub(super) fn write(&mut self, request: u64, is_last: bool) {
+        let result = save(&*self.store, &self.hub.saved());
         // What was wanted since then is not in it.
-        written = wanted;
+        self.written = request;
+        self.due = clock::now() + self.hub.config.timing.store_interval;
         if result.is_ok() {
-            hub.handle(Input::Stored(wanted));
+            self.hub.handle(Input::Stored(request));
         }
-        if is_failing != result.is_err() || (is_last && result.is_err()) {
-            is_failing = result.is_err();
+        if self.is_failing != result.is_err() || (is_last && result.is_err()) {
+            self.is_failing = result.is_err();
             report(&result, is_last);
-        }
-        if is_last {
-            return;
         }
     }
 }

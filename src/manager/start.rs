@@ -74,18 +74,21 @@ pub(super) fn limiter(
         }
         // Discord was not asked: the limiter knows better.
         (Some(limiter), None) => Arc::clone(limiter),
-        (None, _) => {
-            let limit = SessionLimit::with_timing(
-                limits.unwrap_or_default(),
-                &config.timing,
-                config.release_after,
-            );
-            for last in identified {
-                limit.note(last.key, last.keys, last.ago());
-            }
-            Arc::new(limit)
-        }
+        (None, _) => Arc::new(own_limit(config, limits.unwrap_or_default(), identified)),
     }
+}
+
+/// A limit of this process's own.
+pub(super) fn own_limit(
+    config: &Config,
+    limits: Limits,
+    identified: &[Identified],
+) -> SessionLimit {
+    let limit = SessionLimit::with_timing(limits, &config.timing, config.release_after);
+    for last in identified {
+        limit.note(last.key, last.keys, last.ago());
+    }
+    limit
 }
 
 /// What is at hand of an earlier process: the sessions that the user gave, and for other shards
@@ -232,7 +235,8 @@ pub(super) fn threads<C: Connector + 'static>(
         Err(error) => {
             // What was stored stays so.
             hub.stop(CloseReason::Suspended);
-            hub.finish_store();
+            hub.set_stopped();
+            hub.wait_end();
             if let Some(writer) = session_writer {
                 let _ = writer.join();
             }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::hub::Hub;
 use super::reconciler::Role;
+use crate::clock;
 use crate::limit::{LimitStatus, maybe_seconds};
 use crate::protocol::{CloseReason, Stage};
 use crate::shard::Shard;
@@ -89,7 +90,7 @@ pub struct ShardStatus {
 
 impl Hub {
     pub(super) fn status(&self) -> FleetStatus {
-        let now = Instant::now();
+        let now = clock::now();
         let (shards, unopened) = self.look(|slot, shard| {
             let is_shown = slot.role != Role::Discarded;
             is_shown.then(|| (shard.clone(), slot.role, slot.guilds_in))

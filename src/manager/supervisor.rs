@@ -4,17 +4,19 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use super::count::{self, Answer, Question};
 use super::hub::Hub;
 use super::reconciler::{Input, Output, Set, Why};
 use super::start;
+use crate::clock;
 use crate::config::{Config, Plan};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::protocol::{Command, Session};
-use crate::shard::{Context, Run, Shard, Spawned};
+use crate::rest::GatewayBot;
+use crate::shard::{Context, Run, Shard, Spawned, Thread};
 use crate::shard_id::ShardId;
 use crate::transport::Connector;
 
@@ -23,10 +25,7 @@ pub(super) fn start<C: Connector + 'static>(
     hub: &Arc<Hub>,
     context: Arc<Context<C>>,
 ) -> Result<JoinHandle<()>, Error> {
-    let supervisor = Supervisor {
-        hub: Arc::clone(hub),
-        context,
-    };
+    let supervisor = Supervisor::new(Arc::clone(hub), context, Threads);
     thread::Builder::new()
         .name("shard-supervisor".into())
         .spawn(move || supervisor.run())
@@ -36,22 +35,69 @@ pub(super) fn start<C: Connector + 'static>(
         })
 }
 
-struct Supervisor<C> {
-    hub: Arc<Hub>,
-    context: Arc<Context<C>>,
+/// Who runs what the supervisor does not do itself.
+pub(super) trait Crew<C: Connector> {
+    /// Runs a shard, once [`Spawned::start`] is dropped.
+    fn run(&self, thread: Box<Thread<C>>) -> io::Result<Spawned>;
+
+    /// Asks Discord about the number of shards, and [tells](answer) what it answers. Does not wait.
+    fn ask(&self, hub: &Arc<Hub>, question: Question);
 }
 
-impl<C: Connector + 'static> Supervisor<C> {
-    fn run(self) {
-        loop {
-            let output = self.hub.next_output();
-            if matches!(output, Output::End) {
-                break;
+/// Threads of the operating system.
+struct Threads;
+
+impl<C: Connector + 'static> Crew<C> for Threads {
+    fn run(&self, thread: Box<Thread<C>>) -> io::Result<Spawned> {
+        thread.spawn()
+    }
+
+    /// On a thread of its own, which nobody waits for: a request can take long.
+    fn ask(&self, hub: &Arc<Hub>, question: Question) {
+        let weak = Arc::downgrade(hub);
+        let asks = move || {
+            let Some(rest) = weak.upgrade().map(|hub| hub.rest.clone()) else {
+                return;
+            };
+            let gateway = rest.gateway_bot();
+            if let Some(hub) = Weak::upgrade(&weak) {
+                answer(&hub, question, gateway);
             }
-            // A logger or a transport that panics must not leave the shards without a supervisor.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.carry_out(output)));
+        };
+        let thread = thread::Builder::new()
+            .name("shard-count".into())
+            .spawn(asks);
+        if let Err(error) = thread {
+            hub.handle(Input::Gateway(question, None));
+            log::error!("Discord cannot be asked for the number of shards: {error}");
         }
-        self.hub.set_stopped();
+    }
+}
+
+pub(super) struct Supervisor<C, W> {
+    hub: Arc<Hub>,
+    context: Arc<Context<C>>,
+    crew: W,
+}
+
+impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
+    pub(super) fn new(hub: Arc<Hub>, context: Arc<Context<C>>, crew: W) -> Self {
+        Self { hub, context, crew }
+    }
+
+    fn run(self) {
+        while self.act(self.hub.next_output()) {}
+    }
+
+    /// Does what the reconciler wants done. Returns whether more will come.
+    pub(super) fn act(&self, output: Output) -> bool {
+        if matches!(output, Output::End) {
+            self.hub.set_stopped();
+            return false;
+        }
+        // A logger or a transport that panics must not leave the shards without a supervisor.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.carry_out(output)));
+        true
     }
 
     fn carry_out(&self, output: Output) {
@@ -67,7 +113,7 @@ impl<C: Connector + 'static> Supervisor<C> {
             Output::Suspend(run) => self.stop(run, true),
             Output::Probe(run) => self.with(run, Shard::probe),
             Output::Retire(run) => self.retire(run),
-            Output::AskGateway(question) => self.ask_gateway(question),
+            Output::AskGateway(question) => self.crew.ask(&self.hub, question),
             Output::Store(store) => self.hub.set_store(store),
             Output::Replace { old, new } => {
                 if let Some(outlet) = self.hub.outlet() {
@@ -90,7 +136,7 @@ impl<C: Connector + 'static> Supervisor<C> {
             Output::Finish(operation, outcome) => self.hub.finish(operation, outcome),
             Output::EndStream => drop(self.hub.take_outlets()),
             Output::Log(note) => log::log!(note.level(), "{note}"),
-            // Those are the loop's.
+            // Those are for whoever asks the hub.
             Output::Wait(_) | Output::End => {}
         }
     }
@@ -164,11 +210,8 @@ impl<C: Connector + 'static> Supervisor<C> {
             let session = previous.session();
             given.is_none() || session.is_some_and(|session| Some(session.id) == given)
         });
-        let Spawned {
-            shard,
-            thread,
-            start,
-        } = Shard::spawn(run, beginning, config, Arc::clone(&self.context), outlet)?;
+        let prepared = Shard::prepare(run, beginning, config, Arc::clone(&self.context), outlet)?;
+        let (shard, Spawned { thread, start }) = prepared.spawn(|thread| self.crew.run(thread))?;
 
         let wanted = self
             .hub
@@ -208,8 +251,8 @@ impl<C: Connector + 'static> Supervisor<C> {
         shard.close();
         let Some(session) = lost else { return };
         let sequence = session.sequence;
-        let since = shard.status().since.elapsed();
-        let missed_since = SystemTime::now().checked_sub(since);
+        let since = clock::now().saturating_duration_since(shard.status().since);
+        let missed_since = clock::wall().checked_sub(since);
         let kind = EventKind::SessionLost {
             session,
             missed_since: missed_since.unwrap_or(SystemTime::UNIX_EPOCH),
@@ -239,7 +282,7 @@ impl<C: Connector + 'static> Supervisor<C> {
         if let (Some(outlet), Some(first)) = (self.hub.take_incoming(), to.first().copied()) {
             let from = old.iter().map(Shard::id).collect();
             let event = Event::new(first, EventKind::Resharded { from, to });
-            outlet.take_over(Instant::now(), event);
+            outlet.take_over(clock::now(), event);
         }
         for command in old.iter().flat_map(Shard::take_unsent) {
             self.pass_on(command);
@@ -260,47 +303,26 @@ impl<C: Connector + 'static> Supervisor<C> {
             log::warn!("a command that an old shard had not sent is dropped: {failure}");
         }
     }
+}
 
-    /// Asks `/gateway/bot` on a thread of its own, which nobody waits for: a request can take long.
-    fn ask_gateway(&self, question: Question) {
-        let hub = Arc::downgrade(&self.hub);
-        let asks = move || {
-            let Some(rest) = hub.upgrade().map(|hub| hub.rest.clone()) else {
-                return;
-            };
-            let answer = rest.gateway_bot();
-            let Some(hub) = Weak::upgrade(&hub) else {
-                return;
-            };
-            let answer = catch_unwind(AssertUnwindSafe(|| {
-                answer.and_then(|gateway| answer_of(&hub, question, &gateway))
-            }));
-            let (answer, error) = match answer {
-                Ok(Ok(answer)) => (Some(answer), None),
-                Ok(Err(error)) => (None, Some(error.report())),
-                Err(_) => (None, Some("a limiter or `for_shard` panicked".to_owned())),
-            };
-            hub.handle(Input::Gateway(question, answer));
-            if let Some(error) = error {
-                log::error!("the number of shards stays as it is: {error}");
-            }
-        };
-        let thread = thread::Builder::new()
-            .name("shard-count".into())
-            .spawn(asks);
-        if let Err(error) = thread {
-            self.hub.handle(Input::Gateway(question, None));
-            log::error!("Discord cannot be asked for the number of shards: {error}");
-        }
+/// Tells the reconciler what `/gateway/bot` says.
+pub(super) fn answer(hub: &Hub, question: Question, gateway: Result<GatewayBot, Error>) {
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        gateway.and_then(|gateway| answer_of(hub, question, &gateway))
+    }));
+    let (answer, error) = match answer {
+        Ok(Ok(answer)) => (Some(answer), None),
+        Ok(Err(error)) => (None, Some(error.report())),
+        Err(_) => (None, Some("a limiter or `for_shard` panicked".to_owned())),
+    };
+    hub.handle(Input::Gateway(question, answer));
+    if let Some(error) = error {
+        log::error!("the number of shards stays as it is: {error}");
     }
 }
 
 /// What the answer of `/gateway/bot` means for a question.
-fn answer_of(
-    hub: &Hub,
-    question: Question,
-    gateway: &crate::rest::GatewayBot,
-) -> Result<Answer, Error> {
+fn answer_of(hub: &Hub, question: Question, gateway: &GatewayBot) -> Result<Answer, Error> {
     let limit = &gateway.session_start_limit;
     hub.limiter.update(start::limits(limit), gateway.asked_at);
     let recommended = gateway.shards.get();

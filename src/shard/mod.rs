@@ -17,9 +17,13 @@ use parking_lot::Mutex;
 pub(crate) use address::Addresses;
 pub use members::{Members, MembersChunk};
 pub(crate) use spawn::{Beginning, Spawned};
+pub(crate) use thread::Thread;
+#[cfg(test)]
+pub(crate) use thread::{Pause, Step};
 
 use self::members::Request;
 use self::queue::{Order, Queue, Refusal};
+use crate::clock;
 use crate::error::{Error, SendError, SendFailure};
 use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
@@ -167,7 +171,7 @@ impl Shard {
     /// The session, at its low-water mark: the sequence up to which every event has been handled.
     /// `None` before the first READY, and once the session has ended.
     pub fn session(&self) -> Option<Session> {
-        let saved_at = SystemTime::now()
+        let saved_at = clock::wall()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
         self.0.ledger.session().map(|session| Session {
@@ -205,7 +209,7 @@ impl Shard {
     /// # Errors
     /// With the command, if there is none in time or the shard stops.
     pub fn send_timeout(&self, command: Command, timeout: Duration) -> Result<(), SendError> {
-        let now = Instant::now();
+        let now = clock::now();
         self.send_until(
             command,
             Some(now.checked_add(timeout).unwrap_or(now + A_YEAR)),

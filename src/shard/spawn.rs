@@ -4,14 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::queue::Queue;
-use super::thread::{self, Thread};
+use super::thread::Thread;
 use super::{Context, Run, Shard, Shared, Status};
+use crate::clock;
 use crate::config::Config;
 use crate::delivery::Outlet;
 use crate::event::{Credit, Ledger};
@@ -29,10 +30,21 @@ pub(crate) struct Beginning {
     pub(crate) previous: Option<Shard>,
 }
 
-/// A shard whose thread waits for `start` to be dropped.
-pub(crate) struct Spawned {
+/// A shard that has no thread yet.
+pub(crate) struct Prepared<C: Connector> {
     pub(crate) shard: Shard,
-    pub(crate) thread: JoinHandle<()>,
+    /// What its thread will run.
+    pub(crate) thread: Box<Thread<C>>,
+    session: Option<Session>,
+    /// The session goes on from an earlier run, of which events may be outstanding.
+    is_continued: bool,
+    previous: Option<Shard>,
+}
+
+/// A thread that waits for `start` to be dropped.
+pub(crate) struct Spawned {
+    /// `None` where something else than a thread of its own runs the shard.
+    pub(crate) thread: Option<JoinHandle<()>>,
     pub(crate) start: Sender<()>,
 }
 
@@ -45,15 +57,14 @@ struct Books {
 }
 
 impl Shard {
-    /// Starts the thread of a shard, which waits for its owner to be ready. Fails if the operating
-    /// system has no thread or descriptor left.
-    pub(crate) fn spawn<C: Connector + 'static>(
+    /// All of a shard but its thread. Fails if the operating system has no descriptor left.
+    pub(crate) fn prepare<C: Connector>(
         run: Run,
         beginning: Beginning,
         config: Arc<Config>,
         context: Arc<Context<C>>,
         outlet: Arc<Outlet>,
-    ) -> io::Result<Spawned> {
+    ) -> io::Result<Prepared<C>> {
         let settings = Settings::new(config.compression, config.max_payload);
         let transport = context.connector.transport(run.shard, settings)?;
         let waker = transport.waker();
@@ -63,7 +74,7 @@ impl Shard {
         } = beginning;
 
         let machine = Machine::new(
-            Instant::now(),
+            clock::now(),
             run.shard,
             config.identity(),
             config.timing.clone(),
@@ -71,50 +82,64 @@ impl Shard {
             fastrand::u64(..),
         )
         .with_most_short_sessions(config.most_short_sessions)
-        .with_session_starts(Instant::now(), context.session_starts)
+        .with_session_starts(clock::now(), context.session_starts)
         .with_presence(presence.clone());
         let session = machine.session().cloned();
         let shared = Shared::new(run, &config, waker, books.ledger);
         shared.queue.set_last_presence(presence);
         let shard = Self(Arc::clone(&shared));
-
-        let builder = std::thread::Builder::new()
-            .name(format!("shard-{}", run.shard))
-            .stack_size(config.stack_size);
-        // Boxed, so that on their way into the thread they do not pass over its stack time and
-        // again: what that touches once stays.
-        let (machine, transport) = (Box::new(machine), Box::new(transport));
-        let (start, started) = crossbeam_channel::bounded::<()>(0);
-        let thread = builder.spawn(move || {
-            // Nobody sends: it ends when the other side is dropped.
-            let _ = started.recv();
-            thread::run(Thread::new(
-                machine, transport, shared, &config, &context, &outlet,
-            ));
-        })?;
-
-        shard.take_up(session, books.is_continued, previous.as_ref());
-        Ok(Spawned {
+        Ok(Prepared {
             shard,
-            thread,
-            start,
+            thread: Thread::new(machine, transport, shared, config, context, outlet),
+            session,
+            is_continued: books.is_continued,
+            previous,
         })
     }
+}
 
-    /// Goes on from where a session is, and with the commands of an earlier run.
-    fn take_up(&self, session: Option<Session>, is_continued: bool, previous: Option<&Self>) {
-        match session {
-            Some(_) if is_continued => {}
+impl<C: Connector> Prepared<C> {
+    /// Gives the shard a thread, which waits for its owner to be ready. From now on it has the session
+    /// of an earlier run, and that one's commands.
+    pub(crate) fn spawn(
+        self,
+        spawn: impl FnOnce(Box<Thread<C>>) -> io::Result<Spawned>,
+    ) -> io::Result<(Shard, Spawned)> {
+        let Self { shard, thread, .. } = self;
+        let spawned = spawn(thread)?;
+        let ledger = &shard.0.ledger;
+        match self.session {
+            Some(_) if self.is_continued => {}
             Some(session) => {
                 let mark = session.sequence;
-                self.0.ledger.begin(session, mark);
+                ledger.begin(session, mark);
             }
-            None => self.0.ledger.end(),
+            None => ledger.end(),
         }
-        for command in previous.into_iter().flat_map(Self::take_unsent) {
+        for command in self.previous.iter().flat_map(Shard::take_unsent) {
             // The queue takes everything until the thread has started.
-            let _ = self.0.queue.hand_over(command);
+            let _ = shard.0.queue.hand_over(command);
         }
+        Ok((shard, spawned))
+    }
+}
+
+impl<C: Connector + 'static> Thread<C> {
+    /// Starts an operating system's thread. Fails if there is none left.
+    pub(crate) fn spawn(self: Box<Self>) -> io::Result<Spawned> {
+        let (start, started) = crossbeam_channel::bounded::<()>(0);
+        let thread = std::thread::Builder::new()
+            .name(format!("shard-{}", self.id().shard))
+            .stack_size(self.stack_size())
+            .spawn(move || {
+                // Nobody sends: it ends when the other side is dropped.
+                let _ = started.recv();
+                self.run();
+            })?;
+        Ok(Spawned {
+            thread: Some(thread),
+            start,
+        })
     }
 }
 
@@ -131,8 +156,8 @@ impl Beginning {
             && let Some(session) = previous.0.ledger.resume(events, bytes, wake.clone())
         {
             // Something was heard of it until the run stopped.
-            let stopped = previous.status().since.elapsed();
-            let heard_at = SystemTime::now().checked_sub(stopped);
+            let stopped = clock::now().saturating_duration_since(previous.status().since);
+            let heard_at = clock::wall().checked_sub(stopped);
             let heard_at = heard_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
             return Books {
                 ledger: Arc::clone(&previous.0.ledger),
@@ -161,7 +186,7 @@ impl Shared {
             nonce: fastrand::u32(..),
             requests: AtomicU32::new(0),
             resolving: AtomicBool::new(false),
-            status: Mutex::new(Status::new(Instant::now())),
+            status: Mutex::new(Status::new(clock::now())),
             read_up_to: Mutex::default(),
             probes: AtomicBool::new(false),
             events: AtomicU64::new(0),

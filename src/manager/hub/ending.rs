@@ -1,59 +1,114 @@
 //! How the manager ends, and what is stored until then.
 
 use std::collections::BTreeSet;
+use std::slice;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{Hub, Phase, State};
+use crate::clock;
+use crate::protocol::CloseReason;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
 /// How often handlers are looked at, which tell nobody when they are done.
 const CHECK: Duration = Duration::from_millis(5);
 
+/// What the end of a manager waits for next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::manager) enum Ending {
+    /// The shards and the supervisor.
+    Shards,
+    /// Handlers, which tell nobody when they are done.
+    Handlers,
+    /// The last write of the session store.
+    Store,
+}
+
+/// What the session writer does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::manager) enum Store {
+    /// It waits, for so long unless something happens.
+    Wait(Instant),
+    Write {
+        /// The last request that the write fulfils.
+        request: u64,
+        is_last: bool,
+    },
+}
+
 impl Hub {
-    /// Waits until handlers have finished what these shards delivered, but not for what is queued,
-    /// which nobody may take, and not for longer than until `deadline`.
-    pub(in crate::manager) fn wait_for_handlers(&self, shards: &[Shard], deadline: Instant) {
-        let ids: BTreeSet<ShardId> = shards.iter().map(Shard::id).collect();
-        let is_held = || {
-            // In this order: what is taken meanwhile must count.
-            let outstanding: usize = shards.iter().map(|shard| shard.outstanding().0).sum();
-            outstanding > self.events.queued(&ids)
+    /// What the end waits for next. `deadline` is that of the handlers, set here.
+    pub(in crate::manager) fn poll_end(&self, deadline: &mut Option<Instant>) -> Ending {
+        let delivering = {
+            let state = self.state.lock();
+            if state.phase < Phase::Stopped {
+                return Ending::Shards;
+            }
+            let is_suspended = state.reconciler.stopping() == Some(CloseReason::Suspended);
+            is_suspended.then(|| state.shards.shards_of(&state.reconciler.delivering()))
         };
-        while is_held() && Instant::now() < deadline {
+        if let Some(delivering) = delivering {
+            let now = clock::now();
+            let deadline =
+                deadline.get_or_insert_with(|| now + self.config.timing.handlers_timeout);
+            if now < *deadline && self.is_handling(&delivering) {
+                return Ending::Handlers;
+            }
+        }
+        self.set_phase(Phase::LastStore);
+        Ending::Store
+    }
+
+    /// Waits until the session store may be written a last time; the shards have stopped.
+    pub(in crate::manager) fn wait_end(&self) {
+        let mut deadline = None;
+        while self.poll_end(&mut deadline) != Ending::Store {
             thread::sleep(CHECK);
         }
     }
 
-    /// The shards whose handlers are waited for when the manager is suspended.
-    pub(in crate::manager) fn delivering(&self) -> Vec<Shard> {
-        let state = self.state.lock();
-        state.shards.shards_of(&state.reconciler.delivering())
+    /// Waits until handlers have finished what a shard delivered, up to the time-out.
+    pub(in crate::manager) fn wait_for_handlers(&self, shard: &Shard) {
+        let deadline = clock::now() + self.config.timing.handlers_timeout;
+        while self.is_handling(slice::from_ref(shard)) && clock::now() < deadline {
+            thread::sleep(CHECK);
+        }
     }
 
-    /// Blocks until a write of the store is requested, but no longer than the usual interval. Returns
-    /// the number of the last request, and whether it is the last time.
-    pub(in crate::manager) fn wait_for_store(&self, written: u64) -> (u64, bool) {
-        let deadline = Instant::now() + self.config.timing.store_interval;
+    /// Whether handlers have events that these shards delivered. What is queued does not count:
+    /// nobody may take it.
+    pub(in crate::manager) fn is_handling(&self, shards: &[Shard]) -> bool {
+        let ids: BTreeSet<ShardId> = shards.iter().map(Shard::id).collect();
+        // In this order: what is taken meanwhile must count.
+        let outstanding: usize = shards.iter().map(|shard| shard.outstanding().0).sum();
+        outstanding > self.events.queued(&ids)
+    }
+
+    /// What to do with the session store, of which the `written`th request was fulfilled. It is
+    /// written when that is requested, but at `due` at the latest.
+    #[cfg(test)]
+    pub(in crate::manager) fn poll_store(&self, written: u64, due: Instant) -> Store {
+        self.state.lock().poll_store(written, due)
+    }
+
+    /// As [`poll_store`](Self::poll_store), and waits until it is to be written.
+    pub(in crate::manager) fn wait_for_store(&self, written: u64, due: Instant) -> (u64, bool) {
         let mut state = self.state.lock();
-        while !state.is_last_store() && state.store == written {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                break;
+        loop {
+            match state.poll_store(written, due) {
+                Store::Wait(until) => {
+                    self.changed.wait_until(&mut state, until);
+                }
+                Store::Write { request, is_last } => return (request, is_last),
             }
         }
-        (state.store, state.is_last_store())
-    }
-
-    /// The session store is written a last time.
-    pub(in crate::manager) fn finish_store(&self) {
-        self.set_phase(Phase::LastStore);
     }
 
     /// The manager was dropped: no call waits for its end any more.
     pub(in crate::manager) fn detach(&self) {
         self.state.lock().is_detached = true;
-        self.changed.notify_all();
+        self.notify();
     }
 
     /// Whether the calling thread is that of a shard.
@@ -101,11 +156,20 @@ impl Hub {
             let mut state = self.state.lock();
             state.phase = state.phase.max(phase);
         }
-        self.changed.notify_all();
+        self.notify();
     }
 }
 
 impl State {
+    fn poll_store(&self, written: u64, due: Instant) -> Store {
+        let is_last = self.is_last_store();
+        if is_last || self.store != written || clock::now() >= due {
+            let request = self.store;
+            return Store::Write { request, is_last };
+        }
+        Store::Wait(due)
+    }
+
     fn is_last_store(&self) -> bool {
         self.phase >= Phase::LastStore || (self.is_detached && self.phase >= Phase::Stopped)
     }

@@ -9,17 +9,22 @@ mod ending;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+#[cfg(test)]
+pub(super) use self::ending::{Ending, Store};
 use super::handlers::Handlers;
 use super::operation::Operation;
 use super::presences::Presences;
 use super::reconciler::{
     Facts, Failure, Input, OperationId, Output, Readiness, Reconciler, Request, Set, Slot,
 };
+use crate::clock;
 use crate::config::Config;
 use crate::delivery::{Events, Outlet};
 use crate::error::{Error, SendError, SendFailure};
@@ -42,6 +47,9 @@ pub(crate) struct Hub {
     state: Mutex<State>,
     /// Something has happened.
     changed: Condvar,
+    /// How often.
+    #[cfg(test)]
+    changes: AtomicU64,
 }
 
 pub(super) struct State {
@@ -163,7 +171,22 @@ impl Hub {
             handlers: Handlers::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
+            #[cfg(test)]
+            changes: AtomicU64::new(0),
         })
+    }
+
+    /// Wakes whoever waits for something to happen.
+    fn notify(&self) {
+        #[cfg(test)]
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// How often those who wait were woken.
+    #[cfg(test)]
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// The settings of one shard, checked.
@@ -179,26 +202,26 @@ impl Hub {
     pub(super) fn ask(self: &Arc<Self>, request: Request) -> Result<Operation, Error> {
         let operation = {
             let mut state = self.state.lock();
-            let id = state.reconciler.ask(Instant::now(), request)?;
+            let id = state.reconciler.ask(clock::now(), request)?;
             let operation = Operation::new(self, id);
             state.operations.insert(id, operation.clone());
             operation
         };
-        self.changed.notify_all();
+        self.notify();
         Ok(operation)
     }
 
     /// Gives up a reshard. Returns whether there was one that could be.
     pub(super) fn cancel_reshard(&self) -> bool {
         let is_cancelled = self.state.lock().reconciler.cancel_reshard();
-        self.changed.notify_all();
+        self.notify();
         is_cancelled
     }
 
     /// Tells the reconciler what has happened.
     pub(super) fn handle(&self, input: Input) {
-        self.state.lock().reconciler.handle(Instant::now(), input);
-        self.changed.notify_all();
+        self.state.lock().reconciler.handle(clock::now(), input);
+        self.notify();
     }
 
     /// A shard tells what has changed, on its own thread.
@@ -211,19 +234,16 @@ impl Hub {
                 state.identified.insert(last.key, last);
             }
             let input = Input::Changed(run, change);
-            state.reconciler.handle(Instant::now(), input);
+            state.reconciler.handle(clock::now(), input);
         }
-        self.changed.notify_all();
+        self.notify();
     }
 
     /// The reconciler's next output; blocks until there is one.
     pub(super) fn next_output(&self) -> Output {
         let mut state = self.state.lock();
         loop {
-            let State {
-                reconciler, shards, ..
-            } = &mut *state;
-            match reconciler.poll(Instant::now(), shards) {
+            match state.poll() {
                 Output::Wait(None) => self.changed.wait(&mut state),
                 Output::Wait(Some(until)) => {
                     self.changed.wait_until(&mut state, until);
@@ -233,6 +253,12 @@ impl Hub {
         }
     }
 
+    /// As [`next_output`](Self::next_output), without the wait.
+    #[cfg(test)]
+    pub(super) fn poll(&self) -> Output {
+        self.state.lock().poll()
+    }
+
     /// Stops every shard. The first reason counts. Does not wait.
     pub(super) fn stop(&self, reason: CloseReason) {
         let reason = self.stopping().unwrap_or(reason);
@@ -240,11 +266,11 @@ impl Hub {
         if reason == CloseReason::Suspended {
             // Events that no worker has begun are redelivered to the next process, also those of a
             // handler that starts only now.
-            self.handlers.end_at(Instant::now());
+            self.handlers.end_at(clock::now());
             self.handlers.stop();
         } else {
             let timeout = self.config.timing.handlers_timeout;
-            self.handlers.end_at(Instant::now() + timeout);
+            self.handlers.end_at(clock::now() + timeout);
         }
         self.handle(Input::Stop(reason));
     }
@@ -379,7 +405,7 @@ impl Hub {
             };
             match deadline {
                 None => self.changed.wait(&mut state),
-                Some(deadline) if Instant::now() >= deadline => {
+                Some(deadline) if clock::now() >= deadline => {
                     let run = run.and_then(|run| state.shards.get(run));
                     return Err(Error::NotReady {
                         ready,
@@ -445,7 +471,7 @@ impl Hub {
     pub(super) fn insert(
         &self,
         shard: &Shard,
-        thread: JoinHandle<()>,
+        thread: Option<JoinHandle<()>>,
         continued: Option<Run>,
     ) -> Option<Command> {
         let mut state = self.state.lock();
@@ -455,7 +481,7 @@ impl Hub {
         }
         let entry = Entry {
             shard: shard.clone(),
-            thread: Some(thread),
+            thread,
             is_continued: false,
         };
         let run = shard.run();
@@ -463,7 +489,7 @@ impl Hub {
         let presence = state.presence_of(run.shard);
         state.shards.by_run.insert(run, entry);
         let input = Input::Opened(run);
-        state.reconciler.handle(Instant::now(), input);
+        state.reconciler.handle(clock::now(), input);
         presence
     }
 
@@ -531,7 +557,7 @@ impl Hub {
     /// The session store is to be written, by the number of the request.
     pub(super) fn set_store(&self, store: u64) {
         self.state.lock().store = store;
-        self.changed.notify_all();
+        self.notify();
     }
 
     /// No shard runs any more, nor will.
@@ -541,6 +567,10 @@ impl Hub {
 }
 
 impl State {
+    fn poll(&mut self) -> Output {
+        self.reconciler.poll(clock::now(), &self.shards)
+    }
+
     fn presence_of(&self, shard: ShardId) -> Option<Command> {
         let entries = self.shards.by_run.values();
         let shards = entries.map(|entry| &entry.shard);

@@ -1,18 +1,18 @@
 //! What comes in: events, and the guilds and members among them.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::super::Change;
 use super::super::guilds::{self, AllIn, Guild};
 use super::super::members::Claim;
 use super::Thread;
+use crate::clock;
 use crate::event::{Dispatch, Event, EventKind};
 use crate::intents::Intents;
 use crate::protocol::{EventName, Input, Payload, Stage};
 use crate::transport::Connector;
 
-impl<C: Connector> Thread<'_, C> {
+impl<C: Connector> Thread<C> {
     pub(super) fn deliver(&mut self, payload: Payload) {
         // The machine asks for events alone.
         let Some(dispatch) = Dispatch::new(payload) else {
@@ -108,7 +108,7 @@ impl<C: Connector> Thread<'_, C> {
         if self.guilds.deadline().is_none() || self.machine.stage() != Stage::Ready {
             return;
         }
-        if let Some(AllIn { guilds, missing }) = self.guilds.poll(Instant::now()) {
+        if let Some(AllIn { guilds, missing }) = self.guilds.poll(clock::now()) {
             log::info!(
                 "shard {}: {} of {guilds} guilds are available",
                 self.shared.run.shard,

@@ -1,4 +1,7 @@
 //! The loop of a shard's thread: it does what the machine asks for, and waits in one place.
+//!
+//! What it does between two waits is a [step](Thread::step), which never blocks but for the look-up
+//! of a host's name.
 
 mod deliver;
 mod report;
@@ -13,7 +16,8 @@ use super::guilds::Guilds;
 use super::members::Requests;
 use super::pace::{Pace, Turn};
 use super::queue::Order;
-use super::{Change, Context, Shared};
+use super::{Change, Context, Run, Shared};
+use crate::clock;
 use crate::config::Config;
 use crate::delivery::Outlet;
 use crate::event::Room;
@@ -26,13 +30,6 @@ use crate::transport::{Compression, Connector, Received, Transport, TransportErr
 /// a minute.
 const SKEWS_PER_PROBE: u32 = 2;
 
-/// Runs a shard until it stops, and tells everyone why it did.
-pub(super) fn run<C: Connector>(mut thread: Box<Thread<'_, C>>) {
-    let reason = catch_unwind(AssertUnwindSafe(|| thread.run())).unwrap_or(CloseReason::Panicked);
-    guarded(|| thread.close(reason));
-    thread.tell(Change::Stage(Stage::Stopped(reason)));
-}
-
 /// Calls something foreign, whose panic must not keep the shard from what comes after it.
 fn guarded(action: impl FnOnce()) {
     // The panic itself has been reported by the panic hook.
@@ -40,13 +37,13 @@ fn guarded(action: impl FnOnce()) {
 }
 
 /// What the thread of a shard has.
-pub(super) struct Thread<'a, C: Connector> {
+pub(crate) struct Thread<C: Connector> {
     machine: Box<Machine>,
     transport: Box<C::Transport>,
     shared: Arc<Shared>,
-    config: &'a Config,
-    context: &'a Context<C>,
-    outlet: &'a Outlet,
+    config: Arc<Config>,
+    context: Arc<Context<C>>,
+    outlet: Arc<Outlet>,
     guilds: Guilds,
     /// Requests for members whose answers have not come.
     requests: Requests,
@@ -59,6 +56,8 @@ pub(super) struct Thread<'a, C: Connector> {
     /// there, is no news of now.
     heard_at: Option<SystemTime>,
     pace: Pace,
+    /// What it waits for.
+    pause: Option<Pause>,
     /// A restart was requested when it had stopped.
     missed_restart: bool,
     /// How many commands wait in the machine, and whether a presence does, as far as others know.
@@ -82,35 +81,54 @@ pub(super) struct Thread<'a, C: Connector> {
     cause: Option<String>,
 }
 
-impl<'a, C: Connector> Thread<'a, C> {
-    /// Boxed, and not inlined, so that it never lies on the thread's stack: what that touches once
-    /// stays.
-    #[inline(never)]
+/// What the thread does after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It waits.
+    Wait(Pause),
+    /// It ends.
+    Stop(CloseReason),
+}
+
+/// What the thread waits for, besides its waker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pause {
+    pub(crate) until: Option<Instant>,
+    /// Something to read, too. Without credit it reads nothing.
+    pub(crate) is_reading: bool,
+    /// When memory that a busy connection needs is given back.
+    shrink_at: Option<Instant>,
+}
+
+impl<C: Connector> Thread<C> {
+    /// Boxed, so that on its way into the thread it never lies on that one's stack: what that touches
+    /// once stays.
     pub(super) fn new(
-        machine: Box<Machine>,
-        transport: Box<C::Transport>,
+        machine: Machine,
+        transport: C::Transport,
         shared: Arc<Shared>,
-        config: &'a Config,
-        context: &'a Context<C>,
-        outlet: &'a Outlet,
+        config: Arc<Config>,
+        context: Arc<Context<C>>,
+        outlet: Arc<Outlet>,
     ) -> Box<Self> {
         Box::new(Self {
-            machine,
-            transport,
+            machine: Box::new(machine),
+            transport: Box::new(transport),
             requests: Requests::new(shared.nonce),
             shared,
+            guilds: Guilds::new(config.timing.guilds_timeout),
             config,
             context,
             outlet,
-            guilds: Guilds::new(config.timing.guilds_timeout),
-            now: Instant::now(),
-            wall: SystemTime::now(),
+            now: clock::now(),
+            wall: clock::wall(),
             heard_at: None,
             pace: Pace::default(),
+            pause: None,
             missed_restart: false,
             queued: None,
             read_up_to: None,
-            probe_at: Instant::now(),
+            probe_at: clock::now(),
             stage: None,
             delivered: (0, 0),
             ticket: None,
@@ -121,17 +139,58 @@ impl<'a, C: Connector> Thread<'a, C> {
         })
     }
 
-    fn run(&mut self) -> CloseReason {
+    /// Which run it is.
+    pub(crate) fn id(&self) -> Run {
+        self.shared.run
+    }
+
+    /// How large its stack is to be, in bytes.
+    pub(super) fn stack_size(&self) -> usize {
+        self.config.stack_size
+    }
+
+    /// Runs the shard until it stops, and tells everyone why it did.
+    pub(crate) fn run(mut self: Box<Self>) {
+        let steps = AssertUnwindSafe(|| {
+            loop {
+                match self.step() {
+                    Step::Wait(pause) => {
+                        self.check(|transport| transport.wait(pause.until, pause.is_reading));
+                    }
+                    Step::Stop(reason) => return reason,
+                }
+            }
+        });
+        let reason = catch_unwind(steps).unwrap_or(CloseReason::Panicked);
+        self.end(reason);
+    }
+
+    /// Does all that is to be done before the next wait.
+    pub(crate) fn step(&mut self) -> Step {
+        if let Some(pause) = self.pause.take() {
+            self.has_waited(pause);
+        }
         loop {
             if self.shared.waker.take() {
                 self.take_orders();
             }
             match self.machine.poll(self.now) {
-                Output::Wait(until) => self.wait(until),
-                Output::Stop(reason) => return reason,
+                Output::Wait(until) => {
+                    self.pause = self.pause_or_read(until);
+                    if let Some(pause) = self.pause {
+                        return Step::Wait(pause);
+                    }
+                }
+                Output::Stop(reason) => return Step::Stop(reason),
                 output => self.act(output),
             }
         }
+    }
+
+    /// The shard has stopped.
+    pub(crate) fn end(&mut self, reason: CloseReason) {
+        guarded(|| self.close(reason));
+        self.tell(Change::Stage(Stage::Stopped(reason)));
     }
 
     /// Does what the machine asks for at once.
@@ -149,7 +208,7 @@ impl<'a, C: Connector> Thread<'a, C> {
             Output::Deliver(payload) => self.deliver(payload),
             Output::Report(notice) => self.report(notice),
             Output::Disconnect(code) => self.disconnect(code),
-            // Those come when nothing else does, and are `run`'s.
+            // Those come when nothing else does, and are `step`'s.
             Output::Wait(_) | Output::Stop(_) => {}
         }
     }
@@ -162,7 +221,7 @@ impl<'a, C: Connector> Thread<'a, C> {
 
     /// Looks at the clock, and at everything else before the next message.
     fn look_around(&mut self) {
-        self.now = Instant::now();
+        self.now = clock::now();
         self.pace.look_around();
     }
 
@@ -204,7 +263,7 @@ impl<'a, C: Connector> Thread<'a, C> {
                 self.permit = Some(permit);
                 // The socket's latest news, so that no permit is spent on a connection that is
                 // known to be dead.
-                self.check(|transport| transport.wait(Some(Instant::now()), true));
+                self.check(|transport| transport.wait(Some(clock::now()), true));
             }
             Some(Err(error)) => {
                 self.ticket = None;
@@ -213,10 +272,9 @@ impl<'a, C: Connector> Thread<'a, C> {
         }
     }
 
-    /// Reads while there is something to read and credit to deliver it; else blocks, here and
-    /// nowhere else.
-    fn wait(&mut self, until: Option<(Instant, Timer)>) {
-        (self.now, self.wall) = (Instant::now(), SystemTime::now());
+    /// Reads while there is something to read and credit to deliver it; else says what to wait for.
+    fn pause_or_read(&mut self, until: Option<(Instant, Timer)>) -> Option<Pause> {
+        (self.now, self.wall) = (clock::now(), clock::wall());
         self.poll_guilds();
         self.publish_progress();
         self.publish();
@@ -241,14 +299,33 @@ impl<'a, C: Connector> Thread<'a, C> {
             Turn::WaitForCredit => {
                 self.tell_of_events();
                 self.handle(Input::Stalled);
-                self.check(|transport| transport.wait(until, false));
-                self.handle(Input::Stalled);
+                return Some(Pause {
+                    until,
+                    is_reading: false,
+                    shrink_at: None,
+                });
             }
             Turn::Wait { shrink_at } => {
                 self.shared.status.lock().latency = self.machine.latency();
-                self.wait_for_more(until, shrink_at);
+                return Some(Pause {
+                    until: until.into_iter().chain(shrink_at).min(),
+                    is_reading: true,
+                    shrink_at,
+                });
             }
             Turn::Read => self.receive(),
+        }
+        None
+    }
+
+    fn has_waited(&mut self, pause: Pause) {
+        if !pause.is_reading {
+            return self.handle(Input::Stalled);
+        }
+        self.look_around();
+        if self.pace.shrinks(self.now, pause.shrink_at) {
+            self.transport.rest();
+            self.shared.ledger.rest();
         }
     }
 
@@ -263,16 +340,6 @@ impl<'a, C: Connector> Thread<'a, C> {
         if self.pace.lets_others_run() {
             self.tell_of_events();
             std::thread::yield_now();
-        }
-    }
-
-    fn wait_for_more(&mut self, until: Option<Instant>, shrink_at: Option<Instant>) {
-        let until = until.into_iter().chain(shrink_at).min();
-        self.check(|transport| transport.wait(until, true));
-        self.look_around();
-        if self.pace.shrinks(self.now, shrink_at) {
-            self.transport.rest();
-            self.shared.ledger.rest();
         }
     }
 

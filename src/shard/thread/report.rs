@@ -2,17 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::super::queue::Order;
 use super::super::{Change, Status};
 use super::{SKEWS_PER_PROBE, Thread, guarded};
+use crate::clock;
 use crate::error::MembersFailure;
 use crate::event::{Event, EventKind};
 use crate::protocol::{CloseReason, Command, Input, Notice, Session, Stage};
 use crate::transport::{Connector, Transport};
 
-impl<C: Connector> Thread<'_, C> {
+impl<C: Connector> Thread<C> {
     pub(super) fn report(&mut self, notice: Notice) {
         log::debug!("shard {}: {notice:?}", self.shared.run.shard);
         let kind = match notice {
@@ -58,7 +59,7 @@ impl<C: Connector> Thread<'_, C> {
     fn resume_session(&mut self) -> EventKind {
         self.shared.status.lock().resumes += 1;
         self.outlet.ready(self.now, self.shared.run.shard);
-        self.guilds.resumed(Instant::now());
+        self.guilds.resumed(clock::now());
         log::info!("shard {}: resumed", self.shared.run.shard);
         if self.guilds.deadline().is_none() {
             // They had arrived before, perhaps in an earlier process.
@@ -187,7 +188,7 @@ impl<C: Connector> Thread<'_, C> {
                 let mut status = self.shared.status.lock();
                 *status = Status {
                     stage,
-                    since: Instant::now(),
+                    since: clock::now(),
                     ..*status
                 };
             }
@@ -206,7 +207,7 @@ impl<C: Connector> Thread<'_, C> {
                     self.shared.run.shard
                 );
             });
-            guarded(|| self.transport.disconnect(None, Instant::now()));
+            guarded(|| self.transport.disconnect(None, clock::now()));
         }
         // A session that the shard left alone can be resumed by its next run.
         if !matches!(reason, CloseReason::Suspended | CloseReason::Panicked) {
@@ -216,7 +217,7 @@ impl<C: Connector> Thread<'_, C> {
             let mut status = self.shared.status.lock();
             *status = Status {
                 stage: Stage::Stopped(reason),
-                since: Instant::now(),
+                since: clock::now(),
                 latency: None,
                 stalled_since: None,
                 ..*status

@@ -2,15 +2,15 @@
 
 use std::mem;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::Thread;
+use crate::clock;
 use crate::error::Error;
 use crate::limit::LimitError;
 use crate::protocol::{CloseReason, Command, Input, Secret, Target};
 use crate::transport::{Connector, Transport};
 
-impl<C: Connector> Thread<'_, C> {
+impl<C: Connector> Thread<C> {
     pub(super) fn connect(&mut self, target: &Target) {
         let (addresses, compression) = (&self.context.addresses, self.config.compression);
         let url = match target {
@@ -37,7 +37,7 @@ impl<C: Connector> Thread<'_, C> {
             self.shared.resolving.store(false, Ordering::SeqCst);
             return;
         }
-        let deadline = Instant::now() + self.config.timing.connect_timeout;
+        let deadline = clock::now() + self.config.timing.connect_timeout;
         self.check(|transport| transport.connect(&url, deadline));
         self.shared.resolving.store(false, Ordering::SeqCst);
     }
@@ -119,7 +119,7 @@ impl<C: Connector> Thread<'_, C> {
         // The peer's answer may take long.
         self.tell_of_events();
         self.transport
-            .disconnect(code, Instant::now() + self.config.timing.close_timeout);
+            .disconnect(code, clock::now() + self.config.timing.close_timeout);
         self.forget_written();
         self.sent = 0;
         for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {

@@ -1,0 +1,301 @@
+//! What Discord sent, what the program was given and has handled, and what explains a difference.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
+
+use crate::clock;
+use crate::event::{Event, EventKind};
+use crate::protocol::Session;
+use crate::shard_id::ShardId;
+use crate::sim::{Dispatched, World, digest};
+use crate::store::Saved;
+
+/// A guild and the number of an event of it.
+pub(super) type Key = (u64, u64);
+
+#[derive(Default)]
+pub(super) struct Accounts {
+    /// When each event was sent.
+    sent: BTreeMap<Key, Instant>,
+    keys: HashMap<u64, Key>,
+    /// How many events each guild was sent.
+    numbers: HashMap<u64, u64>,
+    /// How often each event was handled.
+    handled: HashMap<Key, u32>,
+    /// What this process was given.
+    taken: HashSet<Key>,
+    /// The last number of each guild among that.
+    last: HashMap<u64, u64>,
+    /// How often events may be handled again: their session goes on from before them.
+    may_repeat: HashMap<Key, u32>,
+    /// The sequences of sessions after which nothing is owed.
+    ends: HashMap<String, u64>,
+    /// The sessions that shards have had, whose they were, and since when.
+    known: HashMap<String, (ShardId, Instant)>,
+    /// Since when the events of sessions are for the program: those of shards that would have replaced
+    /// others never were.
+    active: HashMap<String, Instant>,
+    /// The session of each shard.
+    current: HashMap<ShardId, String>,
+    /// When Discord ended sessions, and when shards gave theirs up.
+    lost_at: HashMap<String, Instant>,
+    knew_at: HashMap<String, Instant>,
+    /// The guilds of shards that had no session during a reshard: what those missed comes late, from
+    /// the other set.
+    unordered: HashSet<u64>,
+    /// The last reshard has waited for new shards that were behind for as long as it may.
+    pub(super) has_given_up: bool,
+    pub(super) repeats: u64,
+}
+
+/// How a guild's event looks.
+pub(super) fn data((guild, number): Key) -> serde_json::Value {
+    serde_json::json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": number})
+}
+
+fn key_of(event: &Event) -> Option<Key> {
+    let dispatch = event.dispatch()?;
+    if dispatch.name() != "TYPING_START" {
+        return None;
+    }
+    let data: serde_json::Value = dispatch.decode().expect("it decodes");
+    let guild = data["guild_id"].as_str()?.parse().ok()?;
+    Some((guild, data["timestamp"].as_u64()?))
+}
+
+impl Accounts {
+    /// Discord sends a guild its next event.
+    pub(super) fn send(&mut self, world: &mut World, guild: u64) {
+        let number = self.numbers.entry(guild).or_default();
+        *number += 1;
+        let key = (guild, *number);
+        let data = data(key);
+        log::debug!("event {number} of guild {guild} is sent");
+        self.sent.insert(key, clock::now());
+        self.keys.insert(digest(data.to_string().as_bytes()), key);
+        world
+            .emit(Some(guild), "TYPING_START", &data)
+            .expect("it is an event");
+    }
+
+    /// Discord may have ended sessions.
+    pub(super) fn note_losses(&mut self, world: &World) {
+        if world.observed.lost.len() != self.lost_at.len() {
+            for session in &world.observed.lost {
+                self.lost_at
+                    .entry(session.clone())
+                    .or_insert_with(clock::now);
+            }
+        }
+    }
+
+    /// A shard has this session, or none.
+    pub(super) fn note_session(
+        &mut self,
+        shard: ShardId,
+        session: Option<&Session>,
+        is_active: bool,
+    ) {
+        let id = session.map(|session| session.id.as_str());
+        if self.current.get(&shard).map(String::as_str) != id {
+            if let Some(last) = self.current.remove(&shard) {
+                self.knew_at.insert(last, clock::now());
+            }
+            if let Some(id) = id {
+                log::info!("shard {shard} has session {id}");
+                self.current.insert(shard, id.to_owned());
+                self.knew_at.remove(id);
+                let since = (shard, clock::now());
+                self.known.entry(id.to_owned()).or_insert(since);
+            }
+        }
+        if let Some(id) = id.filter(|id| is_active && !self.active.contains_key(*id)) {
+            self.active.insert(id.to_owned(), clock::now());
+        }
+    }
+
+    /// The program takes an event from the stream. An error is a fault.
+    pub(super) fn take(&mut self, event: &Event) -> Result<(), String> {
+        if let EventKind::SessionLost { session, .. } = event.kind() {
+            self.ends.insert(session.id.clone(), session.sequence);
+        }
+        let Some(key) = key_of(event) else {
+            return Ok(());
+        };
+        let (guild, number) = key;
+        log::debug!(
+            "event {number} of guild {guild} is taken from shard {}",
+            event.shard()
+        );
+        if !self.taken.insert(key) || self.handled.contains_key(&key) {
+            let lag = clock::now() - self.sent[&key];
+            let allowed = self
+                .may_repeat
+                .get_mut(&key)
+                .filter(|allowed| **allowed > 0);
+            if let Some(allowed) = allowed {
+                *allowed -= 1;
+            } else if !self.has_given_up {
+                return Err(format!(
+                    "event {number} of guild {guild} is repeated after {lag:?}"
+                ));
+            }
+            self.repeats += 1;
+            return Ok(());
+        }
+        let last = self.last.entry(guild).or_default();
+        if *last > number && !self.unordered.contains(&guild) {
+            return Err(format!(
+                "event {number} of guild {guild} comes after {last}"
+            ));
+        }
+        *last = number.max(*last);
+        Ok(())
+    }
+
+    /// The program has handled an event.
+    pub(super) fn handle(&mut self, event: &Event) {
+        if let Some(key) = key_of(event) {
+            *self.handled.entry(key).or_default() += 1;
+        }
+    }
+
+    /// The user ends the session of a shard.
+    pub(super) fn end(&mut self, session: String) {
+        self.ends.entry(session).or_insert(0);
+    }
+
+    /// A process has ended, and the next one goes on from this, which the last one wrote at
+    /// `stored_at`. What it did not live to store, or to tell, is not owed.
+    pub(super) fn restart(&mut self, world: &World, saved: &Saved, stored_at: Option<Instant>) {
+        let is_saved = |id: &String| saved.sessions.iter().any(|session| session.id == *id);
+        for (session, since) in &self.active {
+            let is_young = stored_at.is_none_or(|at| *since >= at);
+            if !is_saved(session) && (is_young || world.observed.lost.contains(session)) {
+                self.ends.entry(session.clone()).or_insert(0);
+            }
+        }
+        for (_, session) in self.current.extract_if(|_, session| !is_saved(session)) {
+            self.knew_at.insert(session, clock::now());
+        }
+        // Of a session that is over, nobody can ask for what was not handled.
+        self.ends.values_mut().for_each(|end| *end = 0);
+        self.may_repeat.clear();
+        self.resume(world, saved);
+        self.taken.clear();
+        self.last.clear();
+        self.unordered.clear();
+        self.has_given_up = false;
+    }
+
+    /// A shard has no session, and others are about to replace it.
+    pub(super) fn note_gap(&mut self, shard: ShardId) {
+        let guilds = self.numbers.keys().copied();
+        let is_home = |guild: &u64| ShardId::for_guild(*guild, shard.total()) == Some(shard);
+        self.unordered.extend(guilds.filter(is_home));
+    }
+
+    /// Since when all of these shards have had a session, after that instant.
+    pub(super) fn all_known(&self, shards: &[ShardId], after: Instant) -> Option<Instant> {
+        let first = |shard: &ShardId| {
+            let sessions = self.known.values().filter(|(of, _)| of == shard);
+            sessions
+                .map(|(_, since)| *since)
+                .filter(|since| *since >= after)
+                .min()
+        };
+        shards.iter().map(first).max().flatten()
+    }
+
+    /// Sessions go on from where they were saved: what was delivered after that comes again.
+    fn resume(&mut self, world: &World, saved: &Saved) {
+        for dispatched in &world.dispatches {
+            let session = saved
+                .sessions
+                .iter()
+                .find(|session| session.id == dispatched.session);
+            if session.is_some_and(|session| dispatched.sequence > session.sequence)
+                && let Some(key) = self.keys.get(&dispatched.digest)
+            {
+                *self.may_repeat.entry(*key).or_default() += 1;
+            }
+        }
+    }
+
+    /// A shard goes on from this session.
+    pub(super) fn resume_shard(&mut self, world: &World, session: &Session) {
+        let saved = Saved {
+            sessions: vec![session.clone()],
+            ..Saved::default()
+        };
+        self.resume(world, &saved);
+    }
+
+    /// What was sent and not handled, and is not excused.
+    pub(super) fn missing(&self, world: &World, live: &HashSet<String>) -> Vec<String> {
+        let mut copies: HashMap<Key, Vec<&Dispatched>> = HashMap::new();
+        for dispatched in &world.dispatches {
+            if let Some(key) = self.keys.get(&dispatched.digest)
+                && !self.handled.contains_key(key)
+            {
+                copies.entry(*key).or_default().push(dispatched);
+            }
+        }
+        let is_lost = |copy: &&Dispatched| {
+            let end = self.ends.get(&copy.session);
+            // No client has ever heard of a session whose READY did not arrive.
+            end.is_some_and(|end| *end < copy.sequence) || !self.known.contains_key(&copy.session)
+        };
+        let is_owed = |copy: &&Dispatched| live.contains(&copy.session) && !is_lost(copy);
+        let mut missing = Vec::new();
+        for (key, all) in copies {
+            // Only those count whose client was listening.
+            let is_heard = |copy: &&&Dispatched| {
+                let knew = self.knew_at.get(&copy.session);
+                self.active.contains_key(&copy.session)
+                    && knew.is_none_or(|at| *at > self.sent[&key])
+            };
+            let copies: Vec<&Dispatched> = all.iter().filter(is_heard).copied().collect();
+            if copies.is_empty() {
+                continue;
+            }
+            // The set that was replaced owes only what no other has.
+            let is_lost = copies.iter().any(is_lost) || self.is_in_gap(key);
+            let is_excused = is_lost && !copies.iter().any(is_owed);
+            if !is_excused {
+                let places: Vec<_> = all
+                    .iter()
+                    .map(|copy| {
+                        let shard = self.known.get(&copy.session);
+                        let end = self.ends.get(&copy.session);
+                        let is_live = (
+                            live.contains(&copy.session),
+                            self.active.contains_key(&copy.session),
+                        );
+                        format!(
+                            "{} of {} {shard:?} ended {end:?} live and active {is_live:?}",
+                            copy.sequence, copy.session
+                        )
+                    })
+                    .collect();
+                missing.push(format!("{key:?}, sent {:?}: {places:?}", self.sent[&key]));
+            }
+        }
+        missing.sort_unstable();
+        missing
+    }
+
+    /// Whether an event was sent after Discord had ended a session that should have had it, and
+    /// before the shard knew.
+    fn is_in_gap(&self, (guild, number): Key) -> bool {
+        let sent = self.sent[&(guild, number)];
+        self.ends.keys().any(|session| {
+            let Some((shard, _)) = self.known.get(session) else {
+                return false;
+            };
+            let lost = self.lost_at.get(session).is_some_and(|at| *at <= sent);
+            let knew = self.knew_at.get(session).is_some_and(|at| *at >= sent);
+            lost && knew && ShardId::for_guild(guild, shard.total()) == Some(*shard)
+        })
+    }
+}

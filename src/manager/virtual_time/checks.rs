@@ -1,0 +1,111 @@
+//! What is looked at after each step, and in the end.
+
+use std::time::Duration;
+
+use super::process::{Actor, Process};
+use super::{OVERLAP, Play};
+use crate::manager::ShardStatus;
+use crate::protocol::Stage;
+use crate::shard::{Run, Shard};
+use crate::shard_id::ShardId;
+
+impl Play {
+    /// What there is still to do.
+    pub(super) fn unfinished(&mut self) -> Vec<String> {
+        let Some(process) = &self.process else {
+            return vec!["no process runs".to_owned()];
+        };
+        let status = process.hub.status();
+        let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
+        if !status.unopened.is_empty() || !status.shards.iter().all(is_ready) {
+            return vec![format!("not all are ready: {status}")];
+        }
+        if !self.requests.is_empty() {
+            return vec![format!("{} requests are open", self.requests.len())];
+        }
+        let sessions = process.hub.shards();
+        let sessions = sessions.iter().filter_map(Shard::session);
+        let live = sessions.map(|session| session.id).collect();
+        self.accounts.missing(&self.world, &live)
+    }
+
+    /// No rule of Discord's is broken.
+    pub(super) fn check_rules(&mut self) -> Result<(), String> {
+        let Some(violation) = self.world.observed.violations.get(self.violations) else {
+            return Ok(());
+        };
+        self.violations += 1;
+        let rule = &violation.rule;
+        // Whoever is frozen, or cannot be heard, sends no heartbeat.
+        let is_silent = rule.starts_with("4009");
+        // Whoever is killed may not have stored yet that it has identified.
+        let was_killed = self.now < self.killed_at + Duration::from_secs(10);
+        let is_unstored = was_killed && rule.starts_with("one IDENTIFY per key");
+        // That is how a shard learns that it has too many guilds.
+        let is_crowded = rule.starts_with("4011");
+        if is_silent || is_unstored || is_crowded {
+            return Ok(());
+        }
+        Err(format!("a rule is broken: {violation:?}"))
+    }
+
+    /// One of the process's threads goes on.
+    pub(super) fn run_thread(&mut self, actor: Actor) -> Result<(), String> {
+        let Some(mut process) = self.process.take() else {
+            return Ok(());
+        };
+        process.step(actor, || self.gateway());
+        self.note_sessions(&process, actor);
+        if let Some(to) = process.committed.take() {
+            self.check_commit(&process, &to)?;
+            self.hand_over();
+        }
+        if self.is_resharding() {
+            let shards = process.hub.shards();
+            for shard in shards.iter().filter(|shard| shard.session().is_none()) {
+                self.accounts.note_gap(shard.id());
+            }
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Shards may have got sessions, or have become those whose events are for the program.
+    fn note_sessions(&mut self, process: &Process, actor: Actor) {
+        let shards = match actor {
+            Actor::Shard(run) => process.hub.shard_of(run).into_iter().collect(),
+            Actor::Supervisor => process.hub.shards(),
+            _ => return,
+        };
+        for shard in shards {
+            let active = process.hub.shard(shard.id());
+            let is_active = active.is_some_and(|active| active.run() == shard.run());
+            let session = shard.session();
+            self.accounts
+                .note_session(shard.id(), session.as_ref(), is_active);
+        }
+    }
+
+    /// One set is about to take over from another: its shards are ready for that.
+    fn check_commit(&mut self, process: &Process, to: &[Run]) -> Result<(), String> {
+        for run in to {
+            let status = process.hub.shard_of(*run).map(|shard| shard.status());
+            // One that resumes may be unable to go on until the old set has closed.
+            let is_ready = status.is_some_and(|status| match status.stage {
+                Stage::Ready => true,
+                Stage::Resuming => status.stalled_since.is_some(),
+                _ => false,
+            });
+            if !is_ready {
+                return Err(format!("the old set closes while a new one is {status:?}"));
+            }
+        }
+
+        let to: Vec<ShardId> = to.iter().map(|run| run.shard).collect();
+        let since = self.accounts.all_known(&to, self.reshard_began);
+        let waited = since.map_or(Duration::ZERO, |since| self.now - since);
+        // Once until the old shards have caught up, and once for new ones that lag.
+        self.accounts.has_given_up = waited + Duration::from_secs(1) >= OVERLAP * 2;
+        Ok(())
+    }
+}

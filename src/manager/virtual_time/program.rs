@@ -1,0 +1,213 @@
+//! The program: it takes events, handles them, and starts the next process when one has ended.
+
+use std::collections::HashMap;
+use std::mem;
+use std::slice;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use native_tls::TlsConnector;
+use parking_lot::Mutex;
+
+use super::Play;
+use super::process::Process;
+use crate::clock;
+use crate::error::{Error, StoreError};
+use crate::event::EventKind;
+use crate::manager::Operation;
+use crate::protocol::Session;
+use crate::rest::GatewayBot;
+use crate::shard::Shard;
+use crate::shard_id::ShardId;
+use crate::sim::{self, Reply};
+use crate::store::{Saved, SessionStore};
+
+/// A store in memory, and when it was written.
+#[derive(Clone, Default)]
+pub(super) struct Store(Arc<Mutex<(Saved, Option<Instant>)>>);
+
+impl SessionStore for Store {
+    fn load(&self) -> Result<Saved, StoreError> {
+        Ok(self.0.lock().0.clone())
+    }
+
+    fn save(&self, saved: &Saved) -> Result<(), StoreError> {
+        *self.0.lock() = (saved.clone(), Some(clock::now()));
+        Ok(())
+    }
+}
+
+/// Something that the user has requested.
+pub(super) enum Requested {
+    Anything(Operation),
+    /// The shard is opened again once it has closed.
+    Reopen(Operation, ShardId),
+    /// The shard goes on from its session once it has stopped, and its handlers are done or too slow.
+    Suspend(Operation, Shard, Instant),
+    /// The shard opens, from this session if there is one.
+    Open(ShardId, Option<Session>),
+}
+
+/// Reading the system's certificates takes long, and nobody connects.
+fn tls() -> TlsConnector {
+    static TLS: OnceLock<TlsConnector> = OnceLock::new();
+    TLS.get_or_init(|| TlsConnector::new().expect("there is TLS"))
+        .clone()
+}
+
+impl Play {
+    /// What `/gateway/bot` says.
+    pub(super) fn gateway(&mut self) -> GatewayBot {
+        let request = sim::Request {
+            method: "GET",
+            path: "/api/v10/gateway/bot",
+            query: HashMap::new(),
+            authorization: Some(&format!("Bot {}", self.config.token.expose())),
+            user_agent: Some("DiscordBot (virtual, 1)"),
+            body: "",
+        };
+        let Reply::Answer { body, .. } = self.world.rest(self.now, 0, &request) else {
+            panic!("Discord answers")
+        };
+        let mut gateway: GatewayBot = serde_json::from_str(&body).expect("it is an answer");
+        gateway.asked_at = self.now;
+        gateway
+    }
+
+    /// The program takes the next event.
+    pub(super) fn take(&mut self) -> Result<(), String> {
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        let Ok(event) = process.events.try_next() else {
+            return Ok(());
+        };
+        match event.kind() {
+            EventKind::SessionLost { .. } => self.done.sessions_lost += 1,
+            EventKind::Resharded { .. } => self.done.taken_over += 1,
+            EventKind::Split { .. } => self.done.splits += 1,
+            _ => {}
+        }
+        if event.dispatch().is_none() {
+            log::info!("{} {:?}", event.shard(), event.kind());
+        }
+        self.accounts.take(&event)?;
+        let duration = self.up_to(Duration::from_secs(2));
+        self.held.push((self.now + duration, event));
+        Ok(())
+    }
+
+    /// The program has handled an event.
+    pub(super) fn finish_handling(&mut self) {
+        let done = self.held.iter().position(|(at, _)| *at <= self.now);
+        if let Some(done) = done {
+            let (_, event) = self.held.swap_remove(done);
+            self.accounts.handle(&event);
+        }
+    }
+
+    /// A process starts, from what the last one has left.
+    pub(super) fn start_process(&mut self) {
+        let sessions = mem::take(&mut self.sessions);
+        let config = self
+            .config
+            .clone()
+            .session_store(self.store.clone())
+            .sessions(sessions);
+        let gateway = self.gateway();
+        let store = Arc::new(self.store.clone());
+        let process = Process::start(config, store, tls(), &gateway, &self.network);
+        self.process = Some(process.expect("it starts"));
+        log::info!("a process starts");
+    }
+
+    /// A process has ended in good order.
+    pub(super) fn end_process(&mut self) {
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        self.sessions = process.hub.saved().sessions;
+        let saved = Saved {
+            sessions: self.sessions.clone(),
+            identified: Vec::new(),
+        };
+        log::info!("the process has ended: {:?}", self.sessions);
+        self.leave(&process, &saved, Some(self.now));
+    }
+
+    /// The process ends as it is.
+    pub(super) fn kill(&mut self) {
+        self.done.kills += 1;
+        self.killed_at = self.now;
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        let (saved, stored_at) = self.store.0.lock().clone();
+        log::info!("the process is killed: {:?}", saved.sessions);
+        self.leave(&process, &saved, stored_at);
+    }
+
+    /// The process is gone, and the next one will start from what is saved.
+    fn leave(&mut self, process: &Process, saved: &Saved, stored_at: Option<Instant>) {
+        // Losses that were reported, but not taken.
+        while let Ok(event) = process.events.try_next() {
+            if let EventKind::SessionLost { session, .. } = event.kind() {
+                self.accounts.end(session.id.clone());
+            }
+        }
+        for request in mem::take(&mut self.requests) {
+            let session = match request {
+                Requested::Suspend(_, shard, _) => shard.session(),
+                Requested::Open(_, session) => session,
+                Requested::Anything(_) | Requested::Reopen(..) => None,
+            };
+            // It was the program's to keep.
+            let is_saved = |id: &String| saved.sessions.iter().any(|session| session.id == *id);
+            if let Some(session) = session.filter(|session| !is_saved(&session.id)) {
+                self.accounts.end(session.id);
+            }
+        }
+        self.held.clear();
+        self.reshard = None;
+        self.accounts.restart(&self.world, saved, stored_at);
+        let longest = [5, 5, 5, 60, 250][self.rng.usize(..5)];
+        self.starts_at = self.now + self.up_to(Duration::from_secs(longest));
+        self.frozen_until = self.now;
+    }
+
+    /// The user looks at what it has requested, and goes on where that is done.
+    pub(super) fn follow_up(&mut self) {
+        self.next_look = self.now + Duration::from_millis(300);
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        for request in mem::take(&mut self.requests) {
+            match request {
+                Requested::Anything(operation) if operation.is_over() => {}
+                Requested::Reopen(operation, shard) if operation.is_over() => {
+                    self.requests.push(Requested::Open(shard, None));
+                }
+                Requested::Suspend(operation, shard, deadline) if operation.is_over() => {
+                    let is_handling = process.hub.is_handling(slice::from_ref(&shard));
+                    if is_handling && self.now < deadline {
+                        self.requests
+                            .push(Requested::Suspend(operation, shard, deadline));
+                        continue;
+                    }
+                    let session = process.hub.take_suspended(&shard).session;
+                    if let Some(session) = &session {
+                        self.accounts.resume_shard(&self.world, session);
+                    }
+                    self.requests.push(Requested::Open(shard.id(), session));
+                }
+                Requested::Open(shard, session) => match process.hub.open(shard, session.clone()) {
+                    Ok(open) => self.requests.push(Requested::Anything(open)),
+                    Err(Error::Busy { .. }) => self.requests.push(Requested::Open(shard, session)),
+                    Err(_) => drop(session.map(|session| self.accounts.end(session.id))),
+                },
+                request => self.requests.push(request),
+            }
+        }
+        self.process = Some(process);
+    }
+}
