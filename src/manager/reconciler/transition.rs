@@ -107,15 +107,15 @@ struct Settled {
 }
 
 impl Settled {
-    /// Whether the old set may close: from then on nobody else receives the shard's events. One that
-    /// resumes, but reads no more until the events that it holds are delivered, cannot get further
-    /// before it has taken over.
+    /// Whether the old set may close: from then on nobody else receives the shard's events.
     fn is_usable(self) -> bool {
-        match self.stage {
-            Some(Stage::Ready) => true,
-            Some(Stage::Resuming) => self.is_stalled,
-            _ => false,
-        }
+        self.stage == Some(Stage::Ready) || self.is_stuck()
+    }
+
+    /// Whether it resumes, but reads no more until the events that it holds are delivered: it cannot
+    /// get further, nor can its guilds arrive, before it has taken over.
+    fn is_stuck(self) -> bool {
+        self.stage == Some(Stage::Resuming) && self.is_stalled
     }
 }
 
@@ -535,7 +535,7 @@ impl Handover {
     /// Whether the guilds of the new set are in.
     fn is_settled(&self) -> bool {
         let mut new = self.new.values();
-        new.all(|settled| settled.guilds_in || self.is_given_up(*settled))
+        new.all(|settled| settled.guilds_in || settled.is_stuck() || self.is_given_up(*settled))
     }
 
     /// Whether a shard of the new set has stopped when there was no way back.
