@@ -32,9 +32,9 @@ pub(crate) struct Beginning {
 
 /// A shard that has no thread yet.
 pub(crate) struct Prepared<C: Connector> {
-    pub(crate) shard: Shard,
+    shard: Shard,
     /// What its thread will run.
-    pub(crate) thread: Box<Thread<C>>,
+    thread: Box<Thread<C>>,
     session: Option<Session>,
     /// The session goes on from an earlier run, of which events may be outstanding.
     is_continued: bool,

@@ -13,6 +13,7 @@ use crate::store::Saved;
 /// A guild and the number of an event of it.
 pub(super) type Key = (u64, u64);
 
+/// All that a history must come to, and what it has come to.
 #[derive(Default)]
 pub(super) struct Accounts {
     /// When each event was sent.
@@ -229,6 +230,11 @@ impl Accounts {
             ..Saved::default()
         };
         self.resume(world, &saved);
+    }
+
+    /// A session that was the program's to keep is the library's again.
+    pub(super) fn take_back(&mut self, session: String) {
+        self.active.insert(session, clock::now());
     }
 
     /// What was sent and not handled, and is not excused.

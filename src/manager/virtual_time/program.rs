@@ -201,7 +201,12 @@ impl Play {
                     self.requests.push(Requested::Open(shard.id(), session));
                 }
                 Requested::Open(shard, session) => match process.hub.open(shard, session.clone()) {
-                    Ok(open) => self.requests.push(Requested::Anything(open)),
+                    Ok(open) => {
+                        self.requests.push(Requested::Anything(open));
+                        if let Some(session) = session {
+                            self.accounts.take_back(session.id);
+                        }
+                    }
                     Err(Error::Busy { .. }) => self.requests.push(Requested::Open(shard, session)),
                     Err(_) => drop(session.map(|session| self.accounts.end(session.id))),
                 },
