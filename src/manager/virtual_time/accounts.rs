@@ -41,6 +41,8 @@ pub(super) struct Accounts {
     /// When Discord ended sessions, and when shards gave theirs up.
     lost_at: HashMap<String, Instant>,
     knew_at: HashMap<String, Instant>,
+    /// The sessions that a process had and the next one did not know.
+    left: HashSet<String>,
     /// The guilds of shards that had no session during a reshard: what those missed comes late, from
     /// the other set.
     unordered: HashSet<u64>,
@@ -177,7 +179,8 @@ impl Accounts {
             }
         }
         for (_, session) in self.current.extract_if(|_, session| !is_saved(session)) {
-            self.knew_at.insert(session, clock::now());
+            self.knew_at.insert(session.clone(), clock::now());
+            self.left.insert(session);
         }
         // Of a session that is over, nobody can ask for what was not handled.
         self.ends.values_mut().for_each(|end| *end = 0);
@@ -266,7 +269,8 @@ impl Accounts {
                 continue;
             }
             // The set that was replaced owes only what no other has.
-            let is_lost = copies.iter().any(is_lost) || self.is_in_gap(key);
+            let is_left = copies.iter().all(|copy| self.left.contains(&copy.session));
+            let is_lost = copies.iter().any(is_lost) || self.is_in_gap(key, is_left);
             let is_excused = is_lost && !copies.iter().any(is_owed);
             if !is_excused {
                 let places: Vec<_> = all
@@ -292,16 +296,23 @@ impl Accounts {
     }
 
     /// Whether an event was sent after Discord had ended a session that should have had it, and
-    /// before the shard knew.
-    fn is_in_gap(&self, (guild, number): Key) -> bool {
+    /// before the shard knew; or before it had another, if the process ended while an old set was
+    /// about to close.
+    fn is_in_gap(&self, (guild, number): Key, is_left: bool) -> bool {
         let sent = self.sent[&(guild, number)];
         self.ends.keys().any(|session| {
             let Some((shard, _)) = self.known.get(session) else {
                 return false;
             };
             let lost = self.lost_at.get(session).is_some_and(|at| *at <= sent);
-            let knew = self.knew_at.get(session).is_some_and(|at| *at >= sent);
-            lost && knew && ShardId::for_guild(guild, shard.total()) == Some(*shard)
+            let knew_at = self.knew_at.get(session).copied();
+            let until = if is_left {
+                knew_at.and_then(|at| self.all_known(&[*shard], at))
+            } else {
+                knew_at
+            };
+            let is_before = until.is_some_and(|at| at >= sent);
+            lost && is_before && ShardId::for_guild(guild, shard.total()) == Some(*shard)
         })
     }
 }

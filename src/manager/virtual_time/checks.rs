@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::process::{Actor, Process};
 use super::{OVERLAP, Play};
 use crate::manager::ShardStatus;
+use crate::manager::reconciler::Role;
 use crate::protocol::Stage;
 use crate::shard::{Run, Shard};
 use crate::shard_id::ShardId;
@@ -61,9 +62,12 @@ impl Play {
             self.hand_over();
         }
         if self.is_resharding() {
-            let shards = process.hub.shards();
-            for shard in shards.iter().filter(|shard| shard.session().is_none()) {
-                self.accounts.note_gap(shard.id());
+            let (shards, _) = process.hub.look(|slot, shard| {
+                let delivers = matches!(slot.role, Role::Active | Role::Outgoing);
+                (delivers && shard.session().is_none()).then(|| shard.id())
+            });
+            for shard in shards {
+                self.accounts.note_gap(shard);
             }
         }
         self.process = Some(process);
