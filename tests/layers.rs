@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 19] = [
+const LAYERS: [(&str, Option<u32>); 20] = [
+    ("clock", Some(0)),
     ("shard_id", Some(0)),
     ("intents", Some(0)),
     ("token", Some(0)),
@@ -43,7 +44,9 @@ fn imports_go_down() {
         );
         let text = std::fs::read_to_string(&file).unwrap();
         for (line, to) in imports(&text, &path) {
-            if to == from || from == "lib" {
+            // That one tests everything together.
+            let is_suite = path.iter().any(|part| part == "virtual_time");
+            if to == from || from == "lib" || is_suite {
                 continue;
             }
             checked += 1;
