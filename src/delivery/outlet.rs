@@ -36,7 +36,8 @@ enum Place {
     Shared(Lane, Digest),
     /// The session alone has it, because of a command or of what it has lost: it is held.
     Held,
-    /// It says how a session or a connection begins or ends: it is not delivered.
+    /// It says how a session or a connection begins or ends, or another shard of its set has it too:
+    /// it is not delivered.
     Dropped,
 }
 
@@ -268,6 +269,7 @@ impl Merging {
                 Place::Shared(..) | Place::Dropped => return None,
             }
         };
+
         match verdict {
             Verdict::Deliver(event) => Some(event),
             Verdict::Held => None,
@@ -278,6 +280,7 @@ impl Merging {
         }
     }
 
+    /// What becomes of an event, by its kind and name.
     fn place(&self, event: &Event) -> Place {
         let Some(dispatch) = event.dispatch() else {
             return match event.kind() {
@@ -286,8 +289,10 @@ impl Merging {
                 _ => Place::Dropped,
             };
         };
+
         match dispatch.name() {
             EventName::Ready | EventName::Resumed => Place::Dropped,
+            // Answers to commands.
             EventName::ChannelInfo
             | EventName::GuildMembersChunk
             | EventName::RateLimited

@@ -188,11 +188,10 @@ impl SessionLimit {
         }
     }
 
-    /// Does what the release thread would do by now. Returns when it would do more.
+    /// Does what the release thread would have done by now.
     #[cfg(test)]
-    pub(crate) fn release(&self) -> Option<Instant> {
+    pub(crate) fn release(&self) {
         self.shared.change(|_, state| state.wakes_at = None);
-        self.shared.state.lock().wakes_at
     }
 
     /// When the release thread would wake by itself.

@@ -31,7 +31,7 @@ pub(super) struct SessionWriter {
     store: Arc<dyn SessionStore>,
     /// The last request that was fulfilled.
     written: u64,
-    /// When it is written even if nobody asks for it.
+    /// When it is written without a request.
     due: Instant,
     is_failing: bool,
 }
@@ -57,7 +57,7 @@ impl SessionWriter {
         }
     }
 
-    /// What is to be done.
+    /// What to do next.
     #[cfg(test)]
     pub(super) fn poll(&self) -> Store {
         self.hub.poll_store(self.written, self.due)

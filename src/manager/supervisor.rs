@@ -52,7 +52,7 @@ impl<C: Connector + 'static> Crew<C> for Threads {
         thread.spawn()
     }
 
-    /// On a thread of its own, which nobody waits for: a request can take long.
+    /// On a thread of its own that is not joined: a request can take long.
     fn ask(&self, hub: &Arc<Hub>, question: Question) {
         let weak = Arc::downgrade(hub);
         let asks = move || {
@@ -136,7 +136,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             Output::Finish(operation, outcome) => self.hub.finish(operation, outcome),
             Output::EndStream => drop(self.hub.take_outlets()),
             Output::Log(note) => log::log!(note.level(), "{note}"),
-            // Those are for whoever asks the hub.
+            // `act` and the hub handle those.
             Output::Wait(_) | Output::End => {}
         }
     }

@@ -176,7 +176,7 @@ impl Hub {
         })
     }
 
-    /// Wakes whoever waits for something to happen.
+    /// Wakes the threads that wait for a change.
     fn notify(&self) {
         #[cfg(test)]
         self.changes.fetch_add(1, Ordering::Relaxed);

@@ -21,8 +21,8 @@ pub(super) struct Accounts {
     keys: HashMap<u64, Key>,
     /// How many events each guild was sent.
     numbers: HashMap<u64, u64>,
-    /// How often each event was handled.
-    handled: HashMap<Key, u32>,
+    /// The events that were handled.
+    handled: HashSet<Key>,
     /// What this process was given.
     taken: HashSet<Key>,
     /// The last number of each guild among that.
@@ -130,7 +130,7 @@ impl Accounts {
             "event {number} of guild {guild} is taken from shard {}",
             event.shard()
         );
-        if !self.taken.insert(key) || self.handled.contains_key(&key) {
+        if !self.taken.insert(key) || self.handled.contains(&key) {
             let lag = clock::now() - self.sent[&key];
             let allowed = self
                 .may_repeat
@@ -158,9 +158,7 @@ impl Accounts {
 
     /// The program has handled an event.
     pub(super) fn handle(&mut self, event: &Event) {
-        if let Some(key) = key_of(event) {
-            *self.handled.entry(key).or_default() += 1;
-        }
+        self.handled.extend(key_of(event));
     }
 
     /// The user ends the session of a shard.
@@ -185,7 +183,7 @@ impl Accounts {
         // Of a session that is over, nobody can ask for what was not handled.
         self.ends.values_mut().for_each(|end| *end = 0);
         self.may_repeat.clear();
-        self.resume(world, saved);
+        self.resume(world, &saved.sessions);
         self.taken.clear();
         self.last.clear();
         self.unordered.clear();
@@ -211,11 +209,10 @@ impl Accounts {
         shards.iter().map(first).max().flatten()
     }
 
-    /// Sessions go on from where they were saved: what was delivered after that comes again.
-    fn resume(&mut self, world: &World, saved: &Saved) {
+    /// These sessions are resumed: what was delivered after their sequences comes again.
+    pub(super) fn resume(&mut self, world: &World, sessions: &[Session]) {
         for dispatched in &world.dispatches {
-            let session = saved
-                .sessions
+            let session = sessions
                 .iter()
                 .find(|session| session.id == dispatched.session);
             if session.is_some_and(|session| dispatched.sequence > session.sequence)
@@ -224,15 +221,6 @@ impl Accounts {
                 *self.may_repeat.entry(*key).or_default() += 1;
             }
         }
-    }
-
-    /// A shard goes on from this session.
-    pub(super) fn resume_shard(&mut self, world: &World, session: &Session) {
-        let saved = Saved {
-            sessions: vec![session.clone()],
-            ..Saved::default()
-        };
-        self.resume(world, &saved);
     }
 
     /// A session that was the program's to keep is the library's again.
@@ -245,7 +233,7 @@ impl Accounts {
         let mut copies: HashMap<Key, Vec<&Dispatched>> = HashMap::new();
         for dispatched in &world.dispatches {
             if let Some(key) = self.keys.get(&dispatched.digest)
-                && !self.handled.contains_key(key)
+                && !self.handled.contains(key)
             {
                 copies.entry(*key).or_default().push(dispatched);
             }

@@ -37,9 +37,9 @@ impl Play {
         };
         self.violations += 1;
         let rule = &violation.rule;
-        // Whoever is frozen, or cannot be heard, sends no heartbeat.
+        // No heartbeat arrives from a process that is frozen, or over a dead line.
         let is_silent = rule.starts_with("4009");
-        // Whoever is killed may not have stored yet that it has identified.
+        // A process may be killed before it has stored that it has identified.
         let was_killed = self.now < self.killed_at + Duration::from_secs(10);
         let is_unstored = was_killed && rule.starts_with("one IDENTIFY per key");
         // That is how a shard learns that it has too many guilds.

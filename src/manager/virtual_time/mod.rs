@@ -4,10 +4,10 @@
 //! Only sockets, threads and the clock are replaced. Chance says which thread runs next and for how
 //! long the others do not, how late messages are, what goes wrong, and what the user requests.
 //!
-//! An event may be missing only if Discord has ended its session. It may come again only to the next
-//! process, or to a shard that goes on from a session that knows less, or from new shards that were
-//! behind for longer than a reshard waits. A guild's events are in order, but for what a shard
-//! without a session missed while others were about to replace it.
+//! An event may be missing only if Discord has ended its session. It may be repeated after a session
+//! was resumed from an older sequence, in the next process or after `suspend_shard`, and after a
+//! reshard whose new shards were behind for longer than it waits. A guild's events are in order,
+//! except for those that a shard missed because it had no session during a reshard.
 //!
 //! A failure prints its seed. With that in `THREADCORD_VIRTUAL_SEED`, and `--nocapture`, the test
 //! repeats it exactly and shows what happened. `THREADCORD_VIRTUAL_SECONDS` says for how long (of
@@ -36,7 +36,7 @@ use crate::config::{Config, Plan};
 use crate::event::Event;
 use crate::intents::Intents;
 use crate::protocol::Session;
-use crate::sim::{self, Fault, Gateway, World};
+use crate::sim::{self, Builder, Fault, Gateway, World};
 use crate::timing::Timing;
 use crate::token::Token;
 
@@ -161,7 +161,7 @@ struct Play {
     is_quiet: bool,
     accounts: Accounts,
     done: Done,
-    /// Stands for all that happened.
+    /// A digest of everything that has happened.
     trace: u64,
     violations: usize,
 }
@@ -173,6 +173,38 @@ fn faults() -> Vec<Fault> {
         .collect()
 }
 
+/// Discord, with a bot of a few shards.
+fn gateway(rng: &mut Rng) -> Builder {
+    let takeovers = ["nothing", "reconnect", "close:4000", "invalid-session:true"];
+    let takeover = takeovers[rng.usize(..takeovers.len())];
+    Gateway::builder()
+        .shards(rng.u32(1..4))
+        .max_concurrency([1, 2, 16][rng.usize(..3)])
+        .guilds(GUILDS)
+        .session_starts(1_000_000, 1_000_000, Duration::from_secs(24 * 60 * 60))
+        .on_takeover(takeover.parse().expect("it is an answer"))
+        .replay_events(1_000_000)
+        .keep_dispatches(true)
+        .seed(rng.u64(..))
+}
+
+/// The settings of the program.
+fn config(rng: &mut Rng, token: Token) -> Config {
+    let timing = Timing {
+        reshard_overlap: OVERLAP,
+        // Discord's windows begin where messages arrive.
+        guard: network::LATEST + Duration::from_secs(1),
+        ..Timing::default()
+    };
+    Config::new(token, Intents::all())
+        .gateway_url(URL)
+        .timing(timing)
+        .max_outstanding_events(rng.usize(3..40))
+        .most_short_sessions(None)
+        .auto_split(2)
+        .plan(Plan::Stored)
+}
+
 impl Play {
     fn new(seed: u64) -> Self {
         fastrand::seed(seed);
@@ -180,33 +212,11 @@ impl Play {
         let unix = Duration::from_secs(1_800_000_000);
         let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + unix);
         clock::set(now, wall);
-        let takeovers = ["nothing", "reconnect", "close:4000", "invalid-session:true"];
-        let takeover = takeovers[rng.usize(..takeovers.len())];
-        let builder = Gateway::builder()
-            .shards(rng.u32(1..4))
-            .max_concurrency([1, 2, 16][rng.usize(..3)])
-            .guilds(GUILDS)
-            .session_starts(1_000_000, 1_000_000, Duration::from_secs(24 * 60 * 60))
-            .on_takeover(takeover.parse().expect("it is an answer"))
-            .replay_events(1_000_000)
-            .keep_dispatches(true)
-            .seed(rng.u64(..));
+        let builder = gateway(&mut rng);
         let token = Token::new(builder.token()).expect("it is a token");
         let mut world = builder.world(now, unix, URL.to_owned());
         world.set_random_faults(now, 0.02, faults());
-        let timing = Timing {
-            reshard_overlap: OVERLAP,
-            // Discord's windows begin where messages arrive.
-            guard: network::LATEST + Duration::from_secs(1),
-            ..Timing::default()
-        };
-        let config = Config::new(token, Intents::all())
-            .gateway_url(URL)
-            .timing(timing)
-            .max_outstanding_events(rng.usize(3..40))
-            .most_short_sessions(None)
-            .auto_split(2)
-            .plan(Plan::Stored);
+        let config = config(&mut rng, token);
         let network = Network::new(Rng::with_seed(rng.u64(..)));
         Self {
             now,
@@ -308,7 +318,6 @@ impl Play {
 
     /// Everything that waits for nothing but time.
     fn each_deadline(&self, mut each: impl FnMut(Instant, Due)) {
-        let is_busy = self.process.is_some();
         if !self.is_quiet {
             each(self.next_action, Due::Action);
             each(self.next_change, Due::LineChange);
@@ -320,26 +329,25 @@ impl Play {
         if let Some(at) = self.network.lock().next() {
             each(at, Due::Network);
         }
-        if !is_busy {
-            each(self.starts_at, Due::Start);
-        }
+        let Some(process) = &self.process else {
+            return each(self.starts_at, Due::Start);
+        };
+
         let thawed = |at: Instant| at.max(self.frozen_until);
-        if let Some(process) = &self.process {
-            for (actor, at) in process.actors() {
-                each(thawed(at), Due::Actor(actor));
-            }
-            if process.events.len() > 0 && self.held.len() < 12 {
-                each(thawed(self.stuck_until), Due::Take);
-            }
-            if process.is_over() {
-                each(self.now, Due::Ended);
-            }
-            for at in self.held.iter().map(|(at, _)| *at) {
-                each(thawed(at), Due::Handled);
-            }
-            if !self.requests.is_empty() {
-                each(thawed(self.next_look), Due::Request);
-            }
+        for (actor, at) in process.actors() {
+            each(thawed(at), Due::Actor(actor));
+        }
+        if process.events.len() > 0 && self.held.len() < 12 {
+            each(thawed(self.stuck_until), Due::Take);
+        }
+        if process.is_over() {
+            each(self.now, Due::Ended);
+        }
+        for at in self.held.iter().map(|(at, _)| *at) {
+            each(thawed(at), Due::Handled);
+        }
+        if !self.requests.is_empty() {
+            each(thawed(self.next_look), Due::Request);
         }
     }
 

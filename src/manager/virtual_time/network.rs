@@ -107,12 +107,17 @@ impl<T> Way<T> {
 }
 
 impl Line {
-    /// Takes what the operating system had no room for.
+    /// The operating system takes a message.
+    fn write(&mut self, text: String) {
+        self.written += 1;
+        self.to_discord.send(ToDiscord::Text(text));
+    }
+
+    /// It takes what it had no room for until now.
     fn unstick(&mut self) {
         if let Some((_, texts)) = self.stuck.take_if(|(until, _)| *until <= clock::now()) {
             for text in texts {
-                self.written += 1;
-                self.to_discord.send(ToDiscord::Text(text));
+                self.write(text);
             }
         }
     }
@@ -348,8 +353,7 @@ impl Wire {
         let written = self.with(|line| {
             if let Some((_, texts)) = line.stuck.take().filter(|_| with_close) {
                 for text in texts {
-                    line.written += 1;
-                    line.to_discord.send(ToDiscord::Text(text));
+                    line.write(text);
                 }
             }
             line.to_discord.send(ToDiscord::Close(code));
@@ -408,8 +412,7 @@ impl Transport for Wire {
             if let Some((_, texts)) = &mut line.stuck {
                 texts.push_back(text);
             } else {
-                line.written += 1;
-                line.to_discord.send(ToDiscord::Text(text));
+                line.write(text);
             }
         });
         Ok(())
@@ -422,8 +425,7 @@ impl Transport for Wire {
             if line.stuck.is_some() {
                 return false;
             }
-            line.written += 1;
-            line.to_discord.send(ToDiscord::Text(text));
+            line.write(text);
             true
         });
         if is_sent == Some(false) {

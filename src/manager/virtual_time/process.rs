@@ -22,7 +22,6 @@ use crate::limit::{Limits, SessionLimit};
 use crate::protocol::CloseReason;
 use crate::rest::{GatewayBot, Rest};
 use crate::shard::{Pause, Run, Spawned, Step, Thread};
-use crate::store::SessionStore;
 
 /// One of a process's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,7 +127,6 @@ impl Process {
     /// A process that has just started.
     pub(super) fn start(
         config: Config,
-        store: Arc<dyn SessionStore>,
         tls: native_tls::TlsConnector,
         gateway: &GatewayBot,
         network: &Arc<Mutex<Network>>,
@@ -139,6 +137,8 @@ impl Process {
         let limiter = start::own_limit(&prepared.config, limits, &prepared.identified);
         let limiter = Arc::new(limiter);
         prepared.limiter = Arc::<SessionLimit>::clone(&limiter);
+        let store = prepared.config.session_store.clone();
+        let store = store.expect("the program has a store");
         let (hub, context) = assemble(prepared, |_| Connector(Arc::clone(network)));
         let crew = Shards {
             network: Arc::clone(network),
@@ -233,7 +233,7 @@ impl Process {
                     self.is_writer_over = is_last;
                 }
             }
-            Actor::Limiter => drop(self.limiter.release()),
+            Actor::Limiter => self.limiter.release(),
             Actor::Question => {
                 let question = self.crew.questions.lock().pop();
                 if let Some(question) = question {

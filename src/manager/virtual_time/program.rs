@@ -115,8 +115,7 @@ impl Play {
             .session_store(self.store.clone())
             .sessions(sessions);
         let gateway = self.gateway();
-        let store = Arc::new(self.store.clone());
-        let process = Process::start(config, store, tls(), &gateway, &self.network);
+        let process = Process::start(config, tls(), &gateway, &self.network);
         self.process = Some(process.expect("it starts"));
         log::info!("a process starts");
     }
@@ -195,9 +194,7 @@ impl Play {
                         continue;
                     }
                     let session = process.hub.take_suspended(&shard).session;
-                    if let Some(session) = &session {
-                        self.accounts.resume_shard(&self.world, session);
-                    }
+                    self.accounts.resume(&self.world, session.as_slice());
                     self.requests.push(Requested::Open(shard.id(), session));
                 }
                 Requested::Open(shard, session) => match process.hub.open(shard, session.clone()) {
