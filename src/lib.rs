@@ -44,6 +44,7 @@ mod delivery;
 mod error;
 mod event;
 mod intents;
+mod json;
 pub mod limit;
 mod manager;
 pub mod protocol;

@@ -5,9 +5,8 @@ use std::fmt;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
-use super::fields;
-use super::path::place;
-use crate::protocol::{Body, EventName, MalformedPayload, Payload};
+use crate::json::{self, Body};
+use crate::protocol::{EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
 ///
@@ -77,7 +76,7 @@ impl Dispatch {
             EventName::GuildCreate | EventName::GuildUpdate | EventName::GuildDelete => "id",
             _ => "guild_id",
         };
-        let value = fields::find(self.data(), key)?;
+        let value = json::find(self.data(), key)?;
         serde_json::from_slice::<Option<Id>>(value)
             .ok()?
             .map(|id| id.0)
@@ -89,13 +88,12 @@ impl Dispatch {
     /// struct does not have are skipped up to their closing quote or bracket: whether what is in
     /// them is well-formed is not looked at.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
-        fields::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
+        json::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
     }
 
     /// As [`decode`](Self::decode), where nobody asks what is wrong: it costs no more than reading.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        fields::read(self.data())
-            .or_else(|| self.body.read(|data| serde_json::from_slice(data)).ok())
+        json::read(self.data()).or_else(|| self.body.read(|data| serde_json::from_slice(data)).ok())
     }
 
     /// See [`Body::read`].
@@ -104,7 +102,7 @@ impl Dispatch {
         read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
     ) -> Result<T, DecodeError> {
         self.body.read(read).map_err(|(data, source)| {
-            let (byte, path) = place(data, &source);
+            let (byte, path) = json::place(data, &source);
             DecodeError {
                 event: self.name().clone(),
                 sequence: self.sequence(),

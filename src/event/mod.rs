@@ -2,11 +2,8 @@
 
 mod credit;
 mod dispatch;
-mod fields;
 mod filter;
 mod lease;
-mod path;
-mod skip;
 #[cfg(feature = "model")]
 mod typed;
 

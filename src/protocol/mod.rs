@@ -78,9 +78,6 @@ pub use command::{
 pub use event_name::{EventName, UnknownEventName};
 pub use io::{Input, Notice, Output, Target, Timer};
 pub use machine::Machine;
-pub(crate) use payload::Body;
-#[cfg(test)]
-pub(crate) use payload::tests::any_json;
 pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;

@@ -1,17 +1,10 @@
 //! Inbound payloads: `op`, `s` and `t` are read once, `d` stays bytes.
-//!
-//! Discord writes `t`, `s` and `op` before `d`. What comes so is read from its first bytes alone,
-//! however long `d` is; anything else is read by `serde_json`. The short way takes one thing on
-//! trust: that `d`, an object, goes on to the payload's last brace. Who reads `d` finds out, and
-//! reads it again: see [`Body::read`].
-
-use std::ops::Range;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::event_name::EventName;
+use crate::json::{self, Body, Envelope};
 
 /// A payload from Discord.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,45 +15,25 @@ pub struct Payload {
     body: Body,
 }
 
-/// The bytes of a payload; `d` is a part of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Body {
-    bytes: Bytes,
-    data: Range<usize>,
-}
-
-/// The four fields of every payload.
-///
-/// Source: [Discord, Gateway event payload
-/// structure](https://docs.discord.com/developers/events/gateway-events#payload-structure).
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    op: u64,
-    s: Option<u64>,
-    t: Option<EventName>,
-    #[serde(borrow)]
-    d: Option<&'a RawValue>,
-}
-
 impl Payload {
     /// Reads the envelope, in whatever order its fields come.
     pub fn read(bytes: Bytes) -> Result<Self, MalformedPayload> {
-        if let Some((name, sequence, data)) = usual_event(&bytes) {
+        // An unknown name may contain anything, escapes too.
+        if let Some(event) = json::usual_event(&bytes)
+            && let Some(name) = EventName::find(event.name)
+        {
+            let (sequence, data) = (event.sequence, event.data);
             return Ok(Self {
                 op: 0,
                 sequence: Some(sequence),
                 name: Some(name),
-                body: Body { bytes, data },
+                body: Body::new(bytes, data),
             });
         }
-        let envelope: Envelope<'_> = serde_json::from_slice(&bytes)?;
+
+        let envelope: Envelope<'_, EventName> = serde_json::from_slice(&bytes)?;
         let data = envelope.data(&bytes);
-        let Envelope {
-            op,
-            s: sequence,
-            t: name,
-            ..
-        } = envelope;
+        let (op, sequence, name) = (envelope.op, envelope.s, envelope.t);
         if op == 0 && (sequence.is_none() || name.is_none()) {
             return Err(MalformedPayload::Dispatch);
         }
@@ -68,7 +41,7 @@ impl Payload {
             op,
             sequence,
             name,
-            body: Body { bytes, data },
+            body: Body::new(bytes, data),
         })
     }
 
@@ -98,8 +71,11 @@ impl Payload {
         self.body.size()
     }
 
-    /// Reads `d`.
+    /// Reads `d`. Fields that `T` does not name are skipped.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
+        if let Some(data) = json::read(self.data()) {
+            return Ok(data);
+        }
         Ok(self
             .body
             .read(|data| serde_json::from_slice(data))
@@ -111,85 +87,6 @@ impl Payload {
         let (name, sequence) = self.name.zip(self.sequence).filter(|_| self.op == 0)?;
         Some((name, sequence, self.body))
     }
-}
-
-impl Body {
-    /// See [`Payload::data`].
-    pub(crate) fn data(&self) -> &[u8] {
-        self.part(self.data.clone())
-    }
-
-    /// Reads `d`; if that fails, once more as it is with nothing taken on trust. An error comes
-    /// with what could not be read.
-    pub(crate) fn read<'a, T>(
-        &'a self,
-        read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
-    ) -> Result<T, (&'a [u8], serde_json::Error)> {
-        read(self.data()).or_else(|_| {
-            let exact = self.exact_data();
-            read(exact).map_err(|error| (exact, error))
-        })
-    }
-
-    /// What [`data`](Self::data) is if nothing is taken on trust.
-    fn exact_data(&self) -> &[u8] {
-        let envelope = serde_json::from_slice::<Envelope<'_>>(&self.bytes);
-        envelope.map_or(self.data(), |envelope| {
-            self.part(envelope.data(&self.bytes))
-        })
-    }
-
-    /// A part of the bytes that may be missing.
-    fn part(&self, range: Range<usize>) -> &[u8] {
-        if range.is_empty() {
-            b"null"
-        } else {
-            &self.bytes[range]
-        }
-    }
-
-    /// See [`Payload::size`].
-    pub(crate) fn size(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-impl Envelope<'_> {
-    /// Where `d` lies in the bytes that this was read from.
-    fn data(&self, bytes: &[u8]) -> Range<usize> {
-        self.d.map_or(0..0, |d| {
-            let start = d.get().as_ptr().addr() - bytes.as_ptr().addr();
-            start..start + d.get().len()
-        })
-    }
-}
-
-/// Name, sequence and data of an event that comes as Discord writes them:
-/// `{"t":"NAME","s":1,"op":0,"d":{...}}`. Names that Discord does not document go the long way:
-/// they may have anything in them.
-fn usual_event(bytes: &[u8]) -> Option<(EventName, u64, Range<usize>)> {
-    let rest = bytes.strip_prefix(br#"{"t":""#)?;
-    let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
-    let (sequence, rest) = number(rest.strip_prefix(br#"","s":"#)?)?;
-    let data = rest.strip_prefix(br#","op":0,"d":"#)?.strip_suffix(b"}")?;
-    if !data.starts_with(b"{") || !data.ends_with(b"}") {
-        return None;
-    }
-    let end = bytes.len() - 1;
-    Some((EventName::find(name)?, sequence, end - data.len()..end))
-}
-
-/// A number at the beginning, as JSON writes it: without a zero in front.
-fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (mut number, mut at) = (0_u64, 0);
-    while let Some(digit @ b'0'..=b'9') = bytes.get(at) {
-        number = number
-            .checked_mul(10)?
-            .checked_add(u64::from(digit - b'0'))?;
-        at += 1;
-    }
-    let is_number = at == 1 || (at > 1 && bytes[0] != b'0');
-    is_number.then_some((number, &bytes[at..]))
 }
 
 /// A payload that Discord should not have sent.
@@ -211,11 +108,13 @@ pub enum MalformedPayload {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use proptest::prelude::*;
+    use serde_json::value::RawValue;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::json::any_json;
 
     fn read(json: &str) -> Result<Payload, MalformedPayload> {
         Payload::read(Bytes::copy_from_slice(json.as_bytes()))
@@ -278,25 +177,6 @@ pub(crate) mod tests {
         }
     }
 
-    /// JSON of any kind, with what may be mistaken for its structure in its texts; objects have
-    /// such keys, too.
-    pub(crate) fn any_json(key: &'static str) -> impl Strategy<Value = Value> {
-        let text = "[\"\\\\{}\\[\\],:atsd0 é🦀\n]{0,6}";
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            text.prop_map(Value::from),
-        ];
-        leaf.prop_recursive(4, 48, 6, move |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-                prop::collection::hash_map(prop_oneof![key, text], inner, 0..6)
-                    .prop_map(|map| Value::Object(map.into_iter().collect())),
-            ]
-        })
-    }
-
     /// A field of an envelope, or one that is none, with what it may have or something else.
     fn any_field() -> impl Strategy<Value = String> {
         let name = prop_oneof![
@@ -351,7 +231,7 @@ pub(crate) mod tests {
         /// it is read.
         #[test]
         fn reading_is_what_serde_json_does(bytes in any_payload()) {
-            let expected = serde_json::from_slice::<Envelope<'_>>(&bytes).ok();
+            let expected = serde_json::from_slice::<Envelope<'_, EventName>>(&bytes).ok();
             let expected = expected.filter(|envelope| envelope.op != 0 || (envelope.s.is_some() && envelope.t.is_some()));
             let read = Payload::read(bytes.clone().into());
             match (expected, read) {

@@ -13,12 +13,12 @@ use super::skip;
 ///
 /// Most of an event is fields that nobody asks for; their ends are found much sooner than they
 /// could be read.
-pub(super) fn read<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
+pub(crate) fn read<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
     T::deserialize(Object(json)).ok()
 }
 
 /// The JSON of an object's field, the first of that name; reads no further.
-pub(super) fn find<'de>(json: &'de [u8], name: &str) -> Option<&'de [u8]> {
+pub(crate) fn find<'de>(json: &'de [u8], name: &str) -> Option<&'de [u8]> {
     let mut fields = Fields::new(json, &[]).ok()?;
     loop {
         let is_it = fields.key().ok()?? == name;
@@ -215,7 +215,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::protocol::any_json;
+    use crate::json::any_json;
 
     #[derive(Debug, PartialEq, Deserialize)]
     struct Few<'a> {

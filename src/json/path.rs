@@ -19,7 +19,7 @@ enum Around {
 
 /// How many bytes of it had been read when an error came, and the path to the value there:
 /// `member.roles[2]`, or nothing for all of it.
-pub(super) fn place(json: &[u8], error: &serde_json::Error) -> (usize, String) {
+pub(crate) fn place(json: &[u8], error: &serde_json::Error) -> (usize, String) {
     let lines = json
         .split_inclusive(|byte| *byte == b'\n')
         .take(error.line().saturating_sub(1));
@@ -86,7 +86,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::protocol::any_json;
+    use crate::json::any_json;
 
     /// Something that most JSON is not.
     #[derive(Debug, Deserialize)]

@@ -1,0 +1,126 @@
+//! What is around the data of a payload.
+//!
+//! Discord writes `t`, `s` and `op` before `d`. A payload in this order is read from its first
+//! bytes alone, however long `d` is; any other is read by `serde_json`.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+/// The four fields of every payload.
+///
+/// Source: [Discord, Gateway event payload
+/// structure](https://docs.discord.com/developers/events/gateway-events#payload-structure).
+#[derive(Deserialize)]
+pub(crate) struct Envelope<'a, Name> {
+    pub(crate) op: u64,
+    pub(crate) s: Option<u64>,
+    pub(crate) t: Option<Name>,
+    #[serde(borrow)]
+    pub(crate) d: Option<&'a RawValue>,
+}
+
+impl<Name> Envelope<'_, Name> {
+    /// Where `d` lies in the bytes that this was read from.
+    pub(crate) fn data(&self, bytes: &[u8]) -> Range<usize> {
+        self.d.map_or(0..0, |d| {
+            let start = d.get().as_ptr().addr() - bytes.as_ptr().addr();
+            start..start + d.get().len()
+        })
+    }
+}
+
+/// An event in the order in which Discord writes it.
+pub(crate) struct UsualEvent<'a> {
+    /// As it is written: escapes are not decoded.
+    pub(crate) name: &'a [u8],
+    pub(crate) sequence: u64,
+    /// Where `d` lies, if it extends to the last brace.
+    pub(crate) data: Range<usize>,
+}
+
+/// Reads `{"t":"NAME","s":1,"op":0,"d":{...}}`; `None` if the payload looks different.
+pub(crate) fn usual_event(bytes: &[u8]) -> Option<UsualEvent<'_>> {
+    let rest = bytes.strip_prefix(br#"{"t":""#)?;
+    let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
+    let (sequence, rest) = number(rest.strip_prefix(br#"","s":"#)?)?;
+
+    let data = rest.strip_prefix(br#","op":0,"d":"#)?.strip_suffix(b"}")?;
+    if !data.starts_with(b"{") || !data.ends_with(b"}") {
+        return None;
+    }
+    let end = bytes.len() - 1;
+    Some(UsualEvent {
+        name,
+        sequence,
+        data: end - data.len()..end,
+    })
+}
+
+/// Reads a number at the beginning, as JSON writes it: without leading zeros.
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (mut number, mut at) = (0_u64, 0);
+    while let Some(digit @ b'0'..=b'9') = bytes.get(at) {
+        number = number
+            .checked_mul(10)?
+            .checked_add(u64::from(digit - b'0'))?;
+        at += 1;
+    }
+    let is_number = at == 1 || (at > 1 && bytes[0] != b'0');
+    is_number.then_some((number, &bytes[at..]))
+}
+
+/// The bytes of a payload, and which of them are `d`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Body {
+    bytes: Bytes,
+    /// Empty if there is no `d`.
+    data: Range<usize>,
+}
+
+impl Body {
+    pub(crate) fn new(bytes: Bytes, data: Range<usize>) -> Self {
+        Self { bytes, data }
+    }
+
+    /// The JSON of `d`; `null` if there is none.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.part(self.data.clone())
+    }
+
+    /// Reads `d`. If that fails, reads the payload again and takes nothing on trust. An error comes
+    /// with the JSON that could not be read.
+    pub(crate) fn read<'a, T>(
+        &'a self,
+        read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
+    ) -> Result<T, (&'a [u8], serde_json::Error)> {
+        read(self.data()).or_else(|_| {
+            let exact = self.exact_data();
+            read(exact).map_err(|error| (exact, error))
+        })
+    }
+
+    /// What [`data`](Self::data) is if nothing is taken on trust.
+    pub(crate) fn exact_data(&self) -> &[u8] {
+        let envelope = serde_json::from_slice::<Envelope<'_, IgnoredAny>>(&self.bytes);
+        envelope.map_or(self.data(), |envelope| {
+            self.part(envelope.data(&self.bytes))
+        })
+    }
+
+    /// The size of the whole payload in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn part(&self, range: Range<usize>) -> &[u8] {
+        if range.is_empty() {
+            b"null"
+        } else {
+            &self.bytes[range]
+        }
+    }
+}
