@@ -173,10 +173,11 @@ fn faults() -> Vec<Fault> {
         .collect()
 }
 
+/// What an old connection is sent when its session is resumed on another one.
+const TAKEOVERS: [&str; 4] = ["nothing", "reconnect", "close:4000", "invalid-session:true"];
+
 /// Discord, with a bot of a few shards.
-fn gateway(rng: &mut Rng) -> Builder {
-    let takeovers = ["nothing", "reconnect", "close:4000", "invalid-session:true"];
-    let takeover = takeovers[rng.usize(..takeovers.len())];
+fn gateway(rng: &mut Rng, takeover: &str) -> Builder {
     Gateway::builder()
         .shards(rng.u32(1..4))
         .max_concurrency([1, 2, 16][rng.usize(..3)])
@@ -212,12 +213,13 @@ impl Play {
         let unix = Duration::from_secs(1_800_000_000);
         let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + unix);
         clock::set(now, wall);
-        let builder = gateway(&mut rng);
+        let takeover = TAKEOVERS[rng.usize(..TAKEOVERS.len())];
+        let builder = gateway(&mut rng, takeover);
         let token = Token::new(builder.token()).expect("it is a token");
         let mut world = builder.world(now, unix, URL.to_owned());
         world.set_random_faults(now, 0.02, faults());
         let config = config(&mut rng, token);
-        let network = Network::new(Rng::with_seed(rng.u64(..)));
+        let network = Network::new(Rng::with_seed(rng.u64(..)), takeover == "nothing");
         Self {
             now,
             start: now,

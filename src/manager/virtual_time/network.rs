@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fastrand::Rng;
 use parking_lot::Mutex;
+use serde_json::Value;
 use url::Url;
 
 use crate::clock;
@@ -30,6 +31,10 @@ pub(super) struct Network {
     wires: BTreeMap<usize, WireState>,
     /// How many lines and wires there were.
     count: usize,
+    /// Discord does not tell a connection that its session was resumed on another one. Then nobody
+    /// would notice if the RESUME of an abandoned connection arrived after that of the next one and
+    /// took its events away, so it is lost with its connection.
+    loses_late_resumes: bool,
 }
 
 /// A connection.
@@ -56,6 +61,14 @@ enum ToDiscord {
     Open,
     Text(String),
     Close(Option<u16>),
+}
+
+impl ToDiscord {
+    fn is_resume(&self) -> bool {
+        let Self::Text(text) = self else { return false };
+        let payload: Value = serde_json::from_str(text).unwrap_or_default();
+        payload["op"] == 6
+    }
 }
 
 enum ToClient {
@@ -130,12 +143,13 @@ impl Line {
 }
 
 impl Network {
-    pub(super) fn new(rng: Rng) -> Arc<Mutex<Self>> {
+    pub(super) fn new(rng: Rng, loses_late_resumes: bool) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self {
             rng,
             lines: BTreeMap::new(),
             wires: BTreeMap::new(),
             count: 0,
+            loses_late_resumes,
         }))
     }
 
@@ -349,12 +363,21 @@ impl Wire {
     /// Ends the line. What the operating system had not taken is lost, unless it leaves with the
     /// close.
     fn leave(&mut self, code: Option<u16>, closing_until: Option<Instant>) {
-        let with_close = code.is_some() && self.network.lock().rng.bool();
+        let (with_close, loses_resume) = {
+            let mut network = self.network.lock();
+            let with_close = code.is_some() && network.rng.bool();
+            (with_close, network.loses_late_resumes)
+        };
         let written = self.with(|line| {
             if let Some((_, texts)) = line.stuck.take().filter(|_| with_close) {
                 for text in texts {
                     line.write(text);
                 }
+            }
+            if loses_resume {
+                line.to_discord
+                    .messages
+                    .retain(|(_, message)| !message.is_resume());
             }
             line.to_discord.send(ToDiscord::Close(code));
             line.written
