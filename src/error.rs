@@ -5,7 +5,9 @@ use std::io;
 use std::time::Duration;
 
 use crate::intents::UnknownIntents;
-use crate::protocol::{CloseReason, Command, InvalidCommand, Stage, UnknownEventName, visible};
+use crate::protocol::{
+    CloseReason, Command, InvalidCommand, MembersFailure, Stage, UnknownEventName, visible,
+};
 use crate::shard_id::{InvalidShardId, ShardId};
 use crate::token::InvalidToken;
 
@@ -48,7 +50,7 @@ pub enum Error {
     #[error(transparent)]
     Unsent(#[from] SendError),
     /// Members that were asked for have not all arrived.
-    #[error("{received} parts of the members of guild {guild_id} arrived, then {failure}")]
+    #[error("members of guild {guild_id}: {failure}, after {received} chunks")]
     Members {
         /// The guild.
         guild_id: u64,
@@ -271,24 +273,6 @@ pub enum SendFailure {
         /// The guild.
         guild_id: u64,
     },
-}
-
-/// Why members that were asked for have not all arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MembersFailure {
-    /// The deadline has passed.
-    #[error("the time was over")]
-    TimedOut,
-    /// The session ended while they came.
-    #[error("the session was lost: ask again")]
-    SessionLost,
-    /// The shard has stopped.
-    #[error("the shard stopped: {0}")]
-    Stopped(CloseReason),
-    /// An answer cannot be read.
-    #[error("one came that cannot be read")]
-    Malformed,
 }
 
 /// Whose fault an error is.

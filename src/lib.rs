@@ -60,7 +60,7 @@ pub mod transport;
 
 pub use config::{AutoReshard, CloseHook, Config, Plan, ShardHook, Shortage};
 pub use delivery::Events;
-pub use error::{Error, Fault, MembersFailure, SendError, SendFailure, StoreError};
+pub use error::{Error, Fault, SendError, SendFailure, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use intents::{Intents, UnknownIntents};
 pub use manager::{
@@ -68,8 +68,8 @@ pub use manager::{
 };
 pub use protocol::{
     Activity, ActivityKind, ChannelField, CloseCode, CloseReason, Command, EventName,
-    InvalidCommand, MemberQuery, OnlineStatus, Presence, Session, Stage, UnknownEventName,
-    VoiceState,
+    InvalidCommand, MemberQuery, MembersFailure, OnlineStatus, Presence, Session, Stage,
+    UnknownEventName, VoiceState,
 };
 pub use shard::{Members, MembersChunk, Shard, Status};
 pub use shard_id::{InvalidShardId, ShardId};

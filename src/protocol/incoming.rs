@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::payload::MalformedPayload;
@@ -69,13 +70,27 @@ pub(super) struct RateLimited {
 #[derive(Deserialize)]
 struct RateLimitedGuild {
     guild_id: String,
+    #[serde(default)]
+    nonce: Value,
+}
+
+/// What `RATE_LIMITED` says about a request for members.
+pub(super) struct MembersLimited<'a> {
+    pub(super) guild: u64,
+    /// How long requests for this guild must wait.
+    pub(super) pause: Duration,
+    pub(super) nonce: Option<&'a str>,
 }
 
 impl RateLimited {
-    /// If it is about requests for members: of which guild, and how long they must wait.
-    pub(super) fn members(&self) -> Option<(u64, Duration)> {
+    /// `None` if it is about another kind of command.
+    pub(super) fn members(&self) -> Option<MembersLimited<'_>> {
         let guild = self.meta.guild_id.parse().ok()?;
-        (self.opcode == 8).then(|| (guild, timing::from_secs(self.retry_after)))
+        (self.opcode == 8).then(|| MembersLimited {
+            guild,
+            pause: timing::from_secs(self.retry_after),
+            nonce: self.meta.nonce.as_str(),
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::close::CloseReason;
 use super::command::{Command, Identity, Secret};
+use super::member_requests::{ChunkOf, MemberRequest, MembersFailure};
 use super::payload::Payload;
 use super::session::Session;
 
@@ -33,8 +34,10 @@ pub enum Input {
     Command(Command),
     /// A command was asked to be sent, but the connection did not carry it.
     Unsent(Command),
-    /// The request for members with this nonce was cancelled.
-    Withdrawn(Box<str>),
+    /// The user wants members of a guild.
+    RequestMembers(MemberRequest),
+    /// The request for members with this id was cancelled.
+    CancelMembers(u32),
     /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session
     /// is.
     Probe,
@@ -62,6 +65,13 @@ pub enum Output {
     SendCommand(Command),
     /// Hand an event to the user.
     Deliver(Payload),
+    /// Hand a `GUILD_MEMBERS_CHUNK` to whoever made the request.
+    DeliverMembers(ChunkOf, Payload),
+    /// The request for members with this id has failed.
+    FailMembers(u32, MembersFailure),
+    /// An event of this sequence came that nobody wants: it answers a request for members that is
+    /// over.
+    Skip(u64),
     /// Tell the user what happened to the shard.
     Report(Notice),
     /// Close the connection with a code, or drop it at once.

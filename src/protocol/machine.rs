@@ -1,6 +1,7 @@
 //! What a shard says and when: the one match on inputs and on opcodes.
 
 mod ending;
+mod members;
 
 use std::collections::VecDeque;
 use std::mem;
@@ -14,8 +15,9 @@ use super::close::{CloseCode, CloseReason};
 use super::command::{self, Command, Identity};
 use super::event_name::EventName;
 use super::heartbeat::{Beat, Heartbeat};
-use super::incoming::{Hello, RateLimited, Ready};
+use super::incoming::{Hello, Ready};
 use super::io::{Input, Notice, Output, Target, Timer};
+use super::member_requests::MemberRequests;
 use super::outgoing::Outgoing;
 use super::payload::{MalformedPayload, Payload};
 use super::retry::Retry;
@@ -54,6 +56,7 @@ pub struct Machine {
     state: State,
     outbox: VecDeque<Output>,
     outgoing: Outgoing,
+    requests: MemberRequests,
     retry: Retry,
 }
 
@@ -81,11 +84,13 @@ impl Machine {
             },
             None => Start::Identify,
         };
+        let mut rng = Rng::with_seed(seed);
         Self {
             shard,
             identity,
             timing,
-            rng: Rng::with_seed(seed),
+            requests: MemberRequests::new(rng.u32(..)),
+            rng,
             state: State::Waiting { until: now, start },
             outbox,
             outgoing: Outgoing::default(),
@@ -137,8 +142,9 @@ impl Machine {
             Input::Permit => self.identify(now),
             Input::NoPermit => self.handle_no_permit(now),
             Input::Command(command) => self.outgoing.push(command),
-            Input::Unsent(command) => self.outgoing.put_back(command),
-            Input::Withdrawn(nonce) => self.outgoing.cancel(&nonce),
+            Input::Unsent(command) => self.handle_unsent(command),
+            Input::RequestMembers(request) => self.request_members(request),
+            Input::CancelMembers(id) => self.cancel_members(id),
             Input::Probe => {
                 if let State::Ready { link, .. } = &mut self.state {
                     link.heartbeat.request();
@@ -219,9 +225,12 @@ impl Machine {
         self.outgoing.has_presence()
     }
 
-    /// Takes the commands that wait to be sent, but for a presence.
+    /// Takes the commands that wait to be sent, except a presence and those of requests for members:
+    /// another machine could not tell which request is answered.
     pub fn take_commands(&mut self) -> VecDeque<Command> {
-        self.outgoing.take()
+        let mut commands = self.outgoing.take();
+        commands.retain(|command| !self.requests.is_own(command));
+        commands
     }
 
     /// What should have come by now, as long as the peer had nothing more to read.
@@ -394,7 +403,7 @@ impl Machine {
         if let State::Resuming { deadline, .. } = &mut self.state {
             *deadline = now + self.timing.answer_timeout;
         }
-        self.outbox.push_back(Output::Deliver(payload));
+        self.deliver(sequence, payload);
     }
 
     fn handle_ready(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {
@@ -417,9 +426,7 @@ impl Machine {
                 | State::Ready {
                     link, session: old, ..
                 } => {
-                    machine
-                        .outbox
-                        .push_back(Output::Report(Notice::SessionLost(old)));
+                    machine.lose_session(old);
                     link
                 }
                 other => return other,
@@ -428,6 +435,7 @@ impl Machine {
                 .outbox
                 .push_back(Output::Report(Notice::Ready(session.clone())));
             machine.outbox.push_back(Output::Deliver(payload));
+            machine.repeat_requests();
             State::Ready {
                 link,
                 session,
@@ -441,6 +449,7 @@ impl Machine {
         self.change_state(|machine, state| match state {
             State::Resuming { link, session, .. } => {
                 machine.outbox.push_back(Output::Report(Notice::Resumed));
+                machine.repeat_requests();
                 State::Ready {
                     link,
                     session,
@@ -449,19 +458,6 @@ impl Machine {
             }
             other => other,
         });
-    }
-
-    /// Discord wants a pause before it tells of a guild's members again.
-    ///
-    /// Source: [Discord, Rate
-    /// Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
-    fn handle_rate_limited(&mut self, now: Instant, payload: &Payload) {
-        // What cannot be read is still an event for the user.
-        let limited = payload.parse().ok();
-        if let Some((guild, pause)) = limited.as_ref().and_then(RateLimited::members) {
-            let pause = pause.min(LONGEST_INTERVAL) + self.timing.guard;
-            self.outgoing.pause_members(now, guild, pause);
-        }
     }
 
     fn connect(&mut self, now: Instant) -> Output {
@@ -522,7 +518,10 @@ impl Machine {
             State::Ready { link, .. } => {
                 let members_window = self.timing.members_window + self.timing.guard;
                 match self.outgoing.poll(now, &mut link.budget, members_window) {
-                    Ok(command) => return Output::SendCommand(command),
+                    Ok(command) => {
+                        self.requests.note_sent(&command);
+                        return Output::SendCommand(command);
+                    }
                     Err(Some(free_at)) => wait = wait.min_by_instant((free_at, Timer::SendBudget)),
                     Err(None) => {}
                 }

@@ -61,6 +61,7 @@ mod heartbeat;
 mod incoming;
 mod io;
 mod machine;
+mod member_requests;
 mod member_windows;
 mod outgoing;
 mod payload;
@@ -78,6 +79,7 @@ pub use command::{
 pub use event_name::{EventName, UnknownEventName};
 pub use io::{Input, Notice, Output, Target, Timer};
 pub use machine::Machine;
+pub use member_requests::{ChunkOf, MemberRequest, MembersFailure};
 pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;

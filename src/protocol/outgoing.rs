@@ -47,6 +47,11 @@ impl Outgoing {
         }
     }
 
+    /// The connection did not carry this one, and it is not needed any more.
+    pub(crate) fn forget(&mut self, command: &Command) {
+        self.members.forget(command);
+    }
+
     /// The answer to the request for members with this nonce is not wanted any more.
     pub(crate) fn cancel(&mut self, nonce: &str) {
         self.commands

@@ -1,17 +1,15 @@
 //! Requests for the members of a guild, and their answers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{A_YEAR, Shard};
-use crate::error::{Error, MembersFailure};
+use crate::error::Error;
 use crate::event::{DecodeError, Dispatch, Id, Lease};
-use crate::protocol::{CloseReason, Command, EventName, InvalidCommand, MemberQuery};
+use crate::protocol::{ChunkOf, CloseReason, MemberRequest, MembersFailure};
 
 /// How long an answer may take if nobody says otherwise.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,8 +62,8 @@ impl Members {
     pub(super) fn new(shard: Shard, request: &Request, replies: Receiver<Reply>) -> Self {
         Self {
             shard,
-            id: request.id,
-            guild_id: request.guild_id,
+            id: request.request.id(),
+            guild_id: request.request.guild_id(),
             replies,
             deadline: Instant::now() + PATIENCE,
             seen: HashSet::new(),
@@ -206,442 +204,56 @@ impl MembersChunk {
 }
 
 /// A request on its way to the shard's thread.
+#[derive(Debug)]
 pub(super) struct Request {
-    pub(super) id: u32,
-    pub(super) guild_id: u64,
-    pub(super) query: MemberQuery,
-    pub(super) command: Command,
+    pub(super) request: MemberRequest,
     pub(super) replies: Sender<Reply>,
 }
 
-/// The requests that wait for their answers. The nonce of a request names the shard's run, the
-/// request, and the attempt, so that the answers to two attempts are told apart.
-#[derive(Debug)]
-pub(super) struct Requests {
-    run: u32,
-    pending: HashMap<u32, Pending>,
-    /// Whether there was any; before that no answer is looked at.
-    any: bool,
-}
-
-#[derive(Debug)]
-struct Pending {
-    request: Box<Request>,
-    attempt: u32,
-    /// Its command has gone out.
-    is_sent: bool,
-    /// The attempt whose answer has begun to come.
-    heard: Option<u32>,
-}
-
-/// What becomes of an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Claim {
-    /// It is no answer to a request of this shard's run.
-    Not,
-    /// Nobody waits for it any more.
-    Forgotten,
-    /// It is a part of the answer to a request.
-    Part(Part),
-}
-
-/// Which request an answer is for, and which part of how many it is.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Part {
-    id: u32,
-    index: u32,
-    count: u32,
-    /// The nonce of a later attempt that is not needed, and may be waiting to be sent.
-    pub(super) needless: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Header {
-    nonce: Option<String>,
-    #[serde(default)]
-    chunk_index: Value,
-    #[serde(default)]
-    chunk_count: Value,
-}
-
-/// As the machine reads it, which waits as long as this says.
-#[derive(Deserialize)]
-struct RateLimited {
-    opcode: u64,
-    #[serde(rename = "retry_after")]
-    _retry_after: f64,
-    meta: RateLimitedGuild,
-}
-
-#[derive(Deserialize)]
-struct RateLimitedGuild {
-    guild_id: String,
-    nonce: Option<String>,
-}
-
-/// The nonce of an attempt; at most 32 bytes.
-pub(super) fn nonce(run: u32, id: u32, attempt: u32) -> String {
-    format!("{run:08x}.{id:x}.{attempt:x}")
-}
-
-impl Requests {
-    pub(super) fn new(run: u32) -> Self {
-        Self {
-            run,
-            pending: HashMap::new(),
-            any: false,
-        }
-    }
-
-    /// A request begins. Returns what is to be sent.
-    pub(super) fn begin(&mut self, request: Box<Request>) -> Command {
-        self.any = true;
-        let command = request.command.clone();
-        self.pending.insert(
-            request.id,
-            Pending {
-                request,
-                attempt: 0,
-                is_sent: false,
-                heard: None,
-            },
-        );
-        command
-    }
-
-    /// Nobody waits for a request any more. Returns the nonce of its command, which may be waiting
-    /// to be sent.
-    pub(super) fn forget(&mut self, id: u32) -> Option<String> {
-        let pending = self.pending.remove(&id)?;
-        Some(nonce(self.run, id, pending.attempt))
-    }
-
-    /// A command went out, or did not after all.
-    pub(super) fn note_sent(&mut self, command: &Command, is_sent: bool) {
-        let Some((id, attempt)) = command.nonce().and_then(|nonce| self.parse(nonce)) else {
-            return;
-        };
-        if let Some(pending) = self
-            .pending
-            .get_mut(&id)
-            .filter(|pending| pending.attempt == attempt)
-        {
-            pending.is_sent = is_sent;
-        }
-    }
-
-    /// Whether a command is that of a request of this run, which nobody else may send.
-    pub(super) fn is_own(&self, command: &Command) -> bool {
-        command
-            .nonce()
-            .is_some_and(|nonce| self.parse(nonce).is_some())
-    }
-
-    /// Whose answer an event is.
-    pub(super) fn claim(&mut self, dispatch: &Dispatch) -> Claim {
-        if !self.any || *dispatch.name() != EventName::GuildMembersChunk {
-            return Claim::Not;
-        }
-        let Some(Header {
-            nonce: Some(nonce),
-            chunk_index,
-            chunk_count,
-        }) = dispatch.parse()
-        else {
-            return Claim::Not;
-        };
-        let Some((id, attempt)) = self.parse(&nonce) else {
-            return Claim::Not;
-        };
-        // Of several attempts the one counts that is answered first.
-        let is_heard = |pending: &&mut Pending| {
-            pending
-                .heard
-                .map_or(attempt <= pending.attempt, |heard| heard == attempt)
-        };
-        let Some(pending) = self.pending.get_mut(&id).filter(is_heard) else {
-            return Claim::Forgotten;
-        };
-        let number = |value: Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
-        match number(chunk_index).zip(number(chunk_count)) {
-            Some((index, count)) if index < count => {
-                let is_first = pending.heard.replace(attempt).is_none();
-                let needless = (is_first && attempt < pending.attempt)
-                    .then(|| self::nonce(self.run, id, pending.attempt));
-                Claim::Part(Part {
-                    id,
-                    index,
-                    count,
-                    needless,
-                })
-            }
-            _ => {
-                self.fail(id, MembersFailure::Malformed);
-                Claim::Forgotten
-            }
-        }
-    }
-
-    /// Hands a part to whoever waits for it.
-    pub(super) fn answer(
-        &self,
-        Part {
-            id, index, count, ..
-        }: Part,
-        dispatch: Dispatch,
-        lease: Lease,
-    ) {
-        if let Some(pending) = self.pending.get(&id) {
-            let chunk = MembersChunk {
-                dispatch,
-                index,
-                count,
-                _lease: lease,
-            };
-            // Nobody may wait any more: then this is dropped, which counts as handled.
-            let _ = pending.request.replies.send(Reply::Chunk(chunk));
-        }
-    }
-
-    /// Discord asks for a pause. Returns the command to send again, which waits for it.
-    pub(super) fn rate_limited(&mut self, dispatch: &Dispatch) -> Option<Command> {
-        if !self.any || *dispatch.name() != EventName::RateLimited {
-            return None;
-        }
-        let limited: RateLimited = dispatch.parse()?;
-        if limited.opcode != 8 || limited.meta.guild_id.parse::<u64>().is_err() {
-            return None;
-        }
-        let (id, attempt) = self.parse(&limited.meta.nonce?)?;
-        self.pending
-            .get(&id)
-            .filter(|pending| pending.attempt == attempt)?;
-        self.repeat(id)
-    }
-
-    /// The session goes on after a gap: requests of which nothing has come back may not have got
-    /// through. Returns what is to be sent again.
-    pub(super) fn resumed(&mut self) -> Vec<Command> {
-        let unheard = self
-            .pending
-            .iter()
-            .filter(|(_, pending)| pending.is_sent && pending.heard.is_none());
-        let ids: Vec<u32> = unheard.map(|(id, _)| *id).collect();
-        ids.into_iter().filter_map(|id| self.repeat(id)).collect()
-    }
-
-    /// The session is over. What had begun to come back fails; the rest is to be sent again.
-    pub(super) fn session_lost(&mut self) -> Vec<Command> {
-        let heard = self
-            .pending
-            .iter()
-            .filter(|(_, pending)| pending.heard.is_some());
-        for id in heard.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.fail(id, MembersFailure::SessionLost);
-        }
-        self.resumed()
-    }
-
-    /// No answer will come any more.
-    pub(super) fn fail_all(&mut self, failure: MembersFailure) {
-        for id in self.pending.keys().copied().collect::<Vec<_>>() {
-            self.fail(id, failure);
-        }
-    }
-
-    fn fail(&mut self, id: u32, failure: MembersFailure) {
-        if let Some(pending) = self.pending.remove(&id) {
-            pending.request.fail(failure);
-        }
-    }
-
-    /// The command of a new attempt.
-    fn repeat(&mut self, id: u32) -> Option<Command> {
-        let pending = self.pending.get_mut(&id)?;
-        pending.attempt += 1;
-        pending.is_sent = false;
-        let nonce = nonce(self.run, id, pending.attempt);
-        let Request {
-            guild_id, query, ..
-        } = &*pending.request;
-        // It was valid the first time, and differs in its nonce alone.
-        Command::request_members(*guild_id, query, Some(&nonce)).ok()
-    }
-
-    /// The request and the attempt of a nonce, if it is one of this run's.
-    fn parse(&self, nonce: &str) -> Option<(u32, u32)> {
-        let mut parts = nonce.split('.');
-        let mut hex = || u32::from_str_radix(parts.next()?, 16).ok();
-        let (run, id, attempt) = (hex()?, hex()?, hex()?);
-        (run == self.run).then_some((id, attempt))
-    }
-}
-
 impl Request {
-    pub(super) fn new(
-        run: u32,
-        id: u32,
-        guild_id: u64,
-        query: &MemberQuery,
-        replies: Sender<Reply>,
-    ) -> Result<Self, InvalidCommand> {
-        let command = Command::request_members(guild_id, query, Some(&nonce(run, id, 0)))?;
-        Ok(Self {
-            id,
-            guild_id,
-            query: query.clone(),
-            command,
-            replies,
-        })
-    }
-
     /// No answer will come.
     pub(super) fn fail(&self, failure: MembersFailure) {
-        // Nobody may wait any more.
+        // The receiver may be gone.
         let _ = self.replies.send(Reply::Failed(failure));
     }
 }
 
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request")
-            .field("guild_id", &self.guild_id)
-            .field("query", &self.query)
-            .finish_non_exhaustive()
-    }
-}
+/// Where the thread sends what arrives for the requests that are not over.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(HashMap<u32, Request>);
 
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    const RUN: u32 = 0xabcd;
-
-    fn requests(queries: &[MemberQuery]) -> (Requests, Vec<Receiver<Reply>>) {
-        let mut requests = Requests::new(RUN);
-        let receivers = queries.iter().zip(0..).map(|(query, id)| {
-            let (sender, receiver) = crossbeam_channel::unbounded();
-            let command =
-                requests.begin(Box::new(Request::new(RUN, id, 5, query, sender).unwrap()));
-            requests.note_sent(&command, true);
-            receiver
-        });
-        let receivers = receivers.collect();
-        (requests, receivers)
+impl Waiting {
+    pub(super) fn insert(&mut self, request: Request) {
+        self.0.insert(request.request.id(), request);
     }
 
-    fn chunk(nonce: &str, index: i64) -> Dispatch {
-        let data = json!({"nonce": nonce, "chunk_index": index, "chunk_count": 3, "members": []});
-        event("GUILD_MEMBERS_CHUNK", &data)
+    pub(super) fn remove(&mut self, id: u32) {
+        self.0.remove(&id);
     }
 
-    fn event(name: &str, data: &Value) -> Dispatch {
-        Dispatch::from_json(json!({"op": 0, "s": 1, "t": name, "d": data}).to_string()).unwrap()
-    }
-
-    fn part(id: u32, index: u32, needless: Option<&str>) -> Claim {
-        Claim::Part(Part {
-            id,
-            index,
-            count: 3,
-            needless: needless.map(str::to_owned),
-        })
-    }
-
-    fn failure(replies: &Receiver<Reply>) -> MembersFailure {
-        match replies.try_recv() {
-            Ok(Reply::Failed(failure)) => failure,
-            other => panic!("{other:?}"),
+    /// Hands a chunk to whoever waits for it.
+    pub(super) fn answer(&self, chunk: ChunkOf, dispatch: Dispatch, lease: Lease) {
+        if let Some(request) = self.0.get(&chunk.request) {
+            let chunk = MembersChunk {
+                dispatch,
+                index: chunk.index,
+                count: chunk.count,
+                _lease: lease,
+            };
+            // The receiver may be gone: then the chunk is dropped, which counts as handled.
+            let _ = request.replies.send(Reply::Chunk(chunk));
         }
     }
 
-    #[test]
-    fn nonces_are_told_apart_and_fit() {
-        assert!(nonce(u32::MAX, u32::MAX, u32::MAX).len() <= 32);
-        let (mut requests, _replies) = requests(&[MemberQuery::all(), MemberQuery::ids([1])]);
-        assert_eq!(requests.claim(&chunk("0000abcd.1.0", 2)), part(1, 2, None));
-        for foreign in ["mine", "0000abce.1.0", "0000abcd.1", "", "...."] {
-            assert_eq!(requests.claim(&chunk(foreign, 0)), Claim::Not, "{foreign}");
-        }
-        assert_eq!(
-            requests.claim(&event("MESSAGE_CREATE", &json!({"nonce": "0000abcd.1.0"}))),
-            Claim::Not
-        );
-        assert_eq!(requests.forget(1).unwrap(), "0000abcd.1.0");
-        assert_eq!(requests.claim(&chunk("0000abcd.1.0", 2)), Claim::Forgotten);
-        assert_eq!(requests.forget(1), None);
-    }
-
-    #[test]
-    fn an_answer_that_cannot_be_read_ends_the_request() {
-        for index in [-1, 3] {
-            let (mut requests, replies) = requests(&[MemberQuery::all()]);
-            let claim = requests.claim(&chunk("0000abcd.0.0", index));
-            assert_eq!(
-                (claim, failure(&replies[0])),
-                (Claim::Forgotten, MembersFailure::Malformed)
-            );
+    pub(super) fn fail(&mut self, id: u32, failure: MembersFailure) {
+        if let Some(request) = self.0.remove(&id) {
+            request.fail(failure);
         }
     }
 
-    #[test]
-    fn a_rate_limit_is_another_attempt() {
-        let (mut requests, _replies) = requests(&[MemberQuery::all()]);
-        let limited = |nonce: &str| {
-            event(
-                "RATE_LIMITED",
-                &json!({"opcode": 8, "retry_after": 1.5, "meta": {"guild_id": "5", "nonce": nonce}}),
-            )
-        };
-        assert_eq!(requests.rate_limited(&limited("other")), None);
-        let again = requests.rate_limited(&limited("0000abcd.0.0")).unwrap();
-        assert_eq!(again.nonce(), Some("0000abcd.0.1"));
-        assert_eq!(
-            requests.rate_limited(&limited("0000abcd.0.0")),
-            None,
-            "told twice"
-        );
-        assert_eq!(
-            requests.claim(&chunk("0000abcd.0.2", 0)),
-            Claim::Forgotten,
-            "an attempt that nobody made"
-        );
-        assert_eq!(requests.claim(&chunk("0000abcd.0.1", 0)), part(0, 0, None));
-    }
-
-    #[test]
-    fn after_a_gap_what_was_not_heard_is_asked_again() {
-        let (mut requests, replies) = requests(&[
-            MemberQuery::all(),
-            MemberQuery::ids([1]),
-            MemberQuery::ids([2]),
-        ]);
-        requests.claim(&chunk("0000abcd.1.0", 0));
-        let unsent =
-            Command::request_members(5, &MemberQuery::ids([2]), Some("0000abcd.2.0")).unwrap();
-        requests.note_sent(&unsent, false);
-        let again: Vec<_> = requests
-            .resumed()
-            .iter()
-            .map(|command| command.nonce().unwrap().to_owned())
-            .collect();
-        assert_eq!(
-            again,
-            ["0000abcd.0.1"],
-            "the second is coming, the third will be sent anyway"
-        );
-        assert_eq!(
-            requests.claim(&chunk("0000abcd.0.0", 0)),
-            part(0, 0, Some("0000abcd.0.1")),
-            "it had got through"
-        );
-        assert_eq!(requests.claim(&chunk("0000abcd.0.1", 0)), Claim::Forgotten);
-        assert_eq!(requests.session_lost().len(), 0);
-        assert_eq!(failure(&replies[0]), MembersFailure::SessionLost);
-        assert_eq!(failure(&replies[1]), MembersFailure::SessionLost);
-        requests.fail_all(MembersFailure::TimedOut);
-        assert_eq!(failure(&replies[2]), MembersFailure::TimedOut);
+    pub(super) fn fail_all(&mut self, failure: MembersFailure) {
+        for (_, request) in self.0.drain() {
+            request.fail(failure);
+        }
     }
 }

@@ -29,7 +29,7 @@ use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{
-    CloseReason, Command, Identity, InvalidCommand, MemberQuery, Session, Stage,
+    CloseReason, Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage,
 };
 use crate::shard_id::ShardId;
 use crate::transport::Waker;
@@ -121,8 +121,7 @@ struct Shared {
     intents: AtomicU64,
     waker: Waker,
     queue: Queue,
-    /// What the nonces of its requests for members begin with, and how many there were.
-    nonce: u32,
+    /// How many requests for members there were.
     requests: AtomicU32,
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
@@ -261,11 +260,13 @@ impl Shard {
         }
         let (sender, replies) = crossbeam_channel::unbounded();
         let id = self.0.requests.fetch_add(1, Ordering::Relaxed);
-        let request = Request::new(self.0.nonce, id, guild_id, query, sender)?;
+        let request = Request {
+            request: MemberRequest::new(id, guild_id, query)?,
+            replies: sender,
+        };
         let members = Members::new(self.clone(), &request, replies);
         if let Err(refusal) = self.0.queue.request(Box::new(request)) {
-            // Without the nonce, whose answers would be nobody's: those to this one come in the
-            // stream.
+            // The chunks that answer this command would be events of the stream.
             let command = Command::request_members(guild_id, query, None)?;
             return Err(SendError::new(command, self.failure(refusal)).into());
         }

@@ -183,7 +183,6 @@ impl Shared {
             intents: AtomicU64::new(config.intents.bits()),
             waker,
             queue: Queue::new(config.max_waiting_commands),
-            nonce: fastrand::u32(..),
             requests: AtomicU32::new(0),
             resolving: AtomicBool::new(false),
             status: Mutex::new(Status::new(clock::now())),

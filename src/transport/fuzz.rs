@@ -130,7 +130,7 @@ impl Shard {
                 Output::Send(_) | Output::Resume(_) | Output::SendCommand(_) => {
                     self.sends.push(self.now);
                 }
-                Output::Deliver(payload) => {
+                Output::Deliver(payload) | Output::DeliverMembers(_, payload) => {
                     let sequence = payload
                         .sequence()
                         .expect("what is delivered has a sequence");
@@ -151,7 +151,10 @@ impl Shard {
                     self.sends.clear();
                     self.machine.handle(self.now, Input::Connected);
                 }
-                Output::Report(_) | Output::Disconnect(_) => {}
+                Output::FailMembers(..)
+                | Output::Skip(_)
+                | Output::Report(_)
+                | Output::Disconnect(_) => {}
             }
         }
         panic!("it never waits");

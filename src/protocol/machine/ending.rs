@@ -42,9 +42,7 @@ impl Machine {
         self.change_state(|machine, state| {
             let mut start = state.into_start();
             if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {
-                machine
-                    .outbox
-                    .push_back(Output::Report(Notice::SessionLost(session.clone())));
+                machine.lose_session(session.clone());
                 start = Start::Identify;
             }
             let resumable = matches!(start, Start::Resume { .. });
@@ -98,8 +96,7 @@ impl Machine {
             self.shard
         );
         if let Some(session) = self.session().cloned() {
-            self.outbox
-                .push_back(Output::Report(Notice::SessionLost(session)));
+            self.lose_session(session);
         }
         self.change_state(|_, _| State::Stopped {
             reason: CloseReason::CircuitOpen,
@@ -127,8 +124,7 @@ impl Machine {
         }
         if let Some(session) = &misfit {
             log::warn!("shard {}: {}", self.shard, session.misfit(intents));
-            self.outbox
-                .push_back(Output::Report(Notice::SessionLost(session.clone())));
+            self.lose_session(session.clone());
         }
 
         self.change_state(|machine, state| {

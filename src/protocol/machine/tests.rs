@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::intents::Intents;
-use crate::protocol::MemberQuery;
 use crate::protocol::retry::MAX_UNREADABLE;
+use crate::protocol::{ChunkOf, MemberQuery, MemberRequest, MembersFailure};
 use crate::token::Token;
 
 const INTERVAL: Duration = Duration::from_secs(40);
@@ -168,6 +168,11 @@ fn command(op: u64) -> Command {
         _ => json!({}),
     };
     Command::raw(&json!({"op": op, "d": data})).unwrap()
+}
+
+/// A request for all members of guild 1.
+fn request(id: u32) -> Input {
+    Input::RequestMembers(MemberRequest::new(id, 1, &MemberQuery::all()).unwrap())
 }
 
 #[test]
@@ -1032,6 +1037,73 @@ fn the_presence_that_was_set_last_is_in_the_next_identify() {
 }
 
 #[test]
+fn chunks_go_to_the_request_that_they_answer() {
+    let mut rig = Rig::ready();
+    rig.input(request(4));
+    let nonce = rig.sent()[0].1["nonce"].clone();
+    let chunk =
+        |nonce: &Value, index| json!({"nonce": nonce, "chunk_index": index, "chunk_count": 2});
+
+    rig.dispatch("GUILD_MEMBERS_CHUNK", 2, &chunk(&nonce, 1));
+    rig.dispatch("GUILD_MEMBERS_CHUNK", 3, &chunk(&json!("the user's"), 0));
+    let expected = ChunkOf {
+        request: 4,
+        index: 1,
+        count: 2,
+    };
+    assert!(matches!(&rig.said[0], Output::DeliverMembers(chunk, _) if *chunk == expected));
+    assert_eq!(rig.delivered(), [3]);
+    rig.said.clear();
+
+    rig.input(Input::CancelMembers(4));
+    rig.dispatch("GUILD_MEMBERS_CHUNK", 4, &chunk(&nonce, 0));
+    assert_eq!(rig.said, [Output::Skip(4)]);
+}
+
+#[test]
+fn a_request_survives_a_lost_session_unless_its_answer_had_begun() {
+    let mut rig = Rig::ready();
+    rig.input(request(1));
+    let begun = rig.sent()[0].1["nonce"].clone();
+    let data = json!({"nonce": begun, "chunk_index": 0, "chunk_count": 2});
+    rig.dispatch("GUILD_MEMBERS_CHUNK", 2, &data);
+    for (id, guild) in [(2, 2), (3, 3), (4, 4)] {
+        let request = MemberRequest::new(id, guild, &MemberQuery::all()).unwrap();
+        rig.input(Input::RequestMembers(request));
+    }
+    let unsent = rig.said.iter().filter_map(|output| match output {
+        Output::SendCommand(command) => Some(command.clone()),
+        _ => None,
+    });
+    let unsent: Vec<Command> = unsent.skip(1).collect();
+    rig.said.clear();
+
+    rig.payload(&json!({"op": 9, "d": false}));
+    assert!(rig.said(&Output::FailMembers(1, MembersFailure::SessionLost)));
+    // The connection did not carry the last two, and one of them was cancelled meanwhile.
+    rig.input(Input::CancelMembers(4));
+    for command in unsent.into_iter().rev() {
+        rig.input(Input::Unsent(command));
+    }
+
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    rig.input(Input::Permit);
+    rig.said.clear();
+    let ready = json!({"session_id": "s2", "resume_gateway_url": "wss://r", "user": {"id": "5"}});
+    rig.dispatch("READY", 1, &ready);
+    let sent = rig.sent().into_iter();
+    let asked: Vec<_> = sent.map(|(_, data)| data["guild_id"].clone()).collect();
+    assert_eq!(asked, ["3"], "it had not been sent, so no window is closed");
+    rig.now += Duration::from_secs(31);
+    rig.drive();
+    let sent = rig.sent().into_iter().filter(|(op, _)| *op == 8);
+    let asked: Vec<_> = sent.map(|(_, data)| data["guild_id"].clone()).collect();
+    assert_eq!(asked, ["2"], "each once, and not the cancelled one");
+}
+
+#[test]
 fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     let mut rig = Rig::ready();
     let ask = |nonce: &str| {
@@ -1041,9 +1113,9 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     let timing = Timing::default();
     let window = timing.members_window + timing.guard;
     let start = rig.now;
-    for nonce in ["a", "b", "c"] {
-        rig.input(ask(nonce));
-    }
+    rig.input(ask("a"));
+    rig.input(request(1));
+    rig.input(ask("c"));
     rig.input(Input::Command(command(31)));
     let sent = |rig: &mut Rig| {
         let sent: Vec<_> = rig
@@ -1066,13 +1138,13 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     rig.hello();
     rig.dispatch("RESUMED", 1, &json!({}));
     rig.said.clear();
-    rig.input(Input::Withdrawn("b".into()));
+    rig.input(Input::CancelMembers(1));
     rig.now = start + window;
     rig.drive();
     assert_eq!(
         sent(&mut rig).last(),
         Some(&(8, json!("c"))),
-        "nobody waits for b"
+        "the request in between was cancelled"
     );
     rig.input(ask("d"));
     let meta = json!({"guild_id": "1", "nonce": "c"});

@@ -4,12 +4,11 @@ use std::sync::atomic::Ordering;
 
 use super::super::Change;
 use super::super::guilds::{self, AllIn, Guild};
-use super::super::members::Claim;
 use super::Thread;
 use crate::clock;
-use crate::event::{Dispatch, Event, EventKind};
+use crate::event::{Dispatch, Event, EventKind, Lease};
 use crate::intents::Intents;
-use crate::protocol::{EventName, Input, Payload, Stage};
+use crate::protocol::{ChunkOf, EventName, Payload, Stage};
 use crate::transport::Connector;
 
 impl<C: Connector> Thread<C> {
@@ -18,21 +17,40 @@ impl<C: Connector> Thread<C> {
         let Some(dispatch) = Dispatch::new(payload) else {
             return;
         };
-        self.pace.has_received();
         let is_arrival = self.note_guild(&dispatch);
-        if let Some(command) = self.requests.rate_limited(&dispatch) {
-            self.handle(Input::Command(command));
+        if !self.config.events.passes(dispatch.name()) {
+            return self.skip(dispatch.sequence());
         }
-        let claim = self.requests.claim(&dispatch);
-        let is_wanted = match claim {
-            Claim::Not => self.config.events.passes(dispatch.name()),
-            Claim::Part(_) => true,
-            Claim::Forgotten => false,
+
+        let lease = self.lease(&dispatch);
+        let event = Event::dispatch_of(self.shared.run.shard, dispatch, lease);
+        if is_arrival {
+            self.outlet.put_arrival(self.now, event);
+        } else {
+            self.outlet.put(self.now, event);
+        }
+        self.pace.has_delivered();
+    }
+
+    /// Hands a chunk of members to whoever asked for it.
+    pub(super) fn deliver_members(&mut self, chunk: ChunkOf, payload: Payload) {
+        let Some(dispatch) = Dispatch::new(payload) else {
+            return;
         };
-        if !is_wanted {
-            self.shared.filtered.fetch_add(1, Ordering::Relaxed);
-            return self.shared.ledger.skip(dispatch.sequence());
-        }
+        let lease = self.lease(&dispatch);
+        self.members.answer(chunk, dispatch, lease);
+    }
+
+    /// An event that nobody wants counts as handled.
+    pub(super) fn skip(&mut self, sequence: u64) {
+        self.pace.has_received();
+        self.shared.filtered.fetch_add(1, Ordering::Relaxed);
+        self.shared.ledger.skip(sequence);
+    }
+
+    /// Counts an event, and takes credit for it.
+    fn lease(&mut self, dispatch: &Dispatch) -> Lease {
+        self.pace.has_received();
         // Nobody else writes these.
         let size = dispatch.size();
         self.delivered = (self.delivered.0 + 1, self.delivered.1 + size as u64);
@@ -44,19 +62,7 @@ impl<C: Connector> Thread<C> {
         if !has_room {
             self.pace.look_around();
         }
-        if let Claim::Part(mut part) = claim {
-            if let Some(nonce) = part.needless.take() {
-                self.handle(Input::Withdrawn(nonce.into()));
-            }
-            return self.requests.answer(part, dispatch, lease);
-        }
-        let event = Event::dispatch_of(self.shared.run.shard, dispatch, lease);
-        if is_arrival {
-            self.outlet.put_arrival(self.now, event);
-        } else {
-            self.outlet.put(self.now, event);
-        }
-        self.pace.has_delivered();
+        lease
     }
 
     /// Wakes whoever waits for events, if there are any.

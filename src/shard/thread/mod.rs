@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::guilds::Guilds;
-use super::members::Requests;
+use super::members::Waiting;
 use super::pace::{Pace, Turn};
 use super::queue::Order;
 use super::{Change, Context, Run, Shared};
@@ -45,8 +45,8 @@ pub(crate) struct Thread<C: Connector> {
     context: Arc<Context<C>>,
     outlet: Arc<Outlet>,
     guilds: Guilds,
-    /// Requests for members whose answers have not come.
-    requests: Requests,
+    /// Requests for members that are not over.
+    members: Waiting,
     /// When something last happened.
     now: Instant,
     /// When the thread last waited, by the clock that does not stand still while the machine
@@ -114,7 +114,7 @@ impl<C: Connector> Thread<C> {
         Box::new(Self {
             machine: Box::new(machine),
             transport: Box::new(transport),
-            requests: Requests::new(shared.nonce),
+            members: Waiting::default(),
             shared,
             guilds: Guilds::new(config.timing.guilds_timeout),
             config,
@@ -206,6 +206,9 @@ impl<C: Connector> Thread<C> {
             Output::Send(json) => self.send(json),
             Output::SendCommand(command) => self.send_command(command),
             Output::Deliver(payload) => self.deliver(payload),
+            Output::DeliverMembers(chunk, payload) => self.deliver_members(chunk, payload),
+            Output::FailMembers(request, failure) => self.members.fail(request, failure),
+            Output::Skip(sequence) => self.skip(sequence),
             Output::Report(notice) => self.report(notice),
             Output::Disconnect(code) => self.disconnect(code),
             // Those come when nothing else does, and are `step`'s.
@@ -233,13 +236,13 @@ impl<C: Connector> Thread<C> {
             match order {
                 Order::Command(command) => self.handle(Input::Command(command)),
                 Order::RequestMembers(request) => {
-                    let command = self.requests.begin(request);
-                    self.handle(Input::Command(command));
+                    let input = Input::RequestMembers(request.request.clone());
+                    self.members.insert(*request);
+                    self.handle(input);
                 }
                 Order::ForgetMembers(id) => {
-                    if let Some(nonce) = self.requests.forget(id) {
-                        self.handle(Input::Withdrawn(nonce.into()));
-                    }
+                    self.members.remove(id);
+                    self.handle(Input::CancelMembers(id));
                 }
                 Order::Probe => self.handle(Input::Probe),
                 // It has stopped, and only says goodbye.

@@ -8,9 +8,8 @@ use super::super::queue::Order;
 use super::super::{Change, Status};
 use super::{SKEWS_PER_PROBE, Thread, guarded};
 use crate::clock;
-use crate::error::MembersFailure;
 use crate::event::{Event, EventKind};
-use crate::protocol::{CloseReason, Command, Input, Notice, Session, Stage};
+use crate::protocol::{CloseReason, Input, MembersFailure, Notice, Session, Stage};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
@@ -65,8 +64,6 @@ impl<C: Connector> Thread<C> {
             // They had arrived before, perhaps in an earlier process.
             self.tell(Change::GuildsIn);
         }
-        let again = self.requests.resumed();
-        self.send_again(again);
         EventKind::Resumed
     }
 
@@ -78,8 +75,6 @@ impl<C: Connector> Thread<C> {
             self.shared.run.shard,
             session.sequence
         );
-        let again = self.requests.session_lost();
-        self.send_again(again);
 
         // A session of an earlier process was heard of when it was saved.
         let saved_at = || UNIX_EPOCH.checked_add(Duration::from_secs(session.saved_at));
@@ -87,13 +82,6 @@ impl<C: Connector> Thread<C> {
         EventKind::SessionLost {
             session,
             missed_since,
-        }
-    }
-
-    /// Requests for members that may not have got through.
-    pub(super) fn send_again(&mut self, commands: Vec<Command>) {
-        for command in commands {
-            self.handle(Input::Command(command));
         }
     }
 
@@ -245,7 +233,7 @@ impl<C: Connector> Thread<C> {
 
     /// Takes no order any more. Commands that were not sent are kept for whoever wants them.
     pub(super) fn close_queue(&mut self, reason: CloseReason) {
-        self.requests.fail_all(MembersFailure::Stopped(reason));
+        self.members.fail_all(MembersFailure::Stopped(reason));
         let mut missed_restart = self.missed_restart;
         let mut queued = Vec::new();
         for order in self.shared.queue.close() {
@@ -262,7 +250,6 @@ impl<C: Connector> Thread<C> {
             self.tell(Change::MissedRestart);
         }
         let unsent = self.machine.take_commands().into_iter().chain(queued);
-        let unsent = unsent.filter(|command| !self.requests.is_own(command));
         self.shared.unsent.lock().extend(unsent);
     }
 }

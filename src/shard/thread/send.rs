@@ -94,7 +94,6 @@ impl<C: Connector> Thread<C> {
 
     pub(super) fn send_command(&mut self, command: Command) {
         let json = command.json().to_owned();
-        self.requests.note_sent(&command, true);
         self.forget_written();
         self.unwritten.push_back((self.sent + 1, command));
         self.send(json);
@@ -123,7 +122,6 @@ impl<C: Connector> Thread<C> {
         self.forget_written();
         self.sent = 0;
         for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {
-            self.requests.note_sent(&command, false);
             self.handle(Input::Unsent(command));
         }
     }
