@@ -88,29 +88,34 @@ impl Dispatch {
     /// struct does not have are skipped up to their closing quote or bracket: whether what is in
     /// them is well-formed is not looked at.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
-        json::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
+        self.body.parse().map_err(|error| self.decode_error(error))
     }
 
     /// As [`decode`](Self::decode), where nobody asks what is wrong: it costs no more than reading.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        json::read(self.data()).or_else(|| self.body.read(|data| serde_json::from_slice(data)).ok())
+        self.body.parse().ok()
     }
 
     /// See [`Body::read`].
+    #[cfg(feature = "model")]
     pub(super) fn read<'a, T>(
         &'a self,
         read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
     ) -> Result<T, DecodeError> {
-        self.body.read(read).map_err(|(data, source)| {
-            let (byte, path) = json::place(data, &source);
-            DecodeError {
-                event: self.name().clone(),
-                sequence: self.sequence(),
-                path,
-                byte,
-                source,
-            }
-        })
+        self.body
+            .read(read)
+            .map_err(|error| self.decode_error(error))
+    }
+
+    fn decode_error(&self, (data, source): (&[u8], serde_json::Error)) -> DecodeError {
+        let (byte, path) = json::place(data, &source);
+        DecodeError {
+            event: self.name().clone(),
+            sequence: self.sequence(),
+            path,
+            byte,
+            source,
+        }
     }
 
     /// The size of the whole payload in bytes, uncompressed.

@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use super::fields;
+
 /// The four fields of every payload.
 ///
 /// Source: [Discord, Gateway event payload
@@ -89,6 +91,14 @@ impl Body {
     /// The JSON of `d`; `null` if there is none.
     pub(crate) fn data(&self) -> &[u8] {
         self.part(self.data.clone())
+    }
+
+    /// Reads `d` as a `T`; fields that `T` does not name are skipped. Errors as in
+    /// [`read`](Self::read).
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(
+        &'a self,
+    ) -> Result<T, (&'a [u8], serde_json::Error)> {
+        fields::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
     }
 
     /// Reads `d`. If that fails, reads the payload again and takes nothing on trust. An error comes

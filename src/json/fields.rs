@@ -13,7 +13,7 @@ use super::skip;
 ///
 /// Most of an event is fields that nobody asks for; their ends are found much sooner than they
 /// could be read.
-pub(crate) fn read<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
+pub(super) fn read<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
     T::deserialize(Object(json)).ok()
 }
 
@@ -86,16 +86,19 @@ impl<'de> Fields<'de> {
         if self.peek() == Some(b'}') {
             return Ok(None);
         }
+
         if !mem::take(&mut self.is_first) {
             self.expect(b',')?;
         }
         if self.peek() != Some(b'"') {
             return Err(Unfit);
         }
+
         let length = skip::text(self.rest).ok_or(Unfit)?;
         let quoted = self.take(length);
         self.expect(b':')?;
         self.peek();
+
         if quoted.contains(&b'\\') {
             return serde_json::from_slice(quoted).map(Some).map_err(|_| Unfit);
         }

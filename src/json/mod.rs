@@ -12,13 +12,13 @@
 //! | `path` | the path at which `serde_json` failed, for the error | only after a failure |
 //!
 //! What is taken on trust: that `d`, an object, extends to the payload's last brace; and that what
-//! is skipped is well-formed. Whoever reads `d` finds out about the first ([`Body::read`] then
-//! reads the payload again and trusts nothing). Nobody finds out about the second, because nobody
-//! looks at what was skipped.
+//! is skipped is well-formed. Reading `d` finds out about the first ([`Body::read`] then reads the
+//! payload again and trusts nothing). Nothing finds out about the second, because what was skipped
+//! is never looked at.
 //!
 //! The results are those of `serde_json`: properties over random JSON check it, whole and cut off.
 //! To take all of this out, read an [`Envelope`] in place of [`usual_event`], and call `serde_json`
-//! in place of [`read`] and [`find`].
+//! in place of [`Body::parse`] and [`find`].
 #![deny(clippy::disallowed_methods)]
 
 mod envelope;
@@ -27,7 +27,7 @@ mod path;
 mod skip;
 
 pub(crate) use envelope::{Body, Envelope, usual_event};
-pub(crate) use fields::{find, read};
+pub(crate) use fields::find;
 pub(crate) use path::place;
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub(crate) fn place(json: &[u8], error: &serde_json::Error) -> (usize, String) {
 fn path_at(json: &[u8], read: usize) -> String {
     let read = read.min(json.len());
     let (mut around, mut deeper, mut at) = (Vec::new(), 0_usize, 0);
+
     while at < read {
         let start = at;
         at += 1;
@@ -63,6 +64,7 @@ fn path_at(json: &[u8], read: usize) -> String {
             _ => {}
         }
     }
+
     let mut path = String::new();
     for step in around {
         match step {

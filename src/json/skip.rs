@@ -52,6 +52,7 @@ fn nested(json: &[u8]) -> Option<usize> {
     for at in (0..json.len()).step_by(BLOCK) {
         let block = Block::new(&json[at..]);
         let outside = !texts.inside(&block);
+
         let (opening, closing) = (
             block.find(b'{', SHAPE) & outside,
             block.find(b'}', SHAPE) & outside,
@@ -59,6 +60,7 @@ fn nested(json: &[u8]) -> Option<usize> {
         if opening | closing == 0 {
             continue;
         }
+
         if depth <= closing.count_ones()
             && let Some(end) = end(depth, opening, closing)
         {

@@ -65,7 +65,7 @@ pub enum Output {
     SendCommand(Command),
     /// Hand an event to the user.
     Deliver(Payload),
-    /// Hand a `GUILD_MEMBERS_CHUNK` to whoever made the request.
+    /// Hand a `GUILD_MEMBERS_CHUNK` to the request that it answers.
     DeliverMembers(ChunkOf, Payload),
     /// The request for members with this id has failed.
     FailMembers(u32, MembersFailure),

@@ -10,7 +10,7 @@ use super::command::{Command, InvalidCommand, MemberQuery};
 use super::event_name::EventName;
 use super::payload::Payload;
 
-/// A request whose chunks are collected for whoever made it.
+/// A request for members whose chunks are collected for its caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberRequest {
     id: u32,
@@ -154,7 +154,7 @@ impl MemberRequests {
         command
     }
 
-    /// Nobody waits for a request any more. Returns the nonce of its command, which may be waiting
+    /// A request was cancelled. Returns the nonce of its command, which may be waiting
     /// to be sent.
     pub(super) fn cancel(&mut self, id: u32) -> Option<String> {
         let pending = self.pending.remove(&id)?;

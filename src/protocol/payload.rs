@@ -73,13 +73,7 @@ impl Payload {
 
     /// Reads `d`. Fields that `T` does not name are skipped.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
-        if let Some(data) = json::read(self.data()) {
-            return Ok(data);
-        }
-        Ok(self
-            .body
-            .read(|data| serde_json::from_slice(data))
-            .map_err(|(_, error)| error)?)
+        Ok(self.body.parse().map_err(|(_, error)| error)?)
     }
 
     /// Name, sequence and the rest, if it is an event.

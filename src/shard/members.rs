@@ -210,30 +210,22 @@ pub(super) struct Request {
     pub(super) replies: Sender<Reply>,
 }
 
-impl Request {
-    /// No answer will come.
-    pub(super) fn fail(&self, failure: MembersFailure) {
-        // The receiver may be gone.
-        let _ = self.replies.send(Reply::Failed(failure));
-    }
-}
-
-/// Where the thread sends what arrives for the requests that are not over.
+/// Where the thread sends what arrives for the requests that are not over, by their ids.
 #[derive(Debug, Default)]
-pub(super) struct Waiting(HashMap<u32, Request>);
+pub(super) struct Waiting(HashMap<u32, Sender<Reply>>);
 
 impl Waiting {
-    pub(super) fn insert(&mut self, request: Request) {
-        self.0.insert(request.request.id(), request);
+    pub(super) fn insert(&mut self, id: u32, replies: Sender<Reply>) {
+        self.0.insert(id, replies);
     }
 
     pub(super) fn remove(&mut self, id: u32) {
         self.0.remove(&id);
     }
 
-    /// Hands a chunk to whoever waits for it.
+    /// Hands a chunk to the receiver of its request.
     pub(super) fn answer(&self, chunk: ChunkOf, dispatch: Dispatch, lease: Lease) {
-        if let Some(request) = self.0.get(&chunk.request) {
+        if let Some(replies) = self.0.get(&chunk.request) {
             let chunk = MembersChunk {
                 dispatch,
                 index: chunk.index,
@@ -241,19 +233,25 @@ impl Waiting {
                 _lease: lease,
             };
             // The receiver may be gone: then the chunk is dropped, which counts as handled.
-            let _ = request.replies.send(Reply::Chunk(chunk));
+            let _ = replies.send(Reply::Chunk(chunk));
         }
     }
 
     pub(super) fn fail(&mut self, id: u32, failure: MembersFailure) {
-        if let Some(request) = self.0.remove(&id) {
-            request.fail(failure);
+        if let Some(replies) = self.0.remove(&id) {
+            fail(&replies, failure);
         }
     }
 
     pub(super) fn fail_all(&mut self, failure: MembersFailure) {
-        for (_, request) in self.0.drain() {
-            request.fail(failure);
+        for (_, replies) in self.0.drain() {
+            fail(&replies, failure);
         }
     }
+}
+
+/// No answer will come.
+pub(super) fn fail(replies: &Sender<Reply>, failure: MembersFailure) {
+    // The receiver may be gone.
+    let _ = replies.send(Reply::Failed(failure));
 }

@@ -209,7 +209,7 @@ impl Accounts {
         shards.iter().map(first).max().flatten()
     }
 
-    /// These sessions are resumed: what was delivered after their sequences comes again.
+    /// These sessions are resumed: what was delivered after their sequences is redelivered.
     pub(super) fn resume(&mut self, world: &World, sessions: &[Session]) {
         for dispatched in &world.dispatches {
             let session = sessions

@@ -32,7 +32,7 @@ impl<C: Connector> Thread<C> {
         self.pace.has_delivered();
     }
 
-    /// Hands a chunk of members to whoever asked for it.
+    /// Hands a chunk of members to the request that it answers.
     pub(super) fn deliver_members(&mut self, chunk: ChunkOf, payload: Payload) {
         let Some(dispatch) = Dispatch::new(payload) else {
             return;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::guilds::Guilds;
-use super::members::Waiting;
+use super::members::{Request, Waiting};
 use super::pace::{Pace, Turn};
 use super::queue::Order;
 use super::{Change, Context, Run, Shared};
@@ -236,9 +236,9 @@ impl<C: Connector> Thread<C> {
             match order {
                 Order::Command(command) => self.handle(Input::Command(command)),
                 Order::RequestMembers(request) => {
-                    let input = Input::RequestMembers(request.request.clone());
-                    self.members.insert(*request);
-                    self.handle(input);
+                    let Request { request, replies } = *request;
+                    self.members.insert(request.id(), replies);
+                    self.handle(Input::RequestMembers(request));
                 }
                 Order::ForgetMembers(id) => {
                     self.members.remove(id);

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::super::members;
 use super::super::queue::Order;
 use super::super::{Change, Status};
 use super::{SKEWS_PER_PROBE, Thread, guarded};
@@ -240,7 +241,7 @@ impl<C: Connector> Thread<C> {
             match order {
                 Order::Command(command) => queued.push(command),
                 Order::RequestMembers(request) => {
-                    request.fail(MembersFailure::Stopped(reason));
+                    members::fail(&request.replies, MembersFailure::Stopped(reason));
                 }
                 Order::Restart(_) => missed_restart = true,
                 Order::ForgetMembers(_) | Order::Probe | Order::Stop(_) => {}
