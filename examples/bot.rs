@@ -226,7 +226,7 @@ impl Bot {
                     );
                 }
             }
-            EventKind::Ready => {
+            EventKind::SessionStarted => {
                 row.last = 0;
                 println!("shard {}  ready", event.shard());
             }

@@ -65,7 +65,7 @@ impl World {
                 }
             }
             // A wrong token, for example: only you can mend it.
-            EventKind::Closed(reason) if reason.is_fatal() => {
+            EventKind::Stopped(reason) if reason.is_fatal() => {
                 return Err(Error::Stopped {
                     shard: event.shard(),
                     reason: *reason,

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::intents::UnknownIntents;
 use crate::protocol::{
-    CloseReason, Command, InvalidCommand, MembersFailure, Stage, UnknownEventName, visible,
+    Command, Disconnect, InvalidCommand, MembersFailure, Stage, StopReason, UnknownEventName,
+    visible,
 };
 use crate::shard_id::{InvalidShardId, ShardId};
 use crate::token::InvalidToken;
@@ -120,7 +121,7 @@ pub enum Error {
         /// The shard.
         shard: ShardId,
         /// Why it stopped.
-        reason: CloseReason,
+        reason: StopReason,
     },
     /// Not every shard was ready in time.
     #[error(
@@ -138,7 +139,7 @@ pub enum Error {
         /// Where it stands; `None` if it has not been opened.
         stage: Option<Stage>,
         /// Why its last connection ended.
-        last_disconnect: Option<CloseReason>,
+        last_disconnect: Option<Disconnect>,
     },
     /// A shard is to be opened that runs already.
     #[error("shard {shard} is open already: close it first, or restart it")]
@@ -265,7 +266,7 @@ pub enum SendFailure {
         /// The shard.
         shard: ShardId,
         /// Why.
-        reason: CloseReason,
+        reason: StopReason,
     },
     /// No shard that has been opened here has the guild.
     #[error("no shard that runs here has guild {guild_id}")]
@@ -349,7 +350,7 @@ mod tests {
             "`large_threshold` is 20; allowed: 50 to 250"
         );
         assert!(error.is_fatal());
-        let (stage, last_disconnect) = (Some(Stage::Waiting), Some(CloseReason::Cut));
+        let (stage, last_disconnect) = (Some(Stage::Waiting), Some(Disconnect::Cut));
         let error = Error::NotReady {
             ready: 1,
             total: 4,

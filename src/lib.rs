@@ -58,7 +58,9 @@ mod timing;
 mod token;
 pub mod transport;
 
-pub use config::{AutoReshard, CloseHook, Config, Plan, ShardHook, Shortage};
+pub use config::{
+    AutoReshard, CloseCause, CloseHook, Config, ConnectionClosed, Plan, ShardHook, Shortage,
+};
 pub use delivery::Events;
 pub use error::{Error, Fault, SendError, SendFailure, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
@@ -67,9 +69,9 @@ pub use manager::{
     FleetStatus, Handle, Operation, ShardManager, ShardStatus, Starting, SuspendedShard,
 };
 pub use protocol::{
-    Activity, ActivityKind, ChannelField, CloseCode, CloseReason, Command, EventName,
+    Activity, ActivityKind, ChannelField, CloseCode, Command, Disconnect, EventName,
     InvalidCommand, MemberQuery, MembersFailure, OnlineStatus, Presence, Session, Stage,
-    UnknownEventName, VoiceState,
+    StopReason, UnknownEventName, VoiceState,
 };
 pub use shard::{Members, MembersChunk, Shard, Status};
 pub use shard_id::{InvalidShardId, ShardId};

@@ -318,7 +318,10 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
         manager.stop();
         run.join().unwrap().unwrap();
     });
-    assert!(told.into_inner().contains(&("Ready".into(), false)));
+    assert!(
+        told.into_inner()
+            .contains(&("SessionStarted".into(), false))
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use common::{PATIENCE, config, eventually, gateway, ready};
 use threadcord::sim::{Action, Answer, Fault, Gateway, Offer, ResumeUrl, Target};
-use threadcord::{CloseReason, Compression, Config, ShardId, ShardManager};
+use threadcord::{Compression, Config, Disconnect, ShardId, ShardManager};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -45,7 +45,7 @@ fn no_hello_times_out() {
     eventually("it is noticed", || {
         manager
             .shard(ONE)
-            .is_some_and(|shard| shard.status().last_disconnect == Some(CloseReason::HelloTimeout))
+            .is_some_and(|shard| shard.status().last_disconnect == Some(Disconnect::HelloTimeout))
     });
     manager.wait_ready(PATIENCE).unwrap();
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use common::raw::Raw;
 use common::{PATIENCE, eventually, next};
 use serde_json::json;
-use threadcord::{CloseCode, CloseReason, Command, Compression, EventKind, ShardId, ShardManager};
+use threadcord::{
+    CloseCode, Command, Compression, Disconnect, EventKind, ShardId, ShardManager, StopReason,
+};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -37,7 +39,7 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
         count += usize::from(event.name() == "TYPING_START");
         let is_over = matches!(
             event.kind(),
-            EventKind::Disconnected { .. } | EventKind::Closed(_)
+            EventKind::Disconnected { .. } | EventKind::Stopped(_)
         );
         assert!(!is_over, "{event:?} after {count} of 50");
     }
@@ -53,7 +55,7 @@ fn what_came_before_a_close_is_delivered_although_nothing_can_be_sent() {
     let EventKind::Disconnected { reason, cause, .. } = event.kind() else {
         unreachable!("it is one");
     };
-    assert_eq!(*reason, CloseReason::Discord(CloseCode(4009)));
+    assert_eq!(*reason, Disconnect::Discord(CloseCode(4009)));
     assert_eq!(cause.as_deref(), Some("so long"));
 }
 
@@ -61,11 +63,11 @@ fn what_came_before_a_close_is_delivered_although_nothing_can_be_sent() {
 fn a_fatal_code_behind_unread_events_spends_no_identify() {
     let (raw, manager, _) = told_before(4004);
     let closed = next(&manager.events(), |event| {
-        matches!(event.kind(), EventKind::Closed(_))
+        matches!(event.kind(), EventKind::Stopped(_))
     });
     assert!(matches!(
         closed.kind(),
-        EventKind::Closed(CloseReason::Discord(CloseCode(4004)))
+        EventKind::Stopped(StopReason::Discord(CloseCode(4004)))
     ));
     eventually("it is told why", || manager.check().is_err());
     assert!(manager.check().unwrap_err().to_string().contains("token"));

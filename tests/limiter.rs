@@ -17,7 +17,7 @@ use threadcord::limit::{
 };
 use threadcord::sim::{Fault, Gateway, Target};
 use threadcord::store::FileStore;
-use threadcord::{CloseReason, Plan, ShardId, ShardManager, Stage, Timing};
+use threadcord::{Plan, ShardId, ShardManager, Stage, StopReason, Timing};
 
 fn limits(keys: u32) -> Limits {
     Limits {
@@ -309,7 +309,7 @@ fn a_closed_limiter_stops_shards_with_a_reason() {
     eventually("it stops", || {
         manager
             .shard(ShardId::ONE)
-            .is_some_and(|s| s.status().stage == Stage::Stopped(CloseReason::LimiterClosed))
+            .is_some_and(|s| s.status().stage == Stage::Stopped(StopReason::LimiterClosed))
     });
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{PATIENCE, config, eventually, gateway, ready};
 use threadcord::sim::{Action, Answer, Fault, Observed};
-use threadcord::{CloseReason, Compression, ShardId, ShardManager};
+use threadcord::{Compression, Disconnect, ShardId, ShardManager};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -45,7 +45,7 @@ fn payloads() {
         let status = manager.shard(ONE).unwrap().status();
         assert_eq!(
             (status.last_disconnect, status.identifies),
-            (Some(CloseReason::Malformed), 1),
+            (Some(Disconnect::Malformed), 1),
             "{payload}"
         );
         assert!(gateway.wait_for(PATIENCE, closed_resumably), "{payload}");
@@ -105,7 +105,7 @@ fn compressed_data() {
         let status = manager.shard(ONE).unwrap().status();
         assert_eq!(
             (status.last_disconnect, status.identifies),
-            (Some(CloseReason::Malformed), 1),
+            (Some(Disconnect::Malformed), 1),
             "{compression:?}"
         );
         gateway.assert_lawful();
@@ -123,7 +123,7 @@ fn text_where_binary_is_due_is_read_as_it_is() {
         });
         assert_eq!(
             manager.shard(ONE).unwrap().status().last_disconnect,
-            Some(CloseReason::ReconnectRequested)
+            Some(Disconnect::ReconnectRequested)
         );
         gateway.assert_lawful();
     }
@@ -149,7 +149,7 @@ fn a_payload_over_the_limit() {
         });
         assert_eq!(
             manager.shard(ONE).unwrap().status().last_disconnect,
-            Some(CloseReason::Malformed)
+            Some(Disconnect::Malformed)
         );
         gateway.assert_lawful();
     }

@@ -10,7 +10,9 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use threadcord::sim::{self, Action};
-use threadcord::{CloseReason, Command, Error, Plan, ShardId, ShardManager, Stage, Timing};
+use threadcord::{
+    Command, Disconnect, Error, Plan, ShardId, ShardManager, Stage, StopReason, Timing,
+};
 
 /// Waits until the gateway has seen so many connections closed with a code.
 fn closed_with(gateway: &sim::Gateway, code: u16, count: usize) {
@@ -214,7 +216,7 @@ fn no_upgrade_and_no_tls_time_out() {
         eventually("it tries again", || {
             manager.shard(ShardId::ONE).is_some_and(|shard| {
                 shard.status().connects >= 3
-                    && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
+                    && shard.status().last_disconnect == Some(Disconnect::ConnectFailed)
             })
         });
     }
@@ -235,7 +237,7 @@ fn a_refused_upgrade_is_tried_again() {
                 .unwrap()
                 .status()
                 .last_disconnect,
-            Some(CloseReason::ConnectFailed)
+            Some(Disconnect::ConnectFailed)
         );
     }
 }
@@ -248,7 +250,7 @@ fn an_untrusted_certificate_is_refused() {
     eventually("it is refused", || {
         manager.shard(ShardId::ONE).is_some_and(|shard| {
             shard.status().connects >= 2
-                && shard.status().last_disconnect == Some(CloseReason::ConnectFailed)
+                && shard.status().last_disconnect == Some(Disconnect::ConnectFailed)
         })
     });
     assert!(other.observed().records.is_empty());
@@ -437,10 +439,13 @@ fn the_stages_are_told() {
         .filter(|event| event.dispatch().is_none())
         .map(|event| event.name().to_owned())
         .collect();
-    assert_eq!(stages, ["Connecting", "Ready", "GuildsReady", "Closed"]);
+    assert_eq!(
+        stages,
+        ["Connecting", "SessionStarted", "GuildsReady", "Stopped"]
+    );
     assert!(matches!(
         manager.shards()[0].status().stage,
-        Stage::Stopped(CloseReason::Requested)
+        Stage::Stopped(StopReason::Closed)
     ));
     assert!(manager.shards()[0].session().is_none());
 }

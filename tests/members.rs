@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Fault, Gateway};
 use threadcord::{
-    CloseReason, Error, EventKind, Intents, MemberQuery, Members, MembersFailure, Shard, ShardId,
-    ShardManager, Timing,
+    Error, EventKind, Intents, MemberQuery, Members, MembersFailure, Shard, ShardId, ShardManager,
+    StopReason, Timing,
 };
 
 const ONE: ShardId = ShardId::ONE;
@@ -267,7 +267,7 @@ fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
     manager.suspend();
     assert_eq!(
         failure(request),
-        MembersFailure::Stopped(CloseReason::Suspended)
+        MembersFailure::Stopped(StopReason::Suspended)
     );
     assert!(matches!(
         shard.request_members(ELSEWHERE, &query),

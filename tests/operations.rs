@@ -14,8 +14,9 @@ use serde_json::Value;
 use threadcord::sim::{Action, Answer, Fault, Gateway};
 use threadcord::transport::{Connector, Settings, WebSocketConnector, WebSocketTransport};
 use threadcord::{
-    Activity, CloseReason, Error, Event, EventKind, Handle, OnlineStatus, Plan, Presence,
-    SendFailure, Session, ShardId, ShardManager, Shortage, Stage,
+    Activity, CloseCause, ConnectionClosed, Disconnect, Error, Event, EventKind, Handle,
+    OnlineStatus, Plan, Presence, SendFailure, Session, ShardId, ShardManager, Shortage, Stage,
+    StopReason,
 };
 
 fn is_live(gateway: &Gateway, shard: ShardId) -> bool {
@@ -40,10 +41,10 @@ fn one_shard_is_closed_and_opened_again() {
     let (events, id) = (manager.events(), shard(1, 3));
     let old = manager.shard(id).unwrap();
     manager.close_shard(id).unwrap().wait(PATIENCE).unwrap();
-    assert_eq!(old.status().stage, Stage::Stopped(CloseReason::Requested));
+    assert_eq!(old.status().stage, Stage::Stopped(StopReason::Closed));
     gateway.expect("it is gone", PATIENCE, |seen| !seen.live.contains_key(&id));
     next(&events, |event| {
-        event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::Requested))
+        event.shard() == id && matches!(event.kind(), EventKind::Stopped(StopReason::Closed))
     });
     assert!(matches!(manager.close_shard(id), Err(Error::NotOpen { shard }) if shard == id));
     assert!(matches!(
@@ -182,7 +183,7 @@ fn a_restart_resumes_and_misses_nothing() {
             one.status().resumes,
             one.status().last_disconnect
         ),
-        (1, 4, Some(CloseReason::Restarted))
+        (1, 4, Some(Disconnect::Restarted))
     );
     // What is still being handled holds the mark back, across restarts.
     let sequence = kept[0].dispatch().unwrap().sequence();
@@ -340,11 +341,12 @@ fn transports_may_come_from_a_factory_of_the_users() {
 #[test]
 fn closed_connections_are_told_by_callback_and_event() {
     let gateway = gateway().shards(1).start().unwrap();
-    let calls = Arc::<Mutex<Vec<(ShardId, CloseReason, bool)>>>::default();
+    let calls = Arc::<Mutex<Vec<ConnectionClosed>>>::default();
     let noted = Arc::clone(&calls);
-    let manager = ready(config(&gateway).on_close(move |shard, reason, comes_back| {
-        noted.lock().push((shard, reason, comes_back));
-        assert!(!comes_back, "a callback that panics now and then");
+    let manager = ready(config(&gateway).on_close(move |closed| {
+        noted.lock().push(closed);
+        let is_final = !closed.will_reconnect();
+        assert!(is_final, "a callback that panics now and then");
     }));
     let events = manager.events();
     gateway.inject(ShardId::ONE, Fault::Reconnect);
@@ -352,24 +354,32 @@ fn closed_connections_are_told_by_callback_and_event() {
     assert!(matches!(
         disconnected.kind(),
         EventKind::Disconnected {
-            reason: CloseReason::ReconnectRequested,
+            reason: Disconnect::ReconnectRequested,
             ..
         }
     ));
     next(&events, |event| event.name() == "Resumed");
     gateway.inject(ShardId::ONE, Fault::Close(4014));
-    let closed = next(&events, |event| event.name() == "Closed");
-    let EventKind::Closed(fatal) = *closed.kind() else {
+    let closed = next(&events, |event| event.name() == "Stopped");
+    let EventKind::Stopped(fatal) = *closed.kind() else {
         panic!()
     };
+    let told = calls
+        .lock()
+        .iter()
+        .map(|closed| (closed.shard, closed.cause))
+        .collect::<Vec<_>>();
     assert_eq!(
-        *calls.lock(),
+        told,
         [
-            (ShardId::ONE, CloseReason::ReconnectRequested, true),
-            (ShardId::ONE, fatal, false)
+            (
+                ShardId::ONE,
+                CloseCause::Disconnected(Disconnect::ReconnectRequested)
+            ),
+            (ShardId::ONE, CloseCause::Stopped(fatal))
         ]
     );
-    assert!(matches!(fatal, CloseReason::Discord(code) if code.0 == 4014));
+    assert!(matches!(fatal, StopReason::Discord(code) if code.0 == 4014));
     assert!(events.into_iter().next().is_none(), "the stream has ended");
     assert!(matches!(
         manager.open_shard(shard(0, 2)),
@@ -463,12 +473,12 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
     (0..2).for_each(|_| refuse());
     gateway.inject(id, Fault::InvalidSession { resumable: false });
     next(&events, |event| {
-        event.shard() == id && matches!(event.kind(), EventKind::Closed(CloseReason::CircuitOpen))
+        event.shard() == id && matches!(event.kind(), EventKind::Stopped(StopReason::CircuitOpen))
     });
     let stopped = manager.shard(id).unwrap();
     assert_eq!(
         stopped.status().stage,
-        Stage::Stopped(CloseReason::CircuitOpen)
+        Stage::Stopped(StopReason::CircuitOpen)
     );
     assert!(
         manager
@@ -602,7 +612,7 @@ fn the_status_tells_it_all() {
     );
     assert_eq!(
         (last.last_disconnect, last.stage),
-        (Some(CloseReason::Cut), Stage::Ready)
+        (Some(Disconnect::Cut), Stage::Ready)
     );
     assert!(
         last.bytes > 100 && last.events >= 4 && last.outstanding_events >= 4 && last.sequence >= 3

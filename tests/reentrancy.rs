@@ -197,7 +197,7 @@ fn settings(gateway: &Gateway) -> Config {
         .session_store(Store::default())
         .auto_split(2)
         .for_shard(|_, _| call_back("the settings"))
-        .on_close(|_, _, _| call_back("the hook"))
+        .on_close(|_| call_back("the hook"))
         .max_outstanding_events(20);
     settings.timing.reshard_overlap = Duration::from_millis(10);
     settings

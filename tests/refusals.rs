@@ -8,7 +8,7 @@ use common::{Http, config, gateway, ready};
 use serde_json::{Value, json};
 use threadcord::rest::Rest;
 use threadcord::{
-    CloseCode, CloseReason, Config, Error, Fault, Intents, Plan, ShardId, ShardManager, Token,
+    CloseCode, Config, Error, Fault, Intents, Plan, ShardId, ShardManager, StopReason, Token,
 };
 
 fn bot(rest_url: &str) -> Config {
@@ -160,7 +160,7 @@ fn wrong_tokens_and_intents() {
     else {
         panic!("it cannot be ready")
     };
-    assert_eq!(reason, CloseReason::Discord(CloseCode(4014)));
+    assert_eq!(reason, StopReason::Discord(CloseCode(4014)));
     assert!(reason.to_string().contains("GUILD_PRESENCES"), "{reason}");
     assert_eq!(
         manager.events().count(),

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Answer, Fault, Gateway};
 use threadcord::{
-    CloseReason, Command, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId,
-    ShardManager,
+    Command, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager,
+    StopReason,
 };
 
 const GUILDS: u32 = 24;
@@ -222,7 +222,7 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
     match reshard.wait(PATIENCE) {
         Err(Error::Stopped {
             shard: stopped,
-            reason: CloseReason::Discord(code),
+            reason: StopReason::Discord(code),
         }) => {
             assert_eq!((stopped, code.0), (shard(4, 6), 4013));
         }
@@ -555,7 +555,7 @@ fn closing_in_the_middle_ends_both_sets() {
     assert_eq!(
         manager
             .events()
-            .filter(|event| matches!(event.kind(), EventKind::Closed(_)))
+            .filter(|event| matches!(event.kind(), EventKind::Stopped(_)))
             .count(),
         2
     );

@@ -10,7 +10,9 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
 use parking_lot::Mutex;
 use threadcord::limit::Unlimited;
 use threadcord::sim::{Action, Answer, Fault, Gateway, ResumeUrl};
-use threadcord::{CloseCode, CloseReason, EventKind, Events, Session, ShardId, ShardManager};
+use threadcord::{
+    CloseCode, Disconnect, EventKind, Events, Session, ShardId, ShardManager, StopReason,
+};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -97,7 +99,7 @@ fn after_garbage() {
 }
 
 /// Ends the session and checks that this is reported, and that a new one starts through the limit.
-fn session_is_lost(end: impl Fn(&Gateway), reason: CloseReason) {
+fn session_is_lost(end: impl Fn(&Gateway), reason: Disconnect) {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let events = manager.events();
@@ -122,7 +124,9 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: CloseReason) {
         panic!("{disconnected:?}")
     };
     assert_eq!(*given, reason);
-    next(&events, |event| matches!(event.kind(), EventKind::Ready));
+    next(&events, |event| {
+        matches!(event.kind(), EventKind::SessionStarted)
+    });
     let status = manager.shard(ONE).unwrap().status();
     assert_eq!(
         (status.identifies, status.resumes, status.sessions_lost),
@@ -135,7 +139,7 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: CloseReason) {
 fn op_9_false_starts_a_new_session() {
     session_is_lost(
         |gateway| gateway.inject(ONE, Fault::InvalidSession { resumable: false }),
-        CloseReason::InvalidSession { resumable: false },
+        Disconnect::InvalidSession { resumable: false },
     );
 }
 
@@ -143,7 +147,7 @@ fn op_9_false_starts_a_new_session() {
 fn close_4009_starts_a_new_session() {
     session_is_lost(
         |gateway| gateway.inject(ONE, Fault::Close(4009)),
-        CloseReason::Discord(CloseCode(4009)),
+        Disconnect::Discord(CloseCode(4009)),
     );
 }
 
@@ -186,7 +190,7 @@ fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
     gateway.inject(ONE, Fault::Identify(Answer::Reconnect));
     let manager = ShardManager::start(config(&gateway)).unwrap();
     next(&manager.events(), |event| {
-        matches!(event.kind(), EventKind::Ready)
+        matches!(event.kind(), EventKind::SessionStarted)
     });
     let status = manager.shard(ONE).unwrap().status();
     assert_eq!((status.connects, status.identifies), (3, 2));
@@ -218,7 +222,7 @@ fn a_zombied_connection_is_dropped_and_resumed() {
     let manager = ready(config(&gateway));
     gateway.inject(ONE, Fault::NoAck);
     eventually("it is noticed", || {
-        manager.shard(ONE).unwrap().status().last_disconnect == Some(CloseReason::Zombied)
+        manager.shard(ONE).unwrap().status().last_disconnect == Some(Disconnect::Zombied)
     });
     eventually("it resumes", || {
         manager.shard(ONE).unwrap().status().resumes >= 1
@@ -266,11 +270,11 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
     let gateway = gateway().shards(2).start().unwrap();
     let manager = ready(config(&gateway));
     let events: Events = manager.events();
-    let reason = CloseReason::Discord(CloseCode(4014));
+    let reason = StopReason::Discord(CloseCode(4014));
     gateway.inject(shard(0, 2), Fault::Close(4014));
     gateway.inject(shard(1, 2), Fault::Close(4014));
     let closed: Vec<_> = events
-        .filter(|event| matches!(event.kind(), EventKind::Closed(_)))
+        .filter(|event| matches!(event.kind(), EventKind::Stopped(_)))
         .collect();
     assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
     for id in [shard(0, 2), shard(1, 2)] {
@@ -302,7 +306,7 @@ fn a_lost_session_says_since_when_something_may_be_missing() {
     let gateway = gateway().start().unwrap();
     let gone: Arc<Mutex<Option<SystemTime>>> = Arc::default();
     let noted = Arc::clone(&gone);
-    let manager = ready(config(&gateway).on_close(move |_, _, _| {
+    let manager = ready(config(&gateway).on_close(move |_| {
         noted.lock().get_or_insert_with(SystemTime::now);
     }));
     let events = manager.events();

@@ -10,7 +10,7 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use threadcord::sim::{Fault, Gateway};
-use threadcord::{CloseReason, Error, Event, EventKind, Handle, Plan, ShardId, ShardManager};
+use threadcord::{Error, Event, EventKind, Handle, Plan, ShardId, ShardManager, StopReason};
 
 /// No rule was broken but the one that makes for splits.
 fn assert_lawful(gateway: &Gateway) {
@@ -201,7 +201,7 @@ fn without_being_asked_for_it_stops_instead() {
     let manager = ShardManager::start(config(&gateway)).unwrap();
     match manager.run(1, |_, _| {}) {
         Err(Error::Stopped {
-            reason: CloseReason::Discord(code),
+            reason: StopReason::Discord(code),
             ..
         }) => assert_eq!(code.0, 4011),
         other => panic!("{other:?}"),

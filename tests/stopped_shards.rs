@@ -237,7 +237,7 @@ fn a_handler_restarts_a_shard_that_has_closed() {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| {
             manager.run(1, |handle, event: Event| {
-                if matches!(event.kind(), EventKind::Closed(_)) && handle.status().is_some() {
+                if matches!(event.kind(), EventKind::Stopped(_)) && handle.status().is_some() {
                     let restarted = handle.restart_shard(event.shard());
                     restarts.fetch_add(usize::from(restarted.is_ok()), Ordering::SeqCst);
                 }
@@ -307,7 +307,7 @@ fn callbacks_that_close_do_not_wait_for_each_other() {
     let called = Arc::new(AtomicUsize::new(0));
     let settings = config(&gateway).on_close({
         let (owner, called) = (Arc::clone(&owner), Arc::clone(&called));
-        move |_, _, _| {
+        move |_| {
             called.fetch_add(1, Ordering::SeqCst);
             let deadline = Instant::now() + Duration::from_secs(2);
             while called.load(Ordering::SeqCst) < 2 && Instant::now() < deadline {

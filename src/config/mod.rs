@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::event::EventFilter;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
-use crate::protocol::{CloseReason, Identity, Presence, Session};
+use crate::protocol::{Disconnect, Identity, Presence, Session, StopReason};
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
 use crate::timing::Timing;
@@ -55,7 +55,7 @@ pub struct Config {
     pub auto_reshard: Option<AutoReshard>,
     /// After how many sessions in a row that never lasted, within 10 minutes
     /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), a shard stops with
-    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) rather than spend more
+    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
     /// IDENTIFYs; a restart has it try again. Default: 5.
     pub most_short_sessions: Option<NonZeroU32>,
     /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
@@ -72,9 +72,10 @@ pub struct Config {
     /// restart takes the `intents`, `large_threshold` and `presence` (of which one that a command
     /// has set counts more). Default: none.
     pub for_shard: Option<ShardHook>,
-    /// Called when a shard's connection has ended: with the reason, and whether the shard comes
-    /// back by itself. It is called on the shard's thread and must not block. Default: none;
-    /// [`EventKind`](crate::EventKind) tells the same in the stream.
+    /// Called when a shard's connection has ended, and when the shard has stopped, on the shard's
+    /// thread. It must not block. Default: none; the stream has the same as
+    /// [`EventKind::Disconnected`](crate::EventKind::Disconnected) and
+    /// [`EventKind::Stopped`](crate::EventKind::Stopped).
     pub on_close: Option<CloseHook>,
     /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
     pub compression: Compression,
@@ -231,10 +232,7 @@ impl Config {
     }
 
     /// Sets [`on_close`](Self::on_close).
-    pub fn on_close(
-        self,
-        on_close: impl Fn(ShardId, CloseReason, bool) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn on_close(self, on_close: impl Fn(ConnectionClosed) + Send + Sync + 'static) -> Self {
         Self {
             on_close: Some(Arc::new(on_close)),
             ..self
@@ -419,8 +417,44 @@ impl fmt::Debug for Config {
 /// Changes the settings of one shard.
 pub type ShardHook = Arc<dyn Fn(ShardId, &mut Config) + Send + Sync>;
 
-/// Hears of a shard's closed connections: the reason, and whether the shard comes back by itself.
-pub type CloseHook = Arc<dyn Fn(ShardId, CloseReason, bool) + Send + Sync>;
+/// Called when a shard's connection has ended, or the shard has stopped.
+pub type CloseHook = Arc<dyn Fn(ConnectionClosed) + Send + Sync>;
+
+/// What [`Config::on_close`] is called with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionClosed {
+    /// The shard.
+    pub shard: ShardId,
+    /// Why, and what follows.
+    pub cause: CloseCause,
+}
+
+/// Why a shard's connection has ended, and whether the shard connects again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCause {
+    /// The shard connects again by itself.
+    Disconnected(Disconnect),
+    /// The shard has stopped. It may have had no connection.
+    Stopped(StopReason),
+}
+
+impl ConnectionClosed {
+    /// Whether the shard connects again by itself.
+    pub fn will_reconnect(&self) -> bool {
+        matches!(self.cause, CloseCause::Disconnected(_))
+    }
+}
+
+/// For example `shard 0/1: the connection was cut`.
+impl fmt::Display for ConnectionClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            CloseCause::Disconnected(reason) => write!(f, "shard {}: {reason}", self.shard),
+            CloseCause::Stopped(reason) => write!(f, "shard {} stopped: {reason}", self.shard),
+        }
+    }
+}
 
 /// When to reshard without being asked.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,7 @@ pub use dispatch::{DecodeError, Dispatch};
 pub use filter::EventFilter;
 pub(crate) use lease::{Lease, Ledger, Room, Twin};
 
-use crate::protocol::{CloseReason, Session};
+use crate::protocol::{Disconnect, Session, StopReason};
 use crate::shard_id::ShardId;
 
 /// The word for [`EventKind::HandlerPanicked`].
@@ -52,7 +52,7 @@ pub enum EventKind {
         resuming: bool,
     },
     /// A new session has started; READY follows as a dispatch.
-    Ready,
+    SessionStarted,
     /// Every guild that READY named has arrived as a `GUILD_CREATE`, or was waited for in vain;
     /// once for each session.
     GuildsReady {
@@ -76,7 +76,7 @@ pub enum EventKind {
     /// The connection is gone; the shard will try again.
     Disconnected {
         /// Why.
-        reason: CloseReason,
+        reason: Disconnect,
         /// More about it, if there is more: what failed (the name does not resolve, the connection
         /// is refused, TLS), or the text of Discord's close frame.
         cause: Option<String>,
@@ -100,9 +100,9 @@ pub enum EventKind {
         stalled_for: Duration,
     },
     /// The shard has stopped; nothing of it follows, unless it is opened again by hand. With
-    /// [`CloseReason::CircuitOpen`](crate::CloseReason::CircuitOpen) its sessions never lasted, and
+    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) its sessions never lasted, and
     /// a restart has it try again.
-    Closed(CloseReason),
+    Stopped(StopReason),
     /// A handler panicked at an event of this shard. That event counts as handled, and the next one
     /// follows. It holds credit as events of Discord do; a handler that panics at this very event
     /// is not told of that.
@@ -202,7 +202,7 @@ impl Event {
     }
 
     /// A word for it: the name of Discord's event (`READY`), or that of the [`EventKind`]
-    /// (`Ready`), which comes just before it.
+    /// (`SessionStarted`), which comes just before it.
     pub fn name(&self) -> &str {
         self.dispatch()
             .map_or(self.kind.word(), |dispatch| dispatch.name().as_str())
@@ -220,14 +220,14 @@ impl EventKind {
         match self {
             Self::Dispatch(_) => "Dispatch",
             Self::Connecting { .. } => "Connecting",
-            Self::Ready => "Ready",
+            Self::SessionStarted => "SessionStarted",
             Self::GuildsReady { .. } => "GuildsReady",
             Self::Resumed => "Resumed",
             Self::SessionLost { .. } => "SessionLost",
             Self::Disconnected { .. } => "Disconnected",
             Self::Stalled { .. } => "Stalled",
             Self::Unstalled { .. } => "Unstalled",
-            Self::Closed(_) => "Closed",
+            Self::Stopped(_) => "Stopped",
             Self::HandlerPanicked { .. } => HANDLER_PANICKED,
             Self::Split { .. } => "Split",
             Self::Resharded { .. } => "Resharded",

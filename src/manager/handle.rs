@@ -8,7 +8,7 @@ use super::reconciler::Request;
 use super::{FleetStatus, Operation};
 use crate::config::Plan;
 use crate::error::{Error, SendError, SendFailure};
-use crate::protocol::{CloseReason, Command, Presence, Session};
+use crate::protocol::{Command, Presence, Session, StopReason};
 use crate::rest::Rest;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
@@ -174,7 +174,7 @@ impl Handle {
     /// ends when they have.
     pub fn close(&self) {
         if let Some(hub) = self.hub.upgrade() {
-            hub.stop(CloseReason::Requested);
+            hub.stop(StopReason::Closed);
         }
     }
 
@@ -182,7 +182,7 @@ impl Handle {
     /// [`ShardManager::suspend`](crate::ShardManager::suspend) gives the sessions.
     pub fn suspend(&self) {
         if let Some(hub) = self.hub.upgrade() {
-            hub.stop(CloseReason::Suspended);
+            hub.stop(StopReason::Suspended);
         }
     }
 

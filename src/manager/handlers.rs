@@ -16,7 +16,7 @@ use crate::clock;
 use crate::delivery::{Panicked, Workers};
 use crate::error::Error;
 use crate::event::{Event, EventKind, HANDLER_PANICKED};
-use crate::protocol::CloseReason;
+use crate::protocol::StopReason;
 
 /// Whether events are handed to a handler, and how many of those have panicked.
 #[derive(Default)]
@@ -89,7 +89,7 @@ impl Hub {
         let is_late = deadline
             .get()
             .is_some_and(|deadline| clock::now() >= *deadline);
-        if is_late && self.stopping() == Some(CloseReason::Requested) {
+        if is_late && self.stopping() == Some(StopReason::Closed) {
             self.discard_queued();
         }
         ran.unwrap_or_else(|panic| resume_unwind(panic))

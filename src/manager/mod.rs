@@ -43,7 +43,7 @@ use crate::config::{Config, Plan};
 use crate::delivery::{self, Events, Outlet};
 use crate::error::{Error, SendError};
 use crate::event::Event;
-use crate::protocol::{CloseReason, Command, Presence, Session};
+use crate::protocol::{Command, Presence, Session, StopReason};
 use crate::shard::{Context, Shard};
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, WebSocketConnector};
@@ -341,7 +341,7 @@ impl ShardManager {
     /// `close` and `suspend` counts. On the thread of a shard or of the manager (in a hook, a store
     /// or a logger) it asks for the end and does not wait.
     pub fn close(&self) {
-        self.end(CloseReason::Requested);
+        self.end(StopReason::Closed);
     }
 
     /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does,
@@ -372,11 +372,11 @@ impl ShardManager {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn suspend(&self) -> Vec<Session> {
-        self.end(CloseReason::Suspended);
+        self.end(StopReason::Suspended);
         self.hub.saved().sessions
     }
 
-    fn end(&self, reason: CloseReason) {
+    fn end(&self, reason: StopReason) {
         self.hub.stop(reason);
         if self.is_own_thread() {
             return;

@@ -12,7 +12,7 @@ use super::{Threads, session_writer, supervisor};
 use crate::config::{Config, Plan, Shortage, is_foreign};
 use crate::error::Error;
 use crate::limit::{IdentifyLimiter, Limits, SessionLimit};
-use crate::protocol::{CloseReason, Session};
+use crate::protocol::{Session, StopReason};
 use crate::rest::{GatewayBot, Rest, SessionStartLimit};
 use crate::shard::Context;
 use crate::shard_id::ShardId;
@@ -234,7 +234,7 @@ pub(super) fn threads<C: Connector + 'static>(
         Ok(supervisor) => supervisor,
         Err(error) => {
             // What was stored stays so.
-            hub.stop(CloseReason::Suspended);
+            hub.stop(StopReason::Suspended);
             hub.set_stopped();
             hub.wait_end();
             if let Some(writer) = session_writer {

@@ -9,7 +9,7 @@ use super::hub::Hub;
 use super::reconciler::Role;
 use crate::clock;
 use crate::limit::{LimitStatus, maybe_seconds};
-use crate::protocol::{CloseReason, Stage};
+use crate::protocol::{Disconnect, Stage};
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
@@ -85,7 +85,7 @@ pub struct ShardStatus {
     /// Sessions lost by Discord's rules.
     pub sessions_lost: u64,
     /// Why the last connection ended.
-    pub last_disconnect: Option<CloseReason>,
+    pub last_disconnect: Option<Disconnect>,
 }
 
 impl Hub {
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn it_prints_as_a_table_and_serialises() {
-        let last_disconnect = Some(CloseReason::Cut);
+        let last_disconnect = Some(Disconnect::Cut);
         let waiting = ShardStatus {
             latency: None,
             guilds: None,

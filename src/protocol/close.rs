@@ -75,21 +75,17 @@ impl fmt::Display for CloseCode {
     }
 }
 
-/// Why a connection ended, or why a shard stopped. It is a value to match on, not an error.
+/// Why a connection ended after which the shard connects again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum CloseReason {
-    /// `close` was called: the session has ended.
-    Requested,
-    /// `suspend` was called: the session can be resumed.
-    Suspended,
-    /// A restart was asked for; the shard comes back at once.
+pub enum Disconnect {
+    /// A restart was requested.
     Restarted,
     /// Discord sent a close frame with this code.
     Discord(CloseCode),
     /// The connection was cut, or closed without a code.
     Cut,
-    /// No connection came about in time, or it was refused.
+    /// The connection could not be opened in time, or was refused.
     ConnectFailed,
     /// HELLO did not come in time.
     HelloTimeout,
@@ -101,47 +97,61 @@ pub enum CloseReason {
     ReconnectRequested,
     /// Discord declared the session invalid (op 9).
     InvalidSession {
-        /// Whether Discord allows it to be resumed all the same.
+        /// Whether Discord still allows it to be resumed.
         resumable: bool,
     },
     /// A payload could not be read.
     Malformed,
+}
+
+/// Why a shard stopped. It does not connect again by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// A close was requested: the session has ended.
+    Closed,
+    /// A suspend was requested: the session can be resumed.
+    Suspended,
+    /// Discord sent a close frame with this code, after which another try gives the same answer.
+    Discord(CloseCode),
     /// Too many sessions in a row never lasted: no more IDENTIFYs are spent before the shard is
     /// restarted.
     CircuitOpen,
-    /// The identify limiter was closed or failed.
+    /// The identify limiter was closed.
     LimiterClosed,
     /// The shard's thread panicked: a bug.
     Panicked,
 }
 
-impl CloseReason {
-    /// Whether the shard stops for good because of something that only its owner can mend.
+impl StopReason {
+    /// Whether something went wrong that only the shard's owner can mend; else the stop was
+    /// requested.
     pub fn is_fatal(self) -> bool {
-        match self {
-            Self::Discord(code) => code.recovery() == Recovery::Stop,
-            Self::CircuitOpen | Self::LimiterClosed | Self::Panicked => true,
-            _ => false,
-        }
+        !matches!(self, Self::Closed | Self::Suspended)
     }
 }
 
 /// As its text.
-impl Serialize for CloseReason {
+impl Serialize for Disconnect {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl fmt::Display for CloseReason {
+/// As its text.
+impl Serialize for StopReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Disconnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Discord(code) => return write!(f, "Discord closed with {code}"),
-            Self::Requested => "closed on request",
-            Self::Suspended => "suspended on request",
             Self::Restarted => "restarted on request",
             Self::Cut => "the connection was cut",
-            Self::ConnectFailed => "no connection came about",
+            Self::ConnectFailed => "could not connect",
             Self::HelloTimeout => "no HELLO in time",
             Self::AnswerTimeout => "neither READY nor RESUMED in time",
             Self::Zombied => "a heartbeat was not acknowledged",
@@ -149,6 +159,16 @@ impl fmt::Display for CloseReason {
             Self::InvalidSession { resumable: true } => "invalid session, resumable",
             Self::InvalidSession { resumable: false } => "invalid session",
             Self::Malformed => "a payload could not be read",
+        })
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discord(code) => return write!(f, "Discord closed with {code}"),
+            Self::Closed => "closed on request",
+            Self::Suspended => "suspended on request",
             Self::CircuitOpen => {
                 "too many sessions in a row never lasted; restart it once the cause is mended"
             }
@@ -173,7 +193,6 @@ mod tests {
         }
         for code in [4004, 4010, 4011, 4012, 4013, 4014] {
             assert_eq!(recovery(code), Recovery::Stop, "{code}");
-            assert!(CloseReason::Discord(CloseCode(code)).is_fatal());
         }
     }
 

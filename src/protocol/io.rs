@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::close::CloseReason;
+use super::close::{Disconnect, StopReason};
 use super::command::{Command, Identity, Secret};
 use super::member_requests::{ChunkOf, MemberRequest, MembersFailure};
 use super::payload::Payload;
@@ -25,7 +25,7 @@ pub enum Input {
     /// The peer sent a close frame, with or without a code.
     Closed(Option<u16>),
     /// The connection failed, or cannot be used any more.
-    Failed(CloseReason),
+    Failed(Disconnect),
     /// It is this shard's turn to identify.
     Permit,
     /// The limiter failed; it may work again later.
@@ -45,7 +45,7 @@ pub enum Input {
     /// What went wrong before is forgotten.
     Restart(Box<Identity>),
     /// The shard is to stop for good.
-    Stop(CloseReason),
+    Stop(StopReason),
 }
 
 /// Something that the machine asks for.
@@ -79,7 +79,7 @@ pub enum Output {
     /// Nothing to do before that instant, or before the next input.
     Wait(Option<(Instant, Timer)>),
     /// Nothing to do ever again.
-    Stop(CloseReason),
+    Stop(StopReason),
 }
 
 /// Where to connect to.
@@ -109,7 +109,7 @@ pub enum Notice {
     /// The connection is gone; the shard will try again.
     Disconnected {
         /// Why.
-        reason: CloseReason,
+        reason: Disconnect,
         /// How long the shard waits before it connects again.
         retry_in: Duration,
         /// Whether it will resume, else identify.

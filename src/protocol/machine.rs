@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fastrand::Rng;
 
-use super::close::{CloseCode, CloseReason};
+use super::close::{CloseCode, Disconnect, StopReason};
 use super::command::{self, Command, Identity};
 use super::event_name::EventName;
 use super::heartbeat::{Beat, Heartbeat};
@@ -99,7 +99,7 @@ impl Machine {
     }
 
     /// With a circuit breaker: so many sessions in a row that never lasted, within
-    /// [`Timing::circuit_window`], and the shard stops with [`CloseReason::CircuitOpen`].
+    /// [`Timing::circuit_window`], and the shard stops with [`StopReason::CircuitOpen`].
     #[must_use]
     pub fn with_most_short_sessions(mut self, most: Option<NonZeroU32>) -> Self {
         self.retry.set_max_short_sessions(most);
@@ -121,7 +121,7 @@ impl Machine {
                 Ok(()) => {}
                 Err(malformed) => {
                     log::error!("shard {}: {malformed}", self.shard);
-                    self.lose(now, CloseReason::Malformed);
+                    self.lose(now, Disconnect::Malformed);
                 }
             },
             Input::Drained => {
@@ -133,9 +133,7 @@ impl Machine {
             Input::Closed(code) => {
                 self.lose(
                     now,
-                    code.map_or(CloseReason::Cut, |code| {
-                        CloseReason::Discord(CloseCode(code))
-                    }),
+                    code.map_or(Disconnect::Cut, |code| Disconnect::Discord(CloseCode(code))),
                 );
             }
             Input::Failed(reason) => self.lose(now, reason),
@@ -234,24 +232,24 @@ impl Machine {
     }
 
     /// What should have come by now, as long as the peer had nothing more to read.
-    fn missing(&self, now: Instant) -> Option<CloseReason> {
+    fn missing(&self, now: Instant) -> Option<Disconnect> {
         let is_late = |deadline: &Instant| now >= *deadline;
         match &self.state {
             State::Connecting { deadline, .. } if is_late(deadline) => {
-                Some(CloseReason::ConnectFailed)
+                Some(Disconnect::ConnectFailed)
             }
             State::AwaitingHello { deadline, .. } if is_late(deadline) => {
-                Some(CloseReason::HelloTimeout)
+                Some(Disconnect::HelloTimeout)
             }
             State::Identifying { deadline, .. } | State::Resuming { deadline, .. }
                 if is_late(deadline) =>
             {
-                Some(CloseReason::AnswerTimeout)
+                Some(Disconnect::AnswerTimeout)
             }
             state => state
                 .link()
                 .is_some_and(|link| link.heartbeat.is_zombied(now))
-                .then_some(CloseReason::Zombied),
+                .then_some(Disconnect::Zombied),
         }
     }
 
@@ -284,10 +282,10 @@ impl Machine {
                     link.heartbeat.request();
                 }
             }
-            7 => self.lose(now, CloseReason::ReconnectRequested),
+            7 => self.lose(now, Disconnect::ReconnectRequested),
             9 => {
                 let resumable = payload.parse::<Option<bool>>()?.unwrap_or(false);
-                self.lose(now, CloseReason::InvalidSession { resumable });
+                self.lose(now, Disconnect::InvalidSession { resumable });
             }
             10 => self.handle_hello(now, &payload.parse()?)?,
             11 => {
@@ -534,7 +532,7 @@ impl Machine {
     /// Replaces the state by what `next` makes of it.
     fn change_state(&mut self, next: impl FnOnce(&mut Self, State) -> State) {
         let empty = State::Stopped {
-            reason: CloseReason::Panicked,
+            reason: StopReason::Panicked,
             session: None,
         };
         let state = mem::replace(&mut self.state, empty);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::close::CloseReason;
+use super::close::StopReason;
 use super::command::{Command, InvalidCommand, MemberQuery};
 use super::event_name::EventName;
 use super::payload::Payload;
@@ -66,7 +66,7 @@ pub enum MembersFailure {
     SessionLost,
     /// The shard has stopped.
     #[error("the shard stopped: {0}")]
-    Stopped(CloseReason),
+    Stopped(StopReason),
     /// A chunk cannot be read.
     #[error("malformed member chunk")]
     Malformed,

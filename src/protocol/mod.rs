@@ -70,7 +70,7 @@ mod send_budget;
 mod session;
 mod state;
 
-pub use close::{CloseCode, CloseReason, Recovery};
+pub use close::{CloseCode, Disconnect, Recovery, StopReason};
 pub(crate) use command::visible;
 pub use command::{
     Activity, ActivityKind, ChannelField, Command, Identity, InvalidCommand, MAX_PAYLOAD,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::allowance::{DEFAULT_SESSION_STARTS, IdentifyAllowance};
 use super::backoff;
-use super::close::{CloseReason, Recovery};
+use super::close::{Disconnect, Recovery};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
@@ -36,7 +36,7 @@ pub(crate) struct Retry {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended {
-    pub(crate) reason: CloseReason,
+    pub(crate) reason: Disconnect,
     pub(crate) recovery: Recovery,
     /// Since when its session was live, if it was.
     pub(crate) ready_since: Option<Instant>,
@@ -91,13 +91,13 @@ impl Retry {
         }
 
         // Discord may ask for that at any time: it is no failure, and the session is waiting.
-        if ended.reason == CloseReason::ReconnectRequested && ended.ready_since.is_some() {
+        if ended.reason == Disconnect::ReconnectRequested && ended.ready_since.is_some() {
             return Duration::ZERO;
         }
 
         let mut pause = self.back_off(timing, jitter, ended);
 
-        let is_invalid = matches!(ended.reason, CloseReason::InvalidSession { .. });
+        let is_invalid = matches!(ended.reason, Disconnect::InvalidSession { .. });
         let is_wasted = ended.recovery == Recovery::Identify || ended.was_identifying;
         if is_invalid || is_wasted {
             pause = pause.max(self.pause_after_waste(now, timing, jitter, is_wasted));
@@ -148,8 +148,7 @@ impl Retry {
     }
 
     fn back_off(&mut self, timing: &Timing, jitter: f64, ended: Ended) -> Duration {
-        let is_our_fault =
-            matches!(ended.reason, CloseReason::Discord(code) if code.is_our_fault());
+        let is_our_fault = matches!(ended.reason, Disconnect::Discord(code) if code.is_our_fault());
         // Where a session was live, Discord works and the session waits.
         let cap = if ended.ready_since.is_some() && !is_our_fault {
             timing.backoff_cap_ready
@@ -200,7 +199,7 @@ mod tests {
 
     /// The pauses, in seconds, after connections in a row that end for the same reason, `lasts`
     /// seconds after their session was live, or before it was.
-    fn pauses(lasts: Option<u64>, reason: CloseReason, recovery: Recovery) -> Vec<u64> {
+    fn pauses(lasts: Option<u64>, reason: Disconnect, recovery: Recovery) -> Vec<u64> {
         let (mut now, timing) = (Instant::now(), Timing::default());
         let mut retry = Retry::new(now, ShardId::ONE);
         let mut pauses = Vec::new();
@@ -225,14 +224,14 @@ mod tests {
 
     #[test]
     fn the_pauses_grow_until_a_session_lasts() {
-        let cut = |lasts| pauses(lasts, CloseReason::Cut, Recovery::Resume);
+        let cut = |lasts| pauses(lasts, Disconnect::Cut, Recovery::Resume);
         assert_eq!(cut(None), [0, 1, 2, 4, 8, 16, 32, 60]);
         assert_eq!(cut(Some(1)), [0, 1, 2, 4, 5, 5, 5, 5], "a session waits");
         assert_eq!(cut(Some(60)), [0; 8]);
-        let our_fault = CloseReason::Discord(CloseCode(4008));
+        let our_fault = Disconnect::Discord(CloseCode(4008));
         let often = pauses(Some(1), our_fault, Recovery::Resume);
         assert_eq!(often, [0, 1, 2, 4, 8, 16, 32, 60], "it would happen again");
-        let asked = pauses(Some(1), CloseReason::ReconnectRequested, Recovery::Resume);
+        let asked = pauses(Some(1), Disconnect::ReconnectRequested, Recovery::Resume);
         assert_eq!(asked, [0; 8]);
     }
 
@@ -252,7 +251,7 @@ mod tests {
         let mut retry = Retry::new(now, ShardId::ONE);
         retry.set_max_short_sessions(NonZeroU32::new(3));
         let lost = Ended {
-            reason: CloseReason::InvalidSession { resumable: false },
+            reason: Disconnect::InvalidSession { resumable: false },
             recovery: Recovery::Identify,
             ready_since: None,
             was_identifying: true,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
-use super::close::CloseReason;
+use super::close::StopReason;
 use super::heartbeat::Heartbeat;
 use super::send_budget::SendBudget;
 use super::session::Session;
@@ -45,7 +45,7 @@ pub(crate) enum State {
         since: Instant,
     },
     Stopped {
-        reason: CloseReason,
+        reason: StopReason,
         session: Option<Session>,
     },
 }
@@ -167,7 +167,7 @@ pub enum Stage {
     /// The session is live.
     Ready,
     /// The shard has stopped and will not come back by itself.
-    Stopped(CloseReason),
+    Stopped(StopReason),
 }
 
 impl From<&State> for Stage {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{A_YEAR, Shard};
 use crate::error::Error;
 use crate::event::{DecodeError, Dispatch, Id, Lease};
-use crate::protocol::{ChunkOf, CloseReason, MemberRequest, MembersFailure};
+use crate::protocol::{ChunkOf, MemberRequest, MembersFailure, StopReason};
 
 /// How long an answer may take if nobody says otherwise.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -133,9 +133,7 @@ impl Iterator for Members {
                 }
                 // The thread says why it forgets a request; one that panics says nothing.
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Some(Err(
-                        self.fail(MembersFailure::Stopped(CloseReason::Panicked))
-                    ));
+                    return Some(Err(self.fail(MembersFailure::Stopped(StopReason::Panicked))));
                 }
             }
         }

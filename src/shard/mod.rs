@@ -29,7 +29,8 @@ use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{
-    CloseReason, Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage,
+    Command, Disconnect, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage,
+    StopReason,
 };
 use crate::shard_id::ShardId;
 use crate::transport::Waker;
@@ -77,7 +78,7 @@ pub struct Status {
     /// Sessions lost by Discord's rules.
     pub sessions_lost: u64,
     /// Why the last connection ended.
-    pub last_disconnect: Option<CloseReason>,
+    pub last_disconnect: Option<Disconnect>,
 }
 
 /// What the threads of a manager's shards have in common.
@@ -277,12 +278,12 @@ impl Shard {
     /// Ends the session and stops the shard: the bot goes offline. Does not wait for it.
     pub fn close(&self) {
         // One that has stopped already is what was asked for.
-        let _ = self.order(Order::Stop(CloseReason::Requested));
+        let _ = self.order(Order::Stop(StopReason::Closed));
     }
 
     /// Stops the shard so that its session can be resumed. Does not wait for it.
     pub fn suspend(&self) {
-        let _ = self.order(Order::Stop(CloseReason::Suspended));
+        let _ = self.order(Order::Stop(StopReason::Suspended));
     }
 
     /// Has it connect anew and resume; what went wrong before is forgotten.
@@ -407,7 +408,7 @@ impl Shard {
                 // It is about to say why.
                 _ => SendFailure::Stopped {
                     shard,
-                    reason: CloseReason::Requested,
+                    reason: StopReason::Closed,
                 },
             },
         }

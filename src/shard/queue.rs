@@ -7,7 +7,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::members::Request;
-use crate::protocol::{CloseReason, Command, Identity};
+use crate::protocol::{Command, Identity, StopReason};
 
 /// Something that a handle wants of the thread. The first two have something to send.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) enum Order {
     ForgetMembers(u32),
     Probe,
     Restart(Box<Identity>),
-    Stop(CloseReason),
+    Stop(StopReason),
 }
 
 /// The orders that the thread has not taken, bounded as far as they are to be sent to Discord.

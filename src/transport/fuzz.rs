@@ -20,7 +20,7 @@ use super::inflate::{Compression, Inflater};
 use super::websocket::{Socket, settings};
 use super::{Received, TransportError};
 use crate::intents::Intents;
-use crate::protocol::{CloseReason, Identity, Input, Machine, Output, Stage};
+use crate::protocol::{Disconnect, Identity, Input, Machine, Output, Stage};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 use crate::token::Token;
@@ -197,9 +197,9 @@ fn read(input: &[u8]) {
             Ok(Received::Nothing) => return shard.handle(Input::Drained),
             Err(error) => {
                 let reason = if TransportError::is_malformed(&error) {
-                    CloseReason::Malformed
+                    Disconnect::Malformed
                 } else {
-                    CloseReason::Cut
+                    Disconnect::Cut
                 };
                 return shard.handle(Input::Failed(reason));
             }

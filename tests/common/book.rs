@@ -16,7 +16,7 @@ pub struct Book {
     current: HashMap<ShardId, String>,
     /// The sessions that were told to be lost, and their last sequences.
     pub lost: BTreeMap<String, u64>,
-    pub closed: Vec<(ShardId, threadcord::CloseReason)>,
+    pub closed: Vec<(ShardId, threadcord::StopReason)>,
 }
 
 impl Book {
@@ -25,7 +25,7 @@ impl Book {
             EventKind::SessionLost { session, .. } => {
                 self.lost.insert(session.id.clone(), session.sequence);
             }
-            EventKind::Closed(reason) => self.closed.push((event.shard(), *reason)),
+            EventKind::Stopped(reason) => self.closed.push((event.shard(), *reason)),
             _ => {}
         }
         let Some(dispatch) = event.dispatch() else {

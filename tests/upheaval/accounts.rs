@@ -72,11 +72,11 @@ impl Accounts {
                 self.is_unordered |= is_resharding;
                 self.begin_gap();
             }
-            EventKind::Closed(_) => {
+            EventKind::Stopped(_) => {
                 self.closed.push(event.shard());
                 self.begin_gap();
             }
-            EventKind::Ready => self.started += 1,
+            EventKind::SessionStarted => self.started += 1,
             _ => {}
         }
         let Some(key) = common::number(&event) else {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Hub, Phase, State};
 use crate::clock;
-use crate::protocol::CloseReason;
+use crate::protocol::StopReason;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
@@ -45,7 +45,7 @@ impl Hub {
             if state.phase < Phase::Stopped {
                 return Ending::Shards;
             }
-            let is_suspended = state.reconciler.stopping() == Some(CloseReason::Suspended);
+            let is_suspended = state.reconciler.stopping() == Some(StopReason::Suspended);
             is_suspended.then(|| state.shards.shards_of(&state.reconciler.delivering()))
         };
         if let Some(delivering) = delivering {

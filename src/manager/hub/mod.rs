@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::delivery::{Events, Outlet};
 use crate::error::{Error, SendError, SendFailure};
 use crate::limit::IdentifyLimiter;
-use crate::protocol::{CloseReason, Command, Presence, Session, Stage};
+use crate::protocol::{Command, Presence, Session, Stage, StopReason};
 use crate::rest::Rest;
 use crate::shard::{Beginning, Change, Run, Shard};
 use crate::shard_id::ShardId;
@@ -260,10 +260,10 @@ impl Hub {
     }
 
     /// Stops every shard. The first reason counts. Does not wait.
-    pub(super) fn stop(&self, reason: CloseReason) {
+    pub(super) fn stop(&self, reason: StopReason) {
         let reason = self.stopping().unwrap_or(reason);
         // Before any shard stops, so that no handler begins another event once one has.
-        if reason == CloseReason::Suspended {
+        if reason == StopReason::Suspended {
             // Events that no worker has begun are redelivered to the next process, also those of a
             // handler that starts only now.
             self.handlers.end_at(clock::now());
@@ -276,7 +276,7 @@ impl Hub {
     }
 
     /// Why the manager stops, if it does.
-    pub(super) fn stopping(&self) -> Option<CloseReason> {
+    pub(super) fn stopping(&self) -> Option<StopReason> {
         self.state.lock().reconciler.stopping()
     }
 
@@ -428,7 +428,7 @@ impl Hub {
         let state = self.state.lock();
         let identified = state.identified.values().cloned().collect();
         let mut sessions: Vec<Session> = Vec::new();
-        if state.reconciler.stopping() != Some(CloseReason::Requested) {
+        if state.reconciler.stopping() != Some(StopReason::Closed) {
             let active = state.reconciler.all_active();
             sessions.extend(state.reconciler.unopened_sessions().cloned());
             // One that is to open with a session does not need the one that it had.

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use super::{OperationId, Reconciler, Role, Slot};
 use crate::error::Error;
-use crate::protocol::{CloseReason, Session, Stage};
+use crate::protocol::{Session, Stage, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
@@ -107,7 +107,7 @@ impl Reconciler {
     }
 
     /// Why the manager stops, if it does.
-    pub(in crate::manager) fn stopping(&self) -> Option<CloseReason> {
+    pub(in crate::manager) fn stopping(&self) -> Option<StopReason> {
         self.stopping
     }
 

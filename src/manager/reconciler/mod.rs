@@ -33,7 +33,7 @@ use super::count::{Answer, Question};
 use crate::config::AutoReshard;
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::protocol::{CloseReason, Session, Stage};
+use crate::protocol::{Session, Stage, StopReason};
 use crate::shard::{Change, Run};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
@@ -86,7 +86,7 @@ pub(super) enum Input {
     /// What Discord says about the number of shards; `None` if it could not be asked.
     Gateway(Question, Option<Answer>),
     /// The manager is closed or suspended.
-    Stop(CloseReason),
+    Stop(StopReason),
 }
 
 /// Why a shard could not be opened or restarted.
@@ -235,7 +235,7 @@ pub(super) struct Reconciler {
     /// The sessions of shards that will open.
     sessions: HashMap<ShardId, Session>,
     outputs: VecDeque<Output>,
-    stopping: Option<CloseReason>,
+    stopping: Option<StopReason>,
     stream_ended: bool,
     /// How often the store was to be written, and which of those it holds.
     stores: u64,
@@ -513,7 +513,7 @@ impl Reconciler {
         };
         slot.ending = Ending::Abandoned;
         self.transition.handle_stop(shard);
-        let stopped = Stage::Stopped(CloseReason::Requested);
+        let stopped = Stage::Stopped(StopReason::Closed);
         self.operations.handle(shard, stopped);
         let role = self.slots.get(&shard).map(|slot| slot.role);
         if role == Some(Role::Discarded) {

@@ -7,7 +7,7 @@ use log::Level;
 
 use super::Failure;
 use crate::error::Error;
-use crate::protocol::CloseReason;
+use crate::protocol::StopReason;
 use crate::shard_id::ShardId;
 
 /// A line for the log.
@@ -20,7 +20,7 @@ pub(in crate::manager) enum Note {
     /// A shard holds more guilds than Discord allows, during a reshard.
     FullDuringReshard(ShardId),
     /// What stopped a shard would stop the others.
-    NoMoreOpened { shard: ShardId, reason: CloseReason },
+    NoMoreOpened { shard: ShardId, reason: StopReason },
     /// Discord takes another number of shards.
     TotalRefused { total: u32, to: Vec<ShardId> },
     /// A reshard was given up.

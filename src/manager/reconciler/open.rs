@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Ending, Failure, Note, Output, Reconciler, Restart, Role, Set, Slot, Why};
-use crate::protocol::{CloseReason, Stage};
+use crate::protocol::{Stage, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
@@ -29,7 +29,7 @@ impl Reconciler {
     /// A shard opens when it is its turn.
     pub(super) fn plan_to_open(&mut self, shard: ShardId) {
         let is_kept = |slot: &Slot| {
-            let left_alone = [CloseReason::Suspended, CloseReason::Panicked];
+            let left_alone = [StopReason::Suspended, StopReason::Panicked];
             left_alone.map(Stage::Stopped).contains(&slot.stage)
         };
         if self.sessions.contains_key(&shard) || self.slots.get(&shard).is_some_and(is_kept) {
@@ -85,7 +85,7 @@ impl Reconciler {
         };
         self.slots.insert(shard, slot);
         match (self.stopping, role) {
-            (Some(CloseReason::Suspended), Role::Active) => {
+            (Some(StopReason::Suspended), Role::Active) => {
                 self.ask_to_stop(shard, Output::Suspend);
             }
             (None, Role::Active) if opening.is_suspended => {
@@ -106,7 +106,7 @@ impl Reconciler {
         match why {
             _ if opening.is_some_and(|opening| self.is_unwanted(opening)) => {
                 self.transition.handle_stop(shard);
-                let closed = Stage::Stopped(CloseReason::Requested);
+                let closed = Stage::Stopped(StopReason::Closed);
                 self.operations.handle(shard, closed);
                 self.end_if_over();
             }

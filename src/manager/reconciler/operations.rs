@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::protocol::{CloseReason, Stage};
+use crate::protocol::{Stage, StopReason};
 use crate::shard_id::ShardId;
 
 /// Names one request.
@@ -27,7 +27,7 @@ pub(super) enum Goal {
 pub(in crate::manager) enum Failure {
     Stopped {
         shard: ShardId,
-        reason: CloseReason,
+        reason: StopReason,
     },
     /// Its settings cannot be used.
     Settings {
@@ -182,7 +182,7 @@ mod tests {
             (shard(2), Goal::ReadyAgain(false)),
         ]);
         operations.handle(shard(0), Stage::Ready);
-        operations.handle(shard(1), Stage::Stopped(CloseReason::Requested));
+        operations.handle(shard(1), Stage::Stopped(StopReason::Closed));
         operations.handle(shard(2), Stage::Ready);
         assert_eq!(operations.waiting_for(id), [shard(2)]);
         assert_eq!(operations.next_finished(), None);
@@ -203,11 +203,11 @@ mod tests {
         let id = operations.begin([(shard(0), Goal::Ready)]);
         let by = [ShardId::new(0, 8).unwrap(), ShardId::new(4, 8).unwrap()];
         operations.replace(shard(0), &by);
-        operations.handle(shard(0), Stage::Stopped(CloseReason::Cut));
+        operations.handle(shard(0), Stage::Stopped(StopReason::Closed));
         operations.handle(by[0], Stage::Ready);
         assert_eq!(operations.next_finished(), None);
 
-        let reason = CloseReason::CircuitOpen;
+        let reason = StopReason::CircuitOpen;
         operations.handle(by[1], Stage::Stopped(reason));
         let failure = Failure::Stopped {
             shard: by[1],

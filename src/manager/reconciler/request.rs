@@ -3,7 +3,7 @@
 
 use super::{Goal, OperationId, Output, Reconciler, Restart, Role};
 use crate::error::Error;
-use crate::protocol::{CloseReason, Session, Stage};
+use crate::protocol::{Session, Stage, StopReason};
 use crate::shard_id::ShardId;
 
 impl Reconciler {
@@ -49,7 +49,7 @@ impl Reconciler {
         let is_opening = self.transition.is_opening(shard);
         if was_waiting || (!runs && !is_opening) {
             // A request that waits for it to be ready fails.
-            let closed = Stage::Stopped(CloseReason::Requested);
+            let closed = Stage::Stopped(StopReason::Closed);
             self.operations.handle(shard, closed);
             return Ok(self.operations.begin([]));
         }

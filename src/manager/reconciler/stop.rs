@@ -7,18 +7,18 @@ use super::super::count::{Answer, Question};
 use super::{Failure, Note, Output, Reconciler, Request, Role, Slot};
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::protocol::{CloseCode, CloseReason, Stage};
+use crate::protocol::{CloseCode, Stage, StopReason};
 use crate::shard_id::ShardId;
 
 /// The close code of a shard whose number or total Discord does not accept.
-const INVALID_SHARD: CloseReason = CloseReason::Discord(CloseCode(4010));
+const INVALID_SHARD: StopReason = StopReason::Discord(CloseCode(4010));
 
 /// The close code of a shard that would hold too many guilds.
-const SHARDING_REQUIRED: CloseReason = CloseReason::Discord(CloseCode(4011));
+const SHARDING_REQUIRED: StopReason = StopReason::Discord(CloseCode(4011));
 
 impl Reconciler {
     /// A shard has stopped by itself or on request; `was_away` if it was being restarted.
-    pub(super) fn handle_stop(&mut self, shard: ShardId, reason: CloseReason, was_away: bool) {
+    pub(super) fn handle_stop(&mut self, shard: ShardId, reason: StopReason, was_away: bool) {
         if was_away && reason.is_fatal() {
             // What stopped this one may stop the others.
             let given_up = self.transition.give_up_restarts();
@@ -42,7 +42,7 @@ impl Reconciler {
         }
     }
 
-    fn follow_stop(&mut self, shard: ShardId, reason: CloseReason) {
+    fn follow_stop(&mut self, shard: ShardId, reason: StopReason) {
         let role = self.slots.get(&shard).map(|slot| slot.role);
         if role == Some(Role::Discarded) {
             self.retire(shard);
@@ -70,7 +70,7 @@ impl Reconciler {
             _ => {}
         }
         // A wrong token, intent, version or count is wrong for every shard.
-        let is_of_all = matches!(reason, CloseReason::Discord(_));
+        let is_of_all = matches!(reason, StopReason::Discord(_));
         if is_of_all && self.transition.has_queue() && self.reshard.is_none() {
             let note = Note::NoMoreOpened { shard, reason };
             self.outputs.push_back(Output::Log(note));
@@ -206,7 +206,7 @@ impl Reconciler {
     }
 
     /// Stops every shard, and opens no more. The first reason counts.
-    pub(super) fn stop(&mut self, reason: CloseReason) {
+    pub(super) fn stop(&mut self, reason: StopReason) {
         if self.stopping.is_some() {
             return;
         }
@@ -218,7 +218,7 @@ impl Reconciler {
         self.clear_transition();
         let slots = self.slots.values().map(|slot| (slot.run.shard, slot.role));
         for (shard, role) in slots.collect::<Vec<_>>() {
-            let is_kept = reason == CloseReason::Suspended && role == Role::Active;
+            let is_kept = reason == StopReason::Suspended && role == Role::Active;
             let how = if is_kept {
                 Output::Suspend
             } else {
@@ -232,7 +232,7 @@ impl Reconciler {
     /// Ends the stream if no shard runs or will, and one of them cannot be helped from here.
     pub(super) fn end_if_over(&mut self) {
         let is_lost = |shard: &ShardId| match self.slots.get(shard).map(|slot| slot.stage) {
-            Some(Stage::Stopped(reason)) => reason.is_fatal() && reason != CloseReason::CircuitOpen,
+            Some(Stage::Stopped(reason)) => reason.is_fatal() && reason != StopReason::CircuitOpen,
             _ => false,
         };
         if !self.is_asking

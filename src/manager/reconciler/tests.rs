@@ -43,7 +43,7 @@ struct Fake {
     is_abandoned: bool,
     is_stalled: bool,
     /// It has been asked to stop.
-    stop: Option<CloseReason>,
+    stop: Option<StopReason>,
     restarts: bool,
     has_read: Option<Instant>,
     is_probed: bool,
@@ -273,10 +273,10 @@ impl World {
                     _ => self.handle(Input::Failed(run, Why::Stopped)),
                 }
             }
-            Output::Close(run) => self.ask_to_stop(run, CloseReason::Requested),
+            Output::Close(run) => self.ask_to_stop(run, StopReason::Closed),
             Output::Suspend(run) => {
                 assert!(!is_old(&run), "{run:?} is suspended, which is to close");
-                self.ask_to_stop(run, CloseReason::Suspended);
+                self.ask_to_stop(run, StopReason::Suspended);
             }
             Output::Probe(run) => {
                 assert!(!is_old(&run), "{run:?} is asked, which is to close");
@@ -321,7 +321,7 @@ impl World {
         }
     }
 
-    fn ask_to_stop(&mut self, run: Run, reason: CloseReason) {
+    fn ask_to_stop(&mut self, run: Run, reason: StopReason) {
         let fake = self.shards.by_run.get_mut(&run).expect("it is there");
         fake.stop.get_or_insert(reason);
         fake.is_abandoned |= fake.is_resolving;
@@ -452,7 +452,7 @@ impl World {
         let before = format!("{:?}", self.reconciler);
         for input in [
             Input::Changed(run, Change::Stage(Stage::Ready)),
-            Input::Changed(run, Change::Stage(Stage::Stopped(CloseReason::Cut))),
+            Input::Changed(run, Change::Stage(Stage::Stopped(StopReason::Closed))),
             Input::Changed(run, Change::MissedRestart),
             Input::Failed(run, Why::Settings),
             Input::Restarts(run),
@@ -471,9 +471,9 @@ impl World {
         self.handle(Input::Changed(run, Change::Stage(stage)));
     }
 
-    fn stop(&mut self, run: Run, reason: CloseReason) {
+    fn stop(&mut self, run: Run, reason: StopReason) {
         let fake = self.shards.by_run.get_mut(&run).unwrap();
-        fake.has_session &= matches!(reason, CloseReason::Suspended | CloseReason::Panicked);
+        fake.has_session &= matches!(reason, StopReason::Suspended | StopReason::Panicked);
         fake.is_resolving = false;
         if mem::take(&mut fake.restarts) {
             self.handle(Input::Changed(run, Change::MissedRestart));
@@ -536,12 +536,12 @@ impl World {
     fn fail(&mut self, run: Run) {
         let codes = [4004, 4010, 4011, 4014];
         let reason = match self.random.u8(..20) {
-            0 => CloseReason::Discord(CloseCode(codes[self.random.usize(..4)])),
-            1 => CloseReason::Panicked,
-            2 => CloseReason::CircuitOpen,
+            0 => StopReason::Discord(CloseCode(codes[self.random.usize(..4)])),
+            1 => StopReason::Panicked,
+            2 => StopReason::CircuitOpen,
             // By the user, who has the shard.
-            3 => CloseReason::Suspended,
-            4 => CloseReason::Requested,
+            3 => StopReason::Suspended,
+            4 => StopReason::Closed,
             _ => {
                 let fake = self.shards.by_run.get_mut(&run).unwrap();
                 fake.has_session &= self.random.bool();
@@ -605,7 +605,7 @@ fn history(seed: u64, is_told: bool) {
         world.come_to_rest();
         world.is_calm = false;
     }
-    let reasons = [CloseReason::Requested, CloseReason::Suspended];
+    let reasons = [StopReason::Closed, StopReason::Suspended];
     let reason = reasons[world.random.usize(..2)];
     world.handle(Input::Stop(reason));
     world.come_to_rest();

@@ -552,7 +552,7 @@ mod tests {
     )]
 
     use super::*;
-    use crate::protocol::CloseReason;
+    use crate::protocol::StopReason;
 
     fn shard(number: u32) -> ShardId {
         ShardId::new(number, 9).unwrap()
@@ -718,7 +718,7 @@ mod tests {
             Step::Restart(shard(3)),
             "shard 2 has the key of shard 0, which is away"
         );
-        stage(&mut transition, 0, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 0, Stage::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::Restart(shard(2)));
         stage(&mut transition, 3, Stage::Connecting);
         stage(&mut transition, 3, Stage::Ready);
@@ -727,7 +727,7 @@ mod tests {
             Step::Wait(None),
             "shard 4 has the key of shard 2"
         );
-        stage(&mut transition, 4, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 4, Stage::Stopped(StopReason::Closed));
         transition.handle_stop(shard(2));
         assert!(transition.is_done());
     }
@@ -770,7 +770,7 @@ mod tests {
             Step::Wait(None),
             "one is cut off"
         );
-        stage(&mut transition, 6, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 6, Stage::Stopped(StopReason::Closed));
         stage(&mut transition, 0, Stage::Resuming);
         assert_eq!(
             poll(&mut transition, now),
@@ -817,18 +817,18 @@ mod tests {
         now += overlap;
         stage(&mut transition, 1, Stage::Connecting);
         assert_eq!(poll(&mut transition, now), Step::Wait(None));
-        stage(&mut transition, 1, Stage::Stopped(CloseReason::Cut));
+        stage(&mut transition, 1, Stage::Stopped(StopReason::Closed));
         let closes = poll(&mut transition, now);
         assert_eq!(
             closes,
             Step::Close(shard(5)),
             "nobody waits for one that has stopped"
         );
-        stage(&mut transition, 5, Stage::Stopped(CloseReason::Requested));
+        stage(&mut transition, 5, Stage::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::Close(shard(7)));
         assert_eq!(poll(&mut transition, now), Step::Wait(None));
         assert!(!transition.is_done());
-        stage(&mut transition, 7, Stage::Stopped(CloseReason::Requested));
+        stage(&mut transition, 7, Stage::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::HandOver);
         assert!(!transition.is_done());
         transition.handed_over();

@@ -6,7 +6,7 @@ use super::Play;
 use super::process::Process;
 use super::program::Requested;
 use crate::manager::reconciler::{Request, Role};
-use crate::protocol::{CloseReason, Command, OnlineStatus, Presence};
+use crate::protocol::{Command, OnlineStatus, Presence, StopReason};
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
@@ -101,7 +101,7 @@ impl Play {
             Action::SendCommands => self.send_commands(&process),
             Action::Suspend => {
                 self.done.suspends += 1;
-                process.stop(CloseReason::Suspended);
+                process.stop(StopReason::Suspended);
             }
             Action::Kill => {
                 self.process = Some(process);

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::delivery::Events;
 use crate::error::Error;
 use crate::limit::{Limits, SessionLimit};
-use crate::protocol::CloseReason;
+use crate::protocol::StopReason;
 use crate::rest::{GatewayBot, Rest};
 use crate::shard::{Pause, Run, Spawned, Step, Thread};
 
@@ -269,7 +269,7 @@ impl Process {
     }
 
     /// It is to end.
-    pub(super) fn stop(&mut self, reason: CloseReason) {
+    pub(super) fn stop(&mut self, reason: StopReason) {
         self.hub.stop(reason);
         self.ending.get_or_insert(Ending::Shards);
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::close::{CloseReason, Recovery};
+use super::super::close::{Disconnect, Recovery, StopReason};
 use super::super::command::Identity;
 use super::super::io::{Notice, Output};
 use super::super::retry::Ended;
@@ -12,18 +12,21 @@ use super::{Machine, NORMAL, RESUMABLE};
 impl Machine {
     /// The connection is gone or given up: says so, and decides when to come back and with which
     /// session.
-    pub(super) fn lose(&mut self, now: Instant, reason: CloseReason) {
+    pub(super) fn lose(&mut self, now: Instant, reason: Disconnect) {
         if !self.state.is_connected() {
             return;
         }
-        let recovery = self.recovery(reason);
-        if recovery == Recovery::Stop {
-            return self.stop(reason);
+        if let Disconnect::Discord(code) = reason
+            && code.recovery() == Recovery::Stop
+        {
+            log::error!("shard {}: {reason}", self.shard);
+            return self.stop(StopReason::Discord(code));
         }
+        let recovery = self.recovery(reason);
         self.outbox.push_back(Output::Disconnect(match reason {
-            CloseReason::Malformed
-            | CloseReason::ReconnectRequested
-            | CloseReason::InvalidSession { .. } => Some(RESUMABLE),
+            Disconnect::Malformed
+            | Disconnect::ReconnectRequested
+            | Disconnect::InvalidSession { .. } => Some(RESUMABLE),
             _ => None,
         }));
         let ended = Ended {
@@ -61,20 +64,18 @@ impl Machine {
     }
 
     /// What the loss of a connection allows next. Says so where somebody has to know.
-    fn recovery(&mut self, reason: CloseReason) -> Recovery {
+    fn recovery(&mut self, reason: Disconnect) -> Recovery {
         let recovery = match reason {
-            CloseReason::Discord(code) => code.recovery(),
-            CloseReason::InvalidSession { resumable: false } => Recovery::Identify,
-            CloseReason::Malformed if self.is_stuck() => Recovery::Identify,
+            Disconnect::Discord(code) => code.recovery(),
+            Disconnect::InvalidSession { resumable: false } => Recovery::Identify,
+            Disconnect::Malformed if self.is_stuck() => Recovery::Identify,
             _ => Recovery::Resume,
         };
         match (reason, &self.state) {
-            (CloseReason::Discord(code), _)
-                if code.is_our_fault() || recovery == Recovery::Stop =>
-            {
+            (Disconnect::Discord(code), _) if code.is_our_fault() => {
                 log::error!("shard {}: {reason}", self.shard);
             }
-            (CloseReason::InvalidSession { .. }, State::Identifying { .. }) => log::warn!(
+            (Disconnect::InvalidSession { .. }, State::Identifying { .. }) => log::warn!(
                 "shard {}: the IDENTIFY was refused (op 9); it still counts",
                 self.shard
             ),
@@ -99,7 +100,7 @@ impl Machine {
             self.lose_session(session);
         }
         self.change_state(|_, _| State::Stopped {
-            reason: CloseReason::CircuitOpen,
+            reason: StopReason::CircuitOpen,
             session: None,
         });
     }
@@ -134,7 +135,7 @@ impl Machine {
             };
             if was_connected {
                 let notice = Notice::Disconnected {
-                    reason: CloseReason::Restarted,
+                    reason: Disconnect::Restarted,
                     retry_in: Duration::ZERO,
                     resumable: matches!(start, Start::Resume { .. }),
                 };
@@ -155,15 +156,15 @@ impl Machine {
     }
 
     /// Stops for good. Only `suspend` leaves a session behind.
-    pub(super) fn stop(&mut self, reason: CloseReason) {
+    pub(super) fn stop(&mut self, reason: StopReason) {
         if matches!(self.state, State::Stopped { .. }) {
             return;
         }
-        let keeps = reason == CloseReason::Suspended;
+        let keeps = reason == StopReason::Suspended;
         self.drop_unsent_starts();
         if self.state.is_connected() {
             self.outbox.push_back(Output::Disconnect(match reason {
-                CloseReason::Discord(_) => None,
+                StopReason::Discord(_) => None,
                 _ if keeps => Some(RESUMABLE),
                 _ => Some(NORMAL),
             }));

@@ -368,8 +368,7 @@ fn a_stop_spends_no_permit() {
     rig.hello();
     rig.said.clear();
     rig.machine.handle(rig.now, Input::Permit);
-    rig.machine
-        .handle(rig.now, Input::Stop(CloseReason::Requested));
+    rig.machine.handle(rig.now, Input::Stop(StopReason::Closed));
     rig.drive();
     assert!(rig.sent().is_empty());
 }
@@ -605,7 +604,7 @@ fn close_codes_decide_what_follows() {
 
 #[test]
 fn fatal_codes_stop_in_every_state_and_stay() {
-    let reason = CloseReason::Discord(CloseCode(4014));
+    let reason = StopReason::Discord(CloseCode(4014));
     let stages: [fn(&mut Rig); 5] = [
         |_| {},
         |rig| rig.input(Input::Connected),
@@ -627,7 +626,7 @@ fn fatal_codes_stop_in_every_state_and_stay() {
         assert!(rig.said(&Output::Stop(reason)), "stage {at}");
         rig.input(Input::Permit);
         rig.input(Input::Connected);
-        rig.input(Input::Stop(CloseReason::Requested));
+        rig.input(Input::Stop(StopReason::Closed));
         assert_eq!(
             rig.machine.poll(rig.now + Duration::from_secs(1000)),
             Output::Stop(reason)
@@ -638,23 +637,22 @@ fn fatal_codes_stop_in_every_state_and_stay() {
 #[test]
 fn close_ends_the_session_and_suspend_keeps_it() {
     let mut rig = Rig::ready();
-    rig.input(Input::Stop(CloseReason::Requested));
+    rig.input(Input::Stop(StopReason::Closed));
     assert!(
-        rig.said(&Output::Disconnect(Some(1000)))
-            && rig.said(&Output::Stop(CloseReason::Requested))
+        rig.said(&Output::Disconnect(Some(1000))) && rig.said(&Output::Stop(StopReason::Closed))
     );
     assert_eq!(rig.machine.session(), None);
     let mut rig = Rig::ready();
-    rig.input(Input::Stop(CloseReason::Suspended));
+    rig.input(Input::Stop(StopReason::Suspended));
     assert!(rig.said(&Output::Disconnect(Some(4000))));
     assert_eq!(rig.machine.session().unwrap().id, "s1");
     // Between two connections there is nothing to close.
     let mut rig = Rig::ready();
-    rig.input(Input::Failed(CloseReason::Cut));
-    rig.input(Input::Failed(CloseReason::ConnectFailed));
+    rig.input(Input::Failed(Disconnect::Cut));
+    rig.input(Input::Failed(Disconnect::ConnectFailed));
     rig.said.clear();
-    rig.input(Input::Stop(CloseReason::Suspended));
-    assert_eq!(rig.said, [Output::Stop(CloseReason::Suspended)]);
+    rig.input(Input::Stop(StopReason::Suspended));
+    assert_eq!(rig.said, [Output::Stop(StopReason::Suspended)]);
     assert_eq!(rig.machine.session().unwrap().id, "s1");
 }
 
@@ -816,7 +814,7 @@ fn a_stop_before_the_connection_is_opened_opens_none() {
             _ => {}
         }
     }
-    rig.input(Input::Stop(CloseReason::Suspended));
+    rig.input(Input::Stop(StopReason::Suspended));
     let connects = |output: &Output| matches!(output, Output::Connect(_));
     assert!(!rig.said.iter().any(connects), "{:?}", rig.said);
 }
@@ -851,7 +849,7 @@ fn nobody_waits_forever() {
     while rig.sleep() != Timer::Answer {
         rig.payload(&json!({"op": 11}));
     }
-    let answer = CloseReason::AnswerTimeout;
+    let answer = Disconnect::AnswerTimeout;
     let disconnected = |output: &Output| matches!(output, Output::Report(Notice::Disconnected { reason, .. }) if *reason == answer);
     assert!(rig.said.iter().any(disconnected));
 }
@@ -877,7 +875,7 @@ fn a_dead_resume_url_gives_way_to_the_main_one() {
     rig.input(Input::Closed(None));
     for _ in 0..3 {
         assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
-        rig.input(Input::Failed(CloseReason::ConnectFailed));
+        rig.input(Input::Failed(Disconnect::ConnectFailed));
     }
     assert_eq!(rig.reconnect().0, Target::Main);
     rig.input(Input::Connected);
@@ -1268,7 +1266,7 @@ enum Step {
     Drained,
     Stalled,
     Command(u64),
-    Stop(CloseReason),
+    Stop(StopReason),
     /// Nothing happens for so many milliseconds.
     Pass(u64),
     /// Nothing happens until the machine's own deadline.
@@ -1310,8 +1308,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..90_000_u64).prop_map(Step::Pass),
         8 => Just(Step::Sleep),
     ];
-    let stop = prop_oneof![Just(CloseReason::Requested), Just(CloseReason::Suspended)]
-        .prop_map(Step::Stop);
+    let stop =
+        prop_oneof![Just(StopReason::Closed), Just(StopReason::Suspended)].prop_map(Step::Stop);
     (prop::collection::vec(step, 1..120), prop::option::of(stop)).prop_map(|(mut steps, stop)| {
         steps.extend(stop);
         steps
@@ -1430,7 +1428,7 @@ impl Observer {
                 .input(Input::Payload(Bytes::copy_from_slice(payload.as_bytes()))),
             Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes.into())),
             Step::Closed(code) => self.rig.input(Input::Closed(code)),
-            Step::Failed => self.rig.input(Input::Failed(CloseReason::Cut)),
+            Step::Failed => self.rig.input(Input::Failed(Disconnect::Cut)),
             Step::Permit => {
                 if self.rig.machine.stage() == Stage::Queued {
                     self.permits += 1;
@@ -1509,10 +1507,7 @@ fn sessions_that_never_last_open_the_circuit() {
         rig.reconnect();
     }
     lose(&mut rig, Duration::from_secs(9));
-    assert_eq!(
-        rig.machine.stage(),
-        Stage::Stopped(CloseReason::CircuitOpen)
-    );
+    assert_eq!(rig.machine.stage(), Stage::Stopped(StopReason::CircuitOpen));
     assert!(rig.lost_session());
     // One that lasted between them, or ten minutes: it goes on.
     for (last, away) in [(11, 0), (9, 10 * 60)] {
@@ -1554,7 +1549,7 @@ fn a_restart_resumes_at_once_in_every_state() {
         rig.said
     );
     let told = Notice::Disconnected {
-        reason: CloseReason::Restarted,
+        reason: Disconnect::Restarted,
         retry_in: Duration::ZERO,
         resumable: true,
     };
@@ -1581,16 +1576,16 @@ fn a_restart_resumes_at_once_in_every_state() {
     // In a long pause, whose reasons are forgotten.
     let mut rig = Rig::new(None);
     for _ in 0..10 {
-        rig.input(Input::Failed(CloseReason::ConnectFailed));
+        rig.input(Input::Failed(Disconnect::ConnectFailed));
         rig.reconnect();
     }
-    rig.input(Input::Failed(CloseReason::ConnectFailed));
+    rig.input(Input::Failed(Disconnect::ConnectFailed));
     restart(&mut rig);
     assert!(rig.said.contains(&Output::Connect(Target::Main)));
-    rig.input(Input::Failed(CloseReason::ConnectFailed));
+    rig.input(Input::Failed(Disconnect::ConnectFailed));
     assert_eq!(rig.reconnect().1, Duration::ZERO, "the first failure again");
     // Once it has stopped, nothing.
-    rig.input(Input::Stop(CloseReason::Requested));
+    rig.input(Input::Stop(StopReason::Closed));
     restart(&mut rig);
     assert!(matches!(rig.machine.stage(), Stage::Stopped(_)));
 }

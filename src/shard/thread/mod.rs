@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::delivery::Outlet;
 use crate::event::Room;
 use crate::limit::{Permit, Ticket};
-use crate::protocol::{CloseReason, Command, Input, Machine, Output, Stage, Timer};
+use crate::protocol::{Command, Disconnect, Input, Machine, Output, Stage, StopReason, Timer};
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
 /// How often, in multiples of the skew between sessions, a shard makes sure how far it has read
@@ -87,7 +87,7 @@ pub(crate) enum Step {
     /// It waits.
     Wait(Pause),
     /// It ends.
-    Stop(CloseReason),
+    Stop(StopReason),
 }
 
 /// What the thread waits for, besides its waker.
@@ -161,7 +161,7 @@ impl<C: Connector> Thread<C> {
                 }
             }
         });
-        let reason = catch_unwind(steps).unwrap_or(CloseReason::Panicked);
+        let reason = catch_unwind(steps).unwrap_or(StopReason::Panicked);
         self.end(reason);
     }
 
@@ -188,7 +188,7 @@ impl<C: Connector> Thread<C> {
     }
 
     /// The shard has stopped.
-    pub(crate) fn end(&mut self, reason: CloseReason) {
+    pub(crate) fn end(&mut self, reason: StopReason) {
         guarded(|| self.close(reason));
         self.tell(Change::Stage(Stage::Stopped(reason)));
     }
@@ -391,9 +391,9 @@ impl<C: Connector> Thread<C> {
 
     fn fail(&mut self, error: &TransportError) {
         let reason = match self.machine.stage() {
-            Stage::Connecting => CloseReason::ConnectFailed,
-            _ if error.is_malformed() => CloseReason::Malformed,
-            _ => CloseReason::Cut,
+            Stage::Connecting => Disconnect::ConnectFailed,
+            _ if error.is_malformed() => Disconnect::Malformed,
+            _ => Disconnect::Cut,
         };
         let cause = error.report();
         log::warn!("shard {}: {cause}", self.shared.run.shard);

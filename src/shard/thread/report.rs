@@ -9,8 +9,9 @@ use super::super::queue::Order;
 use super::super::{Change, Status};
 use super::{SKEWS_PER_PROBE, Thread, guarded};
 use crate::clock;
+use crate::config::{CloseCause, ConnectionClosed};
 use crate::event::{Event, EventKind};
-use crate::protocol::{CloseReason, Input, MembersFailure, Notice, Session, Stage};
+use crate::protocol::{Input, MembersFailure, Notice, Session, Stage, StopReason};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
@@ -34,7 +35,7 @@ impl<C: Connector> Thread<C> {
                     self.shared.run.shard,
                     told.unwrap_or_default()
                 );
-                self.call_on_close(reason, true);
+                self.call_on_close(CloseCause::Disconnected(reason));
                 EventKind::Disconnected {
                     reason,
                     cause,
@@ -53,7 +54,7 @@ impl<C: Connector> Thread<C> {
         self.shared.ledger.begin(session, mark);
         self.outlet.ready(self.now, self.shared.run.shard);
         log::info!("shard {}: ready", self.shared.run.shard);
-        EventKind::Ready
+        EventKind::SessionStarted
     }
 
     fn resume_session(&mut self) -> EventKind {
@@ -87,15 +88,15 @@ impl<C: Connector> Thread<C> {
     }
 
     /// Tells the user's callback. What it panics with must not end the shard.
-    pub(super) fn call_on_close(&self, reason: CloseReason, comes_back: bool) {
+    pub(super) fn call_on_close(&self, cause: CloseCause) {
         let Some(on_close) = &self.config.on_close else {
             return;
         };
-        if catch_unwind(AssertUnwindSafe(|| {
-            on_close(self.shared.run.shard, reason, comes_back);
-        }))
-        .is_err()
-        {
+        let closed = ConnectionClosed {
+            shard: self.shared.run.shard,
+            cause,
+        };
+        if catch_unwind(AssertUnwindSafe(|| on_close(closed))).is_err() {
             log::error!(
                 "shard {}: the callback for closed connections panicked",
                 self.shared.run.shard
@@ -187,9 +188,9 @@ impl<C: Connector> Thread<C> {
 
     /// The shard has stopped: nothing is accepted any more, and users learn why.
     #[cold]
-    pub(super) fn close(&mut self, reason: CloseReason) {
+    pub(super) fn close(&mut self, reason: StopReason) {
         guarded(|| self.tell_of_events());
-        if reason == CloseReason::Panicked {
+        if reason == StopReason::Panicked {
             guarded(|| {
                 log::error!(
                     "shard {}: the thread panicked; this is a bug",
@@ -199,7 +200,7 @@ impl<C: Connector> Thread<C> {
             guarded(|| self.transport.disconnect(None, clock::now()));
         }
         // A session that the shard left alone can be resumed by its next run.
-        if !matches!(reason, CloseReason::Suspended | CloseReason::Panicked) {
+        if !matches!(reason, StopReason::Suspended | StopReason::Panicked) {
             self.shared.ledger.end();
         }
         {
@@ -222,8 +223,8 @@ impl<C: Connector> Thread<C> {
                 cause.unwrap_or_default()
             );
         });
-        guarded(|| self.call_on_close(reason, false));
-        guarded(|| self.emit(EventKind::Closed(reason)));
+        guarded(|| self.call_on_close(CloseCause::Stopped(reason)));
+        guarded(|| self.emit(EventKind::Stopped(reason)));
         guarded(|| self.outlet.end(self.shared.run.shard));
         let (ticket, permit) = (self.ticket.take(), self.permit.take());
         guarded(|| drop(ticket));
@@ -233,7 +234,7 @@ impl<C: Connector> Thread<C> {
     }
 
     /// Takes no order any more. Commands that were not sent are kept for whoever wants them.
-    pub(super) fn close_queue(&mut self, reason: CloseReason) {
+    pub(super) fn close_queue(&mut self, reason: StopReason) {
         self.members.fail_all(MembersFailure::Stopped(reason));
         let mut missed_restart = self.missed_restart;
         let mut queued = Vec::new();

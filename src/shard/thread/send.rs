@@ -7,7 +7,7 @@ use super::Thread;
 use crate::clock;
 use crate::error::Error;
 use crate::limit::LimitError;
-use crate::protocol::{CloseReason, Command, Input, Secret, Target};
+use crate::protocol::{Command, Input, Secret, StopReason, Target};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
@@ -55,7 +55,7 @@ impl<C: Connector> Thread<C> {
     pub(super) fn refuse_permit(&mut self, error: &LimitError) {
         if *error == LimitError::Closed {
             log::error!("shard {}: {error}", self.shared.run.shard);
-            return self.handle(Input::Stop(CloseReason::LimiterClosed));
+            return self.handle(Input::Stop(StopReason::LimiterClosed));
         }
         let error = Error::from(error.clone());
         log::warn!(
