@@ -65,15 +65,13 @@ pub use delivery::Events;
 pub use error::{Error, Fault, SendError, SendFailure, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use intents::{Intents, UnknownIntents};
-pub use manager::{
-    FleetStatus, Handle, Operation, ShardManager, ShardStatus, Starting, SuspendedShard,
-};
+pub use manager::{Handle, ManagerStatus, Operation, ShardManager, Starting, SuspendedShard};
 pub use protocol::{
     Activity, ActivityKind, ChannelField, CloseCode, Command, Disconnect, EventName,
     InvalidCommand, MemberQuery, MembersFailure, OnlineStatus, Presence, Session, Stage,
     StopReason, UnknownEventName, VoiceState,
 };
-pub use shard::{Members, MembersChunk, Shard, Status};
+pub use shard::{Members, MembersChunk, Shard, ShardStatus};
 pub use shard_id::{InvalidShardId, ShardId};
 pub use timing::Timing;
 pub use token::{InvalidToken, Token};

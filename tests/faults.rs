@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::book::Book;
 use common::{COMPRESSIONS, config, eventually, ready};
 use threadcord::sim::{Fault, Gateway, Target};
-use threadcord::{Compression, Config, ShardId, ShardManager, Stage, Status};
+use threadcord::{Compression, Config, ShardId, ShardManager, ShardStatus, Stage};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -65,8 +65,8 @@ fn through(
     gateway: &Gateway,
     manager: &ShardManager,
     happens: impl FnOnce(&Gateway),
-    is_over: impl Fn(&Status) -> bool,
-) -> Status {
+    is_over: impl Fn(&ShardStatus) -> bool,
+) -> ShardStatus {
     let events = manager.events();
     let mut book = Book::default();
     let shard = manager.shard(ONE).unwrap();
@@ -187,7 +187,7 @@ fn a_peer_that_asks_for_it_is_resumed() {
 }
 
 /// The session was lost, and the shard has identified again.
-fn is_replaced(status: &Status) -> bool {
+fn is_replaced(status: &ShardStatus) -> bool {
     // The loss alone is told before the stage, which is still that of the old session then.
     status.sessions_lost == 1 && status.identifies == 2
 }
@@ -211,7 +211,7 @@ fn a_session_that_is_ended_is_reported_and_replaced() {
 }
 
 /// Lets a fault happen to the handshake after a cut, and returns the status after it.
-fn handshake(word: &str, tls: bool, is_over: fn(&Status) -> bool) -> Status {
+fn handshake(word: &str, tls: bool, is_over: fn(&ShardStatus) -> bool) -> ShardStatus {
     let gateway = gateway(tls);
     let manager = ready(hasty(&gateway, Compression::ZstdStream));
     let happens = |gateway: &Gateway| {

@@ -153,7 +153,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         for n in 0..200 {
             emit_all(&gateway, &guilds, n);
         }
-        let is_stalled = |id| manager.shard(id).unwrap().status().stalled_since.is_some();
+        let is_stalled = |id| manager.shard(id).unwrap().status().stalled_for.is_some();
         eventually("it stalls", || is_stalled(stuck));
         let all = |id| {
             seen.lock()
@@ -277,7 +277,12 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
     assert_eq!(manager.handle().handler_panics(), 2);
     eventually("what a handler panicked at counts as handled", || {
         manager.events().try_next().is_err()
-            && manager.shard(ShardId::ONE).unwrap().outstanding().0 == 0
+            && manager
+                .shard(ShardId::ONE)
+                .unwrap()
+                .status()
+                .outstanding_events
+                == 0
     });
 }
 
@@ -305,8 +310,12 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
                 told.lock().push((event.clone(), sequence.is_some()));
             })
         });
-        eventually("it stalls", || shard.status().stalled_since.is_some());
-        assert!(shard.outstanding().0 <= 30, "{:?}", shard.outstanding());
+        eventually("it stalls", || shard.status().stalled_for.is_some());
+        assert!(
+            shard.status().outstanding_events <= 30,
+            "{:?}",
+            shard.status()
+        );
         gate.open();
         eventually("everything is told", || {
             told.lock()
@@ -502,7 +511,7 @@ fn after_a_close_what_is_queued_is_handled_for_a_while() {
             emit_all(&gateway, &guilds, n);
         }
         let one = manager.shard(ShardId::ONE).unwrap();
-        eventually("they are queued", || one.outstanding().0 >= 100);
+        eventually("they are queued", || one.status().outstanding_events >= 100);
         let handled = AtomicUsize::new(0);
         manager
             .run(1, |handle, event| {

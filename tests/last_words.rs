@@ -27,7 +27,7 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
     let mut peer = raw.session(INTERVAL);
     peer.events(50);
     let shard = manager.shard(ONE).unwrap();
-    eventually("it stalls", || shard.outstanding().0 >= 10);
+    eventually("it stalls", || shard.status().outstanding_events >= 10);
     peer.close(code, "so long");
     // The first heartbeat is answered with a reset, and the next one fails.
     std::thread::sleep(Duration::from_millis(3 * INTERVAL));

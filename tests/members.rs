@@ -198,7 +198,7 @@ fn after_a_cut_it_is_asked_again_if_nothing_had_come() {
     });
     let first = nonces(&gateway, 2);
     answer(&gateway, &first[1], 0, 2);
-    eventually("it has begun", || shard.outstanding().0 > 0);
+    eventually("it has begun", || shard.status().outstanding_events > 0);
     gateway.inject(ONE, Fault::Cut);
     let again = nonces(&gateway, 3);
     assert_eq!(again.len(), 3, "what has begun goes on");
@@ -228,7 +228,7 @@ fn a_lost_session_repeats_what_had_not_begun_and_ends_what_had() {
             .unwrap()
     });
     answer(&gateway, &nonces(&gateway, 2)[1], 0, 2);
-    eventually("it has begun", || shard.outstanding().0 > 0);
+    eventually("it has begun", || shard.status().outstanding_events > 0);
     gateway.inject(ONE, Fault::InvalidSession { resumable: false });
     assert_eq!(failure(begun), MembersFailure::SessionLost);
     let again = nonces(&gateway, 3);
@@ -261,7 +261,7 @@ fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
         assert_ne!(event.name(), "GUILD_MEMBERS_CHUNK");
         event.name() == "MESSAGE_CREATE"
     });
-    eventually("nothing is owed", || shard.outstanding() == (0, 0));
+    eventually("nothing is owed", || shard.status().outstanding_events == 0);
     assert!(shard.status().filtered > 0);
     let request = shard.request_members(ELSEWHERE, &query).unwrap();
     manager.suspend();
@@ -304,7 +304,7 @@ fn answers_may_come_out_of_order_and_twice() {
         );
         assert_eq!(failure(request), MembersFailure::Malformed);
     }
-    eventually("nothing is owed", || shard.outstanding().0 <= 4);
+    eventually("nothing is owed", || shard.status().outstanding_events <= 4);
     gateway.assert_lawful();
 }
 
@@ -355,7 +355,7 @@ fn a_request_that_is_dropped_is_forgotten() {
     });
     assert_eq!(chunks, 0);
     eventually("nothing is owed", || {
-        shard.outstanding() == (0, 0) && shard.status().waiting_commands == 0
+        shard.status().outstanding_events == 0 && shard.status().waiting_commands == 0
     });
     gateway.assert_lawful();
 }
@@ -375,9 +375,9 @@ fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
         matches!(event.kind(), EventKind::Stalled { .. })
     });
     assert!(
-        shard.outstanding().1 < 2_000_000,
+        shard.status().outstanding_bytes < 2_000_000,
         "{:?}",
-        shard.outstanding()
+        shard.status()
     );
     let mut members = 0;
     for chunk in request {

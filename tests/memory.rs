@@ -49,14 +49,14 @@ fn guilds_against_a_stuck_handler() {
         manager
             .shards()
             .iter()
-            .filter(|shard| shard.status().stalled_since.is_some())
+            .filter(|shard| shard.status().stalled_for.is_some())
             .count()
     };
     eventually("every shard stalls", || stalled() == SHARDS);
     let bytes: Vec<usize> = manager
         .shards()
         .iter()
-        .map(|shard| shard.outstanding().1)
+        .map(|shard| shard.status().outstanding_bytes)
         .collect();
     assert!(
         bytes

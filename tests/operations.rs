@@ -102,7 +102,7 @@ fn one_shard_is_resumed_from_a_session() {
         if first
             .shards()
             .iter()
-            .all(|shard| shard.outstanding().0 == 0)
+            .all(|shard| shard.status().outstanding_events == 0)
         {
             break;
         }
@@ -607,8 +607,8 @@ fn the_status_tells_it_all() {
         panic!("{status}")
     };
     assert_eq!(
-        (last.identifies, last.resumes, last.reconnects, last.guilds),
-        (1, 1, 1, Some(2))
+        (last.identifies, last.resumes, last.connects, last.guilds),
+        (1, 1, 2, Some(2))
     );
     assert_eq!(
         (last.last_disconnect, last.stage),

@@ -59,7 +59,7 @@ fn call_back(who: &'static str) {
 fn call_everything(handle: &Handle) {
     for shard in handle.shards() {
         let _ = (shard.id(), shard.status(), shard.latency(), shard.session());
-        let _ = (shard.outstanding(), format!("{shard:?}"));
+        let _ = format!("{shard:?}");
         let _ = shard.send(sounds(1));
         let _ = shard.request_members(1, &MemberQuery::all());
         let _ = (handle.shard(shard.id()), handle.shard_by_guild(1));
@@ -235,7 +235,10 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
         let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": 1});
         gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
         let status = manager.status();
-        status.shards.iter().any(|shard| shard.stalled.is_some())
+        status
+            .shards
+            .iter()
+            .any(|shard| shard.stalled_for.is_some())
     });
     IS_JAMMED.store(false, Ordering::SeqCst);
     gateway.inject(ShardId::new(1, 2)?, Fault::Close(4011));

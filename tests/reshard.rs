@@ -279,7 +279,7 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
         }
     }
     let one = manager.shard(ShardId::ONE).unwrap();
-    eventually("it stalls", || one.outstanding().0 >= 4);
+    eventually("it stalls", || one.status().outstanding_events >= 4);
     let reshard = manager.reshard(&Plan::Total(2)).unwrap();
     let is_new = |seen: &threadcord::sim::Observed| {
         seen.live.keys().filter(|shard| shard.total() == 2).count() == 2
@@ -345,7 +345,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
         manager
             .shards()
             .iter()
-            .map(|shard| shard.outstanding().0)
+            .map(|shard| shard.status().outstanding_events)
             .sum::<usize>()
     };
     eventually("something is held", || held(&manager) > 0);

@@ -246,7 +246,7 @@ fn soak(
         .iter()
         .map(threadcord::Shard::status)
         .collect();
-    let sum = |of: fn(&threadcord::Status) -> u64| status.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&threadcord::ShardStatus) -> u64| status.iter().map(of).sum::<u64>();
     let summary = format!(
         "{count} events in {} sessions, {} of them lost by rule; {} connections, {} resumes, {} IDENTIFYs, {commands} commands; \
          memory {memory} MB before, {peak} MB at most",

@@ -16,7 +16,9 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::FileStore;
-use threadcord::{Error, Event, Handle, Operation, Plan, ShardId, ShardManager, Stage};
+use threadcord::{
+    Error, Event, Handle, Operation, Plan, ShardId, ShardManager, ShardStatus, Stage,
+};
 
 const CALLERS: u64 = 6;
 const GUILDS: u32 = 24;
@@ -209,13 +211,9 @@ fn settle(manager: &ShardManager, gateway: &Gateway) {
         seen.live.keys().copied().collect::<BTreeSet<_>>() == running
     });
     let status = manager.status();
-    assert!(
-        status
-            .shards
-            .iter()
-            .all(|shard| shard.stage == Stage::Ready && !shard.is_incoming),
-        "{status}"
-    );
+    let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
+    assert!(status.shards.iter().all(is_ready), "{status}");
+    assert!(status.incoming.is_empty(), "{status}");
     for guild in gateway.guild_ids() {
         assert_eq!(
             manager.shard_by_guild(guild).map(|shard| shard.id()),

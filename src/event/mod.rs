@@ -86,7 +86,7 @@ pub enum EventKind {
         resumable: bool,
     },
     /// The shard has stopped reading until events that it delivered are handled; it goes on
-    /// heartbeating. For how long already, [`Status::stalled_since`](crate::Status::stalled_since)
+    /// heartbeating. For how long already, [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for)
     /// tells while it lasts.
     Stalled {
         /// Events that are outstanding.

@@ -47,7 +47,7 @@ pub trait IdentifyLimiter: Send + Sync {
     }
 
     /// What is left and who waits, as far as the limiter knows, for
-    /// [`FleetStatus`](crate::FleetStatus). The default knows nothing.
+    /// [`ManagerStatus`](crate::ManagerStatus). The default knows nothing.
     fn status(&self) -> Option<LimitStatus> {
         None
     }

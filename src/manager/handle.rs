@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::hub::Hub;
 use super::reconciler::Request;
-use super::{FleetStatus, Operation};
+use super::{ManagerStatus, Operation};
 use crate::config::Plan;
 use crate::error::{Error, SendError, SendFailure};
 use crate::protocol::{Command, Presence, Session, StopReason};
@@ -49,7 +49,7 @@ impl Handle {
     }
 
     /// The whole fleet at this moment; `None` if the manager is gone.
-    pub fn status(&self) -> Option<FleetStatus> {
+    pub fn status(&self) -> Option<ManagerStatus> {
         Some(self.hub.upgrade()?.status())
     }
 

@@ -37,7 +37,7 @@ use self::prepare::Prepared;
 use self::reconciler::{Reconciler, Request, Settings};
 pub use self::requests::SuspendedShard;
 pub use self::starting::Starting;
-pub use self::status::{FleetStatus, ShardStatus};
+pub use self::status::ManagerStatus;
 use crate::clock;
 use crate::config::{Config, Plan};
 use crate::delivery::{self, Events, Outlet};
@@ -253,7 +253,7 @@ impl ShardManager {
     }
 
     /// The whole fleet at this moment. Does not block.
-    pub fn status(&self) -> FleetStatus {
+    pub fn status(&self) -> ManagerStatus {
         self.hub.status()
     }
 

@@ -1,19 +1,18 @@
-//! A fleet at one moment, to look at.
+//! A manager at one moment, to look at.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::hub::Hub;
 use super::reconciler::Role;
-use crate::clock;
-use crate::limit::{LimitStatus, maybe_seconds};
-use crate::protocol::{Disconnect, Stage};
-use crate::shard::Shard;
+use crate::limit::LimitStatus;
+use crate::protocol::Stage;
+use crate::shard::ShardStatus;
 use crate::shard_id::ShardId;
 
-/// A fleet at one moment. It prints as a table, and serialises with durations in seconds.
+/// A manager at one moment. It prints as a table, and serialises with durations in seconds.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -26,9 +25,12 @@ use crate::shard_id::ShardId;
 /// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct FleetStatus {
-    /// The shards, by number; while others replace them, those too.
+pub struct ManagerStatus {
+    /// The shards that deliver events, by number; until they have closed, also those that were just
+    /// replaced.
     pub shards: Vec<ShardStatus>,
+    /// Shards that will replace them; their events are not delivered yet.
+    pub incoming: Vec<ShardStatus>,
     /// Shards that are to run and have not been opened.
     pub unopened: Vec<ShardId>,
     /// What is left of the identify limit, and who waits for it, as far as the limiter knows.
@@ -39,100 +41,25 @@ pub struct FleetStatus {
     pub handler_panics: u64,
 }
 
-/// A shard at one moment.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct ShardStatus {
-    /// Which one.
-    pub shard: ShardId,
-    /// Where it stands.
-    pub stage: Stage,
-    /// For how long.
-    #[serde(serialize_with = "seconds")]
-    pub since: Duration,
-    /// Whether it will replace others, so that its events are not delivered yet.
-    pub is_incoming: bool,
-    /// Whether the guilds of its session have arrived or were given up.
-    pub guilds_in: bool,
-    /// Guilds of its session; `None` if it was resumed from an earlier process.
-    pub guilds: Option<usize>,
-    /// From the last heartbeat to its ACK.
-    #[serde(serialize_with = "maybe_seconds")]
-    pub latency: Option<Duration>,
-    /// The last sequence delivered.
-    pub sequence: u64,
-    /// Events of Discord delivered.
-    pub events: u64,
-    /// Their bytes, inflated.
-    pub bytes: u64,
-    /// Events that were delivered and have not been handled.
-    pub outstanding_events: usize,
-    /// Their bytes.
-    pub outstanding_bytes: usize,
-    /// Events that the filter has dropped.
-    pub filtered: u64,
-    /// For how long it has not read because events are not handled.
-    #[serde(serialize_with = "maybe_seconds")]
-    pub stalled: Option<Duration>,
-    /// Commands that wait to be sent.
-    pub waiting_commands: usize,
-    /// IDENTIFYs sent.
-    pub identifies: u64,
-    /// Sessions resumed.
-    pub resumes: u64,
-    /// Connections after the first.
-    pub reconnects: u64,
-    /// Sessions lost by Discord's rules.
-    pub sessions_lost: u64,
-    /// Why the last connection ended.
-    pub last_disconnect: Option<Disconnect>,
-}
-
 impl Hub {
-    pub(super) fn status(&self) -> FleetStatus {
-        let now = clock::now();
+    pub(super) fn status(&self) -> ManagerStatus {
         let (shards, unopened) = self.look(|slot, shard| {
             let is_shown = slot.role != Role::Discarded;
-            is_shown.then(|| (shard.clone(), slot.role, slot.guilds_in))
+            is_shown.then(|| (slot.role, shard.clone()))
         });
-        let shards = shards
-            .into_iter()
-            .map(|(shard, role, guilds_in)| status_of(&shard, role, guilds_in, now));
-        FleetStatus {
-            shards: shards.collect(),
+        let of_role = |is_incoming| {
+            let shards = shards.iter();
+            let shards = shards.filter(move |(role, _)| (*role == Role::Incoming) == is_incoming);
+            shards.map(|(_, shard)| shard.status()).collect()
+        };
+        ManagerStatus {
+            shards: of_role(false),
+            incoming: of_role(true),
             unopened,
             limit: self.limiter.status(),
             queued_events: self.events().len(),
             handler_panics: self.handlers.panics(),
         }
-    }
-}
-
-fn status_of(shard: &Shard, role: Role, guilds_in: bool, now: Instant) -> ShardStatus {
-    let status = shard.status();
-    let (outstanding_events, outstanding_bytes) = shard.outstanding();
-    let ago = |since| now.saturating_duration_since(since);
-    ShardStatus {
-        shard: shard.id(),
-        stage: status.stage,
-        since: ago(status.since),
-        is_incoming: role == Role::Incoming,
-        guilds_in,
-        guilds: status.guilds,
-        latency: status.latency,
-        sequence: status.sequence,
-        events: status.events,
-        bytes: status.bytes,
-        outstanding_events,
-        outstanding_bytes,
-        filtered: status.filtered,
-        stalled: status.stalled_since.map(ago),
-        waiting_commands: status.waiting_commands,
-        identifies: status.identifies,
-        resumes: status.resumes,
-        reconnects: status.connects.saturating_sub(1),
-        sessions_lost: status.sessions_lost,
-        last_disconnect: status.last_disconnect,
     }
 }
 
@@ -147,14 +74,23 @@ const HEADS: [&str; 12] = [
     "queued",
     "identifies",
     "resumes",
-    "reconnects",
+    "connects",
     "for",
     "state",
 ];
 
-impl fmt::Display for FleetStatus {
+impl fmt::Display for ManagerStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: Vec<[String; 12]> = self.shards.iter().map(row).collect();
+        let incoming = self
+            .incoming
+            .iter()
+            .map(|shard| row(shard, " (to replace others)"));
+        let rows: Vec<[String; 12]> = self
+            .shards
+            .iter()
+            .map(|shard| row(shard, ""))
+            .chain(incoming)
+            .collect();
         let mut widths = HEADS.map(str::len);
         for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -167,18 +103,20 @@ impl fmt::Display for FleetStatus {
         for row in &rows {
             write_row(f, &widths, row.each_ref().map(String::as_str))?;
         }
-        let count =
-            |is: fn(&ShardStatus) -> bool| self.shards.iter().filter(|shard| is(shard)).count();
-        let ready = count(|shard| shard.stage == Stage::Ready && !shard.is_incoming);
-        let incoming = count(|shard| shard.is_incoming);
-        let running = self.shards.len() + self.unopened.len() - incoming;
+
+        let ready = self
+            .shards
+            .iter()
+            .filter(|shard| shard.stage == Stage::Ready);
         write!(
             f,
-            "{ready} of {running} shards ready, {} events in the stream",
+            "{} of {} shards ready, {} events in the stream",
+            ready.count(),
+            self.shards.len() + self.unopened.len(),
             self.queued_events
         )?;
-        if incoming > 0 {
-            write!(f, ", {incoming} shards about to replace them")?;
+        if !self.incoming.is_empty() {
+            write!(f, ", {} shards about to replace them", self.incoming.len())?;
         }
         if self.handler_panics > 0 {
             write!(f, ", {} panics of handlers", self.handler_panics)?;
@@ -201,14 +139,12 @@ impl fmt::Display for FleetStatus {
     }
 }
 
-fn row(shard: &ShardStatus) -> [String; 12] {
+fn row(shard: &ShardStatus, note: &str) -> [String; 12] {
     let mut state = shard.stage.to_string();
     if shard.stage == Stage::Ready && !shard.guilds_in {
         state.push_str(", guilds arrive");
     }
-    if shard.is_incoming {
-        state.push_str(" (to replace others)");
-    }
+    state.push_str(note);
     if let Some(reason) = shard.last_disconnect {
         state = format!("{state}; last: {reason}");
     }
@@ -225,8 +161,8 @@ fn row(shard: &ShardStatus) -> [String; 12] {
         shard.outstanding_events.to_string(),
         shard.identifies.to_string(),
         shard.resumes.to_string(),
-        shard.reconnects.to_string(),
-        span(shard.since),
+        shard.connects.to_string(),
+        span(shard.time_in_stage),
         state,
     ]
 }
@@ -248,22 +184,18 @@ fn span(duration: Duration) -> String {
     }
 }
 
-fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::protocol::Disconnect;
 
     fn shard(number: u32, stage: Stage) -> ShardStatus {
         ShardStatus {
             shard: ShardId::new(number, 2).unwrap(),
             stage,
-            since: Duration::from_secs(600),
-            is_incoming: false,
+            time_in_stage: Duration::from_secs(600),
             guilds_in: true,
             guilds: Some(1200),
             latency: Some(Duration::from_millis(41)),
@@ -273,11 +205,11 @@ mod tests {
             outstanding_events: 3,
             outstanding_bytes: 900,
             filtered: 0,
-            stalled: None,
+            stalled_for: None,
             waiting_commands: 0,
             identifies: 1,
             resumes: 2,
-            reconnects: 3,
+            connects: 3,
             sessions_lost: 0,
             last_disconnect: None,
         }
@@ -295,15 +227,16 @@ mod tests {
         let mut limit =
             LimitStatus::new(998, 1000, Some(Duration::from_secs(5000)), NonZeroU32::MIN);
         limit.waiting.push(ShardId::new(1, 2).unwrap());
-        let status = FleetStatus {
+        let status = ManagerStatus {
             shards: vec![shard(0, Stage::Ready), waiting],
+            incoming: Vec::new(),
             unopened: Vec::new(),
             limit: Some(limit),
             queued_events: 5,
             handler_panics: 0,
         };
         let expected = "\
-shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  reconnects     for  state
+shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  connects     for  state
   0/2    1200    41 ms        77      78  1.2       3           1        2           3  10 min  ready
   1/2       -        -        77      78  1.2       3           1        2           3  10 min  queued; last: the connection was cut
 1 of 2 shards ready, 5 events in the stream

@@ -251,8 +251,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         shard.close();
         let Some(session) = lost else { return };
         let sequence = session.sequence;
-        let since = clock::now().saturating_duration_since(shard.status().since);
-        let missed_since = clock::wall().checked_sub(since);
+        let missed_since = clock::wall().checked_sub(shard.status().time_in_stage);
         let kind = EventKind::SessionLost {
             session,
             missed_since: missed_since.unwrap_or(SystemTime::UNIX_EPOCH),

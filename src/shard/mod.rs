@@ -6,6 +6,7 @@ mod members;
 mod pace;
 mod queue;
 mod spawn;
+mod status;
 mod thread;
 
 use std::sync::Arc;
@@ -23,14 +24,15 @@ pub(crate) use thread::{Pause, Step};
 
 use self::members::Request;
 use self::queue::{Order, Queue, Refusal};
+use self::status::Report;
+pub use self::status::ShardStatus;
 use crate::clock;
 use crate::error::{Error, SendError, SendFailure};
 use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{
-    Command, Disconnect, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage,
-    StopReason,
+    Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage, StopReason,
 };
 use crate::shard_id::ShardId;
 use crate::transport::Waker;
@@ -41,45 +43,6 @@ const A_YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A running shard. Cheap to clone; it does not keep the shard alive.
 #[derive(Clone, Debug)]
 pub struct Shard(Arc<Shared>);
-
-/// Where a shard stands, and what it has been through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Where it stands.
-    pub stage: Stage,
-    /// Since when it stands there.
-    pub since: Instant,
-    /// Guilds of its session, those included that are unavailable; `None` if it was resumed from an
-    /// earlier process, since only READY tells.
-    pub guilds: Option<usize>,
-    /// The last sequence of its session that was delivered.
-    pub sequence: u64,
-    /// From the last heartbeat that was acknowledged to the moment when its ACK was read; `None`
-    /// before the first one of a connection. A shard that had [stalled](Self::stalled_since) reads
-    /// ACKs late.
-    pub latency: Option<Duration>,
-    /// Events of Discord delivered.
-    pub events: u64,
-    /// Their bytes, inflated.
-    pub bytes: u64,
-    /// Events that the filter ([`Config::events`](crate::Config::events)) has dropped.
-    pub filtered: u64,
-    /// Since when it does not read because events are not handled; `None` if it does.
-    pub stalled_since: Option<Instant>,
-    /// Commands that wait to be sent.
-    pub waiting_commands: usize,
-    /// Connections started.
-    pub connects: u64,
-    /// IDENTIFYs sent.
-    pub identifies: u64,
-    /// Sessions resumed.
-    pub resumes: u64,
-    /// Sessions lost by Discord's rules.
-    pub sessions_lost: u64,
-    /// Why the last connection ended.
-    pub last_disconnect: Option<Disconnect>,
-}
 
 /// What the threads of a manager's shards have in common.
 pub(crate) struct Context<C> {
@@ -126,12 +89,12 @@ struct Shared {
     requests: AtomicU32,
     /// The thread may be looking a host up, which nothing can interrupt.
     resolving: AtomicBool,
-    status: Mutex<Status>,
+    report: Mutex<Report>,
     /// Everything that Discord had sent the session by then has been read.
     read_up_to: Mutex<Option<Instant>>,
     /// A heartbeat is on its way for whoever waits for an ACK.
     probes: AtomicBool,
-    /// Counted apart from the status, because they change with each event.
+    /// Counted apart from the report, because they change with each event.
     events: AtomicU64,
     bytes: AtomicU64,
     filtered: AtomicU64,
@@ -151,21 +114,9 @@ impl Shard {
         self.0.run
     }
 
-    /// Where it stands, and what it has been through.
-    pub fn status(&self) -> Status {
-        Status {
-            sequence: self.0.ledger.delivered(),
-            events: self.0.events.load(Ordering::Relaxed),
-            bytes: self.0.bytes.load(Ordering::Relaxed),
-            filtered: self.0.filtered.load(Ordering::Relaxed),
-            waiting_commands: self.0.queue.waiting_commands(),
-            ..*self.0.status.lock()
-        }
-    }
-
     /// From the last heartbeat to its ACK; `None` before the first one of a connection.
     pub fn latency(&self) -> Option<Duration> {
-        self.0.status.lock().latency
+        self.0.report.lock().latency
     }
 
     /// The session, at its low-water mark: the sequence up to which every event has been handled.
@@ -181,7 +132,7 @@ impl Shard {
     }
 
     /// Events that were delivered and have not been handled: how many, and their bytes.
-    pub fn outstanding(&self) -> (usize, usize) {
+    pub(crate) fn outstanding(&self) -> (usize, usize) {
         self.0.ledger.outstanding()
     }
 
@@ -403,7 +354,7 @@ impl Shard {
         match refusal {
             Refusal::Full(waiting) => SendFailure::Full { shard, waiting },
             Refusal::TimedOut(waiting) => SendFailure::TimedOut { shard, waiting },
-            Refusal::Closed => match self.0.status.lock().stage {
+            Refusal::Closed => match self.stage() {
                 Stage::Stopped(reason) => SendFailure::Stopped { shard, reason },
                 // It is about to say why.
                 _ => SendFailure::Stopped {
@@ -417,32 +368,10 @@ impl Shard {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let status = *self.status.lock();
+        let report = *self.report.lock();
         f.debug_struct("Shared")
             .field("run", &self.run)
-            .field("status", &status)
+            .field("report", &report)
             .finish_non_exhaustive()
-    }
-}
-
-impl Status {
-    fn new(now: Instant) -> Self {
-        Self {
-            stage: Stage::Waiting,
-            since: now,
-            guilds: None,
-            sequence: 0,
-            latency: None,
-            events: 0,
-            bytes: 0,
-            filtered: 0,
-            stalled_since: None,
-            waiting_commands: 0,
-            connects: 0,
-            identifies: 0,
-            resumes: 0,
-            sessions_lost: 0,
-            last_disconnect: None,
-        }
     }
 }

@@ -10,8 +10,9 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::queue::Queue;
+use super::status::Report;
 use super::thread::Thread;
-use super::{Context, Run, Shard, Shared, Status};
+use super::{Context, Run, Shard, Shared};
 use crate::clock;
 use crate::config::Config;
 use crate::delivery::Outlet;
@@ -156,8 +157,7 @@ impl Beginning {
             && let Some(session) = previous.0.ledger.resume(events, bytes, wake.clone())
         {
             // Something was heard of it until the run stopped.
-            let stopped = clock::now().saturating_duration_since(previous.status().since);
-            let heard_at = clock::wall().checked_sub(stopped);
+            let heard_at = clock::wall().checked_sub(previous.status().time_in_stage);
             let heard_at = heard_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
             return Books {
                 ledger: Arc::clone(&previous.0.ledger),
@@ -185,7 +185,7 @@ impl Shared {
             queue: Queue::new(config.max_waiting_commands),
             requests: AtomicU32::new(0),
             resolving: AtomicBool::new(false),
-            status: Mutex::new(Status::new(clock::now())),
+            report: Mutex::new(Report::new(clock::now())),
             read_up_to: Mutex::default(),
             probes: AtomicBool::new(false),
             events: AtomicU64::new(0),

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use super::process::{Actor, Process};
 use super::{OVERLAP, Play};
-use crate::manager::ShardStatus;
 use crate::manager::reconciler::Role;
 use crate::protocol::Stage;
-use crate::shard::{Run, Shard};
+use crate::shard::{Run, Shard, ShardStatus};
 use crate::shard_id::ShardId;
 
 impl Play {
@@ -97,7 +96,7 @@ impl Play {
             // One that resumes may be unable to go on until the old set has closed.
             let is_ready = status.is_some_and(|status| match status.stage {
                 Stage::Ready => true,
-                Stage::Resuming => status.stalled_since.is_some(),
+                Stage::Resuming => status.stalled_for.is_some(),
                 _ => false,
             });
             if !is_ready {

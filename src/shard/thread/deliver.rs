@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::Change;
 use super::super::guilds::{self, AllIn, Guild};
 use super::Thread;
 use crate::clock;
@@ -105,7 +104,7 @@ impl<C: Connector> Thread<C> {
             }
             _ => return false,
         };
-        self.shared.status.lock().guilds = self.guilds.count();
+        self.shared.report.lock().guilds = self.guilds.count();
         is_arrival
     }
 
@@ -121,7 +120,7 @@ impl<C: Connector> Thread<C> {
                 guilds - missing
             );
             self.emit(EventKind::GuildsReady { guilds, missing });
-            self.tell(Change::GuildsIn);
+            self.tell_guilds_in();
         }
     }
 }

@@ -309,7 +309,7 @@ impl<C: Connector> Thread<C> {
                 });
             }
             Turn::Wait { shrink_at } => {
-                self.shared.status.lock().latency = self.machine.latency();
+                self.shared.report.lock().latency = self.machine.latency();
                 return Some(Pause {
                     until: until.into_iter().chain(shrink_at).min(),
                     is_reading: true,

@@ -4,9 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::super::Change;
 use super::super::members;
 use super::super::queue::Order;
-use super::super::{Change, Status};
 use super::{SKEWS_PER_PROBE, Thread, guarded};
 use crate::clock;
 use crate::config::{CloseCause, ConnectionClosed};
@@ -27,7 +27,7 @@ impl<C: Connector> Thread<C> {
                 retry_in,
                 resumable,
             } => {
-                self.shared.status.lock().last_disconnect = Some(reason);
+                self.shared.report.lock().last_disconnect = Some(reason);
                 let cause = self.cause.take();
                 let told = cause.as_deref().map(|cause| format!(" ({cause})"));
                 log::info!(
@@ -58,20 +58,25 @@ impl<C: Connector> Thread<C> {
     }
 
     fn resume_session(&mut self) -> EventKind {
-        self.shared.status.lock().resumes += 1;
+        self.shared.report.lock().resumes += 1;
         self.outlet.ready(self.now, self.shared.run.shard);
         self.guilds.resumed(clock::now());
         log::info!("shard {}: resumed", self.shared.run.shard);
         if self.guilds.deadline().is_none() {
             // They had arrived before, perhaps in an earlier process.
-            self.tell(Change::GuildsIn);
+            self.tell_guilds_in();
         }
         EventKind::Resumed
     }
 
+    pub(super) fn tell_guilds_in(&self) {
+        self.shared.report.lock().guilds_in = true;
+        self.tell(Change::GuildsIn);
+    }
+
     fn lose_session(&mut self, session: Session) -> EventKind {
         self.shared.ledger.end();
-        self.shared.status.lock().sessions_lost += 1;
+        self.shared.report.lock().sessions_lost += 1;
         log::warn!(
             "shard {}: session lost at sequence {}",
             self.shared.run.shard,
@@ -111,7 +116,7 @@ impl<C: Connector> Thread<C> {
             "shard {}: stalled, {events} events of {bytes} bytes are not handled",
             self.shared.run.shard
         );
-        self.shared.status.lock().stalled_since = Some(self.now);
+        self.shared.report.lock().stalled_since = Some(self.now);
         self.tell(Change::Stalled(true));
         self.emit(EventKind::Stalled { events, bytes });
     }
@@ -121,7 +126,7 @@ impl<C: Connector> Thread<C> {
             "shard {}: reading resumed after {stalled_for:.1?}",
             self.shared.run.shard
         );
-        self.shared.status.lock().stalled_since = None;
+        self.shared.report.lock().stalled_since = None;
         self.tell(Change::Stalled(false));
         self.emit(EventKind::Unstalled { stalled_for });
     }
@@ -174,14 +179,7 @@ impl<C: Connector> Thread<C> {
             self.stage = Some(stage);
             // Only a session that is live is asked how far it has been read.
             self.shared.probes.store(false, Ordering::Release);
-            {
-                let mut status = self.shared.status.lock();
-                *status = Status {
-                    stage,
-                    since: clock::now(),
-                    ..*status
-                };
-            }
+            self.shared.report.lock().enter(stage, clock::now());
             self.tell(Change::Stage(stage));
         }
     }
@@ -204,14 +202,9 @@ impl<C: Connector> Thread<C> {
             self.shared.ledger.end();
         }
         {
-            let mut status = self.shared.status.lock();
-            *status = Status {
-                stage: Stage::Stopped(reason),
-                since: clock::now(),
-                latency: None,
-                stalled_since: None,
-                ..*status
-            };
+            let mut report = self.shared.report.lock();
+            report.enter(Stage::Stopped(reason), clock::now());
+            (report.latency, report.stalled_since) = (None, None);
         }
         self.close_queue(reason);
 

@@ -30,7 +30,7 @@ impl<C: Connector> Thread<C> {
             self.shared.run.shard,
             url.host_str().unwrap_or_default()
         );
-        self.shared.status.lock().connects += 1;
+        self.shared.report.lock().connects += 1;
         self.shared.resolving.store(true, Ordering::SeqCst);
         // Whoever asks it to stop from here on sees that it may be resolving, and does not wait.
         if self.shared.queue.has_stop() {
@@ -72,7 +72,7 @@ impl<C: Connector> Thread<C> {
         let Some(mut permit) = self.permit.take() else {
             return;
         };
-        self.shared.status.lock().identifies += 1;
+        self.shared.report.lock().identifies += 1;
         self.shared
             .intents
             .store(self.machine.intents().bits(), Ordering::Relaxed);
