@@ -362,7 +362,7 @@ fn threadcord(orders: &Orders) -> Report {
         .expect("they get ready");
     let mut latencies = Vec::new();
     let mut take = |count: usize| {
-        for shard in manager.shards() {
+        for shard in manager.handle().shards() {
             shard.send(orders.request(count)).expect("it is taken");
         }
         let (mut markers, mut left) = (0, orders.shards * count / BLOCK);

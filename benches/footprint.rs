@@ -266,7 +266,7 @@ fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
             }
             word @ ("burst" | "burst and trim") => {
                 let request = threadcord::Command::soundboard_sounds(&[EVENTS as u64])?;
-                for shard in manager.shards() {
+                for shard in manager.handle().shards() {
                     shard.send(request.clone())?;
                 }
                 let events = manager.events().filter(|event| event.dispatch().is_some());

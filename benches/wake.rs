@@ -117,7 +117,7 @@ fn wake(criterion: &mut Criterion) {
     manager
         .wait_ready(Duration::from_secs(60))
         .expect("it gets ready");
-    let shard = manager.shard(ShardId::ONE).expect("it runs");
+    let shard = manager.handle().shard(ShardId::ONE).expect("it runs");
     let command = Command::soundboard_sounds(&[1]).expect("a command");
     let floor = Floor::start();
     let (mut all, mut floors) = (Vec::new(), Vec::new());

@@ -59,7 +59,7 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
         .rest_url(gateway.rest_url())
         .root_certificates(gateway.root_certificate().unwrap_or_default());
     let bot = Bot::start(config)?;
-    let handle = bot.manager.handle();
+    let handle = bot.manager.handle().clone();
     let gateway = Arc::new(gateway);
     let (done, finished) = bounded(1);
     let world = Arc::clone(&gateway);
@@ -256,6 +256,7 @@ impl Bot {
     fn show_progress(&mut self) {
         let stages: Vec<String> = self
             .manager
+            .handle()
             .shards()
             .iter()
             .map(|shard| format!("{} {}", shard.id(), shard.status().stage))
@@ -280,7 +281,7 @@ impl Bot {
             "\n  shard   events  resumes  identifies  latency  gaps  duplicates  sessions lost"
         );
         let (mut faults, mut lost) = (0, 0);
-        for shard in self.manager.shards() {
+        for shard in self.manager.handle().shards() {
             let (status, row) = (shard.status(), &self.rows[&shard.id()]);
             let latency = status.latency.map_or("-".into(), |latency| {
                 format!("{:.1} ms", latency.as_secs_f64() * 1e3)

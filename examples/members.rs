@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let manager = ShardManager::start(config)?;
     manager.wait_ready(Duration::from_secs(60))?;
     let shard = manager
+        .handle()
         .shard_by_guild(guild)
         .ok_or("no shard that runs here has this guild")?;
     let mut count = 0;

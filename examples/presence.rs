@@ -27,7 +27,7 @@ fn main() -> Result<(), Error> {
     let (events, period) = (manager.events(), tick(PERIOD));
     loop {
         select! {
-            recv(period) -> _ => presences.next().map_or(Ok(()), |presence| manager.broadcast(presence))?,
+            recv(period) -> _ => presences.next().map_or(Ok(()), |presence| manager.handle().broadcast(presence))?,
             recv(events.receiver()) -> event => match event {
                 Ok(event) => println!("{} {}", event.shard(), event.name()),
                 // All shards have stopped for good; `run` says why.

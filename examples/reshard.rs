@@ -44,15 +44,15 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     for total in [6, 4] {
         println!("--- to {total} shards");
         let start = Instant::now();
-        let reshard = manager.reshard(&Plan::Total(total))?;
+        let reshard = manager.handle().reshard(&Plan::Total(total))?;
         thread::sleep(Duration::from_secs(3));
-        println!("{}\n", manager.status());
+        println!("{}\n", manager.handle().status());
         reshard.wait(PATIENCE)?;
         println!(
             "--- {total} shards run, {:.1} s later",
             start.elapsed().as_secs_f64()
         );
-        println!("{}\n", manager.status());
+        println!("{}\n", manager.handle().status());
     }
     stop.store(true, Ordering::Release);
     let sent = talking

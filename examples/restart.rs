@@ -62,13 +62,13 @@ fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>>
         .create(true)
         .append(true)
         .open(folder.join("handled"))?;
-    let handle = manager.handle();
+    let handle = manager.handle().clone();
     let stop = folder.join("stop");
     thread::spawn(move || {
         while !stop.exists() {
             thread::sleep(Duration::from_millis(50));
         }
-        handle.suspend();
+        handle.request_suspend();
     });
     for event in manager.events() {
         let Some(dispatch) = event

@@ -30,7 +30,7 @@ fn name(presence: &serde_json::Value) -> &str {
 fn every_typed_command_is_taken() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
-    let (shard, guild) = (manager.shard(ONE).unwrap(), gateway.guild_ids()[0]);
+    let (shard, guild) = (manager.handle().shard(ONE).unwrap(), gateway.guild_ids()[0]);
     let voice = gateway.channel_of(guild).unwrap() + 1;
     let presence = playing("a game")
         .activity(Activity::streaming("it", "https://twitch.tv/x"))
@@ -74,7 +74,7 @@ fn every_typed_command_is_taken() {
 fn the_queue_is_bounded_and_gives_commands_back() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway).max_waiting_commands(10));
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     gateway.inject(ONE, Fault::Resume(threadcord::sim::Answer::Nothing));
     gateway.inject(ONE, Fault::Cut);
     eventually("it is away", || {
@@ -153,7 +153,7 @@ fn the_queue_is_bounded_and_gives_commands_back() {
 fn of_many_presences_the_newest_arrives_within_the_limit() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     for n in 0..=1000 {
         shard
             .send(Command::presence(&playing(n.to_string())).unwrap())
@@ -173,7 +173,7 @@ fn of_many_presences_the_newest_arrives_within_the_limit() {
 fn the_last_presence_is_in_the_next_identify() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway).presence(playing("first")));
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     let in_identify = |at| {
         let seen = gateway.observed();
         seen.identifies(ONE)
@@ -192,8 +192,18 @@ fn the_last_presence_is_in_the_next_identify() {
     assert_eq!(in_identify(1).unwrap(), "second");
     manager.wait_ready(PATIENCE).unwrap();
     // A shard that is closed and opened again has it, too.
-    manager.close_shard(ONE).unwrap().wait(PATIENCE).unwrap();
-    manager.open_shard(ONE).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .handle()
+        .close_shard(ONE)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
+    manager
+        .handle()
+        .open_shard(ONE)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     assert_eq!(in_identify(2).unwrap(), "second");
 }
 
@@ -209,11 +219,12 @@ fn a_presence_for_all_reaches_those_that_open_later() {
         ids: vec![0],
         total: 2,
     }));
-    manager.broadcast(&playing("for all")).unwrap();
+    manager.handle().broadcast(&playing("for all")).unwrap();
     gateway.expect("it is sent", PATIENCE, |seen| {
         seen.commands(shard(0, 2), 3).count() == 1
     });
     manager
+        .handle()
         .open_shard(shard(1, 2))
         .unwrap()
         .wait(PATIENCE)
@@ -228,11 +239,13 @@ fn a_presence_for_all_reaches_those_that_open_later() {
     assert_eq!(seen(shard(1, 2)), "for all");
     // One that a shard was given goes with its guilds.
     manager
+        .handle()
         .shard(shard(1, 2))
         .unwrap()
         .send(Command::presence(&playing("for one")).unwrap())
         .unwrap();
     manager
+        .handle()
         .reshard(&Plan::Total(4))
         .unwrap()
         .wait(PATIENCE)
@@ -240,12 +253,12 @@ fn a_presence_for_all_reaches_those_that_open_later() {
     let names = [0, 1, 2, 3].map(|number| seen(shard(number, 4)));
     assert_eq!(names, ["for all", "for one", "for all", "for one"]);
     assert!(matches!(
-        manager.broadcast(&playing("")),
+        manager.handle().broadcast(&playing("")),
         Err(Error::Command(_))
     ));
     manager.close();
     assert!(matches!(
-        manager.broadcast(&playing("late")),
+        manager.handle().broadcast(&playing("late")),
         Err(Error::Closed)
     ));
     gateway.assert_lawful();
@@ -267,8 +280,9 @@ fn a_presence_for_all_reaches_those_that_resume_later() {
         })
         .sessions(vec![sessions[0].clone()]);
     let manager = ready(one);
-    manager.broadcast(&playing("for all")).unwrap();
+    manager.handle().broadcast(&playing("for all")).unwrap();
     manager
+        .handle()
         .resume_shard(sessions[1].clone())
         .unwrap()
         .wait(PATIENCE)
@@ -293,15 +307,19 @@ fn commands_find_the_shard_of_a_guild() {
         .unwrap();
     let manager = ready(config(&gateway));
     for guild in gateway.guild_ids() {
-        manager.send_to_guild(guild, sounds(guild)).unwrap();
+        manager
+            .handle()
+            .send_to_guild(guild, sounds(guild))
+            .unwrap();
         let home = ShardId::for_guild(guild, 2).unwrap();
         gateway.expect("it arrives there", PATIENCE, |seen| {
             seen.commands(home, 31)
                 .any(|(_, data)| data["guild_ids"] == json!([guild.to_string()]))
         });
     }
-    let handle = manager.handle();
+    let handle = manager.handle().clone();
     manager
+        .handle()
         .close_shard(shard(1, 2))
         .unwrap()
         .wait(PATIENCE)
@@ -337,7 +355,7 @@ fn heartbeats_identifies_and_resumes_pass_a_full_queue() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway).max_waiting_commands(100));
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let flood = {
         let (shard, stop) = (shard.clone(), Arc::clone(&stop));
@@ -377,7 +395,7 @@ fn heartbeats_identifies_and_resumes_pass_a_full_queue() {
 fn a_command_reaches_an_idle_shard_without_waiting_for_a_tick() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    let (shard, events) = (manager.shard(ONE).unwrap(), manager.events());
+    let (shard, events) = (manager.handle().shard(ONE).unwrap(), manager.events());
     next(&events, |event| {
         matches!(event.kind(), EventKind::GuildsReady { .. })
     });

@@ -43,7 +43,12 @@ fn a_stuck_handler_stalls_its_shard_alone() {
         }
     }
     assert_eq!(
-        manager.shard(stuck).unwrap().status().outstanding_events,
+        manager
+            .handle()
+            .shard(stuck)
+            .unwrap()
+            .status()
+            .outstanding_events,
         20
     );
     // The other shard goes on.
@@ -61,10 +66,15 @@ fn a_stuck_handler_stalls_its_shard_alone() {
     };
     let before = beats();
     eventually("it beats", || beats() >= before + 10);
-    let status = manager.shard(stuck).unwrap().status();
+    let status = manager.handle().shard(stuck).unwrap().status();
     assert_eq!((status.connects, status.last_disconnect), (1, None));
     assert_eq!(
-        manager.shard(stuck).unwrap().status().outstanding_events,
+        manager
+            .handle()
+            .shard(stuck)
+            .unwrap()
+            .status()
+            .outstanding_events,
         20
     );
     // When the handler returns, everything follows, in order.
@@ -123,6 +133,7 @@ fn bytes_stall_too_and_a_release_counts_as_handled() {
     drop(kept);
     eventually("nothing is owed", || {
         manager
+            .handle()
             .shard(ShardId::ONE)
             .unwrap()
             .status()

@@ -69,7 +69,7 @@ fn through(
 ) -> ShardStatus {
     let events = manager.events();
     let mut book = Book::default();
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
     let chat = |count: u32| {
         for _ in 0..count {
@@ -277,7 +277,7 @@ fn a_start_that_fails_is_no_start() {
         let gateway = gateway(false);
         gateway.inject(Target::Any, fault(word));
         let manager = ready(hasty(&gateway, Compression::ZstdStream));
-        let status = manager.shard(ONE).unwrap().status();
+        let status = manager.handle().shard(ONE).unwrap().status();
         assert_eq!(
             (status.identifies, status.resumes, status.sessions_lost),
             (2, 0, 0),

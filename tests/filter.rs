@@ -19,10 +19,14 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
         manager
             .wait_guilds(PATIENCE)
             .expect("it sees READY and GUILD_CREATE");
-        assert_eq!(manager.shard(ONE).unwrap().status().guilds, Some(3));
+        assert_eq!(
+            manager.handle().shard(ONE).unwrap().status().guilds,
+            Some(3)
+        );
         gateway.inject(ONE, threadcord::sim::Fault::Cut);
         next(&events, |event| event.name() == "Resumed");
         let members = manager
+            .handle()
             .shard(ONE)
             .unwrap()
             .request_members(gateway.guild_ids()[0], &MemberQuery::ids([1]));
@@ -45,7 +49,7 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
             );
             number(event).is_some_and(|(_, number)| number == 19)
         });
-        let status = manager.shard(ONE).unwrap().status();
+        let status = manager.handle().shard(ONE).unwrap().status();
         assert!(status.filtered > 3 && status.events >= 21, "{status:?}");
     }
 }
@@ -56,7 +60,7 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
     let filter = EventFilter::of_intents(Intents::GUILD_MESSAGE_TYPING);
     let manager = ready(config(&gateway).events(filter));
     let (shard, events, guild) = (
-        manager.shard(ONE).unwrap(),
+        manager.handle().shard(ONE).unwrap(),
         manager.events(),
         gateway.guild_ids()[0],
     );
@@ -120,7 +124,7 @@ fn what_is_dropped_takes_no_credit() {
     let gateway = gateway().guilds(1).start().unwrap();
     let filter = EventFilter::except(["TYPING_START"]).unwrap();
     let manager = ready(config(&gateway).events(filter).max_outstanding_events(5));
-    let (shard, guild) = (manager.shard(ONE).unwrap(), gateway.guild_ids()[0]);
+    let (shard, guild) = (manager.handle().shard(ONE).unwrap(), gateway.guild_ids()[0]);
     for n in 0..500 {
         let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": n});
         gateway.emit(Some(guild), "TYPING_START", &data).unwrap();

@@ -37,7 +37,13 @@ fn it_serves_a_bot_and_takes_orders() {
     program.order("nonsense");
     program.order("fault cut@0/1");
     eventually("it resumes", || {
-        manager.shard(ShardId::ONE).unwrap().status().resumes == 1
+        manager
+            .handle()
+            .shard(ShardId::ONE)
+            .unwrap()
+            .status()
+            .resumes
+            == 1
     });
     manager.close();
     let (said, status) = program.end();

@@ -109,7 +109,7 @@ fn a_million_events_through_eight_shards_into_four_workers() {
     });
     assert_eq!(wrong.into_inner(), None);
     assert_eq!(handled.into_inner(), events);
-    assert_eq!(manager.handle().handler_panics(), 0);
+    assert_eq!(manager.handle().status().handler_panics, 0);
     gateway.assert_lawful();
 }
 
@@ -153,7 +153,15 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         for n in 0..200 {
             emit_all(&gateway, &guilds, n);
         }
-        let is_stalled = |id| manager.shard(id).unwrap().status().stalled_for.is_some();
+        let is_stalled = |id| {
+            manager
+                .handle()
+                .shard(id)
+                .unwrap()
+                .status()
+                .stalled_for
+                .is_some()
+        };
         eventually("it stalls", || is_stalled(stuck));
         let all = |id| {
             seen.lock()
@@ -182,7 +190,12 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
                 "{beats} heartbeats of shard {number} in 3 s, where there should be 60"
             );
             assert_eq!(
-                manager.shard(shard(number, 4)).unwrap().status().connects,
+                manager
+                    .handle()
+                    .shard(shard(number, 4))
+                    .unwrap()
+                    .status()
+                    .connects,
                 1
             );
         }
@@ -193,7 +206,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         eventually("and says for how long it did not", || {
             longest.load(Ordering::Relaxed) > 3000
         });
-        manager.stop();
+        manager.handle().stop();
         run.join().unwrap().unwrap();
     });
     assert!(
@@ -202,7 +215,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
             .all(|numbers| numbers.into_iter().eq(0..200)),
         "each shard in order"
     );
-    assert_eq!(manager.handle().handler_panics(), 0);
+    assert_eq!(manager.handle().status().handler_panics, 0);
     gateway.assert_lawful();
 }
 
@@ -243,7 +256,7 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
     workers.dedup();
     assert!(workers.len() > 1, "one shard's guilds on several workers");
     assert!(!moved.into_inner(), "each on one");
-    assert_eq!(manager.handle().handler_panics(), 0);
+    assert_eq!(manager.handle().status().handler_panics, 0);
 }
 
 #[test]
@@ -274,10 +287,11 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
         })
         .unwrap();
     assert_eq!(told.into_inner(), ["TYPING_START: at number 0"]);
-    assert_eq!(manager.handle().handler_panics(), 2);
+    assert_eq!(manager.handle().status().handler_panics, 2);
     eventually("what a handler panicked at counts as handled", || {
         manager.events().try_next().is_err()
             && manager
+                .handle()
                 .shard(ShardId::ONE)
                 .unwrap()
                 .status()
@@ -290,7 +304,7 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
 fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_events(10));
-    let shard = manager.shard(ShardId::ONE).unwrap();
+    let shard = manager.handle().shard(ShardId::ONE).unwrap();
     for n in 0..100 {
         emit(&gateway, gateway.guild_ids()[0], n);
     }
@@ -324,7 +338,7 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
                 .count()
                 == 100
         });
-        manager.stop();
+        manager.handle().stop();
         run.join().unwrap().unwrap();
     });
     assert!(
@@ -379,10 +393,10 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
     thread::scope(|scope| {
         let run = scope.spawn(|| manager.run(2, |_, event| note(&event, &|_| {})));
         eventually("all are handled", || count.load(Ordering::Relaxed) == 400);
-        assert!(manager.stop());
+        assert!(manager.handle().stop());
         run.join().unwrap().unwrap();
     });
-    assert!(!manager.stop(), "nothing runs");
+    assert!(!manager.handle().stop(), "nothing runs");
     assert!(
         seen.into_inner()
             .into_values()
@@ -415,10 +429,10 @@ fn one_handler_at_a_time_and_at_least_one_worker() {
             manager.run_keyed(2, |_| 0, |_, _| {}),
             Err(Error::HandlerRunning)
         ));
-        manager.stop();
+        manager.handle().stop();
         first.join().unwrap().unwrap();
     });
-    manager.handle().close();
+    manager.handle().request_close();
     manager.run(1, |_, _| {}).expect("another may follow");
 }
 
@@ -510,13 +524,13 @@ fn after_a_close_what_is_queued_is_handled_for_a_while() {
         for n in 0..100 {
             emit_all(&gateway, &guilds, n);
         }
-        let one = manager.shard(ShardId::ONE).unwrap();
+        let one = manager.handle().shard(ShardId::ONE).unwrap();
         eventually("they are queued", || one.status().outstanding_events >= 100);
         let handled = AtomicUsize::new(0);
         manager
             .run(1, |handle, event| {
                 if number(&event).is_some() {
-                    handle.close();
+                    handle.request_close();
                     handled.fetch_add(1, Ordering::SeqCst);
                 }
             })

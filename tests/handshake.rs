@@ -15,7 +15,7 @@ fn nothing_is_sent_where_the_first_frame_is_a_close() {
         gateway.inject(Target::Any, Fault::Hello(Answer::Close(4000)));
     }
     let manager = ready(config(&gateway));
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
+    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 1);
     let seen = gateway.observed();
     let connections: Vec<usize> = seen
         .records
@@ -44,6 +44,7 @@ fn no_hello_times_out() {
     let manager = ShardManager::start(config).unwrap();
     eventually("it is noticed", || {
         manager
+            .handle()
             .shard(ONE)
             .is_some_and(|shard| shard.status().last_disconnect == Some(Disconnect::HelloTimeout))
     });
@@ -72,9 +73,11 @@ fn a_resume_url_gets_version_encoding_and_compression_whatever_it_has() {
         gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url)));
         let manager = ready(config);
         gateway.inject(ONE, Fault::Cut);
-        eventually(tail, || manager.shard(ONE).unwrap().status().resumes == 1);
+        eventually(tail, || {
+            manager.handle().shard(ONE).unwrap().status().resumes == 1
+        });
         assert_eq!(
-            manager.shard(ONE).unwrap().status().connects,
+            manager.handle().shard(ONE).unwrap().status().connects,
             2,
             "{tail}: at the first attempt"
         );

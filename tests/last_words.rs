@@ -26,7 +26,7 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
     let manager = ShardManager::start(config.compression(Compression::None)).unwrap();
     let mut peer = raw.session(INTERVAL);
     peer.events(50);
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     eventually("it stalls", || shard.status().outstanding_events >= 10);
     peer.close(code, "so long");
     // The first heartbeat is answered with a reset, and the next one fails.
@@ -88,7 +88,7 @@ fn what_the_system_has_taken_is_not_sent_again() {
     let manager = ShardManager::start(config).unwrap();
     let mut peer = raw.session(60_000);
     next(&manager.events(), |event| event.name() == "READY");
-    let shard = manager.shard(ONE).unwrap();
+    let shard = manager.handle().shard(ONE).unwrap();
     let filler = "x".repeat(3000);
     for n in 0..COMMANDS {
         let payload = json!({"op": 31, "d": {"guild_ids": [n.to_string()], "filler": filler}});

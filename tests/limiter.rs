@@ -128,7 +128,7 @@ fn every_limiter_keeps_the_contract() {
 fn a_foreign_limiter_drives_shards() {
     let gateway = gateway().shards(3).max_concurrency(3).start().unwrap();
     let manager = ready(config(&gateway).limiter(Arc::new(OneByOne::default())));
-    assert_eq!(manager.shards().len(), 3);
+    assert_eq!(manager.handle().shards().len(), 3);
     gateway.assert_lawful();
 }
 
@@ -308,6 +308,7 @@ fn a_closed_limiter_stops_shards_with_a_reason() {
     let manager = ShardManager::start(config(&gateway).limiter(limit)).unwrap();
     eventually("it stops", || {
         manager
+            .handle()
             .shard(ShardId::ONE)
             .is_some_and(|s| s.status().stage == Stage::Stopped(StopReason::LimiterClosed))
     });
@@ -329,6 +330,7 @@ fn a_connection_that_dies_in_the_queue_leaks_no_permit() {
     gateway.inject(Target::All, Fault::Cut);
     eventually("both are away", || {
         manager
+            .handle()
             .shards()
             .iter()
             .all(|shard| shard.status().connects >= 2)
@@ -375,7 +377,7 @@ fn a_limiter_that_fails_for_a_while_is_asked_again() {
     let limiter = Arc::new(Flaky(AtomicUsize::new(3)));
     let manager = ready(config(&gateway).limiter(limiter.clone()));
     assert_eq!(limiter.0.load(Ordering::SeqCst), 0);
-    let status = manager.shard(ShardId::ONE).unwrap().status();
+    let status = manager.handle().shard(ShardId::ONE).unwrap().status();
     assert_eq!((status.connects, status.identifies), (1, 1));
     gateway.assert_lawful();
 }

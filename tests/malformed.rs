@@ -40,9 +40,9 @@ fn payloads() {
         let manager = ready(config(&gateway));
         gateway.send_raw(ONE, payload);
         eventually(payload, || {
-            manager.shard(ONE).unwrap().status().resumes == 1
+            manager.handle().shard(ONE).unwrap().status().resumes == 1
         });
-        let status = manager.shard(ONE).unwrap().status();
+        let status = manager.handle().shard(ONE).unwrap().status();
         assert_eq!(
             (status.last_disconnect, status.identifies),
             (Some(Disconnect::Malformed), 1),
@@ -83,7 +83,7 @@ fn ready_without_a_session() {
     let answer = r#"{"t":"READY","s":1,"op":0,"d":{"v":10,"user":{"id":"1"},"guilds":[]}}"#;
     gateway.inject(ONE, Fault::Identify(Answer::Payload(answer.into())));
     let manager = ready(config(&gateway));
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
+    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 2);
     gateway.assert_lawful();
 }
 
@@ -100,9 +100,9 @@ fn compressed_data() {
         let manager = ready(config(&gateway).compression(compression));
         gateway.send_bytes(ONE, bytes);
         eventually("it resumes", || {
-            manager.shard(ONE).unwrap().status().resumes == 1
+            manager.handle().shard(ONE).unwrap().status().resumes == 1
         });
-        let status = manager.shard(ONE).unwrap().status();
+        let status = manager.handle().shard(ONE).unwrap().status();
         assert_eq!(
             (status.last_disconnect, status.identifies),
             (Some(Disconnect::Malformed), 1),
@@ -119,10 +119,15 @@ fn text_where_binary_is_due_is_read_as_it_is() {
         let manager = ready(config(&gateway).compression(compression));
         gateway.send_text(ONE, r#"{"op":7}"#);
         eventually("it resumes", || {
-            manager.shard(ONE).unwrap().status().resumes == 1
+            manager.handle().shard(ONE).unwrap().status().resumes == 1
         });
         assert_eq!(
-            manager.shard(ONE).unwrap().status().last_disconnect,
+            manager
+                .handle()
+                .shard(ONE)
+                .unwrap()
+                .status()
+                .last_disconnect,
             Some(Disconnect::ReconnectRequested)
         );
         gateway.assert_lawful();
@@ -145,10 +150,15 @@ fn a_payload_over_the_limit() {
         let bomb = format!(r#"{{"op":99,"d":"{}"}}"#, "a".repeat(1 << 20));
         gateway.send_raw(ONE, &bomb);
         eventually("it resumes", || {
-            manager.shard(ONE).unwrap().status().resumes == 1
+            manager.handle().shard(ONE).unwrap().status().resumes == 1
         });
         assert_eq!(
-            manager.shard(ONE).unwrap().status().last_disconnect,
+            manager
+                .handle()
+                .shard(ONE)
+                .unwrap()
+                .status()
+                .last_disconnect,
             Some(Disconnect::Malformed)
         );
         gateway.assert_lawful();

@@ -27,7 +27,7 @@ fn closed_with(gateway: &sim::Gateway, code: u16, count: usize) {
 fn shards_identify_in_the_order_of_their_buckets() {
     let gateway = gateway().shards(8).max_concurrency(2).start().unwrap();
     let manager = ready(config(&gateway));
-    assert_eq!(manager.shards().len(), 8);
+    assert_eq!(manager.handle().shards().len(), 8);
     let records = gateway.observed().records;
     let order: Vec<u32> = records
         .iter()
@@ -55,7 +55,7 @@ fn windows_are_kept_on_the_wire() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway).timing(Timing::scaled(0.1)));
-    assert_eq!(manager.shards().len(), 4);
+    assert_eq!(manager.handle().shards().len(), 4);
     gateway.assert_lawful();
 }
 
@@ -64,6 +64,7 @@ fn a_subset_of_the_shards_runs() {
     let gateway = gateway().guilds(40).start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::range(2..4, 4)));
     let ids: Vec<String> = manager
+        .handle()
         .shards()
         .iter()
         .map(|shard| shard.id().to_string())
@@ -72,7 +73,10 @@ fn a_subset_of_the_shards_runs() {
     for guild in gateway.guild_ids() {
         let home = ShardId::for_guild(guild, 4).unwrap();
         assert_eq!(
-            manager.shard_by_guild(guild).map(|shard| shard.id()),
+            manager
+                .handle()
+                .shard_by_guild(guild)
+                .map(|shard| shard.id()),
             (home.number() >= 2).then_some(home)
         );
     }
@@ -139,7 +143,7 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
                 .or_default()
                 .push(number);
             if count.fetch_add(1, Ordering::SeqCst) + 1 == EVENTS * 8 {
-                handle.close();
+                handle.request_close();
             }
             assert!(number != 100, "a message that the handler cannot stand");
         })
@@ -148,7 +152,7 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
     for numbers in seen.lock().values() {
         assert!(numbers.iter().copied().eq(0..EVENTS));
     }
-    assert_eq!(manager.handle().handler_panics(), 8);
+    assert_eq!(manager.handle().status().handler_panics, 8);
     assert!(matches!(
         manager.run(0, |_, _| {}),
         Err(Error::Setting {
@@ -163,11 +167,11 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
 fn closing_from_a_handler_twice_and_from_elsewhere() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let manager = ready(config(&gateway));
-    let handle = manager.handle();
+    let handle = manager.handle().clone();
     manager
         .run(2, |handle, _| {
-            handle.close();
-            handle.close();
+            handle.request_close();
+            handle.request_close();
         })
         .unwrap();
     manager.close();
@@ -179,7 +183,7 @@ fn closing_from_a_handler_twice_and_from_elsewhere() {
         handle.shards().is_empty(),
         "a handle keeps no manager alive"
     );
-    handle.close();
+    handle.request_close();
     gateway.assert_lawful();
 }
 
@@ -192,6 +196,7 @@ fn closing_while_connecting_is_prompt() {
     let manager = ShardManager::start(config(&gateway).gateway_url(url)).unwrap();
     eventually("it connects", || {
         manager
+            .handle()
             .shard(ShardId::ONE)
             .is_some_and(|shard| shard.status().stage == Stage::Connecting)
     });
@@ -214,7 +219,7 @@ fn no_upgrade_and_no_tls_time_out() {
         config.timing.connect_timeout = Duration::from_millis(50);
         let manager = ShardManager::start(config).unwrap();
         eventually("it tries again", || {
-            manager.shard(ShardId::ONE).is_some_and(|shard| {
+            manager.handle().shard(ShardId::ONE).is_some_and(|shard| {
                 shard.status().connects >= 3
                     && shard.status().last_disconnect == Some(Disconnect::ConnectFailed)
             })
@@ -233,6 +238,7 @@ fn a_refused_upgrade_is_tried_again() {
         assert!(http.count() < 50, "with backoff");
         assert_eq!(
             manager
+                .handle()
                 .shard(ShardId::ONE)
                 .unwrap()
                 .status()
@@ -248,7 +254,7 @@ fn an_untrusted_certificate_is_refused() {
     let other = gateway().tls(true).start().unwrap();
     let manager = ShardManager::start(config(&trusted).gateway_url(other.url())).unwrap();
     eventually("it is refused", || {
-        manager.shard(ShardId::ONE).is_some_and(|shard| {
+        manager.handle().shard(ShardId::ONE).is_some_and(|shard| {
             shard.status().connects >= 2
                 && shard.status().last_disconnect == Some(Disconnect::ConnectFailed)
         })
@@ -296,7 +302,7 @@ fn suspend_keeps_sessions_that_start_again() {
         let message: Value = message.dispatch().unwrap().decode().unwrap();
         assert_eq!(message["content"], "while it was away");
     }
-    for shard in manager.shards() {
+    for shard in manager.handle().shards() {
         assert_eq!((shard.status().identifies, shard.status().resumes), (0, 1));
     }
     gateway.assert_lawful();
@@ -392,7 +398,7 @@ fn a_stream_that_is_dropped_goes_on_later() {
 fn raw_commands_are_checked_and_sent() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    let shard = manager.shard(ShardId::ONE).unwrap();
+    let shard = manager.handle().shard(ShardId::ONE).unwrap();
     for refused in [
         json!({"op": 2}),
         json!({"op": 1}),
@@ -419,7 +425,7 @@ fn raw_commands_are_checked_and_sent() {
 fn a_flood_of_commands_stays_within_the_limit() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    let shard = manager.shard(ShardId::ONE).unwrap();
+    let shard = manager.handle().shard(ShardId::ONE).unwrap();
     for n in 1..=400 {
         shard.send(sounds(n)).unwrap();
     }
@@ -444,10 +450,10 @@ fn the_stages_are_told() {
         ["Connecting", "SessionStarted", "GuildsReady", "Stopped"]
     );
     assert!(matches!(
-        manager.shards()[0].status().stage,
+        manager.handle().shards()[0].status().stage,
         Stage::Stopped(StopReason::Closed)
     ));
-    assert!(manager.shards()[0].session().is_none());
+    assert!(manager.handle().shards()[0].session().is_none());
 }
 
 #[test]
@@ -478,9 +484,12 @@ fn a_guild_whose_shard_is_not_here_has_none() {
             .find(|id| (**id >> 22) % 2 == number)
             .expect("a guild for each shard")
     });
-    assert_eq!(manager.shard_by_guild(here).unwrap().id(), shard(1, 2));
-    assert!(manager.shard_by_guild(there).is_none());
-    let handle = manager.handle();
+    assert_eq!(
+        manager.handle().shard_by_guild(here).unwrap().id(),
+        shard(1, 2)
+    );
+    assert!(manager.handle().shard_by_guild(there).is_none());
+    let handle = manager.handle().clone();
     manager.close();
     drop(manager);
     assert!(
@@ -499,7 +508,7 @@ fn shutdown_interrupts_a_pause() {
     let manager = ready(config);
     drop(gateway);
     eventually("it pauses", || {
-        matches!(manager.shards()[0].status().stage, Stage::Waiting)
+        matches!(manager.handle().shards()[0].status().stage, Stage::Waiting)
     });
     let start = std::time::Instant::now();
     manager.close();

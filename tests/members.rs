@@ -32,7 +32,7 @@ struct User {
 fn rig(members: u32) -> (Gateway, ShardManager, Shard, u64) {
     let gateway = gateway().guilds(3).members(members).start().unwrap();
     let manager = ready(config(&gateway));
-    let (shard, guild) = (manager.shard(ONE).unwrap(), gateway.guild_ids()[0]);
+    let (shard, guild) = (manager.handle().shard(ONE).unwrap(), gateway.guild_ids()[0]);
     (gateway, manager, shard, guild)
 }
 
@@ -165,6 +165,7 @@ fn a_rate_limit_is_waited_for() {
     let manager = ready(config(&gateway).limiter(limit));
     let ask = |manager: &ShardManager| {
         let members = manager
+            .handle()
             .shard(ONE)
             .unwrap()
             .request_members(guild, &MemberQuery::all())
@@ -313,7 +314,7 @@ fn parts_that_come_out_of_order_hold_no_credit() {
     const PARTS: i64 = 40;
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_events(10));
-    let (shard, events) = (manager.shard(ONE).unwrap(), manager.events());
+    let (shard, events) = (manager.handle().shard(ONE).unwrap(), manager.events());
     next(&events, |event| event.name() == "GUILD_CREATE");
     let request = shard
         .request_members(ELSEWHERE, &MemberQuery::ids([1]))
@@ -364,7 +365,7 @@ fn a_request_that_is_dropped_is_forgotten() {
 fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
     let gateway = gateway().guilds(1).members(10_000).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_bytes(500_000));
-    let (shard, events) = (manager.shard(ONE).unwrap(), manager.events());
+    let (shard, events) = (manager.handle().shard(ONE).unwrap(), manager.events());
     next(&events, |event| {
         matches!(event.kind(), EventKind::GuildsReady { .. })
     });
@@ -396,7 +397,7 @@ fn what_discord_would_not_answer_is_refused_at_once() {
     let mut config = config(&gateway);
     config.intents = Intents::GUILDS;
     let manager = ready(config);
-    let (shard, guild) = (manager.shard(ONE).unwrap(), gateway.guild_ids()[0]);
+    let (shard, guild) = (manager.handle().shard(ONE).unwrap(), gateway.guild_ids()[0]);
     let refused = |query: MemberQuery| {
         shard
             .request_members(guild, &query)

@@ -47,6 +47,7 @@ fn guilds_against_a_stuck_handler() {
     let manager = ShardManager::start(config).unwrap();
     let stalled = || {
         manager
+            .handle()
             .shards()
             .iter()
             .filter(|shard| shard.status().stalled_for.is_some())
@@ -54,6 +55,7 @@ fn guilds_against_a_stuck_handler() {
     };
     eventually("every shard stalls", || stalled() == SHARDS);
     let bytes: Vec<usize> = manager
+        .handle()
         .shards()
         .iter()
         .map(|shard| shard.status().outstanding_bytes)

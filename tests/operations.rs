@@ -39,28 +39,43 @@ fn one_shard_is_closed_and_opened_again() {
         .unwrap();
     let manager = ready(config(&gateway));
     let (events, id) = (manager.events(), shard(1, 3));
-    let old = manager.shard(id).unwrap();
-    manager.close_shard(id).unwrap().wait(PATIENCE).unwrap();
+    let old = manager.handle().shard(id).unwrap();
+    manager
+        .handle()
+        .close_shard(id)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     assert_eq!(old.status().stage, Stage::Stopped(StopReason::Closed));
     gateway.expect("it is gone", PATIENCE, |seen| !seen.live.contains_key(&id));
     next(&events, |event| {
         event.shard() == id && matches!(event.kind(), EventKind::Stopped(StopReason::Closed))
     });
-    assert!(matches!(manager.close_shard(id), Err(Error::NotOpen { shard }) if shard == id));
+    assert!(
+        matches!(manager.handle().close_shard(id), Err(Error::NotOpen { shard }) if shard == id)
+    );
     assert!(matches!(
         old.send(sounds(5)).unwrap_err().failure,
         SendFailure::Stopped { .. }
     ));
     manager.wait_ready(PATIENCE).expect("the others are");
 
-    manager.open_shard(id).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .handle()
+        .open_shard(id)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     next(&events, |event| {
         event.shard() == id && event.name() == "READY"
     });
     assert!(is_live(&gateway, id));
-    assert_eq!(manager.shard(id).unwrap().status().stage, Stage::Ready);
+    assert_eq!(
+        manager.handle().shard(id).unwrap().status().stage,
+        Stage::Ready
+    );
     assert!(matches!(
-        manager.open_shard(id),
+        manager.handle().open_shard(id),
         Err(Error::AlreadyOpen { .. })
     ));
     gateway.assert_lawful();
@@ -70,17 +85,22 @@ fn one_shard_is_closed_and_opened_again() {
 fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
     let gateway = gateway().guilds(8).start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::range(0..1, 2)));
-    match manager.open_shard(shard(2, 4)) {
+    match manager.handle().open_shard(shard(2, 4)) {
         Err(Error::Overlaps { shard: given, with }) => {
             assert_eq!((given, with), (shard(2, 4), shard(0, 2)));
         }
         other => panic!("{other:?}"),
     }
     for id in [shard(1, 4), shard(3, 4)] {
-        manager.open_shard(id).unwrap().wait(PATIENCE).unwrap();
+        manager
+            .handle()
+            .open_shard(id)
+            .unwrap()
+            .wait(PATIENCE)
+            .unwrap();
     }
     for guild in gateway.guild_ids() {
-        let home = manager.shard_by_guild(guild).unwrap().id();
+        let home = manager.handle().shard_by_guild(guild).unwrap().id();
         assert_eq!(ShardId::for_guild(guild, home.total()), Some(home));
     }
     assert_eq!(gateway.observed().live.len(), 3);
@@ -100,6 +120,7 @@ fn one_shard_is_resumed_from_a_session() {
     for event in first.events() {
         drop(event);
         if first
+            .handle()
             .shards()
             .iter()
             .all(|shard| shard.status().outstanding_events == 0)
@@ -120,7 +141,12 @@ fn one_shard_is_resumed_from_a_session() {
             .plan(Plan::range(0..1, 2))
             .sessions(vec![of(0)]),
     );
-    manager.resume_shard(of(1)).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .handle()
+        .resume_shard(of(1))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     let events = manager.events();
     for _ in 0..4 {
         next(&events, |event| event.name() == "MESSAGE_CREATE");
@@ -129,6 +155,7 @@ fn one_shard_is_resumed_from_a_session() {
 
     // One that Discord does not know costs an IDENTIFY, and one of another bot is refused.
     manager
+        .handle()
         .close_shard(shard(1, 2))
         .unwrap()
         .wait(PATIENCE)
@@ -136,7 +163,7 @@ fn one_shard_is_resumed_from_a_session() {
     let mut foreign = of(1);
     foreign.bot_user_id += 1;
     assert!(matches!(
-        manager.resume_shard(foreign.clone()),
+        manager.handle().resume_shard(foreign.clone()),
         Err(Error::ForeignSession { .. })
     ));
     assert!(matches!(
@@ -146,7 +173,12 @@ fn one_shard_is_resumed_from_a_session() {
     gateway.expect("it stays closed", PATIENCE, |seen| {
         !seen.live.contains_key(&shard(1, 2))
     });
-    manager.resume_shard(of(1)).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .handle()
+        .resume_shard(of(1))
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     assert_eq!(identifies(&gateway), 3);
     gateway.assert_lawful();
 }
@@ -162,6 +194,7 @@ fn a_restart_resumes_and_misses_nothing() {
         gateway.chat(channel, &n.to_string()).unwrap();
         if n % 5 == 0 {
             manager
+                .handle()
                 .restart_shard(ShardId::ONE)
                 .unwrap()
                 .wait(PATIENCE)
@@ -176,7 +209,7 @@ fn a_restart_resumes_and_misses_nothing() {
         );
         kept.push(message);
     }
-    let one = manager.shard(ShardId::ONE).unwrap();
+    let one = manager.handle().shard(ShardId::ONE).unwrap();
     assert_eq!(
         (
             one.status().identifies,
@@ -189,7 +222,7 @@ fn a_restart_resumes_and_misses_nothing() {
     let sequence = kept[0].dispatch().unwrap().sequence();
     assert_eq!(one.session().unwrap().sequence, sequence - 1);
     assert!(matches!(
-        manager.restart_shard(shard(0, 2)),
+        manager.handle().restart_shard(shard(0, 2)),
         Err(Error::NotOpen { .. })
     ));
     gateway.assert_lawful();
@@ -205,14 +238,14 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
         .unwrap();
     let manager = ready(config(&gateway));
     assert!(matches!(
-        manager.restart_all(0),
+        manager.handle().restart_all(0),
         Err(Error::Setting {
             setting: "most_away",
             ..
         })
     ));
     gateway.drain();
-    let restart = manager.restart_all(3).unwrap();
+    let restart = manager.handle().restart_all(3).unwrap();
     restart.wait(PATIENCE).unwrap();
     let seen = gateway.observed();
     let (mut away, mut most_away) = (0, 0);
@@ -228,7 +261,7 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
         (1..=3).contains(&most_away) && away == 0,
         "{most_away} were away at once"
     );
-    for shard in manager.shards() {
+    for shard in manager.handle().shards() {
         assert_eq!(
             (shard.status().resumes, shard.status().identifies),
             (1, 1),
@@ -285,6 +318,7 @@ fn every_shard_can_have_settings_of_its_own() {
     }
     let before = asked.load(Ordering::SeqCst);
     manager
+        .handle()
         .restart_shard(shard(0, 2))
         .unwrap()
         .wait(PATIENCE)
@@ -382,7 +416,7 @@ fn closed_connections_are_told_by_callback_and_event() {
     assert!(matches!(fatal, StopReason::Discord(code) if code.0 == 4014));
     assert!(events.into_iter().next().is_none(), "the stream has ended");
     assert!(matches!(
-        manager.open_shard(shard(0, 2)),
+        manager.handle().open_shard(shard(0, 2)),
         Err(Error::Closed)
     ));
     gateway.assert_lawful();
@@ -414,6 +448,7 @@ fn guilds_are_told_when_all_are_in_or_given_up() {
     assert_eq!((arrived, told.iter().sum::<usize>()), (10, 10));
     assert!(
         manager
+            .handle()
             .status()
             .shards
             .iter()
@@ -475,7 +510,7 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
     next(&events, |event| {
         event.shard() == id && matches!(event.kind(), EventKind::Stopped(StopReason::CircuitOpen))
     });
-    let stopped = manager.shard(id).unwrap();
+    let stopped = manager.handle().shard(id).unwrap();
     assert_eq!(
         stopped.status().stage,
         Stage::Stopped(StopReason::CircuitOpen)
@@ -488,7 +523,12 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
             .contains("restart it")
     );
     let spent = identifies(&gateway);
-    manager.restart_shard(id).unwrap().wait(PATIENCE).unwrap();
+    manager
+        .handle()
+        .restart_shard(id)
+        .unwrap()
+        .wait(PATIENCE)
+        .unwrap();
     assert_eq!(identifies(&gateway), spent + 1);
     manager.wait_ready(PATIENCE).unwrap();
     gateway.assert_lawful();
@@ -518,14 +558,14 @@ fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
             .shortage(Shortage::Refuse),
     );
     assert!(matches!(
-        manager.reshard(&Plan::Total(5)),
+        manager.handle().reshard(&Plan::Total(5)),
         Err(Error::TooFewIdentifies {
             needed: 5,
             remaining: 0,
             ..
         })
     ));
-    assert_eq!(manager.shards().len(), 3);
+    assert_eq!(manager.handle().shards().len(), 3);
     gateway.assert_lawful();
 }
 
@@ -541,6 +581,7 @@ fn a_large_bots_total_is_rounded_up() {
     let manager = ready(config(&large).plan(Plan::Total(3)));
     assert_eq!(
         manager
+            .handle()
             .shards()
             .iter()
             .map(threadcord::Shard::id)
@@ -554,7 +595,7 @@ fn a_large_bots_total_is_rounded_up() {
     gateway.inject(shard(1, 3), Fault::Identify(Answer::Close(4010)));
     let manager = ShardManager::start(config(&gateway).plan(Plan::Total(3))).unwrap();
     eventually("four shards run", || {
-        manager.wait_ready(PATIENCE).is_ok() && manager.shards().len() == 4
+        manager.wait_ready(PATIENCE).is_ok() && manager.handle().shards().len() == 4
     });
     gateway.expect("only they", PATIENCE, |seen| {
         seen.live.len() == 4 && seen.live.keys().all(|shard| shard.total() == 4)
@@ -587,11 +628,12 @@ fn the_status_tells_it_all() {
     let manager = ShardManager::start(config).unwrap();
     eventually("somebody waits for a turn", || {
         manager
+            .handle()
             .status()
             .limit
             .is_some_and(|limit| !limit.waiting.is_empty())
     });
-    let status = manager.status();
+    let status = manager.handle().status();
     assert!(
         status.to_string().contains("wait for a turn, first shard"),
         "{status}"
@@ -599,10 +641,16 @@ fn the_status_tells_it_all() {
     manager.wait_guilds(PATIENCE).unwrap();
     gateway.inject(shard(2, 3), Fault::Cut);
     eventually("it resumes", || {
-        manager.shard(shard(2, 3)).unwrap().status().resumes == 1
+        manager
+            .handle()
+            .shard(shard(2, 3))
+            .unwrap()
+            .status()
+            .resumes
+            == 1
     });
     manager.wait_ready(PATIENCE).unwrap();
-    let status = manager.status();
+    let status = manager.handle().status();
     let [_, _, last] = &status.shards[..] else {
         panic!("{status}")
     };
@@ -631,10 +679,10 @@ fn the_status_tells_it_all() {
         json["shards"][2]["last_disconnect"],
         "the connection was cut"
     );
-    let handle = manager.handle();
-    assert!(handle.status().is_some());
+    let handle = manager.handle().clone();
+    assert_eq!(handle.status().shards.len(), 3);
     drop(manager);
-    assert!(handle.status().is_none());
+    assert!(handle.status().shards.is_empty());
     gateway.assert_lawful();
 }
 
@@ -669,13 +717,13 @@ fn everything_may_be_called_from_a_handler() {
                     .unwrap()
                     .wait(PATIENCE)
                     .unwrap(),
-                5 => handle.close(),
+                5 => handle.request_close(),
                 _ => {}
             }
         })
         .unwrap();
     assert!(step.load(Ordering::SeqCst) > 5);
-    assert_eq!(manager.handle().handler_panics(), 0);
+    assert_eq!(manager.handle().status().handler_panics, 0);
     gateway.assert_lawful();
 }
 
@@ -689,15 +737,16 @@ fn operations_on_what_is_not_there_yet_end() {
     // Shard 0 takes the day's last IDENTIFY, and the others wait.
     let manager = ready(config(&gateway).plan(Plan::range(0..1, 4)));
     let opening: Vec<_> = (1..4)
-        .map(|number| manager.open_shard(shard(number, 4)).unwrap())
+        .map(|number| manager.handle().open_shard(shard(number, 4)).unwrap())
         .collect();
     assert!(matches!(
         opening[0].wait(Duration::from_millis(20)),
         Err(Error::TimedOut { .. })
     ));
-    let restart = manager.restart_all(1).unwrap();
+    let restart = manager.handle().restart_all(1).unwrap();
     for number in [3, 2, 1] {
         manager
+            .handle()
             .close_shard(shard(number, 4))
             .unwrap()
             .wait(PATIENCE)
@@ -725,23 +774,25 @@ fn settings_that_fail_later_fail_the_operation_alone() {
     let manager = ready(config(&gateway).for_shard(hook));
     fails.store(true, Ordering::SeqCst);
     assert!(matches!(
-        manager.restart_all(1),
+        manager.handle().restart_all(1),
         Err(Error::Setting {
             setting: "for_shard",
             ..
         })
     ));
     manager
+        .handle()
         .close_shard(shard(1, 2))
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
     assert!(matches!(
-        manager.open_shard(shard(1, 2)),
+        manager.handle().open_shard(shard(1, 2)),
         Err(Error::Setting { .. })
     ));
     fails.store(false, Ordering::SeqCst);
     manager
+        .handle()
         .open_shard(shard(1, 2))
         .unwrap()
         .wait(PATIENCE)
@@ -770,7 +821,7 @@ fn a_session_names_its_shard() {
     let manager = ready(config(&gateway));
     // One total with another that runs.
     assert!(matches!(
-        manager.resume_shard(session),
+        manager.handle().resume_shard(session),
         Err(Error::Overlaps { .. })
     ));
     gateway.assert_lawful();

@@ -441,21 +441,29 @@ fn after_a_split_and_a_reshard_it_starts_as_it_was() {
         shard(0, 2),
         threadcord::sim::Fault::InvalidSession { resumable: false },
     );
-    eventually("it is split", || manager.shards().len() == 3);
+    eventually("it is split", || manager.handle().shards().len() == 3);
     manager.wait_ready(PATIENCE).unwrap();
     manager.suspend();
     drop(manager);
     let manager = ready(config.clone());
-    let ids: Vec<_> = manager.shards().iter().map(threadcord::Shard::id).collect();
+    let ids: Vec<_> = manager
+        .handle()
+        .shards()
+        .iter()
+        .map(threadcord::Shard::id)
+        .collect();
     assert_eq!(ids, [shard(0, 4), shard(1, 2), shard(2, 4)]);
     let events = manager.events();
-    manager.reshard(&Plan::Total(5)).unwrap();
+    manager.handle().reshard(&Plan::Total(5)).unwrap();
     next(&events, |event| event.name() == "Resharded");
     manager.suspend();
     drop(manager);
     let spent = identifies(&gateway);
     let manager = ready(config);
-    assert_eq!((manager.shards().len(), identifies(&gateway)), (5, spent));
+    assert_eq!(
+        (manager.handle().shards().len(), identifies(&gateway)),
+        (5, spent)
+    );
 }
 
 #[test]
@@ -466,6 +474,7 @@ fn a_plan_that_has_changed_starts_anew() {
     let manager = ready(config.plan(Plan::Total(3)).sessions(sessions));
     assert_eq!(
         manager
+            .handle()
             .shards()
             .iter()
             .map(|shard| shard.status().identifies)

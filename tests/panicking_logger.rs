@@ -35,7 +35,7 @@ fn a_logger_that_panics_stops_its_shard_and_hangs_nothing() {
     log::set_max_level(log::LevelFilter::Info);
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    let shard = manager.shard(ShardId::ONE).unwrap();
+    let shard = manager.handle().shard(ShardId::ONE).unwrap();
     LOGGER.0.store(true, Ordering::SeqCst);
     gateway.inject(ShardId::ONE, Fault::Cut);
     let panicked = Stage::Stopped(StopReason::Panicked);

@@ -64,10 +64,10 @@ fn call_everything(handle: &Handle) {
         let _ = shard.request_members(1, &MemberQuery::all());
         let _ = (handle.shard(shard.id()), handle.shard_by_guild(1));
     }
-    let _ = handle.status().map(|status| status.to_string());
+    let _ = handle.status().to_string();
     let _ = handle.send_to_guild(1, sounds(1));
     let _ = handle.broadcast(&Presence::new(OnlineStatus::Idle));
-    let _ = (handle.handler_panics(), format!("{handle:?}"));
+    let _ = (handle.status().handler_panics, format!("{handle:?}"));
     // Refused, but not before the state is looked at.
     let stranger = ShardId::new(0, 77).unwrap();
     let _ = handle.close_shard(stranger).map_err(|error| error.report());
@@ -206,12 +206,12 @@ fn settings(gateway: &Gateway) -> Config {
 /// Resharding, given up and done, while everything goes wrong that can.
 fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
     manager.wait_ready(PATIENCE)?;
-    let _ = manager.reshard(&Plan::Total(3))?;
-    manager.cancel_reshard();
+    let _ = manager.handle().reshard(&Plan::Total(3))?;
+    manager.handle().cancel_reshard();
     let one = ShardId::ONE;
     let mut restart = None;
     eventually("it can be restarted", || {
-        restart = manager.restart_shard(one).ok();
+        restart = manager.handle().restart_shard(one).ok();
         restart.is_some()
     });
     restart.expect("it was").wait(PATIENCE)?;
@@ -226,15 +226,15 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
             seen.live.get(&one).is_some_and(|now| *now != before)
         });
     }
-    let two = || manager.reshard(&Plan::Total(2));
+    let two = || manager.handle().reshard(&Plan::Total(2));
     eventually("it reshards", || two().is_ok());
-    eventually("they take over", || manager.shards().len() == 2);
+    eventually("they take over", || manager.handle().shards().len() == 2);
     IS_JAMMED.store(true, Ordering::SeqCst);
     let guild = gateway.guild_ids()[0];
     eventually("it stalls", || {
         let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": 1});
         gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
-        let status = manager.status();
+        let status = manager.handle().status();
         status
             .shards
             .iter()
@@ -243,7 +243,11 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
     IS_JAMMED.store(false, Ordering::SeqCst);
     gateway.inject(ShardId::new(1, 2)?, Fault::Close(4011));
     eventually("it splits", || {
-        manager.shards().iter().any(|shard| shard.id().total() == 4)
+        manager
+            .handle()
+            .shards()
+            .iter()
+            .any(|shard| shard.id().total() == 4)
     });
     Ok(())
 }
@@ -259,7 +263,7 @@ fn whatever_is_foreign_may_call_back() {
         .start()
         .unwrap();
     let manager = ShardManager::start_with(settings(&gateway), Wires).unwrap();
-    *HANDLE.lock() = Some(manager.handle());
+    *HANDLE.lock() = Some(manager.handle().clone());
     let stops = Arc::new(AtomicBool::new(false));
     let (handling, manager) = (Arc::clone(&stops), Arc::new(manager));
     let handler = {

@@ -146,7 +146,12 @@ fn ids(total: u32) -> Vec<ShardId> {
 }
 
 fn running(manager: &ShardManager) -> Vec<ShardId> {
-    manager.shards().iter().map(threadcord::Shard::id).collect()
+    manager
+        .handle()
+        .shards()
+        .iter()
+        .map(threadcord::Shard::id)
+        .collect()
 }
 
 #[test]
@@ -155,22 +160,29 @@ fn there_and_back_under_load() {
     let manager = &play.manager;
     for total in [6, 4] {
         let before = running(manager);
-        let reshard = manager.reshard(&Plan::Total(total)).unwrap();
+        let reshard = manager.handle().reshard(&Plan::Total(total)).unwrap();
         assert!(matches!(
-            manager.reshard(&Plan::Total(9)),
+            manager.handle().reshard(&Plan::Total(9)),
             Err(Error::Busy {
                 running: "a reshard"
             })
         ));
-        assert!(matches!(manager.restart_all(1), Err(Error::Busy { .. })));
         assert!(matches!(
-            manager.close_shard(before[0]),
+            manager.handle().restart_all(1),
+            Err(Error::Busy { .. })
+        ));
+        assert!(matches!(
+            manager.handle().close_shard(before[0]),
             Err(Error::Busy { .. })
         ));
         while !reshard.is_over() {
             // Every guild has exactly one shard at each moment, of one of the two sets.
             for guild in play.gateway.guild_ids() {
-                let home = manager.shard_by_guild(guild).expect("a shard").id();
+                let home = manager
+                    .handle()
+                    .shard_by_guild(guild)
+                    .expect("a shard")
+                    .id();
                 assert_eq!(ShardId::for_guild(guild, home.total()), Some(home));
                 assert!(before.contains(&home) || home.total() == total);
             }
@@ -196,7 +208,7 @@ fn there_and_back_under_load() {
 #[test]
 fn with_faults_on_the_way_nothing_is_lost() {
     let play = Play::start(|config| config);
-    let reshard = play.manager.reshard(&Plan::Total(6)).unwrap();
+    let reshard = play.manager.handle().reshard(&Plan::Total(6)).unwrap();
     play.gateway
         .expect("the new ones are live", PATIENCE, |seen| {
             seen.live.len() == 10
@@ -215,10 +227,10 @@ fn with_faults_on_the_way_nothing_is_lost() {
 #[test]
 fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
     let play = Play::start(|config| config);
-    let before = play.manager.shards();
+    let before = play.manager.handle().shards();
     play.gateway
         .inject(shard(4, 6), Fault::Identify(Answer::Close(4013)));
-    let reshard = play.manager.reshard(&Plan::Total(6)).unwrap();
+    let reshard = play.manager.handle().reshard(&Plan::Total(6)).unwrap();
     match reshard.wait(PATIENCE) {
         Err(Error::Stopped {
             shard: stopped,
@@ -240,11 +252,12 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
     // And then it can be tried again, once those are gone.
     eventually("they have stopped", || {
         !matches!(
-            play.manager.reshard(&Plan::Total(4)),
+            play.manager.handle().reshard(&Plan::Total(4)),
             Err(Error::Busy { .. })
         )
     });
     play.manager
+        .handle()
         .reshard(&Plan::Total(6))
         .unwrap()
         .wait(PATIENCE)
@@ -278,9 +291,9 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
                 .unwrap();
         }
     }
-    let one = manager.shard(ShardId::ONE).unwrap();
+    let one = manager.handle().shard(ShardId::ONE).unwrap();
     eventually("it stalls", || one.status().outstanding_events >= 4);
-    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
     let is_new = |seen: &threadcord::sim::Observed| {
         seen.live.keys().filter(|shard| shard.total() == 2).count() == 2
     };
@@ -324,7 +337,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     let manager = ready(config.clone());
     manager.wait_guilds(PATIENCE).unwrap();
     manager.events().receiver().try_iter().for_each(drop);
-    let reshard = manager.reshard(&Plan::Total(3)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(3)).unwrap();
     // One event that is not handled holds the hand-over up, after the old ones have closed.
     let kept = hold_newest(&gateway, &manager.events(), |seen| {
         seen.live.len() == 3 && seen.live.keys().all(|shard| shard.total() == 3)
@@ -332,7 +345,10 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     assert!(!reshard.is_over());
     for guild in gateway.guild_ids() {
         assert_eq!(
-            manager.shard_by_guild(guild).map(|shard| shard.id()),
+            manager
+                .handle()
+                .shard_by_guild(guild)
+                .map(|shard| shard.id()),
             ShardId::for_guild(guild, 3)
         );
         gateway
@@ -343,6 +359,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     // the handler is.
     let held = |manager: &ShardManager| {
         manager
+            .handle()
             .shards()
             .iter()
             .map(|shard| shard.status().outstanding_events)
@@ -372,6 +389,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     }
     assert_eq!(
         manager
+            .handle()
             .shards()
             .iter()
             .map(|shard| shard.status().identifies)
@@ -386,10 +404,10 @@ fn it_can_be_cancelled() {
     let gateway = gateway().shards(2).max_concurrency(4).start().unwrap();
     // The overlap is ten seconds.
     let manager = ready(config(&gateway));
-    assert!(!manager.cancel_reshard(), "there is none");
-    let reshard = manager.reshard(&Plan::Total(3)).unwrap();
+    assert!(!manager.handle().cancel_reshard(), "there is none");
+    let reshard = manager.handle().reshard(&Plan::Total(3)).unwrap();
     gateway.expect("both sets are live", PATIENCE, |seen| seen.live.len() == 5);
-    assert!(manager.cancel_reshard() && !manager.cancel_reshard());
+    assert!(manager.handle().cancel_reshard() && !manager.handle().cancel_reshard());
     assert!(matches!(reshard.wait(PATIENCE), Err(Error::Cancelled)));
     gateway.expect("the new ones are gone", PATIENCE, |seen| {
         seen.live.keys().all(|shard| shard.total() == 2)
@@ -446,6 +464,7 @@ fn workers_keep_the_guilds_in_order_across_it() {
         });
         for total in [3, 5, 2] {
             manager
+                .handle()
                 .reshard(&Plan::Total(total))
                 .unwrap()
                 .wait(PATIENCE)
@@ -477,13 +496,20 @@ fn commands_find_the_shard_of_their_guild_throughout() {
     let mut config = config(&gateway);
     config.timing.reshard_overlap = Duration::from_millis(50);
     let manager = ready(config);
-    let reshard = manager.reshard(&Plan::Total(3)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(3)).unwrap();
     let guild = gateway.guild_ids()[1];
     let mut accepted = 0;
     while !reshard.is_over() {
         let sounds = json!({"op": 31, "d": {"guild_ids": [guild.to_string()], "guild_id": guild.to_string()}});
         let sounds = Command::raw(&sounds).unwrap();
-        accepted += usize::from(manager.shard_by_guild(guild).unwrap().send(sounds).is_ok());
+        accepted += usize::from(
+            manager
+                .handle()
+                .shard_by_guild(guild)
+                .unwrap()
+                .send(sounds)
+                .is_ok(),
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     reshard.wait(PATIENCE).unwrap();
@@ -502,7 +528,7 @@ fn commands_find_the_shard_of_their_guild_throughout() {
 fn what_cannot_be_resharded_is_said_and_changes_nothing() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let manager = ready(config(&gateway));
-    let refused = |plan: Plan| manager.reshard(&plan).unwrap_err();
+    let refused = |plan: Plan| manager.handle().reshard(&plan).unwrap_err();
     assert!(matches!(
         refused(Plan::Total(0)),
         Error::Setting {
@@ -523,7 +549,7 @@ fn what_cannot_be_resharded_is_said_and_changes_nothing() {
         matches!(refused(Plan::Recommended), Error::AlreadyOpen { .. }),
         "2, as before"
     );
-    let handle = manager.handle();
+    let handle = manager.handle().clone();
     assert_eq!(running(&manager), ids(2));
     manager.close();
     assert!(matches!(refused(Plan::Total(4)), Error::Closed));
@@ -545,7 +571,7 @@ fn closing_in_the_middle_ends_both_sets() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway));
-    let reshard = manager.reshard(&Plan::Total(5)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(5)).unwrap();
     gateway.expect("some new ones are live", PATIENCE, |seen| {
         seen.live.len() > 3
     });
@@ -604,7 +630,7 @@ fn an_overloaded_old_shard_is_closed_only_once_it_has_caught_up() {
     let mut numbers = HashMap::new();
     std::thread::scope(|scope| {
         scope.spawn(|| numbered(&gateway, EVENTS, 1000));
-        let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+        let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
         // The handler is stuck, while both sets beat.
         std::thread::sleep(Duration::from_secs(2));
         while numbers.len() < usize::try_from(EVENTS).unwrap() {
@@ -644,7 +670,7 @@ fn an_ack_before_the_replay_does_not_make_an_old_shard_caught_up() {
     // What only the old session has, since it comes before the new ones.
     gateway.inject(ShardId::ONE, Fault::Cut);
     numbered(&gateway, 50, 10_000);
-    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
     let mut numbers = HashMap::new();
     while !reshard.is_over() {
         tally(&events, &mut numbers, Duration::from_millis(10));
@@ -678,7 +704,7 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
     let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
         let sender = scope.spawn(|| common::send(&gateway, 40, 1, 1..=usize::MAX, &stop));
-        let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+        let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
         gateway.expect("the new ones are live", PATIENCE, |seen| {
             seen.live.len() == 3
         });
@@ -714,9 +740,9 @@ fn an_event_that_is_not_handled_comes_again_whichever_set_delivered_it() {
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
     events.receiver().try_iter().for_each(drop);
-    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
     gateway.expect("both sets are live", PATIENCE, |seen| seen.live.len() == 3);
-    let old = manager.shard(ShardId::ONE).unwrap();
+    let old = manager.handle().shard(ShardId::ONE).unwrap();
     numbered(&gateway, 10, 1000);
     // Every second one is handled before its duplicate comes, or after it.
     let mut kept = Vec::new();

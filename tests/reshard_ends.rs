@@ -52,7 +52,7 @@ fn end_in_every_phase(end: fn(&ShardManager)) {
         let manager = ready(settings);
         manager.wait_guilds(PATIENCE).unwrap();
         let events = manager.events();
-        let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+        let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
         let kept = phase(&gateway, &events);
         in_time(name, move || {
             std::thread::scope(|scope| {
@@ -92,12 +92,12 @@ fn one_that_takes_too_long_is_given_up() {
     settings.timing.reshard_overlap = PATIENCE;
     settings.timing.reshard_timeout = Duration::from_millis(300);
     let manager = ready(settings);
-    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
     let error = reshard.wait(PATIENCE).unwrap_err();
     assert!(matches!(error, Error::ReshardTimeout), "{error}");
     let is_as_before = |seen: &Observed| seen.live.len() == 1 && is_live(seen, 1);
     gateway.expect("the new ones are gone", PATIENCE, is_as_before);
-    assert_eq!(manager.shards()[0].id(), ShardId::ONE);
+    assert_eq!(manager.handle().shards()[0].id(), ShardId::ONE);
     manager.wait_ready(PATIENCE).unwrap();
     gateway.assert_lawful();
 }
@@ -109,7 +109,7 @@ fn a_new_shard_reports_the_session_that_it_lost() {
     settings.timing.reshard_overlap = Duration::from_millis(500);
     let manager = ready(settings);
     let events = manager.events();
-    let reshard = manager.reshard(&Plan::Total(2)).unwrap();
+    let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
     gateway.expect("the new ones are live", PATIENCE, |seen| is_live(seen, 2));
     gateway.inject(shard(0, 2), Fault::InvalidSession { resumable: false });
     reshard.wait(PATIENCE).unwrap();

@@ -30,7 +30,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
             // Until the shard knows that it is back: a fault before that would be one more before
             // the same resume.
             eventually("it comes back", || {
-                manager.shard(ONE).unwrap().status().resumes == n / 20 + 1
+                manager.handle().shard(ONE).unwrap().status().resumes == n / 20 + 1
             });
         }
     }
@@ -52,7 +52,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
         .filter(|number| *number == "while it is away")
         .count();
     assert_eq!(away, 3);
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
+    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 1);
     gateway.assert_lawful();
 }
 
@@ -103,7 +103,7 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: Disconnect) {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let events = manager.events();
-    let first = manager.shard(ONE).unwrap().session().unwrap();
+    let first = manager.handle().shard(ONE).unwrap().session().unwrap();
     end(&gateway);
     let lost = next(&events, |event| {
         matches!(event.kind(), EventKind::SessionLost { .. })
@@ -127,7 +127,7 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: Disconnect) {
     next(&events, |event| {
         matches!(event.kind(), EventKind::SessionStarted)
     });
-    let status = manager.shard(ONE).unwrap().status();
+    let status = manager.handle().shard(ONE).unwrap().status();
     assert_eq!(
         (status.identifies, status.resumes, status.sessions_lost),
         (2, 0, 1)
@@ -165,7 +165,7 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
         matches!(event.kind(), EventKind::SessionLost { .. })
     });
     manager.wait_ready(PATIENCE).unwrap();
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 2);
+    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 2);
     gateway.assert_lawful();
 }
 
@@ -179,7 +179,7 @@ fn op_9_to_an_identify_goes_back_into_the_queue() {
         );
     }
     let manager = ready(config(&gateway));
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 3);
+    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 3);
     gateway.assert_lawful();
 }
 
@@ -192,7 +192,7 @@ fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
     next(&manager.events(), |event| {
         matches!(event.kind(), EventKind::SessionStarted)
     });
-    let status = manager.shard(ONE).unwrap().status();
+    let status = manager.handle().shard(ONE).unwrap().status();
     assert_eq!((status.connects, status.identifies), (3, 2));
     gateway.assert_lawful();
 }
@@ -206,7 +206,7 @@ fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
         let manager = ready(config(&gateway));
         gateway.inject(ONE, Fault::Cut);
         eventually("it resumes", || {
-            manager.shard(ONE).unwrap().status().resumes == 1
+            manager.handle().shard(ONE).unwrap().status().resumes == 1
         });
         gateway.assert_lawful();
     }
@@ -222,14 +222,20 @@ fn a_zombied_connection_is_dropped_and_resumed() {
     let manager = ready(config(&gateway));
     gateway.inject(ONE, Fault::NoAck);
     eventually("it is noticed", || {
-        manager.shard(ONE).unwrap().status().last_disconnect == Some(Disconnect::Zombied)
+        manager
+            .handle()
+            .shard(ONE)
+            .unwrap()
+            .status()
+            .last_disconnect
+            == Some(Disconnect::Zombied)
     });
     eventually("it resumes", || {
-        manager.shard(ONE).unwrap().status().resumes >= 1
+        manager.handle().shard(ONE).unwrap().status().resumes >= 1
     });
-    assert_eq!(manager.shard(ONE).unwrap().status().identifies, 1);
+    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 1);
     eventually("there is a latency", || {
-        manager.shard(ONE).unwrap().latency().is_some()
+        manager.handle().shard(ONE).unwrap().latency().is_some()
     });
 }
 
@@ -252,7 +258,7 @@ fn a_heartbeat_that_is_asked_for_comes_at_once() {
 fn commands_survive_a_cut() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    let handle = manager.shard(ONE).unwrap();
+    let handle = manager.handle().shard(ONE).unwrap();
     gateway.inject(ONE, Fault::Cut);
     eventually("it is away", || handle.status().last_disconnect.is_some());
     handle.send(sounds(5)).unwrap();
@@ -278,7 +284,7 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
         .collect();
     assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
     for id in [shard(0, 2), shard(1, 2)] {
-        let handle = manager.shard(id).unwrap();
+        let handle = manager.handle().shard(id).unwrap();
         assert_eq!(handle.status().stage, threadcord::Stage::Stopped(reason));
         assert!(
             handle

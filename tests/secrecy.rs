@@ -60,7 +60,13 @@ fn no_line_shows_a_secret() {
     let manager = ready(config(&gateway).compression(Compression::None));
     gateway.inject(ShardId::ONE, Fault::Cut);
     eventually("it resumes", || {
-        manager.shard(ShardId::ONE).unwrap().status().resumes == 1
+        manager
+            .handle()
+            .shard(ShardId::ONE)
+            .unwrap()
+            .status()
+            .resumes
+            == 1
     });
     manager.handle().rest().current_application().unwrap();
 

@@ -38,7 +38,7 @@ fn no_thread_and_no_descriptor_is_left() {
         );
         // What a program keeps of shards that are gone keeps nothing of theirs.
         kept.extend(manager.events().receiver().try_iter().take(50));
-        kept_shards.extend(manager.shards());
+        kept_shards.extend(manager.handle().shards());
         manager.close();
         drop(manager);
         gateway.assert_lawful();

@@ -215,6 +215,7 @@ fn soak(
     let deadline = Instant::now() + PATIENCE;
     let ready = || {
         manager
+            .handle()
             .shards()
             .iter()
             .filter(|shard| shard.status().stage == Stage::Ready)
@@ -242,6 +243,7 @@ fn soak(
     gateway.assert_lawful();
     let count = book.check(&gateway);
     let status: Vec<_> = manager
+        .handle()
         .shards()
         .iter()
         .map(threadcord::Shard::status)

@@ -87,7 +87,7 @@ fn two_become_four_and_eight_while_a_slow_handler_is_busy() {
                 );
             }
             eventually("all are split and ready", || {
-                let shards = manager.shards();
+                let shards = manager.handle().shards();
                 shards.len() == total as usize
                     && shards.iter().all(|shard| shard.id().total() == total)
             });
@@ -98,7 +98,7 @@ fn two_become_four_and_eight_while_a_slow_handler_is_busy() {
             });
             covered_once(
                 &gateway,
-                |guild| Some(manager.shard_by_guild(guild)?.id()),
+                |guild| Some(manager.handle().shard_by_guild(guild)?.id()),
                 &[total],
             );
         }
@@ -147,7 +147,10 @@ fn one_of_two_is_split_at_the_start_and_again() {
     assert_eq!(gateway.observed().live.len(), 2);
     let here = |guild: &u64| (guild >> 22).is_multiple_of(2);
     for guild in gateway.guild_ids() {
-        assert_eq!(manager.shard_by_guild(guild).is_some(), here(&guild));
+        assert_eq!(
+            manager.handle().shard_by_guild(guild).is_some(),
+            here(&guild)
+        );
     }
     manager.close();
     assert_lawful(&gateway);
@@ -167,29 +170,31 @@ fn three_at_a_time_and_one_shard_alone() {
     manager.wait_guilds(PATIENCE).unwrap();
     covered_once(
         &gateway,
-        |guild| Some(manager.shard_by_guild(guild)?.id()),
+        |guild| Some(manager.handle().shard_by_guild(guild)?.id()),
         &[3],
     );
     // Half of it grows: its guilds are those of other totals then.
     gateway.add_guilds(3);
     gateway.inject(shard(2, 3), Fault::InvalidSession { resumable: false });
-    eventually("one of three is split", || manager.shards().len() == 5);
+    eventually("one of three is split", || {
+        manager.handle().shards().len() == 5
+    });
     manager.wait_ready(PATIENCE).unwrap();
     covered_once(
         &gateway,
-        |guild| Some(manager.shard_by_guild(guild)?.id()),
+        |guild| Some(manager.handle().shard_by_guild(guild)?.id()),
         &[3, 9],
     );
     // A reshard makes it one set again.
     let mut events = manager.events();
-    manager.reshard(&Plan::Total(6)).unwrap();
+    manager.handle().reshard(&Plan::Total(6)).unwrap();
     assert!(events.any(|event| event.name() == "Resharded"));
     gateway.expect("the old ones are gone", PATIENCE, |seen| {
         seen.live.keys().all(|shard| shard.total() == 6)
     });
     covered_once(
         &gateway,
-        |guild| Some(manager.shard_by_guild(guild)?.id()),
+        |guild| Some(manager.handle().shard_by_guild(guild)?.id()),
         &[6],
     );
     assert_lawful(&gateway);

@@ -40,7 +40,7 @@ fn a_start_in_the_background_gives_the_manager_once() {
     assert!(matches!(starting.wait(), Err(Error::Closed)));
     manager.wait_ready(PATIENCE).unwrap();
     let waited = ShardManager::start_in_background(config(&gateway).plan(Plan::Total(3))).unwrap();
-    let status = waited.wait().unwrap().status();
+    let status = waited.wait().unwrap().handle().status();
     assert_eq!(status.shards.len() + status.unopened.len(), 3);
     gateway.assert_lawful();
 }

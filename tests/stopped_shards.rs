@@ -50,19 +50,20 @@ fn one_that_was_suspended_resumes_when_it_is_restarted() {
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
-    let one = manager.shard(ShardId::ONE).unwrap();
+    let one = manager.handle().shard(ShardId::ONE).unwrap();
     emit(&gateway, 1);
     let held = next(&events, |event| number(event).is_some());
-    one.suspend();
+    one.request_suspend();
     stop(&one);
     emit(&gateway, 2);
 
     manager
+        .handle()
         .restart_shard(ShardId::ONE)
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
-    let again = manager.shard(ShardId::ONE).unwrap();
+    let again = manager.handle().shard(ShardId::ONE).unwrap();
     assert_eq!((again.status().identifies, again.status().resumes), (0, 1));
     emit(&gateway, 3);
     assert_eq!(numbers_up_to(&events, 3), [2, 3], "1 is held, not repeated");
@@ -78,18 +79,19 @@ fn it_can_be_resumed_from_a_session_of_its_own() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
-    let one = manager.shard(ShardId::ONE).unwrap();
-    let running = manager.resume_shard(one.session().unwrap());
+    let one = manager.handle().shard(ShardId::ONE).unwrap();
+    let running = manager.handle().resume_shard(one.session().unwrap());
     assert!(matches!(running, Err(Error::AlreadyOpen { .. })));
-    one.suspend();
+    one.request_suspend();
     stop(&one);
     let session = one.session().unwrap();
     manager
+        .handle()
         .resume_shard(session)
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
-    let again = manager.shard(ShardId::ONE).unwrap().status();
+    let again = manager.handle().shard(ShardId::ONE).unwrap().status();
     assert_eq!((again.identifies, again.resumes), (0, 1));
     gateway.assert_lawful();
 }
@@ -104,7 +106,7 @@ fn one_shard_is_suspended_and_goes_on() {
     let events = manager.events();
     emit(&gateway, 1);
     let held = next(&events, |event| number(event).is_some());
-    let shard = manager.shard(ShardId::ONE).unwrap();
+    let shard = manager.handle().shard(ShardId::ONE).unwrap();
     // No more than the limit goes out before it stops.
     let guild = gateway.guild_ids()[0];
     for _ in 0..200 {
@@ -127,6 +129,7 @@ fn one_shard_is_suspended_and_goes_on() {
 
     let session = suspended.session.expect("it has one");
     manager
+        .handle()
         .resume_shard(session)
         .unwrap()
         .wait(PATIENCE)
@@ -213,18 +216,19 @@ fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
     let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
-    let one = manager.shard(first).unwrap();
+    let one = manager.handle().shard(first).unwrap();
     *mischief.panics.lock() = Some(first);
     emit(&gateway, 1);
     stop(&one);
     emit(&gateway, 2);
     manager
+        .handle()
         .restart_shard(one.id())
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
     assert_eq!(numbers_up_to(&events, 2), [1, 2]);
-    let status = manager.shard(one.id()).unwrap().status();
+    let status = manager.handle().shard(one.id()).unwrap().status();
     assert_eq!((status.identifies, status.resumes), (0, 1));
     gateway.assert_lawful();
 }
@@ -237,21 +241,21 @@ fn a_handler_restarts_a_shard_that_has_closed() {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| {
             manager.run(1, |handle, event: Event| {
-                if matches!(event.kind(), EventKind::Stopped(_)) && handle.status().is_some() {
+                if matches!(event.kind(), EventKind::Stopped(_)) && !handle.shards().is_empty() {
                     let restarted = handle.restart_shard(event.shard());
                     restarts.fetch_add(usize::from(restarted.is_ok()), Ordering::SeqCst);
                 }
             })
         });
         for count in 1..=20 {
-            let old = manager.shard(ShardId::ONE).unwrap();
-            old.suspend();
+            let old = manager.handle().shard(ShardId::ONE).unwrap();
+            old.request_suspend();
             stop(&old);
             eventually("it is restarted", || {
                 restarts.load(Ordering::SeqCst) == count
             });
             eventually("it is ready", || {
-                let new = manager.shard(ShardId::ONE).unwrap().status();
+                let new = manager.handle().shard(ShardId::ONE).unwrap().status();
                 new.stage == Stage::Ready && new.resumes == 1
             });
         }
@@ -277,7 +281,7 @@ fn a_suspend_that_does_not_wait_writes_the_store_while_handlers_go_on() {
     }
     drop(next(&events, |event| number(event).is_some()));
     let kept = next(&events, |event| number(event).is_some());
-    manager.handle().suspend();
+    manager.handle().request_suspend();
     gateway.expect("the shard has left", PATIENCE, |seen| seen.live.is_empty());
     let sequence = || Some(store.load().unwrap().sessions.first()?.sequence);
     let last = kept.dispatch().unwrap().sequence();
@@ -331,9 +335,9 @@ fn a_restart_that_comes_while_it_stops_counts() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     for _ in 0..50 {
-        let one = manager.shard(ShardId::ONE).unwrap();
-        one.suspend();
-        let restart = manager.restart_shard(ShardId::ONE).unwrap();
+        let one = manager.handle().shard(ShardId::ONE).unwrap();
+        one.request_suspend();
+        let restart = manager.handle().restart_shard(ShardId::ONE).unwrap();
         restart.wait(PATIENCE).unwrap();
         manager.wait_ready(PATIENCE).unwrap();
     }
@@ -347,7 +351,7 @@ fn one_that_looks_a_name_up_makes_room_at_once() {
     let wires = |connector| Wires(connector, Arc::clone(&mischief));
     let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
-    let one = manager.shard(ShardId::ONE).unwrap();
+    let one = manager.handle().shard(ShardId::ONE).unwrap();
     mischief.is_slow.store(true, Ordering::SeqCst);
     mischief.has_begun.store(false, Ordering::SeqCst);
     gateway.inject(ShardId::ONE, Fault::Cut);
@@ -357,11 +361,14 @@ fn one_that_looks_a_name_up_makes_room_at_once() {
     one.send(sounds(gateway.guild_ids()[0])).unwrap();
     let suspended = manager.suspend_shard(ShardId::ONE).unwrap();
     assert_eq!(suspended.unsent.len(), 1);
-    let opening = manager.resume_shard(suspended.session.unwrap()).unwrap();
+    let opening = manager
+        .handle()
+        .resume_shard(suspended.session.unwrap())
+        .unwrap();
     mischief.is_slow.store(false, Ordering::SeqCst);
     opening.wait(PATIENCE).unwrap();
     stop(&one);
-    let again = manager.shard(ShardId::ONE).unwrap();
+    let again = manager.handle().shard(ShardId::ONE).unwrap();
     assert_eq!(again.status().identifies, 0);
     assert!(
         again.session().is_some(),

@@ -103,7 +103,7 @@ fn call(handle: &Handle, gateway: &Gateway, tally: &Tally, calm: &AtomicBool, rn
                 tell(tally, "resume", handle.resume_shard(session), rng);
             }
         }
-        50..60 => drop(handle.status().map(|status| status.to_string())),
+        50..60 => drop(handle.status().to_string()),
         60..70 => {
             if let Some(shard) = handle.shard_by_guild(guild) {
                 let _ = shard.send(common::sounds(guild));
@@ -137,7 +137,11 @@ fn random_calls_from_many_threads() {
     config.timing.reshard_overlap = Duration::from_millis(20);
     config.timing.store_interval = Duration::from_millis(5);
     let manager = ShardManager::start(config).unwrap();
-    let (handle, tally, stop) = (manager.handle(), Tally::default(), AtomicBool::new(false));
+    let (handle, tally, stop) = (
+        manager.handle().clone(),
+        Tally::default(),
+        AtomicBool::new(false),
+    );
     let calm = AtomicBool::new(false);
     let end = Instant::now() + Duration::from_secs(seconds);
     std::thread::scope(|scope| {
@@ -190,13 +194,13 @@ fn random_calls_from_many_threads() {
 /// What is left can be brought into order, and is then what the gateway sees.
 fn settle(manager: &ShardManager, gateway: &Gateway) {
     eventually("nothing is under way any more", || {
-        match manager.reshard(&Plan::Total(9)) {
+        match manager.handle().reshard(&Plan::Total(9)) {
             Ok(reshard) => {
                 let outcome = reshard.wait(PATIENCE);
                 assert!(
                     outcome.is_ok(),
                     "{outcome:?}, and nobody disturbs it: {}",
-                    manager.status()
+                    manager.handle().status()
                 );
                 true
             }
@@ -205,18 +209,26 @@ fn settle(manager: &ShardManager, gateway: &Gateway) {
         }
     });
     manager.wait_guilds(PATIENCE).unwrap();
-    let running: BTreeSet<ShardId> = manager.shards().iter().map(threadcord::Shard::id).collect();
+    let running: BTreeSet<ShardId> = manager
+        .handle()
+        .shards()
+        .iter()
+        .map(threadcord::Shard::id)
+        .collect();
     assert_eq!(running, (0..9).map(|number| shard(number, 9)).collect());
     gateway.expect("the gateway sees the same", PATIENCE, |seen| {
         seen.live.keys().copied().collect::<BTreeSet<_>>() == running
     });
-    let status = manager.status();
+    let status = manager.handle().status();
     let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
     assert!(status.shards.iter().all(is_ready), "{status}");
     assert!(status.incoming.is_empty(), "{status}");
     for guild in gateway.guild_ids() {
         assert_eq!(
-            manager.shard_by_guild(guild).map(|shard| shard.id()),
+            manager
+                .handle()
+                .shard_by_guild(guild)
+                .map(|shard| shard.id()),
             ShardId::for_guild(guild, 9)
         );
     }

@@ -33,7 +33,7 @@ fn a_thousand_shards_get_ready_and_leave_nothing_behind() {
     manager.wait_guilds(PATIENCE).unwrap();
     let ready = start.elapsed();
     assert_eq!(gateway.observed().live.len(), SHARDS as usize);
-    let status = manager.status();
+    let status = manager.handle().status();
     assert_eq!(
         status
             .shards

@@ -23,7 +23,10 @@ fn every_event_of_the_simulator_is_read() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway));
-    let (guild, shard) = (gateway.guild_ids()[0], manager.shard(ShardId::ONE).unwrap());
+    let (guild, shard) = (
+        gateway.guild_ids()[0],
+        manager.handle().shard(ShardId::ONE).unwrap(),
+    );
     let channel = gateway.channel_of(guild).unwrap();
     gateway.chat(channel, "hello").unwrap();
     gateway.interact(channel, "hello", &json!([])).unwrap();

@@ -51,7 +51,7 @@ impl Memory {
     /// Has each shard say so many more events.
     pub(crate) fn say(&self, manager: &ShardManager, count: usize) {
         self.wanted.fetch_add(count, Ordering::Release);
-        for shard in manager.shards() {
+        for shard in manager.handle().shards() {
             // A command wakes it.
             let command = threadcord::Command::soundboard_sounds(&[1]).expect("a command");
             shard.send(command).expect("it is taken");

@@ -75,6 +75,7 @@ fn collect(
             let all = Command::request_members(gateway.guild_ids()[0], &MemberQuery::all(), None)
                 .expect("a command");
             manager
+                .handle()
                 .send_to_guild(gateway.guild_ids()[0], all)
                 .expect("it is taken");
         }

@@ -87,7 +87,7 @@ impl Events {
     /// receives from it owes the same as with the iterator: to drop or release each event.
     ///
     /// What [`run`](crate::ShardManager::run) had taken from it when it was
-    /// [stopped](crate::ShardManager::stop) is not in there any more: take that with
+    /// [stopped](crate::Handle::stop) is not in there any more: take that with
     /// [`try_next`](Self::try_next) first.
     pub fn receiver(&self) -> &Receiver<Event> {
         &self.receiver

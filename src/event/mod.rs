@@ -120,7 +120,7 @@ pub enum EventKind {
         into: Vec<ShardId>,
     },
     /// New shards have taken over from old ones; see
-    /// [`ShardManager::reshard`](crate::ShardManager::reshard).
+    /// [`Handle::reshard`](crate::Handle::reshard).
     Resharded {
         /// Those that ran until now; nothing of them follows but that they are closed.
         from: Vec<ShardId>,

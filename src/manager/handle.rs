@@ -1,4 +1,4 @@
-//! What handlers get of a manager.
+//! What can be asked of a manager without owning it.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -13,9 +13,11 @@ use crate::rest::Rest;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
-/// A manager as its handlers see it: weak, cheap to clone, safe to keep anywhere.
+/// What can be asked of a manager without owning it; handlers get one. It is cheap to clone, and can
+/// be kept anywhere.
 ///
-/// It does not keep the manager alive. None of its methods blocks, but [`reshard`](Self::reshard)
+/// It does not keep the manager alive: once that is gone there are no shards, and what is asked
+/// fails with [`Error::Closed`]. None of its methods blocks, but [`reshard`](Self::reshard)
 /// and [`rest`](Self::rest)'s requests; so any of them may be called from handlers. What takes a
 /// while is an [`Operation`], which goes on by itself and can be waited for.
 #[derive(Clone)]
@@ -25,17 +27,18 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A shard, if it runs here.
+    /// A shard, if it runs here and has been opened. While others replace it, it is found until
+    /// they take over, and they from then on.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
         self.hub.upgrade()?.shard(id)
     }
 
-    /// The shard that receives the events of a guild, if it runs here.
+    /// The shard that delivers the events of a guild, if it runs here and has been opened.
     pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
         self.hub.upgrade()?.shard_by_guild(guild_id)
     }
 
-    /// Every shard that was opened, by number.
+    /// Every shard that was opened and whose events are delivered, by number.
     pub fn shards(&self) -> Vec<Shard> {
         self.hub
             .upgrade()
@@ -48,9 +51,10 @@ impl Handle {
         &self.rest
     }
 
-    /// The whole fleet at this moment; `None` if the manager is gone.
-    pub fn status(&self) -> Option<ManagerStatus> {
-        Some(self.hub.upgrade()?.status())
+    /// Everything at this moment.
+    pub fn status(&self) -> ManagerStatus {
+        let hub = self.hub.upgrade();
+        hub.map(|hub| hub.status()).unwrap_or_default()
     }
 
     /// Opens one more shard: one that was closed, one that has stopped, or one of other processes.
@@ -159,28 +163,28 @@ impl Handle {
         self.hub()?.broadcast(presence)
     }
 
-    /// Stops [`run`](crate::ShardManager::run), also from inside a handler; see
-    /// [`ShardManager::stop`](crate::ShardManager::stop).
+    /// Stops [`ShardManager::run`](crate::ShardManager::run) and
+    /// [`run_keyed`](crate::ShardManager::run_keyed), also from inside a handler: each worker
+    /// finishes the event that it has, and they return. The shards go on. Does not wait; once they
+    /// have returned, what was not handled is the beginning of what
+    /// [`events`](crate::ShardManager::events) or the next `run` gives. Returns whether a handler
+    /// was running.
     pub fn stop(&self) -> bool {
         self.hub.upgrade().is_some_and(|hub| hub.handlers.stop())
     }
 
-    /// How many handlers have panicked.
-    pub fn handler_panics(&self) -> u64 {
-        self.hub.upgrade().map_or(0, |hub| hub.handlers.panics())
-    }
-
-    /// Asks every shard to end its session and stop. Does not wait for it; the stream of events
-    /// ends when they have.
-    pub fn close(&self) {
+    /// Asks every shard to end its session and stop, and returns at once. The stream of events
+    /// ends when they have; [`ShardManager::close`](crate::ShardManager::close) waits for it.
+    pub fn request_close(&self) {
         if let Some(hub) = self.hub.upgrade() {
             hub.stop(StopReason::Closed);
         }
     }
 
-    /// Asks every shard to stop so that its session can be resumed. Does not wait for it;
-    /// [`ShardManager::suspend`](crate::ShardManager::suspend) gives the sessions.
-    pub fn suspend(&self) {
+    /// Asks every shard to stop so that its session can be resumed, and returns at once.
+    /// [`ShardManager::suspend`](crate::ShardManager::suspend) waits for it, and returns the
+    /// sessions.
+    pub fn request_suspend(&self) {
         if let Some(hub) = self.hub.upgrade() {
             hub.stop(StopReason::Suspended);
         }

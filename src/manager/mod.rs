@@ -34,22 +34,25 @@ pub use self::handle::Handle;
 use self::hub::Hub;
 pub use self::operation::Operation;
 use self::prepare::Prepared;
-use self::reconciler::{Reconciler, Request, Settings};
+use self::reconciler::{Reconciler, Settings};
 pub use self::requests::SuspendedShard;
 pub use self::starting::Starting;
 pub use self::status::ManagerStatus;
 use crate::clock;
-use crate::config::{Config, Plan};
+use crate::config::Config;
 use crate::delivery::{self, Events, Outlet};
-use crate::error::{Error, SendError};
+use crate::error::Error;
 use crate::event::Event;
-use crate::protocol::{Command, Presence, Session, StopReason};
-use crate::shard::{Context, Shard};
+use crate::protocol::{Session, StopReason};
+use crate::shard::Context;
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, WebSocketConnector};
 
 /// A bot's shards in this process, each on its own thread. It owns them: dropping it closes them
 /// and waits for them.
+///
+/// It starts and ends, waits, and hands events out. What runs is looked at and changed through its
+/// [`handle`](Self::handle).
 ///
 /// ```no_run
 /// use threadcord::{Config, Intents, ShardManager, Token};
@@ -139,7 +142,7 @@ impl ShardManager {
     }
 
     /// Hands every event to `handler` on `workers` threads, until all shards have stopped or
-    /// [`stop`](Self::stop) is called. Each shard belongs to one worker, so that its events stay in
+    /// [`Handle::stop`] is called. Each shard belongs to one worker, so that its events stay in
     /// order while shards run in parallel. With one worker the handler runs on the calling thread.
     ///
     /// A handler that panics is logged and counted,
@@ -187,14 +190,6 @@ impl ShardManager {
         })
     }
 
-    /// Stops [`run`](Self::run) and [`run_keyed`](Self::run_keyed): each worker finishes the event
-    /// that it has, and they return. The shards go on. Does not wait; once they have returned, what
-    /// was not handled is the beginning of what [`events`](Self::events) or the next `run` gives.
-    /// Returns whether a handler was running.
-    pub fn stop(&self) -> bool {
-        self.hub.handlers.stop()
-    }
-
     /// Why the stream of events ended: the first shard that stopped because of something that only
     /// you can mend. `Ok` after [`close`](Self::close) and [`suspend`](Self::suspend), and while
     /// every shard runs. Does not block.
@@ -214,47 +209,11 @@ impl ShardManager {
         self.hub.check()
     }
 
-    /// Sends a command to the shard that has a guild; see [`Shard::send`].
-    ///
-    /// # Errors
-    /// As there, and [`SendFailure::NoShard`](crate::SendFailure::NoShard); with the command.
-    pub fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
-        self.hub.send_to_guild(guild_id, command)
-    }
-
-    /// Gives every shard this presence, those too that open later. Does not block.
-    ///
-    /// # Errors
-    /// [`Error::Command`] if Discord would not take it; [`Error::Closed`].
-    pub fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
-        self.hub.broadcast(presence)
-    }
-
-    /// What handlers get: weak and cheap to clone.
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    /// A shard, if it runs here and has been opened. While others replace it, it is found until
-    /// they take over, and they from then on. Does not block.
-    pub fn shard(&self, id: ShardId) -> Option<Shard> {
-        self.hub.shard(id)
-    }
-
-    /// The shard that delivers the events of a guild, if it runs here and has been opened. Does not
-    /// block.
-    pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
-        self.hub.shard_by_guild(guild_id)
-    }
-
-    /// Every shard that was opened and whose events are delivered, by number. Does not block.
-    pub fn shards(&self) -> Vec<Shard> {
-        self.hub.shards()
-    }
-
-    /// The whole fleet at this moment. Does not block.
-    pub fn status(&self) -> ManagerStatus {
-        self.hub.status()
+    /// The handle: everything that can be asked of a manager without owning it, such as its shards,
+    /// their status and [`reshard`](Handle::reshard). Handlers get it too. A clone can be kept
+    /// anywhere.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// Blocks until every shard that is to run is ready at once.
@@ -278,24 +237,9 @@ impl ShardManager {
         self.hub.wait_ready(clock::now().checked_add(timeout), true)
     }
 
-    /// Opens one more shard; see [`Handle::open_shard`].
-    pub fn open_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.hub.open(id, None)
-    }
-
-    /// Opens one more shard with a session; see [`Handle::resume_shard`].
-    pub fn resume_shard(&self, session: Session) -> Result<Operation, Error> {
-        self.hub.open(session.shard, Some(session))
-    }
-
-    /// Closes one shard; see [`Handle::close_shard`].
-    pub fn close_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.hub.ask(Request::Close(id))
-    }
-
     /// Stops one shard so that its session can be resumed, waits for its handlers
     /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns its session
-    /// and the commands that it had not sent. [`resume_shard`](Self::resume_shard) goes on with it,
+    /// and the commands that it had not sent. [`Handle::resume_shard`] goes on with it,
     /// here or in another process: nothing is missed, provided it happens within a few minutes.
     /// Events that were delivered and are not handled by then come again.
     ///
@@ -312,26 +256,6 @@ impl ShardManager {
             });
         }
         self.hub.suspend_shard(id)
-    }
-
-    /// Gives a reshard up; see [`Handle::cancel_reshard`].
-    pub fn cancel_reshard(&self) -> bool {
-        self.hub.cancel_reshard()
-    }
-
-    /// Restarts one shard; see [`Handle::restart_shard`].
-    pub fn restart_shard(&self, id: ShardId) -> Result<Operation, Error> {
-        self.hub.restart(id)
-    }
-
-    /// Restarts every shard in turn; see [`Handle::restart_all`].
-    pub fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
-        self.hub.restart_all(most_away)
-    }
-
-    /// Replaces the shards by others without a gap; see [`Handle::reshard`].
-    pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
-        self.hub.reshard(plan)
     }
 
     /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up
@@ -354,7 +278,7 @@ impl ShardManager {
     ///
     /// A program that takes its events on the thread that calls this, or that calls it from a
     /// handler, waits in vain for itself: it should set that time to zero, or use
-    /// [`Handle::suspend`]. Where [`close`](Self::close) does not wait, this does not either, and
+    /// [`Handle::request_suspend`]. Where [`close`](Self::close) does not wait, this does not either, and
     /// the sessions may be behind.
     ///
     /// ```
@@ -368,7 +292,7 @@ impl ShardManager {
     /// // ... later, perhaps in another process ...
     /// let manager = ShardManager::start(config.sessions(serde_json::from_str(&stored)?))?;
     /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
-    /// # assert_eq!(manager.shards()[0].status().identifies, 0);
+    /// # assert_eq!(manager.handle().shards()[0].status().identifies, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn suspend(&self) -> Vec<Session> {

@@ -19,11 +19,11 @@ use crate::shard_id::ShardId;
 /// # let gateway = sim::Gateway::builder().start()?;
 /// # let config = Config::new(Token::new(gateway.token())?, Intents::default()).rest_url(gateway.rest_url());
 /// # let manager = ShardManager::start(config)?;
-/// println!("{}", manager.status());
-/// println!("{}", serde_json::to_string(&manager.status())?);
+/// println!("{}", manager.handle().status());
+/// println!("{}", serde_json::to_string(&manager.handle().status())?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct ManagerStatus {
     /// The shards that deliver events, by number; until they have closed, also those that were just

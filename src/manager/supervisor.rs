@@ -153,9 +153,9 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             return;
         };
         if keeps_session {
-            shard.suspend();
+            shard.request_suspend();
         } else {
-            shard.close();
+            shard.request_close();
         }
         // In this order: a look-up that goes on now ends before the shard does anything else.
         if shard.is_resolving() {
@@ -248,7 +248,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             return;
         };
         // Nobody can ask it to later.
-        shard.close();
+        shard.request_close();
         let Some(session) = lost else { return };
         let sequence = session.sequence;
         let missed_since = clock::wall().checked_sub(shard.status().time_in_stage);

@@ -183,7 +183,7 @@ impl Shard {
     /// # let manager = ShardManager::start(config)?;
     /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
     /// # let guild = gateway.guild_ids()[0];
-    /// let shard = manager.shard_by_guild(guild).unwrap();
+    /// let shard = manager.handle().shard_by_guild(guild).unwrap();
     /// for chunk in shard.request_members(guild, &MemberQuery::all())? {
     ///     for member in chunk?.members::<serde_json::Value>()? {
     ///         println!("{}", member["user"]["username"]);
@@ -226,14 +226,15 @@ impl Shard {
         Ok(members)
     }
 
-    /// Ends the session and stops the shard: the bot goes offline. Does not wait for it.
-    pub fn close(&self) {
+    /// Asks the shard to end its session and stop, and returns at once. Once it has stopped, the
+    /// bot is offline in its guilds.
+    pub fn request_close(&self) {
         // One that has stopped already is what was asked for.
         let _ = self.order(Order::Stop(StopReason::Closed));
     }
 
-    /// Stops the shard so that its session can be resumed. Does not wait for it.
-    pub fn suspend(&self) {
+    /// Asks the shard to stop so that its session can be resumed, and returns at once.
+    pub fn request_suspend(&self) {
         let _ = self.order(Order::Stop(StopReason::Suspended));
     }
 

@@ -194,7 +194,7 @@ impl Play {
         loop {
             if self.reshard.take_if(|reshard| reshard.is_over()).is_some() {
                 self.accounts.end_reshard(TOO_LONG);
-                let shards = self.manager().shards();
+                let shards = self.manager().handle().shards();
                 let sessions: Vec<_> = shards.iter().filter_map(Shard::session).collect();
                 self.accounts.orphan(&self.gateway, &sessions);
             }
@@ -221,18 +221,18 @@ impl Play {
         assert!(
             self.handle(deadline, holds),
             "{what}: {:?}",
-            self.manager().status()
+            self.manager().handle().status()
         );
     }
 
     fn reshard(&mut self) {
-        let now = self.manager().shards().len();
+        let now = self.manager().handle().shards().len();
         let to = (now + self.rng.usize(1..4)) % 5 + 1;
         if to == now {
             return;
         }
         let plan = Plan::Total(u32::try_from(to).unwrap());
-        let Ok(reshard) = self.manager().reshard(&plan) else {
+        let Ok(reshard) = self.manager().handle().reshard(&plan) else {
             return;
         };
         self.reshard = Some(reshard);
@@ -302,6 +302,7 @@ impl Play {
         let shard = self.any_shard();
         let session = self
             .manager()
+            .handle()
             .shard(shard)
             .and_then(|shard| shard.session());
         let session = session.expect("it is ready").id;
@@ -325,7 +326,7 @@ impl Play {
         self.done.stopped += 1;
         // The event may come before the manager knows, which then fails the restart.
         for _ in 0..10 {
-            let start = match self.manager().restart_shard(shard) {
+            let start = match self.manager().handle().restart_shard(shard) {
                 Ok(start) => start,
                 // It was the last one.
                 Err(Error::Closed) => {
@@ -346,7 +347,7 @@ impl Play {
     fn wait_ready(&mut self) {
         self.wait_resharded();
         self.handle_until("all shards are ready", |play| {
-            let status = play.manager().status();
+            let status = play.manager().handle().status();
             let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
             status.unopened.is_empty() && status.shards.iter().all(is_ready)
         });
@@ -356,7 +357,7 @@ impl Play {
     /// A shard of a fleet that is ready.
     fn any_shard(&mut self) -> ShardId {
         self.wait_ready();
-        let shards = self.manager().shards();
+        let shards = self.manager().handle().shards();
         shards[self.rng.usize(..shards.len())].id()
     }
 
@@ -380,7 +381,7 @@ impl Play {
             9 | 10 => self.jam(),
             11 => self.end_session(),
             12 => self.stop_shard(),
-            13 => drop(self.manager().restart_all(1)),
+            13 => drop(self.manager().handle().restart_all(1)),
             _ => {}
         }
         let pause = Duration::from_millis(self.rng.u64(..400));
