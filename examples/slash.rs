@@ -26,7 +26,7 @@ struct Data {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Interactions come without any intent.
     let manager = ShardManager::start(common::config(Intents::empty())?)?;
-    register(&manager.handle())?;
+    register(manager.handle())?;
     manager.run(4, |handle, event| {
         let Some(dispatch) = event
             .dispatch()

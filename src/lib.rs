@@ -59,7 +59,8 @@ mod token;
 pub mod transport;
 
 pub use config::{
-    AutoReshard, CloseCause, CloseHook, Config, ConnectionClosed, Plan, ShardHook, Shortage,
+    AutoReshard, CloseCause, CloseHook, Config, ConnectionClosed, Plan, ShardConfig, ShardHook,
+    Shortage,
 };
 pub use delivery::Events;
 pub use error::{Error, Fault, SendError, SendFailure, StoreError};

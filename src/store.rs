@@ -4,8 +4,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -20,7 +22,8 @@ const VERSION: u32 = 1;
 ///
 /// A manager loads them once, before it starts, and saves them at once to see whether it can. Then,
 /// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is ready
-/// or stops; and when it ends itself: all of them after `suspend`, none after `close`. A store that is shared by several managers must keep their sessions apart.
+/// or stops; and when it ends itself: all of them after `suspend`, none after `close`. A store that
+/// several managers share must keep their sessions apart.
 /// Sessions of other bots, and of shards that are not in the plan, are reported and not used.
 pub trait SessionStore: Send + Sync {
     /// What was saved last; nothing if there is nothing that can be used.
@@ -28,6 +31,57 @@ pub trait SessionStore: Send + Sync {
 
     /// Replaces what was saved. It must leave either the old or the new, whenever the process dies.
     fn save(&self, saved: &Saved) -> Result<(), StoreError>;
+}
+
+/// Keeps the sessions in memory: for a program that keeps them itself, or that starts another
+/// manager in the same process. Clones share what they keep.
+///
+/// ```
+/// # use threadcord::{Config, Intents, ShardManager, Token, sim};
+/// # let gateway = sim::Gateway::builder().start()?;
+/// # let config = Config::new(Token::new(gateway.token())?, Intents::default()).rest_url(gateway.rest_url());
+/// use threadcord::store::MemoryStore;
+///
+/// let store = MemoryStore::default();
+/// let config = config.session_store(store.clone());
+/// let manager = ShardManager::start(config.clone())?;
+/// # manager.wait_ready(std::time::Duration::from_secs(60))?;
+/// manager.suspend();
+/// assert_eq!(store.sessions().len(), 1);
+/// let manager = ShardManager::start(config)?; // resumes
+/// # manager.wait_ready(std::time::Duration::from_secs(60))?;
+/// # assert_eq!(manager.handle().shards()[0].status().identifies, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore(Arc<Mutex<Saved>>);
+
+impl MemoryStore {
+    /// A store that holds these sessions, for example those that
+    /// [`ShardManager::suspend`](crate::ShardManager::suspend) returned.
+    pub fn new(sessions: Vec<Session>) -> Self {
+        Self(Arc::new(Mutex::new(Saved {
+            sessions,
+            identified: Vec::new(),
+        })))
+    }
+
+    /// The sessions that were saved last.
+    pub fn sessions(&self) -> Vec<Session> {
+        self.0.lock().sessions.clone()
+    }
+}
+
+impl SessionStore for MemoryStore {
+    fn load(&self) -> Result<Saved, StoreError> {
+        Ok(self.0.lock().clone())
+    }
+
+    fn save(&self, saved: &Saved) -> Result<(), StoreError> {
+        let saved = saved.clone();
+        *self.0.lock() = saved;
+        Ok(())
+    }
 }
 
 /// What one process leaves to the next.

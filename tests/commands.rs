@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, SCALE, config, eventually, gateway, next, ready, shard, sounds};
 use serde_json::json;
 use threadcord::sim::{Action, Fault};
+use threadcord::store::MemoryStore;
 use threadcord::{
     Activity, ChannelField, Command, Error, EventKind, Fault as Blame, MemberQuery, OnlineStatus,
     Plan, Presence, SendFailure, ShardId, VoiceState,
@@ -278,7 +279,7 @@ fn a_presence_for_all_reaches_those_that_resume_later() {
             ids: vec![0],
             total: 2,
         })
-        .sessions(vec![sessions[0].clone()]);
+        .session_store(MemoryStore::new(vec![sessions[0].clone()]));
     let manager = ready(one);
     manager.handle().broadcast(&playing("for all")).unwrap();
     manager

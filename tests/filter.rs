@@ -5,6 +5,7 @@ mod common;
 
 use common::{COMPRESSIONS, PATIENCE, config, eventually, gateway, next, number, ready};
 use serde_json::json;
+use threadcord::store::MemoryStore;
 use threadcord::{EventFilter, Intents, MemberQuery, ShardId, ShardManager};
 
 const ONE: ShardId = ShardId::ONE;
@@ -110,7 +111,8 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
     assert_eq!((mark(), shard.status().outstanding_events), (base + 6, 1));
     // So what came after it comes again.
     let sessions = manager.suspend();
-    let manager = ShardManager::start(config(&gateway).sessions(sessions)).unwrap();
+    let manager =
+        ShardManager::start(config(&gateway).session_store(MemoryStore::new(sessions))).unwrap();
     let again = next(&manager.events(), |event| event.dispatch().is_some());
     assert_eq!(
         (again.name(), again.dispatch().unwrap().sequence()),

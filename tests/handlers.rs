@@ -12,6 +12,7 @@ use common::{PATIENCE, SCALE, config, eventually, gateway, next, number, ready, 
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 use threadcord::sim::{Action, Gateway};
+use threadcord::store::MemoryStore;
 use threadcord::{Dispatch, Error, Event, EventKind, ShardId};
 
 fn guild_of(gateway: &Gateway, shard: ShardId) -> u64 {
@@ -501,7 +502,7 @@ fn after_a_suspend_run_returns_once_each_worker_has_finished_its_event() {
     assert_eq!(handled.lock().len(), 2, "and for nothing else");
     drop(manager);
 
-    let manager = ready(settings.sessions(sessions));
+    let manager = ready(settings.session_store(MemoryStore::new(sessions)));
     let events = manager.events();
     let mut again = Vec::new();
     while again.len() < 2 * 256 - 2 {

@@ -128,7 +128,7 @@ fn what_the_system_has_taken_is_not_sent_again() {
 fn a_server_that_knows_no_compression_is_understood_and_told_who_calls() {
     let raw = Raw::new();
     let config = raw.config();
-    assert_eq!(config.compression, Compression::ZstdStream);
+    assert_eq!(config.shard.compression, Compression::ZstdStream);
     let manager = ShardManager::start(config).unwrap();
     let mut peer = raw.session(60_000);
     assert!(

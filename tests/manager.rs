@@ -10,6 +10,7 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use threadcord::sim::{self, Action};
+use threadcord::store::MemoryStore;
 use threadcord::{
     Command, Disconnect, Error, Plan, ShardId, ShardManager, Stage, StopReason, Timing,
 };
@@ -87,7 +88,7 @@ fn a_subset_of_the_shards_runs() {
 fn ready_needs_no_guilds_intent() {
     let gateway = gateway().guilds(3).start().unwrap();
     let mut config = config(&gateway);
-    config.intents = threadcord::Intents::GUILD_MESSAGES;
+    config.shard.intents = threadcord::Intents::GUILD_MESSAGES;
     ready(config);
     gateway.assert_lawful();
 }
@@ -286,7 +287,7 @@ fn suspend_keeps_sessions_that_start_again() {
             .unwrap();
     }
 
-    let mut config = config(&gateway).sessions(serde_json::from_str(&stored).unwrap());
+    let mut stored: Vec<threadcord::Session> = serde_json::from_str(&stored).unwrap();
     let foreign = threadcord::Session::new(
         "x".into(),
         1,
@@ -294,8 +295,8 @@ fn suspend_keeps_sessions_that_start_again() {
         shard(0, 9),
         sessions[0].bot_user_id,
     );
-    config.sessions.push(foreign);
-    let manager = ready(config);
+    stored.push(foreign);
+    let manager = ready(config(&gateway).session_store(MemoryStore::new(stored)));
     let events = manager.events();
     for _ in 0..6 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
@@ -325,7 +326,7 @@ fn what_was_not_handled_comes_again() {
     drop(messages);
     let sessions = manager.suspend();
     drop((third, events, manager));
-    let manager = ready(config(&gateway).sessions(sessions));
+    let manager = ready(config(&gateway).session_store(MemoryStore::new(sessions)));
     let events = manager.events();
     for n in 2..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
@@ -354,7 +355,7 @@ fn what_nobody_took_comes_again() {
     let sessions = manager.suspend();
     drop(manager);
     assert_eq!(sessions.len(), 1);
-    let manager = ready(config(&gateway).sessions(sessions));
+    let manager = ready(config(&gateway).session_store(MemoryStore::new(sessions)));
     let events = manager.events();
     for n in 1..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");

@@ -395,7 +395,7 @@ fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
 fn what_discord_would_not_answer_is_refused_at_once() {
     let gateway = gateway().guilds(1).start().unwrap();
     let mut config = config(&gateway);
-    config.intents = Intents::GUILDS;
+    config.shard.intents = Intents::GUILDS;
     let manager = ready(config);
     let (shard, guild) = (manager.handle().shard(ONE).unwrap(), gateway.guild_ids()[0]);
     let refused = |query: MemberQuery| {

@@ -12,6 +12,7 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
 use parking_lot::Mutex;
 use serde_json::Value;
 use threadcord::sim::{Action, Answer, Fault, Gateway};
+use threadcord::store::MemoryStore;
 use threadcord::transport::{Connector, Settings, WebSocketConnector, WebSocketTransport};
 use threadcord::{
     Activity, CloseCause, ConnectionClosed, Disconnect, Error, Event, EventKind, Handle,
@@ -139,7 +140,7 @@ fn one_shard_is_resumed_from_a_session() {
     let manager = ready(
         config(&gateway)
             .plan(Plan::range(0..1, 2))
-            .sessions(vec![of(0)]),
+            .session_store(MemoryStore::new(vec![of(0)])),
     );
     manager
         .handle()
@@ -163,11 +164,7 @@ fn one_shard_is_resumed_from_a_session() {
     let mut foreign = of(1);
     foreign.bot_user_id += 1;
     assert!(matches!(
-        manager.handle().resume_shard(foreign.clone()),
-        Err(Error::ForeignSession { .. })
-    ));
-    assert!(matches!(
-        ShardManager::start(config(&gateway).sessions(vec![foreign])),
+        manager.handle().resume_shard(foreign),
         Err(Error::ForeignSession { .. })
     ));
     gateway.expect("it stays closed", PATIENCE, |seen| {
@@ -768,7 +765,7 @@ fn settings_that_fail_later_fail_the_operation_alone() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let told = Arc::clone(&fails);
-    let hook = move |_: ShardId, _: &mut threadcord::Config| {
+    let hook = move |_: ShardId, _: &mut threadcord::ShardConfig| {
         assert!(!told.load(Ordering::SeqCst), "no settings");
     };
     let manager = ready(config(&gateway).for_shard(hook));
@@ -801,17 +798,24 @@ fn settings_that_fail_later_fail_the_operation_alone() {
 }
 
 #[test]
-fn two_sessions_of_one_shard_are_refused() {
-    let gateway = gateway().start().unwrap();
-    let session = Session::new("a".into(), 1, String::new(), ShardId::ONE, 0);
-    let twice = config(&gateway).sessions(vec![session.clone(), session]);
-    assert!(matches!(
-        ShardManager::start(twice),
-        Err(Error::Setting {
-            setting: "sessions",
-            ..
-        })
-    ));
+fn of_several_stored_sessions_of_a_shard_the_first_of_the_bot_counts() {
+    let gateway = gateway().shards(1).start().unwrap();
+    let sessions = ready(config(&gateway)).suspend();
+    let [session] = &sessions[..] else {
+        panic!("{sessions:?}")
+    };
+    let mut foreign = session.clone();
+    foreign.bot_user_id += 1;
+    let unknown = Session::new("a".into(), 1, String::new(), ShardId::ONE, 0);
+    let store = MemoryStore::new(vec![foreign, session.clone(), unknown]);
+    let manager = ready(config(&gateway).session_store(store));
+    let resumed = manager.handle().shard(ShardId::ONE).unwrap();
+    assert_eq!(
+        resumed.session().map(|resumed| resumed.id),
+        Some(session.id.clone())
+    );
+    assert_eq!(resumed.status().identifies, 0);
+    gateway.assert_lawful();
 }
 
 #[test]

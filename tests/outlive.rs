@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Gateway};
-use threadcord::store::{FileStore, Saved, SessionStore};
+use threadcord::store::{FileStore, MemoryStore, Saved, SessionStore};
 use threadcord::{
     Config, Error, Event, Handle, Intents, Plan, Session, ShardId, ShardManager, StoreError, Token,
 };
@@ -280,7 +280,7 @@ fn handlers_may_finish_before_sessions_are_taken() {
             suspending.join().unwrap()
         });
         drop(manager);
-        let manager = ready(common::config(&gateway).sessions(sessions));
+        let manager = ready(common::config(&gateway).session_store(MemoryStore::new(sessions)));
         gateway.chat(channel, "the next").unwrap();
         let message = next(&manager.events(), |event| event.name() == "MESSAGE_CREATE");
         let content = message.dispatch().unwrap().decode::<Value>().unwrap()["content"].clone();
@@ -471,7 +471,11 @@ fn a_plan_that_has_changed_starts_anew() {
     let gateway = gateway().shards(2).max_concurrency(3).start().unwrap();
     let config = config(&gateway).limiter(limiter());
     let sessions = ready(config.clone()).suspend();
-    let manager = ready(config.plan(Plan::Total(3)).sessions(sessions));
+    let manager = ready(
+        config
+            .plan(Plan::Total(3))
+            .session_store(MemoryStore::new(sessions)),
+    );
     assert_eq!(
         manager
             .handle()
@@ -489,14 +493,14 @@ fn with_other_intents_a_new_session_hears_them() {
     let gateway = gateway().guilds(1).start().unwrap();
     let settings = |intents| {
         let mut settings = config(&gateway);
-        settings.intents = intents;
+        settings.shard.intents = intents;
         settings.limiter(limiter())
     };
     let manager = ready(settings(Intents::GUILDS));
     let sessions = manager.suspend();
     drop(manager);
     let intents = Intents::GUILDS | Intents::GUILD_MESSAGES;
-    let manager = ready(settings(intents).sessions(sessions));
+    let manager = ready(settings(intents).session_store(MemoryStore::new(sessions)));
     assert_eq!(identifies(&gateway), 2);
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();

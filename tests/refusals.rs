@@ -87,7 +87,7 @@ fn settings() {
         assert_eq!(error.fault(), Fault::Caller);
     }
     let mut unknown = local();
-    unknown.intents = Intents::from_bits_retain(1 << 33);
+    unknown.shard.intents = Intents::from_bits_retain(1 << 33);
     assert!(matches!(refused(unknown), Error::Intents(_)));
 }
 

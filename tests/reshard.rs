@@ -12,6 +12,7 @@ use common::{PATIENCE, config, eventually, gateway, hold_newest, next, ready, sh
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Answer, Fault, Gateway};
+use threadcord::store::MemoryStore;
 use threadcord::{
     Command, Config, Error, Event, EventKind, Events, Handle, Plan, ShardId, ShardManager,
     StopReason,
@@ -382,7 +383,11 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
             .collect::<Vec<_>>(),
         ids(3)
     );
-    let manager = ready(config.plan(Plan::Stored).sessions(sessions));
+    let manager = ready(
+        config
+            .plan(Plan::Stored)
+            .session_store(MemoryStore::new(sessions)),
+    );
     let events = manager.events();
     for _ in 0..4 {
         next(&events, |event| event.name() == "MESSAGE_CREATE");
@@ -761,7 +766,11 @@ fn an_event_that_is_not_handled_comes_again_whichever_set_delivered_it() {
         .collect();
     drop(manager);
 
-    let manager = ready(config.plan(Plan::Stored).sessions(sessions));
+    let manager = ready(
+        config
+            .plan(Plan::Stored)
+            .session_store(MemoryStore::new(sessions)),
+    );
     let events = manager.events();
     let mut again = Vec::new();
     while !unhandled.iter().all(|number| again.contains(number)) {

@@ -10,6 +10,7 @@ use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
 use parking_lot::Mutex;
 use threadcord::limit::Unlimited;
 use threadcord::sim::{Action, Answer, Fault, Gateway, ResumeUrl};
+use threadcord::store::MemoryStore;
 use threadcord::{
     CloseCode, Disconnect, EventKind, Events, Session, ShardId, ShardManager, StopReason,
 };
@@ -344,8 +345,12 @@ fn a_lost_session_says_since_when_something_may_be_missing() {
         let mut session = Session::new("unknown".into(), 5, gateway.url(), ONE, 0);
         session.saved_at = saved_at;
         let limiter = Arc::new(Unlimited);
-        let manager =
-            ShardManager::start(config(&gateway).sessions(vec![session]).limiter(limiter)).unwrap();
+        let manager = ShardManager::start(
+            config(&gateway)
+                .session_store(MemoryStore::new(vec![session]))
+                .limiter(limiter),
+        )
+        .unwrap();
         let lost = next(&manager.events(), |event| {
             matches!(event.kind(), EventKind::SessionLost { .. })
         });

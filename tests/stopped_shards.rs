@@ -11,7 +11,7 @@ use common::{PATIENCE, config, eventually, gateway, in_time, next, number, ready
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
-use threadcord::store::{FileStore, SessionStore};
+use threadcord::store::{FileStore, MemoryStore, SessionStore};
 use threadcord::transport::{
     Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
 };
@@ -387,7 +387,7 @@ fn one_that_waits_to_open_is_suspended_with_its_session() {
     let mischief = Arc::new(Mischief::default());
     mischief.is_slow.store(true, Ordering::SeqCst);
     let wires = |connector| Wires(connector, Arc::clone(&mischief));
-    let settings = config(&gateway).sessions(sessions.clone());
+    let settings = config(&gateway).session_store(MemoryStore::new(sessions.clone()));
     let manager = ShardManager::start_with(settings, wires).unwrap();
     for session in &sessions {
         let suspended = manager.suspend_shard(session.shard).unwrap();

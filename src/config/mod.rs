@@ -1,6 +1,7 @@
 //! What a user can choose.
 
 mod plan;
+mod shard;
 mod validate;
 
 use std::fmt;
@@ -10,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use plan::Plan;
+pub use shard::ShardConfig;
 pub(crate) use validate::is_under;
 
 use crate::error::Error;
 use crate::event::EventFilter;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
-use crate::protocol::{Disconnect, Identity, Presence, Session, StopReason};
+use crate::protocol::{Disconnect, Presence, Session, StopReason};
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
 use crate::timing::Timing;
@@ -37,15 +39,18 @@ use crate::transport::Compression;
 pub struct Config {
     /// The bot's token.
     pub token: Token,
-    /// What the bot wants to hear about.
-    pub intents: Intents,
     /// Which shards to run. Default: as many as Discord recommends.
     pub plan: Plan,
-    /// Sessions to resume, of an earlier [`suspend`](crate::ShardManager::suspend). One whose shard
-    /// is not in the plan, or has another total, is not used. Default: none.
-    pub sessions: Vec<Session>,
+    /// The settings of each shard.
+    pub shard: ShardConfig,
+    /// Changes the settings of single shards, for example the presence. It is called whenever a
+    /// shard is opened or restarted (once to check what it does, and once to use it), on any
+    /// thread, and must not block. Default: none.
+    pub for_shard: Option<ShardHook>,
     /// Keeps the sessions for the next process: loaded at the start, written every few seconds, when
-    /// a shard identifies, is ready or stops, and when the manager is suspended. [`FileStore`](crate::store::FileStore) is one. Default: none.
+    /// a shard identifies, is ready or stops, and when the manager is suspended.
+    /// [`FileStore`](crate::store::FileStore) is one, and [`MemoryStore`](crate::store::MemoryStore)
+    /// holds sessions that the program has kept itself. Default: none.
     pub session_store: Option<Arc<dyn SessionStore>>,
     /// How many shards take the place of one that holds more guilds than Discord allows (close code
     /// 4011), 2 or more: shard `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`. Default:
@@ -53,40 +58,17 @@ pub struct Config {
     pub auto_split: Option<u32>,
     /// Whether to reshard when the shards grow full. Needs a plan with all shards. Default: no.
     pub auto_reshard: Option<AutoReshard>,
-    /// After how many sessions in a row that never lasted, within 10 minutes
-    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), a shard stops with
-    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
-    /// IDENTIFYs; a restart has it try again. Default: 5.
-    pub most_short_sessions: Option<NonZeroU32>,
     /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
     pub shortage: Shortage,
     /// How long [`ShardManager::start`](crate::ShardManager::start) asks Discord again, with growing
     /// pauses of up to 30 s, while it cannot be reached or answers with a server error: for a
     /// program that starts before its network does. Default: not at all.
     pub retry_start_for: Duration,
-    /// Changes the settings of single shards, for example the presence. It is called whenever a
-    /// shard is opened or restarted (once to check what it does, and once to use it), on any
-    /// thread, and must not block. Of what it sets these count: `intents`, `compression`,
-    /// `large_threshold`, `presence`, `events`, `most_short_sessions`, `max_outstanding_events`,
-    /// `max_outstanding_bytes`, `max_waiting_commands`, `max_payload`, `stack_size`, `timing`; a
-    /// restart takes the `intents`, `large_threshold` and `presence` (of which one that a command
-    /// has set counts more). Default: none.
-    pub for_shard: Option<ShardHook>,
     /// Called when a shard's connection has ended, and when the shard has stopped, on the shard's
     /// thread. It must not block. Default: none; the stream has the same as
     /// [`EventKind::Disconnected`](crate::EventKind::Disconnected) and
     /// [`EventKind::Stopped`](crate::EventKind::Stopped).
     pub on_close: Option<CloseHook>,
-    /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
-    pub compression: Compression,
-    /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default:
-    /// 50.
-    pub large_threshold: u16,
-    /// The presence to start with, until a command sets another. Default: Discord's, online and
-    /// doing nothing.
-    pub presence: Option<Presence>,
-    /// Which events pass. Default: all.
-    pub events: EventFilter,
     /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says, which is asked
     /// all the same unless `plan` and `limiter` leave nothing to ask.
     pub gateway_url: Option<String>,
@@ -107,21 +89,6 @@ pub struct Config {
     pub limiter: Option<Arc<dyn IdentifyLimiter>>,
     /// From when the default limiter's window counts. Default: from the IDENTIFY.
     pub release_after: ReleaseAfter,
-    /// How many events of a shard may be outstanding before it stops reading, at least 1. Default:
-    /// 1,024.
-    pub max_outstanding_events: usize,
-    /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops
-    /// reading, at least 1; one event always fits. Small ones share blocks of 16 KiB with others
-    /// that came beside them, so that one alone may hold that much. Default: 4 MiB.
-    pub max_outstanding_bytes: usize,
-    /// How many commands of a shard may wait to be sent, at least 1; presences, of which the newest
-    /// waits, not counted. Default: 1,024.
-    pub max_waiting_commands: usize,
-    /// The largest payload in bytes, uncompressed; a larger one ends the connection. 64 KiB to 1
-    /// GiB. Default: 64 MiB.
-    pub max_payload: usize,
-    /// The stack of a shard's thread in bytes, at least 64 KiB. Default: 256 KiB.
-    pub stack_size: usize,
     /// Durations. Default: Discord's.
     pub timing: Timing,
 }
@@ -131,21 +98,15 @@ impl Config {
     pub fn new(token: Token, intents: Intents) -> Self {
         Self {
             token,
-            intents,
             plan: Plan::Recommended,
-            sessions: Vec::new(),
+            shard: ShardConfig::new(intents),
+            for_shard: None,
             session_store: None,
             auto_split: None,
             auto_reshard: None,
-            most_short_sessions: NonZeroU32::new(5),
             shortage: Shortage::default(),
             retry_start_for: Duration::ZERO,
-            for_shard: None,
             on_close: None,
-            compression: Compression::default(),
-            large_threshold: 50,
-            presence: None,
-            events: EventFilter::ALL,
             gateway_url: None,
             rest_url: "https://discord.com/api/v10".into(),
             resume_hosts: Vec::new(),
@@ -153,11 +114,6 @@ impl Config {
             root_certificates: None,
             limiter: None,
             release_after: ReleaseAfter::default(),
-            max_outstanding_events: 1024,
-            max_outstanding_bytes: 4 << 20,
-            max_waiting_commands: 1024,
-            max_payload: 64 << 20,
-            stack_size: 256 << 10,
             timing: Timing::default(),
         }
     }
@@ -165,11 +121,6 @@ impl Config {
     /// Sets [`plan`](Self::plan).
     pub fn plan(self, plan: Plan) -> Self {
         Self { plan, ..self }
-    }
-
-    /// Sets [`sessions`](Self::sessions).
-    pub fn sessions(self, sessions: Vec<Session>) -> Self {
-        Self { sessions, ..self }
     }
 
     /// Sets [`session_store`](Self::session_store).
@@ -201,13 +152,10 @@ impl Config {
         }
     }
 
-    /// Sets [`most_short_sessions`](Self::most_short_sessions); with `None` shards try for ever,
-    /// with longer and longer pauses.
-    pub fn most_short_sessions(self, most: Option<NonZeroU32>) -> Self {
-        Self {
-            most_short_sessions: most,
-            ..self
-        }
+    /// Sets [`most_short_sessions`](ShardConfig::most_short_sessions) of each shard.
+    pub fn most_short_sessions(mut self, most_short_sessions: Option<NonZeroU32>) -> Self {
+        self.shard.most_short_sessions = most_short_sessions;
+        self
     }
 
     /// Sets [`shortage`](Self::shortage).
@@ -216,7 +164,10 @@ impl Config {
     }
 
     /// Sets [`for_shard`](Self::for_shard).
-    pub fn for_shard(self, change: impl Fn(ShardId, &mut Config) + Send + Sync + 'static) -> Self {
+    pub fn for_shard(
+        self,
+        change: impl Fn(ShardId, &mut ShardConfig) + Send + Sync + 'static,
+    ) -> Self {
         Self {
             for_shard: Some(Arc::new(change)),
             ..self
@@ -239,33 +190,28 @@ impl Config {
         }
     }
 
-    /// Sets [`compression`](Self::compression).
-    pub fn compression(self, compression: Compression) -> Self {
-        Self {
-            compression,
-            ..self
-        }
+    /// Sets [`compression`](ShardConfig::compression) of each shard.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.shard.compression = compression;
+        self
     }
 
-    /// Sets [`large_threshold`](Self::large_threshold).
-    pub fn large_threshold(self, large_threshold: u16) -> Self {
-        Self {
-            large_threshold,
-            ..self
-        }
+    /// Sets [`large_threshold`](ShardConfig::large_threshold) of each shard.
+    pub fn large_threshold(mut self, large_threshold: u16) -> Self {
+        self.shard.large_threshold = large_threshold;
+        self
     }
 
-    /// Sets [`presence`](Self::presence).
-    pub fn presence(self, presence: Presence) -> Self {
-        Self {
-            presence: Some(presence),
-            ..self
-        }
+    /// Sets [`presence`](ShardConfig::presence) of each shard.
+    pub fn presence(mut self, presence: Presence) -> Self {
+        self.shard.presence = Some(presence);
+        self
     }
 
-    /// Sets [`events`](Self::events).
-    pub fn events(self, events: EventFilter) -> Self {
-        Self { events, ..self }
+    /// Sets [`events`](ShardConfig::events) of each shard.
+    pub fn events(mut self, events: EventFilter) -> Self {
+        self.shard.events = events;
+        self
     }
 
     /// Sets [`gateway_url`](Self::gateway_url).
@@ -324,41 +270,34 @@ impl Config {
         }
     }
 
-    /// Sets [`max_outstanding_events`](Self::max_outstanding_events).
-    pub fn max_outstanding_events(self, max_outstanding_events: usize) -> Self {
-        Self {
-            max_outstanding_events,
-            ..self
-        }
+    /// Sets [`max_outstanding_events`](ShardConfig::max_outstanding_events) of each shard.
+    pub fn max_outstanding_events(mut self, max_outstanding_events: usize) -> Self {
+        self.shard.max_outstanding_events = max_outstanding_events;
+        self
     }
 
-    /// Sets [`max_outstanding_bytes`](Self::max_outstanding_bytes).
-    pub fn max_outstanding_bytes(self, max_outstanding_bytes: usize) -> Self {
-        Self {
-            max_outstanding_bytes,
-            ..self
-        }
+    /// Sets [`max_outstanding_bytes`](ShardConfig::max_outstanding_bytes) of each shard.
+    pub fn max_outstanding_bytes(mut self, max_outstanding_bytes: usize) -> Self {
+        self.shard.max_outstanding_bytes = max_outstanding_bytes;
+        self
     }
 
-    /// Sets [`max_waiting_commands`](Self::max_waiting_commands).
-    pub fn max_waiting_commands(self, max_waiting_commands: usize) -> Self {
-        Self {
-            max_waiting_commands,
-            ..self
-        }
+    /// Sets [`max_waiting_commands`](ShardConfig::max_waiting_commands) of each shard.
+    pub fn max_waiting_commands(mut self, max_waiting_commands: usize) -> Self {
+        self.shard.max_waiting_commands = max_waiting_commands;
+        self
     }
 
-    /// Sets [`max_payload`](Self::max_payload).
-    pub fn max_payload(self, max_payload: usize) -> Self {
-        Self {
-            max_payload,
-            ..self
-        }
+    /// Sets [`max_payload`](ShardConfig::max_payload) of each shard.
+    pub fn max_payload(mut self, max_payload: usize) -> Self {
+        self.shard.max_payload = max_payload;
+        self
     }
 
-    /// Sets [`stack_size`](Self::stack_size).
-    pub fn stack_size(self, stack_size: usize) -> Self {
-        Self { stack_size, ..self }
+    /// Sets [`stack_size`](ShardConfig::stack_size) of each shard.
+    pub fn stack_size(mut self, stack_size: usize) -> Self {
+        self.shard.stack_size = stack_size;
+        self
     }
 
     /// Sets [`timing`](Self::timing).
@@ -366,28 +305,13 @@ impl Config {
         Self { timing, ..self }
     }
 
-    /// What IDENTIFY says about the bot.
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            token: self.token.clone(),
-            intents: self.intents,
-            library: "threadcord".into(),
-            large_threshold: self.large_threshold,
-            compress: self.compression == Compression::Payload,
-            presence: self.presence.clone(),
-        }
-    }
-
-    /// The settings of one shard at a gateway, checked.
-    pub(crate) fn of_shard(
-        self: &Arc<Self>,
-        shard: ShardId,
-        gateway: &str,
-    ) -> Result<Arc<Self>, Error> {
+    /// The settings of one shard, checked.
+    pub(crate) fn of_shard(&self, shard: ShardId) -> Result<ShardConfig, Error> {
+        let mut config = self.shard.clone();
         let Some(change) = &self.for_shard else {
-            return Ok(Arc::clone(self));
+            return Ok(config);
         };
-        let mut config = Self::clone(self);
+
         catch_unwind(AssertUnwindSafe(|| change(shard, &mut config))).map_err(|_| {
             Error::setting(
                 "for_shard",
@@ -395,19 +319,16 @@ impl Config {
                 "one that does not",
             )
         })?;
-        config.token = self.token.clone();
-        config.validate()?;
-        config.validate_gateway(gateway)?;
-        Ok(Arc::new(config))
+        config.validate(&self.token)?;
+        Ok(config)
     }
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("intents", &self.intents)
             .field("plan", &self.plan)
-            .field("compression", &self.compression)
+            .field("shard", &self.shard)
             .field("gateway_url", &self.gateway_url)
             .field("rest_url", &self.rest_url)
             .finish_non_exhaustive()
@@ -415,7 +336,7 @@ impl fmt::Debug for Config {
 }
 
 /// Changes the settings of one shard.
-pub type ShardHook = Arc<dyn Fn(ShardId, &mut Config) + Send + Sync>;
+pub type ShardHook = Arc<dyn Fn(ShardId, &mut ShardConfig) + Send + Sync>;
 
 /// Called when a shard's connection has ended, or the shard has stopped.
 pub type CloseHook = Arc<dyn Fn(ConnectionClosed) + Send + Sync>;

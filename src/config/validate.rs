@@ -1,16 +1,16 @@
 //! Whether a configuration can be used, and goes with a gateway.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use url::{Host, Url};
 
-use super::{AutoReshard, Config, Plan, is_foreign};
+use super::{AutoReshard, Config, Plan, ShardConfig};
 use crate::error::Error;
 use crate::intents::Intents;
 use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
+use crate::token::Token;
 
 /// Digits that the longest shard id has more than the shortest, for number and total.
 const LONGEST_SHARD_ID: usize = 2 * 9;
@@ -22,7 +22,6 @@ impl Config {
     /// Whether every setting is allowed; [`ShardManager::start`](crate::ShardManager::start) asks
     /// before it does anything.
     pub fn validate(&self) -> Result<(), Error> {
-        Intents::try_from_bits(self.intents.bits())?;
         self.plan.validate()?;
         if let Some(count) = self.auto_split {
             within("auto_split", count as usize, 2, 1000)?;
@@ -30,9 +29,12 @@ impl Config {
         if let Some(auto) = self.auto_reshard {
             auto.validate(&self.plan, &self.timing)?;
         }
-        self.validate_sessions()?;
-        self.validate_sizes()?;
-        self.validate_identify()?;
+        if self.retry_start_for > LONGEST_DURATION {
+            let given = format!("{:?}", self.retry_start_for);
+            let allowed = format!("up to {LONGEST_DURATION:?}");
+            return Err(Error::setting("retry_start_for", given, allowed));
+        }
+        self.shard.validate(&self.token)?;
 
         let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
         self.check_plaintext("rest_url", &rest)?;
@@ -41,65 +43,6 @@ impl Config {
             // The gateway that Discord names is Discord's.
             None => self.validate_timing(is_discord(&rest)),
         }
-    }
-
-    fn validate_sessions(&self) -> Result<(), Error> {
-        let bot = self.token.user_id();
-        let mut shards = HashSet::new();
-        for session in &self.sessions {
-            if is_foreign(session, bot) {
-                return Err(Error::ForeignSession {
-                    shard: session.shard,
-                    bot_user_id: session.bot_user_id,
-                });
-            }
-            if !shards.insert(session.shard) {
-                let given = format!("two sessions of shard {}", session.shard);
-                return Err(Error::setting("sessions", given, "one for each shard"));
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_sizes(&self) -> Result<(), Error> {
-        within("large_threshold", self.large_threshold.into(), 50, 250)?;
-        let at_least_one = |setting, given| within(setting, given, 1, usize::MAX);
-        at_least_one("max_outstanding_events", self.max_outstanding_events)?;
-        at_least_one("max_outstanding_bytes", self.max_outstanding_bytes)?;
-        at_least_one("max_waiting_commands", self.max_waiting_commands)?;
-        within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
-        within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
-        if self.retry_start_for > LONGEST_DURATION {
-            let given = format!("{:?}", self.retry_start_for);
-            let allowed = format!("up to {LONGEST_DURATION:?}");
-            return Err(Error::setting("retry_start_for", given, allowed));
-        }
-        Ok(())
-    }
-
-    /// Whether IDENTIFY can be sent, with any presence.
-    fn validate_identify(&self) -> Result<(), Error> {
-        if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
-            return Err(Error::setting(
-                "presence",
-                format!("not one that Discord takes: {wrong}"),
-                "what that says",
-            ));
-        }
-
-        // Commands may set a presence later, and the next IDENTIFY has to carry it.
-        let bare = Identity {
-            presence: None,
-            ..self.identity()
-        };
-        let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
-        let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
-        if size > allowed {
-            let given = format!("so long that IDENTIFY has {size} bytes without a presence");
-            let allowed = format!("one with which it has at most {allowed}");
-            return Err(Error::setting("token", given, allowed));
-        }
-        Ok(())
     }
 
     /// Whether the settings go with this gateway, which the user or `/gateway/bot` has named.
@@ -145,6 +88,46 @@ impl Config {
         if longest > LONGEST_DURATION {
             let allowed = format!("durations up to {LONGEST_DURATION:?}");
             return Err(Error::setting("timing", format!("{longest:?}"), allowed));
+        }
+        Ok(())
+    }
+}
+
+impl ShardConfig {
+    /// Whether every setting is allowed.
+    pub(super) fn validate(&self, token: &Token) -> Result<(), Error> {
+        Intents::try_from_bits(self.intents.bits())?;
+        within("large_threshold", self.large_threshold.into(), 50, 250)?;
+        let at_least_one = |setting, given| within(setting, given, 1, usize::MAX);
+        at_least_one("max_outstanding_events", self.max_outstanding_events)?;
+        at_least_one("max_outstanding_bytes", self.max_outstanding_bytes)?;
+        at_least_one("max_waiting_commands", self.max_waiting_commands)?;
+        within("max_payload", self.max_payload, 64 << 10, 1 << 30)?;
+        within("stack_size", self.stack_size, 64 << 10, 1 << 30)?;
+        self.validate_identify(token)
+    }
+
+    /// Whether IDENTIFY can be sent, with any presence.
+    fn validate_identify(&self, token: &Token) -> Result<(), Error> {
+        if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
+            return Err(Error::setting(
+                "presence",
+                format!("not one that Discord takes: {wrong}"),
+                "what that says",
+            ));
+        }
+
+        // Commands may set a presence later, and the next IDENTIFY has to carry it.
+        let bare = Identity {
+            presence: None,
+            ..self.identity(token)
+        };
+        let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
+        let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
+        if size > allowed {
+            let given = format!("so long that IDENTIFY has {size} bytes without a presence");
+            let allowed = format!("one with which it has at most {allowed}");
+            return Err(Error::setting("token", given, allowed));
         }
         Ok(())
     }
@@ -243,15 +226,16 @@ pub(crate) fn is_under(host: &str, domain: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::protocol::Presence;
     use crate::protocol::{Activity, OnlineStatus};
-    use crate::token::Token;
 
     fn config() -> Config {
         Config::new(Token::new("a.b.c").unwrap(), Intents::GUILDS)
+    }
+
+    fn identity(config: &Config) -> Identity {
+        config.shard.identity(&config.token)
     }
 
     #[expect(
@@ -289,7 +273,7 @@ mod tests {
         });
         let bare = Identity {
             presence: None,
-            ..config().identity()
+            ..identity(&config())
         }
         .identify(ShardId::ONE, None)
         .expose()
@@ -305,10 +289,8 @@ mod tests {
             .validate()
             .unwrap();
         let shard = ShardId::new(u32::MAX - 1, u32::MAX).unwrap();
-        let identify = longest
-            .presence(activities)
-            .identity()
-            .identify(shard, None);
+        let identify = longest.presence(activities);
+        let identify = identity(&identify).identify(shard, None);
         assert!(
             (3800..=MAX_PAYLOAD).contains(&identify.expose().len()),
             "{}",
@@ -332,7 +314,7 @@ mod tests {
             refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand")
         );
         let mut unknown = config();
-        unknown.intents = Intents::from_bits_retain(1 << 40);
+        unknown.shard.intents = Intents::from_bits_retain(1 << 40);
         assert!(refused(unknown).contains("0x10000000000"));
     }
 
@@ -355,19 +337,6 @@ mod tests {
             rest.allow_plaintext(true).validate().unwrap();
             gateway.allow_plaintext(true).validate().unwrap();
         }
-    }
-
-    #[test]
-    fn the_settings_of_one_shard_are_held_against_the_gateway_that_was_named() {
-        let scaled = |_: ShardId, config: &mut Config| config.timing = Timing::scaled(0.01);
-        let config = config()
-            .rest_url("http://127.0.0.1:1/api/v10")
-            .for_shard(scaled);
-        let config = Arc::new(config);
-        let gateway = "wss://gateway.discord.gg";
-        let refused = config.of_shard(ShardId::ONE, gateway).err().unwrap();
-        assert!(refused.to_string().contains("timing"), "{refused}");
-        config.of_shard(ShardId::ONE, "ws://127.0.0.1:2").unwrap();
     }
 
     #[test]

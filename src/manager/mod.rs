@@ -271,7 +271,8 @@ impl ShardManager {
     /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does,
     /// then for the handlers to finish what they have
     /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns the
-    /// sessions. [`Config::sessions`] starts with them again: no IDENTIFY is spent and no event is
+    /// sessions. A manager that starts with them, from a session store or a
+    /// [`MemoryStore`](crate::store::MemoryStore), resumes: no IDENTIFY is spent and no event is
     /// missed, provided it happens within a few minutes. Events that were delivered and are not
     /// handled by then come again: those that are held, and those that nobody has taken from the
     /// stream.
@@ -287,10 +288,13 @@ impl ShardManager {
     /// # let config = Config::new(Token::new(gateway.token())?, Intents::default()).rest_url(gateway.rest_url());
     /// # let manager = ShardManager::start(config.clone())?;
     /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
+    /// use threadcord::store::MemoryStore;
+    ///
     /// let sessions = manager.suspend();
     /// let stored = serde_json::to_string(&sessions)?;
     /// // ... later, perhaps in another process ...
-    /// let manager = ShardManager::start(config.sessions(serde_json::from_str(&stored)?))?;
+    /// let sessions = serde_json::from_str(&stored)?;
+    /// let manager = ShardManager::start(config.session_store(MemoryStore::new(sessions)))?;
     /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
     /// # assert_eq!(manager.handle().shards()[0].status().identifies, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -331,7 +335,6 @@ fn assemble<C: Connector>(
 ) -> (Arc<Hub>, Arc<Context<C>>) {
     let Prepared {
         config,
-        url,
         addresses,
         rest,
         tls,
@@ -352,9 +355,13 @@ fn assemble<C: Connector>(
         explicit_total: config.plan.explicit_total(),
         has_store: config.session_store.is_some(),
     };
+    let (token, timing, on_close) = (
+        config.token.clone(),
+        config.timing.clone(),
+        config.on_close.clone(),
+    );
     let hub = Hub::new(
         config,
-        url,
         rest,
         Arc::clone(&limiter),
         Reconciler::new(clock::now(), settings, shards, sessions),
@@ -365,6 +372,9 @@ fn assemble<C: Connector>(
     let context = Arc::new(Context {
         connector: connector(WebSocketConnector::new(tls)),
         addresses,
+        token,
+        timing,
+        on_close,
         limiter,
         session_starts,
         observer: Box::new(move |run, change| {

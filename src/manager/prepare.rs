@@ -27,8 +27,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// All that has been asked, checked and read before anything starts.
 pub(super) struct Prepared {
     pub(super) config: Arc<Config>,
-    /// The gateway's url.
-    pub(super) url: String,
     pub(super) addresses: Addresses,
     pub(super) rest: Rest,
     pub(super) tls: TlsConnector,
@@ -77,18 +75,15 @@ pub(super) fn with_gateway(
     let saved = start::saved(&config)?;
     let recommended = gateway.map_or(0, |gateway| gateway.shards.get());
     let shards = plan.shards_with(recommended, &saved.sessions)?;
-    let config = Arc::new(Config {
-        sessions: Vec::new(),
-        ..config
-    });
+    let config = Arc::new(config);
     shards
         .iter()
-        .try_for_each(|shard| config.of_shard(*shard, &url).map(drop))?;
+        .try_for_each(|shard| config.of_shard(*shard).map(drop))?;
 
     let identified = saved.identified.clone();
     let sessions = start::matching(saved, &shards, &config)?;
     let resumes = |session: &&Session| {
-        let config = config.of_shard(session.shard, &url);
+        let config = config.of_shard(session.shard);
         config.is_ok_and(|config| session.fits(session.shard, config.intents))
     };
     let new_sessions = shards.len() - sessions.iter().filter(resumes).count();
@@ -101,7 +96,6 @@ pub(super) fn with_gateway(
         limiter: start::limiter(&config, gateway, &identified),
         session_starts: limit.map_or(Limits::default().total, |limit| limit.total),
         config,
-        url,
         addresses,
         rest,
         tls,

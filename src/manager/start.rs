@@ -91,35 +91,29 @@ pub(super) fn own_limit(
     limit
 }
 
-/// What is at hand of an earlier process: the sessions that the user gave, and for other shards
-/// those of the store.
+/// What an earlier process has stored. Of several sessions of one shard the first counts.
 pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
-    let mut saved = Saved {
-        sessions: config.sessions.clone(),
-        ..Saved::default()
-    };
     let Some(store) = &config.session_store else {
-        return Ok(saved);
+        return Ok(Saved::default());
     };
-    let stored = store.load().map_err(|source| Error::Store {
+    let mut saved = store.load().map_err(|source| Error::Store {
         what: "read",
         source,
     })?;
-    for session in stored.sessions {
-        if is_foreign(&session, config.token.user_id()) {
-            log::warn!(
-                "a stored session of shard {} is not used: it is another bot's",
-                session.shard
-            );
-        } else if saved
-            .sessions
-            .iter()
-            .all(|other| other.shard != session.shard)
-        {
-            saved.sessions.push(session);
-        }
-    }
-    saved.identified = stored.identified;
+
+    let mut shards = HashSet::new();
+    saved.sessions.retain(|session| {
+        let shard = session.shard;
+        let why = if is_foreign(session, config.token.user_id()) {
+            "it is another bot's"
+        } else if !shards.insert(shard) {
+            "there is another"
+        } else {
+            return true;
+        };
+        log::warn!("a stored session of shard {shard} is not used: {why}");
+        false
+    });
     Ok(saved)
 }
 

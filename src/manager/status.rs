@@ -237,8 +237,8 @@ mod tests {
         };
         let expected = "\
 shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  connects     for  state
-  0/2    1200    41 ms        77      78  1.2       3           1        2           3  10 min  ready
-  1/2       -        -        77      78  1.2       3           1        2           3  10 min  queued; last: the connection was cut
+  0/2    1200    41 ms        77      78  1.2       3           1        2         3  10 min  ready
+  1/2       -        -        77      78  1.2       3           1        2         3  10 min  queued; last: the connection was cut
 1 of 2 shards ready, 5 events in the stream
 998 of 1000 IDENTIFYs left, all of them again in 83 min; 1 wait for a turn, first shard 1/2";
         assert_eq!(status.to_string(), expected);

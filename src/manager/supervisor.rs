@@ -11,7 +11,7 @@ use super::hub::Hub;
 use super::reconciler::{Input, Output, Set, Why};
 use super::start;
 use crate::clock;
-use crate::config::{Config, Plan};
+use crate::config::{Plan, ShardConfig};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::protocol::{Command, Session};
@@ -197,7 +197,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         previous: Option<Run>,
         session: Option<Session>,
         set: Set,
-        config: Arc<Config>,
+        config: ShardConfig,
     ) -> io::Result<()> {
         let given = session.as_ref().map(|session| session.id.clone());
         let Some((outlet, beginning)) = self.hub.beginning(run, previous, session, set) else {
@@ -230,7 +230,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         };
         match self.hub.config_of(run.shard) {
             Ok(config) => {
-                let input = match shard.restart(config.identity()) {
+                let input = match shard.restart(config.identity(&self.hub.config.token)) {
                     Ok(()) => Input::Restarts(run),
                     Err(_) => Input::Failed(run, Why::Stopped),
                 };

@@ -27,6 +27,7 @@ use self::queue::{Order, Queue, Refusal};
 use self::status::Report;
 pub use self::status::ShardStatus;
 use crate::clock;
+use crate::config::CloseHook;
 use crate::error::{Error, SendError, SendFailure};
 use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
@@ -35,6 +36,8 @@ use crate::protocol::{
     Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage, StopReason,
 };
 use crate::shard_id::ShardId;
+use crate::timing::Timing;
+use crate::token::Token;
 use crate::transport::Waker;
 
 /// As long as anybody waits.
@@ -48,6 +51,9 @@ pub struct Shard(Arc<Shared>);
 pub(crate) struct Context<C> {
     pub(crate) connector: C,
     pub(crate) addresses: Addresses,
+    pub(crate) token: Token,
+    pub(crate) timing: Timing,
+    pub(crate) on_close: Option<CloseHook>,
     pub(crate) limiter: Arc<dyn IdentifyLimiter>,
     /// Sessions that the bot may start in a day, over all its shards.
     pub(crate) session_starts: u32,

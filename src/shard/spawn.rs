@@ -14,7 +14,7 @@ use super::status::Report;
 use super::thread::Thread;
 use super::{Context, Run, Shard, Shared};
 use crate::clock;
-use crate::config::Config;
+use crate::config::ShardConfig;
 use crate::delivery::Outlet;
 use crate::event::{Credit, Ledger};
 use crate::protocol::{Command, Machine, Session};
@@ -62,7 +62,7 @@ impl Shard {
     pub(crate) fn prepare<C: Connector>(
         run: Run,
         beginning: Beginning,
-        config: Arc<Config>,
+        config: ShardConfig,
         context: Arc<Context<C>>,
         outlet: Arc<Outlet>,
     ) -> io::Result<Prepared<C>> {
@@ -77,8 +77,8 @@ impl Shard {
         let machine = Machine::new(
             clock::now(),
             run.shard,
-            config.identity(),
-            config.timing.clone(),
+            config.identity(&context.token),
+            context.timing.clone(),
             books.session,
             fastrand::u64(..),
         )
@@ -146,7 +146,7 @@ impl<C: Connector + 'static> Thread<C> {
 
 impl Beginning {
     /// Those of the previous run, if there is one with a session and no other session is given.
-    fn books(&self, config: &Config, waker: &Waker) -> Books {
+    fn books(&self, config: &ShardConfig, waker: &Waker) -> Books {
         let waker = waker.clone();
         let wake = move || {
             waker.wake();
@@ -177,7 +177,7 @@ impl Beginning {
 }
 
 impl Shared {
-    fn new(run: Run, config: &Config, waker: Waker, ledger: Arc<Ledger>) -> Arc<Self> {
+    fn new(run: Run, config: &ShardConfig, waker: Waker, ledger: Arc<Ledger>) -> Arc<Self> {
         Arc::new(Self {
             run,
             intents: AtomicU64::new(config.intents.bits()),

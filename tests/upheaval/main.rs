@@ -260,7 +260,8 @@ impl Play {
         self.accounts.end_process(u64::MAX, ON_THE_WAY);
         self.accounts.orphan(&self.gateway, &sessions);
         self.done.suspends += 1;
-        self.start(self.config.clone().sessions(sessions));
+        self.store.0.lock().0.sessions = sessions;
+        self.start(self.config.clone());
     }
 
     /// Kills the process, as far as the gateway and the next one can see.

@@ -25,7 +25,7 @@ use super::reconciler::{
     Facts, Failure, Input, OperationId, Output, Readiness, Reconciler, Request, Set, Slot,
 };
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, ShardConfig};
 use crate::delivery::{Events, Outlet};
 use crate::error::{Error, SendError, SendFailure};
 use crate::limit::IdentifyLimiter;
@@ -38,8 +38,6 @@ use crate::store::{Identified, Saved};
 /// What the manager, its handles and its threads share.
 pub(crate) struct Hub {
     pub(super) config: Arc<Config>,
-    /// The gateway's url.
-    gateway: String,
     pub(super) rest: Rest,
     pub(super) limiter: Arc<dyn IdentifyLimiter>,
     events: Events,
@@ -139,7 +137,6 @@ impl Shards {
 impl Hub {
     pub(super) fn new(
         config: Arc<Config>,
-        gateway: String,
         rest: Rest,
         limiter: Arc<dyn IdentifyLimiter>,
         reconciler: Reconciler,
@@ -164,7 +161,6 @@ impl Hub {
         };
         Arc::new(Self {
             config,
-            gateway,
             rest,
             limiter,
             events,
@@ -190,8 +186,8 @@ impl Hub {
     }
 
     /// The settings of one shard, checked.
-    pub(super) fn config_of(&self, shard: ShardId) -> Result<Arc<Config>, Error> {
-        self.config.of_shard(shard, &self.gateway)
+    pub(super) fn config_of(&self, shard: ShardId) -> Result<ShardConfig, Error> {
+        self.config.of_shard(shard)
     }
 
     pub(super) fn events(&self) -> Events {

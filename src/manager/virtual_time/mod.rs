@@ -35,7 +35,6 @@ use crate::clock;
 use crate::config::{Config, Plan};
 use crate::event::Event;
 use crate::intents::Intents;
-use crate::protocol::Session;
 use crate::sim::{self, Builder, Fault, Gateway, World};
 use crate::timing::Timing;
 use crate::token::Token;
@@ -141,8 +140,6 @@ struct Play {
     process: Option<Process>,
     /// When the process starts again.
     starts_at: Instant,
-    /// What it starts with, besides the store.
-    sessions: Vec<Session>,
     frozen_until: Instant,
     killed_at: Instant,
     /// What the program is handling, and until when.
@@ -230,7 +227,6 @@ impl Play {
             store: Store::default(),
             process: None,
             starts_at: now,
-            sessions: Vec::new(),
             frozen_until: now,
             killed_at: now,
             held: Vec::new(),

@@ -108,12 +108,7 @@ impl Play {
 
     /// A process starts, from what the last one has left.
     pub(super) fn start_process(&mut self) {
-        let sessions = mem::take(&mut self.sessions);
-        let config = self
-            .config
-            .clone()
-            .session_store(self.store.clone())
-            .sessions(sessions);
+        let config = self.config.clone().session_store(self.store.clone());
         let gateway = self.gateway();
         let process = Process::start(config, tls(), &gateway, &self.network);
         self.process = Some(process.expect("it starts"));
@@ -125,12 +120,9 @@ impl Play {
         let Some(process) = self.process.take() else {
             return;
         };
-        self.sessions = process.hub.saved().sessions;
-        let saved = Saved {
-            sessions: self.sessions.clone(),
-            identified: Vec::new(),
-        };
-        log::info!("the process has ended: {:?}", self.sessions);
+        let saved = process.hub.saved();
+        log::info!("the process has ended: {:?}", saved.sessions);
+        *self.store.0.lock() = (saved.clone(), Some(self.now));
         self.leave(&process, &saved, Some(self.now));
     }
 

@@ -18,7 +18,7 @@ use super::pace::{Pace, Turn};
 use super::queue::Order;
 use super::{Change, Context, Run, Shared};
 use crate::clock;
-use crate::config::Config;
+use crate::config::ShardConfig;
 use crate::delivery::Outlet;
 use crate::event::Room;
 use crate::limit::{Permit, Ticket};
@@ -41,7 +41,7 @@ pub(crate) struct Thread<C: Connector> {
     machine: Box<Machine>,
     transport: Box<C::Transport>,
     shared: Arc<Shared>,
-    config: Arc<Config>,
+    config: ShardConfig,
     context: Arc<Context<C>>,
     outlet: Arc<Outlet>,
     guilds: Guilds,
@@ -107,7 +107,7 @@ impl<C: Connector> Thread<C> {
         machine: Machine,
         transport: C::Transport,
         shared: Arc<Shared>,
-        config: Arc<Config>,
+        config: ShardConfig,
         context: Arc<Context<C>>,
         outlet: Arc<Outlet>,
     ) -> Box<Self> {
@@ -116,7 +116,7 @@ impl<C: Connector> Thread<C> {
             transport: Box::new(transport),
             members: Waiting::default(),
             shared,
-            guilds: Guilds::new(config.timing.guilds_timeout),
+            guilds: Guilds::new(context.timing.guilds_timeout),
             config,
             context,
             outlet,

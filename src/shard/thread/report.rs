@@ -94,7 +94,7 @@ impl<C: Connector> Thread<C> {
 
     /// Tells the user's callback. What it panics with must not end the shard.
     pub(super) fn call_on_close(&self, cause: CloseCause) {
-        let Some(on_close) = &self.config.on_close else {
+        let Some(on_close) = &self.context.on_close else {
             return;
         };
         let closed = ConnectionClosed {
@@ -150,7 +150,7 @@ impl<C: Connector> Thread<C> {
             self.read_up_to = read_up_to;
             *self.shared.read_up_to.lock() = read_up_to;
             self.shared.probes.store(false, Ordering::Release);
-            let skew = self.config.timing.session_skew;
+            let skew = self.context.timing.session_skew;
             if let Some(at) = read_up_to.and_then(|at| at.checked_sub(skew)) {
                 self.outlet.has_read(self.shared.run.shard, at);
             }
@@ -159,7 +159,7 @@ impl<C: Connector> Thread<C> {
             && self.machine.stage() == Stage::Ready
             && self.now >= self.probe_at
         {
-            self.probe_at = self.now + self.config.timing.session_skew * SKEWS_PER_PROBE;
+            self.probe_at = self.now + self.context.timing.session_skew * SKEWS_PER_PROBE;
             self.handle(Input::Probe);
         }
     }

@@ -37,7 +37,7 @@ impl<C: Connector> Thread<C> {
             self.shared.resolving.store(false, Ordering::SeqCst);
             return;
         }
-        let deadline = clock::now() + self.config.timing.connect_timeout;
+        let deadline = clock::now() + self.context.timing.connect_timeout;
         self.check(|transport| transport.connect(&url, deadline));
         self.shared.resolving.store(false, Ordering::SeqCst);
     }
@@ -118,7 +118,7 @@ impl<C: Connector> Thread<C> {
         // The peer's answer may take long.
         self.tell_of_events();
         self.transport
-            .disconnect(code, clock::now() + self.config.timing.close_timeout);
+            .disconnect(code, clock::now() + self.context.timing.close_timeout);
         self.forget_written();
         self.sent = 0;
         for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {

@@ -1,0 +1,82 @@
+//! What a user can choose for single shards.
+
+use std::num::NonZeroU32;
+
+use crate::event::EventFilter;
+use crate::intents::Intents;
+use crate::protocol::{Identity, Presence};
+use crate::token::Token;
+use crate::transport::Compression;
+
+/// The settings of a shard: part of [`Config`](crate::Config), and what
+/// [`Config::for_shard`](crate::Config::for_shard) changes.
+///
+/// A shard has them from when it is opened until it stops. A restart takes over `intents`,
+/// `large_threshold` and `presence`.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ShardConfig {
+    /// What the bot wants to hear about.
+    pub intents: Intents,
+    /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
+    pub compression: Compression,
+    /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default:
+    /// 50.
+    pub large_threshold: u16,
+    /// The presence to start with, until a command sets another. Default: Discord's, online and
+    /// doing nothing.
+    pub presence: Option<Presence>,
+    /// Which events pass. Default: all.
+    pub events: EventFilter,
+    /// After how many sessions in a row that never lasted, within 10 minutes
+    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), a shard stops with
+    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
+    /// IDENTIFYs; a restart has it try again. With `None` it tries for ever, with longer and longer
+    /// pauses. Default: 5.
+    pub most_short_sessions: Option<NonZeroU32>,
+    /// How many events of a shard may be outstanding before it stops reading, at least 1. Default:
+    /// 1,024.
+    pub max_outstanding_events: usize,
+    /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops
+    /// reading, at least 1; one event always fits. Small ones share blocks of 16 KiB with others
+    /// that came beside them, so that one alone may hold that much. Default: 4 MiB.
+    pub max_outstanding_bytes: usize,
+    /// How many commands of a shard may wait to be sent, at least 1. Presences do not count: only
+    /// the latest waits. Default: 1,024.
+    pub max_waiting_commands: usize,
+    /// The largest payload in bytes, uncompressed; a larger one ends the connection. 64 KiB to 1
+    /// GiB. Default: 64 MiB.
+    pub max_payload: usize,
+    /// The stack of a shard's thread in bytes, 64 KiB to 1 GiB. Default: 256 KiB.
+    pub stack_size: usize,
+}
+
+impl ShardConfig {
+    pub(super) fn new(intents: Intents) -> Self {
+        Self {
+            intents,
+            compression: Compression::default(),
+            large_threshold: 50,
+            presence: None,
+            events: EventFilter::ALL,
+            most_short_sessions: NonZeroU32::new(5),
+            max_outstanding_events: 1024,
+            max_outstanding_bytes: 4 << 20,
+            max_waiting_commands: 1024,
+            max_payload: 64 << 20,
+            stack_size: 256 << 10,
+        }
+    }
+
+    /// What IDENTIFY says about the bot.
+    pub(crate) fn identity(&self, token: &Token) -> Identity {
+        Identity {
+            token: token.clone(),
+            intents: self.intents,
+            library: "threadcord".into(),
+            large_threshold: self.large_threshold,
+            compress: self.compression == Compression::Payload,
+            presence: self.presence.clone(),
+        }
+    }
+}
