@@ -41,6 +41,8 @@
 mod clock;
 mod config;
 mod delivery;
+#[cfg(test)]
+mod environment;
 mod error;
 mod event;
 mod intents;

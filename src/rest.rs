@@ -187,6 +187,7 @@ impl Rest {
                 }
                 Err(source) => return Err(http_error(&request, source)),
             };
+
             let status = response.status();
             let body = read(&mut response).map_err(|source| http_error(&request, source))?;
             let wait = match status {
@@ -237,6 +238,7 @@ impl Rest {
             path.replace_range(range, hidden.placeholder());
             hidden
         });
+
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
@@ -246,6 +248,7 @@ impl Rest {
         if let Some(token) = &token {
             request = request.header("authorization", format!("Bot {}", token.placeholder()));
         }
+
         match json {
             Some(json) => self.agent.run(
                 request

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 21] = [
+const LAYERS: [(&str, Option<u32>); 22] = [
     ("clock", Some(0)),
+    ("environment", Some(0)),
     ("json", Some(0)),
     ("shard_id", Some(0)),
     ("intents", Some(0)),

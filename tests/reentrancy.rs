@@ -5,11 +5,11 @@
 mod common;
 
 use std::cell::Cell;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::hooked::{Call, Hooked};
 use common::{PATIENCE, config, eventually, gateway, in_time, sounds};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -18,14 +18,11 @@ use threadcord::limit::{
 };
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{Saved, SessionStore};
-use threadcord::transport::{
-    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
-};
+use threadcord::transport::WebSocketConnector;
 use threadcord::{
     Config, Error, Event, Handle, MemberQuery, OnlineStatus, Plan, Presence, ShardId, ShardManager,
     StoreError,
 };
-use url::Url;
 
 /// The manager as what is foreign sees it, and how often each has called back.
 static HANDLE: Mutex<Option<Handle>> = Mutex::new(None);
@@ -128,60 +125,20 @@ impl SessionStore for Store {
     }
 }
 
-struct Wires(WebSocketConnector);
-struct Wire(<WebSocketConnector as Connector>::Transport);
-
-impl Connector for Wires {
-    type Transport = Wire;
-
-    fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<Wire> {
-        call_back("the connector");
-        self.0.transport(shard, settings).map(Wire)
-    }
-}
-
-impl Transport for Wire {
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
-        call_back("the transport, which connects");
-        self.0.connect(url, deadline)
-    }
-
-    fn read(&mut self) -> Result<Received, TransportError> {
-        self.0.read()
-    }
-
-    fn send(&mut self, text: String) -> Result<(), TransportError> {
-        call_back("the transport, which sends");
-        self.0.send(text)
-    }
-
-    fn send_secret(&mut self, text: &str) -> Result<(), TransportError> {
-        call_back("the transport, which sends a secret");
-        self.0.send_secret(text)
-    }
-
-    fn written(&self) -> u64 {
-        call_back("the transport, about what was written");
-        self.0.written()
-    }
-
-    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
-        self.0.wait(until, reading)
-    }
-
-    fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
-        call_back("the transport, which disconnects");
-        self.0.disconnect(code, deadline);
-    }
-
-    fn rest(&mut self) {
-        call_back("the transport, which rests");
-        self.0.rest();
-    }
-
-    fn waker(&self) -> Waker {
-        self.0.waker()
-    }
+fn wires(connector: WebSocketConnector) -> Hooked {
+    Hooked::new(connector, |_, call| {
+        call_back(match call {
+            Call::Transport => "the connector",
+            Call::Connect => "the transport, which connects",
+            Call::Send => "the transport, which sends",
+            Call::SendSecret => "the transport, which sends a secret",
+            Call::Written => "the transport, about what was written",
+            Call::Disconnect => "the transport, which disconnects",
+            Call::Rest => "the transport, which rests",
+            // Those are too many.
+            Call::Read | Call::Wait => return,
+        });
+    })
 }
 
 fn settings(gateway: &Gateway) -> Config {
@@ -262,7 +219,7 @@ fn whatever_is_foreign_may_call_back() {
         .guilds(2)
         .start()
         .unwrap();
-    let manager = ShardManager::start_with(settings(&gateway), Wires).unwrap();
+    let manager = ShardManager::start_with(settings(&gateway), wires).unwrap();
     *HANDLE.lock() = Some(manager.handle().clone());
     let stops = Arc::new(AtomicBool::new(false));
     let (handling, manager) = (Arc::clone(&stops), Arc::new(manager));

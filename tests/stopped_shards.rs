@@ -2,21 +2,18 @@
 
 mod common;
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use common::hooked::{Call, Hooked};
 use common::{PATIENCE, config, eventually, gateway, in_time, next, number, ready, sounds};
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{FileStore, MemoryStore, SessionStore};
-use threadcord::transport::{
-    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
-};
+use threadcord::transport::WebSocketConnector;
 use threadcord::{Error, Event, EventKind, Events, ShardId, ShardManager, Stage};
-use url::Url;
 
 fn emit(gateway: &Gateway, number: u64) {
     let guild = gateway.guild_ids()[0];
@@ -139,14 +136,7 @@ fn one_shard_is_suspended_and_goes_on() {
     gateway.assert_lawful();
 }
 
-/// Transports that panic in the midst of reading, or connect slowly, when they are told to.
-struct Wires(WebSocketConnector, Arc<Mischief>);
-struct Wire(
-    <WebSocketConnector as Connector>::Transport,
-    ShardId,
-    Arc<Mischief>,
-);
-
+/// What transports do when they are told to: they panic in the midst of reading, or connect slowly.
 #[derive(Default)]
 struct Mischief {
     /// The shard whose transport panics at the next read.
@@ -157,52 +147,27 @@ struct Mischief {
     has_begun: AtomicBool,
 }
 
-impl Connector for Wires {
-    type Transport = Wire;
-
-    fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<Wire> {
-        let wire = self.0.transport(shard, settings)?;
-        Ok(Wire(wire, shard, Arc::clone(&self.1)))
+impl Mischief {
+    /// A connector of such transports.
+    fn wires(self: &Arc<Self>) -> impl FnOnce(WebSocketConnector) -> Hooked + use<> {
+        let mischief = Arc::clone(self);
+        move |connector| Hooked::new(connector, move |shard, call| mischief.make(shard, call))
     }
-}
 
-impl Transport for Wire {
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
-        self.2.has_begun.store(true, Ordering::SeqCst);
-        while self.2.is_slow.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
+    fn make(&self, shard: ShardId, call: Call) {
+        match call {
+            Call::Connect => {
+                self.has_begun.store(true, Ordering::SeqCst);
+                while self.is_slow.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            Call::Read => {
+                let panics = self.panics.lock().take_if(|panics| *panics == shard);
+                assert!(panics.is_none(), "a bug of the transport's");
+            }
+            _ => {}
         }
-        self.0.connect(url, deadline)
-    }
-
-    fn read(&mut self) -> Result<Received, TransportError> {
-        let panics = self.2.panics.lock().take_if(|shard| *shard == self.1);
-        assert!(panics.is_none(), "a bug of the transport's");
-        self.0.read()
-    }
-
-    fn send(&mut self, text: String) -> Result<(), TransportError> {
-        self.0.send(text)
-    }
-
-    fn send_secret(&mut self, text: &str) -> Result<(), TransportError> {
-        self.0.send_secret(text)
-    }
-
-    fn written(&self) -> u64 {
-        self.0.written()
-    }
-
-    fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
-        self.0.wait(until, reading)
-    }
-
-    fn disconnect(&mut self, code: Option<u16>, deadline: Instant) {
-        self.0.disconnect(code, deadline);
-    }
-
-    fn waker(&self) -> Waker {
-        self.0.waker()
     }
 }
 
@@ -212,7 +177,7 @@ fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
     let gateway = builder.start().unwrap();
     let mischief = Arc::new(Mischief::default());
     let first = ShardId::for_guild(gateway.guild_ids()[0], 2).unwrap();
-    let wires = |connector| Wires(connector, Arc::clone(&mischief));
+    let wires = mischief.wires();
     let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
@@ -348,7 +313,7 @@ fn a_restart_that_comes_while_it_stops_counts() {
 fn one_that_looks_a_name_up_makes_room_at_once() {
     let gateway = gateway().guilds(1).start().unwrap();
     let mischief = Arc::new(Mischief::default());
-    let wires = |connector| Wires(connector, Arc::clone(&mischief));
+    let wires = mischief.wires();
     let manager = ShardManager::start_with(config(&gateway), wires).unwrap();
     manager.wait_guilds(PATIENCE).unwrap();
     let one = manager.handle().shard(ShardId::ONE).unwrap();
@@ -386,7 +351,7 @@ fn one_that_waits_to_open_is_suspended_with_its_session() {
     let sessions = manager.suspend();
     let mischief = Arc::new(Mischief::default());
     mischief.is_slow.store(true, Ordering::SeqCst);
-    let wires = |connector| Wires(connector, Arc::clone(&mischief));
+    let wires = mischief.wires();
     let settings = config(&gateway).session_store(MemoryStore::new(sessions.clone()));
     let manager = ShardManager::start_with(settings, wires).unwrap();
     for session in &sessions {

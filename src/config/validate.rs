@@ -139,6 +139,7 @@ impl AutoReshard {
             check_every,
             threshold,
         } = self;
+
         if !(threshold > 0.0 && threshold <= 1.0) {
             return Err(Error::setting(
                 "auto_reshard",
@@ -146,6 +147,7 @@ impl AutoReshard {
                 "above 0, to 1",
             ));
         }
+
         // Against a simulator, where time is scaled, a minute may be long.
         let least = if timing.breaks_discords_limits() {
             Duration::from_millis(1)
@@ -160,6 +162,7 @@ impl AutoReshard {
                 allowed,
             ));
         }
+
         match plan {
             Plan::Recommended | Plan::Stored | Plan::Total(_) => Ok(()),
             _ => Err(Error::setting(

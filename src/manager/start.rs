@@ -128,12 +128,14 @@ pub(super) fn matching(
         .sessions
         .into_iter()
         .partition(|session| shards.contains(&session.shard));
+
     for session in others {
         log::warn!(
             "a stored session of shard {} is not used: that shard is not in the plan",
             session.shard
         );
     }
+
     let saved = Saved {
         sessions: matching,
         identified: saved.identified,
@@ -159,6 +161,7 @@ pub(super) fn check_identifies(
     if needed <= limit.remaining as usize {
         return Ok(());
     }
+
     let SessionStartLimit {
         remaining, total, ..
     } = *limit;
@@ -171,6 +174,7 @@ pub(super) fn check_identifies(
             reset_after,
         });
     }
+
     log::warn!(
         "{needed} shards are to identify, and {remaining} of {total} IDENTIFYs are left; the others wait {} s for the reset",
         reset_after.as_secs(),

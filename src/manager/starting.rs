@@ -36,6 +36,7 @@ pub struct Starting {
 impl Starting {
     pub(super) fn new(config: Config) -> Result<Self, Error> {
         config.validate()?;
+
         let (cancel, cancelled) = crossbeam_channel::bounded(0);
         // Without room: if nobody wants the manager any more, that thread still has it.
         let (report, started) = crossbeam_channel::bounded(0);
@@ -51,6 +52,7 @@ impl Starting {
                 what: "a thread to start on",
                 source,
             })?;
+
         Ok(Self {
             started,
             _cancel: cancel,

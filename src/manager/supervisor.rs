@@ -324,16 +324,19 @@ pub(super) fn answer(hub: &Hub, question: Question, gateway: Result<GatewayBot, 
 fn answer_of(hub: &Hub, question: Question, gateway: &GatewayBot) -> Result<Answer, Error> {
     let limit = &gateway.session_start_limit;
     hub.limiter.update(start::limits(limit), gateway.asked_at);
+
     let recommended = gateway.shards.get();
     let plan = match question {
         Question::Fullness => Plan::Total(recommended),
         // Discord has refused the total, so the bot is large, whatever its guild count says.
         Question::Total(_) => count::rounded(&hub.config.plan, Some(gateway), || true),
     };
+
     let shards = plan.shards(recommended)?;
     shards
         .iter()
         .try_for_each(|shard| hub.config_of(*shard).map(drop))?;
+
     let guilds = hub.shards().into_iter();
     let fullest = guilds.filter_map(|shard| shard.status().guilds).max();
     Ok(Answer {

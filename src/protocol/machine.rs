@@ -308,6 +308,7 @@ impl Machine {
                 hello.heartbeat_interval,
             ));
         }
+
         self.change_state(|machine, state| {
             let State::AwaitingHello { start, .. } = state else {
                 return state;
@@ -320,6 +321,7 @@ impl Machine {
                     interval,
                 ),
             };
+
             match start {
                 Start::Identify => {
                     machine.outbox.push_back(Output::RequestPermit);
@@ -409,11 +411,13 @@ impl Machine {
         let session = ready
             .session(payload.sequence().unwrap_or(0), self.shard)?
             .with_intents(self.identity.intents);
+
         if self.session().is_some_and(|old| old.id == session.id) {
             // The first event of this very session, in a replay or again: an event like any other.
             self.handle_event(now, payload);
             return Ok(());
         }
+
         self.change_state(|machine, state| {
             let link = match state {
                 State::Identifying { link, .. } => link,
@@ -429,6 +433,7 @@ impl Machine {
                 }
                 other => return other,
             };
+
             machine
                 .outbox
                 .push_back(Output::Report(Notice::Ready(session.clone())));
@@ -476,6 +481,7 @@ impl Machine {
                 start,
             }
         });
+
         self.outbox.push_back(Output::Connect(target));
         Output::Report(Notice::Connecting {
             resuming: self.session().is_some(),
@@ -488,6 +494,7 @@ impl Machine {
         let Some(link) = self.state.link_mut() else {
             return Output::Wait(None);
         };
+
         match link.heartbeat.poll(now) {
             Some(Beat::Requested) if !link.budget.allows_requested_beat(now) => {
                 link.heartbeat.refuse_request();
@@ -499,6 +506,7 @@ impl Machine {
             }
             None => {}
         }
+
         let mut wait = (link.heartbeat.next(), Timer::Heartbeat);
         match &mut self.state {
             State::Queued { ask_again, .. } => {

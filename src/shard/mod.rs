@@ -216,6 +216,7 @@ impl Shard {
             )
             .into());
         }
+
         let (sender, replies) = crossbeam_channel::unbounded();
         let id = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let request = Request {
@@ -223,6 +224,7 @@ impl Shard {
             replies: sender,
         };
         let members = Members::new(self.clone(), &request, replies);
+
         if let Err(refusal) = self.0.queue.request(Box::new(request)) {
             // The chunks that answer this command would be events of the stream.
             let command = Command::request_members(guild_id, query, None)?;

@@ -19,6 +19,7 @@ use tungstenite::protocol::Role;
 use super::inflate::{Compression, Inflater};
 use super::websocket::{Socket, settings};
 use super::{Received, TransportError};
+use crate::environment;
 use crate::intents::Intents;
 use crate::protocol::{Disconnect, Identity, Input, Machine, Output, Stage};
 use crate::shard_id::ShardId;
@@ -248,12 +249,7 @@ fn change(input: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut fastrand::Rng) {
 
 #[test]
 fn no_change_to_what_discord_sends_does_harm() {
-    let variable = |name| {
-        std::env::var(name)
-            .ok()
-            .map(|value| value.parse::<u64>().expect("a number"))
-    };
-    let rounds = variable("THREADCORD_FUZZ_ROUNDS").unwrap_or(3000);
+    let rounds = environment::number("THREADCORD_FUZZ_ROUNDS").unwrap_or(3000);
     let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let mut files: Vec<_> = corpus
         .read_dir()
@@ -267,7 +263,7 @@ fn no_change_to_what_discord_sends_does_harm() {
         .map(|file| std::fs::read(file).unwrap())
         .collect();
     assert!(corpus.len() >= 9, "the corpus is there");
-    let seed = variable("THREADCORD_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let seed = environment::number("THREADCORD_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
     // Shown if it fails.
     println!("THREADCORD_FUZZ_ROUNDS={rounds} THREADCORD_FUZZ_SEED={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);

@@ -7,6 +7,7 @@
 )]
 
 pub mod book;
+pub mod hooked;
 pub mod lines;
 #[cfg(feature = "gateway-sim")]
 pub mod program;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::delivery::{self, Events};
+use crate::environment;
 use crate::event::{Credit, Dispatch, EventKind, Ledger};
 use crate::protocol::{Payload, Session};
 
@@ -329,8 +330,10 @@ fn check_end(play: &Play<'_>, is_distinct: bool, history: &[Step]) {
 
 #[test]
 fn no_order_loses_an_event_or_moves_a_mark_past_one() {
-    let longest = std::env::var("THREADCORD_EVENTS_EXPLORED")
-        .map_or(LONGEST, |longest| longest.parse().unwrap());
+    let longest = environment::number("THREADCORD_EVENTS_EXPLORED");
+    let longest = longest.map_or(LONGEST, |longest| {
+        usize::try_from(longest).expect("it is small")
+    });
     let distinct: Vec<u64> = (0..longest as u64).collect();
     let mut states = 0;
     for kept in 0..longest {

@@ -399,6 +399,7 @@ impl Hub {
             else {
                 return Ok(());
             };
+
             match deadline {
                 None => self.changed.wait(&mut state),
                 Some(deadline) if clock::now() >= deadline => {
@@ -475,11 +476,13 @@ impl Hub {
         if let Some(previous) = previous {
             previous.is_continued = true;
         }
+
         let entry = Entry {
             shard: shard.clone(),
             thread,
             is_continued: false,
         };
+
         let run = shard.run();
         // Asked before the shard is there itself.
         let presence = state.presence_of(run.shard);

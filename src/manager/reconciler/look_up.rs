@@ -135,9 +135,11 @@ impl Reconciler {
                 first.get_or_insert((*shard, slot));
             }
         }
+
         if self.stopping.is_some() {
             return Err(Error::Closed);
         }
+
         Ok(match first {
             None => Readiness::Ready,
             Some((shard, slot)) => Readiness::NotReady {

@@ -400,6 +400,7 @@ impl Reconciler {
         if let Some(until) = self.waits_for_store(now) {
             return ControlFlow::Break(Some(until));
         }
+
         let known = Known {
             slots: &self.slots,
             opening: &self.opening,
@@ -412,10 +413,12 @@ impl Reconciler {
         };
         let step = self.transition.poll(now, &known);
         let behind = known.behind.into_inner();
+
         if !behind.is_empty() && self.next_probe.is_none_or(|at| now >= at) {
             self.next_probe = Some(now + PROGRESS_CHECK);
             self.outputs.extend(behind.into_iter().map(Output::Probe));
         }
+
         match step {
             Step::Open(shard) => self.begin_to_open(shard),
             Step::Restart(shard) => match self.slots.get(&shard).filter(|slot| !slot.is_over()) {
@@ -440,12 +443,14 @@ impl Reconciler {
             // It has been replaced, and only its thread's end matters, to those who join it.
             return;
         };
+
         if slot.ending == Ending::Abandoned {
             if let Change::Stage(stage @ Stage::Stopped(_)) = change {
                 slot.stage = stage;
             }
             return;
         }
+
         match change {
             Change::GuildsIn => slot.guilds_in = true,
             Change::Stalled(_) => {}
@@ -455,11 +460,13 @@ impl Reconciler {
                 slot.guilds_in &= stage != Stage::Identifying;
             }
         }
+
         let opens_again = slot.restart != Restart::No
             && slot.ending == Ending::No
             && self.wanted.contains(&shard);
         let was_away = self.transition.is_away(shard);
         self.transition.handle(shard, change);
+
         match change {
             Change::Stage(Stage::Stopped(_)) if opens_again => self.open_again(shard),
             Change::Stage(Stage::Stopped(reason)) => {

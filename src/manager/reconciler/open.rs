@@ -44,6 +44,7 @@ impl Reconciler {
         let reshard = self.reshard.as_ref();
         let reshard = reshard.filter(|reshard| reshard.to.contains(&shard));
         let number = reshard.map(|reshard| reshard.number);
+
         self.runs += 1;
         let run = Run {
             shard,
@@ -55,6 +56,7 @@ impl Reconciler {
             reshard: number,
             is_suspended: false,
         };
+
         let set = number.map_or(Set::Active, |_| Set::Incoming);
         self.opening.insert(shard, opening);
         self.outputs.push_back(Output::Open {
@@ -75,6 +77,7 @@ impl Reconciler {
         self.sessions.remove(&shard);
         let role = self.role_of(opening);
         self.retire(shard);
+
         let slot = Slot {
             run,
             stage: Stage::Waiting,
@@ -84,6 +87,8 @@ impl Reconciler {
             restart: Restart::No,
         };
         self.slots.insert(shard, slot);
+
+        // What was asked for while it was being opened.
         match (self.stopping, role) {
             (Some(StopReason::Suspended), Role::Active) => {
                 self.ask_to_stop(shard, Output::Suspend);
@@ -108,7 +113,6 @@ impl Reconciler {
                 self.transition.handle_stop(shard);
                 let closed = Stage::Stopped(StopReason::Closed);
                 self.operations.handle(shard, closed);
-                self.end_if_over();
             }
             Why::Shortage => {
                 let pause = self.shortage_pause;
@@ -132,7 +136,6 @@ impl Reconciler {
                     self.give_up_reshard(failure);
                 }
                 self.operations.fail(&[shard], failure);
-                self.end_if_over();
             }
         }
     }

@@ -43,6 +43,7 @@ impl Reconciler {
         if !self.wanted.remove(&shard) {
             return Err(Error::NotOpen { shard });
         }
+
         self.sessions.remove(&shard);
         let was_waiting = self.transition.forget(shard);
         let runs = self.slots.get(&shard).is_some_and(|slot| !slot.is_over());
@@ -53,10 +54,12 @@ impl Reconciler {
             self.operations.handle(shard, closed);
             return Ok(self.operations.begin([]));
         }
+
         let operation = self.operations.begin([(shard, Goal::Stopped)]);
         if let Some(opening) = self.opening.get_mut(&shard) {
             opening.is_suspended = keeps_session;
         }
+
         let how = if keeps_session {
             Output::Suspend
         } else {

@@ -117,7 +117,6 @@ impl Reconciler {
         self.outputs.push_back(Output::Log(note));
         self.operations.finish(operation, Err(failure));
         self.follow_stops();
-        self.end_if_over();
     }
 
     pub(super) fn drop_reshard(&mut self) -> Option<OperationId> {
@@ -138,6 +137,7 @@ impl Reconciler {
         };
         reshard.is_committed = true;
         self.wanted = reshard.to.iter().copied().collect();
+
         for slot in self.slots.values_mut() {
             slot.role = match slot.role {
                 Role::Incoming => Role::Active,
@@ -145,9 +145,11 @@ impl Reconciler {
                 role => role,
             };
         }
+
         let runs = |role| self.with_role(role).map(|slot| slot.run).collect();
         let (from, to) = (runs(Role::Outgoing), runs(Role::Active));
         self.outputs.push_back(Output::Commit { from, to });
+
         let store = self.store();
         if let Some(reshard) = self.reshard.as_mut().filter(|_| self.settings.has_store) {
             reshard.store = Some((store, deadline));
@@ -194,7 +196,6 @@ impl Reconciler {
             self.retire(run.shard);
         }
         self.follow_stops();
-        self.end_if_over();
         None
     }
 }

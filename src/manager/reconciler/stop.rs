@@ -28,7 +28,6 @@ impl Reconciler {
         }
         self.follow_stop(shard, reason);
         self.operations.handle(shard, Stage::Stopped(reason));
-        self.end_if_over();
     }
 
     /// What follows from the stops of shards during a reshard that is over.
@@ -139,7 +138,6 @@ impl Reconciler {
                 Question::Fullness => self.reshard_if_full(now, answer),
             }
         }
-        self.end_if_over();
     }
 
     /// Starts anew with a total that Discord takes.
@@ -154,16 +152,19 @@ impl Reconciler {
                 .push_back(Output::Log(Note::NotResharded(error)));
             return;
         }
+
         let note = Note::TotalRefused {
             total: refused.total(),
             to: to.clone(),
         };
         self.outputs.push_back(Output::Log(note));
+
         self.clear_transition();
         self.operations.fail_all(Failure::Stopped {
             shard: refused,
             reason: INVALID_SHARD,
         });
+
         self.discard(|_| true);
         self.wanted = to.iter().copied().collect();
         self.transition.open(to);
@@ -173,9 +174,11 @@ impl Reconciler {
         let Some(auto) = self.settings.auto_reshard else {
             return;
         };
+
         let total = self.wanted.iter().map(|shard| shard.total()).min();
         let total = total.unwrap_or(1);
         let (fullness, recommended) = (answer.fullness(total), answer.recommended);
+
         let note = if fullness <= auto.threshold || recommended <= total {
             Note::Fullness {
                 fullness,
@@ -202,6 +205,7 @@ impl Reconciler {
                 Err(error) => Note::NotResharded(error),
             }
         };
+
         self.outputs.push_back(Output::Log(note));
     }
 
@@ -210,12 +214,14 @@ impl Reconciler {
         if self.stopping.is_some() {
             return;
         }
+
         self.stopping = Some(reason);
         self.operations.fail_all(Failure::Closed);
         if self.has_way_back() {
             self.drop_reshard();
         }
         self.clear_transition();
+
         let slots = self.slots.values().map(|slot| (slot.run.shard, slot.role));
         for (shard, role) in slots.collect::<Vec<_>>() {
             let is_kept = reason == StopReason::Suspended && role == Role::Active;

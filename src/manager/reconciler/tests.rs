@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fastrand::Rng;
 
 use super::*;
+use crate::environment;
 use crate::protocol::CloseCode;
 
 /// How many histories there are, each from a seed of its own.
@@ -618,8 +619,7 @@ fn history(seed: u64, is_told: bool) {
 /// One history, told: that of the seed in `THREADCORD_HISTORY`.
 #[test]
 fn a_history() {
-    let seed = std::env::var("THREADCORD_HISTORY");
-    let seed = seed.ok().and_then(|seed| seed.parse().ok());
+    let seed = environment::number("THREADCORD_HISTORY");
     history(seed.unwrap_or(HISTORIES), true);
 }
 

@@ -304,6 +304,8 @@ impl Transition {
             all.retain(|(_, shard)| shard.has_session == has_session);
             all
         };
+
+        // One whose session has gone since identifies, before those that were to anyway.
         while let Some(shard) = self.resume.pop_front() {
             if progress.has_session(shard) {
                 self.resume.push_front(shard);
@@ -311,6 +313,7 @@ impl Transition {
             }
             self.open.push_front(shard);
         }
+
         let next = self.resume.front().copied();
         if let Some(shard) = next.filter(|shard| progress.may_open(*shard))
             && under_way(true).len() < MAX_RESUMING
@@ -374,6 +377,8 @@ impl Transition {
                 Change::MissedRestart => {}
             }
         }
+
+        // What has been heard of both sets so far counts only if the new one is still settled.
         if let Some(handover) = &mut self.handover
             && !matches!(handover.phase, Phase::Closing(1..))
             && !handover.is_settled()
@@ -381,6 +386,7 @@ impl Transition {
             handover.phase = Phase::Settling;
             handover.only_old = None;
         }
+
         let Change::Stage(stage) = change else { return };
         match stage {
             Stage::Identifying | Stage::Resuming | Stage::Ready => {
@@ -394,6 +400,8 @@ impl Transition {
             }
             Stage::Connecting | Stage::AwaitingHello => {}
         }
+
+        // A restart is over once the shard has left the stage ready, and is ready again.
         match (stage, self.away.get_mut(&shard)) {
             (Stage::Ready, Some(true)) => {
                 self.away.remove(&shard);
@@ -408,6 +416,7 @@ impl Transition {
         self.under_way.remove(&shard);
         self.away.remove(&shard);
         self.restart.retain(|other| *other != shard);
+
         let Some(Handover { old, phase, .. }) = &mut self.handover else {
             return;
         };
@@ -454,6 +463,7 @@ impl Handover {
                 return Step::Commit;
             }
         }
+
         if let Phase::Overlap(since) = self.phase
             && self.only_old.is_none()
             && self.has_caught_up(since, progress)
@@ -463,6 +473,7 @@ impl Handover {
             self.only_old = Some(delivered.collect());
             return self.poll(now, progress);
         }
+
         let is_usable = self.is_usable();
         let check = now + PROGRESS_CHECK;
         match &mut self.phase {

@@ -33,6 +33,7 @@ use self::program::{Requested, Store};
 use super::operation::Operation;
 use crate::clock;
 use crate::config::{Config, Plan};
+use crate::environment;
 use crate::event::Event;
 use crate::intents::Intents;
 use crate::sim::{self, Builder, Fault, Gateway, World};
@@ -407,16 +408,10 @@ impl log::Log for Teller {
     fn flush(&self) {}
 }
 
-/// The variable of the environment with that name, as a number.
-fn variable(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().expect("it is a number"))
-}
-
 #[test]
 fn no_order_of_events_loses_one() {
-    let seconds = variable("THREADCORD_VIRTUAL_SECONDS");
-    let seed = variable("THREADCORD_VIRTUAL_SEED");
+    let seconds = environment::number("THREADCORD_VIRTUAL_SECONDS");
+    let seed = environment::number("THREADCORD_VIRTUAL_SEED");
     let is_told = seed.is_some() && seconds.is_none();
     let seconds = Duration::from_secs(seconds.unwrap_or(5));
     let first = seed.unwrap_or(1);

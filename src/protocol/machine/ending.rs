@@ -16,12 +16,14 @@ impl Machine {
         if !self.state.is_connected() {
             return;
         }
+
         if let Disconnect::Discord(code) = reason
             && code.recovery() == Recovery::Stop
         {
             log::error!("shard {}: {reason}", self.shard);
             return self.stop(StopReason::Discord(code));
         }
+
         let recovery = self.recovery(reason);
         self.outbox.push_back(Output::Disconnect(match reason {
             Disconnect::Malformed
@@ -29,6 +31,7 @@ impl Machine {
             | Disconnect::InvalidSession { .. } => Some(RESUMABLE),
             _ => None,
         }));
+
         let ended = Ended {
             reason,
             recovery,
@@ -38,10 +41,12 @@ impl Machine {
             },
             was_identifying: matches!(self.state, State::Identifying { .. }),
         };
+
         let retry_in = self.retry.pause(now, &self.timing, self.rng.f64(), ended);
         if let Some(count) = self.retry.circuit_opened_by() {
             return self.open_circuit(count);
         }
+
         self.change_state(|machine, state| {
             let mut start = state.into_start();
             if let (Start::Resume { session, .. }, Recovery::Identify) = (&start, recovery) {

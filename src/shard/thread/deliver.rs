@@ -104,6 +104,7 @@ impl<C: Connector> Thread<C> {
             }
             _ => return false,
         };
+
         self.shared.report.lock().guilds = self.guilds.count();
         is_arrival
     }

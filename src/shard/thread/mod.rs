@@ -257,8 +257,10 @@ impl<C: Connector> Thread<C> {
                 Order::Stop(reason) => self.handle(Input::Stop(reason)),
             }
         }
+
         // What was taken counts as waiting; some of it may have been withdrawn or replaced.
         self.queued = None;
+
         match self.ticket.as_mut().map(Ticket::poll) {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(permit))) => {
@@ -281,6 +283,7 @@ impl<C: Connector> Thread<C> {
         self.poll_guilds();
         self.publish_progress();
         self.publish();
+
         let guilds = self
             .guilds
             .deadline()
@@ -289,12 +292,14 @@ impl<C: Connector> Thread<C> {
         let probe = is_compared.then_some(self.probe_at);
         let until = until.map(|(at, _)| at);
         let until = until.into_iter().chain(guilds).chain(probe).min();
+
         let (room, stage) = (self.room(), self.machine.stage());
         let ledger = &self.shared.ledger;
         let is_live = stage == Stage::Ready;
         let turn = self
             .pace
             .turn(self.now, room, is_live, || ledger.is_stalled());
+
         match turn {
             // The machine may have something to do before the wait.
             Turn::ReportStall => self.report_stall(),

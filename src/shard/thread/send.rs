@@ -23,6 +23,7 @@ impl<C: Connector> Thread<C> {
                 addresses.main(compression)
             }),
         };
+
         // The look-up of the host may take long.
         self.tell_of_events();
         log::debug!(
@@ -30,6 +31,7 @@ impl<C: Connector> Thread<C> {
             self.shared.run.shard,
             url.host_str().unwrap_or_default()
         );
+
         self.shared.report.lock().connects += 1;
         self.shared.resolving.store(true, Ordering::SeqCst);
         // Whoever asks it to stop from here on sees that it may be resolving, and does not wait.
@@ -37,6 +39,7 @@ impl<C: Connector> Thread<C> {
             self.shared.resolving.store(false, Ordering::SeqCst);
             return;
         }
+
         let deadline = clock::now() + self.context.timing.connect_timeout;
         self.check(|transport| transport.connect(&url, deadline));
         self.shared.resolving.store(false, Ordering::SeqCst);
