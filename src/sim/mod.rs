@@ -11,7 +11,7 @@
 //!
 //! // The bot.
 //! let manager = ShardManager::start(config)?;
-//! let (handle, events) = (manager.handle(), manager.events());
+//! let (handle, events) = (manager.handle().clone(), manager.events());
 //! std::thread::spawn(move || {
 //!     for event in events.filter(|event| event.name() == "MESSAGE_CREATE") {
 //!         let Ok(message) = event.dispatch().unwrap().decode::<serde_json::Value>() else { continue };
