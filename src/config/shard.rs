@@ -11,8 +11,8 @@ use crate::transport::Compression;
 /// The settings of a shard: part of [`Config`](crate::Config), and what
 /// [`Config::for_shard`](crate::Config::for_shard) changes.
 ///
-/// A shard has them from when it is opened until it stops. A restart takes over `intents`,
-/// `large_threshold` and `presence`.
+/// A shard keeps them until it stops; a restart takes over new `intents`, `large_threshold` and
+/// `presence`. A presence that was set by a command takes precedence.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ShardConfig {
