@@ -61,7 +61,7 @@ pub enum Error {
         failure: MembersFailure,
     },
     /// Another call of `run` hands the events to its handler.
-    #[error("a handler is running already: `stop` ends it")]
+    #[error("a handler is running already: `Handle::stop` ends it")]
     HandlerRunning,
     /// Discord does not accept the token (HTTP 401). Trying again gives the same answer.
     #[error(
@@ -138,7 +138,7 @@ pub enum Error {
         shard: ShardId,
         /// Where it stands; `None` if it has not been opened.
         stage: Option<Stage>,
-        /// Why its last connection ended.
+        /// Why it last lost a connection.
         last_disconnect: Option<Disconnect>,
     },
     /// A shard is to be opened that runs already.
@@ -242,7 +242,7 @@ impl SendError {
 #[non_exhaustive]
 pub enum SendFailure {
     /// So many commands wait already
-    /// ([`Config::max_waiting_commands`](crate::Config::max_waiting_commands)).
+    /// ([`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)).
     #[error(
         "{waiting} commands of shard {shard} wait already: try later, or wait with `send_timeout`"
     )]

@@ -24,7 +24,8 @@ const VERSION: u32 = 1;
 /// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is ready
 /// or stops; and when it ends itself: all of them after `suspend`, none after `close`. A store that
 /// several managers share must keep their sessions apart.
-/// Sessions of other bots, and of shards that are not in the plan, are reported and not used.
+/// Sessions of other bots, second ones of a shard, and those of shards that are not in the plan are
+/// reported and not used.
 pub trait SessionStore: Send + Sync {
     /// What was saved last; nothing if there is nothing that can be used.
     fn load(&self) -> Result<Saved, StoreError>;
@@ -33,8 +34,12 @@ pub trait SessionStore: Send + Sync {
     fn save(&self, saved: &Saved) -> Result<(), StoreError>;
 }
 
-/// Keeps the sessions in memory: for a program that keeps them itself, or that starts another
+/// Keeps the sessions in memory: for a program that stores them elsewhere, or that starts another
 /// manager in the same process. Clones share what they keep.
+///
+/// It is for one manager at a time: drop the old one before the next one starts. A manager that
+/// starts removes the sessions of shards that are not in its plan, and one that is closed or dropped
+/// removes all.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, next, owes_nothing, ready, shard};
 use serde_json::Value;
 use threadcord::sim::Fault;
 use threadcord::sim::{Action, Gateway};
@@ -132,13 +132,7 @@ fn bytes_stall_too_and_a_release_counts_as_handled() {
     }
     drop(kept);
     eventually("nothing is owed", || {
-        manager
-            .handle()
-            .shard(ShardId::ONE)
-            .unwrap()
-            .status()
-            .outstanding_events
-            == 0
+        owes_nothing(&manager.handle().shard(ShardId::ONE).unwrap())
     });
 }
 

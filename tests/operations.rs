@@ -805,6 +805,7 @@ fn of_several_stored_sessions_of_a_shard_the_first_of_the_bot_counts() {
         panic!("{sessions:?}")
     };
     let mut foreign = session.clone();
+    foreign.id = "another bot's".into();
     foreign.bot_user_id += 1;
     let unknown = Session::new("a".into(), 1, String::new(), ShardId::ONE, 0);
     let store = MemoryStore::new(vec![foreign, session.clone(), unknown]);

@@ -64,8 +64,8 @@ pub struct Config {
     /// pauses of up to 30 s, while it cannot be reached or answers with a server error: for a
     /// program that starts before its network does. Default: not at all.
     pub retry_start_for: Duration,
-    /// Called when a shard's connection has ended, and when the shard has stopped, on the shard's
-    /// thread. It must not block. Default: none; the stream has the same as
+    /// Called when a shard's connection has ended or the shard has stopped, once for both, on the
+    /// shard's thread. It must not block. Default: none; the stream has the same as
     /// [`EventKind::Disconnected`](crate::EventKind::Disconnected) and
     /// [`EventKind::Stopped`](crate::EventKind::Stopped).
     pub on_close: Option<CloseHook>,
@@ -347,7 +347,7 @@ pub type CloseHook = Arc<dyn Fn(ConnectionClosed) + Send + Sync>;
 pub struct ConnectionClosed {
     /// The shard.
     pub shard: ShardId,
-    /// Why, and what follows.
+    /// Why, and whether the shard connects again.
     pub cause: CloseCause,
 }
 

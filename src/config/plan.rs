@@ -27,7 +27,7 @@ pub enum Plan {
         /// How many shards there are in all.
         total: u32,
     },
-    /// The shards whose sessions are given or stored, if those have every guild once, whatever
+    /// The shards whose sessions are stored, if those have every guild once, whatever
     /// their totals: as they were before, after any number of splits and reshards. If they are some
     /// of one total, all of that total. Else as many as Discord recommends.
     Stored,

@@ -11,8 +11,8 @@ use crate::transport::Compression;
 /// The settings of a shard: part of [`Config`](crate::Config), and what
 /// [`Config::for_shard`](crate::Config::for_shard) changes.
 ///
-/// A shard keeps them until it stops; a restart takes over new `intents`, `large_threshold` and
-/// `presence`. A presence that was set by a command takes precedence.
+/// A restart applies changed `intents`, `large_threshold` and `presence`; the others apply when the
+/// shard is next opened. A presence that was set by a command takes precedence.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ShardConfig {

@@ -16,8 +16,8 @@ use crate::shard_id::ShardId;
 /// What can be asked of a manager without owning it; handlers get one. It is cheap to clone, and can
 /// be kept anywhere.
 ///
-/// It does not keep the manager alive: once that is gone there are no shards, and what is asked
-/// fails with [`Error::Closed`]. None of its methods blocks, but [`reshard`](Self::reshard)
+/// It does not keep the manager alive. Once that is gone there are no shards, the status is empty,
+/// and operations fail with [`Error::Closed`]. None of its methods blocks, but [`reshard`](Self::reshard)
 /// and [`rest`](Self::rest)'s requests; so any of them may be called from handlers. What takes a
 /// while is an [`Operation`], which goes on by itself and can be waited for.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ impl Handle {
         &self.rest
     }
 
-    /// Everything at this moment.
+    /// The shards, the identify limit and the stream at this moment; empty once the manager is gone.
     pub fn status(&self) -> ManagerStatus {
         let hub = self.hub.upgrade();
         hub.map(|hub| hub.status()).unwrap_or_default()
@@ -133,7 +133,8 @@ impl Handle {
     /// # Errors
     /// [`Error::Busy`] while another reshard, a start, split or restart is under way;
     /// [`Error::AlreadyOpen`] if a new shard has the number and total of one that runs;
-    /// [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives.
+    /// [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives;
+    /// [`Error::Closed`].
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
         self.hub()?.reshard(plan)
     }

@@ -51,8 +51,8 @@ use crate::transport::{Connector, WebSocketConnector};
 /// A bot's shards in this process, each on its own thread. It owns them: dropping it closes them
 /// and waits for them.
 ///
-/// It starts and ends, waits, and hands events out. What runs is looked at and changed through its
-/// [`handle`](Self::handle).
+/// It starts and stops the shards, waits for them, and delivers events. What runs is looked at and
+/// changed through its [`handle`](Self::handle).
 ///
 /// ```no_run
 /// use threadcord::{Config, Intents, ShardManager, Token};
@@ -271,7 +271,7 @@ impl ShardManager {
     /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does,
     /// then for the handlers to finish what they have
     /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns the
-    /// sessions. A manager that starts with them, from a session store or a
+    /// sessions. A manager that starts with them, for example through a
     /// [`MemoryStore`](crate::store::MemoryStore), resumes: no IDENTIFY is spent and no event is
     /// missed, provided it happens within a few minutes. Events that were delivered and are not
     /// handled by then come again: those that are held, and those that nobody has taken from the
@@ -279,8 +279,8 @@ impl ShardManager {
     ///
     /// A program that takes its events on the thread that calls this, or that calls it from a
     /// handler, waits in vain for itself: it should set that time to zero, or use
-    /// [`Handle::request_suspend`]. Where [`close`](Self::close) does not wait, this does not either, and
-    /// the sessions may be behind.
+    /// [`Handle::request_suspend`]. Where [`close`](Self::close) does not wait, this does not
+    /// either, and the sessions may be behind.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};

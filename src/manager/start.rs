@@ -107,7 +107,7 @@ pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
         let why = if is_foreign(session, config.token.user_id()) {
             "it is another bot's"
         } else if !shards.insert(shard) {
-            "there is another"
+            "another session of that shard comes first"
         } else {
             return true;
         };

@@ -26,10 +26,9 @@ use crate::shard_id::ShardId;
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct ManagerStatus {
-    /// The shards that deliver events, by number; until they have closed, also those that were just
-    /// replaced.
+    /// The shards that run or have stopped, by number. While a reshard closes the old ones, both sets.
     pub shards: Vec<ShardStatus>,
-    /// Shards that will replace them; their events are not delivered yet.
+    /// Shards that may replace them, until the old ones begin to close. Their events are held.
     pub incoming: Vec<ShardStatus>,
     /// Shards that are to run and have not been opened.
     pub unopened: Vec<ShardId>,
@@ -229,7 +228,7 @@ mod tests {
         limit.waiting.push(ShardId::new(1, 2).unwrap());
         let status = ManagerStatus {
             shards: vec![shard(0, Stage::Ready), waiting],
-            incoming: Vec::new(),
+            incoming: vec![shard(0, Stage::Queued)],
             unopened: Vec::new(),
             limit: Some(limit),
             queued_events: 5,
@@ -239,7 +238,8 @@ mod tests {
 shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  connects     for  state
   0/2    1200    41 ms        77      78  1.2       3           1        2         3  10 min  ready
   1/2       -        -        77      78  1.2       3           1        2         3  10 min  queued; last: the connection was cut
-1 of 2 shards ready, 5 events in the stream
+  0/2    1200    41 ms        77      78  1.2       3           1        2         3  10 min  queued (to replace others)
+1 of 2 shards ready, 5 events in the stream, 1 shards about to replace them
 998 of 1000 IDENTIFYs left, all of them again in 83 min; 1 wait for a turn, first shard 1/2";
         assert_eq!(status.to_string(), expected);
         let json = serde_json::to_value(&status).unwrap();

@@ -75,7 +75,7 @@ impl fmt::Display for CloseCode {
     }
 }
 
-/// Why a connection ended after which the shard connects again.
+/// Why a shard lost a connection. It connects again by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disconnect {
@@ -194,6 +194,18 @@ mod tests {
         for code in [4004, 4010, 4011, 4012, 4013, 4014] {
             assert_eq!(recovery(code), Recovery::Stop, "{code}");
         }
+    }
+
+    #[test]
+    fn a_stop_that_was_requested_is_not_fatal() {
+        assert!(!StopReason::Closed.is_fatal() && !StopReason::Suspended.is_fatal());
+        let fatal = [
+            StopReason::Discord(CloseCode(4014)),
+            StopReason::CircuitOpen,
+            StopReason::LimiterClosed,
+            StopReason::Panicked,
+        ];
+        assert!(fatal.into_iter().all(StopReason::is_fatal));
     }
 
     #[test]

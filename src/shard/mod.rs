@@ -151,7 +151,7 @@ impl Shard {
     /// when the shard stops goes out if it is opened again.
     ///
     /// # Errors
-    /// With the command, if [`Config::max_waiting_commands`](crate::Config::max_waiting_commands)
+    /// With the command, if [`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)
     /// wait already or the shard has stopped.
     /// For a presence there is always room: of several the newest waits.
     ///

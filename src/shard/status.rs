@@ -13,8 +13,9 @@ use crate::shard_id::ShardId;
 
 /// A shard at one moment. It serialises with durations in seconds.
 ///
-/// All counts are those of one run: they begin again when the shard is opened again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Counters start at 0 each time the shard is opened. What is outstanding carries over if it goes on
+/// with its session.
+#[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ShardStatus {
     /// Which one.
@@ -26,8 +27,8 @@ pub struct ShardStatus {
     pub time_in_stage: Duration,
     /// Whether the guilds of its session have arrived or were given up.
     pub guilds_in: bool,
-    /// Guilds of its session, those included that are unavailable; `None` if it was resumed from an
-    /// earlier process, since only READY tells.
+    /// Guilds of its session, those included that are unavailable; `None` if it was resumed when
+    /// the shard was opened, since only READY tells.
     pub guilds: Option<usize>,
     /// From the last heartbeat that was acknowledged to the moment when its ACK was read; `None`
     /// before the first one of a connection. A shard that has [stalled](Self::stalled_for) reads
@@ -44,7 +45,7 @@ pub struct ShardStatus {
     pub outstanding_events: usize,
     /// Their bytes, inflated.
     pub outstanding_bytes: usize,
-    /// Events that the filter ([`Config::events`](crate::Config::events)) has dropped.
+    /// Events that the filter ([`ShardConfig::events`](crate::ShardConfig::events)) has dropped.
     pub filtered: u64,
     /// For how long it has not read because events are not handled; `None` if it reads.
     #[serde(serialize_with = "maybe_seconds")]
@@ -59,7 +60,7 @@ pub struct ShardStatus {
     pub resumes: u64,
     /// Sessions lost by Discord's rules.
     pub sessions_lost: u64,
-    /// Why the last connection ended after which it connected again.
+    /// Why it last lost a connection; a stop does not count.
     pub last_disconnect: Option<Disconnect>,
 }
 

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use threadcord::{
-    Command, Compression, Config, Event, Events, Intents, ShardId, ShardManager, Timing, Token, sim,
+    Command, Compression, Config, Event, Events, Intents, Shard, ShardId, ShardManager, Timing,
+    Token, sim,
 };
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -74,6 +75,12 @@ pub fn sounds(guild: u64) -> Command {
 
 pub fn shard(number: u32, total: u32) -> ShardId {
     ShardId::new(number, total).unwrap()
+}
+
+/// Whether all that a shard has delivered has been handled.
+pub fn owes_nothing(shard: &Shard) -> bool {
+    let status = shard.status();
+    (status.outstanding_events, status.outstanding_bytes) == (0, 0)
 }
 
 /// The next event that is wanted; the others are dropped.

@@ -354,6 +354,7 @@ impl Reconciler {
             };
         }
 
+        // Only once everything else has been done: a request that comes before keeps the stream open.
         self.end_if_over();
         self.check_timers(now);
         loop {

@@ -120,10 +120,13 @@ impl Play {
         let Some(process) = self.process.take() else {
             return;
         };
-        let saved = process.hub.saved();
+        // What `suspend` returns, or what the session writer has stored.
+        if self.rng.bool() {
+            *self.store.0.lock() = (process.hub.saved(), Some(self.now));
+        }
+        let (saved, stored_at) = self.store.0.lock().clone();
         log::info!("the process has ended: {:?}", saved.sessions);
-        *self.store.0.lock() = (saved.clone(), Some(self.now));
-        self.leave(&process, &saved, Some(self.now));
+        self.leave(&process, &saved, stored_at);
     }
 
     /// The process ends as it is.
