@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PATIENCE, config, eventually, gateway, next, owes_nothing, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, next, owes_nothing, ready, shard, status_of};
 use serde_json::Value;
 use threadcord::sim::Fault;
 use threadcord::sim::{Action, Gateway};
@@ -42,15 +42,7 @@ fn a_stuck_handler_stalls_its_shard_alone() {
             held.push(event);
         }
     }
-    assert_eq!(
-        manager
-            .handle()
-            .shard(stuck)
-            .unwrap()
-            .status()
-            .outstanding_events,
-        20
-    );
+    assert_eq!(status_of(&manager, stuck).outstanding_events, 20);
     // The other shard goes on.
     gateway.chat(channel_of(shard(1, 2)), "on we go").unwrap();
     next(&events, |event| {
@@ -66,17 +58,9 @@ fn a_stuck_handler_stalls_its_shard_alone() {
     };
     let before = beats();
     eventually("it beats", || beats() >= before + 10);
-    let status = manager.handle().shard(stuck).unwrap().status();
+    let status = status_of(&manager, stuck);
     assert_eq!((status.connects, status.last_disconnect), (1, None));
-    assert_eq!(
-        manager
-            .handle()
-            .shard(stuck)
-            .unwrap()
-            .status()
-            .outstanding_events,
-        20
-    );
+    assert_eq!(status_of(&manager, stuck).outstanding_events, 20);
     // When the handler returns, everything follows, in order.
     let mut numbers: Vec<String> = Vec::new();
     let mut take = |event: &threadcord::Event| {

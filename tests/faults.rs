@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::book::Book;
-use common::{COMPRESSIONS, config, eventually, ready};
+use common::{COMPRESSIONS, config, eventually, ready, status_of};
 use threadcord::sim::{Fault, Gateway, Target};
 use threadcord::{Compression, Config, ShardId, ShardManager, ShardStatus, Stage};
 
@@ -277,7 +277,7 @@ fn a_start_that_fails_is_no_start() {
         let gateway = gateway(false);
         gateway.inject(Target::Any, fault(word));
         let manager = ready(hasty(&gateway, Compression::ZstdStream));
-        let status = manager.handle().shard(ONE).unwrap().status();
+        let status = status_of(&manager, ONE);
         assert_eq!(
             (status.identifies, status.resumes, status.sessions_lost),
             (2, 0, 0),

@@ -5,6 +5,7 @@ mod common;
 
 use common::{
     COMPRESSIONS, PATIENCE, config, eventually, gateway, next, number, owes_nothing, ready,
+    status_of,
 };
 use serde_json::json;
 use threadcord::store::MemoryStore;
@@ -22,10 +23,7 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
         manager
             .wait_guilds(PATIENCE)
             .expect("it sees READY and GUILD_CREATE");
-        assert_eq!(
-            manager.handle().shard(ONE).unwrap().status().guilds,
-            Some(3)
-        );
+        assert_eq!(status_of(&manager, ONE).guilds, Some(3));
         gateway.inject(ONE, threadcord::sim::Fault::Cut);
         next(&events, |event| event.name() == "Resumed");
         let members = manager
@@ -52,7 +50,7 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
             );
             number(event).is_some_and(|(_, number)| number == 19)
         });
-        let status = manager.handle().shard(ONE).unwrap().status();
+        let status = status_of(&manager, ONE);
         assert!(status.filtered > 3 && status.events >= 21, "{status:?}");
     }
 }

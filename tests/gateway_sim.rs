@@ -6,7 +6,7 @@ use std::io::BufRead;
 use std::process::Command;
 
 use common::program::Program;
-use common::{PATIENCE, eventually, next};
+use common::{PATIENCE, eventually, next, status_of};
 use threadcord::{ShardId, ShardManager, Timing};
 
 #[test]
@@ -37,13 +37,7 @@ fn it_serves_a_bot_and_takes_orders() {
     program.order("nonsense");
     program.order("fault cut@0/1");
     eventually("it resumes", || {
-        manager
-            .handle()
-            .shard(ShardId::ONE)
-            .unwrap()
-            .status()
-            .resumes
-            == 1
+        status_of(&manager, ShardId::ONE).resumes == 1
     });
     manager.close();
     let (said, status) = program.end();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, SCALE, config, eventually, gateway, next, number, ready, shard};
+use common::{PATIENCE, SCALE, config, eventually, gateway, next, number, ready, shard, status_of};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 use threadcord::sim::{Action, Gateway};
@@ -154,15 +154,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         for n in 0..200 {
             emit_all(&gateway, &guilds, n);
         }
-        let is_stalled = |id| {
-            manager
-                .handle()
-                .shard(id)
-                .unwrap()
-                .status()
-                .stalled_for
-                .is_some()
-        };
+        let is_stalled = |id| status_of(&manager, id).stalled_for.is_some();
         eventually("it stalls", || is_stalled(stuck));
         let all = |id| {
             seen.lock()
@@ -190,15 +182,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
                 beats >= 40,
                 "{beats} heartbeats of shard {number} in 3 s, where there should be 60"
             );
-            assert_eq!(
-                manager
-                    .handle()
-                    .shard(shard(number, 4))
-                    .unwrap()
-                    .status()
-                    .connects,
-                1
-            );
+            assert_eq!(status_of(&manager, shard(number, 4)).connects, 1);
         }
         assert!(is_stalled(stuck) && !is_stalled(shard(1, 4)));
         gate.open();
@@ -291,13 +275,7 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
     assert_eq!(manager.handle().status().handler_panics, 2);
     eventually("what a handler panicked at counts as handled", || {
         manager.events().try_next().is_err()
-            && manager
-                .handle()
-                .shard(ShardId::ONE)
-                .unwrap()
-                .status()
-                .outstanding_events
-                == 0
+            && status_of(&manager, ShardId::ONE).outstanding_events == 0
     });
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, eventually, gateway, ready, shard};
+use common::{PATIENCE, config, eventually, gateway, ready, shard, status_of};
 use parking_lot::Mutex;
 use threadcord::limit::{
     Granter, IdentifyLimiter, LimitError, Limits, ReleaseAfter, Report, SessionLimit, Ticket,
@@ -377,7 +377,7 @@ fn a_limiter_that_fails_for_a_while_is_asked_again() {
     let limiter = Arc::new(Flaky(AtomicUsize::new(3)));
     let manager = ready(config(&gateway).limiter(limiter.clone()));
     assert_eq!(limiter.0.load(Ordering::SeqCst), 0);
-    let status = manager.handle().shard(ShardId::ONE).unwrap().status();
+    let status = status_of(&manager, ShardId::ONE);
     assert_eq!((status.connects, status.identifies), (1, 1));
     gateway.assert_lawful();
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds, status_of};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use threadcord::sim::{self, Action};
@@ -238,12 +238,7 @@ fn a_refused_upgrade_is_tried_again() {
         eventually("it tries again", || http.count() >= 3);
         assert!(http.count() < 50, "with backoff");
         assert_eq!(
-            manager
-                .handle()
-                .shard(ShardId::ONE)
-                .unwrap()
-                .status()
-                .last_disconnect,
+            status_of(&manager, ShardId::ONE).last_disconnect,
             Some(Disconnect::ConnectFailed)
         );
     }

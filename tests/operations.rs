@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds, status_of};
 use parking_lot::Mutex;
 use serde_json::Value;
 use threadcord::sim::{Action, Answer, Fault, Gateway};
@@ -71,10 +71,7 @@ fn one_shard_is_closed_and_opened_again() {
         event.shard() == id && event.name() == "READY"
     });
     assert!(is_live(&gateway, id));
-    assert_eq!(
-        manager.handle().shard(id).unwrap().status().stage,
-        Stage::Ready
-    );
+    assert_eq!(status_of(&manager, id).stage, Stage::Ready);
     assert!(matches!(
         manager.handle().open_shard(id),
         Err(Error::AlreadyOpen { .. })
@@ -638,13 +635,7 @@ fn the_status_tells_it_all() {
     manager.wait_guilds(PATIENCE).unwrap();
     gateway.inject(shard(2, 3), Fault::Cut);
     eventually("it resumes", || {
-        manager
-            .handle()
-            .shard(shard(2, 3))
-            .unwrap()
-            .status()
-            .resumes
-            == 1
+        status_of(&manager, shard(2, 3)).resumes == 1
     });
     manager.wait_ready(PATIENCE).unwrap();
     let status = manager.handle().status();

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds};
+use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds, status_of};
 use parking_lot::Mutex;
 use threadcord::limit::Unlimited;
 use threadcord::sim::{Action, Answer, Fault, Gateway, ResumeUrl};
@@ -31,7 +31,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
             // Until the shard knows that it is back: a fault before that would be one more before
             // the same resume.
             eventually("it comes back", || {
-                manager.handle().shard(ONE).unwrap().status().resumes == n / 20 + 1
+                status_of(&manager, ONE).resumes == n / 20 + 1
             });
         }
     }
@@ -53,7 +53,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
         .filter(|number| *number == "while it is away")
         .count();
     assert_eq!(away, 3);
-    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 1);
+    assert_eq!(status_of(&manager, ONE).identifies, 1);
     gateway.assert_lawful();
 }
 
@@ -128,7 +128,7 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: Disconnect) {
     next(&events, |event| {
         matches!(event.kind(), EventKind::SessionStarted)
     });
-    let status = manager.handle().shard(ONE).unwrap().status();
+    let status = status_of(&manager, ONE);
     assert_eq!(
         (status.identifies, status.resumes, status.sessions_lost),
         (2, 0, 1)
@@ -166,7 +166,7 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
         matches!(event.kind(), EventKind::SessionLost { .. })
     });
     manager.wait_ready(PATIENCE).unwrap();
-    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 2);
+    assert_eq!(status_of(&manager, ONE).identifies, 2);
     gateway.assert_lawful();
 }
 
@@ -180,7 +180,7 @@ fn op_9_to_an_identify_goes_back_into_the_queue() {
         );
     }
     let manager = ready(config(&gateway));
-    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 3);
+    assert_eq!(status_of(&manager, ONE).identifies, 3);
     gateway.assert_lawful();
 }
 
@@ -193,7 +193,7 @@ fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
     next(&manager.events(), |event| {
         matches!(event.kind(), EventKind::SessionStarted)
     });
-    let status = manager.handle().shard(ONE).unwrap().status();
+    let status = status_of(&manager, ONE);
     assert_eq!((status.connects, status.identifies), (3, 2));
     gateway.assert_lawful();
 }
@@ -206,9 +206,7 @@ fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
         gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url.into())));
         let manager = ready(config(&gateway));
         gateway.inject(ONE, Fault::Cut);
-        eventually("it resumes", || {
-            manager.handle().shard(ONE).unwrap().status().resumes == 1
-        });
+        eventually("it resumes", || status_of(&manager, ONE).resumes == 1);
         gateway.assert_lawful();
     }
 }
@@ -223,18 +221,10 @@ fn a_zombied_connection_is_dropped_and_resumed() {
     let manager = ready(config(&gateway));
     gateway.inject(ONE, Fault::NoAck);
     eventually("it is noticed", || {
-        manager
-            .handle()
-            .shard(ONE)
-            .unwrap()
-            .status()
-            .last_disconnect
-            == Some(Disconnect::Zombied)
+        status_of(&manager, ONE).last_disconnect == Some(Disconnect::Zombied)
     });
-    eventually("it resumes", || {
-        manager.handle().shard(ONE).unwrap().status().resumes >= 1
-    });
-    assert_eq!(manager.handle().shard(ONE).unwrap().status().identifies, 1);
+    eventually("it resumes", || status_of(&manager, ONE).resumes >= 1);
+    assert_eq!(status_of(&manager, ONE).identifies, 1);
     eventually("there is a latency", || {
         manager.handle().shard(ONE).unwrap().latency().is_some()
     });

@@ -7,7 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use common::hooked::{Call, Hooked};
-use common::{PATIENCE, config, eventually, gateway, in_time, next, number, ready, sounds};
+use common::{
+    PATIENCE, config, eventually, gateway, in_time, next, number, ready, sounds, status_of,
+};
 use parking_lot::Mutex;
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
@@ -88,7 +90,7 @@ fn it_can_be_resumed_from_a_session_of_its_own() {
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
-    let again = manager.handle().shard(ShardId::ONE).unwrap().status();
+    let again = status_of(&manager, ShardId::ONE);
     assert_eq!((again.identifies, again.resumes), (0, 1));
     gateway.assert_lawful();
 }
@@ -193,7 +195,7 @@ fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
         .wait(PATIENCE)
         .unwrap();
     assert_eq!(numbers_up_to(&events, 2), [1, 2]);
-    let status = manager.handle().shard(one.id()).unwrap().status();
+    let status = status_of(&manager, one.id());
     assert_eq!((status.identifies, status.resumes), (0, 1));
     gateway.assert_lawful();
 }
@@ -220,7 +222,7 @@ fn a_handler_restarts_a_shard_that_has_closed() {
                 restarts.load(Ordering::SeqCst) == count
             });
             eventually("it is ready", || {
-                let new = manager.handle().shard(ShardId::ONE).unwrap().status();
+                let new = status_of(&manager, ShardId::ONE);
                 new.stage == Stage::Ready && new.resumes == 1
             });
         }

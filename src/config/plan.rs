@@ -27,9 +27,9 @@ pub enum Plan {
         /// How many shards there are in all.
         total: u32,
     },
-    /// The shards whose sessions are stored, if those have every guild once, whatever
-    /// their totals: as they were before, after any number of splits and reshards. If they are some
-    /// of one total, all of that total. Else as many as Discord recommends.
+    /// The shards whose sessions are stored, if those have every guild once, whatever their totals:
+    /// as they were before, after any number of splits and reshards. If they are some of one total,
+    /// all of that total. Else as many as Discord recommends.
     Stored,
     /// The share of one process of several: the shards whose number leaves `index` when divided by
     /// `of`. If `of` divides `max_concurrency`, no two processes share a rate limit key, so that

@@ -86,8 +86,8 @@ pub enum EventKind {
         resumable: bool,
     },
     /// The shard has stopped reading until events that it delivered are handled; it goes on
-    /// heartbeating. For how long already, [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for)
-    /// tells while it lasts.
+    /// heartbeating. For how long already,
+    /// [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for) tells while it lasts.
     Stalled {
         /// Events that are outstanding.
         events: usize,

@@ -17,9 +17,9 @@ use crate::shard_id::ShardId;
 /// be kept anywhere.
 ///
 /// It does not keep the manager alive. Once that is gone there are no shards, the status is empty,
-/// and operations fail with [`Error::Closed`]. None of its methods blocks, but [`reshard`](Self::reshard)
-/// and [`rest`](Self::rest)'s requests; so any of them may be called from handlers. What takes a
-/// while is an [`Operation`], which goes on by itself and can be waited for.
+/// and operations fail with [`Error::Closed`]. None of its methods blocks, but
+/// [`reshard`](Self::reshard) and [`rest`](Self::rest)'s requests; so any of them may be called from
+/// handlers. What takes a while is an [`Operation`], which goes on by itself and can be waited for.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) hub: Weak<Hub>,

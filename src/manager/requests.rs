@@ -37,12 +37,12 @@ impl Hub {
                 bot_user_id: foreign.bot_user_id,
             });
         }
-        self.config_of(shard)?;
+        self.config.of_shard(shard)?;
         self.ask(Request::Open(shard, session))
     }
 
     pub(super) fn restart(self: &Arc<Self>, shard: ShardId) -> Result<Operation, Error> {
-        self.config_of(shard)?;
+        self.config.of_shard(shard)?;
         self.ask(Request::Restart(shard))
     }
 
@@ -54,7 +54,7 @@ impl Hub {
             return Err(Error::setting("most_away", max_unavailable, "at least 1"));
         }
         for shard in self.wanted() {
-            self.config_of(shard)?;
+            self.config.of_shard(shard)?;
         }
         self.ask(Request::RestartAll { max_unavailable })
     }
@@ -72,7 +72,7 @@ impl Hub {
         }
         start::check_identifies(to.len(), gateway, self.config.shortage)?;
         to.iter()
-            .try_for_each(|shard| self.config_of(*shard).map(drop))?;
+            .try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
 
         let max_concurrency = gateway.map(|gateway| gateway.session_start_limit.max_concurrency);
         self.ask(Request::Reshard {

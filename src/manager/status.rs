@@ -9,7 +9,7 @@ use super::hub::Hub;
 use super::reconciler::Role;
 use crate::limit::LimitStatus;
 use crate::protocol::Stage;
-use crate::shard::ShardStatus;
+use crate::shard::{Shard, ShardStatus};
 use crate::shard_id::ShardId;
 
 /// A manager at one moment. It prints as a table, and serialises with durations in seconds.
@@ -46,14 +46,16 @@ impl Hub {
             let is_shown = slot.role != Role::Discarded;
             is_shown.then(|| (slot.role, shard.clone()))
         });
-        let of_role = |is_incoming| {
-            let shards = shards.iter();
-            let shards = shards.filter(move |(role, _)| (*role == Role::Incoming) == is_incoming);
-            shards.map(|(_, shard)| shard.status()).collect()
+        let shards = shards.into_iter();
+        let (incoming, shards): (Vec<_>, Vec<_>) =
+            shards.partition(|(role, _)| *role == Role::Incoming);
+        let status_of = |shards: &[(Role, Shard)]| {
+            let statuses = shards.iter().map(|(_, shard)| shard.status());
+            statuses.collect()
         };
         ManagerStatus {
-            shards: of_role(false),
-            incoming: of_role(true),
+            shards: status_of(&shards),
+            incoming: status_of(&incoming),
             unopened,
             limit: self.limiter.status(),
             queued_events: self.events().len(),

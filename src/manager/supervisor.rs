@@ -171,7 +171,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
     }
 
     fn open(&self, run: Run, previous: Option<Run>, session: Option<Session>, set: Set) {
-        let opened = self.hub.config_of(run.shard).map(|config| {
+        let opened = self.hub.config.of_shard(run.shard).map(|config| {
             catch_unwind(AssertUnwindSafe(|| {
                 self.spawn(run, previous, session, set, config)
             }))
@@ -228,7 +228,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let Some(shard) = self.hub.shard_of(run) else {
             return self.hub.handle(Input::Failed(run, Why::Stopped));
         };
-        match self.hub.config_of(run.shard) {
+        match self.hub.config.of_shard(run.shard) {
             Ok(config) => {
                 let input = match shard.restart(config.identity(&self.hub.config.token)) {
                     Ok(()) => Input::Restarts(run),
@@ -335,7 +335,7 @@ fn answer_of(hub: &Hub, question: Question, gateway: &GatewayBot) -> Result<Answ
     let shards = plan.shards(recommended)?;
     shards
         .iter()
-        .try_for_each(|shard| hub.config_of(*shard).map(drop))?;
+        .try_for_each(|shard| hub.config.of_shard(*shard).map(drop))?;
 
     let guilds = hub.shards().into_iter();
     let fullest = guilds.filter_map(|shard| shard.status().guilds).max();

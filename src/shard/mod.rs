@@ -363,7 +363,7 @@ impl Shard {
         match refusal {
             Refusal::Full(waiting) => SendFailure::Full { shard, waiting },
             Refusal::TimedOut(waiting) => SendFailure::TimedOut { shard, waiting },
-            Refusal::Closed => match self.stage() {
+            Refusal::Closed => match self.0.report.lock().stage {
                 Stage::Stopped(reason) => SendFailure::Stopped { shard, reason },
                 // It is about to say why.
                 _ => SendFailure::Stopped {

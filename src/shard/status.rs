@@ -139,11 +139,6 @@ impl Shard {
             last_disconnect: report.last_disconnect,
         }
     }
-
-    /// The stage, for what asks often.
-    pub(crate) fn stage(&self) -> Stage {
-        self.0.report.lock().stage
-    }
 }
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use threadcord::{
-    Command, Compression, Config, Event, Events, Intents, Shard, ShardId, ShardManager, Timing,
-    Token, sim,
+    Command, Compression, Config, Event, Events, Intents, Shard, ShardId, ShardManager,
+    ShardStatus, Timing, Token, sim,
 };
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -75,6 +75,11 @@ pub fn sounds(guild: u64) -> Command {
 
 pub fn shard(number: u32, total: u32) -> ShardId {
     ShardId::new(number, total).unwrap()
+}
+
+/// The status of a shard that has been opened.
+pub fn status_of(manager: &ShardManager, shard: ShardId) -> ShardStatus {
+    manager.handle().shard(shard).unwrap().status()
 }
 
 /// Whether all that a shard has delivered has been handled.

@@ -25,7 +25,7 @@ use super::reconciler::{
     Facts, Failure, Input, OperationId, Output, Readiness, Reconciler, Request, Set, Slot,
 };
 use crate::clock;
-use crate::config::{Config, ShardConfig};
+use crate::config::Config;
 use crate::delivery::{Events, Outlet};
 use crate::error::{Error, SendError, SendFailure};
 use crate::limit::IdentifyLimiter;
@@ -183,11 +183,6 @@ impl Hub {
     #[cfg(test)]
     pub(super) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
-    }
-
-    /// The settings of one shard, checked.
-    pub(super) fn config_of(&self, shard: ShardId) -> Result<ShardConfig, Error> {
-        self.config.of_shard(shard)
     }
 
     pub(super) fn events(&self) -> Events {

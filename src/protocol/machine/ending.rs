@@ -17,14 +17,11 @@ impl Machine {
             return;
         }
 
-        if let Disconnect::Discord(code) = reason
-            && code.recovery() == Recovery::Stop
-        {
-            log::error!("shard {}: {reason}", self.shard);
+        let recovery = self.recovery(reason);
+        if let (Disconnect::Discord(code), Recovery::Stop) = (reason, recovery) {
             return self.stop(StopReason::Discord(code));
         }
 
-        let recovery = self.recovery(reason);
         self.outbox.push_back(Output::Disconnect(match reason {
             Disconnect::Malformed
             | Disconnect::ReconnectRequested
@@ -77,7 +74,7 @@ impl Machine {
             _ => Recovery::Resume,
         };
         match (reason, &self.state) {
-            (Disconnect::Discord(code), _) if code.is_our_fault() => {
+            (Disconnect::Discord(code), _) if code.is_our_fault() || recovery == Recovery::Stop => {
                 log::error!("shard {}: {reason}", self.shard);
             }
             (Disconnect::InvalidSession { .. }, State::Identifying { .. }) => log::warn!(
