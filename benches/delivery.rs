@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::memory::Memory;
@@ -14,6 +15,9 @@ const SHARDS: u32 = 4;
 
 /// Events of each shard at a time.
 const EVENTS: usize = 5000;
+
+/// Events at a time where each takes a while.
+const SLOW: usize = 1000;
 
 const ALL: usize = EVENTS * SHARDS as usize;
 
@@ -47,6 +51,39 @@ fn delivery(criterion: &mut Criterion) {
         });
     }
     group.finish();
+
+    let mut group = criterion.benchmark_group("handlers that wait 1 ms, one shard");
+    group
+        .throughput(Throughput::Elements(SLOW as u64))
+        .sample_size(10);
+    for threads in [1, 16] {
+        let memory = Memory::new();
+        let manager = memory.start(1);
+        group.bench_function(format!("{threads} threads"), |bencher| {
+            bencher.iter(|| with_pool(&memory, &manager, threads));
+        });
+    }
+    group.finish();
+}
+
+/// Threads over clones of the stream.
+fn with_pool(memory: &Memory, manager: &ShardManager, threads: usize) {
+    memory.say(manager, SLOW);
+    let left = AtomicUsize::new(SLOW);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let events = manager.events();
+                while left.load(Ordering::Relaxed) > 0 {
+                    let event = events.next_timeout(Duration::from_millis(1));
+                    if event.is_ok_and(|event| event.dispatch().is_some()) {
+                        thread::sleep(Duration::from_millis(1));
+                        left.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
 }
 
 fn with_workers(memory: &Memory, manager: &ShardManager, workers: usize) -> Duration {

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -47,7 +48,8 @@ const PACE: u64 = 1000;
 const FLOOR: &str = "floor";
 const FLOOR_FIELDS: &str = "floor that finds op, s, t";
 const BARE: &str = "bare tungstenite";
-const RAW: &str = "threadcord";
+const RAW: &str = "threadcord, events()";
+const RUN: &str = "threadcord, run(4, ..)";
 const FILTERED: &str = "threadcord, all but a few filtered";
 const DECODE: &str = "threadcord, decode";
 const TYPED: &str = "threadcord, typed";
@@ -135,7 +137,7 @@ fn clients(
 }
 
 fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
-    let mut names = vec![BARE, FLOOR, FLOOR_FIELDS, RAW, FILTERED, DECODE];
+    let mut names = vec![BARE, FLOOR, FLOOR_FIELDS, RAW, RUN, FILTERED, DECODE];
     if cfg!(feature = "model") {
         names.push(TYPED);
     }
@@ -179,7 +181,7 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
 }
 
 fn paced(rounds: usize, peers: &[String]) {
-    let clients = clients("none", &[FLOOR, BARE, RAW], peers, &["twilight, raw"]);
+    let clients = clients("none", &[FLOOR, BARE, RAW, RUN], peers, &["twilight, raw"]);
     let server = Server::start(&[&(PACED_WARM + PACED_COUNT).to_string(), "none"]);
     let mut reports: BTreeMap<&str, Vec<Report>> = BTreeMap::new();
     for (client, program) in (0..rounds).flat_map(|_| &clients) {
@@ -338,60 +340,95 @@ fn latency(data: &[u8]) -> Option<u64> {
 
 /// The library, as a program uses it.
 fn threadcord(orders: &Orders) -> Report {
-    let compression = match orders.compression.as_str() {
-        "zlib" => Compression::ZlibStream,
-        "zstd" => Compression::ZstdStream,
-        _ => Compression::None,
-    };
-    let filter = match orders.client.as_str() {
-        FILTERED => EventFilter::only([MARKER]).expect("a documented name"),
-        _ => EventFilter::ALL,
-    };
-    let config = Config::new(
-        Token::new("aaa.bbb.ccc").expect("a token"),
-        Intents::empty(),
-    )
-    .gateway_url(&*orders.url)
-    .limiter(Arc::new(Unlimited))
-    .plan(Plan::Total(u32::try_from(orders.shards).expect("few")))
-    .events(filter)
-    .compression(compression);
-    let manager = ShardManager::start(config).expect("the shards start");
+    let manager = ShardManager::start(orders.config()).expect("the shards start");
     manager
         .wait_ready(Duration::from_secs(60))
         .expect("they get ready");
-    let mut latencies = Vec::new();
-    let mut take = |count: usize| {
+    let take = |count: usize| {
         for shard in manager.handle().shards() {
             shard.send(orders.request(count)).expect("it is taken");
         }
-        let (mut markers, mut left) = (0, orders.shards * count / BLOCK);
-        for event in manager.events() {
-            let Some(dispatch) = event.dispatch() else {
-                continue;
-            };
-            match orders.client.as_str() {
-                DECODE => markers += usize::from(decode(dispatch)),
-                #[cfg(feature = "model")]
-                TYPED => markers += usize::from(dispatch.typed().is_ok()),
-                _ => {}
-            }
-            if orders.rate > 0 {
-                latencies.extend(latency(dispatch.data()));
-            }
-            if *dispatch.name() == EventName::MessagePollVoteAdd {
-                left -= 1;
-                if left == 0 {
-                    break;
-                }
-            }
+        let markers = orders.shards * count / BLOCK;
+        match orders.client.as_str() {
+            RUN => with_handler(&manager, orders, markers),
+            _ => with_loop(&manager, orders, markers),
         }
-        std::hint::black_box(&mut markers);
     };
     take(orders.warm);
     let meter = Meter::start();
-    take(orders.count);
-    meter.stop(latencies.split_off(latencies.len() * orders.warm / (orders.warm + orders.count)))
+    let latencies = take(orders.count);
+    meter.stop(latencies)
+}
+
+impl Orders {
+    fn config(&self) -> Config {
+        let compression = match self.compression.as_str() {
+            "zlib" => Compression::ZlibStream,
+            "zstd" => Compression::ZstdStream,
+            _ => Compression::None,
+        };
+        let filter = match self.client.as_str() {
+            FILTERED => EventFilter::only([MARKER]).expect("a documented name"),
+            _ => EventFilter::ALL,
+        };
+        let token = Token::new("aaa.bbb.ccc").expect("a token");
+        Config::new(token, Intents::empty())
+            .gateway_url(&*self.url)
+            .limiter(Arc::new(Unlimited))
+            .plan(Plan::Total(u32::try_from(self.shards).expect("few")))
+            .events(filter)
+            .compression(compression)
+    }
+}
+
+/// Takes events until so many markers have come. Returns the latencies, if events come one at a
+/// time.
+fn with_loop(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<u64> {
+    let (mut latencies, mut decoded, mut left) = (Vec::new(), 0, markers);
+    for event in manager.events() {
+        let Some(dispatch) = event.dispatch() else {
+            continue;
+        };
+        match orders.client.as_str() {
+            DECODE => decoded += usize::from(decode(dispatch)),
+            #[cfg(feature = "model")]
+            TYPED => decoded += usize::from(dispatch.typed().is_ok()),
+            _ => {}
+        }
+        if orders.rate > 0 {
+            latencies.extend(latency(dispatch.data()));
+        }
+        left -= usize::from(is_marker(dispatch));
+        if left == 0 {
+            break;
+        }
+    }
+    std::hint::black_box(decoded);
+    latencies
+}
+
+/// The same with a handler on four threads.
+fn with_handler(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<u64> {
+    let latencies = Mutex::new(Vec::new());
+    let left = AtomicUsize::new(markers);
+    let run = manager.run(4, |handle, event| {
+        let Some(dispatch) = event.dispatch() else {
+            return;
+        };
+        if orders.rate > 0 {
+            let latency = latency(dispatch.data());
+            latencies.lock().expect("nobody panics").extend(latency);
+        }
+        if is_marker(dispatch) && left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            handle.stop();
+        }
+    });
+    run.expect("the handler runs");
+    latencies.into_inner().expect("nobody panics")
+}
+
+fn is_marker(dispatch: &Dispatch) -> bool {
+    *dispatch.name() == EventName::MessagePollVoteAdd
 }
 
 /// Into a small struct, as a bot has it for an event.

@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -413,6 +414,71 @@ fn one_handler_at_a_time_and_at_least_one_worker() {
     });
     manager.handle().request_close();
     manager.run(1, |_, _| {}).expect("another may follow");
+}
+
+#[test]
+fn an_iterator_waits_while_a_handler_runs_and_takes_what_that_leaves() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let guild = gateway.guild_ids()[0];
+    let handled = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            manager.run(2, |handle, event| {
+                if number(&event).is_some() && handled.fetch_add(1, Ordering::SeqCst) == 9 {
+                    handle.stop();
+                }
+            })
+        });
+        emit(&gateway, guild, 0);
+        eventually("the handler runs", || handled.load(Ordering::SeqCst) == 1);
+        let (taken, numbers) = crossbeam_channel::unbounded();
+        let mut events = manager.events();
+        scope.spawn(move || {
+            let all = events.by_ref().filter_map(|event| number(&event));
+            all.take(10)
+                .for_each(|(_, number)| taken.send(number).unwrap());
+        });
+        (1..20).for_each(|n| emit(&gateway, guild, n));
+        run.join().unwrap().unwrap();
+        let taken: Vec<u64> = (0..10)
+            .map(|_| numbers.recv_timeout(PATIENCE).unwrap())
+            .collect();
+        assert!(
+            taken.into_iter().eq(10..20),
+            "all that comes after the stop"
+        );
+    });
+    assert_eq!(handled.into_inner(), 10);
+}
+
+#[test]
+fn threads_over_clones_of_the_stream_have_the_events_of_one_shard_at_a_time() {
+    const THREADS: usize = 16;
+    let gateway = gateway().guilds(1).start().unwrap();
+    let manager = ready(config(&gateway));
+    let guild = gateway.guild_ids()[0];
+    let seen: Mutex<Vec<u64>> = Mutex::default();
+    // Each of the first has to wait for the others.
+    let together = Barrier::new(THREADS);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for (_, number) in manager.events().filter_map(|event| number(&event)) {
+                    if number < THREADS as u64 {
+                        together.wait();
+                    }
+                    seen.lock().push(number);
+                }
+            });
+        }
+        (0..1000).for_each(|n| emit(&gateway, guild, n));
+        eventually("all are handled", || seen.lock().len() == 1000);
+        manager.close();
+    });
+    let mut seen = seen.into_inner();
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(0..1000), "each once");
 }
 
 #[test]

@@ -201,6 +201,21 @@ fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
 }
 
 #[test]
+fn the_stream_ends_with_the_close_while_a_name_is_looked_up() {
+    let gateway = gateway().start().unwrap();
+    let mischief = Arc::new(Mischief::default());
+    mischief.is_slow.store(true, Ordering::SeqCst);
+    let manager = ShardManager::start_with(config(&gateway), mischief.wires()).unwrap();
+    eventually("the look-up begins", || {
+        mischief.has_begun.load(Ordering::SeqCst)
+    });
+    let events = manager.events();
+    in_time("close returns", move || manager.close());
+    in_time("the stream ends", move || events.for_each(drop));
+    mischief.is_slow.store(false, Ordering::SeqCst);
+}
+
+#[test]
 fn a_handler_restarts_a_shard_that_has_closed() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));

@@ -1,6 +1,8 @@
 //! The fan-in: every shard's events in one place.
 
 mod bell;
+mod inlet;
+mod lanes;
 mod leftovers;
 mod merge;
 mod outlet;
@@ -10,17 +12,37 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use self::bell::Bell;
+use self::inlet::{Entry, Inlet};
+pub(crate) use self::lanes::Lanes;
 use self::leftovers::Leftovers;
 pub(crate) use self::outlet::Outlet;
 pub(crate) use self::workers::{Panicked, Workers};
 use crate::event::Event;
 use crate::shard_id::ShardId;
 
-/// Every event of every shard, in the order of each shard. An iterator that blocks; clones share
-/// the stream, so that each event goes to one of them.
+/// Every event of every shard, in the order of each shard. An iterator that blocks.
+///
+/// Clones share the stream, so that each event goes to one of them. Several threads over clones are
+/// a pool for handlers that wait, for an answer of REST for example: an event goes to whichever
+/// thread is free, and the order is lost. (With [`run`](crate::ShardManager::run) it is kept, but a
+/// shard has one thread.)
+///
+/// ```no_run
+/// # fn pool(manager: &threadcord::ShardManager, handle: fn(threadcord::Event)) {
+/// std::thread::scope(|scope| {
+///     for _ in 0..16 {
+///         scope.spawn(|| manager.events().for_each(handle));
+///     }
+/// });
+/// # }
+/// ```
+///
+/// While [`run`](crate::ShardManager::run) has a handler, events go to that one, and those who wait
+/// here go on waiting; what the handler leaves when it is [stopped](crate::Handle::stop) comes to
+/// them first.
 ///
 /// It ends when the manager is closed or suspended, or when the last shard has stopped because of
 /// something that only its owner can mend. The channel behind it is unbounded; what bounds it is
@@ -33,53 +55,22 @@ pub struct Events {
     bell: Arc<Bell>,
     /// What a handler that was stopped had not come to; older than what is in the channel.
     leftovers: Arc<Leftovers>,
-}
-
-/// The way into the channel.
-#[derive(Clone, Debug)]
-pub(crate) struct Inlet {
-    /// Always there, until it is dropped.
-    sender: Option<Sender<Event>>,
-    bell: Arc<Bell>,
+    entry: Arc<Entry>,
 }
 
 /// The fan-in channel: shards get clones of its inlet.
 pub(crate) fn channel() -> (Inlet, Events) {
     let (sender, receiver) = crossbeam_channel::unbounded();
     let bell = Arc::new(Bell::default());
-    (
-        Inlet {
-            sender: Some(sender),
-            bell: Arc::clone(&bell),
-        },
-        Events {
-            receiver,
-            bell,
-            leftovers: Arc::default(),
-        },
-    )
-}
-
-impl Inlet {
-    /// Puts an event in. Whoever sleeps learns of it when the [bell](Self::ring) rings.
-    fn put(&self, event: Event) {
-        if let Some(sender) = &self.sender {
-            // The manager keeps a receiver; one that is gone has asked every shard to stop.
-            let _ = sender.send(event);
-        }
-    }
-
-    fn ring(&self) {
-        self.bell.ring();
-    }
-}
-
-impl Drop for Inlet {
-    fn drop(&mut self) {
-        // The last one is the end of the stream, for which somebody may be waiting.
-        self.sender = None;
-        self.ring();
-    }
+    let entry = Entry::new(sender, Arc::clone(&bell));
+    let inlet = Inlet::new(&entry);
+    let events = Events {
+        receiver,
+        bell,
+        leftovers: Arc::default(),
+        entry,
+    };
+    (inlet, events)
 }
 
 impl Events {
@@ -117,7 +108,7 @@ impl Events {
             || Some(self.try_next()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
         let next = look().or_else(|| {
             let next = self.bell.wait(deadline, look);
-            if next.as_ref().is_some_and(Result::is_err) || self.len() > 0 {
+            if next.as_ref().is_some_and(Result::is_err) || self.is_there_more() {
                 // There is something for the next one, too.
                 self.bell.ring();
             }
@@ -130,12 +121,20 @@ impl Events {
         }
     }
 
-    /// Puts events back that were taken and not begun, older than what is there.
-    fn put_back(&self, events: Vec<Event>) {
-        if !events.is_empty() {
-            self.leftovers.put_back(events);
-            self.bell.ring();
-        }
+    /// Ends the stream. What is in it can still be taken.
+    pub(crate) fn end(&self) {
+        self.entry.end();
+    }
+
+    /// Has events go to a handler, into so many of its lanes.
+    pub(crate) fn divert(&self, lanes: &Arc<Lanes>, count: usize) {
+        self.entry.divert(self, lanes, count);
+    }
+
+    /// Has events go into the stream again: those first that the handler's threads had `taken` from
+    /// its lanes and not begun, and those that are left there.
+    pub(crate) fn divert_back(&self, taken: Vec<Event>) {
+        self.entry.divert_back(self, taken);
     }
 
     /// Drops what is there. Returns how many events of Discord that were.
@@ -149,15 +148,18 @@ impl Events {
 
     /// How many events of these shards wait to be taken and hold credit.
     pub(crate) fn queued(&self, shards: &BTreeSet<ShardId>) -> usize {
-        // A channel cannot be looked into.
-        self.leftovers.append(self.receiver.try_iter());
-        self.leftovers
-            .count_of(|event| event.has_credit() && shards.contains(&event.shard()))
+        self.entry.count_of(self, |event| {
+            event.has_credit() && shards.contains(&event.shard())
+        })
     }
 
-    /// How many are there that nobody has taken.
+    fn is_there_more(&self) -> bool {
+        self.leftovers.len() > 0 || !self.receiver.is_empty()
+    }
+
+    /// How many there are that nobody has taken, and no handler has begun.
     pub(crate) fn len(&self) -> usize {
-        self.leftovers.len() + self.receiver.len()
+        self.leftovers.len() + self.receiver.len() + self.entry.len()
     }
 }
 
@@ -184,7 +186,7 @@ mod tests {
         }
         assert!(events.clone().next().is_some());
         assert!(events.try_next().is_ok());
-        drop(sender);
+        events.end();
         assert_eq!(events.count(), 1);
     }
 
@@ -200,7 +202,7 @@ mod tests {
             std::thread::yield_now();
         }
         let event = || Event::new(ShardId::ONE, EventKind::Resumed);
-        events.put_back((0..3).map(|_| event()).collect());
+        events.divert_back((0..3).map(|_| event()).collect());
         for _ in 0..3 {
             let is_there = wakes.recv_timeout(Duration::from_secs(60));
             assert_eq!(is_there, Ok(true));

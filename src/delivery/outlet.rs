@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Inlet;
+use super::inlet::Inlet;
 use super::merge::{Digest, Lane, Merge, Verdict};
 use crate::event::{Event, EventKind, Twin};
 use crate::protocol::EventName;
@@ -141,13 +141,13 @@ impl Outlet {
         self.note_progress(|merge| merge.end(shard));
     }
 
-    /// Wakes whoever waits for what was [put](Self::put).
-    pub(crate) fn ring(&self) {
-        self.inlet.ring();
+    /// Wakes whoever waits for what was [put](Self::put) by a shard.
+    pub(crate) fn announce(&self, shard: ShardId) {
+        self.inlet.announce(shard);
     }
 
-    /// An event of Discord, or of the shard. Whoever sleeps learns of it when the
-    /// [bell](Self::ring) rings.
+    /// An event of Discord, or of the shard. Whoever sleeps learns of it when it is
+    /// [announced](Self::announce).
     pub(crate) fn put(&self, now: Instant, event: Event) {
         if self.is_merging() {
             self.merge(now, event, false);
@@ -168,8 +168,9 @@ impl Outlet {
 
     /// Something that is no shard's to tell: it is delivered at once, whoever takes over from whom.
     pub(crate) fn tell(&self, event: Event) {
+        let shard = event.shard();
         self.inlet.put(event);
-        self.ring();
+        self.announce(shard);
     }
 
     /// The set that this one replaces has ended: `first` is delivered, then what was held, then
@@ -189,7 +190,7 @@ impl Outlet {
                 }
             }
         }
-        self.ring();
+        self.inlet.announce_all();
     }
 
     /// Holds an event against those of the other sets.

@@ -1,18 +1,14 @@
 //! Handlers on several threads, each shard's events in order, or those of each key.
 
 use std::any::Any;
-use std::collections::HashMap;
-use std::convert::Infallible;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
-
 use super::Events;
+use super::lanes::{Lane, Lanes};
 use crate::event::Event;
 use crate::protocol::EventName;
 use crate::shard_id::ShardId;
@@ -20,15 +16,11 @@ use crate::shard_id::ShardId;
 /// Threads that hand the events of a stream to a handler, until it ends or they are to stop.
 ///
 /// A handler that panics loses its event alone: that is reported, and the event counts as handled.
-/// The caller's thread sorts events to the workers; they wait in channels that the shards' credit
-/// bounds.
+/// While they run, events come to their lanes, and none is in the stream.
 pub(crate) struct Workers<'a> {
     pub(crate) events: Events,
-    pub(crate) count: NonZeroUsize,
-    /// They stop once its other end is dropped. What they have not come to is put back.
-    pub(crate) stop: Receiver<Infallible>,
-    /// Once it is set, they stop at that instant.
-    pub(crate) deadline: Arc<OnceLock<Instant>>,
+    /// One for each worker. Stopping them stops the workers; what those have not begun is put back.
+    pub(crate) lanes: Arc<Lanes>,
     pub(crate) report: &'a (dyn Fn(Panicked) + Sync),
 }
 
@@ -68,85 +60,72 @@ impl Witness {
 }
 
 impl Workers<'_> {
-    /// Each shard belongs to one worker.
-    pub(crate) fn run(self, handler: impl Fn(Event) + Sync) -> io::Result<()> {
-        let count = self.count.get();
-        // By turns: the numbers of a process's shards may all be multiples of something.
-        let mut worker_of = HashMap::new();
-        let place = |event: &Event| {
-            let next = worker_of.len() % count;
-            *worker_of.entry(event.shard()).or_insert(next)
+    /// Each shard belongs to one worker. One of the workers is the caller.
+    pub(crate) fn run(&self, handler: impl Fn(Event) + Sync) -> io::Result<()> {
+        let lanes = self.lanes.all();
+        let work = |number: usize| {
+            while let Some(event) = self.next(&lanes[number]) {
+                self.handle(event, &handler);
+            }
         };
-        self.run_placed(place, handler)
+        self.events.divert(&self.lanes, lanes.len());
+        let worked = on_threads(1..lanes.len(), || work(0), work, || self.lanes.stop());
+        self.events.divert_back(Vec::new());
+        worked.map(finish)
     }
 
-    /// Each key belongs to one worker.
+    /// Each key belongs to one worker. The caller sorts: a key is the user's code, which shards must
+    /// not wait for.
     pub(crate) fn run_keyed<K: Hash>(
-        self,
+        &self,
         key: impl Fn(&Event) -> K,
         handler: impl Fn(Event) + Sync,
     ) -> io::Result<()> {
-        let (hasher, count) = (RandomState::new(), self.count.get() as u64);
-        let place = |event: &Event| {
-            usize::try_from(hasher.hash_one(key(event)) % count).unwrap_or_default()
-        };
-        self.run_placed(place, handler)
-    }
+        let count = self.lanes.all().len();
+        if count == 1 {
+            return self.run(handler);
+        }
 
-    fn run_placed(
-        self,
-        mut place: impl FnMut(&Event) -> usize,
-        handler: impl Fn(Event) + Sync,
-    ) -> io::Result<()> {
-        if self.count.get() == 1 {
-            while let Some(event) = self.next() {
+        let hasher = RandomState::new();
+        let place = |event: &Event| {
+            let place = hasher.hash_one(key(event)) % count as u64;
+            usize::try_from(place).unwrap_or_default()
+        };
+        let keyed: Vec<Lane<Numbered>> = (0..count).map(|_| Lane::default()).collect();
+        let work = |number: usize| {
+            while let Some((_, event)) = self.next(&keyed[number]) {
                 self.handle(event, &handler);
             }
-            return Ok(());
-        }
-        let mut left = thread::scope(|scope| {
-            let (mut channels, mut workers) = (Vec::new(), Vec::new());
-            for number in 0..self.count.get() {
-                let (sender, receiver) = crossbeam_channel::unbounded();
-                let (this, handler) = (&self, &handler);
-                let worker = thread::Builder::new().name(format!("handler-{number}"));
-                workers.push(worker.spawn_scoped(scope, move || this.work(receiver, handler))?);
-                channels.push(sender);
-            }
-            let left = self.sort(&channels, &mut place);
-            drop(channels);
-            // Their handlers' panics are caught; what is left, a logger's for example, is the
-            // caller's.
-            let join = |worker: thread::ScopedJoinHandle<'_, Vec<Numbered>>| {
-                worker.join().unwrap_or_else(|panic| resume_unwind(panic))
-            };
-            Ok::<_, io::Error>(
-                left.into_iter()
-                    .chain(workers.into_iter().flat_map(join))
-                    .collect::<Vec<_>>(),
-            )
-        })?;
+        };
+        let end = || keyed.iter().for_each(Lane::end);
+        let sort = || {
+            self.sort(&keyed, place);
+            // The workers finish, or find that they are stopped.
+            end();
+        };
+        let stop = || {
+            self.lanes.stop();
+            end();
+        };
+        self.events.divert(&self.lanes, 1);
+        let worked = on_threads(0..count, sort, work, stop);
+
+        let mut left: Vec<Numbered> = keyed.iter().flat_map(Lane::take).collect();
         left.sort_unstable_by_key(|(number, _)| *number);
         self.events
-            .put_back(left.into_iter().map(|(_, event)| event).collect());
-        Ok(())
+            .divert_back(left.into_iter().map(|(_, event)| event).collect());
+        worked.map(finish)
     }
 
-    /// Hands each event to its worker. Returns one that it had taken when all were stopped.
-    fn sort(
-        &self,
-        channels: &[Sender<Numbered>],
-        place: &mut impl FnMut(&Event) -> usize,
-    ) -> Option<Numbered> {
+    /// Puts each event into the lane of its key.
+    fn sort(&self, keyed: &[Lane<Numbered>], place: impl Fn(&Event) -> usize) {
         let mut number = 0;
-        while let Some(event) = self.next() {
+        while let Some(event) = self.next(&self.lanes.all()[0]) {
             number += 1;
             match catch_unwind(AssertUnwindSafe(|| place(&event))) {
-                // A worker ends before its channel only if it has panicked itself.
                 Ok(worker) => {
-                    if let Err(unsent) = channels[worker].send((number, event)) {
-                        return Some(unsent.into_inner());
-                    }
+                    keyed[worker].put((number, event));
+                    keyed[worker].announce();
                 }
                 // Without a key it has no worker.
                 Err(panic) => (self.report)(Panicked {
@@ -155,18 +134,11 @@ impl Workers<'_> {
                 }),
             }
         }
-        None
     }
 
-    /// Handles what comes. Returns what is left when it is stopped.
-    fn work(&self, receiver: Receiver<Numbered>, handler: &impl Fn(Event)) -> Vec<Numbered> {
-        for (number, event) in &receiver {
-            if self.is_stopped() {
-                return std::iter::once((number, event)).chain(receiver).collect();
-            }
-            self.handle(event, handler);
-        }
-        Vec::new()
+    /// The next event of a lane; `None` if there is none any more, or all are to stop.
+    fn next<T>(&self, lane: &Lane<T>) -> Option<T> {
+        lane.next(|| self.lanes.is_stopped())
     }
 
     fn handle(&self, event: Event, handler: &impl Fn(Event)) {
@@ -178,31 +150,50 @@ impl Workers<'_> {
             });
         }
     }
+}
 
-    /// The next event; `None` if there is none any more, or all are to stop.
-    fn next(&self) -> Option<Event> {
-        if self.is_stopped() {
-            return None;
+/// Does `own` on this thread and `work` on others, one for each number, and waits for all. If one of
+/// them panics (a handler does not, but for example a logger may), or there is no thread left, `stop`
+/// has the others return.
+fn on_threads(
+    numbers: Range<usize>,
+    own: impl FnOnce(),
+    work: impl Fn(usize) + Sync,
+    stop: impl Fn() + Sync,
+) -> io::Result<thread::Result<()>> {
+    let guarded = |work: &mut dyn FnMut()| {
+        let worked = catch_unwind(AssertUnwindSafe(work));
+        if worked.is_err() {
+            stop();
         }
-        match self.events.try_next() {
-            Ok(event) => Some(event),
-            Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => select! {
-                recv(self.events.receiver()) -> event => event.ok(),
-                recv(self.stop) -> _ => None,
-            },
+        worked
+    };
+    thread::scope(|scope| {
+        let mut others = Vec::new();
+        for number in numbers {
+            let (guarded, work) = (&guarded, &work);
+            let thread = thread::Builder::new().name(format!("handler-{number}"));
+            let thread = thread.spawn_scoped(scope, move || guarded(&mut || work(number)));
+            others.push(thread.inspect_err(|_| stop())?);
         }
-    }
-
-    fn is_stopped(&self) -> bool {
-        let is_late = |at: &Instant| Instant::now() >= *at;
-        self.deadline.get().is_some_and(is_late)
-            || self.stop.try_recv() == Err(TryRecvError::Disconnected)
-    }
+        let mut own = Some(own);
+        let own = guarded(&mut || {
+            let _ = own.take().map(|own| own());
+        });
+        let others = others
+            .into_iter()
+            .map(|other| other.join().and_then(|worked| worked));
+        Ok(others.fold(own, Result::and))
+    })
 }
 
 /// An event and its position in the stream.
 type Numbered = (u64, Event);
+
+/// Goes on with a panic of a thread's, if it has panicked.
+fn finish(worked: thread::Result<()>) {
+    worked.unwrap_or_else(|panic| resume_unwind(panic));
+}
 
 /// What somebody panicked with.
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -213,6 +204,8 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::num::NonZeroUsize;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use parking_lot::Mutex;
@@ -228,14 +221,16 @@ mod tests {
     /// A stream of numbered events of eight shards, by turns.
     fn stream(count: usize) -> (Inlet, Events) {
         let (sender, events) = delivery::channel();
-        for n in 0..count {
-            let kind = EventKind::Stalled {
-                events: n,
-                bytes: 0,
-            };
-            sender.put(Event::new(shard(u32::try_from(n % 8).unwrap()), kind));
-        }
+        (0..count).for_each(|n| sender.put(numbered(n)));
         (sender, events)
+    }
+
+    fn numbered(n: usize) -> Event {
+        let kind = EventKind::Stalled {
+            events: n,
+            bytes: 0,
+        };
+        Event::new(shard(u32::try_from(n % 8).unwrap()), kind)
     }
 
     fn number(event: &Event) -> usize {
@@ -249,25 +244,19 @@ mod tests {
         events: &Events,
         count: usize,
         report: &'a (dyn Fn(Panicked) + Sync),
-    ) -> (Workers<'a>, Sender<Infallible>) {
-        let (running, stop) = crossbeam_channel::bounded(0);
+    ) -> Workers<'a> {
         let count = NonZeroUsize::new(count).unwrap();
-        (
-            Workers {
-                events: events.clone(),
-                count,
-                stop,
-                deadline: Arc::default(),
-                report,
-            },
-            running,
-        )
+        Workers {
+            events: events.clone(),
+            lanes: Arc::new(Lanes::new(count)),
+            report,
+        }
     }
 
     #[test]
     fn shards_stay_in_order_and_panics_stay_alone() {
-        let (sender, events) = stream(2400);
-        drop(sender);
+        let (_, events) = stream(2400);
+        events.end();
         let seen: Mutex<HashMap<ShardId, Vec<usize>>> = Mutex::default();
         let panics: Mutex<Vec<String>> = Mutex::default();
         let report = |panicked: Panicked| {
@@ -277,7 +266,7 @@ mod tests {
             );
             panics.lock().push(panicked.message);
         };
-        let (workers, _running) = workers(&events, 3, &report);
+        let workers = workers(&events, 3, &report);
         workers
             .run(|event| {
                 seen.lock()
@@ -305,14 +294,14 @@ mod tests {
 
     #[test]
     fn keys_stay_in_order_and_one_that_panics_loses_its_event_alone() {
-        let (sender, events) = stream(2400);
-        drop(sender);
+        let (_, events) = stream(2400);
+        events.end();
         let seen: Mutex<HashMap<usize, Vec<usize>>> = Mutex::default();
         let panics = AtomicUsize::new(0);
         let report = |_| {
             panics.fetch_add(1, Ordering::Relaxed);
         };
-        let (workers, _running) = workers(&events, 4, &report);
+        let workers = workers(&events, 4, &report);
         let key = |event: &Event| {
             assert!(number(event) != 1000, "an event without a key");
             number(event) % 5
@@ -338,18 +327,20 @@ mod tests {
     #[test]
     fn what_was_not_handled_when_they_stop_is_put_back_in_order() {
         for count in [1, 4] {
-            let (_sender, events) = stream(1000);
-            let (workers, running) = workers(&events, count, &|_| {});
-            let (running, handled) = (Mutex::new(Some(running)), Mutex::new(Vec::new()));
+            let (inlet, events) = stream(1000);
+            let workers = workers(&events, count, &|_| {});
+            let handled = Mutex::new(Vec::new());
             workers
                 .run(|event| {
                     let mut handled = handled.lock();
                     handled.push(number(&event));
                     if handled.len() == 100 {
-                        running.lock().take();
+                        workers.lanes.stop();
                     }
                 })
                 .unwrap();
+            // What comes later stays behind what was put back.
+            inlet.put(numbered(1000));
             let mut all = handled.into_inner();
             assert!(
                 (100..=100 + count).contains(&all.len()),
@@ -359,21 +350,50 @@ mod tests {
             let left: Vec<_> = std::iter::from_fn(|| events.try_next().ok())
                 .map(|event| number(&event))
                 .collect();
-            assert!(left.is_sorted(), "in the order in which it came");
+            for shard in 0..8 {
+                let of_shard = left.iter().filter(|number| *number % 8 == shard);
+                assert!(of_shard.is_sorted(), "in the order in which it came");
+            }
             all.extend(left);
             all.sort_unstable();
-            assert!(all.into_iter().eq(0..1000));
+            assert!(all.into_iter().eq(0..=1000));
         }
     }
 
     #[test]
     fn they_wait_and_are_woken_to_stop() {
-        let (_sender, events) = stream(0);
-        let (workers, running) = workers(&events, 2, &|_| {});
+        let (_inlet, events) = stream(0);
+        let workers = workers(&events, 2, &|_| {});
         thread::scope(|scope| {
             let run = scope.spawn(|| workers.run(|_| {}));
-            drop(running);
+            workers.lanes.stop();
             run.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn an_iterator_waits_while_a_handler_runs_and_goes_on_with_what_that_leaves() {
+        let (inlet, events) = stream(8);
+        let workers = workers(&events, 2, &|_| {});
+        let handled = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let mut waiting = events.clone();
+            let run = scope.spawn(|| {
+                let begun = |_| {
+                    if handled.fetch_add(1, Ordering::SeqCst) == 99 {
+                        workers.lanes.stop();
+                    }
+                };
+                workers.run(begun)
+            });
+            // The handler may have begun or not: none of these is the iterator's alone.
+            let next = scope.spawn(move || waiting.next());
+            for n in 8..400 {
+                inlet.put(numbered(n));
+                inlet.announce(shard(u32::try_from(n % 8).unwrap()));
+            }
+            run.join().unwrap().unwrap();
+            assert!(next.join().unwrap().is_some());
         });
     }
 }

@@ -1,19 +1,17 @@
 //! The handler of `run`: whether it runs, how it stops, and what it panics with.
 
-use std::convert::Infallible;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::hub::Hub;
 use crate::clock;
-use crate::delivery::{Panicked, Workers};
+use crate::delivery::{Lanes, Panicked, Workers};
 use crate::error::Error;
 use crate::event::{Event, EventKind, HANDLER_PANICKED};
 use crate::protocol::StopReason;
@@ -28,22 +26,29 @@ pub(super) struct Handlers {
 #[derive(Default)]
 struct HandlerRun {
     runs: bool,
-    /// Dropping it stops the handler.
-    stop: Option<Sender<Infallible>>,
+    /// Those of the handler that runs, unless it was stopped.
+    lanes: Option<Arc<Lanes>>,
     /// Set once the manager is closed: until then the handler may go on with what is queued.
-    deadline: Arc<OnceLock<Instant>>,
+    deadline: Option<Instant>,
 }
 
 impl Handlers {
     /// Stops the handler. Returns whether one was running.
     pub(super) fn stop(&self) -> bool {
-        let stop = self.state.lock().stop.take();
-        stop.is_some()
+        let lanes = self.state.lock().lanes.take();
+        lanes.inspect(|lanes| lanes.stop()).is_some()
     }
 
     /// No event is begun after that instant. The first counts.
     pub(super) fn end_at(&self, deadline: Instant) {
-        self.state.lock().deadline.get_or_init(|| deadline);
+        let lanes = {
+            let mut handler = self.state.lock();
+            let deadline = *handler.deadline.get_or_insert(deadline);
+            handler.lanes.clone().map(|lanes| (lanes, deadline))
+        };
+        if let Some((lanes, deadline)) = lanes {
+            lanes.stop_at(deadline);
+        }
     }
 
     /// How many have panicked.
@@ -61,34 +66,34 @@ impl Hub {
     ) -> Result<(), Error> {
         let count = NonZeroUsize::new(count)
             .ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
-        let (running, stop) = crossbeam_channel::bounded(0);
-        let deadline = {
+        let lanes = Arc::new(Lanes::new(count));
+        {
             let mut handler = self.handlers.state.lock();
             if handler.runs {
                 return Err(Error::HandlerRunning);
             }
-            (handler.runs, handler.stop) = (true, Some(running));
-            Arc::clone(&handler.deadline)
-        };
+            if let Some(deadline) = handler.deadline {
+                lanes.stop_at(deadline);
+            }
+            (handler.runs, handler.lanes) = (true, Some(Arc::clone(&lanes)));
+        }
         let report = |panicked| self.report_panic(panicked);
         let workers = Workers {
             events: self.events(),
-            count,
-            stop,
-            deadline: Arc::clone(&deadline),
+            lanes,
             report: &report,
         };
+
         // The handler's panics are caught; what is left is not, and must not leave it running for
         // ever.
         let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
-        {
+        let deadline = {
             let mut handler = self.handlers.state.lock();
-            (handler.runs, handler.stop) = (false, None);
-        }
+            (handler.runs, handler.lanes) = (false, None);
+            handler.deadline
+        };
 
-        let is_late = deadline
-            .get()
-            .is_some_and(|deadline| clock::now() >= *deadline);
+        let is_late = deadline.is_some_and(|deadline| clock::now() >= deadline);
         if is_late && self.stopping() == Some(StopReason::Closed) {
             self.discard_queued();
         }

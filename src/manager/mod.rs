@@ -143,7 +143,13 @@ impl ShardManager {
 
     /// Hands every event to `handler` on `workers` threads, until all shards have stopped or
     /// [`Handle::stop`] is called. Each shard belongs to one worker, so that its events stay in
-    /// order while shards run in parallel. With one worker the handler runs on the calling thread.
+    /// order while shards run in parallel. The calling thread is one of the workers.
+    ///
+    /// What the stream holds is handled first. Meanwhile [`events`](Self::events) gives nothing. After
+    /// [`Handle::stop`] each worker finishes the event that it has, and the rest is in the stream
+    /// again, in order: for the next `run`, or for `events`. After [`close`](Self::close), queued
+    /// events are handled for up to [`Timing::handlers_timeout`](crate::Timing::handlers_timeout);
+    /// after [`suspend`](Self::suspend), none is begun.
     ///
     /// A handler that panics is logged and counted,
     /// [`EventKind::HandlerPanicked`](crate::EventKind::HandlerPanicked) says so, its event counts

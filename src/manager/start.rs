@@ -233,6 +233,7 @@ pub(super) fn threads<C: Connector + 'static>(
         Err(error) => {
             // What was stored stays so.
             hub.stop(StopReason::Suspended);
+            hub.end_stream();
             hub.set_stopped();
             hub.wait_end();
             if let Some(writer) = session_writer {

@@ -134,7 +134,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             Output::HandOver { from, to } => self.hand_over(&from, to),
             Output::Emit(shard, kind) => self.emit(shard, kind),
             Output::Finish(operation, outcome) => self.hub.finish(operation, outcome),
-            Output::EndStream => drop(self.hub.take_outlets()),
+            Output::EndStream => self.hub.end_stream(),
             Output::Log(note) => log::log!(note.level(), "{note}"),
             // `act` and the hub handle those.
             Output::Wait(_) | Output::End => {}

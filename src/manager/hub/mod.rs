@@ -447,6 +447,9 @@ impl Hub {
         set: Set,
     ) -> Option<(Arc<Outlet>, Beginning)> {
         let state = self.state.lock();
+        if state.reconciler.stopping().is_some() {
+            return None;
+        }
         let outlet = match set {
             Set::Active => state.shards.outlet.clone()?,
             Set::Incoming => state.shards.incoming.clone()?,
@@ -534,8 +537,14 @@ impl Hub {
         std::mem::replace(&mut shards.outlet, incoming)
     }
 
-    /// Takes the outlets out, so that the stream ends with the shards that run.
-    pub(super) fn take_outlets(&self) -> [Option<Arc<Outlet>>; 2] {
+    /// Ends the stream: no shard runs, or will. A thread that is looking a name up may still have an
+    /// outlet, but what it puts there is dropped.
+    pub(super) fn end_stream(&self) {
+        drop(self.take_outlets());
+        self.events.end();
+    }
+
+    fn take_outlets(&self) -> [Option<Arc<Outlet>>; 2] {
         let shards = &mut self.state.lock().shards;
         [shards.outlet.take(), shards.incoming.take()]
     }

@@ -17,6 +17,7 @@ mod transition;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::mem;
 use std::num::NonZeroU32;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -347,10 +348,10 @@ impl Reconciler {
         }
         if self.stopping.is_some() {
             let is_over = self.opening.is_empty() && self.slots.values().all(Slot::is_over);
-            return if is_over {
-                Output::End
-            } else {
-                Output::Wait(None)
+            return match is_over {
+                false => Output::Wait(None),
+                true if !mem::replace(&mut self.stream_ended, true) => Output::EndStream,
+                true => Output::End,
             };
         }
 

@@ -232,7 +232,6 @@ impl Reconciler {
             };
             self.ask_to_stop(shard, how);
         }
-        self.end_stream();
     }
 
     /// Ends the stream if no shard runs or will, and one of them cannot be helped from here.
@@ -241,18 +240,13 @@ impl Reconciler {
             Some(Stage::Stopped(reason)) => reason.is_fatal() && reason != StopReason::CircuitOpen,
             _ => false,
         };
-        if !self.is_asking
+        if !self.stream_ended
+            && !self.is_asking
             && self.transition.is_done()
             && self.opening.is_empty()
             && !self.slots.values().any(Slot::runs)
             && self.wanted.iter().any(is_lost)
         {
-            self.end_stream();
-        }
-    }
-
-    fn end_stream(&mut self) {
-        if !self.stream_ended {
             self.stream_ended = true;
             self.outputs.push_back(Output::EndStream);
         }

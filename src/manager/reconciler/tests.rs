@@ -343,7 +343,7 @@ impl World {
         };
         match why {
             // Its set was given up meanwhile, or the manager stops.
-            None if self.stream_ended || fake.set == u64::MAX => {
+            None if self.reconciler.stopping().is_some() || fake.set == u64::MAX => {
                 self.handle(Input::Failed(run, Why::Stopped));
             }
             Some(why) => self.handle(Input::Failed(run, why)),

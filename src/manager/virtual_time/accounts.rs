@@ -43,8 +43,8 @@ pub(super) struct Accounts {
     knew_at: HashMap<String, Instant>,
     /// The sessions that a process had and the next one did not know.
     left: HashSet<String>,
-    /// The guilds of shards that had no session during a reshard: what those missed comes late, from
-    /// the other set.
+    /// The guilds whose events may be out of order: shards had no session during a reshard, and what
+    /// those missed comes late, from the other set; or handlers were behind when one set took over.
     unordered: HashSet<u64>,
     /// The last reshard has waited for new shards that were behind for as long as it may.
     pub(super) has_given_up: bool,
@@ -195,6 +195,11 @@ impl Accounts {
         let guilds = self.numbers.keys().copied();
         let is_home = |guild: &u64| ShardId::for_guild(*guild, shard.total()) == Some(shard);
         self.unordered.extend(guilds.filter(is_home));
+    }
+
+    /// Shards have taken over from others while handlers still had events of those.
+    pub(super) fn note_overtaking(&mut self) {
+        self.unordered.extend(self.numbers.keys());
     }
 
     /// Since when all of these shards have had a session, after that instant.

@@ -32,10 +32,12 @@ enum Action {
     Strike,
     /// Discord changes how many guilds a shard may have.
     Crowd,
+    /// A handler starts, or stops.
+    Handle,
 }
 
 /// How often each is done.
-const USUALLY: [(Action, u32); 14] = [
+const USUALLY: [(Action, u32); 15] = [
     (Action::Reshard, 5),
     (Action::CancelReshard, 1),
     (Action::Restart, 2),
@@ -50,10 +52,11 @@ const USUALLY: [(Action, u32); 14] = [
     (Action::Burst, 3),
     (Action::Strike, 1),
     (Action::Crowd, 1),
+    (Action::Handle, 3),
 ];
 
 /// As long as a reshard goes on.
-const IN_A_RESHARD: [(Action, u32); 9] = [
+const IN_A_RESHARD: [(Action, u32); 10] = [
     (Action::CancelReshard, 1),
     (Action::Restart, 1),
     (Action::SendCommands, 1),
@@ -63,16 +66,18 @@ const IN_A_RESHARD: [(Action, u32); 9] = [
     (Action::Starve, 6),
     (Action::Burst, 6),
     (Action::Strike, 12),
+    (Action::Handle, 2),
 ];
 
 /// While one set takes over from another.
-const IN_A_HANDOVER: [(Action, u32); 6] = [
+const IN_A_HANDOVER: [(Action, u32); 7] = [
     (Action::Suspend, 4),
     (Action::Kill, 4),
     (Action::Starve, 2),
     (Action::Freeze, 1),
     (Action::Burst, 1),
     (Action::Strike, 2),
+    (Action::Handle, 2),
 ];
 
 impl Play {
@@ -102,6 +107,7 @@ impl Play {
             Action::Suspend => {
                 self.done.suspends += 1;
                 process.stop(StopReason::Suspended);
+                self.stop_handler(&process);
             }
             Action::Kill => {
                 self.process = Some(process);
@@ -133,6 +139,7 @@ impl Play {
                 let most = [6, 2500][self.rng.usize(..2)];
                 self.world.set_guilds_per_shard(most);
             }
+            Action::Handle => self.start_or_stop_handler(&process),
         }
         self.process = Some(process);
     }

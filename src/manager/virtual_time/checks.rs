@@ -60,6 +60,9 @@ impl Play {
             self.check_commit(&process, &to)?;
             self.hand_over();
         }
+        if process.has_overtaken && self.lanes.is_some() {
+            self.accounts.note_overtaking();
+        }
         if self.is_resharding() {
             let (shards, _) = process.hub.look(|slot, shard| {
                 let delivers = matches!(slot.role, Role::Active | Role::Outgoing);

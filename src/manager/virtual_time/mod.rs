@@ -4,10 +4,14 @@
 //! Only sockets, threads and the clock are replaced. Chance says which thread runs next and for how
 //! long the others do not, how late messages are, what goes wrong, and what the user requests.
 //!
+//! Now and then a handler takes the events, as that of `run` does, in several lanes with one event
+//! in each at a time.
+//!
 //! An event may be missing only if Discord has ended its session. It may be repeated after a session
 //! was resumed from an older sequence, in the next process or after `suspend_shard`, and after a
 //! reshard whose new shards were behind for longer than it waits. A guild's events are in order,
-//! except for those that a shard missed because it had no session during a reshard.
+//! except for those that a shard missed because it had no session during a reshard, and for those
+//! that handlers still had when one set took over from another.
 //!
 //! A failure prints its seed. With that in `THREADCORD_VIRTUAL_SEED`, and `--nocapture`, the test
 //! repeats it exactly and shows what happened. `THREADCORD_VIRTUAL_SECONDS` says for how long (of
@@ -29,12 +33,12 @@ use parking_lot::Mutex;
 use self::accounts::Accounts;
 use self::network::Network;
 use self::process::{Actor, Process};
-use self::program::{Requested, Store};
+use self::program::{Held, Requested, Store};
 use super::operation::Operation;
 use crate::clock;
 use crate::config::{Config, Plan};
+use crate::delivery::Lanes;
 use crate::environment;
-use crate::event::Event;
 use crate::intents::Intents;
 use crate::sim::{self, Builder, Fault, Gateway, World};
 use crate::timing::Timing;
@@ -109,6 +113,7 @@ struct Done {
     sessions_lost: u64,
     splits: u64,
     repeats: u64,
+    handlers: u64,
 }
 
 impl Done {
@@ -125,6 +130,7 @@ impl Done {
         self.sessions_lost += other.sessions_lost;
         self.splits += other.splits;
         self.repeats += other.repeats;
+        self.handlers += other.handlers;
     }
 }
 
@@ -143,8 +149,10 @@ struct Play {
     starts_at: Instant,
     frozen_until: Instant,
     killed_at: Instant,
-    /// What the program is handling, and until when.
-    held: Vec<(Instant, Event)>,
+    /// The lanes of the handler, while one runs.
+    lanes: Option<Arc<Lanes>>,
+    /// What the program is handling.
+    held: Vec<Held>,
     stuck_until: Instant,
     /// What the user has requested, and when it looks at that again.
     requests: Vec<Requested>,
@@ -230,6 +238,7 @@ impl Play {
             starts_at: now,
             frozen_until: now,
             killed_at: now,
+            lanes: None,
             held: Vec::new(),
             stuck_until: now,
             requests: Vec::new(),
@@ -336,13 +345,13 @@ impl Play {
         for (actor, at) in process.actors() {
             each(thawed(at), Due::Actor(actor));
         }
-        if process.events.len() > 0 && self.held.len() < 12 {
+        if self.has_more(process) && self.held.len() < 12 {
             each(thawed(self.stuck_until), Due::Take);
         }
         if process.is_over() {
             each(self.now, Due::Ended);
         }
-        for at in self.held.iter().map(|(at, _)| *at) {
+        for at in self.held.iter().map(|held| held.until) {
             each(thawed(at), Due::Handled);
         }
         if !self.requests.is_empty() {

@@ -48,6 +48,8 @@ pub(super) struct Process {
     is_supervisor_over: bool,
     /// The shards that are about to take over.
     pub(super) committed: Option<Vec<Run>>,
+    /// A set has taken over from another, some of whose events were not handled.
+    pub(super) has_overtaken: bool,
     writer: SessionWriter,
     is_writer_over: bool,
     /// The deadline of the handlers, once that is known.
@@ -153,6 +155,7 @@ impl Process {
             waits: None,
             is_supervisor_over: false,
             committed: None,
+            has_overtaken: false,
             writer: SessionWriter::new(Arc::clone(&hub), store),
             is_writer_over: false,
             handlers_until: None,
@@ -220,8 +223,14 @@ impl Process {
                     Output::Wait(until) => self.waits = Some((changes, until)),
                     output => {
                         self.waits = None;
-                        if let Output::Commit { to, .. } = &output {
-                            self.committed = Some(to.clone());
+                        match &output {
+                            Output::Commit { to, .. } => self.committed = Some(to.clone()),
+                            Output::HandOver { from, .. } => {
+                                let shards = from.iter().filter_map(|run| self.hub.shard_of(*run));
+                                let mut unhandled = shards.map(|shard| shard.outstanding().0);
+                                self.has_overtaken |= unhandled.any(|events| events > 0);
+                            }
+                            _ => {}
                         }
                         self.is_supervisor_over = !self.supervisor.act(output);
                     }

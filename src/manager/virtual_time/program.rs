@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::mem;
+use std::num::NonZeroUsize;
 use std::slice;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,8 +13,9 @@ use parking_lot::Mutex;
 use super::Play;
 use super::process::Process;
 use crate::clock;
+use crate::delivery::Lanes;
 use crate::error::{Error, StoreError};
-use crate::event::EventKind;
+use crate::event::{Event, EventKind};
 use crate::manager::Operation;
 use crate::protocol::Session;
 use crate::rest::GatewayBot;
@@ -35,6 +37,14 @@ impl SessionStore for Store {
         *self.0.lock() = (saved.clone(), Some(clock::now()));
         Ok(())
     }
+}
+
+/// An event that the program is handling.
+pub(super) struct Held {
+    pub(super) until: Instant,
+    event: Event,
+    /// The lane that it came from, if a handler has it.
+    lane: Option<usize>,
 }
 
 /// Something that the user has requested.
@@ -79,9 +89,21 @@ impl Play {
         let Some(process) = &self.process else {
             return Ok(());
         };
-        let Ok(event) = process.events.try_next() else {
+        let lane = match &self.lanes {
+            None => None,
+            Some(lanes) => {
+                let free = self.free_lanes(lanes);
+                Some(free[self.rng.usize(..free.len())])
+            }
+        };
+        let event = match (&self.lanes, lane) {
+            (Some(lanes), Some(lane)) => lanes.try_next(lane),
+            _ => process.events.try_next().ok(),
+        };
+        let Some(event) = event else {
             return Ok(());
         };
+
         match event.kind() {
             EventKind::SessionLost { .. } => self.done.sessions_lost += 1,
             EventKind::Resharded { .. } => self.done.taken_over += 1,
@@ -92,17 +114,64 @@ impl Play {
             log::info!("{} {:?}", event.shard(), event.kind());
         }
         self.accounts.take(&event)?;
-        let duration = self.up_to(Duration::from_secs(2));
-        self.held.push((self.now + duration, event));
+        let until = self.now + self.up_to(Duration::from_secs(2));
+        self.held.push(Held { until, event, lane });
         Ok(())
+    }
+
+    /// Whether the program can take an event.
+    pub(super) fn has_more(&self, process: &Process) -> bool {
+        match &self.lanes {
+            None => process.events.len() > 0,
+            Some(lanes) => !self.free_lanes(lanes).is_empty(),
+        }
+    }
+
+    /// The lanes with events whose workers are free.
+    fn free_lanes(&self, lanes: &Lanes) -> Vec<usize> {
+        if lanes.is_stopped() {
+            return Vec::new();
+        }
+        let is_held = |lane| self.held.iter().any(|held| held.lane == Some(lane));
+        let lengths = lanes.lengths().into_iter().enumerate();
+        let free = lengths.filter(|(lane, length)| *length > 0 && !is_held(*lane));
+        free.map(|(lane, _)| lane).collect()
+    }
+
+    /// The program starts a handler, or stops the one that runs.
+    pub(super) fn start_or_stop_handler(&mut self, process: &Process) {
+        if self.lanes.is_some() {
+            return self.stop_handler(process);
+        }
+        self.done.handlers += 1;
+        let count = NonZeroUsize::MIN.saturating_add(self.rng.usize(..4));
+        let lanes = Arc::new(Lanes::new(count));
+        process.events.divert(&lanes, count.get());
+        self.lanes = Some(lanes);
+    }
+
+    /// The handler begins no other event; what it has not begun is put back once it has returned.
+    pub(super) fn stop_handler(&mut self, process: &Process) {
+        let Some(lanes) = &self.lanes else { return };
+        lanes.stop();
+        if self.held.iter().all(|held| held.lane.is_none()) {
+            process.events.divert_back(Vec::new());
+            self.lanes = None;
+        }
     }
 
     /// The program has handled an event.
     pub(super) fn finish_handling(&mut self) {
-        let done = self.held.iter().position(|(at, _)| *at <= self.now);
+        let done = self.held.iter().position(|held| held.until <= self.now);
         if let Some(done) = done {
-            let (_, event) = self.held.swap_remove(done);
-            self.accounts.handle(&event);
+            let held = self.held.swap_remove(done);
+            self.accounts.handle(&held.event);
+        }
+        if self.lanes.as_ref().is_some_and(|lanes| lanes.is_stopped())
+            && let Some(process) = self.process.take()
+        {
+            self.stop_handler(&process);
+            self.process = Some(process);
         }
     }
 
@@ -143,6 +212,8 @@ impl Play {
 
     /// The process is gone, and the next one will start from what is saved.
     fn leave(&mut self, process: &Process, saved: &Saved, stored_at: Option<Instant>) {
+        self.held.clear();
+        self.stop_handler(process);
         // Losses that were reported, but not taken.
         while let Ok(event) = process.events.try_next() {
             if let EventKind::SessionLost { session, .. } = event.kind() {
@@ -161,7 +232,6 @@ impl Play {
                 self.accounts.end(session.id);
             }
         }
-        self.held.clear();
         self.reshard = None;
         self.accounts.restart(&self.world, saved, stored_at);
         let longest = [5, 5, 5, 60, 250][self.rng.usize(..5)];

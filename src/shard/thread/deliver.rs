@@ -67,7 +67,7 @@ impl<C: Connector> Thread<C> {
     /// Wakes whoever waits for events, if there are any.
     pub(super) fn tell_of_events(&mut self) {
         if self.pace.take_unannounced() {
-            self.outlet.ring();
+            self.outlet.announce(self.shared.run.shard);
         }
     }
 

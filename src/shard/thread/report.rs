@@ -139,7 +139,7 @@ impl<C: Connector> Thread<C> {
     pub(super) fn emit(&self, kind: EventKind) {
         self.outlet
             .put(self.now, Event::new(self.shared.run.shard, kind));
-        self.outlet.ring();
+        self.outlet.announce(self.shared.run.shard);
     }
 
     /// Says how far the session has been read. With a connection its heartbeats are gone, and with

@@ -1,0 +1,256 @@
+//! The way into the stream.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{SendError, Sender};
+use parking_lot::RwLock;
+
+use super::Events;
+use super::bell::Bell;
+use super::lanes::{Lane, Lanes};
+use crate::event::Event;
+use crate::shard_id::ShardId;
+
+/// The way into the stream; shards get clones.
+#[derive(Clone, Debug)]
+pub(crate) struct Inlet(Arc<Entry>);
+
+/// What leads to the stream, and to the lanes of a handler.
+#[derive(Debug)]
+pub(super) struct Entry {
+    way: RwLock<Way>,
+    bell: Arc<Bell>,
+}
+
+/// Where events go.
+#[derive(Debug)]
+struct Way {
+    /// Into the stream. Gone once that has ended: nothing is put in any more, to a handler neither.
+    sender: Option<Sender<Event>>,
+    /// To a handler, while one runs, and not into the stream.
+    handler: Option<Assigned>,
+}
+
+/// The lanes of a handler, and which shards have which.
+#[derive(Debug)]
+struct Assigned {
+    lanes: Arc<Lanes>,
+    /// How many of them are used.
+    count: usize,
+    /// The lane of each shard, in the order of the shards.
+    lane_of: Vec<(ShardId, usize)>,
+}
+
+impl Inlet {
+    pub(super) fn new(entry: &Arc<Entry>) -> Self {
+        Self(Arc::clone(entry))
+    }
+
+    /// Puts an event in. Whoever sleeps learns of it when it is [announced](Self::announce).
+    pub(super) fn put(&self, event: Event) {
+        let Some(event) = self.0.way.read().put(event) else {
+            return;
+        };
+        // The first event of its shard since the handler runs, or the stream has ended.
+        let refused = {
+            let mut way = self.0.way.write();
+            way.assign(event.shard());
+            way.put(event)
+        };
+        if let Some(event) = refused {
+            event.abandon();
+        }
+    }
+
+    /// Wakes whoever waits for the events of a shard.
+    pub(super) fn announce(&self, shard: ShardId) {
+        let lanes = {
+            let way = self.0.way.read();
+            let handler = way.handler.as_ref();
+            handler.map(|handler| (Arc::clone(&handler.lanes), handler.lane_of(shard)))
+        };
+        match lanes {
+            None => self.0.bell.ring(),
+            Some((lanes, lane)) => {
+                let _ = lane.map(|lane| lanes.all()[lane].announce());
+            }
+        }
+    }
+
+    /// Wakes whoever waits for the events of any shard.
+    pub(super) fn announce_all(&self) {
+        let handler = self.0.way.read();
+        let lanes = handler.handler.as_ref();
+        let lanes = lanes.map(|handler| Arc::clone(&handler.lanes));
+        drop(handler);
+        match lanes {
+            None => self.0.bell.ring(),
+            Some(lanes) => lanes.all().iter().for_each(Lane::announce),
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn new(sender: Sender<Event>, bell: Arc<Bell>) -> Arc<Self> {
+        let way = RwLock::new(Way {
+            sender: Some(sender),
+            handler: None,
+        });
+        Arc::new(Self { way, bell })
+    }
+
+    /// Ends the stream. What is in it can still be taken.
+    pub(super) fn end(&self) {
+        let (sender, lanes) = {
+            let mut way = self.way.write();
+            let handler = way.handler.as_ref();
+            let lanes = handler.map(|handler| Arc::clone(&handler.lanes));
+            (way.sender.take(), lanes)
+        };
+        drop(sender);
+        if let Some(lanes) = lanes {
+            lanes.end();
+        }
+        self.bell.ring();
+    }
+
+    /// Has events go to a handler, into so many of its lanes: first those that are in the stream,
+    /// then those that are put in.
+    pub(super) fn divert(&self, events: &Events, lanes: &Arc<Lanes>, count: usize) {
+        let mut handler = Assigned {
+            lanes: Arc::clone(lanes),
+            count,
+            lane_of: Vec::new(),
+        };
+        // Nothing is put in meanwhile, so that nothing overtakes what is there.
+        let mut way = self.way.write();
+        while let Ok(event) = events.try_next() {
+            handler.assign(event.shard());
+            let _ = handler.put(event);
+        }
+        way.handler = Some(handler);
+        let has_ended = way.sender.is_none();
+        drop(way);
+        if has_ended {
+            lanes.end();
+        }
+    }
+
+    /// Has events go into the stream again: first those that were `taken` out of the lanes, then
+    /// those that are left in them, then those that are put in.
+    pub(super) fn divert_back(&self, events: &Events, mut taken: Vec<Event>) {
+        let mut way = self.way.write();
+        if let Some(handler) = way.handler.take() {
+            taken.extend(handler.lanes.all().iter().flat_map(Lane::take));
+        }
+        events.leftovers.put_back(taken);
+        drop(way);
+        self.bell.ring();
+    }
+
+    /// How many of the events that nobody has taken, and no handler has begun, are of a kind.
+    pub(super) fn count_of(&self, events: &Events, is_counted: impl Fn(&Event) -> bool) -> usize {
+        // Nothing moves between the stream and the lanes meanwhile.
+        let way = self.way.write();
+        // A channel cannot be looked into.
+        events.leftovers.append(events.receiver.try_iter());
+        let lanes = way.handler.iter().flat_map(|handler| handler.lanes.all());
+        let in_lanes: usize = lanes.map(|lane| lane.count_of(&is_counted)).sum();
+        in_lanes + events.leftovers.count_of(is_counted)
+    }
+
+    /// How many events wait in lanes.
+    pub(super) fn len(&self) -> usize {
+        let way = self.way.read();
+        let lanes = way.handler.iter().flat_map(|handler| handler.lanes.all());
+        lanes.map(Lane::len).sum()
+    }
+}
+
+impl Way {
+    /// Gives the event back if its shard has no lane yet, or the stream has ended.
+    fn put(&self, event: Event) -> Option<Event> {
+        match (&self.sender, &self.handler) {
+            (None, _) => Some(event),
+            (Some(_), Some(handler)) => handler.put(event),
+            (Some(sender), None) => sender.send(event).err().map(SendError::into_inner),
+        }
+    }
+
+    fn assign(&mut self, shard: ShardId) {
+        if let Some(handler) = &mut self.handler {
+            handler.assign(shard);
+        }
+    }
+}
+
+impl Assigned {
+    fn lane_of(&self, shard: ShardId) -> Option<usize> {
+        let at = self
+            .lane_of
+            .binary_search_by_key(&shard, |(shard, _)| *shard);
+        at.ok().map(|at| self.lane_of[at].1)
+    }
+
+    /// Gives a shard a lane, by turns: the numbers of a process's shards may all be multiples of
+    /// something. One that was split from another stays behind what that one has delivered.
+    fn assign(&mut self, shard: ShardId) {
+        let at = (self.lane_of).binary_search_by_key(&shard, |(shard, _)| *shard);
+        if let Err(at) = at {
+            let busy = self.lane_before(shard);
+            let busy = busy.filter(|lane| !self.lanes.all()[*lane].is_idle());
+            let lane = busy.unwrap_or(self.lane_of.len() % self.count);
+            self.lane_of.insert(at, (shard, lane));
+        }
+    }
+
+    /// The lane of the shard that had all the guilds of this one.
+    fn lane_before(&self, shard: ShardId) -> Option<usize> {
+        let had_all_guilds = |before: ShardId| {
+            before.total() < shard.total()
+                && shard.total().is_multiple_of(before.total())
+                && shard.number() % before.total() == before.number()
+        };
+        let lanes = self.lane_of.iter();
+        let before = lanes.filter(|(before, _)| had_all_guilds(*before));
+        let last = before.max_by_key(|(before, _)| before.total());
+        last.map(|(_, lane)| *lane)
+    }
+
+    /// Gives the event back if its shard has no lane yet.
+    fn put(&self, event: Event) -> Option<Event> {
+        let Some(lane) = self.lane_of(event.shard()) else {
+            return Some(event);
+        };
+        self.lanes.all()[lane].put(event);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::delivery;
+    use crate::event::EventKind;
+
+    #[test]
+    fn shards_take_turns_and_a_split_one_is_not_overtaken() {
+        let (inlet, events) = delivery::channel();
+        let put = |number, total| {
+            let shard = ShardId::new(number, total).unwrap();
+            inlet.put(Event::new(shard, EventKind::Resumed));
+        };
+        put(0, 3);
+        put(1, 3);
+        let lanes = Arc::new(Lanes::new(NonZeroUsize::new(2).unwrap()));
+        events.divert(&lanes, 2);
+        put(2, 3);
+        assert_eq!(lanes.lengths(), [2, 1]);
+        // From here on shard 1 is two, and those behind what it has delivered.
+        put(1, 6);
+        put(4, 6);
+        assert_eq!((lanes.lengths(), events.len()), (vec![2, 3], 5));
+    }
+}

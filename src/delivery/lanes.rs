@@ -1,0 +1,175 @@
+//! Where events go while a handler runs: each shard's to one of several lanes, each of which a
+//! worker empties.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock;
+use crate::event::Event;
+
+/// A queue that has grown beyond this gives its memory back once it is empty.
+const SPARE: usize = 1024;
+
+/// The lanes of a handler, and whether it is to stop.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    all: Box<[Lane<Event>]>,
+    is_stopped: AtomicBool,
+    /// Once it is set, the handler stops at that instant.
+    deadline: OnceLock<Instant>,
+}
+
+impl Lanes {
+    pub(crate) fn new(count: NonZeroUsize) -> Self {
+        let lanes = (0..count.get()).map(|_| Lane::default());
+        Self {
+            all: lanes.collect(),
+            is_stopped: AtomicBool::new(false),
+            deadline: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn all(&self) -> &[Lane<Event>] {
+        &self.all
+    }
+
+    /// Begins no other event, and wakes the workers, so that they return.
+    pub(crate) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        self.all.iter().for_each(Lane::wake);
+    }
+
+    /// Begins no other event from that instant on. The first counts.
+    pub(crate) fn stop_at(&self, deadline: Instant) {
+        self.deadline.get_or_init(|| deadline);
+    }
+
+    /// How many events wait in each of them.
+    #[cfg(test)]
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        self.all.iter().map(Lane::len).collect()
+    }
+
+    /// The next event of one of them, if one is there.
+    #[cfg(test)]
+    pub(crate) fn try_next(&self, lane: usize) -> Option<Event> {
+        self.all[lane].queue.lock().items.pop_front()
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        let is_late = |deadline: &Instant| clock::now() >= *deadline;
+        self.is_stopped.load(Ordering::SeqCst) || self.deadline.get().is_some_and(is_late)
+    }
+
+    /// No more events come.
+    pub(super) fn end(&self) {
+        self.all.iter().for_each(Lane::end);
+    }
+}
+
+/// A queue that one worker empties. What is [put](Self::put) in wakes it once somebody
+/// [announces](Self::announce) it.
+#[derive(Debug)]
+pub(crate) struct Lane<T> {
+    queue: Mutex<Queue<T>>,
+    announced: Condvar,
+}
+
+#[derive(Debug)]
+struct Queue<T> {
+    items: VecDeque<T>,
+    has_ended: bool,
+    /// The worker sleeps.
+    is_waiting: bool,
+}
+
+impl<T> Default for Lane<T> {
+    fn default() -> Self {
+        let queue = Queue {
+            items: VecDeque::new(),
+            has_ended: false,
+            is_waiting: false,
+        };
+        Self {
+            queue: Mutex::new(queue),
+            announced: Condvar::new(),
+        }
+    }
+}
+
+impl<T> Lane<T> {
+    pub(super) fn put(&self, item: T) {
+        self.queue.lock().items.push_back(item);
+    }
+
+    /// Wakes the worker if it sleeps and there is something for it.
+    pub(super) fn announce(&self) {
+        let wakes = {
+            let mut queue = self.queue.lock();
+            !queue.items.is_empty() && std::mem::take(&mut queue.is_waiting)
+        };
+        if wakes {
+            self.announced.notify_one();
+        }
+    }
+
+    /// No more comes.
+    pub(super) fn end(&self) {
+        self.queue.lock().has_ended = true;
+        self.announced.notify_one();
+    }
+
+    /// Has the worker look whether it is to stop.
+    fn wake(&self) {
+        // It has either not looked yet, or sleeps.
+        drop(self.queue.lock());
+        self.announced.notify_one();
+    }
+
+    /// The next item; blocks until there is one. `None` if there will be none, or once
+    /// `is_stopped`.
+    pub(super) fn next(&self, is_stopped: impl Fn() -> bool) -> Option<T> {
+        let mut queue = self.queue.lock();
+        loop {
+            if is_stopped() {
+                return None;
+            }
+            let item = queue.items.pop_front();
+            if item.is_some() || queue.has_ended {
+                return item;
+            }
+            if queue.items.capacity() > SPARE {
+                queue.items = VecDeque::new();
+            }
+            queue.is_waiting = true;
+            self.announced.wait(&mut queue);
+            queue.is_waiting = false;
+        }
+    }
+
+    /// Whether its worker has handled everything.
+    pub(super) fn is_idle(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.is_waiting && queue.items.is_empty()
+    }
+
+    /// What is left.
+    pub(super) fn take(&self) -> VecDeque<T> {
+        std::mem::take(&mut self.queue.lock().items)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.lock().items.len()
+    }
+
+    /// How many there are of a kind.
+    pub(super) fn count_of(&self, is_counted: impl Fn(&T) -> bool) -> usize {
+        let queue = self.queue.lock();
+        queue.items.iter().filter(|item| is_counted(item)).count()
+    }
+}
