@@ -343,7 +343,7 @@ fn assemble<C: Connector>(
         config,
         addresses,
         rest,
-        tls,
+        websockets,
         limiter,
         max_concurrency,
         session_starts,
@@ -376,7 +376,7 @@ fn assemble<C: Connector>(
     );
     let observer = Arc::downgrade(&hub);
     let context = Arc::new(Context {
-        connector: connector(WebSocketConnector::new(tls)),
+        connector: connector(websockets),
         addresses,
         token,
         timing,

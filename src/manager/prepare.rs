@@ -1,12 +1,12 @@
 //! From a configuration to what a manager starts with.
 
 use std::num::NonZeroU32;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use native_tls::TlsConnector;
 
 use super::{count, start};
 use crate::config::Config;
@@ -17,6 +17,7 @@ use crate::rest::{GatewayBot, Rest};
 use crate::shard::Addresses;
 use crate::shard_id::ShardId;
 use crate::store::Identified;
+use crate::transport::WebSocketConnector;
 
 /// The first pause before Discord is asked again; it doubles each time.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ pub(super) struct Prepared {
     pub(super) config: Arc<Config>,
     pub(super) addresses: Addresses,
     pub(super) rest: Rest,
-    pub(super) tls: TlsConnector,
+    pub(super) websockets: WebSocketConnector,
     pub(super) limiter: Arc<dyn IdentifyLimiter>,
     pub(super) max_concurrency: NonZeroU32,
     /// Sessions that the bot may start in a day, over all its shards.
@@ -48,21 +49,26 @@ pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepar
         &config.rest_url,
         config.root_certificates.as_deref(),
     )?;
-    let (tls, gateway) = thread::scope(|scope| {
+    let websockets = WebSocketConnector::with_roots(config.root_certificates.as_deref())?;
+    let is_plain = |url: &String| url.starts_with("ws:");
+    let needs_tls = !config.gateway_url.as_ref().is_some_and(is_plain);
+    let gateway = thread::scope(|scope| {
         // Reading the system's certificates takes as long as asking Discord: both at once.
-        let tls = scope.spawn(|| start::tls_connector(config.root_certificates.as_deref()));
+        let reader = needs_tls.then(|| scope.spawn(|| websockets.read_certificates()));
         let gateway = ask_patiently(&config, &rest, cancelled);
-        (tls.join(), gateway)
-    });
-    let tls = tls.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    with_gateway(config, rest, tls, gateway?.as_ref())
+        if let Some(reader) = reader {
+            reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        }
+        gateway
+    })?;
+    with_gateway(config, rest, websockets, gateway.as_ref())
 }
 
 /// As [`prepare`], once Discord has been asked.
 pub(super) fn with_gateway(
     config: Config,
     rest: Rest,
-    tls: TlsConnector,
+    websockets: WebSocketConnector,
     gateway: Option<&GatewayBot>,
 ) -> Result<Prepared, Error> {
     let url = config.gateway_url.clone();
@@ -98,7 +104,7 @@ pub(super) fn with_gateway(
         config,
         addresses,
         rest,
-        tls,
+        websockets,
         max_concurrency,
         shards,
         sessions,

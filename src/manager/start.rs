@@ -5,8 +5,6 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use native_tls::{Certificate, TlsConnector};
-
 use super::hub::Hub;
 use super::{Threads, session_writer, supervisor};
 use crate::config::{Config, Plan, Shortage, is_foreign};
@@ -38,17 +36,6 @@ pub(super) fn ask_discord(
         return Ok(None);
     }
     rest.gateway_bot().map(Some)
-}
-
-pub(super) fn tls_connector(root_certificates: Option<&str>) -> Result<TlsConnector, Error> {
-    let mut builder = TlsConnector::builder();
-    if let Some(pem) = root_certificates {
-        builder.disable_built_in_roots(true);
-        for certificate in Certificate::stack_from_pem(pem.as_bytes())? {
-            builder.add_root_certificate(certificate);
-        }
-    }
-    Ok(builder.build()?)
 }
 
 pub(super) fn limits(limit: &SessionStartLimit) -> Limits {

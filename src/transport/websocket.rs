@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use native_tls::{
-    HandshakeError as TlsHandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream,
+    Certificate, HandshakeError as TlsHandshakeError, MidHandshakeTlsStream, TlsConnector,
+    TlsStream,
 };
 use tungstenite::client::IntoClientRequest;
 use tungstenite::handshake::client::{ClientHandshake, Response};
@@ -41,13 +43,57 @@ const FRAME_SLACK: usize = 64 * 1024;
 /// Makes websocket transports that share their TLS settings and certificates.
 #[derive(Clone)]
 pub struct WebSocketConnector {
-    tls: TlsConnector,
+    tls: Arc<Tls>,
+}
+
+/// What `wss` needs, and plain connections do not: the system's certificates take 60 ms and 6 MB.
+struct Tls {
+    /// In place of the system's.
+    root_certificates: Option<Vec<Certificate>>,
+    connector: OnceLock<TlsConnector>,
 }
 
 impl WebSocketConnector {
     /// `tls` is used for `wss`.
     pub fn new(tls: TlsConnector) -> Self {
-        Self { tls }
+        let tls = Tls {
+            root_certificates: None,
+            connector: tls.into(),
+        };
+        Self { tls: Arc::new(tls) }
+    }
+
+    /// With these root certificates (PEM) in place of the system's. Those are read by
+    /// [`read_certificates`](Self::read_certificates) or when the first connection needs them.
+    pub(crate) fn with_roots(pem: Option<&str>) -> native_tls::Result<Self> {
+        let stack = pem.map(|pem| Certificate::stack_from_pem(pem.as_bytes()));
+        let tls = Tls {
+            root_certificates: stack.transpose()?,
+            connector: OnceLock::new(),
+        };
+        Ok(Self { tls: Arc::new(tls) })
+    }
+
+    /// Does what takes long before anything connects.
+    pub(crate) fn read_certificates(&self) -> native_tls::Result<()> {
+        self.tls.connector().map(drop)
+    }
+}
+
+impl Tls {
+    fn connector(&self) -> native_tls::Result<&TlsConnector> {
+        if let Some(connector) = self.connector.get() {
+            return Ok(connector);
+        }
+        let mut builder = TlsConnector::builder();
+        if let Some(certificates) = &self.root_certificates {
+            builder.disable_built_in_roots(true);
+            for certificate in certificates {
+                builder.add_root_certificate(certificate.clone());
+            }
+        }
+        let connector = builder.build()?;
+        Ok(self.connector.get_or_init(|| connector))
     }
 }
 
@@ -63,7 +109,7 @@ impl Connector for WebSocketConnector {
             }
         });
         Ok(WebSocketTransport {
-            tls: self.tls.clone(),
+            tls: Arc::clone(&self.tls),
             settings,
             poll,
             events: Events::with_capacity(4),
@@ -79,7 +125,7 @@ impl Connector for WebSocketConnector {
 
 /// The websocket of one shard.
 pub struct WebSocketTransport {
-    tls: TlsConnector,
+    tls: Arc<Tls>,
     settings: Settings,
     poll: Poll,
     events: Events,
@@ -347,7 +393,8 @@ impl WebSocketTransport {
                 Some(Host::Ipv6(ip)) => ip.to_string(),
                 None => String::new(),
             };
-            let handshake = self.tls.connect(&domain, Buffered::new(stream, SMALL));
+            let stream = Buffered::new(stream, SMALL);
+            let handshake = self.tls.connector()?.connect(&domain, stream);
             self.secured(handshake)
         } else {
             self.upgrade(Stream::Plain(Buffered::new(stream, 0)))

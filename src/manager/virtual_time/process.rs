@@ -22,6 +22,7 @@ use crate::limit::{Limits, SessionLimit};
 use crate::protocol::StopReason;
 use crate::rest::{GatewayBot, Rest};
 use crate::shard::{Pause, Run, Spawned, Step, Thread};
+use crate::transport::WebSocketConnector;
 
 /// One of a process's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,12 +130,13 @@ impl Process {
     /// A process that has just started.
     pub(super) fn start(
         config: Config,
-        tls: native_tls::TlsConnector,
         gateway: &GatewayBot,
         network: &Arc<Mutex<Network>>,
     ) -> Result<Self, Error> {
         let rest = Rest::new(config.token.clone(), &config.rest_url, None)?;
-        let mut prepared = prepare::with_gateway(config, rest, tls, Some(gateway))?;
+        // Nothing connects with it, so that it reads no certificates.
+        let websockets = WebSocketConnector::with_roots(None)?;
+        let mut prepared = prepare::with_gateway(config, rest, websockets, Some(gateway))?;
         let limits: Limits = start::limits(&gateway.session_start_limit);
         let limiter = start::own_limit(&prepared.config, limits, &prepared.identified);
         let limiter = Arc::new(limiter);

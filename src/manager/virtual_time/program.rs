@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::mem;
 use std::num::NonZeroUsize;
 use std::slice;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use native_tls::TlsConnector;
 use parking_lot::Mutex;
 
 use super::Play;
@@ -56,13 +55,6 @@ pub(super) enum Requested {
     Suspend(Operation, Shard, Instant),
     /// The shard opens, from this session if there is one.
     Open(ShardId, Option<Session>),
-}
-
-/// Reading the system's certificates takes long, and nobody connects.
-fn tls() -> TlsConnector {
-    static TLS: OnceLock<TlsConnector> = OnceLock::new();
-    TLS.get_or_init(|| TlsConnector::new().expect("there is TLS"))
-        .clone()
 }
 
 impl Play {
@@ -179,7 +171,7 @@ impl Play {
     pub(super) fn start_process(&mut self) {
         let config = self.config.clone().session_store(self.store.clone());
         let gateway = self.gateway();
-        let process = Process::start(config, tls(), &gateway, &self.network);
+        let process = Process::start(config, &gateway, &self.network);
         self.process = Some(process.expect("it starts"));
         log::info!("a process starts");
     }
