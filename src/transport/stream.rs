@@ -26,11 +26,11 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// See [`Buffered::shrink`].
-    pub(super) fn shrink(&mut self) {
+    /// The bytes below TLS.
+    pub(super) fn buffered(&mut self) -> &mut Buffered<TcpStream> {
         match self {
-            Self::Plain(stream) => stream.shrink(),
-            Self::Tls(stream) => stream.get_mut().shrink(),
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_mut(),
         }
     }
 }
@@ -82,9 +82,8 @@ impl Write for Stream {
 /// can still be read. So from then on what is written is dropped, and the layers above, of which each
 /// would give up at an error, go on reading until the peer's side ends as well.
 ///
-/// It always asks once more, until the system says `WouldBlock`. A read that filled no buffer would
-/// tell as much, but only as long as no edge has come since, and a shard without credit waits
-/// between the two.
+/// Once it [trusts edges](Self::trust_edges), it asks the system no more after a read that left room:
+/// that one has taken all there was, and of more an edge will tell.
 pub(super) struct Buffered<S> {
     stream: S,
     buffer: Box<[u8]>,
@@ -96,6 +95,9 @@ pub(super) struct Buffered<S> {
     end: usize,
     /// How many of the last reads filled all that there was.
     filled: u32,
+    trusts_edges: bool,
+    /// All has been read that had come when the last edge did.
+    is_drained: bool,
     has_write_failed: bool,
 }
 
@@ -108,8 +110,25 @@ impl<S> Buffered<S> {
             start: 0,
             end: 0,
             filled: 0,
+            trusts_edges: false,
+            is_drained: false,
             has_write_failed: false,
         }
+    }
+
+    /// From now on its owner says of each edge that it [came](Self::edge_came).
+    ///
+    /// Source: [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html), Questions and answers,
+    /// on when a stream socket is drained. Other systems do not promise it.
+    pub(super) fn trust_edges(&mut self) {
+        self.trusts_edges = cfg!(any(target_os = "linux", target_os = "android"));
+    }
+
+    /// An edge has come. The one that tells that the peer has ended may tell of data, too, and no
+    /// other follows: from then on the system is always asked.
+    pub(super) fn edge_came(&mut self, has_ended: bool) {
+        self.is_drained = false;
+        self.trusts_edges &= !has_ended;
     }
 
     /// What is below.
@@ -119,7 +138,7 @@ impl<S> Buffered<S> {
     }
 
     /// Has a small buffer again, if nothing is in it.
-    fn shrink(&mut self) {
+    pub(super) fn shrink(&mut self) {
         if self.start == self.end && self.buffer.len() > self.small {
             self.buffer = vec![0; self.small].into();
         }
@@ -129,6 +148,9 @@ impl<S> Buffered<S> {
 impl<S: Read> Read for Buffered<S> {
     fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
         if self.start == self.end {
+            if self.is_drained {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             (self.start, self.end) = (0, 0);
             if self.filled >= ENOUGH && self.buffer.len() < LARGE {
                 self.buffer = vec![0; LARGE].into();
@@ -139,11 +161,13 @@ impl<S: Read> Read for Buffered<S> {
                 &mut self.buffer
             };
             let length = self.stream.read(into).inspect_err(|_| self.filled = 0)?;
-            self.filled = if length == into.len() {
+            let is_full = length == into.len();
+            self.filled = if is_full {
                 self.filled.saturating_add(1)
             } else {
                 0
             };
+            self.is_drained = self.trusts_edges && !is_full && length > 0;
             if self.buffer.is_empty() {
                 return Ok(length);
             }
@@ -392,12 +416,18 @@ mod tests {
                 .map(|n| n.to_le_bytes()[n as usize % 3])
                 .collect();
             let mut stream = Buffered::new(Pieces(sent.clone(), rng.fork()), small);
+            if rng.bool() {
+                stream.trust_edges();
+            }
             let (mut came, mut largest) = (Vec::new(), 0);
             while came.len() < sent.len() {
                 let mut output = vec![0; rng.usize(1..8000)];
                 match stream.read(&mut output) {
                     Ok(length) => came.extend_from_slice(&output[..length]),
-                    Err(_) => stream.shrink(),
+                    Err(_) => {
+                        stream.shrink();
+                        stream.edge_came(false);
+                    }
                 }
                 largest = largest.max(stream.buffer.len());
             }
@@ -409,6 +439,39 @@ mod tests {
                 "seed {seed}"
             );
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn after_a_read_that_left_room_the_next_one_waits_for_an_edge() {
+        /// Counts how often it is read.
+        struct Counted(u32);
+
+        impl Read for Counted {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0 += 1;
+                Ok(buffer.len().min(3))
+            }
+        }
+
+        let mut stream = Buffered::new(Counted(0), 0);
+        stream.trust_edges();
+        let mut read = |length| match stream.read(&mut vec![0; length]) {
+            Ok(length) => Some(length),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                None
+            }
+        };
+        assert_eq!([read(2), read(3)], [Some(2), Some(3)], "there may be more");
+        assert_eq!([read(4), read(4), read(4)], [Some(3), None, None]);
+        stream.edge_came(false);
+        let mut read = |length| stream.read(&mut vec![0; length]).ok();
+        assert_eq!([read(4), read(4)], [Some(3), None]);
+        stream.edge_came(true);
+        let mut read = |length| stream.read(&mut vec![0; length]).ok();
+        assert_eq!([read(4), read(4)], [Some(3), Some(3)], "until the end");
+        assert_eq!(stream.stream.0, 6);
     }
 
     #[test]

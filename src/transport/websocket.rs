@@ -116,6 +116,7 @@ impl Connector for WebSocketConnector {
             waker,
             link: Link::None,
             maybe_ready: false,
+            has_ended: false,
             flushed: true,
             written: 0,
             attempts: None,
@@ -133,6 +134,8 @@ pub struct WebSocketTransport {
     link: Link,
     /// The socket has not said `WouldBlock` since the last edge; mio tells of edges alone.
     maybe_ready: bool,
+    /// An edge has told that the peer, or the connection, has ended.
+    has_ended: bool,
     flushed: bool,
     /// What the system had taken of the last connection when it ended.
     written: u64,
@@ -281,7 +284,7 @@ impl Transport for WebSocketTransport {
         if self.flushed
             && let Link::Open(mut socket) = mem::replace(&mut self.link, Link::None)
         {
-            socket.websocket.get_mut().get_mut().shrink();
+            socket.websocket.get_mut().get_mut().buffered().shrink();
             *socket = socket.rest(self.settings.max_payload);
             self.link = Link::Open(socket);
         }
@@ -299,7 +302,16 @@ impl WebSocketTransport {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
             _ => {}
         }
-        self.maybe_ready |= self.events.iter().any(|event| event.token() == SOCKET);
+        for event in &self.events {
+            if event.token() == SOCKET {
+                self.maybe_ready = true;
+                self.has_ended |= event.is_read_closed() || event.is_error();
+                if let Link::Open(socket) = &mut self.link {
+                    let stream = socket.websocket.get_mut().get_mut().buffered();
+                    stream.edge_came(self.has_ended);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -343,6 +355,7 @@ impl WebSocketTransport {
                         attempts.deadline.saturating_duration_since(now) / others.saturating_add(1);
                     attempts.give_up = (others > 0).then(|| now + share);
                     self.maybe_ready = false;
+                    self.has_ended = false;
                     self.link = Link::Tcp(stream);
                     return Ok(());
                 }
@@ -436,7 +449,10 @@ impl WebSocketTransport {
         handshake: Result<(WebSocket<Followed<Stream>>, Response), HandshakeError<Upgrade>>,
     ) -> Result<bool, TransportError> {
         match handshake {
-            Ok((websocket, _)) => {
+            Ok((mut websocket, _)) => {
+                if !self.has_ended {
+                    websocket.get_mut().get_mut().buffered().trust_edges();
+                }
                 let inflater = Inflater::new(self.settings.compression, self.settings.max_payload);
                 self.link = Link::Open(Box::new(Socket::new(websocket, inflater)));
                 Ok(true)
