@@ -39,7 +39,7 @@ pub struct ShardConfig {
     pub max_outstanding_events: usize,
     /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops
     /// reading, at least 1; one event always fits. Small ones share blocks of 16 KiB with others
-    /// that came beside them, so that one alone may hold that much. Default: 4 MiB.
+    /// that came beside them, so that one alone may hold that much. Default: 1 MiB.
     pub max_outstanding_bytes: usize,
     /// How many commands of a shard may wait to be sent, at least 1. Presences do not count: only
     /// the latest waits. Default: 1,024.
@@ -61,7 +61,7 @@ impl ShardConfig {
             events: EventFilter::ALL,
             most_short_sessions: NonZeroU32::new(5),
             max_outstanding_events: 1024,
-            max_outstanding_bytes: 4 << 20,
+            max_outstanding_bytes: 1 << 20,
             max_waiting_commands: 1024,
             max_payload: 64 << 20,
             stack_size: 256 << 10,

@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
+use super::pages::{self, Pages};
+
 /// How Discord compresses what it sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -57,9 +59,11 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// What a payload is at least expected to need.
 const SMALLEST_BUFFER: usize = 512;
 
-/// A larger buffer is not kept for the next payload, and what is expected to need one gets its own
-/// at once.
+/// What is expected to need more is inflated into pages of its own at once.
 const LARGEST_SPARE: usize = 64 << 10;
+
+/// A payload of this length or more has pages of its own.
+const OWN_PAGES: usize = 32 << 10;
 
 /// Payloads of such sizes share a block of memory with their neighbours: memory that one thread
 /// takes and another gives back costs more than the copy. An ACK is smaller, so that a shard that
@@ -72,9 +76,6 @@ const ALONE: u32 = 8;
 
 /// Such a block. One event that a program keeps holds all of it.
 const BLOCK: usize = 16 << 10;
-
-/// A longer payload keeps the buffer that it was inflated into.
-const WORTH_KEEPING: usize = 32 << 10;
 
 /// To how much of its size JSON shrinks at least, and at most as far as is reckoned with.
 const RATIOS: RangeInclusive<usize> = 5..=32;
@@ -97,7 +98,7 @@ pub struct Inflater {
 /// Where payloads go.
 struct Room {
     max: usize,
-    /// What small payloads are inflated into, before they move to where they stay.
+    /// What most payloads are inflated into, before they move to where they stay.
     spare: Vec<u8>,
     /// What is free of the block that small payloads share.
     block: BytesMut,
@@ -153,6 +154,7 @@ impl Inflater {
         self.room.spare = Vec::new();
         self.room.block = BytesMut::new();
         self.room.shareable = 0;
+        pages::give_back();
     }
 
     /// A text message, which is a payload by itself, whatever the compression: servers that know
@@ -206,19 +208,21 @@ fn inflate(
     room: &mut Room,
 ) -> Result<(Bytes, Status), InflateError> {
     let mut output = room.expect(input.len());
-    let before = context.total_in();
+    let before = (context.total_in(), context.total_out());
+    let since = |before, now| usize::try_from(now - before).unwrap_or(usize::MAX);
     loop {
-        let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
+        let rest = input.get(since(before.0, context.total_in())..);
         let status = context
-            .decompress_vec(
-                input.get(taken..).unwrap_or_default(),
-                &mut output,
+            .decompress(
+                rest.unwrap_or_default(),
+                output.free(),
                 FlushDecompress::Sync,
             )
             .map_err(|error| InflateError::Corrupt(error.to_string()))?;
+        output.filled = since(before.1, context.total_out());
         // Room that is left means that nothing is left to come out.
-        if status == Status::StreamEnd || output.len() < output.capacity() {
-            room.learn(input.len(), output.len());
+        if status == Status::StreamEnd || !output.free().is_empty() {
+            room.learn(input.len(), output.filled);
             return Ok((room.keep(output), status));
         }
         room.grow(&mut output)?;
@@ -233,52 +237,109 @@ fn decompress(
     let mut output = room.expect(input.len());
     let mut input = InBuffer::around(input);
     loop {
-        let filled = output.len();
-        let mut buffer = OutBuffer::around_pos(&mut output, filled);
+        let mut buffer = OutBuffer::around(output.free());
         context
             .decompress_stream(&mut buffer, &mut input)
             .map_err(|code| InflateError::Corrupt(zstd_safe::get_error_name(code).into()))?;
-        if output.len() == output.capacity() {
+        output.filled += buffer.pos();
+        if output.free().is_empty() {
             room.grow(&mut output)?;
         } else if input.pos() == input.src.len() {
-            room.learn(input.src.len(), output.len());
+            room.learn(input.src.len(), output.filled);
             return Ok(room.keep(output));
         }
     }
 }
 
+/// What a payload is inflated into.
+struct Output {
+    memory: Memory,
+    filled: usize,
+}
+
+enum Memory {
+    Heap(Vec<u8>),
+    Pages(Pages),
+}
+
+impl Output {
+    /// In pages of its own; if the system has none left, on the heap.
+    fn in_pages(length: usize) -> Self {
+        let pages = Pages::new(length).map(Memory::Pages);
+        Self {
+            memory: pages.unwrap_or_else(|| Memory::Heap(vec![0; length])),
+            filled: 0,
+        }
+    }
+
+    fn all(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::Heap(bytes) => bytes,
+            Memory::Pages(pages) => pages.all(),
+        }
+    }
+
+    fn free(&mut self) -> &mut [u8] {
+        let filled = self.filled;
+        &mut self.all()[filled..]
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.free()[..bytes.len()].copy_from_slice(bytes);
+        self.filled += bytes.len();
+    }
+
+    fn into_payload(self) -> Bytes {
+        let all = match self.memory {
+            Memory::Heap(bytes) => bytes.into(),
+            Memory::Pages(pages) => Bytes::from_owner(pages),
+        };
+        all.slice(..self.filled)
+    }
+}
+
 impl Room {
-    /// A buffer for what is in a message of this length: the spare one if that is large enough or
-    /// may grow so large.
-    fn expect(&mut self, compressed: usize) -> Vec<u8> {
+    /// Room for what is in a message of this length.
+    fn expect(&mut self, compressed: usize) -> Output {
         let room = compressed
             .saturating_mul(self.ratio)
             .max(SMALLEST_BUFFER)
             .min(self.max.max(1));
         if room > LARGEST_SPARE {
-            return Vec::with_capacity(room);
+            return Output::in_pages(room);
         }
-        let mut buffer = mem::take(&mut self.spare);
-        buffer.clear();
-        buffer.reserve_exact(room);
-        buffer
+        let mut spare = mem::take(&mut self.spare);
+        if spare.len() < room {
+            spare.resize(room, 0);
+        }
+        Output {
+            memory: Memory::Heap(spare),
+            filled: 0,
+        }
     }
 
-    /// The payload that has come into a buffer, in no more memory than it needs.
-    fn keep(&mut self, mut buffer: Vec<u8>) -> Bytes {
-        if buffer.len() > WORTH_KEEPING {
-            buffer.shrink_to_fit();
-            return buffer.into();
+    /// The payload that has come out, in no more memory than it needs.
+    fn keep(&mut self, mut output: Output) -> Bytes {
+        let length = output.filled;
+        if length >= OWN_PAGES && matches!(output.memory, Memory::Pages(_)) {
+            return output.into_payload();
         }
-        let payload = self.copy(&buffer);
-        if buffer.capacity() <= LARGEST_SPARE {
-            self.spare = buffer;
+        let payload = self.copy(&output.all()[..length]);
+        if let Memory::Heap(spare) = output.memory
+            && spare.len() <= LARGEST_SPARE
+        {
+            self.spare = spare;
         }
         payload
     }
 
     /// A payload in memory of its own, or in a block with others.
     fn copy(&mut self, payload: &[u8]) -> Bytes {
+        if payload.len() >= OWN_PAGES {
+            let mut output = Output::in_pages(payload.len());
+            output.push(payload);
+            return output.into_payload();
+        }
         let is_shareable = SHARED.contains(&payload.len());
         if !is_shareable || self.shareable < ALONE {
             self.shareable += u32::from(is_shareable);
@@ -291,12 +352,21 @@ impl Room {
         self.block.split().freeze()
     }
 
-    /// Doubles a buffer, up to the bound.
-    fn grow(&self, output: &mut Vec<u8>) -> Result<(), InflateError> {
-        if output.len() >= self.max {
+    /// Doubles the room of an output that has none left, up to the bound.
+    fn grow(&self, output: &mut Output) -> Result<(), InflateError> {
+        let length = output.filled;
+        if length >= self.max {
             return Err(InflateError::TooLarge(self.max));
         }
-        output.reserve_exact(output.len().min(self.max - output.len()).max(1));
+        let more = length.min(self.max - length).max(1);
+        match &mut output.memory {
+            Memory::Heap(bytes) if length + more <= LARGEST_SPARE => bytes.resize(length + more, 0),
+            _ => {
+                let mut larger = Output::in_pages(length + more);
+                larger.push(output.all());
+                *output = larger;
+            }
+        }
         Ok(())
     }
 
@@ -413,6 +483,27 @@ mod tests {
                 inflater.rest();
             }
             assert!(kept.iter().all(|(text, payload)| text == payload));
+        }
+    }
+
+    #[test]
+    fn large_payloads_stay_as_they_are_while_others_get_the_pages_of_those_before() {
+        let payload = |n: usize| {
+            let text = format!("{n} and ");
+            text.repeat(OWN_PAGES / 4 + n * 1000).into_bytes()
+        };
+        let mut compressor = Compress::new(flate2::Compression::fast(), true);
+        let mut plain = Inflater::new(Compression::None, MAX);
+        let mut zlib_stream = Inflater::new(Compression::ZlibStream, MAX);
+        let mut held = Vec::new();
+        for n in 0..40 {
+            let message = zlib(&mut compressor, &payload(n), FlushCompress::Sync);
+            let inflated = zlib_stream.binary(&message).unwrap().unwrap();
+            held.extend([(n, plain.text(&payload(n))), (n, inflated)]);
+            if n % 3 == 0 {
+                held.drain(..held.len() / 2);
+            }
+            assert!(held.iter().all(|(n, bytes)| *bytes == payload(*n)));
         }
     }
 

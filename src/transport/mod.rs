@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod fuzz;
 mod inflate;
+mod pages;
 mod stream;
 mod websocket;
 

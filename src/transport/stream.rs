@@ -6,6 +6,8 @@ use std::io::{self, Read, Write};
 use mio::net::TcpStream;
 use native_tls::TlsStream;
 
+use super::pages::Pages;
+
 /// What a connection with TLS has as long as little comes: a record's header is read apart from its
 /// content.
 pub(super) const SMALL: usize = 4 << 10;
@@ -86,10 +88,11 @@ impl Write for Stream {
 /// that one has taken all there was, and of more an edge will tell.
 pub(super) struct Buffered<S> {
     stream: S,
-    buffer: Box<[u8]>,
-    /// How large it is as long as little comes; without one, the stream is read into what the
-    /// reader has.
-    small: usize,
+    /// The buffer as long as little comes; where it is empty, the stream is read into what the reader
+    /// has.
+    small: Box<[u8]>,
+    /// The buffer while much comes.
+    large: Option<Pages>,
     /// What of the buffer has come and has not been handed on.
     start: usize,
     end: usize,
@@ -105,8 +108,8 @@ impl<S> Buffered<S> {
     pub(super) fn new(stream: S, small: usize) -> Self {
         Self {
             stream,
-            buffer: vec![0; small].into(),
-            small,
+            small: vec![0; small].into(),
+            large: None,
             start: 0,
             end: 0,
             filled: 0,
@@ -139,8 +142,8 @@ impl<S> Buffered<S> {
 
     /// Has a small buffer again, if nothing is in it.
     pub(super) fn shrink(&mut self) {
-        if self.start == self.end && self.buffer.len() > self.small {
-            self.buffer = vec![0; self.small].into();
+        if self.start == self.end {
+            self.large = None;
         }
     }
 }
@@ -152,14 +155,15 @@ impl<S: Read> Read for Buffered<S> {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             (self.start, self.end) = (0, 0);
-            if self.filled >= ENOUGH && self.buffer.len() < LARGE {
-                self.buffer = vec![0; LARGE].into();
+            if self.filled >= ENOUGH && self.large.is_none() {
+                self.large = Pages::new(LARGE);
             }
-            let into = if self.buffer.is_empty() {
-                &mut *output
-            } else {
-                &mut self.buffer
+            let buffer = match &mut self.large {
+                Some(large) => large.all(),
+                None => &mut self.small,
             };
+            let is_direct = buffer.is_empty();
+            let into = if is_direct { &mut *output } else { buffer };
             let length = self.stream.read(into).inspect_err(|_| self.filled = 0)?;
             let is_full = length == into.len();
             self.filled = if is_full {
@@ -168,13 +172,17 @@ impl<S: Read> Read for Buffered<S> {
                 0
             };
             self.is_drained = self.trusts_edges && !is_full && length > 0;
-            if self.buffer.is_empty() {
+            if is_direct {
                 return Ok(length);
             }
             self.end = length;
         }
+        let buffer = match &self.large {
+            Some(large) => large.as_ref(),
+            None => &self.small,
+        };
         let length = output.len().min(self.end - self.start);
-        output[..length].copy_from_slice(&self.buffer[self.start..][..length]);
+        output[..length].copy_from_slice(&buffer[self.start..][..length]);
         self.start += length;
         Ok(length)
     }
@@ -419,25 +427,20 @@ mod tests {
             if rng.bool() {
                 stream.trust_edges();
             }
-            let (mut came, mut largest) = (Vec::new(), 0);
+            let (mut came, mut has_grown) = (Vec::new(), false);
             while came.len() < sent.len() {
                 let mut output = vec![0; rng.usize(1..8000)];
-                match stream.read(&mut output) {
-                    Ok(length) => came.extend_from_slice(&output[..length]),
-                    Err(_) => {
-                        stream.shrink();
-                        stream.edge_came(false);
-                    }
+                if let Ok(length) = stream.read(&mut output) {
+                    came.extend_from_slice(&output[..length]);
+                } else {
+                    stream.shrink();
+                    stream.edge_came(false);
                 }
-                largest = largest.max(stream.buffer.len());
+                has_grown |= stream.large.is_some();
             }
             assert!(came == sent, "seed {seed}");
             stream.shrink();
-            assert_eq!(
-                (largest, stream.buffer.len()),
-                (LARGE, small),
-                "seed {seed}"
-            );
+            assert!(has_grown && stream.large.is_none(), "seed {seed}");
         }
     }
 
