@@ -16,6 +16,9 @@ use crate::shard_id::ShardId;
 pub(crate) struct Inlet(Arc<Entry>);
 
 /// What leads to the stream, and to the lanes of a handler.
+///
+/// Events are put in under a shared lock, so that none overtakes those that move from the stream to
+/// the lanes or back. Putting in never waits: the channel has no bound.
 #[derive(Debug)]
 pub(super) struct Entry {
     way: RwLock<Way>,
@@ -25,7 +28,7 @@ pub(super) struct Entry {
 /// Where events go.
 #[derive(Debug)]
 struct Way {
-    /// Into the stream. Gone once that has ended: nothing is put in any more, to a handler neither.
+    /// Into the stream. Gone once that has ended: then nothing is put into lanes either.
     sender: Option<Sender<Event>>,
     /// To a handler, while one runs, and not into the stream.
     handler: Option<Assigned>,
@@ -46,7 +49,7 @@ impl Inlet {
         Self(Arc::clone(entry))
     }
 
-    /// Puts an event in. Whoever sleeps learns of it when it is [announced](Self::announce).
+    /// Puts an event in. Consumers that sleep wake up when it is [announced](Self::announce).
     pub(super) fn put(&self, event: Event) {
         let Some(event) = self.0.way.read().put(event) else {
             return;
@@ -62,7 +65,7 @@ impl Inlet {
         }
     }
 
-    /// Wakes whoever waits for the events of a shard.
+    /// Wakes a consumer that waits for the events of a shard.
     pub(super) fn announce(&self, shard: ShardId) {
         let lanes = {
             let way = self.0.way.read();
@@ -77,7 +80,7 @@ impl Inlet {
         }
     }
 
-    /// Wakes whoever waits for the events of any shard.
+    /// Wakes the consumers of all shards.
     pub(super) fn announce_all(&self) {
         let handler = self.0.way.read();
         let lanes = handler.handler.as_ref();
@@ -148,7 +151,7 @@ impl Entry {
         self.bell.ring();
     }
 
-    /// How many of the events that nobody has taken, and no handler has begun, are of a kind.
+    /// How many of the events in the stream and in the lanes are of a kind.
     pub(super) fn count_of(&self, events: &Events, is_counted: impl Fn(&Event) -> bool) -> usize {
         // Nothing moves between the stream and the lanes meanwhile.
         let way = self.way.write();

@@ -72,8 +72,8 @@ impl Lanes {
     }
 }
 
-/// A queue that one worker empties. What is [put](Self::put) in wakes it once somebody
-/// [announces](Self::announce) it.
+/// A queue that one worker empties. It wakes up when what was [put](Self::put) in is
+/// [announced](Self::announce), once for a batch.
 #[derive(Debug)]
 pub(crate) struct Lane<T> {
     queue: Mutex<Queue<T>>,

@@ -26,7 +26,7 @@ pub(super) struct Handlers {
 #[derive(Default)]
 struct HandlerRun {
     runs: bool,
-    /// Those of the handler that runs, unless it was stopped.
+    /// The lanes of the handler that runs, unless it was stopped.
     lanes: Option<Arc<Lanes>>,
     /// Set once the manager is closed: until then the handler may go on with what is queued.
     deadline: Option<Instant>,
