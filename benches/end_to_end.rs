@@ -147,6 +147,7 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
         peers,
         &["twilight, raw", "twilight, typed"],
     );
+
     let server = Server::start(&[&(WARM + COUNT).to_string(), compression]);
     let mut costs: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (client, program) in (0..rounds).flat_map(|_| &clients) {
@@ -160,6 +161,7 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
             .or_default()
             .push(orders.give(program).cpu as f64 / (COUNT * shards) as f64 / 1000.0);
     }
+
     println!(
         "| {compression}, {shards} shards | µs of processor an event | more than the bare loop |\n|---|---:|---:|"
     );
@@ -182,6 +184,7 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
 
 fn paced(rounds: usize, peers: &[String]) {
     let clients = clients("none", &[FLOOR, BARE, RAW, RUN], peers, &["twilight, raw"]);
+
     let server = Server::start(&[&(PACED_WARM + PACED_COUNT).to_string(), "none"]);
     let mut reports: BTreeMap<&str, Vec<Report>> = BTreeMap::new();
     for (client, program) in (0..rounds).flat_map(|_| &clients) {
@@ -196,6 +199,7 @@ fn paced(rounds: usize, peers: &[String]) {
             .or_default()
             .push(orders.give(program));
     }
+
     println!(
         "| 4 shards, {PACE} events/s each | µs of processor an event | of the floor's | switches an event | socket to program, median | 99 % |"
     );
@@ -389,6 +393,7 @@ fn with_loop(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<u64
         let Some(dispatch) = event.dispatch() else {
             continue;
         };
+
         match orders.client.as_str() {
             DECODE => decoded += usize::from(decode(dispatch)),
             #[cfg(feature = "model")]
@@ -398,6 +403,7 @@ fn with_loop(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<u64
         if orders.rate > 0 {
             latencies.extend(latency(dispatch.data()));
         }
+
         left -= usize::from(is_marker(dispatch));
         if left == 0 {
             break;

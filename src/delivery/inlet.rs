@@ -74,18 +74,15 @@ impl Inlet {
         };
         match lanes {
             None => self.0.bell.ring(),
-            Some((lanes, lane)) => {
-                let _ = lane.map(|lane| lanes.all()[lane].announce());
-            }
+            Some((lanes, Some(lane))) => lanes.all()[lane].announce(),
+            // None of its events is there.
+            Some((_, None)) => {}
         }
     }
 
     /// Wakes the consumers of all shards.
     pub(super) fn announce_all(&self) {
-        let handler = self.0.way.read();
-        let lanes = handler.handler.as_ref();
-        let lanes = lanes.map(|handler| Arc::clone(&handler.lanes));
-        drop(handler);
+        let lanes = self.0.way.read().lanes();
         match lanes {
             None => self.0.bell.ring(),
             Some(lanes) => lanes.all().iter().for_each(Lane::announce),
@@ -106,9 +103,7 @@ impl Entry {
     pub(super) fn end(&self) {
         let (sender, lanes) = {
             let mut way = self.way.write();
-            let handler = way.handler.as_ref();
-            let lanes = handler.map(|handler| Arc::clone(&handler.lanes));
-            (way.sender.take(), lanes)
+            (way.sender.take(), way.lanes())
         };
         drop(sender);
         if let Some(lanes) = lanes {
@@ -117,8 +112,8 @@ impl Entry {
         self.bell.ring();
     }
 
-    /// Has events go to a handler, into so many of its lanes: first those that are in the stream,
-    /// then those that are put in.
+    /// Sends events to a handler, into the first `count` of its lanes: what is in the stream, then
+    /// what is put in.
     pub(super) fn divert(&self, events: &Events, lanes: &Arc<Lanes>, count: usize) {
         let mut handler = Assigned {
             lanes: Arc::clone(lanes),
@@ -139,8 +134,8 @@ impl Entry {
         }
     }
 
-    /// Has events go into the stream again: first those that were `taken` out of the lanes, then
-    /// those that are left in them, then those that are put in.
+    /// Sends events into the stream again: those that were `taken` out of the lanes, then what is left
+    /// in them, then what is put in.
     pub(super) fn divert_back(&self, events: &Events, mut taken: Vec<Event>) {
         let mut way = self.way.write();
         if let Some(handler) = way.handler.take() {
@@ -157,16 +152,13 @@ impl Entry {
         let way = self.way.write();
         // A channel cannot be looked into.
         events.leftovers.append(events.receiver.try_iter());
-        let lanes = way.handler.iter().flat_map(|handler| handler.lanes.all());
-        let in_lanes: usize = lanes.map(|lane| lane.count_of(&is_counted)).sum();
+        let in_lanes: usize = way.sum(|lane| lane.count_of(&is_counted));
         in_lanes + events.leftovers.count_of(is_counted)
     }
 
     /// How many events wait in lanes.
     pub(super) fn len(&self) -> usize {
-        let way = self.way.read();
-        let lanes = way.handler.iter().flat_map(|handler| handler.lanes.all());
-        lanes.map(Lane::len).sum()
+        self.way.read().sum(Lane::len)
     }
 }
 
@@ -180,6 +172,18 @@ impl Way {
         }
     }
 
+    /// The lanes of the handler, if one runs.
+    fn lanes(&self) -> Option<Arc<Lanes>> {
+        let handler = self.handler.as_ref();
+        handler.map(|handler| Arc::clone(&handler.lanes))
+    }
+
+    /// The sum of some number of each of those.
+    fn sum(&self, number: impl Fn(&Lane<Event>) -> usize) -> usize {
+        let lanes = self.handler.iter().flat_map(|handler| handler.lanes.all());
+        lanes.map(number).sum()
+    }
+
     fn assign(&mut self, shard: ShardId) {
         if let Some(handler) = &mut self.handler {
             handler.assign(shard);
@@ -189,17 +193,19 @@ impl Way {
 
 impl Assigned {
     fn lane_of(&self, shard: ShardId) -> Option<usize> {
-        let at = self
-            .lane_of
-            .binary_search_by_key(&shard, |(shard, _)| *shard);
-        at.ok().map(|at| self.lane_of[at].1)
+        self.place(shard).ok().map(|at| self.lane_of[at].1)
+    }
+
+    /// Where the shard stands in `lane_of`, or would.
+    fn place(&self, shard: ShardId) -> Result<usize, usize> {
+        self.lane_of
+            .binary_search_by_key(&shard, |(shard, _)| *shard)
     }
 
     /// Gives a shard a lane, by turns: the numbers of a process's shards may all be multiples of
     /// something. One that was split from another stays behind what that one has delivered.
     fn assign(&mut self, shard: ShardId) {
-        let at = (self.lane_of).binary_search_by_key(&shard, |(shard, _)| *shard);
-        if let Err(at) = at {
+        if let Err(at) = self.place(shard) {
             let busy = self.lane_before(shard);
             let busy = busy.filter(|lane| !self.lanes.all()[*lane].is_idle());
             let lane = busy.unwrap_or(self.lane_of.len() % self.count);
@@ -247,7 +253,7 @@ mod tests {
         };
         put(0, 3);
         put(1, 3);
-        let lanes = Arc::new(Lanes::new(NonZeroUsize::new(2).unwrap()));
+        let lanes = Arc::new(Lanes::new(NonZeroUsize::new(2).unwrap(), Arc::default()));
         events.divert(&lanes, 2);
         put(2, 3);
         assert_eq!(lanes.lengths(), [2, 1]);

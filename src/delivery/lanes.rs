@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -20,17 +20,17 @@ const SPARE: usize = 1024;
 pub(crate) struct Lanes {
     all: Box<[Lane<Event>]>,
     is_stopped: AtomicBool,
-    /// Once it is set, the handler stops at that instant.
-    deadline: OnceLock<Instant>,
+    /// Once it is set, no event is begun from that instant on.
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 impl Lanes {
-    pub(crate) fn new(count: NonZeroUsize) -> Self {
+    pub(crate) fn new(count: NonZeroUsize, deadline: Arc<OnceLock<Instant>>) -> Self {
         let lanes = (0..count.get()).map(|_| Lane::default());
         Self {
             all: lanes.collect(),
             is_stopped: AtomicBool::new(false),
-            deadline: OnceLock::new(),
+            deadline,
         }
     }
 
@@ -42,11 +42,6 @@ impl Lanes {
     pub(crate) fn stop(&self) {
         self.is_stopped.store(true, Ordering::SeqCst);
         self.all.iter().for_each(Lane::wake);
-    }
-
-    /// Begins no other event from that instant on. The first counts.
-    pub(crate) fn stop_at(&self, deadline: Instant) {
-        self.deadline.get_or_init(|| deadline);
     }
 
     /// How many events wait in each of them.

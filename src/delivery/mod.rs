@@ -126,13 +126,13 @@ impl Events {
         self.entry.end();
     }
 
-    /// Has events go to a handler, into so many of its lanes.
+    /// Sends events to a handler, into the first `count` of its lanes.
     pub(crate) fn divert(&self, lanes: &Arc<Lanes>, count: usize) {
         self.entry.divert(self, lanes, count);
     }
 
-    /// Has events go into the stream again: those first that the handler's threads had `taken` from
-    /// its lanes and not begun, and those that are left there.
+    /// Sends events into the stream again, after those that the handler's threads had `taken` from its
+    /// lanes and not begun, and those that are left there.
     pub(crate) fn divert_back(&self, taken: Vec<Event>) {
         self.entry.divert_back(self, taken);
     }

@@ -141,12 +141,12 @@ impl Outlet {
         self.note_progress(|merge| merge.end(shard));
     }
 
-    /// Wakes whoever waits for what was [put](Self::put) by a shard.
+    /// Wakes a consumer of the events that a shard has [put](Self::put) in.
     pub(crate) fn announce(&self, shard: ShardId) {
         self.inlet.announce(shard);
     }
 
-    /// An event of Discord, or of the shard. Whoever sleeps learns of it when it is
+    /// An event of Discord, or of the shard. A consumer that sleeps wakes up when it is
     /// [announced](Self::announce).
     pub(crate) fn put(&self, now: Instant, event: Event) {
         if self.is_merging() {

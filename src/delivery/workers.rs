@@ -99,7 +99,7 @@ impl Workers<'_> {
         };
         let end = || keyed.iter().for_each(Lane::end);
         let sort = || {
-            self.sort(&keyed, place);
+            self.sort(&keyed, &place);
             // The workers finish, or find that they are stopped.
             end();
         };
@@ -118,7 +118,7 @@ impl Workers<'_> {
     }
 
     /// Puts each event into the lane of its key.
-    fn sort(&self, keyed: &[Lane<Numbered>], place: impl Fn(&Event) -> usize) {
+    fn sort(&self, keyed: &[Lane<Numbered>], place: &impl Fn(&Event) -> usize) {
         let mut number = 0;
         while let Some(event) = self.next(&self.lanes.all()[0]) {
             number += 1;
@@ -128,10 +128,7 @@ impl Workers<'_> {
                     keyed[worker].announce();
                 }
                 // Without a key it has no worker.
-                Err(panic) => (self.report)(Panicked {
-                    at: Witness::of(&event),
-                    message: message(&*panic),
-                }),
+                Err(panic) => self.report(Witness::of(&event), &*panic),
             }
         }
     }
@@ -144,24 +141,26 @@ impl Workers<'_> {
     fn handle(&self, event: Event, handler: &impl Fn(Event)) {
         let at = Witness::of(&event);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(event))) {
-            (self.report)(Panicked {
-                at,
-                message: message(&*panic),
-            });
+            self.report(at, &*panic);
         }
+    }
+
+    fn report(&self, at: Witness, panic: &(dyn Any + Send)) {
+        let message = message(panic);
+        (self.report)(Panicked { at, message });
     }
 }
 
-/// Does `own` on this thread and `work` on others, one for each number, and waits for all. If one of
-/// them panics (a handler does not, but for example a logger may), or there is no thread left, `stop`
-/// has the others return.
+/// Does `own` on this thread and `work` on others, one for each number, and waits for all. `stop` makes
+/// the others return if one panics or cannot be started. (The panics of handlers are caught before.
+/// Those of a logger are not.)
 fn on_threads(
     numbers: Range<usize>,
-    own: impl FnOnce(),
+    own: impl Fn(),
     work: impl Fn(usize) + Sync,
     stop: impl Fn() + Sync,
 ) -> io::Result<thread::Result<()>> {
-    let guarded = |work: &mut dyn FnMut()| {
+    let guarded = |work: &dyn Fn()| {
         let worked = catch_unwind(AssertUnwindSafe(work));
         if worked.is_err() {
             stop();
@@ -173,13 +172,10 @@ fn on_threads(
         for number in numbers {
             let (guarded, work) = (&guarded, &work);
             let thread = thread::Builder::new().name(format!("handler-{number}"));
-            let thread = thread.spawn_scoped(scope, move || guarded(&mut || work(number)));
+            let thread = thread.spawn_scoped(scope, move || guarded(&|| work(number)));
             others.push(thread.inspect_err(|_| stop())?);
         }
-        let mut own = Some(own);
-        let own = guarded(&mut || {
-            let _ = own.take().map(|own| own());
-        });
+        let own = guarded(&own);
         let others = others
             .into_iter()
             .map(|other| other.join().and_then(|worked| worked));
@@ -248,7 +244,7 @@ mod tests {
         let count = NonZeroUsize::new(count).unwrap();
         Workers {
             events: events.clone(),
-            lanes: Arc::new(Lanes::new(count)),
+            lanes: Arc::new(Lanes::new(count, Arc::default())),
             report,
         }
     }

@@ -3,8 +3,8 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -29,7 +29,7 @@ struct HandlerRun {
     /// The lanes of the handler that runs, unless it was stopped.
     lanes: Option<Arc<Lanes>>,
     /// Set once the manager is closed: until then the handler may go on with what is queued.
-    deadline: Option<Instant>,
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 impl Handlers {
@@ -41,14 +41,7 @@ impl Handlers {
 
     /// No event is begun after that instant. The first counts.
     pub(super) fn end_at(&self, deadline: Instant) {
-        let lanes = {
-            let mut handler = self.state.lock();
-            let deadline = *handler.deadline.get_or_insert(deadline);
-            handler.lanes.clone().map(|lanes| (lanes, deadline))
-        };
-        if let Some((lanes, deadline)) = lanes {
-            lanes.stop_at(deadline);
-        }
+        self.state.lock().deadline.get_or_init(|| deadline);
     }
 
     /// How many have panicked.
@@ -66,17 +59,16 @@ impl Hub {
     ) -> Result<(), Error> {
         let count = NonZeroUsize::new(count)
             .ok_or_else(|| Error::setting("workers", count, "at least 1"))?;
-        let lanes = Arc::new(Lanes::new(count));
-        {
+        let (lanes, deadline) = {
             let mut handler = self.handlers.state.lock();
             if handler.runs {
                 return Err(Error::HandlerRunning);
             }
-            if let Some(deadline) = handler.deadline {
-                lanes.stop_at(deadline);
-            }
+            let deadline = Arc::clone(&handler.deadline);
+            let lanes = Arc::new(Lanes::new(count, Arc::clone(&deadline)));
             (handler.runs, handler.lanes) = (true, Some(Arc::clone(&lanes)));
-        }
+            (lanes, deadline)
+        };
         let report = |panicked| self.report_panic(panicked);
         let workers = Workers {
             events: self.events(),
@@ -87,13 +79,13 @@ impl Hub {
         // The handler's panics are caught; what is left is not, and must not leave it running for
         // ever.
         let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
-        let deadline = {
+        {
             let mut handler = self.handlers.state.lock();
             (handler.runs, handler.lanes) = (false, None);
-            handler.deadline
-        };
+        }
 
-        let is_late = deadline.is_some_and(|deadline| clock::now() >= deadline);
+        let deadline = deadline.get();
+        let is_late = deadline.is_some_and(|deadline| clock::now() >= *deadline);
         if is_late && self.stopping() == Some(StopReason::Closed) {
             self.discard_queued();
         }

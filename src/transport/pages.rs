@@ -25,7 +25,8 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// So many bytes, with anything in them; `None` if the system has no pages left.
+    /// Pages of `length` bytes, whose content is whatever was last in them. `None` if the system has
+    /// none left.
     pub(super) fn new(length: usize) -> Option<Self> {
         let new = || MmapMut::map_anon(length.checked_next_multiple_of(STEP)?).ok();
         let pages = take(length).or_else(new)?;

@@ -137,7 +137,7 @@ impl Play {
         }
         self.done.handlers += 1;
         let count = NonZeroUsize::MIN.saturating_add(self.rng.usize(..4));
-        let lanes = Arc::new(Lanes::new(count));
+        let lanes = Arc::new(Lanes::new(count, Arc::default()));
         process.events.divert(&lanes, count.get());
         self.lanes = Some(lanes);
     }
