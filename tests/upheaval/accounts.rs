@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use threadcord::sim::{self, Dispatched, Gateway};
 use threadcord::{Event, EventKind, Session, ShardId};
 
-use crate::common;
+use crate::{GUILDS, common};
 
 /// A guild and the number of an event of it. Each guild gets each number once.
 pub(crate) type Key = (u64, u64);
@@ -46,8 +46,8 @@ pub(crate) struct Accounts {
     pub(crate) lost: HashMap<String, u64>,
     /// The shards that have stopped.
     pub(crate) closed: Vec<ShardId>,
-    /// How many sessions have started.
-    pub(crate) started: usize,
+    /// The shards that have started a session.
+    pub(crate) started: Vec<ShardId>,
     /// The sessions that no process knows any more, with the last sequences that one did.
     orphans: HashMap<String, u64>,
     /// The numbers that were sent while a shard had no session.
@@ -76,7 +76,7 @@ impl Accounts {
                 self.closed.push(event.shard());
                 self.begin_gap();
             }
-            EventKind::SessionStarted => self.started += 1,
+            EventKind::SessionStarted => self.started.push(event.shard()),
             _ => {}
         }
         let Some(key) = common::number(&event) else {
@@ -174,8 +174,9 @@ impl Accounts {
 
     /// A shard has no session. What it missed before that was noticed belongs to the gap.
     fn begin_gap(&mut self) {
-        let handled = self.last.values().min().copied().unwrap_or(0);
-        self.gap_from.get_or_insert(handled);
+        let has_all = self.last.len() == GUILDS as usize;
+        let handled = self.last.values().min().filter(|_| has_all);
+        self.gap_from.get_or_insert(handled.copied().unwrap_or(0));
     }
 
     /// Every shard has a session.

@@ -307,11 +307,12 @@ impl Play {
             .shard(shard)
             .and_then(|shard| shard.session());
         let session = session.expect("it is ready").id;
-        let started = self.accounts.started;
         let end = ["invalid-session=false", "close=4009", "close=4007"][self.rng.usize(..3)];
         self.strike(shard, end, |play| play.accounts.lost.contains_key(&session));
+        // The first sessions of other shards may be news too.
+        let before = self.accounts.started.len();
         self.handle_until("another session starts", |play| {
-            play.accounts.started > started
+            play.accounts.started[before..].contains(&shard)
         });
         self.wait_ready();
         self.done.sessions_ended += 1;
