@@ -35,6 +35,17 @@ fn it_serves_a_bot_and_takes_orders() {
     program.order(r#"emit SOMETHING {"a": 1}"#);
     next(&events, |event| event.name() == "SOMETHING");
     program.order("nonsense");
+    program.order(r#"command ban {"user": "5"}"#);
+    let used = next(&events, |event| event.name() == "INTERACTION_CREATE");
+    let used = used
+        .dispatch()
+        .unwrap()
+        .decode::<serde_json::Value>()
+        .unwrap();
+    assert_eq!(used["data"]["options"][0]["value"], "5");
+    program.order(&format!("react {} \u{1f44d}", id_of(&message)));
+    next(&events, |event| event.name() == "MESSAGE_REACTION_ADD");
+    program.order("press nothing");
     program.order("fault cut@0/1");
     eventually("it resumes", || {
         status_of(&manager, ShardId::ONE).resumes == 1
@@ -51,6 +62,24 @@ fn it_serves_a_bot_and_takes_orders() {
         "no client broke a rule",
     ] {
         assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+}
+
+fn id_of(message: &threadcord::Event) -> String {
+    let data = message.dispatch().unwrap().decode::<serde_json::Value>();
+    data.unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn it_lists_its_routes() {
+    let output = Command::new(env!("CARGO_BIN_EXE_gateway-sim"))
+        .arg("--routes")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    for route in ["GET     /gateway/bot", "PATCH   /channels/{}/messages/{}"] {
+        assert!(said.lines().any(|line| line == route), "{said}");
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use common::{PATIENCE, config, gateway, ready, shard};
 use serde_json::json;
-use threadcord::{Command, Dispatch, Intents, MemberQuery, ShardId, VoiceState, sim};
+use threadcord::sim::{self, Interaction};
+use threadcord::{Command, Dispatch, Intents, MemberQuery, ShardId, VoiceState};
 use twilight_model::gateway::event::Event;
 
 /// What the simulator sends and twilight-model 0.18 has no type for.
@@ -29,7 +30,8 @@ fn every_event_of_the_simulator_is_read() {
     );
     let channel = gateway.channel_of(guild).unwrap();
     gateway.chat(channel, "hello").unwrap();
-    gateway.interact(channel, "hello", &json!([])).unwrap();
+    let hello = Interaction::command(channel, "hello", json!({}));
+    gateway.interact(&hello).unwrap();
     let all = || Command::request_members(guild, &MemberQuery::all(), None).unwrap();
     for command in [
         all(),

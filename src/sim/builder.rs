@@ -1,15 +1,14 @@
 //! The settings of a simulated gateway.
 
-use std::io;
 use std::time::{Duration, Instant};
 
+use super::fault::Answer;
+use super::gateway::Gateway;
+use super::settings::{MOST_ACTIVE, Offer, Settings, StartError};
+use super::time::LONGEST;
 use super::traffic::Mix;
 use super::world::World;
-use super::{Answer, Gateway, LONGEST};
 use crate::intents::Intents;
-
-/// Events a second.
-pub(super) const MOST_ACTIVE: f64 = 1_000_000.0;
 
 /// The settings of a [`Gateway`].
 #[derive(Clone, Debug)]
@@ -19,85 +18,6 @@ pub struct Builder {
     pub(super) tls: bool,
     pub(super) port: u16,
     mix: Vec<(String, u32)>,
-}
-
-/// The rules and limits of a world.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) token: String,
-    pub(super) shards: u32,
-    pub(super) shard_multiple: u32,
-    pub(super) max_concurrency: u32,
-    pub(super) session_starts: u32,
-    pub(super) session_starts_left: u32,
-    pub(super) reset_after: Duration,
-    pub(super) time_scale: f64,
-    pub(super) heartbeat_interval: Duration,
-    pub(super) ready_delay: Duration,
-    pub(super) guild_delay: Duration,
-    pub(super) latency: Duration,
-    pub(super) jitter: Duration,
-    pub(super) allowed_intents: Intents,
-    pub(super) guilds_per_shard: usize,
-    pub(super) members: u32,
-    pub(super) activity: f64,
-    pub(super) mix: Mix,
-    pub(super) offer: Offer,
-    pub(super) keep_dispatches: bool,
-    pub(super) replay_events: usize,
-    pub(super) replay_delay: Duration,
-    pub(super) on_takeover: Answer,
-    pub(super) seed: u64,
-}
-
-/// Which transport compressions a gateway offers; a client that asks for another is answered with
-/// HTTP 400.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Offer {
-    /// All that Discord has, and none.
-    #[default]
-    Any,
-    /// None.
-    Plain,
-    /// `zlib-stream`.
-    ZlibStream,
-    /// `zstd-stream`.
-    ZstdStream,
-}
-
-impl Offer {
-    pub(super) fn has(self, compress: Option<&str>) -> bool {
-        let asked = match compress {
-            None => Self::Plain,
-            Some("zlib-stream") => Self::ZlibStream,
-            Some("zstd-stream") => Self::ZstdStream,
-            Some(_) => return false,
-        };
-        self == Self::Any || self == asked
-    }
-}
-
-/// Why a gateway did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A setting is out of its range.
-    #[error("`{setting}` is {given}; allowed: {allowed}")]
-    Setting {
-        /// Which.
-        setting: &'static str,
-        /// What was given.
-        given: String,
-        /// What is allowed.
-        allowed: String,
-    },
-    /// Another program has the port.
-    #[error("port {0} is in use: take another, or 0 for any that is free")]
-    PortInUse(u16),
-    /// The operating system refused something.
-    #[error("the simulated gateway cannot start: {0}")]
-    Io(#[from] io::Error),
 }
 
 impl Builder {
@@ -126,6 +46,9 @@ impl Builder {
             replay_events: 3500,
             replay_delay: Duration::ZERO,
             on_takeover: Answer::Nothing,
+            rest_limit: (5, Duration::from_secs(5)),
+            global_rest_limit: 50,
+            is_strict: false,
             seed: 0,
         };
         Self {
@@ -175,7 +98,7 @@ impl Builder {
         self
     }
 
-    /// How many members each guild has. Default: 3.
+    /// How many members each guild has besides the bot. Default: 3.
     pub fn members(mut self, members: u32) -> Self {
         self.settings.members = members;
         self
@@ -288,6 +211,28 @@ impl Builder {
         self
     }
 
+    /// How many requests each route takes in a window, which is scaled; a channel, a guild and a
+    /// webhook have limits of their own. Discord promises no numbers. Default: 5 in 5 s.
+    pub fn rest_limit(mut self, requests: u32, window: Duration) -> Self {
+        self.settings.rest_limit = (requests, window);
+        self
+    }
+
+    /// How many requests all routes take together in a second, which is scaled. Answers to
+    /// interactions are not counted. Default: 50.
+    pub fn global_rest_limit(mut self, requests: u32) -> Self {
+        self.settings.global_rest_limit = requests;
+        self
+    }
+
+    /// Whether to refuse also what Discord documents otherwise and is not known to refuse, with the
+    /// close code that would be right for it. Default: no, it is a
+    /// [warning](super::Observed::warnings).
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.settings.is_strict = strict;
+        self
+    }
+
     /// What chance starts from. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.settings.seed = seed;
@@ -323,6 +268,8 @@ impl Builder {
             members,
             time_scale,
             activity,
+            rest_limit,
+            global_rest_limit,
             ..
         } = self.settings;
         let settings = [
@@ -331,6 +278,8 @@ impl Builder {
             ("max_concurrency", max_concurrency, 1, u32::MAX),
             ("guilds", self.guilds, 0, 1_000_000),
             ("members", members, 1, 1_000_000),
+            ("rest_limit", rest_limit.0, 1, u32::MAX),
+            ("global_rest_limit", global_rest_limit, 1, u32::MAX),
         ];
         for (setting, given, least, most) in settings {
             if !(least..=most).contains(&given) {
@@ -355,6 +304,7 @@ impl Builder {
             ("latency", latency),
             ("jitter", jitter),
             ("replay_delay", replay_delay),
+            ("rest_limit", rest_limit.1),
         ];
         for (setting, given) in durations {
             if given > LONGEST {

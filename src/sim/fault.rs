@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::shard_id::ShardId;
+
 /// Something that goes wrong.
 ///
 /// The first group strikes connections that are open; what is said of a shard there means its
@@ -79,7 +81,9 @@ pub enum Fault {
     /// The `resume_gateway_url` of the next session. (`resume-url=dead`, `resume-url=foreign`,
     /// `resume-url=URL`)
     ResumeUrl(ResumeUrl),
-    /// An HTTP request that is not answered as it should be. (`rest=429`, `rest=html`, `rest=hang`)
+    /// An HTTP request that is not answered as it should be. (`rest=503`, `rest=429`,
+    /// `rest=429:global`, `rest=429:shared`, `rest=html`, `rest=truncated`, `rest=slow:100`,
+    /// `rest=redirect:URL`, `rest=reset`, `rest=reset-after`, `rest=hang`)
     Rest(RestFault),
 }
 
@@ -129,15 +133,44 @@ pub enum UpgradeFault {
 }
 
 /// How an HTTP request fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RestFault {
     /// It is answered with a status, from 400 to 599, and an error of Discord's shape.
     Status(u16),
+    /// It is answered with 429.
+    Limited(Scope),
     /// It is answered with a page of HTML and the status 502.
     Html,
+    /// It is carried out, and half of the answer comes.
+    Truncated,
+    /// It is carried out, and the answer trickles.
+    Slow {
+        /// Bytes a second.
+        bytes_per_second: u32,
+    },
+    /// It is answered with 307, and this place.
+    Redirect(String),
+    /// The connection is reset, and the request is not carried out.
+    Reset,
+    /// The request is carried out, and the connection is reset.
+    ResetAfter,
     /// It is never answered.
     Hang,
+}
+
+/// Whose requests a limit counts.
+///
+/// Source: [Discord, Rate limits](https://docs.discord.com/developers/topics/rate-limits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scope {
+    /// This bot's, on one route.
+    User,
+    /// This bot's, on all routes.
+    Global,
+    /// Those of all bots, on one resource. They do not count as invalid requests.
+    Shared,
 }
 
 /// Where the next session is to be resumed.
@@ -152,16 +185,24 @@ pub enum ResumeUrl {
     Url(String),
 }
 
-/// One of each kind that a client can survive.
-const SURVIVABLE: &str = "\
-    delay=20ms+30ms drip=20000 cut reset silence cut-in-frame garbage corrupt bomb=67108865 oversized no-ack \
-    heartbeat-request reconnect invalid-session=true invalid-session=false close=1000 close=1001 close=1012 \
-    close=4000 close=4001 close=4002 close=4003 close=4005 close=4007 close=4008 close=4009 close=4999 repeat \
-    out-of-order tls=expired tls=wrong-name tls=untrusted tls=hang upgrade=refused upgrade=503 upgrade=429 \
-    upgrade=hang hello=nothing hello=reconnect hello=close:4000 identify=nothing identify=reconnect \
-    identify=invalid-session:false identify=close:4000 resume=nothing resume=reconnect \
-    resume=invalid-session:true resume=invalid-session:false resume=close:4000 resume=close:4007 replay-twice resume-url=dead \
-    resume-url=foreign rest=429 rest=500 rest=html rest=hang";
+/// Whom a [`Fault`] strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Target {
+    /// The connections of a shard; for faults that wait, its next handshake, where its shard is
+    /// known by then (IDENTIFY, RESUME, and what follows them) and else the next of anybody.
+    Shard(ShardId),
+    /// Every connection, those too that have not said which shard they are.
+    All,
+    /// One connection, by chance.
+    Any,
+}
+
+impl From<ShardId> for Target {
+    fn from(shard: ShardId) -> Self {
+        Self::Shard(shard)
+    }
+}
 
 /// A word that names no fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -171,78 +212,348 @@ pub struct FaultError {
     allowed: String,
 }
 
+/// A kind of fault: its word, and what may follow it.
+struct Kind {
+    word: &'static str,
+    /// It waits for a handshake.
+    waits: bool,
+    value: Value,
+    /// Values of which a client survives each, for faults at random.
+    survivable: &'static [&'static str],
+}
+
+enum Value {
+    None(Fault),
+    Some {
+        /// The value of a fault, if it is of this kind.
+        write: fn(&Fault) -> Option<String>,
+        /// If a value is wrong: what is allowed.
+        read: fn(&str) -> Result<Fault, String>,
+    },
+}
+
+const fn plain(word: &'static str, fault: Fault) -> Kind {
+    Kind {
+        word,
+        waits: false,
+        value: Value::None(fault),
+        survivable: &[""],
+    }
+}
+
+const fn valued(
+    word: &'static str,
+    survivable: &'static [&'static str],
+    write: fn(&Fault) -> Option<String>,
+    read: fn(&str) -> Result<Fault, String>,
+) -> Kind {
+    Kind {
+        word,
+        waits: false,
+        value: Value::Some { write, read },
+        survivable,
+    }
+}
+
+impl Kind {
+    const fn waiting(mut self) -> Self {
+        self.waits = true;
+        self
+    }
+}
+
+/// All there is. The first group strikes open connections, the second waits.
+static KINDS: [Kind; 25] = [
+    valued(
+        "delay",
+        &["20ms+30ms"],
+        |fault| match fault {
+            Fault::Delay { latency, jitter } => {
+                let times = [latency, jitter].map(|time| humantime::format_duration(*time));
+                let [latency, jitter] = times.map(|time| time.to_string().replace(' ', ""));
+                Some(format!("{latency}+{jitter}"))
+            }
+            _ => None,
+        },
+        delay,
+    ),
+    valued(
+        "drip",
+        &["20000"],
+        |fault| match fault {
+            Fault::Drip { bytes_per_second } => Some(bytes_per_second.to_string()),
+            _ => None,
+        },
+        |value| number(value, 1, u32::MAX).map(|bytes_per_second| Fault::Drip { bytes_per_second }),
+    ),
+    plain("cut", Fault::Cut),
+    plain("reset", Fault::Reset),
+    plain("silence", Fault::Silence),
+    plain("cut-in-frame", Fault::CutInFrame),
+    plain("garbage", Fault::Garbage),
+    plain("corrupt", Fault::Corrupt),
+    valued(
+        "bomb",
+        &["67108865"],
+        |fault| match fault {
+            Fault::Bomb { size } => Some(size.to_string()),
+            _ => None,
+        },
+        |value| number(value, 1, 1 << 30).map(|size| Fault::Bomb { size }),
+    ),
+    plain("oversized", Fault::Oversized),
+    plain("no-ack", Fault::NoAck),
+    plain("heartbeat-request", Fault::HeartbeatRequest),
+    plain("reconnect", Fault::Reconnect),
+    valued(
+        "invalid-session",
+        &["true", "false"],
+        |fault| match fault {
+            Fault::InvalidSession { resumable } => Some(resumable.to_string()),
+            _ => None,
+        },
+        |value| boolean(value).map(|resumable| Fault::InvalidSession { resumable }),
+    ),
+    valued(
+        "close",
+        &[
+            "1000", "1001", "1012", "4000", "4001", "4002", "4003", "4005", "4007", "4008", "4009",
+            "4999",
+        ],
+        |fault| match fault {
+            Fault::Close(code) => Some(code.to_string()),
+            _ => None,
+        },
+        |value| close_code(value).map(Fault::Close),
+    ),
+    plain("repeat", Fault::Repeat),
+    plain("out-of-order", Fault::OutOfOrder),
+    valued(
+        "tls",
+        &["expired", "wrong-name", "untrusted", "hang"],
+        |fault| match fault {
+            Fault::Tls(fault) => Some(word_of(&TLS, fault).into()),
+            _ => None,
+        },
+        |value| of_word(&TLS, value).map(Fault::Tls),
+    )
+    .waiting(),
+    valued(
+        "upgrade",
+        &["refused", "503", "429", "hang"],
+        |fault| match fault {
+            Fault::Upgrade(UpgradeFault::Status(status)) => Some(status.to_string()),
+            Fault::Upgrade(fault) => Some(word_of(&UPGRADE, fault).into()),
+            _ => None,
+        },
+        |value| match of_word(&UPGRADE, value) {
+            Ok(fault) => Ok(Fault::Upgrade(fault)),
+            Err(words) => number(value, 400, 599)
+                .map(|status| Fault::Upgrade(UpgradeFault::Status(status)))
+                .map_err(|range| format!("{words}, {range}")),
+        },
+    )
+    .waiting(),
+    valued(
+        "hello",
+        &["nothing", "reconnect", "close:4000"],
+        |fault| match fault {
+            Fault::Hello(answer) => Some(answer.to_string()),
+            _ => None,
+        },
+        |value| answer(value).map(Fault::Hello),
+    )
+    .waiting(),
+    valued(
+        "identify",
+        &[
+            "nothing",
+            "reconnect",
+            "invalid-session:false",
+            "close:4000",
+        ],
+        |fault| match fault {
+            Fault::Identify(answer) => Some(answer.to_string()),
+            _ => None,
+        },
+        |value| answer(value).map(Fault::Identify),
+    )
+    .waiting(),
+    valued(
+        "resume",
+        &[
+            "nothing",
+            "reconnect",
+            "invalid-session:true",
+            "invalid-session:false",
+            "close:4000",
+            "close:4007",
+        ],
+        |fault| match fault {
+            Fault::Resume(answer) => Some(answer.to_string()),
+            _ => None,
+        },
+        |value| answer(value).map(Fault::Resume),
+    )
+    .waiting(),
+    plain("replay-twice", Fault::ReplayTwice).waiting(),
+    valued(
+        "resume-url",
+        &["dead", "foreign"],
+        |fault| match fault {
+            Fault::ResumeUrl(ResumeUrl::Dead) => Some("dead".into()),
+            Fault::ResumeUrl(ResumeUrl::Foreign) => Some("foreign".into()),
+            Fault::ResumeUrl(ResumeUrl::Url(url)) => Some(url.clone()),
+            _ => None,
+        },
+        |value| match value {
+            "" => Err("dead, foreign, or a url".into()),
+            "dead" => Ok(Fault::ResumeUrl(ResumeUrl::Dead)),
+            "foreign" => Ok(Fault::ResumeUrl(ResumeUrl::Foreign)),
+            url => Ok(Fault::ResumeUrl(ResumeUrl::Url(url.to_owned()))),
+        },
+    )
+    .waiting(),
+    valued(
+        "rest",
+        &[
+            "429",
+            "429:global",
+            "500",
+            "html",
+            "truncated",
+            "reset",
+            "reset-after",
+            "hang",
+        ],
+        |fault| match fault {
+            Fault::Rest(fault) => Some(fault.to_string()),
+            _ => None,
+        },
+        |value| rest(value).map(Fault::Rest),
+    )
+    .waiting(),
+];
+
+const TLS: [(&str, TlsFault); 4] = [
+    ("expired", TlsFault::Expired),
+    ("wrong-name", TlsFault::WrongName),
+    ("untrusted", TlsFault::Untrusted),
+    ("hang", TlsFault::Hang),
+];
+
+const UPGRADE: [(&str, UpgradeFault); 2] = [
+    ("refused", UpgradeFault::Refused),
+    ("hang", UpgradeFault::Hang),
+];
+
+const REST: [(&str, RestFault); 8] = [
+    ("429", RestFault::Limited(Scope::User)),
+    ("429:global", RestFault::Limited(Scope::Global)),
+    ("429:shared", RestFault::Limited(Scope::Shared)),
+    ("html", RestFault::Html),
+    ("truncated", RestFault::Truncated),
+    ("reset", RestFault::Reset),
+    ("reset-after", RestFault::ResetAfter),
+    ("hang", RestFault::Hang),
+];
+
+fn word_of<T: PartialEq>(words: &[(&'static str, T)], fault: &T) -> &'static str {
+    let mut words = words.iter();
+    let found = words.find(|(_, other)| other == fault);
+    found.map_or("", |(word, _)| word)
+}
+
+/// What a word means; else the words that there are.
+fn of_word<T: Clone>(words: &[(&'static str, T)], word: &str) -> Result<T, String> {
+    let found = words.iter().find(|(other, _)| *other == word);
+    found.map(|(_, fault)| fault.clone()).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        words.join(", ")
+    })
+}
+
 impl Fault {
     /// One of each kind that a client can survive, for faults at random.
     pub fn all() -> Vec<Self> {
-        SURVIVABLE
-            .split_whitespace()
-            .filter_map(|word| word.parse().ok())
-            .collect()
+        let of_kind = |kind: &'static Kind| {
+            let values = kind.survivable.iter();
+            values.filter_map(|value| kind.read(value).ok())
+        };
+        KINDS.iter().flat_map(of_kind).collect()
     }
 
     /// Whether it waits for a handshake.
     pub(super) fn waits(&self) -> bool {
-        matches!(
-            self,
-            Self::Tls(_)
-                | Self::Upgrade(_)
-                | Self::Hello(_)
-                | Self::Identify(_)
-                | Self::Resume(_)
-                | Self::ReplayTwice
-                | Self::ResumeUrl(_)
-                | Self::Rest(_)
-        )
+        let mut kinds = KINDS.iter();
+        let kind = kinds.find(|kind| kind.write(self).is_some());
+        kind.is_some_and(|kind| kind.waits)
+    }
+}
+
+impl Kind {
+    /// The value of a fault, if it is of this kind.
+    fn write(&self, fault: &Fault) -> Option<String> {
+        match &self.value {
+            Value::None(plain) => (plain == fault).then(String::new),
+            Value::Some { write, .. } => write(fault),
+        }
+    }
+
+    /// If a value is wrong: what is allowed.
+    fn read(&self, value: &str) -> Result<Fault, String> {
+        match &self.value {
+            Value::None(_) if !value.is_empty() => Err("no value".into()),
+            Value::None(fault) => Ok(fault.clone()),
+            Value::Some { read, .. } => read(value),
+        }
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (word, value) = match self {
-            Self::Delay { latency, jitter } => {
-                let [latency, jitter] =
-                    [latency, jitter].map(|time| humantime::format_duration(*time));
-                ("delay", format!("{latency}+{jitter}").replace(' ', ""))
+        for kind in &KINDS {
+            match kind.write(self) {
+                None => {}
+                Some(value) if value.is_empty() => return f.write_str(kind.word),
+                Some(value) => return write!(f, "{}={value}", kind.word),
             }
-            Self::Drip { bytes_per_second } => ("drip", bytes_per_second.to_string()),
-            Self::Cut => ("cut", String::new()),
-            Self::Reset => ("reset", String::new()),
-            Self::Silence => ("silence", String::new()),
-            Self::CutInFrame => ("cut-in-frame", String::new()),
-            Self::Garbage => ("garbage", String::new()),
-            Self::Corrupt => ("corrupt", String::new()),
-            Self::Bomb { size } => ("bomb", size.to_string()),
-            Self::Oversized => ("oversized", String::new()),
-            Self::NoAck => ("no-ack", String::new()),
-            Self::HeartbeatRequest => ("heartbeat-request", String::new()),
-            Self::Reconnect => ("reconnect", String::new()),
-            Self::InvalidSession { resumable } => ("invalid-session", resumable.to_string()),
-            Self::Close(code) => ("close", code.to_string()),
-            Self::Repeat => ("repeat", String::new()),
-            Self::OutOfOrder => ("out-of-order", String::new()),
-            Self::Tls(TlsFault::Expired) => ("tls", "expired".into()),
-            Self::Tls(TlsFault::WrongName) => ("tls", "wrong-name".into()),
-            Self::Tls(TlsFault::Untrusted) => ("tls", "untrusted".into()),
-            Self::Tls(TlsFault::Hang) => ("tls", "hang".into()),
-            Self::Upgrade(UpgradeFault::Refused) => ("upgrade", "refused".into()),
-            Self::Upgrade(UpgradeFault::Status(status)) => ("upgrade", status.to_string()),
-            Self::Upgrade(UpgradeFault::Hang) => ("upgrade", "hang".into()),
-            Self::Hello(answer) => ("hello", answer.to_string()),
-            Self::Identify(answer) => ("identify", answer.to_string()),
-            Self::Resume(answer) => ("resume", answer.to_string()),
-            Self::ReplayTwice => ("replay-twice", String::new()),
-            Self::ResumeUrl(ResumeUrl::Dead) => ("resume-url", "dead".into()),
-            Self::ResumeUrl(ResumeUrl::Foreign) => ("resume-url", "foreign".into()),
-            Self::ResumeUrl(ResumeUrl::Url(url)) => ("resume-url", url.clone()),
-            Self::Rest(RestFault::Status(status)) => ("rest", status.to_string()),
-            Self::Rest(RestFault::Html) => ("rest", "html".into()),
-            Self::Rest(RestFault::Hang) => ("rest", "hang".into()),
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Fault {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let (word, value) = text.split_once('=').unwrap_or((text, ""));
+        let kind = KINDS.iter().find(|kind| kind.word == word);
+        let fault = match kind {
+            Some(Kind {
+                value: Value::None(_),
+                ..
+            }) if text.contains('=') => Err("no value".into()),
+            Some(kind) => kind.read(value),
+            None => {
+                let words: Vec<_> = KINDS.iter().map(|kind| kind.word).collect();
+                Err(words.join(", "))
+            }
         };
-        f.write_str(word)?;
-        if value.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "={value}")
+        fault.map_err(|allowed| FaultError {
+            given: text.to_owned(),
+            allowed,
+        })
+    }
+}
+
+impl fmt::Display for RestFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "{status}"),
+            Self::Slow { bytes_per_second } => write!(f, "slow:{bytes_per_second}"),
+            Self::Redirect(url) => write!(f, "redirect:{url}"),
+            other => f.write_str(word_of(&REST, other)),
         }
     }
 }
@@ -256,76 +567,6 @@ impl fmt::Display for Answer {
             Self::Close(code) => write!(f, "close:{code}"),
             Self::Payload(payload) => write!(f, "payload:{payload}"),
         }
-    }
-}
-
-impl FromStr for Fault {
-    type Err = FaultError;
-
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        let (word, value) = text.split_once('=').unwrap_or((text, ""));
-        let plain = |fault: Self| {
-            if text.contains('=') {
-                Err("no value".to_owned())
-            } else {
-                Ok(fault)
-            }
-        };
-        match word {
-            "delay" => delay(value),
-            "drip" => number(value, 1, u32::MAX).map(|bytes_per_second| Self::Drip { bytes_per_second }),
-            "cut" => plain(Self::Cut),
-            "reset" => plain(Self::Reset),
-            "silence" => plain(Self::Silence),
-            "cut-in-frame" => plain(Self::CutInFrame),
-            "garbage" => plain(Self::Garbage),
-            "corrupt" => plain(Self::Corrupt),
-            "bomb" => number(value, 1, 1 << 30).map(|size| Self::Bomb { size }),
-            "oversized" => plain(Self::Oversized),
-            "no-ack" => plain(Self::NoAck),
-            "heartbeat-request" => plain(Self::HeartbeatRequest),
-            "reconnect" => plain(Self::Reconnect),
-            "invalid-session" => boolean(value).map(|resumable| Self::InvalidSession { resumable }),
-            "close" => close_code(value).map(Self::Close),
-            "repeat" => plain(Self::Repeat),
-            "out-of-order" => plain(Self::OutOfOrder),
-            "tls" => match value {
-                "expired" => Ok(Self::Tls(TlsFault::Expired)),
-                "wrong-name" => Ok(Self::Tls(TlsFault::WrongName)),
-                "untrusted" => Ok(Self::Tls(TlsFault::Untrusted)),
-                "hang" => Ok(Self::Tls(TlsFault::Hang)),
-                _ => Err("expired, wrong-name, untrusted, hang".into()),
-            },
-            "upgrade" => match value {
-                "refused" => Ok(Self::Upgrade(UpgradeFault::Refused)),
-                "hang" => Ok(Self::Upgrade(UpgradeFault::Hang)),
-                _ => number(value, 400, 599)
-                    .map(|status| Self::Upgrade(UpgradeFault::Status(status)))
-                    .map_err(|range| format!("refused, hang, {range}")),
-            },
-            "hello" => answer(value).map(Self::Hello),
-            "identify" => answer(value).map(Self::Identify),
-            "resume" => answer(value).map(Self::Resume),
-            "replay-twice" => plain(Self::ReplayTwice),
-            "resume-url" => match value {
-                "" => Err("dead, foreign, or a url".into()),
-                "dead" => Ok(Self::ResumeUrl(ResumeUrl::Dead)),
-                "foreign" => Ok(Self::ResumeUrl(ResumeUrl::Foreign)),
-                url => Ok(Self::ResumeUrl(ResumeUrl::Url(url.to_owned()))),
-            },
-            "rest" => match value {
-                "html" => Ok(Self::Rest(RestFault::Html)),
-                "hang" => Ok(Self::Rest(RestFault::Hang)),
-                _ => number(value, 400, 599)
-                    .map(|status| Self::Rest(RestFault::Status(status)))
-                    .map_err(|range| format!("html, hang, {range}")),
-            },
-            _ => Err("delay, drip, cut, reset, silence, cut-in-frame, garbage, corrupt, bomb, oversized, no-ack, \
-                heartbeat-request, reconnect, invalid-session, close, repeat, out-of-order, tls, upgrade, hello, identify, \
-                resume, replay-twice, resume-url, rest"
-                .into()),
-        }
-        .map_err(|allowed| FaultError { given: text.to_owned(), allowed })
     }
 }
 
@@ -348,6 +589,22 @@ fn delay(value: &str) -> Result<Fault, String> {
     ) {
         (Ok(latency), Ok(jitter)) => Ok(Fault::Delay { latency, jitter }),
         _ => Err("delay=LATENCY+JITTER, for example delay=40ms+20ms".into()),
+    }
+}
+
+fn rest(text: &str) -> Result<RestFault, String> {
+    match text.split_once(':') {
+        Some(("slow", rate)) => {
+            let rate = number(rate, 1, u32::MAX);
+            rate.map(|bytes_per_second| RestFault::Slow { bytes_per_second })
+        }
+        Some(("redirect", url)) if !url.is_empty() && !url.contains(['\r', '\n']) => {
+            Ok(RestFault::Redirect(url.to_owned()))
+        }
+        _ => of_word(&REST, text).or_else(|words| {
+            let status = number(text, 400, 599).map(RestFault::Status);
+            status.map_err(|range| format!("{words}, slow:RATE, redirect:URL, {range}"))
+        }),
     }
 }
 
@@ -394,11 +651,8 @@ mod tests {
     #[test]
     fn every_fault_has_a_word() {
         let all = Fault::all();
-        assert_eq!(
-            all.len(),
-            SURVIVABLE.split_whitespace().count(),
-            "a word is not read"
-        );
+        let values = KINDS.iter().map(|kind| kind.survivable.len());
+        assert_eq!(all.len(), values.sum::<usize>(), "a word is not read");
         for fault in all {
             assert_eq!(fault.to_string().parse(), Ok(fault));
         }
@@ -419,6 +673,8 @@ mod tests {
             ("invalid-session=maybe", "true, false"),
             ("delay=soon", "delay=LATENCY+JITTER"),
             ("resume-url=", "dead, foreign"),
+            ("rest=slow:0", "1 to 4294967295"),
+            ("rest=odd", "429:shared, html, truncated"),
         ] {
             let error = word.parse::<Fault>().unwrap_err().to_string();
             assert!(

@@ -1,11 +1,13 @@
 //! What clients did, and which rules they broke.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::fault::Fault;
+use super::request::Request;
 use crate::shard_id::ShardId;
 
 /// What clients did, and which rules they broke.
@@ -16,6 +18,8 @@ pub struct Observed {
     pub records: Vec<Record>,
     /// The rules that clients broke, in order.
     pub violations: Vec<Violation>,
+    /// What clients did that Discord documents otherwise and accepts all the same, in order.
+    pub warnings: Vec<Violation>,
     /// The faults that struck, in order.
     pub faults: Vec<Strike>,
     /// Shards whose session is live, with their connections: past READY or RESUMED.
@@ -123,16 +127,16 @@ pub enum Action {
     },
     /// It called the HTTP interface.
     Request {
-        /// The method.
-        method: String,
-        /// The path, below `/api/v10`.
-        path: String,
+        /// The request.
+        request: Box<Request>,
         /// The status that it was answered with.
         status: u16,
+        /// The body that it was answered with.
+        answer: Value,
     },
 }
 
-/// A rule that a client broke.
+/// A rule that a client broke, or kept less strictly than Discord documents it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Violation {
@@ -140,8 +144,27 @@ pub struct Violation {
     pub at: Instant,
     /// The shard, once it is known.
     pub shard: Option<ShardId>,
-    /// Which rule, in words.
+    /// Which rule, in words: what Discord documents. It begins with the close code, if Discord
+    /// closes the connection.
     pub rule: String,
+    /// What the client sent, shortened and without its token; empty if it sent nothing.
+    pub sent: String,
+    /// Whether Discord is documented or known to refuse it. A client that Discord lets pass is
+    /// warned.
+    pub is_refused: bool,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.rule)?;
+        if !self.sent.is_empty() {
+            write!(f, "; sent: {}", self.sent)?;
+        }
+        if !self.is_refused {
+            write!(f, " (Discord is not known to refuse it)")?;
+        }
+        Ok(())
+    }
 }
 
 /// A fault that struck.
@@ -188,6 +211,39 @@ pub enum EmitError {
     /// There is no such channel.
     #[error("there is no channel {0}")]
     UnknownChannel(u64),
+    /// There is no such message in the channel.
+    #[error("there is no message {0} in the channel")]
+    UnknownMessage(u64),
+    /// There is no such user there.
+    #[error("there is no user {0} in the channel")]
+    UnknownUser(u64),
+    /// There is no such role in the guild.
+    #[error("there is no role {0} in the guild")]
+    UnknownRole(u64),
+    /// A reaction is with a character, or with an emoji of a guild as `name:id`.
+    #[error("{0:?} is no emoji: allowed are a character, or name:id of one of a guild")]
+    UnknownEmoji(String),
+    /// No message in the channel has such a component that is enabled, and no modal is open.
+    #[error(
+        "no message in the channel has a component {0:?} that is enabled, and no such modal is open"
+    )]
+    UnknownComponent(String),
+    /// A command or a menu has no such option, or that is no value for it.
+    #[error("{of:?} has no option {given}, or that is no value for it")]
+    UnknownOption {
+        /// The command, or the menu.
+        of: String,
+        /// What was given.
+        given: String,
+    },
+    /// A command has an option that is required.
+    #[error("{of:?} requires the option {missing:?}")]
+    MissingOption {
+        /// The command.
+        of: String,
+        /// The option.
+        missing: String,
+    },
     /// An event's data is an object.
     #[error("the data of {0} is not a JSON object")]
     NotAnObject(String),

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::permissions::ALL;
 use crate::shard_id::ShardId;
 
 /// Discord's epoch, in milliseconds since Unix's.
@@ -49,10 +50,6 @@ impl Guild {
     pub(super) fn member(self, n: u32) -> u64 {
         self.id + 1000 + u64::from(n)
     }
-
-    pub(super) fn member_ids(self) -> impl Iterator<Item = u64> {
-        (0..self.members).map(move |n| self.member(n))
-    }
 }
 
 /// An instant of the world as Discord writes it.
@@ -65,7 +62,7 @@ pub(super) fn timestamp(unix: Duration) -> String {
 pub(super) fn user(id: u64, bot: bool) -> Value {
     json!({
         "id": id.to_string(),
-        "username": if bot { "simulated bot".into() } else { username(id) },
+        "username": username(id),
         "discriminator": "0",
         "global_name": null,
         "avatar": null,
@@ -85,6 +82,9 @@ pub(super) fn current_user() -> Value {
 }
 
 pub(super) fn username(id: u64) -> String {
+    if id == BOT {
+        return "simulated bot".to_owned();
+    }
     format!("user{}", id % 1_000_000)
 }
 
@@ -103,6 +103,7 @@ pub(super) fn application(guilds: usize) -> Value {
         "owner": user(FRIEND, false),
         "bot": user(BOT, true),
         "approximate_guild_count": guilds,
+        "approximate_user_install_count": 0,
         "redirect_uris": [],
         "interactions_endpoint_url": null,
     })
@@ -112,13 +113,19 @@ pub(super) fn hello(interval_ms: u128) -> Value {
     json!({"op": 10, "s": null, "t": null, "d": {"heartbeat_interval": interval_ms, "_trace": ["sim"]}})
 }
 
-pub(super) fn ready(shard: ShardId, session: &str, resume_url: &str, guilds: &[Guild]) -> Value {
+pub(super) fn ready(
+    version: u32,
+    shard: ShardId,
+    session: &str,
+    resume_url: &str,
+    guilds: &[Guild],
+) -> Value {
     let guilds: Vec<Value> = guilds
         .iter()
         .map(|guild| json!({"id": guild.id.to_string(), "unavailable": true}))
         .collect();
     json!({
-        "v": 10,
+        "v": version,
         "user_settings": {},
         "user": current_user(),
         "session_type": "normal",
@@ -137,19 +144,24 @@ pub(super) fn ready(shard: ShardId, session: &str, resume_url: &str, guilds: &[G
     })
 }
 
-/// A guild as `GUILD_CREATE` tells of it; `most` members of it are listed.
-pub(super) fn guild_create(guild: Guild, most: usize) -> Value {
-    let list: Vec<Value> = guild.member_ids().take(most).map(member).collect();
+/// A guild as `GUILD_CREATE` tells of it, with these of its members.
+pub(super) fn guild_create(
+    guild: Guild,
+    members: &[Value],
+    presences: &[Value],
+    count: usize,
+    is_large: bool,
+) -> Value {
     let mut data = guild_object(guild);
     let rest = json!({
         "joined_at": JOINED,
-        "large": guild.members as usize > most,
+        "large": is_large,
         "unavailable": false,
-        "member_count": guild.members,
+        "member_count": count,
         "voice_states": [],
-        "members": list,
+        "members": members,
         "threads": [],
-        "presences": [],
+        "presences": presences,
         "stage_instances": [],
         "guild_scheduled_events": [],
         "soundboard_sounds": [],
@@ -241,7 +253,7 @@ pub(super) fn role(guild: Guild) -> Value {
         "icon": null,
         "unicode_emoji": null,
         "position": 1,
-        "permissions": "2248473465835073",
+        "permissions": ALL.to_string(),
         "managed": false,
         "mentionable": false,
         "flags": 0,
@@ -298,12 +310,12 @@ pub(super) fn voice_channel(guild: Guild) -> Value {
     })
 }
 
-pub(super) fn direct_channel() -> Value {
+pub(super) fn direct_channel(id: u64, with: u64) -> Value {
     json!({
-        "id": DIRECT_CHANNEL.to_string(),
+        "id": id.to_string(),
         "type": 1,
         "last_message_id": null,
-        "recipients": [user(FRIEND, false)],
+        "recipients": [user(with, false)],
         "flags": 0,
     })
 }
@@ -329,13 +341,6 @@ pub(super) fn message(id: u64, unix: Duration, channel: u64, author: u64, text: 
         "type": 0,
         "flags": 0,
     })
-}
-
-/// A message of a guild as events tell of it.
-pub(super) fn guild_message(mut message: Value, guild: Guild) -> Value {
-    message["guild_id"] = guild.id.to_string().into();
-    message["member"] = member_without_user();
-    message
 }
 
 pub(super) fn voice_state(
@@ -375,42 +380,38 @@ pub(super) fn presence(guild: Guild, user_id: u64, status: &str) -> Value {
     })
 }
 
-/// A command that somebody used.
-pub(super) fn interaction(
-    id: u64,
-    token: &str,
-    guild: Guild,
-    name: &str,
-    options: &Value,
-) -> Value {
-    json!({
+/// What every interaction has in a channel, of a guild or direct.
+pub(super) fn interaction(id: u64, token: &str, channel: u64, guild: Option<Guild>) -> Value {
+    let mut data = json!({
         "id": id.to_string(),
         "application_id": BOT.to_string(),
-        "type": 2,
         "token": token,
         "version": 1,
-        "guild_id": guild.id.to_string(),
-        "guild": {"id": guild.id.to_string(), "locale": "en-US", "features": []},
-        "channel_id": guild.channel().to_string(),
-        "channel": {
-            "id": guild.channel().to_string(), "type": 0, "name": "general", "permissions": "2248473465835073",
-            "guild_id": guild.id.to_string(), "flags": 0,
-        },
-        "member": interaction_member(guild),
-        "app_permissions": "2248473465835073",
+        "channel_id": channel.to_string(),
+        "app_permissions": ALL.to_string(),
         "locale": "en-US",
-        "guild_locale": "en-US",
         "entitlements": [],
-        "authorizing_integration_owners": {"0": guild.id.to_string()},
-        "context": 0,
+        "authorizing_integration_owners": {"0": guild.map_or(0, |guild| guild.id).to_string()},
+        "context": u8::from(guild.is_none()),
         "attachment_size_limit": 10_485_760,
-        "data": {"id": (BOT + 1).to_string(), "name": name, "type": 1, "options": options},
-    })
-}
-
-fn interaction_member(guild: Guild) -> Value {
-    let mut data = member(guild.member(0));
-    data["permissions"] = "2248473465835073".into();
+    });
+    let about = match guild {
+        None => json!({"channel": {"id": channel.to_string(), "type": 1, "flags": 0}}),
+        Some(guild) => json!({
+            "guild_id": guild.id.to_string(),
+            "guild": {"id": guild.id.to_string(), "locale": "en-US", "features": []},
+            "guild_locale": "en-US",
+            "channel": {
+                "id": channel.to_string(),
+                "type": 0,
+                "name": "general",
+                "permissions": ALL.to_string(),
+                "guild_id": guild.id.to_string(),
+                "flags": 0,
+            },
+        }),
+    };
+    extend(&mut data, about);
     data
 }
 

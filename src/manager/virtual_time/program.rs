@@ -1,6 +1,6 @@
 //! The program: it takes events, handles them, and starts the next process when one has ended.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::mem;
 use std::num::NonZeroUsize;
 use std::slice;
@@ -60,18 +60,24 @@ pub(super) enum Requested {
 impl Play {
     /// What `/gateway/bot` says.
     pub(super) fn gateway(&mut self) -> GatewayBot {
-        let request = sim::Request {
+        let token = format!("Bot {}", self.config.token.expose());
+        let headers = [
+            ("authorization", token.as_str()),
+            ("user-agent", "DiscordBot (virtual, 1)"),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let request = sim::Incoming {
             method: "GET",
             path: "/api/v10/gateway/bot",
-            query: HashMap::new(),
-            authorization: Some(&format!("Bot {}", self.config.token.expose())),
-            user_agent: Some("DiscordBot (virtual, 1)"),
-            body: "",
+            query: BTreeMap::new(),
+            headers: headers.into(),
+            body: b"",
         };
-        let Reply::Answer { body, .. } = self.world.rest(self.now, 0, &request) else {
+        let Reply::Answer(answered, _) = self.world.rest(self.now, 0, &request) else {
             panic!("Discord answers")
         };
-        let mut gateway: GatewayBot = serde_json::from_str(&body).expect("it is an answer");
+        let gateway = serde_json::from_str(&answered.body);
+        let mut gateway: GatewayBot = gateway.expect("it is an answer");
         gateway.asked_at = self.now;
         gateway
     }

@@ -9,12 +9,9 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 
 use super::super::encoder::Encoder;
-use super::super::{LONGEST, after};
-use super::http::{Responder, Response, respond};
+use super::super::time::{LONGEST, after};
+use super::http::{Reader, Responder, Response, respond};
 use super::wire::{Line, Stream};
-
-/// The longest request head and body.
-const LONGEST_REQUEST: usize = 1 << 20;
 
 /// What a client may leave unread, in bytes.
 const LARGEST_BACKLOG: usize = 256 << 20;
@@ -40,13 +37,15 @@ pub(super) struct Connection {
 
 enum Stage {
     Tls(MidHandshakeTlsStream<Line>),
-    /// Reading the head of a request, and its body.
-    Request(Stream, Vec<u8>),
+    /// Reading requests, one after the other.
+    Request(Stream, Reader),
     /// Writing an answer; then the connection is what `then` says.
     Answer {
         stream: Stream,
         answer: Vec<u8>,
         written: usize,
+        /// What has come of the next request.
+        reader: Reader,
         then: Then,
     },
     Open(Box<WebSocket<Stream>>),
@@ -57,6 +56,8 @@ enum Stage {
 
 pub(super) enum Then {
     Close,
+    /// The next request.
+    Request,
     Open {
         compress: Option<String>,
         version: Option<String>,
@@ -68,7 +69,7 @@ pub(super) enum Then {
 pub(super) enum News {
     Opened { version: Option<String> },
     Text(String),
-    Binary,
+    Binary(Vec<u8>),
     Gone,
 }
 
@@ -85,7 +86,7 @@ pub(super) enum Outgoing {
 
 impl Connection {
     pub(super) fn plain(line: Line) -> Self {
-        Self::new(Stage::Request(Stream::Plain(line), Vec::new()))
+        Self::new(Stage::Request(Stream::Plain(line), Reader::default()))
     }
 
     pub(super) fn secure(acceptor: &TlsAcceptor, line: Line) -> Self {
@@ -164,7 +165,7 @@ impl Connection {
 
     /// Takes news from the socket that the line delays; gives back what it does not.
     pub(super) fn receive(&mut self, now: Instant, news: News) -> Option<News> {
-        let is_delayed = matches!(news, News::Text(_) | News::Binary);
+        let is_delayed = matches!(news, News::Text(_) | News::Binary(_));
         match self
             .later(now, self.inbox.back().map(|(at, _)| *at))
             .filter(|_| is_delayed)
@@ -223,6 +224,7 @@ impl Connection {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let next_write = match &self.stage {
             Stage::Open(socket) if self.unflushed => socket.get_ref().next_write(),
+            Stage::Answer { stream, .. } => stream.next_write(),
             _ => None,
         };
         let next = [
@@ -250,7 +252,7 @@ impl Connection {
                 self.give_up = Some(after(Instant::now(), CLOSE_TIMEOUT));
                 socket.close(Some(CloseFrame {
                     code: code.into(),
-                    reason: "".into(),
+                    reason: close_text(code).into(),
                 }))
             }
             Outgoing::Cut => return self.end(Stream::cut),
@@ -299,39 +301,23 @@ impl Connection {
                     mut stream,
                     answer,
                     mut written,
+                    reader,
                     then,
                 } => match stream.write(&answer[written..]) {
                     Ok(count) => {
                         written += count;
-                        if written < answer.len() {
+                        if written == answer.len() {
+                            if let Some(news) = self.answered(stream, reader, then) {
+                                return Some(news);
+                            }
+                        } else {
                             self.stage = Stage::Answer {
                                 stream,
                                 answer,
                                 written,
+                                reader,
                                 then,
                             };
-                        } else if let Then::Open {
-                            compress,
-                            version,
-                            tail,
-                        } = then
-                        {
-                            self.encoder =
-                                Encoder::new(compress.as_deref()).unwrap_or(Encoder::None);
-                            let config = WebSocketConfig::default()
-                                .read_buffer_size(4096)
-                                .write_buffer_size(16 * 1024)
-                                .max_write_buffer_size(LARGEST_BACKLOG);
-                            let socket = WebSocket::from_partially_read(
-                                stream,
-                                tail,
-                                Role::Server,
-                                Some(config),
-                            );
-                            self.stage = Stage::Open(Box::new(socket));
-                            return Some(News::Opened { version });
-                        } else {
-                            stream.finish();
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -339,6 +325,7 @@ impl Connection {
                             stream,
                             answer,
                             written,
+                            reader,
                             then,
                         };
                         return None;
@@ -361,7 +348,7 @@ impl Connection {
                         Ok(Message::Text(text)) => {
                             return Some(News::Text(text.as_str().to_owned()));
                         }
-                        Ok(Message::Binary(_)) => return Some(News::Binary),
+                        Ok(Message::Binary(bytes)) => return Some(News::Binary(bytes.into())),
                         Ok(Message::Close(frame)) => {
                             self.closed_with = frame.map(|frame| frame.code.into());
                         }
@@ -378,48 +365,89 @@ impl Connection {
         }
     }
 
-    /// Reads a request on; whether that has to wait for the socket.
+    /// An answer is out.
+    fn answered(&mut self, mut stream: Stream, reader: Reader, then: Then) -> Option<News> {
+        match then {
+            Then::Close => {
+                stream.finish();
+                None
+            }
+            Then::Request => {
+                self.stage = Stage::Request(stream, reader);
+                None
+            }
+            Then::Open {
+                compress,
+                version,
+                tail,
+            } => {
+                self.encoder = Encoder::new(compress.as_deref()).unwrap_or(Encoder::None);
+                let config = WebSocketConfig::default()
+                    .read_buffer_size(4096)
+                    .write_buffer_size(16 * 1024)
+                    .max_write_buffer_size(LARGEST_BACKLOG);
+                let socket =
+                    WebSocket::from_partially_read(stream, tail, Role::Server, Some(config));
+                self.stage = Stage::Open(Box::new(socket));
+                Some(News::Opened { version })
+            }
+        }
+    }
+
+    /// Answers the next request, if it is there, or reads on; whether that has to wait for the
+    /// socket.
     fn read_request(
         &mut self,
         mut stream: Stream,
-        mut request: Vec<u8>,
+        mut reader: Reader,
         responder: &mut impl Responder,
     ) -> bool {
-        let mut chunk = [0; 8192];
-        match stream.read(&mut chunk) {
-            Ok(0) => {}
-            Ok(count) => {
-                request.extend_from_slice(&chunk[..count]);
-                match respond(&request, responder) {
-                    Ok(Some(Response::Bytes(answer, then))) => {
-                        self.stage = Stage::Answer {
-                            stream,
-                            answer,
-                            written: 0,
-                            then,
-                        };
-                    }
-                    Ok(Some(Response::Hang)) => self.stage = Stage::Mute(stream),
-                    Ok(Some(Response::Reset)) => stream.reset(),
-                    Ok(None) if request.len() < LONGEST_REQUEST => {
-                        self.stage = Stage::Request(stream, request);
-                    }
-                    Ok(None) | Err(_) => {}
-                }
+        let (answer, then) = match respond(&mut reader, responder) {
+            Err(_) => return false,
+            Ok(Some(Response::Bytes(answer, then))) => (answer, then),
+            Ok(Some(Response::Slow(answer, rate))) => {
+                stream.drip(rate);
+                (answer, Then::Close)
             }
+            Ok(Some(Response::Hang)) => {
+                self.stage = Stage::Mute(stream);
+                return false;
+            }
+            Ok(Some(Response::Reset)) => {
+                stream.reset();
+                return false;
+            }
+            Ok(None) => return self.read_on(stream, reader),
+        };
+        self.stage = Stage::Answer {
+            stream,
+            answer,
+            written: 0,
+            reader,
+            then,
+        };
+        false
+    }
+
+    fn read_on(&mut self, mut stream: Stream, mut reader: Reader) -> bool {
+        let mut chunk = [0; 16 * 1024];
+        let count = match stream.read(&mut chunk) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.stage = Stage::Request(stream, request);
+                self.stage = Stage::Request(stream, reader);
                 return true;
             }
-            Err(_) => {}
-        }
+            Ok(0) | Err(_) => return false,
+            Ok(count) => count,
+        };
+        reader.push(&chunk[..count]);
+        self.stage = Stage::Request(stream, reader);
         false
     }
 }
 
 fn shaken(handshake: Result<TlsStream<Line>, HandshakeError<Line>>) -> Stage {
     match handshake {
-        Ok(stream) => Stage::Request(Stream::Tls(stream), Vec::new()),
+        Ok(stream) => Stage::Request(Stream::Tls(stream), Reader::default()),
         Err(HandshakeError::WouldBlock(handshake)) => Stage::Tls(handshake),
         Err(HandshakeError::Failure(error)) => {
             log::debug!("a TLS handshake with the simulated gateway failed: {error}");
@@ -430,4 +458,28 @@ fn shaken(handshake: Result<TlsStream<Line>, HandshakeError<Line>>) -> Stage {
 
 fn is_blocked(result: &tungstenite::Result<()>) -> bool {
     matches!(result, Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// What Discord writes into a close frame.
+///
+/// Source: [Discord, Gateway close event
+/// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#gateway-gateway-close-event-codes).
+fn close_text(code: u16) -> &'static str {
+    match code {
+        4000 => "Unknown error.",
+        4001 => "Unknown opcode.",
+        4002 => "Error while decoding payload.",
+        4003 => "Not authenticated.",
+        4004 => "Authentication failed.",
+        4005 => "Already authenticated.",
+        4007 => "Invalid seq.",
+        4008 => "You are being rate limited.",
+        4009 => "Session timed out.",
+        4010 => "Invalid shard.",
+        4011 => "Sharding required.",
+        4012 => "Invalid API version.",
+        4013 => "Invalid intent(s).",
+        4014 => "Disallowed intent(s).",
+        _ => "",
+    }
 }

@@ -1,20 +1,31 @@
 //! Requests and answers of HTTP/1.1.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tungstenite::handshake::derive_accept_key;
 use url::Url;
 
 use super::super::fault::UpgradeFault;
-use super::super::world::{Reply, Request};
+use super::super::world::{Answered, Incoming, Manner, Reply};
 use super::connection::Then;
 
-/// A request that is not HTTP.
-pub(super) struct Unreadable;
+/// The longest body, in bytes: more than Discord takes of files.
+const LONGEST_BODY: usize = 32 << 20;
+const LONGEST_HEAD: usize = 64 << 10;
+const HEADERS: usize = 100;
+
+/// What no client of HTTP sends, or more than is taken.
+#[derive(Debug, PartialEq)]
+pub(super) enum Unreadable {
+    NotHttp,
+    TooLarge,
+}
 
 /// What a request is answered with: bytes, and what the connection is after them; or nothing, ever.
 pub(super) enum Response {
     Bytes(Vec<u8>, Then),
+    /// The same, so many bytes a second.
+    Slow(Vec<u8>, u32),
     Reset,
     Hang,
 }
@@ -22,75 +33,216 @@ pub(super) enum Response {
 /// Who answers requests.
 pub(super) trait Responder {
     fn upgrade(&mut self, compress: Option<&str>) -> Option<UpgradeFault>;
-    fn rest(&mut self, request: &Request<'_>) -> Reply;
+    fn rest(&mut self, request: &Incoming<'_>) -> Reply;
 }
 
-/// Answers a request; `None` if it is not complete.
+/// The bytes of a connection, from which requests are read one after the other.
+#[derive(Default)]
+pub(super) struct Reader {
+    bytes: Vec<u8>,
+    head: Option<Head>,
+    /// How far the chunks of the body are read, and what was in them.
+    chunks: Chunks,
+}
+
+struct Head {
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
+    /// Its own length, in bytes.
+    length: usize,
+    is_last: bool,
+}
+
+#[derive(Default)]
+struct Chunks {
+    at: usize,
+    body: Vec<u8>,
+}
+
+impl Head {
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.headers.iter();
+        headers
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+impl Reader {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next request, if all of it is there: its head and its body.
+    fn next(&mut self) -> Result<Option<(Head, Vec<u8>)>, Unreadable> {
+        if self.head.is_none() {
+            self.head = head(&self.bytes)?;
+        }
+        let Some(head) = &self.head else {
+            return Ok(None);
+        };
+
+        let is_chunked = head
+            .header("transfer-encoding")
+            .is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"));
+        let (body, end) = if head.header("sec-websocket-key").is_some() {
+            (Vec::new(), head.length)
+        } else if is_chunked {
+            self.chunks.at = self.chunks.at.max(head.length);
+            if !self.chunks.read(&self.bytes)? {
+                return Ok(None);
+            }
+            (std::mem::take(&mut self.chunks.body), self.chunks.at)
+        } else {
+            let length = head.header("content-length").map_or(Ok(0), str::parse);
+            let length: usize = length.map_err(|_| Unreadable::NotHttp)?;
+            if length > LONGEST_BODY {
+                return Err(Unreadable::TooLarge);
+            }
+            let end = head.length + length;
+            let Some(body) = self.bytes.get(head.length..end) else {
+                return Ok(None);
+            };
+            (body.to_vec(), end)
+        };
+
+        self.bytes.drain(..end);
+        self.chunks = Chunks::default();
+        Ok(self.head.take().map(|head| (head, body)))
+    }
+}
+
+/// The head of a request, if all of it is there.
+fn head(bytes: &[u8]) -> Result<Option<Head>, Unreadable> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let parsed = request.parse(bytes).map_err(|_| Unreadable::NotHttp)?;
+    let httparse::Status::Complete(length) = parsed else {
+        return if bytes.len() < LONGEST_HEAD {
+            Ok(None)
+        } else {
+            Err(Unreadable::TooLarge)
+        };
+    };
+
+    let headers = request.headers.iter().map(|header| {
+        let value = String::from_utf8_lossy(header.value).into_owned();
+        (header.name.to_ascii_lowercase(), value)
+    });
+    let mut head = Head {
+        method: request.method.unwrap_or_default().to_owned(),
+        target: request.path.unwrap_or_default().to_owned(),
+        headers: headers.collect(),
+        length,
+        is_last: request.version == Some(0),
+    };
+    let connection = head.header("connection").unwrap_or_default();
+    head.is_last |= connection.eq_ignore_ascii_case("close");
+    Ok(Some(head))
+}
+
+impl Chunks {
+    /// Reads on; whether that was the last one.
+    fn read(&mut self, bytes: &[u8]) -> Result<bool, Unreadable> {
+        loop {
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let parsed = httparse::parse_chunk_size(rest).map_err(|_| Unreadable::NotHttp)?;
+            let httparse::Status::Complete((start, size)) = parsed else {
+                return Ok(false);
+            };
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            if size > LONGEST_BODY - self.body.len() {
+                return Err(Unreadable::TooLarge);
+            }
+
+            if size == 0 {
+                // After the last one come headers, of which none is wanted.
+                let mut trailers = [httparse::EMPTY_HEADER; HEADERS];
+                let trailers = httparse::parse_headers(&rest[start..], &mut trailers);
+                let trailers = trailers.map_err(|_| Unreadable::NotHttp)?;
+                let httparse::Status::Complete((length, _)) = trailers else {
+                    return Ok(false);
+                };
+                self.at += start + length;
+                return Ok(true);
+            }
+            let end = start + size;
+            let Some(b"\r\n") = rest.get(end..end + 2) else {
+                // It is not all there, or it is longer than it says.
+                return if rest.len() >= end + 2 {
+                    Err(Unreadable::NotHttp)
+                } else {
+                    Ok(false)
+                };
+            };
+            self.body.extend_from_slice(&rest[start..end]);
+            self.at += end + 2;
+        }
+    }
+}
+
+/// Answers the next request; `None` if it is not complete.
 pub(super) fn respond(
-    bytes: &[u8],
+    reader: &mut Reader,
     responder: &mut impl Responder,
 ) -> Result<Option<Response>, Unreadable> {
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut head = httparse::Request::new(&mut headers);
-    let httparse::Status::Complete(length) = head.parse(bytes).map_err(|_| Unreadable)? else {
-        return Ok(None);
+    let (head, body) = match reader.next() {
+        Ok(Some(request)) => request,
+        Ok(None) => return Ok(None),
+        Err(Unreadable::NotHttp) => return Err(Unreadable::NotHttp),
+        Err(Unreadable::TooLarge) => {
+            let body = r#"{"message": "Request entity too large", "code": 40005}"#;
+            let bytes = answer(413, "application/json", &[], body, true);
+            return Ok(Some(Response::Bytes(bytes, Then::Close)));
+        }
     };
-    let header = |name: &str| {
-        let header = head
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name));
-        header.and_then(|header| std::str::from_utf8(header.value).ok())
-    };
-    let (method, target) = (
-        head.method.unwrap_or_default(),
-        head.path.unwrap_or_default(),
-    );
-    let url = Url::parse("ws://host/")
-        .and_then(|base| base.join(target))
-        .map_err(|_| Unreadable)?;
-    let mut query: HashMap<String, String> = url.query_pairs().into_owned().collect();
-    if let Some(key) = header("sec-websocket-key") {
-        let tail = bytes.get(length..).unwrap_or_default().to_vec();
-        return Ok(Some(upgrade(key, &mut query, tail, responder)));
+    let base = Url::parse("ws://host/").map_err(|_| Unreadable::NotHttp)?;
+    let url = base.join(&head.target).map_err(|_| Unreadable::NotHttp)?;
+    let query: BTreeMap<String, String> = url.query_pairs().into_owned().collect();
+    if let Some(key) = head.header("sec-websocket-key") {
+        let tail = std::mem::take(&mut reader.bytes);
+        return Ok(Some(upgrade(key, &query, tail, responder)));
     }
-    let body_length = header("content-length")
-        .map_or(Ok(0), str::parse::<usize>)
-        .map_err(|_| Unreadable)?;
-    let Some(body) = bytes.get(length..length.saturating_add(body_length)) else {
-        return Ok(None);
-    };
-    let request = Request {
-        method,
+
+    let is_last = head.is_last;
+    let incoming = Incoming {
+        method: &head.method,
         path: url.path(),
         query,
-        authorization: header("authorization"),
-        user_agent: header("user-agent"),
-        body: &String::from_utf8_lossy(body),
+        headers: head.headers,
+        body: &body,
     };
-    Ok(Some(match responder.rest(&request) {
-        Reply::Hang => Response::Hang,
-        Reply::Answer {
-            status,
-            content_type,
-            headers,
-            body,
-        } => {
-            let headers: Vec<String> = headers
-                .iter()
-                .map(|(name, value)| format!("{name}: {value}\r\n"))
-                .collect();
-            Response::Bytes(
-                answer(status, content_type, &headers.concat(), &body),
-                Then::Close,
-            )
-        }
+    Ok(Some(match responder.rest(&incoming) {
+        Reply::Hang | Reply::Ask(..) => Response::Hang,
+        Reply::Reset | Reply::Answer(_, Manner::Reset) => Response::Reset,
+        Reply::Answer(answered, manner) => respond_with(&answered, manner, is_last),
     }))
+}
+
+fn respond_with(answered: &Answered, manner: Manner, is_last: bool) -> Response {
+    let Answered {
+        status,
+        content_type,
+        headers,
+        body,
+    } = answered;
+    let is_last = is_last || manner != Manner::Whole;
+    let mut bytes = answer(*status, content_type, headers, body, is_last);
+    match manner {
+        Manner::Slow(rate) => Response::Slow(bytes, rate),
+        Manner::Truncated => {
+            bytes.truncate(bytes.len() - body.len().div_ceil(2));
+            Response::Bytes(bytes, Then::Close)
+        }
+        _ if is_last => Response::Bytes(bytes, Then::Close),
+        _ => Response::Bytes(bytes, Then::Request),
+    }
 }
 
 fn upgrade(
     key: &str,
-    query: &mut HashMap<String, String>,
+    query: &BTreeMap<String, String>,
     tail: Vec<u8>,
     responder: &mut impl Responder,
 ) -> Response {
@@ -98,52 +250,113 @@ fn upgrade(
         Some(UpgradeFault::Refused) => return Response::Reset,
         Some(UpgradeFault::Hang) => return Response::Hang,
         Some(UpgradeFault::Status(status)) => {
-            let retry = if status == 429 {
-                "retry-after: 1\r\n"
-            } else {
-                ""
-            };
-            return Response::Bytes(
-                answer(status, "text/plain", retry, "simulated"),
-                Then::Close,
-            );
+            let retry = (status == 429).then(|| ("retry-after".to_owned(), "1".to_owned()));
+            let retry: Vec<_> = retry.into_iter().collect();
+            let refusal = answer(status, "text/plain", &retry, "simulated", true);
+            return Response::Bytes(refusal, Then::Close);
         }
         None => {}
     }
-    if query
-        .get("encoding")
-        .is_some_and(|encoding| encoding != "json")
-    {
-        let refusal = answer(
-            400,
-            "text/plain",
-            "",
-            "the simulated gateway speaks `encoding=json` alone",
-        );
+    let encoding = query.get("encoding");
+    if encoding.is_some_and(|encoding| encoding != "json") {
+        let message = "the simulated gateway speaks `encoding=json` alone";
+        let refusal = answer(400, "text/plain", &[], message, true);
         return Response::Bytes(refusal, Then::Close);
     }
+
     let accepted = format!(
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
          sec-websocket-accept: {}\r\n\r\n",
         derive_accept_key(key.as_bytes()),
     );
     let then = Then::Open {
-        compress: query.remove("compress"),
-        version: query.remove("v"),
+        compress: query.get("compress").cloned(),
+        version: query.get("v").cloned(),
         tail,
     };
     Response::Bytes(accepted.into_bytes(), then)
 }
 
-fn answer(status: u16, content_type: &str, headers: &str, body: &str) -> Vec<u8> {
-    // 204 has no body, and may not say how long it is.
-    let length = if status == 204 {
+fn answer(
+    status: u16,
+    content_type: &str,
+    headers: &[(String, String)],
+    body: &str,
+    is_last: bool,
+) -> Vec<u8> {
+    // 204 has no body, and may say neither its length nor its type.
+    let about = if status == 204 {
         String::new()
     } else {
-        format!("content-length: {}\r\n", body.len())
+        format!(
+            "content-type: {content_type}\r\ncontent-length: {}\r\n",
+            body.len()
+        )
     };
-    format!(
-        "HTTP/1.1 {status} Simulated\r\ncontent-type: {content_type}\r\n{length}{headers}connection: close\r\n\r\n{body}"
-    )
-    .into_bytes()
+    let headers = headers
+        .iter()
+        .flat_map(|(name, value)| [name, ": ", value, "\r\n"]);
+    let headers: String = headers.collect();
+    let connection = if is_last { "close" } else { "keep-alive" };
+    let body = if status == 204 { "" } else { body };
+    format!("HTTP/1.1 {status} Simulated\r\n{about}{headers}connection: {connection}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads a request that comes byte by byte.
+    fn read(reader: &mut Reader, bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let mut requests = Vec::new();
+        for byte in bytes {
+            reader.push(&[*byte]);
+            while let Some((head, body)) = reader.next().unwrap() {
+                requests.push((head.target, body));
+            }
+        }
+        requests
+    }
+
+    #[test]
+    fn requests_come_one_after_the_other() {
+        let bytes = b"GET /a HTTP/1.1\r\n\r\nPOST /b HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc\
+            POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1;x=y\r\nf\r\n0\r\n\r\n\
+            PUT /d HTTP/1.1\r\ncontent-length: 0\r\n\r\n";
+        let requests = read(&mut Reader::default(), bytes);
+        let bodies = requests
+            .iter()
+            .map(|(target, body)| (target.as_str(), body.as_slice()));
+        let expected: [(&str, &[u8]); 4] =
+            [("/a", b""), ("/b", b"abc"), ("/c", b"def"), ("/d", b"")];
+        assert!(bodies.eq(expected), "{requests:?}");
+    }
+
+    #[test]
+    fn what_is_too_large_or_no_http_is_refused() {
+        for (bytes, expected) in [
+            ("nonsense\r\n\r\n".to_owned(), Unreadable::NotHttp),
+            (
+                "GET / HTTP/1.1\r\ncontent-length: 99999999999\r\n\r\n".to_owned(),
+                Unreadable::TooLarge,
+            ),
+            (
+                "GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nffffffff\r\n".to_owned(),
+                Unreadable::TooLarge,
+            ),
+            (
+                "GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nabc\r\n".to_owned(),
+                Unreadable::NotHttp,
+            ),
+            (
+                format!("GET /{}", "a".repeat(LONGEST_HEAD)),
+                Unreadable::TooLarge,
+            ),
+        ] {
+            let mut reader = Reader::default();
+            reader.push(bytes.as_bytes());
+            assert_eq!(reader.next().err(), Some(expected), "{}", &bytes[..40]);
+        }
+    }
 }

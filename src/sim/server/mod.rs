@@ -7,6 +7,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,11 @@ use parking_lot::Mutex;
 use self::connection::{Connection, News, Outgoing};
 use self::http::Responder;
 use self::wire::Line;
-use super::Shared;
 use super::certificate::Certificates;
 use super::fault::{TlsFault, UpgradeFault};
-use super::world::{Order, Reply, Request, World};
+use super::gateway::Shared;
+use super::request::{Handler, Request, Response};
+use super::world::{Incoming, Order, Reply, World};
 
 const LISTENER: Token = Token(0);
 pub(super) const WAKE: Token = Token(1);
@@ -53,11 +55,31 @@ impl Responder for Desk<'_> {
         self.world.lock().upgrade_fault(Instant::now(), compress)
     }
 
-    fn rest(&mut self, request: &Request<'_>) -> Reply {
-        self.world
-            .lock()
-            .rest(Instant::now(), self.connection, request)
+    fn rest(&mut self, request: &Incoming<'_>) -> Reply {
+        let reply = {
+            let mut world = self.world.lock();
+            world.rest(Instant::now(), self.connection, request)
+        };
+        let Reply::Ask(handler, admitted) = reply else {
+            return reply;
+        };
+        let response = ask(&handler, &admitted.request);
+        let mut world = self.world.lock();
+        world.handled(Instant::now(), *admitted, response)
     }
+}
+
+/// Asks a handler of the owner's, which may panic.
+fn ask(handler: &Handler, request: &Request) -> Response {
+    let answer = std::panic::catch_unwind(AssertUnwindSafe(|| handler(request)));
+    answer.unwrap_or_else(|_| {
+        log::error!(
+            "the handler of {} {} panicked",
+            request.method,
+            request.path
+        );
+        Response::error(500, 0, "500: Internal Server Error")
+    })
 }
 
 impl Server {
@@ -208,7 +230,7 @@ impl Server {
         match news {
             News::Opened { version } => world.connected(now, id, version.as_deref()),
             News::Text(text) => world.text(now, id, &text),
-            News::Binary => world.binary(now, id),
+            News::Binary(bytes) => world.binary(now, id, &bytes),
             News::Gone => {
                 let code = self
                     .connections

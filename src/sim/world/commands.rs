@@ -86,10 +86,11 @@ impl World {
         if data.get("since").is_none() {
             return Err((4001, "a presence has since, which may be null"));
         }
-        is_presence(data).then_some(()).ok_or((
-            4002,
-            "a presence has since, activities (an array), status and afk",
-        ))
+        check_presence(data)?;
+        if !is_presence(data) {
+            self.warn(now, connection, 4002, PRESENCE);
+        }
+        Ok(())
     }
 
     fn voice_state(&mut self, session: &str, data: &Value) -> Result<(), (u16, &'static str)> {
@@ -141,11 +142,8 @@ impl World {
         if is_whole {
             // The documentation asks for the intent, and does not say what follows without it.
             if !intents.contains(Intents::GUILD_MEMBERS) {
-                self.violation(
-                    now,
-                    connection,
-                    "all members need the intent GUILD_MEMBERS".into(),
-                );
+                let rule = "all members need the intent GUILD_MEMBERS";
+                self.violation(now, connection, rule, false);
                 return Ok(());
             }
             let next = self
@@ -153,11 +151,8 @@ impl World {
                 .get(&request.guild.id)
                 .map(|last| *last + self.scaled(MEMBERS_WINDOW));
             if let Some(next) = next.filter(|next| now < *next) {
-                self.violation(
-                    now,
-                    connection,
-                    "all members of a guild once per 30 s".into(),
-                );
+                let rule = "all members of a guild once per 30 s";
+                self.violation(now, connection, rule, true);
                 let mut meta = json!({"guild_id": request.guild.id.to_string()});
                 if let Some(nonce) = request.nonce {
                     meta["nonce"] = nonce.into();
@@ -219,17 +214,17 @@ impl World {
             request.limit.min(MEMBERS)
         };
         let (found, not_found): (Vec<u64>, Vec<u64>) = match request.query.as_deref() {
-            Some("") if request.limit == 0 => (guild.member_ids().collect(), Vec::new()),
+            Some("") if request.limit == 0 => (self.member_ids(guild).collect(), Vec::new()),
             Some(prefix) => {
-                let matching = guild
-                    .member_ids()
+                let matching = self
+                    .member_ids(guild)
                     .filter(|id| payloads::username(*id).starts_with(prefix));
                 (matching.take(most).collect(), Vec::new())
             }
             None => request
                 .user_ids
                 .iter()
-                .partition(|id| guild.member_ids().any(|member| member == **id)),
+                .partition(|id| self.is_member(guild, **id)),
         };
         let mut chunks: Vec<&[u64]> = found.chunks(CHUNK).collect();
         if chunks.is_empty() {
@@ -239,7 +234,7 @@ impl World {
         for (index, chunk) in chunks.into_iter().enumerate() {
             let mut data = json!({
                 "guild_id": guild.id.to_string(),
-                "members": chunk.iter().map(|id| payloads::member(*id)).collect::<Vec<_>>(),
+                "members": chunk.iter().filter_map(|id| self.member(guild, *id)).collect::<Vec<_>>(),
                 "chunk_index": index,
                 "chunk_count": count,
             });
@@ -296,17 +291,32 @@ impl World {
     }
 }
 
+/// What Discord documents of a presence.
+pub(super) const PRESENCE: &str =
+    "a presence has since (whole milliseconds or null), activities (an array), status and afk";
+
+/// Whether a presence is as documented.
 pub(super) fn is_presence(data: &Value) -> bool {
-    let is_activity = |activity: &Value| activity["name"].is_string() && activity["type"].is_u64();
     (data["since"].is_null() || data["since"].is_u64())
-        && data["activities"]
-            .as_array()
-            .is_some_and(|activities| activities.iter().all(is_activity))
-        && matches!(
-            data["status"].as_str(),
-            Some("online" | "dnd" | "idle" | "invisible" | "offline")
-        )
+        && data["activities"].is_array()
         && (data["afk"].is_boolean() || data["afk"].is_null())
+}
+
+/// Whether Discord takes a presence. Widely used clients send other forms of `since` and
+/// `activities` than the documented ones.
+pub(super) fn check_presence(data: &Value) -> Result<(), (u16, &'static str)> {
+    let is_activity = |activity: &Value| activity["name"].is_string() && activity["type"].is_u64();
+    let mut activities = data["activities"].as_array().into_iter().flatten();
+    let status = data["status"].as_str();
+    let is_status = matches!(
+        status,
+        Some("online" | "dnd" | "idle" | "invisible" | "offline")
+    );
+    if is_status && activities.all(is_activity) {
+        Ok(())
+    } else {
+        Err((4002, PRESENCE))
+    }
 }
 
 /// An id, as a string or as a number.

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use tungstenite::Message;
 
-use super::super::Target;
-use super::super::fault::{ResumeUrl, TlsFault, UpgradeFault};
+use super::super::fault::{ResumeUrl, Target, TlsFault, UpgradeFault};
 use super::super::observed::Strike;
+use super::super::time::after;
 use super::{Fault, Order, Timer, World, sessions};
 use crate::shard_id::ShardId;
 
@@ -56,10 +56,7 @@ impl World {
         target: Target,
         fault: Fault,
     ) {
-        self.set_timer(
-            super::super::after(now, delay),
-            Timer::Fault { target, fault },
-        );
+        self.set_timer(after(now, delay), Timer::Fault { target, fault });
     }
 
     /// From now on faults of these happen by chance; with a rate of 0 no more, and those that wait

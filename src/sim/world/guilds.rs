@@ -1,18 +1,19 @@
 //! Guilds and their events: who hears of what.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
-use super::super::LONGEST;
 use super::super::observed::EmitError;
-use super::super::traffic;
-use super::{Guild, Timer, World, payloads};
+use super::rest::Place;
+use super::{Guild, World, payloads};
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
-/// How far the traffic of a machine that stood still may lie behind.
-const LONGEST_LAG: Duration = Duration::from_millis(100);
+/// The `large_threshold` of a session that asks for none.
+const DEFAULT_THRESHOLD: usize = 50;
+/// Of a guild with more members, `GUILD_CREATE` lists none.
+const MOST_SHOWN: usize = 75_000;
 
 impl World {
     pub(in crate::sim) fn add_guilds(&mut self, count: u32) {
@@ -20,12 +21,40 @@ impl World {
         for n in first..first.saturating_add(count) {
             let guild = Guild::new(n, self.settings.members);
             self.guilds.push(guild);
-            self.dispatch_to_guild(
-                Some(guild.id),
-                "GUILD_CREATE",
-                &payloads::guild_create(guild, 50),
-            );
+            self.announce_guild(guild);
         }
+    }
+
+    /// Sends a guild to all sessions of its shard.
+    pub(super) fn announce_guild(&mut self, guild: Guild) {
+        let data = self.guild_create(guild, Intents::all(), DEFAULT_THRESHOLD);
+        self.dispatch_to_guild(Some(guild.id), "GUILD_CREATE", &data);
+    }
+
+    /// A guild as a session is told of it.
+    ///
+    /// Source: [Discord, Guild
+    /// Create](https://docs.discord.com/developers/events/gateway-events#guild-create).
+    pub(super) fn guild_create(&self, guild: Guild, intents: Intents, threshold: usize) -> Value {
+        let count = self.member_count(guild);
+        let shows_all = intents.contains(Intents::GUILD_PRESENCES) && count <= MOST_SHOWN;
+        // Of the others those only that are in a voice channel, where nobody is.
+        let most = if shows_all { threshold } else { 1 };
+        let ids: Vec<u64> = self.member_ids(guild).take(most).collect();
+        let members: Vec<_> = ids
+            .iter()
+            .filter_map(|id| self.member(guild, *id))
+            .collect();
+        let presence = |id: &u64| {
+            let mut presence = payloads::presence(guild, *id, "online");
+            if let Some(presence) = presence.as_object_mut() {
+                presence.remove("guild_id");
+            }
+            presence
+        };
+        let shown = if shows_all { ids.as_slice() } else { &[] };
+        let presences: Vec<_> = shown.iter().map(presence).collect();
+        payloads::guild_create(guild, &members, &presences, count, count > threshold)
     }
 
     pub(crate) fn guild_ids(&self) -> Vec<u64> {
@@ -91,74 +120,30 @@ impl World {
         channel: u64,
         text: &str,
     ) -> Result<u64, EmitError> {
-        let author = match self.guild_of_channel(channel) {
-            Some(guild) => guild.member(0),
-            None if channel == payloads::DIRECT_CHANNEL => payloads::FRIEND,
+        let author = match self.place(channel) {
+            Some(Place::Guild(guild)) => guild.member(0),
+            Some(Place::Direct(with)) => with,
             None => return Err(EmitError::UnknownChannel(channel)),
         };
-        let id = self.snowflake(now);
-        let message = payloads::message(id, self.unix(now), channel, author, text);
-        self.post(channel, message);
-        Ok(id)
+        Ok(self.post(now, channel, author, text))
     }
 
-    /// Keeps a message, and tells everyone who hears of it.
-    pub(super) fn post(&mut self, channel: u64, mut message: Value) {
-        let text = message["content"].as_str().unwrap_or_default();
-        if text.contains(&format!("<@{}>", payloads::BOT)) {
-            message["mentions"] = vec![payloads::user(payloads::BOT, true)].into();
-        }
-        self.desk.keep_message(channel, message.clone());
-        match self.guild_of_channel(channel) {
-            Some(guild) => {
-                let message = payloads::guild_message(message, guild);
-                self.dispatch_to_guild(Some(guild.id), "MESSAGE_CREATE", &message);
-            }
-            None => drop(self.dispatch_to_guild(None, "MESSAGE_CREATE", &message)),
-        }
-    }
-
-    pub(in crate::sim) fn set_activity(&mut self, now: Instant, events_per_second: f64) {
-        self.timers
-            .retain(|_, timer| !matches!(timer, Timer::Traffic));
-        self.settings.activity = events_per_second;
-        if events_per_second > 0.0 {
-            self.set_timer(now, Timer::Traffic);
-        }
-    }
-
-    /// Something happens in some guild.
-    pub(super) fn traffic(&mut self, now: Instant, due: Instant) {
-        let pause = Duration::try_from_secs_f64(1.0 / self.settings.activity)
-            .unwrap_or(LONGEST)
-            .min(LONGEST);
-        let oldest = now.checked_sub(LONGEST_LAG).unwrap_or(now);
-        self.set_timer(due.max(oldest) + pause, Timer::Traffic);
-        let Some(at) = self.rng.usize(..).checked_rem(self.guilds.len()) else {
-            return;
+    /// Somebody reacts to a message.
+    pub(in crate::sim) fn member_reacts(
+        &mut self,
+        channel: u64,
+        message: u64,
+        emoji: &str,
+    ) -> Result<(), EmitError> {
+        let user = match self.place(channel) {
+            Some(Place::Guild(guild)) => guild.member(0),
+            Some(Place::Direct(with)) => with,
+            None => return Err(EmitError::UnknownChannel(channel)),
         };
-        let guild = self.guilds[at];
-        let name = self.settings.mix.choose(&mut self.rng);
-        let (id, unix) = (self.snowflake(now), self.unix(now));
-        if let "MESSAGE_CREATE" | "MESSAGE_UPDATE" = name {
-            let author = guild.member(self.rng.u32(..guild.members));
-            let mut message = payloads::message(
-                id,
-                unix,
-                guild.channel(),
-                author,
-                traffic::text(&mut self.rng),
-            );
-            if name == "MESSAGE_CREATE" {
-                return self.post(guild.channel(), message);
-            }
-            message["edited_timestamp"] = payloads::timestamp(unix).into();
-            let message = payloads::guild_message(message, guild);
-            self.dispatch_to_guild(Some(guild.id), name, &message);
-        } else {
-            let data = traffic::data(name, guild, id, unix, &mut self.rng);
-            self.dispatch_to_guild(Some(guild.id), name, &data);
-        }
+        let unknown = |_| EmitError::UnknownEmoji(emoji.to_owned());
+        let emoji = self.emoji(emoji).map_err(unknown)?;
+        let reacted = self.react((channel, message), user, &emoji);
+        reacted.map_err(|_| EmitError::UnknownMessage(message))
     }
 
     /// Gives an event to the sessions of a guild's shard, or of shard 0, whose intents want it;
@@ -185,7 +170,12 @@ impl World {
                     continue;
                 }
                 heard += 1;
-                if hides_text(name, guild_id, data, intents) {
+                if name == "GUILD_CREATE" && !intents.contains(Intents::GUILD_PRESENCES) {
+                    let guild = guild_id.and_then(|id| self.guild(id));
+                    let narrow =
+                        guild.map(|guild| self.guild_create(guild, intents, DEFAULT_THRESHOLD));
+                    self.dispatch(&id, name, narrow.as_ref().unwrap_or(data));
+                } else if hides_text(name, guild_id, data, intents) {
                     let mut blank = data.clone();
                     blank["content"] = "".into();
                     for list in ["embeds", "attachments", "components"] {

@@ -6,30 +6,38 @@
 //! then the world sleeps until its [`deadline`](World::deadline).
 #![deny(clippy::disallowed_methods)]
 
+mod activity;
 mod commands;
 mod faults;
 mod guilds;
 mod rest;
+mod roster;
 mod sessions;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde_json::Value;
 use tungstenite::Message;
 
-use super::builder::Settings;
 use super::fault::{Answer, Fault};
 use super::observed::{Action, Dispatched, Observed, Record, Violation};
 use super::payloads::{self, Guild};
+use super::request::Request;
+use super::settings::Settings;
 use crate::shard_id::ShardId;
-pub(crate) use rest::{Reply, Request};
+pub(crate) use rest::{Answered, Incoming, Manner, Reply};
+pub(super) use rest::{is_pattern, names};
 use sessions::Session;
 
 const SEND_WINDOW: Duration = Duration::from_secs(60);
 const SENDS: usize = 120;
 const MAX_PAYLOAD: usize = 4096;
+/// Older versions of the API are deprecated.
+const OLDEST_SUPPORTED: u32 = 9;
+/// What is kept of a payload that breaks a rule, in bytes.
+const LONGEST_SENT: usize = 400;
 /// What a heartbeat may be late on a machine that does other things too.
 const HEARTBEAT_GRACE: Duration = Duration::from_secs(2);
 
@@ -89,6 +97,11 @@ pub(crate) struct World {
     /// When all members of each guild were last asked for.
     member_requests: HashMap<u64, Instant>,
     desk: rest::Desk,
+    rosters: HashMap<u64, roster::Roster>,
+    /// What a client has just sent, for the record of a rule that it breaks.
+    sent: String,
+    /// The records whose requests were expected.
+    taken: BTreeSet<usize>,
     ambushes: Vec<(Option<ShardId>, Fault)>,
     random_faults: Option<(f64, Vec<Fault>)>,
     timers: BTreeMap<(Instant, u64), Timer>,
@@ -98,6 +111,8 @@ pub(crate) struct World {
 }
 
 struct Connection {
+    /// Of the API.
+    version: u32,
     shard: Option<ShardId>,
     session: Option<String>,
     standing: Standing,
@@ -144,7 +159,7 @@ enum Timer {
     },
     Traffic,
     Fault {
-        target: super::Target,
+        target: super::fault::Target,
         fault: Fault,
     },
     RandomFault,
@@ -170,6 +185,9 @@ impl World {
             token_is_reset: false,
             member_requests: HashMap::new(),
             desk: rest::Desk::default(),
+            rosters: HashMap::new(),
+            sent: String::new(),
+            taken: BTreeSet::new(),
             ambushes: Vec::new(),
             random_faults: None,
             timers: BTreeMap::new(),
@@ -230,9 +248,13 @@ impl World {
 
     /// A connection was upgraded to a websocket.
     pub(crate) fn connected(&mut self, now: Instant, connection: usize, version: Option<&str>) {
+        let given = version.unwrap_or("no version");
+        self.sent = format!("v={given}");
+        let version = version.map_or(Some(rest::DEFAULT_VERSION), |text| text.parse().ok());
         self.connections.insert(
             connection,
             Connection {
+                version: version.unwrap_or(rest::DEFAULT_VERSION),
                 shard: None,
                 session: None,
                 standing: Standing::New,
@@ -252,8 +274,11 @@ impl World {
                 jitter,
             });
         }
-        if version != Some("10") {
-            return self.refuse(now, connection, 4012, "the API version is 10");
+        if !version.is_some_and(|version| rest::VERSIONS.contains(&version)) {
+            return self.refuse(now, connection, 4012, "the API version is 10 or 9");
+        }
+        if version < Some(OLDEST_SUPPORTED) {
+            self.warn(now, connection, 4012, "the API version is 10 or 9");
         }
         self.set_timer(
             now + self.longest_silence(),
@@ -277,6 +302,7 @@ impl World {
 
     /// A connection brought a text message.
     pub(crate) fn text(&mut self, now: Instant, connection: usize, text: &str) {
+        self.sent = String::from("a payload that is not read");
         let window = self.scaled(SEND_WINDOW);
         let Some(client) = self.connections.get_mut(&connection) else {
             return;
@@ -296,6 +322,7 @@ impl World {
             return self.refuse(now, connection, 4002, "payloads are JSON");
         };
         let data = payload.get_mut("d").map(Value::take).unwrap_or_default();
+        self.sent = shown(&payload["op"], &data);
         match payload["op"].as_u64() {
             Some(1) => self.heartbeat(now, connection, &data),
             Some(2) => self.identify(now, connection, data),
@@ -313,12 +340,13 @@ impl World {
         }
     }
 
-    /// A connection brought a binary message.
-    pub(super) fn binary(&mut self, now: Instant, connection: usize) {
-        if !self.connections.contains_key(&connection) {
-            return;
+    /// A connection brought a binary message: Discord takes JSON in either kind of message.
+    pub(super) fn binary(&mut self, now: Instant, connection: usize, bytes: &[u8]) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.text(now, connection, text),
+            // No JSON, whatever else it is.
+            Err(_) => self.text(now, connection, "\u{fffd}"),
         }
-        self.refuse(now, connection, 4002, "payloads are text messages");
     }
 
     /// The connection is gone; `code` is the client's.
@@ -359,11 +387,8 @@ impl World {
         // A connection has no sequence while its client may still be about to resume.
         let last = self.session_of(connection).map(|session| session.sequence);
         if last.is_some_and(|last| data.as_u64() > Some(last)) {
-            self.violation(
-                now,
-                connection,
-                format!("a heartbeat has the last sequence received, not {data}"),
-            );
+            let rule = "a heartbeat has the last sequence received";
+            self.violation(now, connection, rule, false);
         }
         let Some(client) = self.connections.get_mut(&connection) else {
             return;
@@ -404,14 +429,31 @@ impl World {
             );
         } else {
             self.lose_session_of(connection);
+            self.sent = String::new();
             self.refuse(now, connection, 4009, "a heartbeat per interval");
         }
     }
 
     /// A rule is broken: the connection is closed with Discord's code for it.
     fn refuse(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
-        self.violation(now, connection, format!("{code}: {rule}"));
+        self.violation(now, connection, format!("{code}: {rule}"), true);
         self.close(now, connection, code);
+    }
+
+    /// A client does something that Discord documents otherwise and accepts. A strict world closes
+    /// its connection with the code that would be right.
+    fn warn(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
+        if self.settings.is_strict && self.connections.contains_key(&connection) {
+            self.violation(now, connection, format!("{code}: {rule}"), false);
+            return self.close(now, connection, code);
+        }
+        self.warn_only(now, connection, rule.to_owned());
+    }
+
+    /// A client does something that it should not, of which nothing follows.
+    fn warn_only(&mut self, now: Instant, connection: usize, rule: String) {
+        let warning = self.breach(now, connection, rule, false);
+        self.observed.warnings.push(warning);
     }
 
     fn close(&mut self, now: Instant, connection: usize, code: u16) {
@@ -419,13 +461,25 @@ impl World {
         self.closed(now, connection, None);
     }
 
-    fn violation(&mut self, now: Instant, connection: usize, rule: String) {
-        let shard = self.shard_of(connection);
-        self.observed.violations.push(Violation {
+    fn violation(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        rule: impl Into<String>,
+        is_refused: bool,
+    ) {
+        let violation = self.breach(now, connection, rule.into(), is_refused);
+        self.observed.violations.push(violation);
+    }
+
+    fn breach(&self, now: Instant, connection: usize, rule: String, is_refused: bool) -> Violation {
+        Violation {
             at: now,
-            shard,
+            shard: self.shard_of(connection),
             rule,
-        });
+            sent: self.sent.clone(),
+            is_refused,
+        }
     }
 
     fn record(&mut self, now: Instant, connection: usize, action: Action) {
@@ -463,10 +517,12 @@ impl World {
 
     /// What was observed since the last time; forgets what is over.
     pub(super) fn drain(&mut self) -> Observed {
+        self.taken.clear();
         let observed = &mut self.observed;
         let drained = Observed {
             records: std::mem::take(&mut observed.records),
             violations: std::mem::take(&mut observed.violations),
+            warnings: std::mem::take(&mut observed.warnings),
             faults: std::mem::take(&mut observed.faults),
             lost: std::mem::take(&mut observed.lost),
             live: observed.live.clone(),
@@ -477,6 +533,32 @@ impl World {
             .sequences
             .retain(|session, _| self.sessions.contains_key(session));
         drained
+    }
+
+    /// The first request of a route that was not taken before.
+    pub(super) fn take_request(&mut self, method: &str, pattern: &str) -> Option<Request> {
+        let mut records = self.observed.records.iter().enumerate();
+        let (at, request) = records.find_map(|(at, record)| {
+            let Action::Request { request, .. } = &record.action else {
+                return None;
+            };
+            let is_wanted = request.method == method && !self.taken.contains(&at);
+            let parameters = rest::matches(pattern, &request.path).filter(|_| is_wanted)?;
+            let mut request = Request::clone(request);
+            request.parameters = parameters;
+            Some((at, request))
+        })?;
+        self.taken.insert(at);
+        Some(request)
+    }
+
+    /// The requests that were not taken.
+    pub(super) fn untaken(&self) -> impl Iterator<Item = &Request> {
+        let records = self.observed.records.iter().enumerate();
+        records.filter_map(|(at, record)| match &record.action {
+            Action::Request { request, .. } if !self.taken.contains(&at) => Some(&**request),
+            _ => None,
+        })
     }
 
     pub(super) fn send_raw(&mut self, shard: ShardId, text: &str) {
@@ -518,6 +600,26 @@ impl World {
         self.next_id += 1;
         self.timers.insert((at, self.next_id), timer);
     }
+}
+
+/// A payload as the record of a broken rule has it: shortened, and without the token.
+fn shown(op: &Value, data: &Value) -> String {
+    let mut data = data.clone();
+    if let Some(data) = data.as_object_mut() {
+        data.remove("token");
+    }
+    shortened(format!("op {op} {data}"))
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST_SENT {
+        let boundary = (0..=LONGEST_SENT)
+            .rev()
+            .find(|at| text.is_char_boundary(*at));
+        text.truncate(boundary.unwrap_or_default());
+        text.push('…');
+    }
+    text
 }
 
 /// Counts one more, and tells whether that is more than the limit within the window.

@@ -15,6 +15,10 @@ use crate::shard_id::ShardId;
 /// How long a session waits for its client.
 pub(super) const LIFETIME: Duration = Duration::from_secs(180);
 const IDENTIFY_WINDOW: Duration = Duration::from_secs(5);
+/// The first version of the API whose IDENTIFY needs intents.
+const NEEDS_INTENTS: u32 = 8;
+/// The first bit that was never an intent.
+const NO_INTENT: u64 = 1 << 26;
 /// Bytes of events that a session keeps for replay.
 const REPLAY: usize = 8 << 20;
 
@@ -41,13 +45,13 @@ pub(super) struct Start {
 #[derive(Deserialize)]
 struct Identify {
     token: String,
-    intents: u64,
-    #[serde(default)]
-    compress: bool,
+    /// Versions before 8 need none.
+    intents: Option<u64>,
+    compress: Option<bool>,
     shard: Option<(u32, u32)>,
     large_threshold: Option<u64>,
     presence: Option<Value>,
-    properties: serde_json::Map<String, Value>,
+    properties: Option<serde_json::Map<String, Value>>,
 }
 
 #[derive(Deserialize)]
@@ -86,10 +90,16 @@ impl World {
         if !self.is_token(&identify.token) {
             return self.refuse(now, connection, 4004, "the token is the bot's");
         }
-        let start = match self.identity(&identify, shard.ok()) {
+        let start = match self.identity(connection, &identify, shard.ok()) {
             Ok(start) => start,
             Err((code, rule)) => return self.refuse(now, connection, code, rule),
         };
+        for (code, rule) in doubts(&identify) {
+            self.warn(now, connection, code, rule);
+        }
+        if !self.connections.contains_key(&connection) {
+            return;
+        }
         if !self.spend_start(now, connection, number) {
             return;
         }
@@ -100,7 +110,7 @@ impl World {
         if let Some(answer) = answer {
             return self.answer(now, connection, answer, None);
         }
-        if identify.compress {
+        if identify.compress == Some(true) {
             self.orders.push_back(Order::CompressPayloads(connection));
         }
         self.set_timer(
@@ -112,6 +122,7 @@ impl World {
     /// What an IDENTIFY asks for, if it may; else the close code and the rule.
     fn identity(
         &self,
+        connection: usize,
         identify: &Identify,
         shard: Option<ShardId>,
     ) -> Result<Start, (u16, &'static str)> {
@@ -122,8 +133,15 @@ impl World {
                 "a large bot's shard count is a multiple of the one that it is given",
             ));
         }
-        let intents = Intents::from_bits(identify.intents)
-            .ok_or((4013, "intents are those that Discord documents"))?;
+        let version = self
+            .connections
+            .get(&connection)
+            .map(|client| client.version);
+        let intents = match identify.intents {
+            Some(bits) if bits < NO_INTENT => Intents::from_bits_truncate(bits),
+            None if version < Some(NEEDS_INTENTS) => Intents::default(),
+            _ => return Err((4013, "intents are those that Discord documents")),
+        };
         if !self.settings.allowed_intents.contains(intents) {
             return Err((4014, "intents are those that the bot may use"));
         }
@@ -134,21 +152,8 @@ impl World {
         if !(50..=250).contains(&large_threshold) {
             return Err((4002, "large_threshold is 50 to 250"));
         }
-        if identify
-            .presence
-            .as_ref()
-            .is_some_and(|presence| !commands::is_presence(presence))
-        {
-            return Err((
-                4002,
-                "a presence has since, activities (an array), status and afk",
-            ));
-        }
-        if !["os", "browser", "device"]
-            .iter()
-            .all(|property| identify.properties.contains_key(*property))
-        {
-            return Err((4002, "properties have os, browser and device"));
+        if let Some(presence) = &identify.presence {
+            commands::check_presence(presence)?;
         }
         Ok(Start {
             shard,
@@ -161,11 +166,8 @@ impl World {
     fn spend_start(&mut self, now: Instant, connection: usize, number: u32) -> bool {
         self.new_day(now);
         if self.starts_left == 0 {
-            self.violation(
-                now,
-                connection,
-                "no IDENTIFY with nothing remaining: the token is reset".into(),
-            );
+            let rule = "no IDENTIFY with nothing remaining: the token is reset";
+            self.violation(now, connection, rule, true);
             self.token_is_reset = true;
             for id in self.sessions.keys().cloned().collect::<Vec<_>>() {
                 self.lose_session(&id);
@@ -185,7 +187,7 @@ impl World {
                 "one IDENTIFY per key and 5 s: key {key} after {:?}",
                 now - last
             );
-            self.violation(now, connection, rule);
+            self.violation(now, connection, rule, true);
             self.invalidate(connection, false);
             return false;
         }
@@ -203,6 +205,7 @@ impl World {
         };
         let id = format!("{:032x}", self.rng.u128(..));
         client.session = Some(id.clone());
+        let version = client.version;
         let session = Session {
             shard,
             intents,
@@ -225,7 +228,7 @@ impl World {
         self.dispatch(
             &id,
             "READY",
-            &payloads::ready(shard, &id, &resume_url, guilds.make_contiguous()),
+            &payloads::ready(version, shard, &id, &resume_url, guilds.make_contiguous()),
         );
         if intents.contains(Intents::GUILDS) {
             self.guilds_available(now, id, guilds);
@@ -243,7 +246,8 @@ impl World {
             let Some(state) = self.sessions.get(&session) else {
                 return;
             };
-            let data = payloads::guild_create(guild, state.large_threshold);
+            let (intents, threshold) = (state.intents, state.large_threshold);
+            let data = self.guild_create(guild, intents, threshold);
             self.dispatch(&session, "GUILD_CREATE", &data);
             if !self.settings.guild_delay.is_zero() && !guilds.is_empty() {
                 return self.set_timer(
@@ -512,6 +516,29 @@ impl World {
             self.reset_at = now + Duration::from_secs(24 * 60 * 60);
         }
     }
+}
+
+/// What an IDENTIFY has that Discord documents otherwise and accepts, with the close codes that
+/// would be right.
+fn doubts(identify: &Identify) -> impl Iterator<Item = (u16, &'static str)> {
+    let bits = identify.intents.unwrap_or_default();
+    let has_unknown_intents = Intents::from_bits(bits).is_none();
+    let intents = (4013, "intents are those that Discord documents");
+
+    let properties = identify.properties.as_ref();
+    let has = |name: &&str| properties.is_some_and(|properties| properties.contains_key(*name));
+    let lacks_properties = !["os", "browser", "device"].iter().all(has);
+    let properties = (4002, "properties have os, browser and device");
+
+    let presence = identify.presence.as_ref();
+    let has_odd_presence = presence.is_some_and(|presence| !commands::is_presence(presence));
+    let presence = (4002, commands::PRESENCE);
+    let doubts = [
+        has_unknown_intents.then_some(intents),
+        lacks_properties.then_some(properties),
+        has_odd_presence.then_some(presence),
+    ];
+    doubts.into_iter().flatten()
 }
 
 /// Whether a close of the gateway's leaves nothing to resume.

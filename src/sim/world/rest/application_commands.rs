@@ -1,0 +1,394 @@
+//! The bot's commands, and what their options become.
+
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::super::super::observed::EmitError;
+use super::super::super::permissions::ALL;
+use super::super::super::request::Response;
+use super::super::{World, payloads};
+use super::Call;
+use super::answers::{Outcome, UNKNOWN_COMMAND, required};
+use super::channels::Place;
+
+/// Types of options.
+const SUBCOMMAND: u64 = 1;
+const GROUP: u64 = 2;
+const STRING: u64 = 3;
+const INTEGER: u64 = 4;
+const BOOLEAN: u64 = 5;
+const USER: u64 = 6;
+const CHANNEL: u64 = 7;
+const ROLE: u64 = 8;
+const MENTIONABLE: u64 = 9;
+const NUMBER: u64 = 10;
+const ATTACHMENT: u64 = 11;
+
+/// The defaults of a command's fields.
+///
+/// Source: [Discord, Application
+/// command](https://docs.discord.com/developers/interactions/application-commands#application-command-object).
+fn defaults() -> Value {
+    json!({
+        "type": 1,
+        "description": "",
+        "options": [],
+        "default_member_permissions": null,
+        "dm_permission": true,
+        "nsfw": false,
+        "integration_types": [0],
+        "contexts": null,
+        "name_localizations": null,
+        "description_localizations": null,
+    })
+}
+
+/// What a command says of its options, and what was given for them.
+struct Options<'a> {
+    command: &'a str,
+    place: Place,
+    /// Null if the command is not registered.
+    known: &'a Value,
+    focused: Option<&'a str>,
+}
+
+// The commands of all guilds are kept together.
+impl World {
+    pub(super) fn list_commands(&self, call: &Call<'_>) -> Value {
+        let guild = guild_of(call);
+        let commands = self.desk.commands.iter();
+        let listed = commands.filter(|command| command["guild_id"] == guild);
+        listed.cloned().collect()
+    }
+
+    /// A body with its defaults and an id.
+    fn registered(&mut self, call: &Call<'_>, body: &Value) -> Value {
+        let mut command = defaults();
+        payloads::extend(&mut command, body.clone());
+        let id = self.snowflake(call.now).to_string();
+        let ids = json!({
+            "id": id,
+            "application_id": payloads::BOT.to_string(),
+            "version": id,
+        });
+        payloads::extend(&mut command, ids);
+        let guild = guild_of(call);
+        if !guild.is_null() {
+            command["guild_id"] = guild;
+        }
+        command
+    }
+
+    pub(super) fn create_command(&mut self, call: &Call<'_>) -> Outcome {
+        let body = call.json();
+        if !body["name"].is_string() {
+            return Err(required("name"));
+        }
+        let command = self.registered(call, body);
+        // One of the same name and type takes the place of the old one.
+        let is_same = |old: &Value| {
+            ["name", "type", "guild_id"]
+                .iter()
+                .all(|field| old[*field] == command[*field])
+        };
+        let before = self.desk.commands.len();
+        self.desk.commands.retain(|old| !is_same(old));
+        let status = if self.desk.commands.len() < before {
+            200
+        } else {
+            201
+        };
+        self.desk.commands.push(command.clone());
+        Ok(Response::json(status, command))
+    }
+
+    pub(super) fn overwrite_commands(&mut self, call: &Call<'_>) -> Outcome {
+        let list = call.json().as_array().ok_or_else(|| required("name"))?;
+        if !list.iter().all(|command| command["name"].is_string()) {
+            return Err(required("name"));
+        }
+        let new: Vec<Value> = list
+            .iter()
+            .map(|body| self.registered(call, body))
+            .collect();
+        let guild = guild_of(call);
+        let commands = &mut self.desk.commands;
+        commands.retain(|old| old["guild_id"] != guild);
+        commands.extend(new.iter().cloned());
+        Ok(Response::json(200, new.into()))
+    }
+
+    fn command_of(&mut self, call: &Call<'_>) -> Option<&mut Value> {
+        let id = call.request.parameters.last();
+        let mut commands = self.desk.commands.iter_mut();
+        commands.find(|command| command["id"].as_str() == id.map(String::as_str))
+    }
+
+    pub(super) fn get_command(&mut self, call: &Call<'_>) -> Outcome {
+        let command = self.command_of(call).ok_or(UNKNOWN_COMMAND)?;
+        Ok(Response::json(200, command.clone()))
+    }
+
+    pub(super) fn edit_command(&mut self, call: &Call<'_>) -> Outcome {
+        let command = self.command_of(call).ok_or(UNKNOWN_COMMAND)?;
+        payloads::extend(command, call.json().clone());
+        Ok(Response::json(200, command.clone()))
+    }
+
+    pub(super) fn delete_command(&mut self, call: &Call<'_>) -> Outcome {
+        let id = self.command_of(call).ok_or(UNKNOWN_COMMAND)?["id"].clone();
+        self.desk.commands.retain(|command| command["id"] != id);
+        Ok(Response::no_content())
+    }
+
+    /// The command of a name and a type: one of the guild's before one of all.
+    fn command_named(&self, name: &str, kind: u64, place: Place) -> Value {
+        let guild = place
+            .guild()
+            .map_or(Value::Null, |guild| guild.id.to_string().into());
+        let commands = self.desk.commands.iter();
+        let named = commands.filter(|command| {
+            command["name"] == name
+                && command["type"] == kind
+                && (command["guild_id"].is_null() || command["guild_id"] == guild)
+        });
+        let found = named.max_by_key(|command| !command["guild_id"].is_null());
+        found.cloned().unwrap_or_default()
+    }
+
+    /// The data of a slash command that is used, or typed.
+    pub(super) fn command_data(
+        &mut self,
+        now: Instant,
+        place: Place,
+        name: &str,
+        options: &Value,
+        focused: Option<&str>,
+    ) -> Result<Value, EmitError> {
+        let command = self.command_named(name, 1, place);
+        let mut data = head(&command, name, 1);
+        let mut resolved = Map::new();
+        let wanted = Options {
+            command: name,
+            place,
+            known: &command["options"],
+            focused,
+        };
+        let options = self.options(now, &wanted, options, &mut resolved)?;
+        if !options.is_empty() {
+            data["options"] = options.into();
+        }
+        if !resolved.is_empty() {
+            data["resolved"] = resolved.into();
+        }
+        Ok(data)
+    }
+
+    /// The data of a command in the menu of a user or a message.
+    pub(super) fn menu_data(&self, name: &str, kind: u64, target: u64) -> Value {
+        let commands = self.desk.commands.iter();
+        let mut named =
+            commands.filter(|command| command["name"] == name && command["type"] == kind);
+        let command = named.next().cloned().unwrap_or_default();
+        let mut data = head(&command, name, kind);
+        data["target_id"] = target.to_string().into();
+        data
+    }
+
+    /// The options of a command, as an interaction has them.
+    fn options(
+        &mut self,
+        now: Instant,
+        wanted: &Options<'_>,
+        given: &Value,
+        resolved: &mut Map<String, Value>,
+    ) -> Result<Vec<Value>, EmitError> {
+        let given = match given {
+            Value::Null => &Map::new(),
+            Value::Object(given) => given,
+            other => return Err(wanted.wrong(&other.to_string())),
+        };
+        let known = wanted.known.as_array();
+        let missing = known.into_iter().flatten().find(|option| {
+            let name = option["name"].as_str().unwrap_or_default();
+            option["required"] == true && !given.contains_key(name) && wanted.focused.is_none()
+        });
+        if let Some(missing) = missing {
+            let name = missing["name"].as_str().unwrap_or_default();
+            return Err(EmitError::MissingOption {
+                of: wanted.command.to_owned(),
+                missing: name.to_owned(),
+            });
+        }
+
+        let mut options = Vec::new();
+        for (name, value) in given {
+            let known = known.map(|known| known.iter().find(|option| option["name"] == **name));
+            let option = match known {
+                None => &Value::Null,
+                Some(None) => return Err(wanted.wrong(name)),
+                Some(Some(option)) => option,
+            };
+            let kind = option["type"].as_u64().unwrap_or_else(|| inferred(value));
+            if !is_of(kind, value) && wanted.focused != Some(name) {
+                return Err(wanted.wrong(&format!("{name}: {value}")));
+            }
+
+            let mut answer = json!({"name": name, "type": kind});
+            if matches!(kind, SUBCOMMAND | GROUP) {
+                let nested = Options {
+                    known: &option["options"],
+                    ..*wanted
+                };
+                answer["options"] = self.options(now, &nested, value, resolved)?.into();
+            } else if kind == ATTACHMENT {
+                answer["value"] = self.resolve_file(now, value, resolved);
+            } else {
+                let text = value.as_str().unwrap_or_default();
+                if wanted.focused.is_none() {
+                    self.resolve(wanted.place, kind, text, resolved)?;
+                }
+                answer["value"] = value.clone();
+            }
+            if wanted.focused == Some(name) {
+                answer["focused"] = true.into();
+            }
+            options.push(answer);
+        }
+        Ok(options)
+    }
+
+    /// Adds what an id of an option means, if its type has ids.
+    pub(super) fn resolve(
+        &self,
+        place: Place,
+        kind: u64,
+        text: &str,
+        resolved: &mut Map<String, Value>,
+    ) -> Result<(), EmitError> {
+        let id = text.parse().unwrap_or_default();
+        let guild = place.guild();
+        let role = guild.filter(|guild| guild.role() == id);
+        match (kind, role) {
+            (USER, _) | (MENTIONABLE, None) => self.resolve_user(place, id, resolved)?,
+            (ROLE | MENTIONABLE, Some(guild)) => {
+                add(resolved, "roles", id, payloads::role(guild));
+            }
+            (ROLE, None) => return Err(EmitError::UnknownRole(id)),
+            (CHANNEL, _) => {
+                let channel = match guild {
+                    Some(guild) if guild.channel() == id => payloads::text_channel(guild),
+                    Some(guild) if guild.voice_channel() == id => payloads::voice_channel(guild),
+                    _ => return Err(EmitError::UnknownChannel(id)),
+                };
+                add(resolved, "channels", id, channel);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn resolve_user(
+        &self,
+        place: Place,
+        id: u64,
+        resolved: &mut Map<String, Value>,
+    ) -> Result<(), EmitError> {
+        let mut member = match place {
+            Place::Guild(guild) => self.member(guild, id).ok_or(EmitError::UnknownUser(id))?,
+            Place::Direct(with) if with == id || id == payloads::BOT => Value::Null,
+            Place::Direct(_) => return Err(EmitError::UnknownUser(id)),
+        };
+        if let Some(member) = member.as_object_mut() {
+            member.remove("user");
+            member.insert("permissions".to_owned(), ALL.to_string().into());
+        }
+        if !member.is_null() {
+            add(resolved, "members", id, member);
+        }
+        add(
+            resolved,
+            "users",
+            id,
+            payloads::user(id, id == payloads::BOT),
+        );
+        Ok(())
+    }
+
+    /// Makes an attachment of a file's name: its id.
+    fn resolve_file(
+        &mut self,
+        now: Instant,
+        name: &Value,
+        resolved: &mut Map<String, Value>,
+    ) -> Value {
+        let id = self.snowflake(now);
+        let name = name.as_str().unwrap_or_default();
+        let url = format!("https://cdn.discordapp.com/ephemeral-attachments/{id}/{name}");
+        let attachment = json!({
+            "id": id.to_string(),
+            "filename": name,
+            "size": 0,
+            "url": url,
+            "proxy_url": url,
+            "ephemeral": true,
+        });
+        add(resolved, "attachments", id, attachment);
+        id.to_string().into()
+    }
+}
+
+impl Options<'_> {
+    fn wrong(&self, given: &str) -> EmitError {
+        EmitError::UnknownOption {
+            of: self.command.to_owned(),
+            given: given.to_owned(),
+        }
+    }
+}
+
+/// The guild whose commands a path names; null for those of all.
+fn guild_of(call: &Call<'_>) -> Value {
+    if call.request.path.contains("/guilds/") {
+        call.request.parameters[1].as_str().into()
+    } else {
+        Value::Null
+    }
+}
+
+/// What the data of every command has. One that is not registered has an id that nothing else has.
+fn head(command: &Value, name: &str, kind: u64) -> Value {
+    let id = match &command["id"] {
+        Value::Null => (payloads::BOT + 1).to_string().into(),
+        id => id.clone(),
+    };
+    json!({"id": id, "name": name, "type": kind})
+}
+
+fn add(resolved: &mut Map<String, Value>, kind: &str, id: u64, value: Value) {
+    let of_kind = resolved.entry(kind).or_insert_with(|| json!({}));
+    of_kind[id.to_string()] = value;
+}
+
+/// The type of an option that no command describes.
+fn inferred(value: &Value) -> u64 {
+    match value {
+        Value::Bool(_) => BOOLEAN,
+        Value::Number(number) if number.is_f64() => NUMBER,
+        Value::Number(_) => INTEGER,
+        Value::Object(options) if options.values().any(Value::is_object) => GROUP,
+        Value::Object(_) => SUBCOMMAND,
+        _ => STRING,
+    }
+}
+
+fn is_of(kind: u64, value: &Value) -> bool {
+    match kind {
+        SUBCOMMAND | GROUP => value.is_object() || value.is_null(),
+        INTEGER => value.is_i64(),
+        BOOLEAN => value.is_boolean(),
+        NUMBER => value.is_number(),
+        _ => value.is_string(),
+    }
+}

@@ -1,0 +1,137 @@
+//! How many requests each route takes.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::super::super::fault::Scope;
+use super::super::super::observed::digest;
+use super::super::super::request::Response;
+use super::super::World;
+use super::Headers;
+
+const GLOBAL_WINDOW: Duration = Duration::from_secs(1);
+
+/// So many buckets are remembered before those are forgotten whose window is over.
+const MOST_BUCKETS: usize = 10_000;
+
+/// The requests of each bucket within its window.
+#[derive(Default)]
+pub(super) struct Buckets(HashMap<String, Bucket>);
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    used: u32,
+    reset_at: Instant,
+}
+
+impl Buckets {
+    /// Counts a request: how the bucket is then, and whether it had room.
+    fn count(&mut self, now: Instant, name: &str, limit: u32, window: Duration) -> (Bucket, bool) {
+        if self.0.len() > MOST_BUCKETS {
+            self.0.retain(|_, bucket| bucket.reset_at > now);
+        }
+        let fresh = Bucket {
+            used: 0,
+            reset_at: now + window,
+        };
+        let bucket = self.0.entry(name.to_owned()).or_insert(fresh);
+        if bucket.reset_at <= now {
+            *bucket = fresh;
+        }
+
+        let has_room = bucket.used < limit;
+        bucket.used += u32::from(has_room);
+        (*bucket, has_room)
+    }
+}
+
+impl World {
+    /// Counts a request against the limits: the headers that tell of them, or the refusal.
+    ///
+    /// A bucket is a route with its major parameter, which `key` names both.
+    pub(super) fn take_turn(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        (route, key): (&str, &str),
+    ) -> Result<Headers, Response> {
+        let (limit, window) = self.settings.rest_limit;
+        let (window, second) = (self.scaled(window), self.scaled(GLOBAL_WINDOW));
+        let global = self.settings.global_rest_limit;
+        let (bucket, has_room) = self.desk.buckets.count(now, "", global, second);
+        if !has_room {
+            key.clone_into(&mut self.sent);
+            self.warn_only(
+                now,
+                connection,
+                format!("at most {global} requests a second"),
+            );
+            return Err(limited(bucket.reset_at - now, Scope::Global));
+        }
+
+        let (bucket, has_room) = self.desk.buckets.count(now, key, limit, window);
+        let left = bucket.reset_at - now;
+        let reset_at = self.unix(now) + left;
+        let headers = [
+            ("x-ratelimit-limit", limit.to_string()),
+            ("x-ratelimit-remaining", (limit - bucket.used).to_string()),
+            (
+                "x-ratelimit-reset",
+                format!("{:.3}", reset_at.as_secs_f64()),
+            ),
+            (
+                "x-ratelimit-reset-after",
+                format!("{:.3}", left.as_secs_f64()),
+            ),
+            (
+                "x-ratelimit-bucket",
+                format!("{:016x}", digest(route.as_bytes())),
+            ),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value));
+        if has_room {
+            return Ok(headers.into());
+        }
+        key.clone_into(&mut self.sent);
+        let rule = format!("at most {limit} requests of a route in {window:?}");
+        self.warn_only(now, connection, rule);
+        let mut refusal = limited(left, Scope::User);
+        refusal.headers.extend(headers);
+        Err(refusal)
+    }
+}
+
+/// 429, as Discord's proxy passes it on.
+pub(super) fn limited(wait: Duration, scope: Scope) -> Response {
+    let seconds = wait.as_secs_f64();
+    let is_global = scope == Scope::Global;
+    let mut response = Response::json(
+        429,
+        json!({
+            "message": "You are being rate limited.",
+            "retry_after": seconds,
+            "global": is_global,
+        }),
+    );
+    let scope = match scope {
+        Scope::User => "user",
+        Scope::Global => "global",
+        Scope::Shared => "shared",
+    };
+    let mut headers = vec![
+        ("retry-after", seconds.ceil().to_string()),
+        ("x-ratelimit-scope", scope.to_owned()),
+        // Some clients take a 429 without it for a ban of their address.
+        ("via", "1.1 google".to_owned()),
+    ];
+    if is_global {
+        headers.push(("x-ratelimit-global", "true".to_owned()));
+    }
+    let headers = headers.into_iter();
+    response.headers = headers
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    response
+}
