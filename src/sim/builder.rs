@@ -267,6 +267,7 @@ impl Builder {
             max_concurrency,
             members,
             time_scale,
+            heartbeat_interval,
             activity,
             rest_limit,
             global_rest_limit,
@@ -286,6 +287,25 @@ impl Builder {
                 return Err(wrong(setting, &given, format!("{least} to {most}")));
             }
         }
+        self.check_durations()?;
+        if !(time_scale > 0.0 && time_scale <= 1000.0) {
+            return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
+        }
+        let interval = heartbeat_interval.mul_f64(time_scale);
+        if interval < Duration::from_millis(1) {
+            return Err(wrong(
+                "heartbeat_interval",
+                &humantime::format_duration(interval),
+                "1 ms or more, once scaled",
+            ));
+        }
+        if !(0.0..=MOST_ACTIVE).contains(&activity) {
+            return Err(wrong("activity", &activity, "0 to 1000000 events a second"));
+        }
+        Ok(())
+    }
+
+    fn check_durations(&self) -> Result<(), StartError> {
         let Settings {
             reset_after,
             heartbeat_interval,
@@ -294,6 +314,7 @@ impl Builder {
             latency,
             jitter,
             replay_delay,
+            rest_limit,
             ..
         } = self.settings;
         let durations = [
@@ -314,20 +335,6 @@ impl Builder {
                     "up to a year",
                 ));
             }
-        }
-        if !(time_scale > 0.0 && time_scale <= 1000.0) {
-            return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
-        }
-        let interval = heartbeat_interval.mul_f64(time_scale);
-        if interval < Duration::from_millis(1) {
-            return Err(wrong(
-                "heartbeat_interval",
-                &humantime::format_duration(interval),
-                "1 ms or more, once scaled",
-            ));
-        }
-        if !(0.0..=MOST_ACTIVE).contains(&activity) {
-            return Err(wrong("activity", &activity, "0 to 1000000 events a second"));
         }
         Ok(())
     }

@@ -114,7 +114,7 @@ pub(super) fn data(
     rng: &mut Rng,
 ) -> Value {
     let (guild_id, channel_id) = (guild.id.to_string(), guild.channel().to_string());
-    let (user, user_id) = (payloads::user(member, false), member.to_string());
+    let user_id = member.to_string();
     match name {
         "TYPING_START" => json!({
             "channel_id": channel_id,
@@ -147,46 +147,56 @@ pub(super) fn data(
         "CHANNEL_PINS_UPDATE" => {
             json!({"guild_id": guild_id, "channel_id": channel_id, "last_pin_timestamp": payloads::timestamp(unix)})
         }
-        "THREAD_CREATE" | "THREAD_UPDATE" => json!({
-            "id": id.to_string(),
-            "type": 11,
-            "guild_id": guild_id,
-            "parent_id": channel_id,
-            "owner_id": user_id,
-            "name": "a thread",
-            "last_message_id": null,
-            "message_count": 0,
-            "member_count": 1,
-            "total_message_sent": 0,
-            "rate_limit_per_user": 0,
-            "flags": 0,
-            "thread_metadata": {
-                "archived": false,
-                "auto_archive_duration": 1440,
-                "archive_timestamp": payloads::timestamp(unix),
-                "create_timestamp": payloads::timestamp(unix),
-                "locked": false,
-            },
-        }),
-        "INVITE_CREATE" => json!({
-            "guild_id": guild_id,
-            "channel_id": channel_id,
-            "code": format!("sim{}", id % 10_000),
-            "created_at": payloads::timestamp(unix),
-            "expires_at": null,
-            "inviter": user,
-            "max_age": 86_400,
-            "max_uses": 0,
-            "temporary": false,
-            "type": 0,
-            "uses": 0,
-        }),
+        "THREAD_CREATE" | "THREAD_UPDATE" => thread(guild, member, id, unix),
+        "INVITE_CREATE" => invite(guild, member, id, unix),
         "INVITE_DELETE" => {
             json!({"guild_id": guild_id, "channel_id": channel_id, "code": format!("sim{}", id % 10_000)})
         }
         // WEBHOOKS_UPDATE
         _ => json!({"guild_id": guild_id, "channel_id": channel_id}),
     }
+}
+
+/// A thread in a guild's text channel.
+fn thread(guild: Guild, owner: u64, id: u64, unix: Duration) -> Value {
+    json!({
+        "id": id.to_string(),
+        "type": 11,
+        "guild_id": guild.id.to_string(),
+        "parent_id": guild.channel().to_string(),
+        "owner_id": owner.to_string(),
+        "name": "a thread",
+        "last_message_id": null,
+        "message_count": 0,
+        "member_count": 1,
+        "total_message_sent": 0,
+        "rate_limit_per_user": 0,
+        "flags": 0,
+        "thread_metadata": {
+            "archived": false,
+            "auto_archive_duration": 1440,
+            "archive_timestamp": payloads::timestamp(unix),
+            "create_timestamp": payloads::timestamp(unix),
+            "locked": false,
+        },
+    })
+}
+
+/// An invitation to a guild's text channel.
+fn invite(guild: Guild, inviter: u64, id: u64, unix: Duration) -> Value {
+    json!({
+        "guild_id": guild.id.to_string(),
+        "channel_id": guild.channel().to_string(),
+        "code": format!("sim{}", id % 10_000),
+        "created_at": payloads::timestamp(unix),
+        "expires_at": null,
+        "inviter": payloads::user(inviter, false),
+        "max_age": 86_400,
+        "max_uses": 0,
+        "temporary": false,
+        "type": 0,
+        "uses": 0,
+    })
 }
 
 #[cfg(test)]

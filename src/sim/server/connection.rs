@@ -39,19 +39,29 @@ enum Stage {
     Tls(MidHandshakeTlsStream<Line>),
     /// Reading requests, one after the other.
     Request(Stream, Reader),
-    /// Writing an answer; then the connection is what `then` says.
-    Answer {
-        stream: Stream,
-        answer: Vec<u8>,
-        written: usize,
-        /// What has come of the next request.
-        reader: Reader,
-        then: Then,
-    },
+    /// Writing an answer.
+    Answer(Box<Answer>),
     Open(Box<WebSocket<Stream>>),
     /// Nothing is said, and nothing that is read matters.
     Mute(Stream),
     Gone,
+}
+
+struct Answer {
+    stream: Stream,
+    bytes: Vec<u8>,
+    written: usize,
+    /// What has come of the next request.
+    reader: Reader,
+    /// What the connection is then.
+    then: Then,
+}
+
+/// How far an answer has come.
+enum Written {
+    All(Option<News>),
+    /// The socket takes no more.
+    Blocked,
 }
 
 pub(super) enum Then {
@@ -148,9 +158,8 @@ impl Connection {
     fn stream(&mut self) -> Option<&mut Stream> {
         match &mut self.stage {
             Stage::Open(socket) => Some(socket.get_mut()),
-            Stage::Request(stream, _) | Stage::Answer { stream, .. } | Stage::Mute(stream) => {
-                Some(stream)
-            }
+            Stage::Answer(answer) => Some(&mut answer.stream),
+            Stage::Request(stream, _) | Stage::Mute(stream) => Some(stream),
             Stage::Tls(_) | Stage::Gone => None,
         }
     }
@@ -224,7 +233,7 @@ impl Connection {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let next_write = match &self.stage {
             Stage::Open(socket) if self.unflushed => socket.get_ref().next_write(),
-            Stage::Answer { stream, .. } => stream.next_write(),
+            Stage::Answer(answer) => answer.stream.next_write(),
             _ => None,
         };
         let next = [
@@ -297,40 +306,13 @@ impl Connection {
                         return None;
                     }
                 }
-                Stage::Answer {
-                    mut stream,
-                    answer,
-                    mut written,
-                    reader,
-                    then,
-                } => match stream.write(&answer[written..]) {
-                    Ok(count) => {
-                        written += count;
-                        if written == answer.len() {
-                            if let Some(news) = self.answered(stream, reader, then) {
-                                return Some(news);
-                            }
-                        } else {
-                            self.stage = Stage::Answer {
-                                stream,
-                                answer,
-                                written,
-                                reader,
-                                then,
-                            };
+                Stage::Answer(answer) => match self.write_answer(*answer) {
+                    Written::All(news) => {
+                        if news.is_some() {
+                            return news;
                         }
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        self.stage = Stage::Answer {
-                            stream,
-                            answer,
-                            written,
-                            reader,
-                            then,
-                        };
-                        return None;
-                    }
-                    Err(_) => {}
+                    Written::Blocked => return None,
                 },
                 Stage::Mute(mut stream) => match stream.read(&mut [0; 4096]) {
                     Ok(0) => {}
@@ -363,6 +345,21 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Writes on what a request is answered with.
+    fn write_answer(&mut self, mut answer: Answer) -> Written {
+        while answer.written < answer.bytes.len() {
+            match answer.stream.write(&answer.bytes[answer.written..]) {
+                Ok(count) => answer.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stage = Stage::Answer(Box::new(answer));
+                    return Written::Blocked;
+                }
+                Err(_) => return Written::All(None),
+            }
+        }
+        Written::All(self.answered(answer.stream, answer.reader, answer.then))
     }
 
     /// An answer is out.
@@ -419,13 +416,13 @@ impl Connection {
             }
             Ok(None) => return self.read_on(stream, reader),
         };
-        self.stage = Stage::Answer {
+        self.stage = Stage::Answer(Box::new(Answer {
             stream,
-            answer,
+            bytes: answer,
             written: 0,
             reader,
             then,
-        };
+        }));
         false
     }
 

@@ -169,7 +169,21 @@ impl World {
 
     fn strike(&mut self, now: Instant, connection: usize, fault: &Fault) {
         let shard = self.shard_of(connection);
-        let struck = match fault {
+        let struck = self.strike_line(connection, fault)
+            || self.strike_bytes(connection, fault)
+            || self.strike_session(now, connection, fault);
+        if struck {
+            self.observed.faults.push(Strike {
+                at: now,
+                shard,
+                fault: fault.clone(),
+            });
+        }
+    }
+
+    /// What befalls the line itself; whether the fault is of that kind.
+    fn strike_line(&mut self, connection: usize, fault: &Fault) -> bool {
+        match fault {
             Fault::Delay { latency, jitter } => self.order(Order::Delay {
                 connection,
                 latency: *latency,
@@ -187,6 +201,13 @@ impl World {
                 }
                 self.order(Order::Silence(connection))
             }
+            _ => false,
+        }
+    }
+
+    /// What comes over the line that nobody expects; whether the fault is of that kind.
+    fn strike_bytes(&mut self, connection: usize, fault: &Fault) -> bool {
+        match fault {
             Fault::CutInFrame => {
                 // A text of 4096 bytes, and the first of them.
                 let mut bytes = vec![0x81, 0x7e, 0x10, 0x00];
@@ -212,6 +233,13 @@ impl World {
                 bytes.extend((1_u64 << 40).to_be_bytes());
                 self.order(Order::Bytes(connection, bytes))
             }
+            _ => false,
+        }
+    }
+
+    /// What the gateway does; whether the fault is of that kind, and could happen.
+    fn strike_session(&mut self, now: Instant, connection: usize, fault: &Fault) -> bool {
+        match fault {
             Fault::NoAck => self.connections.get_mut(&connection).is_some_and(|client| {
                 client.acknowledges = false;
                 true
@@ -238,13 +266,6 @@ impl World {
             Fault::Repeat => self.send_again(connection, 0),
             Fault::OutOfOrder => self.send_again(connection, LATE),
             _ => false,
-        };
-        if struck {
-            self.observed.faults.push(Strike {
-                at: now,
-                shard,
-                fault: fault.clone(),
-            });
         }
     }
 

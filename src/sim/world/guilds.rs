@@ -233,8 +233,6 @@ fn intents_of(name: &str, in_guild: bool) -> Intents {
         | "VOICE_CHANNEL_STATUS_UPDATE"
         | "VOICE_CHANNEL_START_TIME_UPDATE" => Intents::GUILDS,
         "THREAD_MEMBERS_UPDATE" => Intents::GUILDS | Intents::GUILD_MEMBERS,
-        "CHANNEL_PINS_UPDATE" if in_guild => Intents::GUILDS,
-        "CHANNEL_PINS_UPDATE" => Intents::DIRECT_MESSAGES,
         "GUILD_MEMBER_ADD" | "GUILD_MEMBER_UPDATE" | "GUILD_MEMBER_REMOVE" => {
             Intents::GUILD_MEMBERS
         }
@@ -255,6 +253,24 @@ fn intents_of(name: &str, in_guild: bool) -> Intents {
         "INVITE_CREATE" | "INVITE_DELETE" => Intents::GUILD_INVITES,
         "VOICE_CHANNEL_EFFECT_SEND" | "VOICE_STATE_UPDATE" => Intents::GUILD_VOICE_STATES,
         "PRESENCE_UPDATE" => Intents::GUILD_PRESENCES,
+        "GUILD_SCHEDULED_EVENT_CREATE"
+        | "GUILD_SCHEDULED_EVENT_UPDATE"
+        | "GUILD_SCHEDULED_EVENT_DELETE"
+        | "GUILD_SCHEDULED_EVENT_USER_ADD"
+        | "GUILD_SCHEDULED_EVENT_USER_REMOVE" => Intents::GUILD_SCHEDULED_EVENTS,
+        "AUTO_MODERATION_RULE_CREATE"
+        | "AUTO_MODERATION_RULE_UPDATE"
+        | "AUTO_MODERATION_RULE_DELETE" => Intents::AUTO_MODERATION_CONFIGURATION,
+        "AUTO_MODERATION_ACTION_EXECUTION" => Intents::AUTO_MODERATION_EXECUTION,
+        _ => intents_of_channel(name, in_guild),
+    }
+}
+
+/// The same of what happens in a channel, of a guild or direct.
+fn intents_of_channel(name: &str, in_guild: bool) -> Intents {
+    match name {
+        "CHANNEL_PINS_UPDATE" if in_guild => Intents::GUILDS,
+        "CHANNEL_PINS_UPDATE" => Intents::DIRECT_MESSAGES,
         "MESSAGE_CREATE" | "MESSAGE_UPDATE" | "MESSAGE_DELETE" if !in_guild => {
             Intents::DIRECT_MESSAGES
         }
@@ -273,15 +289,6 @@ fn intents_of(name: &str, in_guild: bool) -> Intents {
         }
         "TYPING_START" if in_guild => Intents::GUILD_MESSAGE_TYPING,
         "TYPING_START" => Intents::DIRECT_MESSAGE_TYPING,
-        "GUILD_SCHEDULED_EVENT_CREATE"
-        | "GUILD_SCHEDULED_EVENT_UPDATE"
-        | "GUILD_SCHEDULED_EVENT_DELETE"
-        | "GUILD_SCHEDULED_EVENT_USER_ADD"
-        | "GUILD_SCHEDULED_EVENT_USER_REMOVE" => Intents::GUILD_SCHEDULED_EVENTS,
-        "AUTO_MODERATION_RULE_CREATE"
-        | "AUTO_MODERATION_RULE_UPDATE"
-        | "AUTO_MODERATION_RULE_DELETE" => Intents::AUTO_MODERATION_CONFIGURATION,
-        "AUTO_MODERATION_ACTION_EXECUTION" => Intents::AUTO_MODERATION_EXECUTION,
         "MESSAGE_POLL_VOTE_ADD" | "MESSAGE_POLL_VOTE_REMOVE" => {
             if in_guild {
                 Intents::GUILD_MESSAGE_POLLS

@@ -10,6 +10,7 @@ mod activity;
 mod commands;
 mod faults;
 mod guilds;
+mod records;
 mod rest;
 mod roster;
 mod sessions;
@@ -22,9 +23,8 @@ use serde_json::Value;
 use tungstenite::Message;
 
 use super::fault::{Answer, Fault};
-use super::observed::{Action, Dispatched, Observed, Record, Violation};
+use super::observed::{Action, Dispatched, Observed};
 use super::payloads::{self, Guild};
-use super::request::Request;
 use super::settings::Settings;
 use crate::shard_id::ShardId;
 pub(crate) use rest::{Answered, Incoming, Manner, Reply};
@@ -36,8 +36,6 @@ const SENDS: usize = 120;
 const MAX_PAYLOAD: usize = 4096;
 /// Older versions of the API are deprecated.
 const OLDEST_SUPPORTED: u32 = 9;
-/// What is kept of a payload that breaks a rule, in bytes.
-const LONGEST_SENT: usize = 400;
 /// What a heartbeat may be late on a machine that does other things too.
 const HEARTBEAT_GRACE: Duration = Duration::from_secs(2);
 
@@ -322,7 +320,7 @@ impl World {
             return self.refuse(now, connection, 4002, "payloads are JSON");
         };
         let data = payload.get_mut("d").map(Value::take).unwrap_or_default();
-        self.sent = shown(&payload["op"], &data);
+        self.sent = records::shown(&payload["op"], &data);
         match payload["op"].as_u64() {
             Some(1) => self.heartbeat(now, connection, &data),
             Some(2) => self.identify(now, connection, data),
@@ -434,62 +432,9 @@ impl World {
         }
     }
 
-    /// A rule is broken: the connection is closed with Discord's code for it.
-    fn refuse(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
-        self.violation(now, connection, format!("{code}: {rule}"), true);
-        self.close(now, connection, code);
-    }
-
-    /// A client does something that Discord documents otherwise and accepts. A strict world closes
-    /// its connection with the code that would be right.
-    fn warn(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
-        if self.settings.is_strict && self.connections.contains_key(&connection) {
-            self.violation(now, connection, format!("{code}: {rule}"), false);
-            return self.close(now, connection, code);
-        }
-        self.warn_only(now, connection, rule.to_owned());
-    }
-
-    /// A client does something that it should not, of which nothing follows.
-    fn warn_only(&mut self, now: Instant, connection: usize, rule: String) {
-        let warning = self.breach(now, connection, rule, false);
-        self.observed.warnings.push(warning);
-    }
-
     fn close(&mut self, now: Instant, connection: usize, code: u16) {
         self.orders.push_back(Order::Close(connection, code));
         self.closed(now, connection, None);
-    }
-
-    fn violation(
-        &mut self,
-        now: Instant,
-        connection: usize,
-        rule: impl Into<String>,
-        is_refused: bool,
-    ) {
-        let violation = self.breach(now, connection, rule.into(), is_refused);
-        self.observed.violations.push(violation);
-    }
-
-    fn breach(&self, now: Instant, connection: usize, rule: String, is_refused: bool) -> Violation {
-        Violation {
-            at: now,
-            shard: self.shard_of(connection),
-            rule,
-            sent: self.sent.clone(),
-            is_refused,
-        }
-    }
-
-    fn record(&mut self, now: Instant, connection: usize, action: Action) {
-        let shard = self.shard_of(connection);
-        self.observed.records.push(Record {
-            at: now,
-            connection,
-            shard,
-            action,
-        });
     }
 
     /// The session that a connection carries.
@@ -514,52 +459,6 @@ impl World {
     }
 
     // What the owner does, past the rules.
-
-    /// What was observed since the last time; forgets what is over.
-    pub(super) fn drain(&mut self) -> Observed {
-        self.taken.clear();
-        let observed = &mut self.observed;
-        let drained = Observed {
-            records: std::mem::take(&mut observed.records),
-            violations: std::mem::take(&mut observed.violations),
-            warnings: std::mem::take(&mut observed.warnings),
-            faults: std::mem::take(&mut observed.faults),
-            lost: std::mem::take(&mut observed.lost),
-            live: observed.live.clone(),
-            sequences: observed.sequences.clone(),
-            ..*observed
-        };
-        observed
-            .sequences
-            .retain(|session, _| self.sessions.contains_key(session));
-        drained
-    }
-
-    /// The first request of a route that was not taken before.
-    pub(super) fn take_request(&mut self, method: &str, pattern: &str) -> Option<Request> {
-        let mut records = self.observed.records.iter().enumerate();
-        let (at, request) = records.find_map(|(at, record)| {
-            let Action::Request { request, .. } = &record.action else {
-                return None;
-            };
-            let is_wanted = request.method == method && !self.taken.contains(&at);
-            let parameters = rest::matches(pattern, &request.path).filter(|_| is_wanted)?;
-            let mut request = Request::clone(request);
-            request.parameters = parameters;
-            Some((at, request))
-        })?;
-        self.taken.insert(at);
-        Some(request)
-    }
-
-    /// The requests that were not taken.
-    pub(super) fn untaken(&self) -> impl Iterator<Item = &Request> {
-        let records = self.observed.records.iter().enumerate();
-        records.filter_map(|(at, record)| match &record.action {
-            Action::Request { request, .. } if !self.taken.contains(&at) => Some(&**request),
-            _ => None,
-        })
-    }
 
     pub(super) fn send_raw(&mut self, shard: ShardId, text: &str) {
         for connection in self.connections_of(shard) {
@@ -600,26 +499,6 @@ impl World {
         self.next_id += 1;
         self.timers.insert((at, self.next_id), timer);
     }
-}
-
-/// A payload as the record of a broken rule has it: shortened, and without the token.
-fn shown(op: &Value, data: &Value) -> String {
-    let mut data = data.clone();
-    if let Some(data) = data.as_object_mut() {
-        data.remove("token");
-    }
-    shortened(format!("op {op} {data}"))
-}
-
-fn shortened(mut text: String) -> String {
-    if text.len() > LONGEST_SENT {
-        let boundary = (0..=LONGEST_SENT)
-            .rev()
-            .find(|at| text.is_char_boundary(*at));
-        text.truncate(boundary.unwrap_or_default());
-        text.push('…');
-    }
-    text
 }
 
 /// Counts one more, and tells whether that is more than the limit within the window.

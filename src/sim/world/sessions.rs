@@ -295,9 +295,14 @@ impl World {
         if let Some(answer) = answer {
             return self.answer(now, connection, answer, Some(&id));
         }
-        match self.sessions.get(&id) {
-            Some(session) if resume.seq > session.sequence => {
-                self.lose_session(&id);
+        self.resume_from(now, connection, &id, resume.seq);
+    }
+
+    /// Replays a session from a sequence, if all that follows it is there.
+    fn resume_from(&mut self, now: Instant, connection: usize, id: &str, sequence: u64) {
+        match self.sessions.get(id) {
+            Some(session) if sequence > session.sequence => {
+                self.lose_session(id);
                 self.refuse(
                     now,
                     connection,
@@ -307,25 +312,24 @@ impl World {
             }
             // What was missed is no longer all there.
             Some(session)
-                if resume.seq < session.sequence
+                if sequence < session.sequence
                     && session
                         .replay
                         .front()
-                        .is_none_or(|(first, _)| *first > resume.seq + 1) =>
+                        .is_none_or(|(first, _)| *first > sequence + 1) =>
             {
-                self.lose_session(&id);
+                self.lose_session(id);
                 self.invalidate(connection, false);
             }
             Some(_) if self.settings.replay_delay.is_zero() => {
-                self.replay(now, connection, &id, resume.seq);
+                self.replay(now, connection, id, sequence);
             }
             Some(_) => {
-                let sequence = resume.seq;
                 self.set_timer(
                     now + self.settings.replay_delay,
                     Timer::Replay {
                         connection,
-                        session: id,
+                        session: id.to_owned(),
                         sequence,
                     },
                 );

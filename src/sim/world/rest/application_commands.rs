@@ -209,19 +209,8 @@ impl World {
             Value::Object(given) => given,
             other => return Err(wanted.wrong(&other.to_string())),
         };
+        wanted.check_required(given)?;
         let known = wanted.known.as_array();
-        let missing = known.into_iter().flatten().find(|option| {
-            let name = option["name"].as_str().unwrap_or_default();
-            option["required"] == true && !given.contains_key(name) && wanted.focused.is_none()
-        });
-        if let Some(missing) = missing {
-            let name = missing["name"].as_str().unwrap_or_default();
-            return Err(EmitError::MissingOption {
-                of: wanted.command.to_owned(),
-                missing: name.to_owned(),
-            });
-        }
-
         let mut options = Vec::new();
         for (name, value) in given {
             let known = known.map(|known| known.iter().find(|option| option["name"] == **name));
@@ -340,6 +329,23 @@ impl World {
 }
 
 impl Options<'_> {
+    /// Whether every option is given that a command which is sent has to have.
+    fn check_required(&self, given: &Map<String, Value>) -> Result<(), EmitError> {
+        let known = self.known.as_array().into_iter().flatten();
+        let mut required = known.filter(|option| option["required"] == true);
+        let missing = required.find_map(|option| {
+            let name = option["name"].as_str()?;
+            (!given.contains_key(name)).then_some(name)
+        });
+        match missing {
+            Some(missing) if self.focused.is_none() => Err(EmitError::MissingOption {
+                of: self.command.to_owned(),
+                missing: missing.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn wrong(&self, given: &str) -> EmitError {
         EmitError::UnknownOption {
             of: self.command.to_owned(),

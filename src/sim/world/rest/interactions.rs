@@ -89,16 +89,7 @@ impl World {
         let mut data = payloads::interaction(id, &token, channel, place.guild());
         data["type"] = about.kind.into();
         data["data"] = about.data;
-        match place {
-            Place::Guild(guild) => {
-                let denied = self.desk.denied.get(&guild.id).copied().unwrap_or_default();
-                let permissions = ALL & !denied;
-                data["app_permissions"] = permissions.to_string().into();
-                data["member"] = self.member(guild, user).unwrap_or_default();
-                data["member"]["permissions"] = ALL.to_string().into();
-            }
-            Place::Direct(_) => data["user"] = payloads::user(user, false),
-        }
+        payloads::extend(&mut data, self.used_by(place, user));
         if let Some(source) = about.source
             && let Ok(message) = self.desk.message(channel, source)
         {
@@ -122,6 +113,18 @@ impl World {
         interactions.insert(id, pending);
         self.announce(place, "INTERACTION_CREATE", &data);
         Ok(id)
+    }
+
+    /// Who does something, and what the bot may do there.
+    fn used_by(&self, place: Place, user: u64) -> Value {
+        let Place::Guild(guild) = place else {
+            return json!({"user": payloads::user(user, false)});
+        };
+        let denied = self.desk.denied.get(&guild.id).copied();
+        let permissions = ALL & !denied.unwrap_or_default();
+        let mut member = self.member(guild, user).unwrap_or_default();
+        member["permissions"] = ALL.to_string().into();
+        json!({"app_permissions": permissions.to_string(), "member": member})
     }
 
     /// What an interaction tells the bot.

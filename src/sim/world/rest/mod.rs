@@ -223,7 +223,7 @@ impl World {
 
         let agent = request.header("user-agent").unwrap_or_default();
         if !agent.starts_with("DiscordBot (") {
-            self.sent = super::shortened(format!("{agent:?} for {request}"));
+            self.sent = super::records::shortened(format!("{agent:?} for {request}"));
             let rule = "a User-Agent is `DiscordBot (URL, VERSION)`";
             self.warn_only(now, connection, rule.to_owned());
         }
@@ -339,7 +339,7 @@ impl World {
             && !is_shared
             && super::over(&mut self.desk.invalid, now, window, INVALID)
         {
-            self.sent = super::shortened(request.to_string());
+            self.sent = super::records::shortened(request.to_string());
             let rule = "at most 10,000 invalid requests per 10 min";
             self.violation(now, connection, rule, true);
         }
