@@ -20,6 +20,13 @@ pub struct Builder {
     mix: Vec<(String, u32)>,
 }
 
+impl Gateway {
+    /// A gateway with one shard and no guilds, to begin with.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
 impl Builder {
     pub(super) fn new() -> Self {
         let settings = Settings {
@@ -246,7 +253,10 @@ impl Builder {
             self.settings.mix =
                 Mix::new(&self.mix).map_err(|(given, allowed)| wrong("mix", &given, allowed))?;
         }
-        Gateway::start(self)
+        let (port, is_tls, token) = (self.port, self.tls, self.token().to_owned());
+        Gateway::serve(port, is_tls, token, |now, unix, url| {
+            self.world(now, unix, url)
+        })
     }
 
     pub(crate) fn token(&self) -> &str {

@@ -11,13 +11,13 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 use tungstenite::Message;
 
-use super::builder::Builder;
 use super::certificate::Certificates;
 use super::fault::{Fault, Target};
 use super::interaction::Interaction;
 use super::observed::{Dispatched, EmitError, Observed};
 use super::request::{Request, Response};
 use super::settings::{MOST_ACTIVE, StartError};
+use super::shared::Shared;
 use super::time::after;
 use super::world::{World, is_pattern, names};
 use super::{payloads, server};
@@ -32,39 +32,30 @@ pub struct Gateway {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the gateway's thread and its owner share.
-pub(super) struct Shared {
-    pub(super) world: Mutex<World>,
-    pub(super) changed: Condvar,
-    waker: mio::Waker,
-}
-
 impl Gateway {
-    /// A gateway with one shard and no guilds, to begin with.
-    pub fn builder() -> Builder {
-        Builder::new()
-    }
-
-    pub(super) fn start(builder: Builder) -> Result<Self, StartError> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, builder.port));
+    /// Serves a world, which the settings' builder makes for the url of the gateway.
+    pub(super) fn serve(
+        port: u16,
+        is_tls: bool,
+        token: String,
+        world: impl FnOnce(Instant, Duration, String) -> World,
+    ) -> Result<Self, StartError> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener =
             mio::net::TcpListener::bind(address).map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => StartError::PortInUse(builder.port),
+                io::ErrorKind::AddrInUse => StartError::PortInUse(port),
                 _ => error.into(),
             })?;
         let address = listener.local_addr()?;
-        let certificates = builder.tls.then(Certificates::new).transpose()?;
-        let root_certificate = certificates
-            .as_ref()
-            .map(|certificates| certificates.root.clone());
-        let scheme = if builder.tls { "wss" } else { "ws" };
-        let token = builder.token().to_owned();
+        let certificates = is_tls.then(Certificates::new).transpose()?;
+        let certificate = certificates.as_ref();
+        let root_certificate = certificate.map(|certificates| certificates.root.clone());
+        let scheme = if is_tls { "wss" } else { "ws" };
         // A clock before 1970 is a clock that is not set.
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let url = format!("{scheme}://{address}");
-        let world = builder.world(Instant::now(), unix, url);
+        let world = world(Instant::now(), unix, format!("{scheme}://{address}"));
 
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), server::WAKE)?;
@@ -152,7 +143,8 @@ impl Gateway {
         self.change(|world, _| world.emit(guild_id, name, data))
     }
 
-    /// From now on the guilds bring forth so many events a second; see [`Builder::activity`].
+    /// From now on the guilds cause this many events a second; see
+    /// [`Builder::activity`](super::Builder::activity).
     ///
     /// # Panics
     /// If the rate is not from 0 to 1,000,000.
@@ -286,7 +278,8 @@ impl Gateway {
         self.shared.world.lock().drain()
     }
 
-    /// Every event that sessions were given, in order, if [`Builder::keep_dispatches`] says so;
+    /// Every event that sessions were given, in order, if
+    /// [`Builder::keep_dispatches`](super::Builder::keep_dispatches) says so;
     /// RESUMED is not among them.
     pub fn dispatches(&self) -> Vec<Dispatched> {
         self.shared.world.lock().dispatches.clone()

@@ -156,6 +156,7 @@ pub mod permissions;
 mod request;
 mod server;
 mod settings;
+mod shared;
 mod time;
 mod traffic;
 mod world;

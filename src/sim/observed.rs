@@ -145,7 +145,7 @@ pub struct Violation {
     /// The shard, once it is known.
     pub shard: Option<ShardId>,
     /// Which rule, in words: what Discord documents. It begins with the close code, if Discord
-    /// closes the connection.
+    /// closes the connection, or with the HTTP status, if it answers with one.
     pub rule: String,
     /// What the client sent, shortened and without its token; empty if it sent nothing.
     pub sent: String,

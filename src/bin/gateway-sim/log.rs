@@ -157,10 +157,12 @@ fn describe(action: &Action) -> (&'static str, String) {
         Action::Post { channel, text } => ("post", format!("{channel} {text:?}")),
         Action::Request {
             request, status, ..
-        } => (
-            "request",
-            format!("{} {} {status}", request.method, request.path),
-        ),
+        } => {
+            let files = request.files.iter().map(|file| format!(" + {file:?}"));
+            let files: String = files.collect();
+            let detail = format!("{} {} {status}{files}", request.method, request.path);
+            ("request", detail)
+        }
         _ => ("other", format!("{action:?}")),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use threadcord::sim::{Gateway, Interaction};
 
-use crate::arguments::targeted;
+use super::arguments::targeted;
 
 const ORDERS: &str = "autocomplete, chat, command, emit, fault, in, message-command, press, quit, react, \
     select, submit, user-command";

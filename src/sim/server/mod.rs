@@ -20,8 +20,8 @@ use self::http::Responder;
 use self::wire::Line;
 use super::certificate::Certificates;
 use super::fault::{TlsFault, UpgradeFault};
-use super::gateway::Shared;
 use super::request::{Handler, Request, Response};
+use super::shared::Shared;
 use super::world::{Incoming, Order, Reply, World};
 
 const LISTENER: Token = Token(0);

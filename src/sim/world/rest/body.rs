@@ -22,8 +22,25 @@ pub(super) fn read(content_type: Option<&str>, body: &[u8]) -> Result<(Value, Ve
             Err(invalid_form("_", "MULTIPART_FORM_INVALID", message))
         });
     }
-    let json = serde_json::from_slice(body).map_err(|_| NOT_JSON)?;
+    let json = if content_type.starts_with("application/x-www-form-urlencoded") {
+        let pairs = url::form_urlencoded::parse(body).into_owned();
+        fields(pairs.map(|(name, value)| (name, value.into())).collect())?
+    } else {
+        serde_json::from_slice(body).map_err(|_| NOT_JSON)?
+    };
     Ok((json, Vec::new()))
+}
+
+/// The JSON of a form: its `payload_json`, or else its fields.
+fn fields(mut fields: Map<String, Value>) -> Result<Value, Refusal> {
+    match fields.remove("payload_json") {
+        None if fields.is_empty() => Ok(Value::Null),
+        None => Ok(fields.into()),
+        Some(payload) => {
+            let payload = payload.as_str().unwrap_or_default();
+            serde_json::from_str(payload).map_err(|_| NOT_JSON)
+        }
+    }
 }
 
 /// Reads a form; `None` if it is not whole.
@@ -31,7 +48,7 @@ pub(super) fn read(content_type: Option<&str>, body: &[u8]) -> Result<(Value, Ve
 /// Source: [Discord, Uploading
 /// files](https://docs.discord.com/developers/reference#uploading-files).
 fn form(body: &[u8], boundary: &str) -> Option<Result<(Value, Vec<File>), Refusal>> {
-    let (mut payload, mut fields, mut files) = (None, Map::new(), Vec::new());
+    let (mut texts, mut files) = (Map::new(), Vec::new());
     let delimiter = format!("\r\n--{boundary}");
 
     // No line ends before the first delimiter.
@@ -62,22 +79,11 @@ fn form(body: &[u8], boundary: &str) -> Option<Result<(Value, Vec<File>), Refusa
                 content_type: header("content-type").map(str::to_owned),
                 bytes: content.to_vec(),
             });
-        } else if field == "payload_json" {
-            payload = Some(content);
         } else {
-            fields.insert(field, String::from_utf8_lossy(content).into());
+            texts.insert(field, String::from_utf8_lossy(content).into());
         }
     }
-
-    let json = match payload {
-        None if fields.is_empty() => Value::Null,
-        None => fields.into(),
-        Some(payload) => match serde_json::from_slice(payload) {
-            Ok(json) => json,
-            Err(_) => return Some(Err(NOT_JSON)),
-        },
-    };
-    Some(Ok((json, files)))
+    Some(fields(texts).map(|json| (json, files)))
 }
 
 /// A parameter of a header, with or without quotes.
@@ -156,5 +162,9 @@ mod tests {
         }
         assert!(read(Some("multipart/form-data"), whole).is_err());
         assert!(read(None, b"{").is_err());
+        let encoded = Some("application/x-www-form-urlencoded");
+        assert_eq!(read(encoded, b"a=1%202").unwrap().0, json!({"a": "1 2"}));
+        let payload = read(encoded, b"payload_json=%7B%22a%22%3A1%7D").unwrap();
+        assert_eq!(payload.0, json!({"a": 1}));
     }
 }

@@ -63,11 +63,8 @@ impl World {
         let (bucket, has_room) = self.desk.buckets.count(now, "", global, second);
         if !has_room {
             key.clone_into(&mut self.sent);
-            self.warn_only(
-                now,
-                connection,
-                format!("at most {global} requests a second"),
-            );
+            let rule = format!("429: at most {global} requests a second");
+            self.violation(now, connection, rule, true);
             return Err(limited(bucket.reset_at - now, Scope::Global));
         }
 
@@ -95,8 +92,8 @@ impl World {
             return Ok(headers.into());
         }
         key.clone_into(&mut self.sent);
-        let rule = format!("at most {limit} requests of a route in {window:?}");
-        self.warn_only(now, connection, rule);
+        let rule = format!("429: at most {limit} requests of a route in {window:?}");
+        self.violation(now, connection, rule, true);
         let mut refusal = limited(left, Scope::User);
         refusal.headers.extend(headers);
         Err(refusal)

@@ -1,0 +1,36 @@
+import io
+import os
+
+import nextcord
+from nextcord.ext import commands
+
+print("version", nextcord.__version__, flush=True)
+SIM = os.environ["SIM"]
+nextcord.http.Route.BASE = f"{SIM}/api/v10"
+
+intents = nextcord.Intents.default()
+intents.message_content = True
+bot = commands.AutoShardedBot(intents=intents)
+
+
+@bot.slash_command(description="Says hello")
+async def hello(interaction: nextcord.Interaction):
+    await interaction.response.send_message("hello")
+
+
+@bot.event
+async def on_ready():
+    await bot.change_presence(activity=nextcord.Game("chess"))
+
+
+@bot.event
+async def on_message(message):
+    if message.content == "!ping":
+        answer = await message.reply("pong")
+        await answer.edit(content="pong!")
+        await message.add_reaction("👍")
+        await message.channel.send(file=nextcord.File(io.BytesIO(b"meow"), "cat.txt"))
+        await answer.delete()
+
+
+bot.run(os.environ["TOKEN"])
