@@ -11,7 +11,7 @@ const SHARDS: usize = 64;
 const GUILDS: usize = 20 * SHARDS;
 const CREDIT: usize = 500_000;
 
-/// More than a `GUILD_CREATE` with 250 members has.
+/// More than a `GUILD_CREATE` with 150 members and their presences has.
 const LARGEST_EVENT: usize = 160_000;
 
 /// What a shard takes besides: its thread, and its buffers for an event that is on its way.
@@ -30,7 +30,7 @@ fn guilds_against_a_stuck_handler() {
         "--guilds",
         &guilds,
         "--members",
-        "250",
+        "150",
         "--time-scale",
         "0.01",
         "--heartbeat-interval",

@@ -225,15 +225,15 @@ impl Builder {
         self
     }
 
-    /// How many requests all routes take together in a second, which is scaled. Answers to
+    /// How many requests all routes take together in a second, which is scaled. Those of
     /// interactions are not counted. Default: 50.
     pub fn global_rest_limit(mut self, requests: u32) -> Self {
         self.settings.global_rest_limit = requests;
         self
     }
 
-    /// Whether to refuse also what Discord documents otherwise and is not known to refuse, with the
-    /// close code that would be right for it. Default: no, it is a
+    /// Whether to close a connection also for what Discord documents otherwise and is not known to
+    /// refuse, with the close code that would be right for it. Default: no, it is a
     /// [warning](super::Observed::warnings).
     pub fn strict(mut self, strict: bool) -> Self {
         self.settings.is_strict = strict;

@@ -215,7 +215,8 @@ impl Gateway {
             "`path` is {path:?}; allowed: a path below `/api/v10`, for example `/guilds/{{}}/roles`"
         );
         let handler = Arc::new(handler);
-        self.change(|world, _| world.on(method, path, handler));
+        // The old one is dropped here, past the world's lock.
+        drop(self.change(|world, _| world.on(method, path, handler)));
     }
 
     /// The methods and paths that the simulator answers by itself.
@@ -341,6 +342,9 @@ impl Gateway {
                 break;
             }
         }
+        if let Some(request) = world.take_request(method, path) {
+            return request;
+        }
         let came: Vec<String> = world.untaken().map(ToString::to_string).collect();
         drop(world);
         panic!("no {method} {path} in {timeout:?}; what came: {came:#?}");
@@ -376,7 +380,11 @@ impl fmt::Debug for Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.change(|world, _| world.stopped = true);
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.take();
+        // A handler that holds the last reference is dropped on the gateway's own thread.
+        let is_other =
+            |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        if let Some(thread) = thread.filter(is_other) {
             let _ = thread.join();
         }
     }

@@ -100,6 +100,7 @@
 //! assert_eq!(deleted.parameters[1], message.to_string());
 //! expect("POST", "/users/@me/channels");
 //! let warning = expect("POST", "/channels/{}/messages");
+//! assert_ne!(warning.parameters[0], general.to_string(), "it is a direct message");
 //! assert_eq!(warning.json["content"], "please mind your language");
 //!
 //! // A moderator types a command, which the bot completes, and uses it.
@@ -128,7 +129,7 @@
 //! It refuses what Discord is documented or known to refuse, as Discord does, and records it as a
 //! [violation](Observed::violations). It accepts what widely used libraries send although the
 //! documentation says otherwise, and records a [warning](Observed::warnings);
-//! [`strict`](Builder::strict) refuses that too.
+//! [`strict`](Builder::strict) closes gateway connections for it, too.
 //!
 //! One thread serves the gateway (`ws` or `wss`) and its HTTP interface on one port. A pure core
 //! that shares no code with the library decides what it does. Whatever can go wrong with a
@@ -140,6 +141,7 @@
 //! - HTTP routes other than [`Gateway::routes`]: threads, webhooks of channels, changes to guilds,
 //!   channels, roles and emoji. [`Gateway::on`] answers those that a test needs.
 //! - Permissions: the bot has all, unless [`Gateway::deny`] takes some away.
+//! - Messages: each channel keeps 100, and those of the bot the longest.
 //! - Uploaded files are kept with their request, and cannot be downloaded.
 //! - The lists in a `GUILD_CREATE` of voice states, threads, stages, events and sounds are empty.
 //! - Limits of Discord's on embeds, components, and the definitions of commands.

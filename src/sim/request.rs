@@ -63,6 +63,11 @@ impl Request {
             .unwrap_or_default()
     }
 
+    /// A parameter that is an id, which a list begins after or ends before.
+    pub(super) fn bound(&self, name: &str) -> Option<u64> {
+        self.query.get(name)?.parse().ok()
+    }
+
     /// A boolean parameter.
     ///
     /// Source: [Discord, Boolean query

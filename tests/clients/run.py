@@ -22,19 +22,20 @@ ROOT = HERE.parent.parent
 TARGET = ROOT / "target" / "clients"
 SIM = ROOT / "target" / "debug" / "gateway-sim"
 
-# What each is started with: the kind, the package, and whether it also has components.
+# The kind, the package and its version (of the Rust ones in rust/Cargo.toml), and whether the bot also
+# has components.
 LIBRARIES = {
-    "discord.js": ("node", "discord.js", True),
-    "discord.py": ("python", "discord.py", True),
-    "disnake": ("python", "disnake", True),
-    "nextcord": ("python", "nextcord", False),
-    "py-cord": ("python", "py-cord", False),
-    "hikari": ("python", "hikari", False),
-    "interactions.py": ("python", "discord-py-interactions", False),
-    "eris": ("node", "eris", False),
-    "oceanic.js": ("node", "oceanic.js", False),
-    "serenity": ("rust", "serenity", False),
-    "twilight": ("rust", "twilight", False),
+    "discord.js": ("node", "discord.js", "14.28.1", True),
+    "discord.py": ("python", "discord.py", "2.7.1", True),
+    "disnake": ("python", "disnake", "2.12.2", True),
+    "nextcord": ("python", "nextcord", "2.6.0", False),
+    "py-cord": ("python", "py-cord", "2.8.1", False),
+    "hikari": ("python", "hikari", "2.7.0", False),
+    "interactions.py": ("python", "discord-py-interactions", "5.16.0", False),
+    "eris": ("node", "eris", "0.18.0", False),
+    "oceanic.js": ("node", "oceanic.js", "1.15.0", False),
+    "serenity": ("rust", "serenity", None, False),
+    "twilight": ("rust", "twilight", None, False),
 }
 
 STEPS = [
@@ -87,7 +88,7 @@ class Process:
             return self.process.wait()
 
 
-def install(kind, package):
+def install(kind, package, version):
     """Installs a library; what its bot is started with."""
     name = re.sub(r"\W", "_", package)
     if kind == "python":
@@ -95,12 +96,12 @@ def install(kind, package):
         python = place / "bin" / "python"
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", f"{package}=={version}"], check=True)
         return [str(python), str(HERE / "python" / f"{name}_bot.py")]
     if kind == "node":
         place = TARGET / "node"
         place.mkdir(parents=True, exist_ok=True)
-        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", place, package]
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", place, f"{package}@{version}"]
         subprocess.run(npm, check=True)
         return ["node", str(HERE / "node" / f"{name}.js")]
     build = ["cargo", "build", "--quiet", "--bin", name, "--manifest-path", HERE / "rust" / "Cargo.toml"]
@@ -163,8 +164,8 @@ def play(sim, has_components):
 
 def test(name):
     """The steps of a library that went well, its version, and what else there was to see."""
-    kind, package, has_components = LIBRARIES[name]
-    command = install(kind, package)
+    kind, package, version, has_components = LIBRARIES[name]
+    command = install(kind, package, version)
     certificate = TARGET / "certificate.pem"
     # It speaks HTTPS alone.
     tls = ["--tls", "--certificate", certificate] if name == "eris" else []

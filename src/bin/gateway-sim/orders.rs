@@ -71,12 +71,6 @@ fn in_channel(gateway: &Gateway, channel: u64, order: &str) -> Result<(), String
 }
 
 fn chat(gateway: &Gateway, channel: u64, text: &str) -> Result<(), String> {
-    // The channel may stand before the text, too.
-    let (first, rest) = split(text);
-    let (channel, text) = match first.parse() {
-        Ok(other) if !rest.is_empty() => (other, rest),
-        _ => (channel, text),
-    };
     let written = gateway.chat(channel, text);
     written.map(drop).map_err(|error| error.to_string())
 }

@@ -149,7 +149,11 @@ impl Chunks {
             let rest = bytes.get(self.at..).unwrap_or_default();
             let parsed = httparse::parse_chunk_size(rest).map_err(|_| Unreadable::NotHttp)?;
             let httparse::Status::Complete((start, size)) = parsed else {
-                return Ok(false);
+                return if rest.len() < LONGEST_HEAD {
+                    Ok(false)
+                } else {
+                    Err(Unreadable::TooLarge)
+                };
             };
             let size = usize::try_from(size).unwrap_or(usize::MAX);
             if size > LONGEST_BODY - self.body.len() {

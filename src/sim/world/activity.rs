@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::time::LONGEST;
 use super::super::traffic;
 use super::rest::Message;
-use super::{Guild, Timer, World};
+use super::{Guild, Timer, World, payloads};
 
 /// So many of a guild's members do something by themselves.
 const MOST_ACTIVE: usize = 1000;
@@ -48,8 +48,10 @@ impl World {
         let Some(member) = self.any(&others) else {
             return self.join(guild);
         };
-        let messages = self.desk.messages(channel).map(Message::id);
-        let messages: Vec<u64> = messages.collect();
+        // What the bot has written is left to its test.
+        let messages = self.desk.messages(channel);
+        let messages = messages.filter(|message| message.author() != payloads::BOT);
+        let messages: Vec<u64> = messages.map(Message::id).collect();
         let message = self.any(&messages);
         match (name, message) {
             ("MESSAGE_CREATE", _)
@@ -68,8 +70,12 @@ impl World {
                 self.rewrite(now, channel, message, text);
             }
             ("MESSAGE_DELETE", Some(message)) => self.drop_message(channel, message),
-            ("MESSAGE_REACTION_ADD", Some(message)) => self.react_to(channel, message, member),
-            ("MESSAGE_REACTION_REMOVE", Some(message)) => self.take_back(channel, message, member),
+            ("MESSAGE_REACTION_ADD", Some(message)) => {
+                self.react_to(now, channel, message, member);
+            }
+            ("MESSAGE_REACTION_REMOVE", Some(message)) => {
+                self.take_back(now, channel, message, member);
+            }
             ("GUILD_MEMBER_ADD", _) => self.join(guild),
             ("GUILD_MEMBER_REMOVE", _) => self.leave(guild, member),
             ("GUILD_MEMBER_UPDATE", _) => drop(self.change_member(guild, member, |_| {})),
@@ -94,15 +100,20 @@ impl World {
         }
     }
 
-    /// A member reacts to a message.
-    fn react_to(&mut self, channel: u64, message: u64, member: u64) {
+    /// A member reacts to a message; one that has done so already writes another.
+    fn react_to(&mut self, now: Instant, channel: u64, message: u64, member: u64) {
         let emoji = json!({"id": null, "name": traffic::EMOJI});
-        // The message is there.
-        let _ = self.react((channel, message), member, &emoji);
+        if self.has_reacted((channel, message), member, &emoji) {
+            let text = traffic::text(&mut self.rng);
+            self.post(now, channel, member, text);
+        } else {
+            // The message is there.
+            let _ = self.react((channel, message), member, &emoji);
+        }
     }
 
     /// One of a message's reactions is taken back; without one, a member reacts.
-    fn take_back(&mut self, channel: u64, message: u64, member: u64) {
+    fn take_back(&mut self, now: Instant, channel: u64, message: u64, member: u64) {
         let kept = self.desk.message(channel, message).ok();
         let reaction = kept.and_then(|message| {
             let reaction = message.reactions.first()?;
@@ -111,7 +122,7 @@ impl World {
         if let Some((emoji, user)) = reaction {
             self.unreact((channel, message), user, &emoji);
         } else {
-            self.react_to(channel, message, member);
+            self.react_to(now, channel, message, member);
         }
     }
 

@@ -84,6 +84,7 @@ impl World {
             return Err((4008, "at most 5 presences per 20 s"));
         }
         if data.get("since").is_none() {
+            // Not documented: Discord was seen to do it.
             return Err((4001, "a presence has since, which may be null"));
         }
         check_presence(data)?;

@@ -10,8 +10,6 @@ use super::{Guild, World, payloads};
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
-/// The `large_threshold` of a session that asks for none.
-const DEFAULT_THRESHOLD: usize = 50;
 /// Of a guild with more members, `GUILD_CREATE` lists none.
 const MOST_SHOWN: usize = 75_000;
 
@@ -25,10 +23,18 @@ impl World {
         }
     }
 
-    /// Sends a guild to all sessions of its shard.
+    /// Sends a guild to all sessions of its shard, as each of them sees it.
     pub(super) fn announce_guild(&mut self, guild: Guild) {
-        let data = self.guild_create(guild, Intents::all(), DEFAULT_THRESHOLD);
-        self.dispatch_to_guild(Some(guild.id), "GUILD_CREATE", &data);
+        for id in self.sessions_of(Some(guild.id)) {
+            let Some(session) = self.sessions.get(&id) else {
+                continue;
+            };
+            if session.intents.contains(Intents::GUILDS) {
+                let (intents, threshold) = (session.intents, session.large_threshold);
+                let data = self.guild_create(guild, intents, threshold);
+                self.dispatch(&id, "GUILD_CREATE", &data);
+            }
+        }
     }
 
     /// A guild as a session is told of it.
@@ -155,39 +161,37 @@ impl World {
         data: &Value,
     ) -> usize {
         let wanted = intents_of(name, guild_id.is_some());
-        let mut totals: Vec<u32> = self.homes.keys().map(|(total, _)| *total).collect();
-        totals.dedup();
         let mut heard = 0;
-        for total in totals {
-            let home = guild_id.map_or(0, |id| (id >> 22) % u64::from(total));
-            let home = (total, u32::try_from(home).unwrap_or_default());
-            for id in self.homes.get(&home).cloned().unwrap_or_default() {
-                let intents = self
-                    .sessions
-                    .get(&id)
-                    .map_or(Intents::empty(), |session| session.intents);
-                if !wanted.is_empty() && !intents.intersects(wanted) {
-                    continue;
+        for id in self.sessions_of(guild_id) {
+            let session = self.sessions.get(&id);
+            let intents = session.map_or(Intents::empty(), |session| session.intents);
+            if !wanted.is_empty() && !intents.intersects(wanted) {
+                continue;
+            }
+            heard += 1;
+            if hides_text(name, guild_id, data, intents) {
+                let mut blank = data.clone();
+                blank["content"] = "".into();
+                for list in ["embeds", "attachments", "components"] {
+                    blank[list] = Value::Array(Vec::new());
                 }
-                heard += 1;
-                if name == "GUILD_CREATE" && !intents.contains(Intents::GUILD_PRESENCES) {
-                    let guild = guild_id.and_then(|id| self.guild(id));
-                    let narrow =
-                        guild.map(|guild| self.guild_create(guild, intents, DEFAULT_THRESHOLD));
-                    self.dispatch(&id, name, narrow.as_ref().unwrap_or(data));
-                } else if hides_text(name, guild_id, data, intents) {
-                    let mut blank = data.clone();
-                    blank["content"] = "".into();
-                    for list in ["embeds", "attachments", "components"] {
-                        blank[list] = Value::Array(Vec::new());
-                    }
-                    self.dispatch(&id, name, &blank);
-                } else {
-                    self.dispatch(&id, name, data);
-                }
+                self.dispatch(&id, name, &blank);
+            } else {
+                self.dispatch(&id, name, data);
             }
         }
         heard
+    }
+
+    /// The sessions of a guild's shard, or of shard 0, of all totals that there are.
+    fn sessions_of(&self, guild_id: Option<u64>) -> Vec<String> {
+        let mut totals: Vec<u32> = self.homes.keys().map(|(total, _)| *total).collect();
+        totals.dedup();
+        let homes = totals.into_iter().filter_map(|total| {
+            let number = guild_id.map_or(0, |id| (id >> 22) % u64::from(total));
+            self.homes.get(&(total, u32::try_from(number).ok()?))
+        });
+        homes.flatten().cloned().collect()
     }
 }
 

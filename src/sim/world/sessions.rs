@@ -25,7 +25,7 @@ const REPLAY: usize = 8 << 20;
 pub(super) struct Session {
     pub(super) shard: ShardId,
     pub(super) intents: Intents,
-    large_threshold: usize,
+    pub(super) large_threshold: usize,
     pub(super) sequence: u64,
     pub(super) replay: VecDeque<(u64, String)>,
     replay_bytes: usize,

@@ -62,21 +62,21 @@ impl World {
         listed.cloned().collect()
     }
 
-    /// A body with its defaults and an id.
+    /// A body with its defaults and an id: that of the command of the same name and type, which it
+    /// takes the place of, if there is one.
     fn registered(&mut self, call: &Call<'_>, body: &Value) -> Value {
         let mut command = defaults();
-        payloads::extend(&mut command, body.clone());
-        let id = self.snowflake(call.now).to_string();
-        let ids = json!({
-            "id": id,
-            "application_id": payloads::BOT.to_string(),
-            "version": id,
-        });
-        payloads::extend(&mut command, ids);
+        change(&mut command, body);
+        command["application_id"] = payloads::BOT.to_string().into();
         let guild = guild_of(call);
         if !guild.is_null() {
             command["guild_id"] = guild;
         }
+        let version = self.snowflake(call.now).to_string();
+        let mut commands = self.desk.commands.iter();
+        let old = commands.find(|old| is_same(old, &command));
+        let id = old.map_or_else(|| version.as_str().into(), |old| old["id"].clone());
+        payloads::extend(&mut command, json!({"id": id, "version": version}));
         command
     }
 
@@ -86,14 +86,8 @@ impl World {
             return Err(required("name"));
         }
         let command = self.registered(call, body);
-        // One of the same name and type takes the place of the old one.
-        let is_same = |old: &Value| {
-            ["name", "type", "guild_id"]
-                .iter()
-                .all(|field| old[*field] == command[*field])
-        };
         let before = self.desk.commands.len();
-        self.desk.commands.retain(|old| !is_same(old));
+        self.desk.commands.retain(|old| !is_same(old, &command));
         let status = if self.desk.commands.len() < before {
             200
         } else {
@@ -131,8 +125,10 @@ impl World {
     }
 
     pub(super) fn edit_command(&mut self, call: &Call<'_>) -> Outcome {
+        let version = self.snowflake(call.now).to_string();
         let command = self.command_of(call).ok_or(UNKNOWN_COMMAND)?;
-        payloads::extend(command, call.json().clone());
+        change(command, call.json());
+        command["version"] = version.into();
         Ok(Response::json(200, command.clone()))
     }
 
@@ -186,11 +182,8 @@ impl World {
     }
 
     /// The data of a command in the menu of a user or a message.
-    pub(super) fn menu_data(&self, name: &str, kind: u64, target: u64) -> Value {
-        let commands = self.desk.commands.iter();
-        let mut named =
-            commands.filter(|command| command["name"] == name && command["type"] == kind);
-        let command = named.next().cloned().unwrap_or_default();
+    pub(super) fn menu_data(&self, place: Place, name: &str, kind: u64, target: u64) -> Value {
+        let command = self.command_named(name, kind, place);
         let mut data = head(&command, name, kind);
         data["target_id"] = target.to_string().into();
         data
@@ -354,6 +347,22 @@ impl Options<'_> {
     }
 }
 
+/// Whether a command takes the place of another.
+fn is_same(old: &Value, new: &Value) -> bool {
+    let fields = ["name", "type", "guild_id"];
+    fields.iter().all(|field| old[*field] == new[*field])
+}
+
+/// Sets the fields of a command that a body has; what it says of ids does not count.
+fn change(command: &mut Value, body: &Value) {
+    for (field, value) in body.as_object().into_iter().flatten() {
+        let is_own = ["id", "application_id", "guild_id", "version"].contains(&field.as_str());
+        if !is_own && !value.is_null() {
+            command[field] = value.clone();
+        }
+    }
+}
+
 /// The guild whose commands a path names; null for those of all.
 fn guild_of(call: &Call<'_>) -> Value {
     if call.request.path.contains("/guilds/") {
@@ -369,7 +378,11 @@ fn head(command: &Value, name: &str, kind: u64) -> Value {
         Value::Null => (payloads::BOT + 1).to_string().into(),
         id => id.clone(),
     };
-    json!({"id": id, "name": name, "type": kind})
+    let mut head = json!({"id": id, "name": name, "type": kind});
+    if !command["guild_id"].is_null() {
+        head["guild_id"] = command["guild_id"].clone();
+    }
+    head
 }
 
 fn add(resolved: &mut Map<String, Value>, kind: &str, id: u64, value: Value) {

@@ -1,5 +1,6 @@
 //! What is in the body of a request: JSON, or a form with files.
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::super::super::request::File;
@@ -72,7 +73,11 @@ fn form(body: &[u8], boundary: &str) -> Option<Result<(Value, Vec<File>), Refusa
         };
         let disposition = header("content-disposition")?;
         let (field, content) = (parameter(disposition, "name")?, &part[length..]);
-        if let Some(name) = parameter(disposition, "filename") {
+        let encoded = parameter(disposition, "filename*").and_then(|value| {
+            let name = value.strip_prefix("UTF-8''")?;
+            Some(percent_decode_str(name).decode_utf8_lossy().into_owned())
+        });
+        if let Some(name) = parameter(disposition, "filename").or(encoded) {
             files.push(File {
                 field,
                 name,

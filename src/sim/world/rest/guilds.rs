@@ -8,18 +8,32 @@ use super::super::{Guild, World, payloads};
 use super::Call;
 use super::answers::{
     MISSING_PERMISSIONS, Outcome, Refusal, UNKNOWN_BAN, UNKNOWN_GUILD, UNKNOWN_MEMBER,
-    UNKNOWN_ROLE, invalid_form, required,
+    UNKNOWN_ROLE, UNKNOWN_USER, invalid_form, required,
 };
 
 /// Members that one answer lists at most.
 const MEMBERS: usize = 1000;
 
 impl World {
+    pub(super) fn get_user(&mut self, call: &Call<'_>) -> Outcome {
+        let id = call.id(0);
+        let is_member = |guild: &Guild| self.is_member(*guild, id);
+        let is_known = [payloads::BOT, payloads::FRIEND].contains(&id);
+        if !is_known && !self.guilds.iter().any(is_member) {
+            return Err(UNKNOWN_USER);
+        }
+        let user = payloads::user(id, id == payloads::BOT);
+        Ok(Response::json(200, user))
+    }
+
     fn guild_of(&self, call: &Call<'_>) -> Result<Guild, Refusal> {
         self.guild(call.id(0)).ok_or(UNKNOWN_GUILD)
     }
 
-    pub(super) fn own_guilds(&self) -> Value {
+    pub(super) fn own_guilds(&mut self, call: &Call<'_>) -> Outcome {
+        let limit = call.limit(200, 200)?;
+        let after = call.request.bound("after").unwrap_or(0);
+        let before = call.request.bound("before").unwrap_or(u64::MAX);
         let partial = |guild: &Guild| {
             let object = payloads::guild_object(*guild);
             json!({
@@ -32,7 +46,10 @@ impl World {
                 "features": [],
             })
         };
-        self.guilds.iter().take(200).map(partial).collect()
+        let guilds = self.guilds.iter();
+        let guilds = guilds.filter(|guild| guild.id > after && guild.id < before);
+        let guilds = guilds.take(limit).map(partial);
+        Ok(Response::json(200, guilds.collect()))
     }
 
     pub(super) fn get_guild(&mut self, call: &Call<'_>) -> Outcome {
@@ -63,9 +80,8 @@ impl World {
 
     pub(super) fn list_members(&mut self, call: &Call<'_>) -> Outcome {
         let guild = self.guild_of(call)?;
-        let limit = limit_of(call, 1)?;
-        let after = call.request.query.get("after");
-        let after = after.and_then(|id| id.parse().ok()).unwrap_or(0);
+        let limit = call.limit(1, MEMBERS)?;
+        let after = call.request.bound("after").unwrap_or(0);
         let ids = self.member_ids(guild).filter(|id| *id > after);
         let members = ids.take(limit).filter_map(|id| self.member(guild, id));
         Ok(Response::json(200, members.collect()))
@@ -73,7 +89,7 @@ impl World {
 
     pub(super) fn search_members(&mut self, call: &Call<'_>) -> Outcome {
         let guild = self.guild_of(call)?;
-        let limit = limit_of(call, 1)?;
+        let limit = call.limit(1, MEMBERS)?;
         let prefix = call.request.query.get("query");
         let prefix = prefix.ok_or_else(|| required("query"))?;
         let members = self
@@ -99,32 +115,32 @@ impl World {
         let is_own = call.request.parameters[1] == "@me";
         let id = if is_own { payloads::BOT } else { call.id(1) };
         let before = self.member(guild, id).ok_or(UNKNOWN_MEMBER)?;
-        let body = call.json();
-        let needed = [
+
+        let mut changes = Vec::new();
+        for (field, permission) in [
             ("nick", MANAGE_NICKNAMES),
             ("roles", MANAGE_ROLES),
             ("communication_disabled_until", MODERATE_MEMBERS),
-        ];
-        let lacks = |(field, permission): (&str, u64)| {
-            body.get(field).is_some() && self.lacks(guild.id, permission)
-        };
-        if !is_own && needed.into_iter().any(lacks) {
-            return Err(MISSING_PERMISSIONS);
-        }
-        let roles = body["roles"].as_array().into_iter().flatten();
-        for role in roles {
-            known_role(guild, super::messages::id(role))?;
+            ("mute", 0),
+            ("deaf", 0),
+        ] {
+            // Of itself, the bot changes the nickname alone.
+            let is_allowed = !is_own || field == "nick";
+            let Some(given) = call.json().get(field).filter(|_| is_allowed) else {
+                continue;
+            };
+            if !is_own && self.lacks(guild.id, permission) {
+                return Err(MISSING_PERMISSIONS);
+            }
+            let new = member_field(guild, field, given)?;
+            if before[field] != new {
+                changes.push((field, new));
+            }
         }
 
-        let fields = needed.map(|(field, _)| field).into_iter();
-        let fields = fields.chain(["mute", "deaf", "flags"]);
-        let changes = fields.filter_map(|field| Some((field, body.get(field)?)));
-        let changes: Vec<_> = changes
-            .filter(|(field, new)| before[*field] != **new)
-            .collect();
         let member = self.change_member(guild, id, |member| {
             for (field, new) in &changes {
-                member[*field] = (*new).clone();
+                member[*field] = new.clone();
             }
         });
         let entries = changes.iter().map(
@@ -183,8 +199,13 @@ impl World {
 
     pub(super) fn list_bans(&mut self, call: &Call<'_>) -> Outcome {
         let guild = self.guild_of(call)?;
-        let limit = limit_of(call, MEMBERS)?;
-        let bans = self.bans(guild).take(limit).map(|(_, ban)| ban);
+        let limit = call.limit(MEMBERS, MEMBERS)?;
+        let after = call.request.bound("after").unwrap_or(0);
+        let before = call.request.bound("before").unwrap_or(u64::MAX);
+        let bans = self
+            .bans(guild)
+            .filter(|(id, _)| *id > after && *id < before);
+        let bans = bans.take(limit).map(|(_, ban)| ban);
         Ok(Response::json(200, bans.collect()))
     }
 
@@ -199,6 +220,9 @@ impl World {
     pub(super) fn ban(&mut self, call: &Call<'_>) -> Outcome {
         let guild = self.guild_of(call)?;
         let id = call.id(1);
+        if id == 0 {
+            return Err(UNKNOWN_USER);
+        }
         if id == payloads::BOT || id == guild.member(0) {
             return Err(MISSING_PERMISSIONS);
         }
@@ -242,19 +266,24 @@ impl World {
     }
 }
 
+/// A field of a member as Discord keeps it.
+fn member_field(guild: Guild, field: &str, given: &Value) -> Result<Value, Refusal> {
+    let wrong = || invalid_form(field, "BASE_TYPE_CONVERT", "Could not interpret value.");
+    match (field, given) {
+        ("nick", Value::String(nick)) if nick.is_empty() => Ok(Value::Null),
+        ("nick" | "communication_disabled_until", Value::String(_) | Value::Null)
+        | ("mute" | "deaf", Value::Bool(_)) => Ok(given.clone()),
+        ("roles", Value::Null) => Ok(json!([])),
+        ("roles", Value::Array(roles)) => {
+            let ids = roles.iter().map(super::messages::id);
+            let ids = ids.map(|role| known_role(guild, role).map(|()| role.to_string()));
+            Ok(ids.collect::<Result<Vec<_>, _>>()?.into())
+        }
+        _ => Err(wrong()),
+    }
+}
+
 fn known_role(guild: Guild, role: u64) -> Result<(), Refusal> {
     let is_known = [guild.role(), guild.id].contains(&role);
     is_known.then_some(()).ok_or(UNKNOWN_ROLE)
-}
-
-/// The parameter `limit`, from 1 to 1000.
-fn limit_of(call: &Call<'_>, default: usize) -> Result<usize, Refusal> {
-    let limit = call.request.query.get("limit");
-    let limit = limit.map_or(Some(default), |limit| limit.parse().ok());
-    limit
-        .filter(|limit| (1..=MEMBERS).contains(limit))
-        .ok_or_else(|| {
-            let message = "int value should be between 1 and 1000.";
-            invalid_form("limit", "NUMBER_TYPE_RANGE", message)
-        })
 }

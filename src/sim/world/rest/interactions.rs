@@ -18,7 +18,7 @@ use super::answers::{
     WEBHOOK_EXPIRED, invalid_form, required,
 };
 use super::channels::Place;
-use super::messages::{Draft, EPHEMERAL, LOADING};
+use super::messages::{Draft, EPHEMERAL, LOADING, Message, SETTABLE};
 
 /// How long an interaction may be answered, and its answer be followed up. Not scaled: these are
 /// the bot's times.
@@ -147,14 +147,14 @@ impl World {
                 (kind, 1, data, None)
             }
             Deed::UserCommand { name, user } => {
-                let mut data = self.menu_data(name, 2, *user);
+                let mut data = self.menu_data(place, name, 2, *user);
                 let mut resolved = Map::new();
                 self.resolve_user(place, *user, &mut resolved)?;
                 data["resolved"] = resolved.into();
                 (COMMAND, 2, data, None)
             }
             Deed::MessageCommand { name, message } => {
-                let mut data = self.menu_data(name, 3, *message);
+                let mut data = self.menu_data(place, name, 3, *message);
                 let found = self.desk.message(channel, *message);
                 let found = found.map_err(|_| EmitError::UnknownMessage(*message))?;
                 data["resolved"] = json!({"messages": {message.to_string(): found.shown()}});
@@ -311,10 +311,13 @@ impl World {
         let interaction = &self.desk.interactions[&id];
         let channel = interaction.channel;
         let mut extra = self.answer_fields(id);
-        if is_deferred {
-            let flags = body["flags"].as_u64().unwrap_or_default();
-            extra["flags"] = (flags & EPHEMERAL | LOADING).into();
-        }
+        let flags = body["flags"].as_u64().unwrap_or_default();
+        let flags = if is_deferred {
+            flags & EPHEMERAL | LOADING
+        } else {
+            flags & (SETTABLE | EPHEMERAL)
+        };
+        extra["flags"] = flags.into();
         let draft = Draft {
             channel,
             body,
@@ -396,6 +399,8 @@ impl World {
         }
         let mut extra = self.answer_fields(id);
         extra["type"] = 0.into();
+        let flags = body["flags"].as_u64().unwrap_or_default();
+        extra["flags"] = (flags & (SETTABLE | EPHEMERAL)).into();
         let draft = Draft {
             channel,
             body,
@@ -415,7 +420,17 @@ impl World {
             _ => Some(call.id(2)),
         };
         let message = message.ok_or(UNKNOWN_MESSAGE)?;
-        Ok((interaction.channel, message))
+        let channel = interaction.channel;
+        let is_own = |kept: &Message| !kept.json["webhook_id"].is_null();
+        let mut messages = self
+            .desk
+            .messages(channel)
+            .filter(|kept| kept.id() == message);
+        let is_its_own = interaction.original == Some(message) || messages.any(is_own);
+        if !is_its_own {
+            return Err(UNKNOWN_MESSAGE);
+        }
+        Ok((channel, message))
     }
 
     pub(super) fn get_webhook_message(&mut self, call: &Call<'_>) -> Outcome {

@@ -48,7 +48,26 @@ impl Buckets {
 }
 
 impl World {
-    /// Counts a request against the limits: the headers that tell of them, or the refusal.
+    /// Counts a request against the limit of all routes, which those of interactions do not have.
+    pub(super) fn take_global_turn(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        key: &str,
+    ) -> Result<(), Response> {
+        let (limit, window) = (self.settings.global_rest_limit, self.scaled(GLOBAL_WINDOW));
+        let (bucket, has_room) = self.desk.buckets.count(now, "", limit, window);
+        if has_room {
+            return Ok(());
+        }
+        key.clone_into(&mut self.sent);
+        let rule = format!("429: at most {limit} requests a second");
+        self.violation(now, connection, rule, true);
+        Err(limited(bucket.reset_at - now, Scope::Global))
+    }
+
+    /// Counts a request against the limit of its route: the headers that tell of it, or the
+    /// refusal.
     ///
     /// A bucket is a route with its major parameter, which `key` names both.
     pub(super) fn take_turn(
@@ -58,16 +77,7 @@ impl World {
         (route, key): (&str, &str),
     ) -> Result<Headers, Response> {
         let (limit, window) = self.settings.rest_limit;
-        let (window, second) = (self.scaled(window), self.scaled(GLOBAL_WINDOW));
-        let global = self.settings.global_rest_limit;
-        let (bucket, has_room) = self.desk.buckets.count(now, "", global, second);
-        if !has_room {
-            key.clone_into(&mut self.sent);
-            let rule = format!("429: at most {global} requests a second");
-            self.violation(now, connection, rule, true);
-            return Err(limited(bucket.reset_at - now, Scope::Global));
-        }
-
+        let window = self.scaled(window);
         let (bucket, has_room) = self.desk.buckets.count(now, key, limit, window);
         let left = bucket.reset_at - now;
         let reset_at = self.unix(now) + left;

@@ -22,11 +22,14 @@ const LONGEST_TEXT: usize = 2000;
 /// Flags of messages.
 pub(super) const EPHEMERAL: u64 = 1 << 6;
 pub(super) const LOADING: u64 = 1 << 7;
+/// Those that the bot may set: no embeds, no notification, components of the second version.
+pub(super) const SETTABLE: u64 = 1 << 2 | 1 << 12 | 1 << 15;
 
 /// Types of messages.
 const REPLY: u64 = 19;
 
 /// A message that a channel keeps.
+#[derive(Clone)]
 pub(in crate::sim::world) struct Message {
     pub(super) json: Value,
     pub(in crate::sim::world) reactions: Vec<Reaction>,
@@ -46,7 +49,7 @@ impl Message {
         id(&self.json["id"])
     }
 
-    pub(super) fn author(&self) -> u64 {
+    pub(in crate::sim::world) fn author(&self) -> u64 {
         id(&self.json["author"]["id"])
     }
 
@@ -77,7 +80,10 @@ impl Desk {
     fn keep(&mut self, channel: u64, message: Message) {
         let messages = self.messages.entry(channel).or_default();
         if messages.len() == MESSAGES {
-            messages.pop_front();
+            // Those of the bot may be edited still.
+            let is_others = |message: &Message| message.author() != payloads::BOT;
+            let oldest = messages.iter().position(is_others).unwrap_or(0);
+            messages.remove(oldest);
         }
         messages.push_back(message);
     }
@@ -110,16 +116,8 @@ impl Desk {
 impl World {
     pub(super) fn list_messages(&mut self, call: &Call<'_>) -> Outcome {
         let (channel, _) = self.place_of(call)?;
-        let limit = call.request.query.get("limit");
-        let limit = limit.map_or(Some(50), |limit| limit.parse().ok());
-        let limit = limit.filter(|limit| (1..=100).contains(limit));
-        let limit = limit.ok_or_else(|| {
-            let message = "int value should be between 1 and 100.";
-            invalid_form("limit", "NUMBER_TYPE_RANGE", message)
-        })?;
-
-        let query = &call.request.query;
-        let bound = |name: &str| query.get(name).and_then(|id| id.parse::<u64>().ok());
+        let limit = call.limit(50, 100)?;
+        let bound = |name: &str| call.request.bound(name);
         let (before, after) = (bound("before"), bound("after"));
         let (first, last) = (after.unwrap_or(0), before.unwrap_or(u64::MAX));
         let shown = self.desk.messages(channel).filter(|message| {
@@ -180,12 +178,15 @@ impl World {
         let id = self.snowflake(call.now);
         let unix = self.unix(call.now);
         let mut message = payloads::message(id, unix, channel, payloads::BOT, text);
-        for field in ["embeds", "components", "nonce", "tts", "poll", "flags"] {
+        message["channel_type"] = u8::from(place.guild().is_none()).into();
+        for field in ["embeds", "components", "nonce", "tts", "poll"] {
             if !body[field].is_null() {
                 message[field] = body[field].clone();
             }
         }
-        message["attachments"] = attachments(id, channel, body, files).into();
+        let flags = body["flags"].as_u64().unwrap_or_default();
+        message["flags"] = (flags & SETTABLE).into();
+        message["attachments"] = self.attachments(call.now, channel, body, files).into();
         message["mentions"] = self.mentions(text);
         self.refer(channel, body, &mut message)?;
         payloads::extend(&mut message, extra);
@@ -324,44 +325,47 @@ impl World {
         body: &Value,
         files: &[File],
     ) -> Result<Value, Refusal> {
-        let text = text_of(body)?.map(str::to_owned);
+        // Null takes the text away.
+        let has_text = body.get("content").is_some();
+        let text = has_text.then(|| text_of(body)).transpose()?;
+        let text = text.map(|text| text.unwrap_or_default().to_owned());
         let edited_at = payloads::timestamp(self.unix(call.now));
         let mentions = text.as_deref().map(|text| self.mentions(text));
-        let message = self.desk.message(channel, id)?;
+        let new_files = self.attachments(call.now, channel, body, files);
+        let mut message = self.desk.message(channel, id)?.clone();
         let was_loading = message.is_loading();
+        let kept_flags = message.flags() & EPHEMERAL;
 
         let json = &mut message.json;
-        for field in ["embeds", "components", "flags"] {
-            if !body[field].is_null() {
-                json[field] = body[field].clone();
+        for field in ["embeds", "components"] {
+            if let Some(given) = body.get(field) {
+                json[field] = if given.is_null() {
+                    json!([])
+                } else {
+                    given.clone()
+                };
             }
+        }
+        if let Some(flags) = body["flags"].as_u64() {
+            json["flags"] = (flags & SETTABLE | kept_flags).into();
+        } else if was_loading {
+            json["flags"] = kept_flags.into();
         }
         if let (Some(text), Some(mentions)) = (&text, mentions) {
             json["content"] = text.as_str().into();
             json["mentions"] = mentions;
         }
-        if body["attachments"].is_array() || !files.is_empty() {
-            // Those stay that the body names by their ids.
-            let named = body["attachments"].as_array();
-            let stays = |old: &&Value| {
-                named.is_none_or(|named| named.iter().any(|new| new["id"] == old["id"]))
-            };
-            let old = json["attachments"].as_array().into_iter().flatten();
-            let mut kept: Vec<Value> = old.filter(stays).cloned().collect();
-            kept.extend(attachments(id, channel, body, files));
-            json["attachments"] = kept.into();
-        }
-        if was_loading {
-            let flags = json["flags"].as_u64().unwrap_or_default() & !LOADING;
-            json["flags"] = flags.into();
-        } else {
+        keep_attachments(json, &body["attachments"], new_files);
+        if !was_loading {
             json["edited_timestamp"] = edited_at.into();
         }
+        let content = json["content"].as_str().unwrap_or_default();
+        let has_attachments = json["attachments"] != json!([]);
+        if !has_attachments && !has_content(json, content, &[]) {
+            return Err(EMPTY_MESSAGE);
+        }
 
-        let message = Message {
-            json: json.clone(),
-            reactions: message.reactions.clone(),
-        };
+        *self.desk.message(channel, id)? = message.clone();
         if was_loading {
             self.record_post(call, channel, text.as_deref().unwrap_or_default());
         }
@@ -383,10 +387,7 @@ impl World {
         };
         message.json["content"] = text.into();
         message.json["edited_timestamp"] = edited_at.into();
-        let message = Message {
-            json: message.json.clone(),
-            reactions: message.reactions.clone(),
-        };
+        let message = message.clone();
         self.announce_message(channel, "MESSAGE_UPDATE", &message);
     }
 
@@ -438,6 +439,9 @@ impl World {
             .iter()
             .map(u64::to_string)
             .collect();
+        if gone.is_empty() {
+            return Ok(Response::no_content());
+        }
         let options = json!({"count": gone.len().to_string()});
         self.audit(call, guild, (73, channel), json!({"options": options}));
         let data = json!({
@@ -447,6 +451,42 @@ impl World {
         });
         self.announce(place, "MESSAGE_DELETE_BULK", &data);
         Ok(Response::no_content())
+    }
+
+    /// The attachments that files become; the body may describe each.
+    fn attachments(
+        &mut self,
+        now: Instant,
+        channel: u64,
+        body: &Value,
+        files: &[File],
+    ) -> Vec<Value> {
+        let attachment = |file: &File| {
+            let number = file
+                .field
+                .trim_start_matches("files[")
+                .trim_end_matches(']');
+            let described = body["attachments"].as_array().into_iter().flatten();
+            let mut described = described.filter(|given| id(&given["id"]).to_string() == number);
+            let id = self.snowflake(now);
+            let name = &file.name;
+            let url = format!("https://cdn.discordapp.com/attachments/{channel}/{id}/{name}");
+            let mut attachment = json!({
+                "id": id.to_string(),
+                "filename": name,
+                "size": file.bytes.len(),
+                "url": url,
+                "proxy_url": url,
+            });
+            if let Some(content_type) = &file.content_type {
+                attachment["content_type"] = content_type.as_str().into();
+            }
+            if let Some(description) = described.next().and_then(|given| given.get("description")) {
+                attachment["description"] = description.clone();
+            }
+            attachment
+        };
+        files.iter().map(attachment).collect()
     }
 
     fn record_post(&mut self, call: &Call<'_>, channel: u64, text: &str) {
@@ -489,35 +529,15 @@ fn has_content(body: &Value, text: &str, files: &[File]) -> bool {
         || body["poll"].is_object()
 }
 
-/// The attachments that files become; the body may describe each.
-fn attachments(message: u64, channel: u64, body: &Value, files: &[File]) -> Vec<Value> {
-    let attachment = |(n, file): (usize, &File)| {
-        let number = file
-            .field
-            .trim_start_matches("files[")
-            .trim_end_matches(']');
-        let described = body["attachments"].as_array().into_iter().flatten();
-        let mut described =
-            described.filter(|attachment| id(&attachment["id"]).to_string() == number);
-        let id = message + 1 + n as u64;
-        let url = format!(
-            "https://cdn.discordapp.com/attachments/{channel}/{id}/{}",
-            file.name
-        );
-        let mut attachment = json!({
-            "id": id.to_string(),
-            "filename": file.name,
-            "size": file.bytes.len(),
-            "url": url,
-            "proxy_url": url,
-        });
-        if let Some(content_type) = &file.content_type {
-            attachment["content_type"] = content_type.as_str().into();
-        }
-        if let Some(description) = described.next().and_then(|given| given.get("description")) {
-            attachment["description"] = description.clone();
-        }
-        attachment
+/// Keeps those of a message's attachments that a list names by their ids, and adds new ones. An
+/// edit without a list keeps all.
+fn keep_attachments(message: &mut Value, list: &Value, new: Vec<Value>) {
+    let named = list.as_array();
+    let stays = |old: &&Value| {
+        named.is_none_or(|named| named.iter().any(|named| id(&named["id"]) == id(&old["id"])))
     };
-    files.iter().enumerate().map(attachment).collect()
+    let old = message["attachments"].as_array().into_iter().flatten();
+    let mut kept: Vec<Value> = old.filter(stays).cloned().collect();
+    kept.extend(new);
+    message["attachments"] = kept.into();
 }

@@ -112,7 +112,8 @@ pub(super) struct Desk {
     direct: BTreeMap<u64, u64>,
     /// The permissions that the bot lacks, by guild.
     denied: HashMap<u64, u64>,
-    handlers: Vec<(String, String, Handler)>,
+    /// By method and pattern.
+    handlers: BTreeMap<(String, String), Handler>,
     buckets: limits::Buckets,
     invalid: VecDeque<Instant>,
 }
@@ -125,15 +126,30 @@ impl Call<'_> {
     fn id(&self, at: usize) -> u64 {
         self.request.id(at)
     }
+
+    /// The parameter `limit`, from 1 on.
+    fn limit(&self, default: usize, most: usize) -> Result<usize, Refusal> {
+        let limit = self.request.query.get("limit");
+        let limit = limit.map_or(Some(default), |limit| limit.parse().ok());
+        let limit = limit.filter(|limit| (1..=most).contains(limit));
+        limit.ok_or_else(|| {
+            let message = format!("int value should be between 1 and {most}.");
+            answers::invalid_form("limit", "NUMBER_TYPE_RANGE", &message)
+        })
+    }
 }
 
 impl World {
-    /// From now on a handler answers the requests of a route.
-    pub(in crate::sim) fn on(&mut self, method: &str, pattern: &str, handler: Handler) {
+    /// From now on a handler answers the requests of a route. Returns the one that did so before,
+    /// which is foreign code and not to be dropped under the world's lock.
+    pub(in crate::sim) fn on(
+        &mut self,
+        method: &str,
+        pattern: &str,
+        handler: Handler,
+    ) -> Option<Handler> {
         let key = (method.to_owned(), pattern.to_owned());
-        let handlers = &mut self.desk.handlers;
-        handlers.retain(|(method, pattern, _)| (method, pattern) != (&key.0, &key.1));
-        handlers.push((key.0, key.1, handler));
+        self.desk.handlers.insert(key, handler)
     }
 
     /// From now on the bot lacks these permissions in a guild.
@@ -154,11 +170,14 @@ impl World {
         });
         let mut request = Request {
             method: incoming.method.to_owned(),
-            path: decoded(incoming.path),
+            path: decoded(below_version(incoming.path).unwrap_or(incoming.path)),
             query: incoming.query.clone(),
             headers: incoming.headers.clone(),
             ..Request::default()
         };
+        let content_type = request.header("content-type");
+        let body = body::read(content_type, incoming.body);
+        let body = body.map(|body| (request.json, request.files) = body);
         let manner = match fault {
             None => Manner::Whole,
             Some(RestFault::Hang) => return Reply::Hang,
@@ -167,13 +186,26 @@ impl World {
             Some(RestFault::Slow { bytes_per_second }) => Manner::Slow(bytes_per_second),
             Some(RestFault::ResetAfter) => Manner::Reset,
             Some(RestFault::Html) => return self.html(now, connection, request),
-            Some(RestFault::Status(_) | RestFault::Limited(_) | RestFault::Redirect(_)) => {
-                let response = self.canned(fault);
+            Some(RestFault::Status(status)) => {
+                let response = answers::error_of(status);
+                return self.answer_with(now, connection, request, response, Manner::Whole);
+            }
+            Some(RestFault::Limited(scope)) => {
+                let response = limits::limited(self.scaled(LIMITED), scope);
+                return self.answer_with(now, connection, request, response, Manner::Whole);
+            }
+            Some(RestFault::Redirect(url)) => {
+                let response = redirect(url);
                 return self.answer_with(now, connection, request, response, Manner::Whole);
             }
         };
 
-        let (limits, target) = match self.admit(now, connection, incoming, &mut request) {
+        let admitted = self.admit(now, connection, incoming.path, &mut request);
+        let admitted = admitted.and_then(|admitted| match body {
+            Ok(()) => Ok(admitted),
+            Err(refusal) => Err(refusal.into()),
+        });
+        let (limits, target) = match admitted {
             Ok(admitted) => admitted,
             Err(response) => return self.answer_with(now, connection, request, response, manner),
         };
@@ -213,14 +245,10 @@ impl World {
         &mut self,
         now: Instant,
         connection: usize,
-        incoming: &Incoming<'_>,
+        path: &str,
         request: &mut Request,
     ) -> Result<(Headers, Target), Response> {
-        let path = below_version(incoming.path)?;
-        request.path = decoded(path);
-        let content_type = request.header("content-type").map(str::to_owned);
-        let body = body::read(content_type.as_deref(), incoming.body);
-
+        let path = below_version(path)?;
         let agent = request.header("user-agent").unwrap_or_default();
         if !agent.starts_with("DiscordBot (") {
             self.sent = super::records::shortened(format!("{agent:?} for {request}"));
@@ -243,18 +271,20 @@ impl World {
             // Discord does not limit the first answers to interactions.
             Headers::new()
         } else {
-            let major = routes::major(&name, &parameters);
-            self.take_turn(now, connection, (&name, &format!("{name} {major}")))?
+            let key = format!("{name} {}", routes::major(&name, &parameters));
+            if !path.starts_with("/webhooks/") {
+                self.take_global_turn(now, connection, &key)?;
+            }
+            self.take_turn(now, connection, (&name, &key))?
         };
         request.parameters = parameters;
-        (request.json, request.files) = body?;
         Ok((limits, target))
     }
 
     /// Who carries a request out, the name of its route, and what stands at its `{}`.
     fn target(&self, method: &str, path: &str) -> (Target, String, Vec<String>) {
         let mut handlers = self.desk.handlers.iter();
-        let handler = handlers.find_map(|(wanted, pattern, handler)| {
+        let handler = handlers.find_map(|((wanted, pattern), handler)| {
             let parameters = routes::matches(pattern, path).filter(|_| wanted == method)?;
             Some((handler, pattern, parameters))
         });
@@ -291,20 +321,6 @@ impl World {
     fn lacks(&self, guild: u64, permission: u64) -> bool {
         let denied = self.desk.denied.get(&guild).copied();
         denied.unwrap_or_default() & permission != 0
-    }
-
-    /// The answer of a fault that keeps a request from being carried out.
-    fn canned(&self, fault: Option<RestFault>) -> Response {
-        match fault {
-            Some(RestFault::Status(status)) => answers::error_of(status),
-            Some(RestFault::Limited(scope)) => limits::limited(self.scaled(LIMITED), scope),
-            Some(RestFault::Redirect(url)) => {
-                let mut response = Response::json(307, json!({}));
-                response.headers.push(("location".to_owned(), url));
-                response
-            }
-            _ => Response::no_content(),
-        }
     }
 
     /// A page of a proxy that does not reach Discord.
@@ -399,6 +415,12 @@ impl World {
         };
         payloads::application(self.guilds.len().max(least))
     }
+}
+
+fn redirect(url: String) -> Response {
+    let mut response = Response::json(307, json!({}));
+    response.headers.push(("location".to_owned(), url));
+    response
 }
 
 fn decoded(path: &str) -> String {

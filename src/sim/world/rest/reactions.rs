@@ -63,6 +63,19 @@ impl World {
         Ok(Response::no_content())
     }
 
+    pub(in crate::sim::world) fn has_reacted(
+        &mut self,
+        (channel, id): (u64, u64),
+        user: u64,
+        emoji: &Value,
+    ) -> bool {
+        let message = self.desk.message(channel, id);
+        message.is_ok_and(|message| {
+            let mut reactions = message.reactions.iter();
+            reactions.any(|reaction| reaction.emoji == *emoji && reaction.users.contains(&user))
+        })
+    }
+
     /// Somebody reacts to a message.
     pub(in crate::sim::world) fn react(
         &mut self,
@@ -128,11 +141,18 @@ impl World {
     pub(super) fn list_reactions(&mut self, call: &Call<'_>) -> Outcome {
         let (channel, _) = self.place_of(call)?;
         let emoji = self.emoji(&call.request.parameters[2])?;
+        let limit = call.limit(25, 100)?;
         let message = self.desk.message(channel, call.id(1))?;
         let reactions = message.reactions.iter();
         let of_emoji = reactions.filter(|reaction| reaction.emoji == emoji);
         let users = of_emoji.flat_map(|reaction| &reaction.users);
-        let users = users.map(|id| payloads::user(*id, *id == payloads::BOT));
+        let after = call.request.bound("after").unwrap_or(0);
+        let mut users: Vec<u64> = users.copied().filter(|id| *id > after).collect();
+        users.sort_unstable();
+        let users = users
+            .iter()
+            .take(limit)
+            .map(|id| payloads::user(*id, *id == payloads::BOT));
         Ok(Response::json(200, users.collect()))
     }
 
@@ -160,7 +180,7 @@ impl World {
     pub(in crate::sim::world) fn emoji(&self, text: &str) -> Result<Value, Refusal> {
         let Some((name, id)) = text.split_once(':') else {
             // Which characters are emoji is not looked up.
-            let is_emoji = !text.is_empty() && !text.chars().any(char::is_alphabetic);
+            let is_emoji = !text.is_empty() && !text.bytes().any(|byte| byte.is_ascii_alphabetic());
             return is_emoji
                 .then(|| json!({"id": null, "name": text}))
                 .ok_or(UNKNOWN_EMOJI);

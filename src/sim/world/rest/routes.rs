@@ -9,7 +9,7 @@ use super::super::super::permissions::{
 use super::super::super::request::Response;
 use super::super::{World, payloads};
 use super::Call;
-use super::answers::{METHOD_NOT_ALLOWED, NOT_FOUND, Outcome, Refusal, UNKNOWN_USER};
+use super::answers::{METHOD_NOT_ALLOWED, NOT_FOUND, Outcome, Refusal};
 
 /// What is done with the requests of a method and a path.
 pub(super) struct Route {
@@ -43,9 +43,9 @@ const ROUTES: &[Route] = &[
     route("GET", "/oauth2/applications/@me", 0, |world, _| ok(world.application())),
     route("GET", "/applications/@me", 0, |world, _| ok(world.application())),
     route("GET", "/users/@me", 0, |_, _| ok(payloads::current_user())),
-    route("GET", "/users/@me/guilds", 0, |world, _| ok(world.own_guilds())),
+    route("GET", "/users/@me/guilds", 0, World::own_guilds),
     route("POST", "/users/@me/channels", 0, World::open_direct_channel),
-    route("GET", "/users/{}", 0, |world, call| world.user(call)),
+    route("GET", "/users/{}", 0, World::get_user),
 
     route("GET", "/channels/{}", 0, World::get_channel),
     route("POST", "/channels/{}/typing", SEND_MESSAGES, World::type_in_channel),
@@ -169,22 +169,6 @@ pub(in crate::sim) fn is_pattern(pattern: &str) -> bool {
 /// The methods and paths of all routes.
 pub(in crate::sim) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
     ROUTES.iter().map(|route| (route.method, route.pattern))
-}
-
-impl World {
-    fn user(&self, call: &Call<'_>) -> Outcome {
-        let id = call.id(0);
-        if id == payloads::BOT {
-            return ok(payloads::user(id, true));
-        }
-        let is_member = |guild: &super::super::Guild| self.is_member(*guild, id);
-        let is_known = id == payloads::FRIEND || self.guilds.iter().any(is_member);
-        if is_known {
-            ok(payloads::user(id, false))
-        } else {
-            Err(UNKNOWN_USER)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What widely used libraries send by default is accepted, whatever the documentation says.
 
 use super::*;
+use crate::sim::traffic::Mix;
 
 /// The IDENTIFY of a client, with something changed: the close code, and how many warnings.
 fn identified(change: impl FnOnce(&mut Value)) -> (Option<u16>, usize) {
@@ -195,6 +196,20 @@ fn what_guilds_tell_of_adds_up() {
         .collect();
     assert_eq!(members, known);
     assert_eq!(rig.world.member_count(guild), members.len());
+}
+
+#[test]
+fn an_activity_of_one_kind_does_not_run_dry() {
+    for name in EVENT_NAMES {
+        let mut rig = Rig::new(|builder| builder.guilds(1));
+        rig.world.settings.mix = Mix::new(&[(name.to_owned(), 1)]).unwrap();
+        rig.identify(1, (0, 1), Intents::all());
+        rig.take(1);
+        rig.world.set_activity(rig.now, 100.0);
+        rig.sleep(10.0);
+        let events = rig.take(1).len();
+        assert!((990..=1010).contains(&events), "{name}: {events}");
+    }
 }
 
 #[test]

@@ -407,6 +407,7 @@ fn a_command_has_its_options_resolved() {
     };
     let data = used(&mut rig, "all", given.clone()).unwrap();
     assert_eq!(data["id"], registered[0]["id"]);
+    assert_eq!(data["guild_id"], guild.to_string());
     let resolved = data["resolved"].as_object().unwrap();
     let kinds: Vec<_> = resolved.keys().map(String::as_str).collect();
     assert_eq!(
@@ -650,4 +651,169 @@ fn a_limit_is_of_a_route_and_a_channel() {
     assert_eq!(rig.violations(), 3);
     rig.sleep(10.0);
     assert_eq!(status(&mut rig, &one), 200);
+}
+
+#[test]
+fn a_reason_is_in_the_audit_log_and_with_the_ban() {
+    let (mut rig, guild, _) = with_guild();
+    let user = rig.world.guilds[0].member(1);
+    let headers = [
+        ("authorization", format!("Bot {TOKEN}")),
+        ("user-agent", "DiscordBot (test, 1)".to_owned()),
+        ("x-audit-log-reason", "sp%C3%A4m".to_owned()),
+    ];
+    let path = format!("/api/v10/guilds/{guild}/bans/{user}");
+    let incoming = Incoming {
+        method: "PUT",
+        path: &path,
+        query: BTreeMap::new(),
+        headers: headers.map(|(name, value)| (name.to_owned(), value)).into(),
+        body: b"",
+    };
+    rig.world.rest(rig.now, 99, &incoming);
+    rig.drive();
+    let events = rig.take(1);
+    let entry = events.last().unwrap();
+    assert_eq!(
+        (&entry["d"]["action_type"], &entry["d"]["reason"]),
+        (&json!(22), &json!("späm"))
+    );
+    let ban = rig
+        .call("GET", &format!("/guilds/{guild}/bans/{user}"), &Value::Null)
+        .1;
+    assert_eq!(ban["reason"], "späm");
+    let request = rig.world.take_request("PUT", "/guilds/{}/bans/{}").unwrap();
+    assert_eq!(request.reason().as_deref(), Some("späm"));
+    assert_eq!(
+        rig.world.take_request("PUT", "/guilds/{}/bans/{}"),
+        None,
+        "it was taken"
+    );
+}
+
+#[test]
+fn an_edit_takes_away_what_it_says_and_never_everything() {
+    let (mut rig, _, channel) = with_guild();
+    let messages = format!("{channel}/messages");
+    let embed = json!({"content": "text", "embeds": [{"title": "x"}], "flags": 64 | 4});
+    let (_, message, events) = rig.call("POST", &messages, &embed);
+    assert_eq!(
+        names(&events),
+        ["MESSAGE_CREATE"],
+        "nobody hides a message of its own"
+    );
+    assert_eq!(message["flags"], 4);
+    let path = format!("{messages}/{}", message["id"].as_str().unwrap());
+    assert_eq!(
+        rig.call("PATCH", &path, &json!({"content": null})).1["content"],
+        ""
+    );
+    let (_, kept, _) = rig.call("PATCH", &path, &json!({"flags": 0}));
+    assert_eq!(
+        (&kept["flags"], &kept["embeds"][0]["title"]),
+        (&json!(0), &json!("x"))
+    );
+    assert_eq!(
+        rig.call("PATCH", &path, &json!({"embeds": null})).1["code"],
+        50006
+    );
+}
+
+#[test]
+fn members_are_kept_as_discord_keeps_them() {
+    let (mut rig, guild, _) = with_guild();
+    let at = rig.world.guilds[0];
+    let member = format!("/guilds/{guild}/members/{}", at.member(1));
+    let (_, changed, _) = rig.call("PATCH", &member, &json!({"nick": "", "roles": [at.role()]}));
+    assert_eq!(
+        (&changed["nick"], &changed["roles"]),
+        (&Value::Null, &json!([at.role().to_string()]))
+    );
+    assert_eq!(
+        rig.call("PATCH", &member, &json!({"roles": "x"})).1["code"],
+        50035
+    );
+    assert_eq!(
+        rig.call("PATCH", &member, &json!({"mute": null})).1["code"],
+        50035
+    );
+    let own = format!("/guilds/{guild}/members/@me");
+    let (_, changed, _) = rig.call("PATCH", &own, &json!({"nick": "bot", "roles": [at.role()]}));
+    assert_eq!(
+        (&changed["nick"], &changed["roles"]),
+        (&json!("bot"), &json!([]))
+    );
+}
+
+#[test]
+fn lists_end() {
+    let (mut rig, guild, channel) = with_guild();
+    let message = rig.world.chat(rig.now, guild + 1, "hello").unwrap();
+    rig.call(
+        "PUT",
+        &format!("{channel}/messages/{message}/reactions/ℹ️/@me"),
+        &Value::Null,
+    );
+    rig.call("PUT", &format!("/guilds/{guild}/bans/7"), &Value::Null);
+    for path in [
+        format!("{channel}/messages/{message}/reactions/ℹ️"),
+        format!("/guilds/{guild}/bans"),
+        format!("/guilds/{guild}/members"),
+        "/users/@me/guilds".to_owned(),
+    ] {
+        let list = rig.call("GET", &path, &Value::Null).1;
+        assert!(!list.as_array().unwrap().is_empty(), "{path}");
+        let after = format!("{path}?after={}", u64::MAX);
+        assert_eq!(rig.call("GET", &after, &Value::Null).1, json!([]), "{path}");
+    }
+}
+
+#[test]
+fn a_command_keeps_its_id() {
+    let (mut rig, _, _) = with_guild();
+    let commands = format!("/applications/{}/commands", payloads::BOT);
+    let list = json!([{"name": "a", "type": null}, {"name": "b"}]);
+    let first = rig.call("PUT", &commands, &list).1;
+    assert_eq!(first[0]["type"], 1);
+    let second = rig.call("PUT", &commands, &list).1;
+    assert_eq!(first[1]["id"], second[1]["id"]);
+    assert_ne!(first[1]["version"], second[1]["version"]);
+    let one = format!("{commands}/{}", first[0]["id"].as_str().unwrap());
+    let edited = rig
+        .call("PATCH", &one, &json!({"id": "5", "description": "x"}))
+        .1;
+    assert_eq!(
+        (&edited["id"], &edited["description"]),
+        (&first[0]["id"], &json!("x"))
+    );
+    assert_eq!(rig.call("DELETE", &one, &Value::Null).0, 204);
+    assert_eq!(rig.call("GET", &one, &Value::Null).1["code"], 10063);
+}
+
+#[test]
+fn a_webhook_touches_its_own_messages_alone() {
+    let (mut rig, guild, _) = with_guild();
+    let others = rig.world.chat(rig.now, guild + 1, "hello").unwrap();
+    rig.world
+        .interact(rig.now, &Interaction::command(guild + 1, "x", json!({})))
+        .unwrap();
+    rig.drive();
+    let data = rig.take(1).pop().unwrap()["d"].clone();
+    let [id, token] = ["id", "token"].map(|field| data[field].as_str().unwrap().to_owned());
+    let hidden = json!({"type": 4, "data": {"content": "x", "flags": 64}});
+    rig.call(
+        "POST",
+        &format!("/interactions/{id}/{token}/callback"),
+        &hidden,
+    );
+    let messages = format!("/webhooks/{}/{token}/messages", payloads::BOT);
+    let foreign = rig.call("DELETE", &format!("{messages}/{others}"), &Value::Null);
+    assert_eq!(foreign.1["code"], 10008);
+    let shown = json!({"content": "y", "flags": 0});
+    let (_, edited, events) = rig.call("PATCH", &format!("{messages}/@original"), &shown);
+    assert_eq!(
+        (&edited["flags"], events.len()),
+        (&json!(64), 0),
+        "it stays hidden"
+    );
 }
