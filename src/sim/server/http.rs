@@ -218,6 +218,7 @@ pub(super) fn respond(
         body: &body,
     };
     Ok(Some(match responder.rest(&incoming) {
+        // The responder has asked the handler already.
         Reply::Hang | Reply::Ask(..) => Response::Hang,
         Reply::Reset | Reply::Answer(_, Manner::Reset) => Response::Reset,
         Reply::Answer(answered, manner) => respond_with(&answered, manner, is_last),

@@ -1,10 +1,11 @@
-import io
 import os
 from importlib.metadata import version
 
 import discord
 import yarl
 from discord import app_commands
+
+from answer import answer
 
 print("version", version("discord.py"), flush=True)
 SIM = os.environ["SIM"]
@@ -56,12 +57,7 @@ async def on_ready():
 
 @client.event
 async def on_message(message):
-    if message.content == "!ping":
-        answer = await message.reply("pong")
-        await answer.edit(content="pong!")
-        await message.add_reaction("👍")
-        await message.channel.send(file=discord.File(io.BytesIO(b"meow"), "cat.txt"))
-        await answer.delete()
+    await answer(message, discord.File)
 
 
 client.run(os.environ["TOKEN"])

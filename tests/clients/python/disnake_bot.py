@@ -1,8 +1,9 @@
-import io
 import os
 
 import disnake
 from disnake.ext import commands
+
+from answer import answer
 
 print("version", disnake.__version__, flush=True)
 SIM = os.environ["SIM"]
@@ -49,12 +50,7 @@ async def on_ready():
 
 @bot.event
 async def on_message(message):
-    if message.content == "!ping":
-        answer = await message.reply("pong")
-        await answer.edit(content="pong!")
-        await message.add_reaction("👍")
-        await message.channel.send(file=disnake.File(io.BytesIO(b"meow"), "cat.txt"))
-        await answer.delete()
+    await answer(message, disnake.File)
 
 
 bot.run(os.environ["TOKEN"])

@@ -1,8 +1,9 @@
-import io
 import os
 
 import nextcord
 from nextcord.ext import commands
+
+from answer import answer
 
 print("version", nextcord.__version__, flush=True)
 SIM = os.environ["SIM"]
@@ -25,12 +26,7 @@ async def on_ready():
 
 @bot.event
 async def on_message(message):
-    if message.content == "!ping":
-        answer = await message.reply("pong")
-        await answer.edit(content="pong!")
-        await message.add_reaction("👍")
-        await message.channel.send(file=nextcord.File(io.BytesIO(b"meow"), "cat.txt"))
-        await answer.delete()
+    await answer(message, nextcord.File)
 
 
 bot.run(os.environ["TOKEN"])

@@ -1,8 +1,9 @@
-import io
 import os
 from importlib.metadata import version
 
 import discord
+
+from answer import answer
 
 print("version", version("py-cord"), flush=True)
 SIM = os.environ["SIM"]
@@ -25,12 +26,7 @@ async def on_ready():
 
 @bot.event
 async def on_message(message):
-    if message.content == "!ping":
-        answer = await message.reply("pong")
-        await answer.edit(content="pong!")
-        await message.add_reaction("👍")
-        await message.channel.send(file=discord.File(io.BytesIO(b"meow"), "cat.txt"))
-        await answer.delete()
+    await answer(message, discord.File)
 
 
 bot.run(os.environ["TOKEN"])

@@ -178,27 +178,15 @@ impl World {
         let content_type = request.header("content-type");
         let body = body::read(content_type, incoming.body);
         let body = body.map(|body| (request.json, request.files) = body);
-        let manner = match fault {
-            None => Manner::Whole,
+        let (canned, manner) = match fault {
             Some(RestFault::Hang) => return Reply::Hang,
             Some(RestFault::Reset) => return Reply::Reset,
-            Some(RestFault::Truncated) => Manner::Truncated,
-            Some(RestFault::Slow { bytes_per_second }) => Manner::Slow(bytes_per_second),
-            Some(RestFault::ResetAfter) => Manner::Reset,
             Some(RestFault::Html) => return self.html(now, connection, request),
-            Some(RestFault::Status(status)) => {
-                let response = answers::error_of(status);
-                return self.answer_with(now, connection, request, response, Manner::Whole);
-            }
-            Some(RestFault::Limited(scope)) => {
-                let response = limits::limited(self.scaled(LIMITED), scope);
-                return self.answer_with(now, connection, request, response, Manner::Whole);
-            }
-            Some(RestFault::Redirect(url)) => {
-                let response = redirect(url);
-                return self.answer_with(now, connection, request, response, Manner::Whole);
-            }
+            fault => self.befallen(fault),
         };
+        if let Some(response) = canned {
+            return self.answer_with(now, connection, request, response, manner);
+        }
 
         let admitted = self.admit(now, connection, incoming.path, &mut request);
         let admitted = admitted.and_then(|admitted| match body {
@@ -226,6 +214,25 @@ impl World {
             Target::Nothing(refusal) => Err(refusal),
         };
         self.handled(now, admitted, outcome.unwrap_or_else(Response::from))
+    }
+
+    /// What a fault does to a request: the answer that it gets without being carried out, if the
+    /// fault brings one, and how an answer goes out.
+    fn befallen(&self, fault: Option<RestFault>) -> (Option<Response>, Manner) {
+        match fault {
+            Some(RestFault::Status(status)) => (Some(answers::error_of(status)), Manner::Whole),
+            Some(RestFault::Limited(scope)) => {
+                let response = limits::limited(self.scaled(LIMITED), scope);
+                (Some(response), Manner::Whole)
+            }
+            Some(RestFault::Redirect(url)) => (Some(redirect(url)), Manner::Whole),
+            Some(RestFault::Truncated) => (None, Manner::Truncated),
+            Some(RestFault::Slow { bytes_per_second }) => (None, Manner::Slow(bytes_per_second)),
+            Some(RestFault::ResetAfter) => (None, Manner::Reset),
+            Some(RestFault::Html | RestFault::Hang | RestFault::Reset) | None => {
+                (None, Manner::Whole)
+            }
+        }
     }
 
     /// A request has been carried out, by a route or by a handler of the owner's.
