@@ -179,6 +179,7 @@ def test(name):
         "TOKEN": token,
         "NODE_PATH": str(TARGET / "node" / "node_modules"),
         "NODE_EXTRA_CA_CERTS": str(certificate),
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
     bot = Process(command, TARGET / f"{name}.log", env=environment)
     done = set()
