@@ -171,12 +171,13 @@ def test(name):
     tls = ["--tls", "--certificate", certificate] if name == "eris" else []
     flags = ["--shards", "2", "--guilds", "2", "--members", "5"]
     sim = Process([SIM, *flags, *tls], TARGET / f"{name}.sim.log")
-    rest = sim.wait(r"^rest ", patience=10).split()[1]
-    token = sim.wait(r"^token ", patience=10).split()[1]
+    rest, token = (sim.wait(rf"^{word} ", patience=10) for word in ("rest", "token"))
+    if not (rest and token):
+        sys.exit(f"the simulator did not start: {sim.lines}")
     environment = {
         **os.environ,
-        "SIM": rest.removesuffix("/api/v10"),
-        "TOKEN": token,
+        "SIM": rest.split()[1].removesuffix("/api/v10"),
+        "TOKEN": token.split()[1],
         "NODE_PATH": str(TARGET / "node" / "node_modules"),
         "NODE_EXTRA_CA_CERTS": str(certificate),
         "PYTHONDONTWRITEBYTECODE": "1",
