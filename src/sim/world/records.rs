@@ -24,12 +24,18 @@ impl World {
             self.violation(now, connection, format!("{code}: {rule}"), false);
             return self.close(now, connection, code);
         }
-        self.warn_only(now, connection, rule.to_owned());
+        self.warn_only(now, connection, rule.to_owned(), false);
     }
 
-    /// A client does something that it should not, of which nothing follows.
-    pub(super) fn warn_only(&mut self, now: Instant, connection: usize, rule: String) {
-        let warning = self.breach(now, connection, rule, false);
+    /// A client does something that it should not, and may go on.
+    pub(super) fn warn_only(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        rule: String,
+        is_refused: bool,
+    ) {
+        let warning = self.breach(now, connection, rule, is_refused);
         self.observed.warnings.push(warning);
     }
 

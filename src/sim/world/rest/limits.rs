@@ -62,7 +62,7 @@ impl World {
         }
         key.clone_into(&mut self.sent);
         let rule = format!("429: at most {limit} requests a second");
-        self.violation(now, connection, rule, true);
+        self.warn_only(now, connection, rule, true);
         Err(limited(bucket.reset_at - now, Scope::Global))
     }
 
@@ -103,7 +103,7 @@ impl World {
         }
         key.clone_into(&mut self.sent);
         let rule = format!("429: at most {limit} requests of a route in {window:?}");
-        self.violation(now, connection, rule, true);
+        self.warn_only(now, connection, rule, true);
         let mut refusal = limited(left, Scope::User);
         refusal.headers.extend(headers);
         Err(refusal)

@@ -260,7 +260,7 @@ impl World {
         if !agent.starts_with("DiscordBot (") {
             self.sent = super::records::shortened(format!("{agent:?} for {request}"));
             let rule = "a User-Agent is `DiscordBot (URL, VERSION)`";
-            self.warn_only(now, connection, rule.to_owned());
+            self.warn_only(now, connection, rule.to_owned(), false);
         }
         let is_open = matches!(
             path.split('/').nth(1),

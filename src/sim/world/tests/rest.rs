@@ -648,7 +648,7 @@ fn a_limit_is_of_a_route_and_a_channel() {
         (&json!(false), "1.1 google")
     );
     assert_eq!(rig.rest("GET", &two, TOKEN, "").1["global"], true);
-    assert_eq!(rig.violations(), 3);
+    assert_eq!(rig.world.observed.warnings.len(), 3);
     rig.sleep(10.0);
     assert_eq!(status(&mut rig, &one), 200);
 }
