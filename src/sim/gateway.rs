@@ -126,7 +126,7 @@ impl Gateway {
         self.change(|world, _| world.add_guilds(count));
     }
 
-    /// From now on `/gateway/bot` recommends so many shards, at least 1.
+    /// From now on `/gateway/bot` recommends this many shards, at least 1.
     pub fn set_shards(&self, shards: u32) {
         self.change(|world, _| world.set_shards(shards));
     }

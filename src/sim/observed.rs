@@ -18,8 +18,8 @@ pub struct Observed {
     pub records: Vec<Record>,
     /// The rules that clients broke, in order.
     pub violations: Vec<Violation>,
-    /// What clients did that Discord documents otherwise and accepts all the same, and their
-    /// requests over a limit, which were answered with 429; in order.
+    /// What differs from Discord's documentation but is accepted, and requests over a limit, which
+    /// were answered with 429; in order.
     pub warnings: Vec<Violation>,
     /// The faults that struck, in order.
     pub faults: Vec<Strike>,

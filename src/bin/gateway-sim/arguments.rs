@@ -60,7 +60,7 @@ pub(crate) fn command() -> Command {
             number("members", "Members of each guild", "3", 1, 1_000_000),
             number("guilds-per-shard", "Guilds that a shard may hold before 4011", "2500", 1, 1_000_000),
             number("session-starts", "IDENTIFYs that are left of today's 1000", "1000", 0, 1000),
-            rate("activity", "Events a second that the guilds bring forth, in all").default_value("0"),
+            rate("activity", "Events a second that the guilds cause, in all").default_value("0"),
             text("mix", "NAME=WEIGHT,...", "Which events these are"),
             parsed("compression", "KIND", "any, none, zlib-stream or zstd-stream: what clients must ask for", offer)
                 .default_value("any"),

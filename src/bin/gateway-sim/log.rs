@@ -51,6 +51,7 @@ impl Log {
                 ));
             }
         }
+
         for strike in &seen.faults {
             *self.faults.entry(strike.fault.to_string()).or_default() += 1;
             if !self.quiet {
@@ -64,12 +65,14 @@ impl Log {
                 ));
             }
         }
+
         for violation in &seen.violations {
             *self.violations.entry(violation.rule.clone()).or_default() += 1;
             let what = format!("VIOLATION {violation}");
             let line = self.line(violation.at, &shard(violation.shard), &what);
             lines.push((violation.at, line));
         }
+
         for warning in &seen.warnings {
             let count = self.warnings.entry(warning.rule.clone()).or_default();
             *count += 1;
@@ -80,6 +83,7 @@ impl Log {
                 lines.push((warning.at, line));
             }
         }
+
         lines.sort_by_key(|(at, _)| *at);
         let mut out = io::stdout().lock();
         for (_, line) in lines {

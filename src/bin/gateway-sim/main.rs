@@ -70,7 +70,7 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     }
 
     let (console, quitting) = (Arc::clone(&gateway), Arc::clone(&stop));
-    // Nobody waits for it: it reads for as long as there is input.
+    // It reads for as long as there is input, so it is not joined.
     std::thread::spawn(move || read_orders(&console, &quitting));
     let lifetime: Duration = value(arguments, "duration")?;
     let end = Instant::now()

@@ -59,9 +59,9 @@ pub enum Fault {
     },
     /// A close with a code: 1000 to 1003, 1007 to 1014, or 3000 to 4999. (`close=4009`)
     Close(u16),
-    /// The last event comes again, with the same sequence. (`repeat`)
+    /// The last event is sent again, with the same sequence. (`repeat`)
     Repeat,
-    /// An older event comes again after newer ones. (`out-of-order`)
+    /// An older event is sent again after newer ones. (`out-of-order`)
     OutOfOrder,
 
     /// A TLS handshake that fails; nothing to a gateway without TLS. (`tls=expired`,
@@ -173,7 +173,7 @@ pub enum Scope {
     Shared,
 }
 
-/// Where the next session is to be resumed.
+/// The `resume_gateway_url` of the next session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResumeUrl {

@@ -24,7 +24,7 @@ pub(super) enum Unreadable {
 /// What a request is answered with: bytes, and what the connection is after them; or nothing, ever.
 pub(super) enum Response {
     Bytes(Vec<u8>, Then),
-    /// The same, so many bytes a second.
+    /// The same, at this many bytes a second.
     Slow(Vec<u8>, u32),
     Reset,
     Hang,

@@ -9,7 +9,7 @@ use super::super::traffic;
 use super::rest::Message;
 use super::{Guild, Timer, World, payloads};
 
-/// So many of a guild's members do something by themselves.
+/// How many of a guild's members act by themselves.
 const MOST_ACTIVE: usize = 1000;
 /// How far the traffic of a machine that stood still may lie behind.
 const LONGEST_LAG: Duration = Duration::from_millis(100);

@@ -321,7 +321,7 @@ pub(super) fn check_presence(data: &Value) -> Result<(), (u16, &'static str)> {
 }
 
 /// An id, as a string or as a number.
-fn id(value: &Value) -> Option<u64> {
+pub(super) fn id(value: &Value) -> Option<u64> {
     value
         .as_str()
         .map_or_else(|| value.as_u64(), |text| text.parse().ok())

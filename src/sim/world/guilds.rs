@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    /// A guild as a session is told of it.
+    /// The `GUILD_CREATE` that a session with these intents receives.
     ///
     /// Source: [Discord, Guild
     /// Create](https://docs.discord.com/developers/events/gateway-events#guild-create).

@@ -13,7 +13,7 @@ use super::Headers;
 
 const GLOBAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// So many buckets are remembered before those are forgotten whose window is over.
+/// Above this number of buckets, those whose window is over are removed.
 const MOST_BUCKETS: usize = 10_000;
 
 /// The requests of each bucket within its window.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::super::permissions::{ATTACH_FILES, MANAGE_MESSAGES};
 use super::super::super::request::{File, Response};
-use super::super::{Action, World, payloads};
+use super::super::{Action, World, commands, payloads};
 use super::answers::{
     EMPTY_MESSAGE, MISSING_PERMISSIONS, NOT_IN_DIRECT_CHANNELS, NOT_THE_AUTHOR, Outcome, Refusal,
     UNKNOWN_MESSAGE, WRONG_COUNT, invalid_form,
@@ -498,10 +498,7 @@ impl World {
 
 /// An id in a body, as a string or as a number; 0, which nothing has, if it is none.
 pub(super) fn id(value: &Value) -> u64 {
-    let id = value
-        .as_str()
-        .map_or_else(|| value.as_u64(), |text| text.parse().ok());
-    id.unwrap_or_default()
+    commands::id(value).unwrap_or_default()
 }
 
 /// The text of a message's body, if it has one.

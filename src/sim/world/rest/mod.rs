@@ -1,4 +1,4 @@
-//! The HTTP interface: what a bot calls, and what comes of it on the gateway.
+//! The HTTP interface: the routes that a bot calls, and the gateway events that they cause.
 
 mod answers;
 mod application_commands;
