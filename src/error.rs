@@ -1,8 +1,12 @@
 //! What can go wrong, graded by whose fault it is.
 
+mod status;
+
 use std::fmt;
 use std::io;
 use std::time::Duration;
+
+pub use self::status::{FieldError, StatusError};
 
 use crate::intents::UnknownIntents;
 use crate::protocol::{
@@ -68,23 +72,48 @@ pub enum Error {
         "Discord refused the token: copy the current one from the Bot page of the developer portal"
     )]
     Unauthorized,
-    /// Discord answered a request with another status than success.
-    #[error("{request} was answered with HTTP {status}: {body}")]
-    Status {
-        /// Method and path.
-        request: String,
-        /// The HTTP status.
-        status: u16,
-        /// The beginning of the body.
-        body: String,
-    },
-    /// Discord asks to wait longer than a call may take.
-    #[error("{request} is rate limited for {} s", retry_after.as_secs_f64())]
+    /// Discord answered a REST request with another status than success.
+    #[error(transparent)]
+    Status(Box<StatusError>),
+    /// A REST request would have to wait for longer than its call may take, because of a rate
+    /// limit. It was not sent, or Discord answered it with a 429. Try again after that time.
+    #[error("{request} is rate limited{}{}", shown_wait(*retry_after), text.as_deref().map_or(String::new(), |text| format!(": {text}")))]
     RateLimited {
-        /// Method and path.
+        /// Method and path, without secrets.
         request: String,
-        /// How long Discord asks to wait.
+        /// How long to wait, at least; zero if only the answers to earlier requests could tell.
         retry_after: Duration,
+        /// More about it: what was answered, if this machine's address is blocked.
+        text: Option<String>,
+    },
+    /// There were too many invalid REST requests (answered with 401, 403 or 429) within 10 minutes:
+    /// Discord is about to block this address. None is sent until there are fewer. Find out why
+    /// they are refused.
+    #[error(
+        "{request} was not sent: Discord has refused {count} requests within 10 minutes and blocks \
+         this address at 10,000; find out why it refuses them, and try again in {} s",
+        retry_after.as_secs()
+    )]
+    TooManyInvalidRequests {
+        /// Method and path, without secrets.
+        request: String,
+        /// How many it refused.
+        count: u32,
+        /// When requests are sent again.
+        retry_after: Duration,
+    },
+    /// An interaction was answered too late, or twice.
+    #[error(
+        "the interaction, which was read {} s ago, could not be answered: the one first answer (which \
+         may be `defer`) is due within 3 s of its arrival, and more can follow for 15 minutes",
+        age.as_secs_f32()
+    )]
+    Interaction {
+        /// How long ago [`Interaction::from`](crate::Interaction::from) read it; it may have waited
+        /// behind other events before.
+        age: Duration,
+        /// What Discord answered.
+        source: Box<StatusError>,
     },
     /// An answer that is not what Discord documents, for example HTML in place of JSON.
     #[error("{request} was answered with something unexpected: {body}")]
@@ -210,8 +239,9 @@ pub enum Error {
     /// A reshard was given up because that was asked for; the old shards go on.
     #[error("the reshard was cancelled")]
     Cancelled,
-    /// The manager is closed or gone.
-    #[error("the shards are closed")]
+    /// The manager is closed or gone: what was asked of it, or a REST call that would have to wait,
+    /// ends with it.
+    #[error("the manager is closed")]
     Closed,
 }
 
@@ -291,8 +321,10 @@ impl Error {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Status { status: 500.., .. } | Self::UnexpectedAnswer { .. } => Fault::Discord,
+            Self::Status(error) if error.status >= 500 => Fault::Discord,
+            Self::UnexpectedAnswer { .. } => Fault::Discord,
             Self::RateLimited { .. }
+            | Self::TooManyInvalidRequests { .. }
             | Self::Limit(_)
             | Self::Http { .. }
             | Self::Io { .. }
@@ -315,6 +347,58 @@ impl Error {
         self.fault() == Fault::Caller
     }
 
+    /// What Discord answered, if it refused a REST request.
+    pub fn status(&self) -> Option<&StatusError> {
+        match self {
+            Self::Status(error) | Self::Interaction { source: error, .. } => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Discord's code for why it refused a REST request, for example 50007 for a user who takes no
+    /// direct messages.
+    ///
+    /// Source: [Discord, JSON error
+    /// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#json-json-error-codes).
+    pub fn code(&self) -> Option<u64> {
+        self.status()?.code
+    }
+
+    /// Whether the message does not exist, for example because it was deleted meanwhile (10008).
+    pub fn is_unknown_message(&self) -> bool {
+        self.code() == Some(10008)
+    }
+
+    /// Whether the channel does not exist (10003).
+    pub fn is_unknown_channel(&self) -> bool {
+        self.code() == Some(10003)
+    }
+
+    /// Whether the user is not a member of the guild (10007).
+    pub fn is_unknown_member(&self) -> bool {
+        self.code() == Some(10007)
+    }
+
+    /// Whether the interaction is over, or its first answer came later than 3 s after it (10062).
+    pub fn is_unknown_interaction(&self) -> bool {
+        self.code() == Some(10062)
+    }
+
+    /// Whether the interaction has been answered already (40060).
+    pub fn is_already_answered(&self) -> bool {
+        self.code() == Some(40060)
+    }
+
+    /// Whether the bot lacks a permission (50013) or may not see what it asked for (50001).
+    pub fn is_missing_permissions(&self) -> bool {
+        matches!(self.code(), Some(50001 | 50013))
+    }
+
+    /// Whether the user takes no direct messages from the bot (50007).
+    pub fn is_closed_to_messages(&self) -> bool {
+        self.code() == Some(50007)
+    }
+
     /// The error and its causes, in one line.
     pub fn report(&self) -> String {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
@@ -333,6 +417,15 @@ impl Error {
             given: visible(given),
             allowed: allowed.into(),
         }
+    }
+}
+
+/// For how long, if that is known.
+fn shown_wait(wait: Duration) -> String {
+    if wait.is_zero() {
+        ": its turn did not come in time".into()
+    } else {
+        format!(" for {:.3} s", wait.as_secs_f64())
     }
 }
 

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an
-//! argument: [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the credit behind
+//! argument: [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the limits behind
+//! [`rest::Rest`], the credit behind
 //! each [`Event`], the transition behind [`ShardManager`], the merge of two sets of shards. Every
 //! thread is a short loop around one of them.
 //!
@@ -28,12 +29,11 @@
 //! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs, room in a shard; and
 //!   why a connection failed.
 //! - **info**: a shard is ready, has resumed, has lost its connection, has stopped; others have
-//!   taken over.
+//!   taken over; a REST request is rate limited or sent again.
 //! - **debug**: each step of a connection; unknown opcodes.
 //!
 //! The libraries below log too. At trace level `tungstenite` shows the payloads, but not those with
-//! the token; the HTTP client's `ureq_proto` shows whole requests at trace level, token and all:
-//! keep that one at debug.
+//! the token; the HTTP client's `ureq_proto` shows whole requests, with placeholders for tokens.
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -45,7 +45,10 @@ mod delivery;
 mod environment;
 mod error;
 mod event;
+pub mod guide;
+mod hosts;
 mod intents;
+mod interaction;
 mod json;
 pub mod limit;
 mod manager;
@@ -65,9 +68,10 @@ pub use config::{
     Shortage,
 };
 pub use delivery::Events;
-pub use error::{Error, Fault, SendError, SendFailure, StoreError};
+pub use error::{Error, Fault, FieldError, SendError, SendFailure, StatusError, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use intents::{Intents, UnknownIntents};
+pub use interaction::Interaction;
 pub use manager::{Handle, ManagerStatus, Operation, ShardManager, Starting, SuspendedShard};
 pub use protocol::{
     Activity, ActivityKind, ChannelField, CloseCode, Command, Disconnect, EventName,

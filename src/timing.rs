@@ -46,6 +46,9 @@ pub struct Timing {
     pub members_window: Duration,
     /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
     pub identify_window: Duration,
+    /// The time that [`Config::rest_rate_limit`](crate::Config::rest_rate_limit) is for. Discord's:
+    /// 1 s.
+    pub rest_window: Duration,
     /// Added to each window that Discord measures too, for what the network adds and takes away.
     /// Ours: 100 ms.
     pub guard: Duration,
@@ -60,8 +63,8 @@ pub struct Timing {
     /// How long handlers may take to finish what they have when sessions are suspended or handed
     /// over. Ours: 5 s.
     pub handlers_timeout: Duration,
-    /// How long the old and the new shards of a reshard are both heard, and how much longer new ones
-    /// that lag are waited for. Ours: 10 s.
+    /// How long the old and the new shards of a reshard are both heard, and how much longer new
+    /// ones that lag are waited for. Ours: 10 s.
     pub reshard_overlap: Duration,
     /// How long a reshard may take before it is given up, besides the time that the identify limit
     /// costs its shards. Ours: 1 h.
@@ -93,6 +96,7 @@ impl Default for Timing {
             presence_window: seconds(20),
             members_window: seconds(30),
             identify_window: seconds(5),
+            rest_window: seconds(1),
             guard: Duration::from_millis(100),
             reset_guard: seconds(30),
             identify_reset: seconds(24 * 60 * 60),
@@ -142,7 +146,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 25] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 26] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -168,6 +172,7 @@ impl Timing {
             presence_window,
             members_window,
             identify_window,
+            rest_window,
             reset_guard,
             identify_reset,
         } = self;
@@ -195,6 +200,7 @@ impl Timing {
             (presence_window, true),
             (members_window, true),
             (identify_window, true),
+            (rest_window, true),
             (reset_guard, true),
             (identify_reset, true),
         ]
@@ -207,6 +213,7 @@ impl Timing {
             || self.send_window < discord.send_window
             || self.presence_window < discord.presence_window
             || self.members_window < discord.members_window
+            || self.rest_window < discord.rest_window
             || self.identify_reset < discord.identify_reset
             || self.invalid_session_min < discord.invalid_session_min
     }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 22] = [
+const LAYERS: [(&str, Option<u32>); 25] = [
     ("clock", Some(0)),
     ("environment", Some(0)),
+    ("hosts", Some(0)),
     ("json", Some(0)),
     ("shard_id", Some(0)),
     ("intents", Some(0)),
@@ -22,10 +23,12 @@ const LAYERS: [(&str, Option<u32>); 22] = [
     ("store", Some(3)),
     ("config", Some(4)),
     ("delivery", Some(4)),
+    ("interaction", Some(4)),
     ("shard", Some(5)),
     ("manager", Some(6)),
     ("sim", None),
     // What re-exports the others belongs to no layer, and nobody imports from it.
+    ("guide", Some(7)),
     ("lib", Some(7)),
     ("main", Some(7)),
     ("bin", Some(7)),

@@ -66,7 +66,10 @@ fn no_line_shows_a_secret() {
 
     // Those that have a token of their own are not given the bot's, and it is not blamed.
     let (url, heads) = refusing();
-    let rest = Rest::new(Token::new(gateway.token()).unwrap(), &url, None).unwrap();
+    let rest = Rest::builder(Token::new(gateway.token()).unwrap())
+        .base_url(&url)
+        .build()
+        .unwrap();
     for path in [
         format!("/webhooks/1/{OWN}?wait=true"),
         format!("/interactions/1/{OWN}/callback"),

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 pub use plan::Plan;
 pub use shard::ShardConfig;
-pub(crate) use validate::is_under;
 
 use crate::error::Error;
 use crate::event::EventFilter;
 use crate::intents::Intents;
 use crate::limit::{IdentifyLimiter, ReleaseAfter};
 use crate::protocol::{Disconnect, Presence, Session, StopReason};
+use crate::rest::Rest;
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
 use crate::timing::Timing;
@@ -74,6 +74,12 @@ pub struct Config {
     pub gateway_url: Option<String>,
     /// The base of the HTTP API. Default: `https://discord.com/api/v10`.
     pub rest_url: String,
+    /// How many REST requests of all routes together go out in a second. Large bots may ask Discord
+    /// for more; processes with the same token share it. Default: 50.
+    ///
+    /// Source: [Discord, Global rate
+    /// limit](https://docs.discord.com/developers/topics/rate-limits#global-rate-limit).
+    pub rest_rate_limit: NonZeroU32,
     /// Hosts, besides the gateway's own and Discord's, that a session may name to be resumed on.
     /// The token goes there. Default: none.
     pub resume_hosts: Vec<String>,
@@ -109,6 +115,7 @@ impl Config {
             on_close: None,
             gateway_url: None,
             rest_url: "https://discord.com/api/v10".into(),
+            rest_rate_limit: NonZeroU32::new(50).unwrap_or(NonZeroU32::MIN),
             resume_hosts: Vec::new(),
             allow_plaintext: false,
             root_certificates: None,
@@ -230,6 +237,14 @@ impl Config {
         }
     }
 
+    /// Sets [`rest_rate_limit`](Self::rest_rate_limit).
+    pub fn rest_rate_limit(self, requests: NonZeroU32) -> Self {
+        Self {
+            rest_rate_limit: requests,
+            ..self
+        }
+    }
+
     /// Sets [`resume_hosts`](Self::resume_hosts).
     pub fn resume_hosts(self, resume_hosts: Vec<String>) -> Self {
         Self {
@@ -321,6 +336,20 @@ impl Config {
         })?;
         config.validate(&self.token)?;
         Ok(config)
+    }
+}
+
+impl Config {
+    /// The HTTP interface with these settings.
+    pub(crate) fn rest(&self) -> Result<Rest, Error> {
+        let rest = Rest::builder(self.token.clone())
+            .base_url(&self.rest_url)
+            .allow_plaintext(self.allow_plaintext)
+            .rate_limit(self.rest_rate_limit, self.timing.rest_window);
+        match &self.root_certificates {
+            Some(pem) => rest.root_certificates(pem).build(),
+            None => rest.build(),
+        }
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use url::{Host, Url};
+use url::Url;
 
 use super::{AutoReshard, Config, Plan, ShardConfig};
 use crate::error::Error;
+use crate::hosts::{is_discord, is_loopback};
 use crate::intents::Intents;
 use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
+use crate::rest::check_url;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 use crate::token::Token;
@@ -36,8 +38,7 @@ impl Config {
         }
         self.shard.validate(&self.token)?;
 
-        let rest = url("rest_url", &self.rest_url, ["https", "http"])?;
-        self.check_plaintext("rest_url", &rest)?;
+        let rest = check_url("rest_url", &self.rest_url, self.allow_plaintext)?;
         match &self.gateway_url {
             Some(gateway) => self.validate_gateway(gateway),
             // The gateway that Discord names is Discord's.
@@ -203,30 +204,6 @@ fn url(setting: &'static str, given: &str, schemes: [&'static str; 2]) -> Result
     }
 }
 
-/// Whether a url leads to Discord.
-fn is_discord(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    ["discord.com", "discord.gg", "discordapp.com"]
-        .iter()
-        .any(|domain| is_under(host, domain))
-}
-
-/// Whether a url leads to this machine.
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => is_under(name, "localhost"),
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
-}
-
-/// Whether a host is a domain or one below it.
-pub(crate) fn is_under(host: &str, domain: &str) -> bool {
-    host.strip_suffix(domain)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,16 +355,5 @@ mod tests {
     fn nothing_shows_the_token() {
         let config = Config::new(Token::new("secret.is.here").unwrap(), Intents::GUILDS);
         assert!(!format!("{config:?}").contains("secret"));
-    }
-
-    #[test]
-    fn domains_are_compared_by_their_labels() {
-        assert!(
-            is_under("gateway.discord.gg", "discord.gg") && is_under("discord.gg", "discord.gg")
-        );
-        assert!(
-            !is_under("evildiscord.gg", "discord.gg")
-                && !is_under("discord.gg.evil.com", "discord.gg")
-        );
     }
 }

@@ -11,6 +11,7 @@ use super::Events;
 use super::lanes::{Lane, Lanes};
 use crate::event::Event;
 use crate::protocol::EventName;
+use crate::rest::handle_events;
 use crate::shard_id::ShardId;
 
 /// Threads that hand the events of a stream to a handler, until it ends or they are to stop.
@@ -140,7 +141,7 @@ impl Workers<'_> {
 
     fn handle(&self, event: Event, handler: &impl Fn(Event)) {
         let at = Witness::of(&event);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(event))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handle_events(|| handler(event)))) {
             self.report(at, &*panic);
         }
     }

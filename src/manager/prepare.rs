@@ -44,11 +44,7 @@ pub(super) struct Prepared {
 /// the other end of `cancelled` is dropped.
 pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepared, Error> {
     config.validate()?;
-    let rest = Rest::new(
-        config.token.clone(),
-        &config.rest_url,
-        config.root_certificates.as_deref(),
-    )?;
+    let rest = config.rest()?;
     let websockets = WebSocketConnector::with_roots(config.root_certificates.as_deref())?;
     let is_plain = |url: &String| url.starts_with("ws:");
     let needs_tls = !config.gateway_url.as_ref().is_some_and(is_plain);

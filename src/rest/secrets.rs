@@ -1,14 +1,17 @@
 //! Keeps secrets out of what the HTTP client logs.
 //!
 //! ureq writes each request to the log, at trace level with every byte, and cannot be told to leave
-//! anything out. So it never learns a secret: it gets a placeholder, which is replaced by the secret
-//! on its way to the connection.
+//! anything out. So it never learns a secret: it gets a placeholder, which is replaced by the
+//! secret on its way to the connection.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+
+/// What every placeholder begins with.
+const PREFIX: &str = "hidden-";
 
 /// The secrets of requests that are under way.
 #[derive(Clone, Default)]
@@ -29,7 +32,7 @@ impl Secrets {
     /// Takes a secret for one request.
     pub(super) fn hide(&self, secret: &str) -> Hidden {
         // Nobody can guess it, so that no body can ask for the secret.
-        let placeholder = format!("hidden-{:032x}", fastrand::u128(..));
+        let placeholder = format!("{PREFIX}{:032x}", fastrand::u128(..));
         self.0.lock().push(Secret {
             placeholder: placeholder.clone(),
             secret: secret.to_owned(),
@@ -42,6 +45,10 @@ impl Secrets {
 
     /// What is to be sent in place of these bytes, if that is something else.
     fn reveal(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut windows = bytes.windows(PREFIX.len());
+        if !windows.any(|window| window == PREFIX.as_bytes()) {
+            return None;
+        }
         let secrets = self.0.lock();
         let mut revealed = None;
         for Secret {

@@ -3,8 +3,8 @@
 
 use url::Url;
 
-use crate::config::is_under;
 use crate::error::Error;
+use crate::hosts::is_under;
 use crate::transport::Compression;
 
 /// The version of the gateway's interface that this library speaks.

@@ -51,37 +51,33 @@
 //! # fn answer(handle: &Handle, event: &Event) {
 //! #     let Some(dispatch) = event.dispatch() else { return };
 //! #     let data: Value = dispatch.decode().unwrap();
-//! #     let call = |method: &str, path: &str, body: Option<Value>| handle.rest().call(method, path, body.as_ref()).unwrap();
-//! #     let text = |field: &str| data[field].as_str().unwrap_or_default().to_owned();
-//! #     let callback = format!("/interactions/{}/{}/callback", text("id"), text("token"));
-//! #     match (dispatch.name().as_str(), data["type"].as_u64()) {
-//! #         ("MESSAGE_CREATE", _) if text("content").contains("badword") => {
-//! #             let message = format!("/channels/{}/messages/{}", text("channel_id"), text("id"));
-//! #             call("PUT", &format!("{message}/reactions/%E2%9A%A0/@me"), None);
-//! #             call("DELETE", &message, None);
-//! #             let channel = call("POST", "/users/@me/channels", Some(json!({"recipient_id": data["author"]["id"]})));
-//! #             let path = format!("/channels/{}/messages", channel["id"].as_str().unwrap());
-//! #             call("POST", &path, Some(json!({"content": "please mind your language"})));
-//! #         }
-//! #         ("INTERACTION_CREATE", Some(4)) => {
-//! #             call("POST", &callback, Some(json!({"type": 8, "data": {"choices": [{"name": "spam", "value": "spam"}]}})));
-//! #         }
-//! #         ("INTERACTION_CREATE", Some(2)) => {
-//! #             call("POST", &callback, Some(json!({"type": 5})));
-//! #             let webhook = format!("/webhooks/{}/{}", text("application_id"), text("token"));
-//! #             call("PATCH", &format!("{webhook}/messages/@original"), Some(json!({"content": "warned"})));
+//! #     let (rest, text) = (handle.rest(), |field: &str| data[field].as_str().unwrap_or_default().to_owned());
+//! #     if dispatch.name() == "MESSAGE_CREATE" && text("content").contains("badword") {
+//! #         let message = format!("/channels/{}/messages/{}", text("channel_id"), text("id"));
+//! #         rest.put(&format!("{message}/reactions/%E2%9A%A0/@me")).send().unwrap();
+//! #         rest.delete(&message).reason("a forbidden word").send().unwrap();
+//! #         let open = rest.post("/users/@me/channels").json(&json!({"recipient_id": data["author"]["id"]}));
+//! #         let channel: Value = open.send().unwrap().json().unwrap();
+//! #         let path = format!("/channels/{}/messages", channel["id"].as_str().unwrap());
+//! #         rest.post(&path).json(&json!({"content": "please mind your language"})).send().unwrap();
+//! #     }
+//! #     let Some(interaction) = threadcord::Interaction::from(dispatch) else { return };
+//! #     match interaction.kind() {
+//! #         4 => interaction.autocomplete(rest, &[json!({"name": "spam", "value": "spam"})]).unwrap(),
+//! #         2 => {
+//! #             interaction.defer(rest).unwrap();
+//! #             interaction.edit_original(rest, &json!({"content": "warned"})).unwrap();
 //! #             let row = json!({"type": 1, "components": [{"type": 2, "style": 1, "label": "Why?", "custom_id": "why"}]});
-//! #             call("POST", &webhook, Some(json!({"content": "anything else?", "components": [row]})));
+//! #             interaction.follow_up(rest, &json!({"content": "anything else?", "components": [row]})).unwrap();
 //! #         }
-//! #         ("INTERACTION_CREATE", Some(3)) => {
+//! #         3 => {
 //! #             let row = json!({"type": 1, "components": [{"type": 4, "style": 1, "label": "Why?", "custom_id": "text"}]});
-//! #             call("POST", &callback, Some(json!({"type": 9, "data": {"custom_id": "reason", "title": "Why?", "components": [row]}})));
+//! #             interaction.modal(rest, &json!({"custom_id": "reason", "title": "Why?", "components": [row]})).unwrap();
 //! #         }
-//! #         ("INTERACTION_CREATE", Some(5)) => {
+//! #         _ => {
 //! #             let text = &data["data"]["components"][0]["components"][0]["value"];
-//! #             call("POST", &callback, Some(json!({"type": 4, "data": {"content": text, "flags": 64}})));
+//! #             interaction.reply(rest, &json!({"content": text, "flags": 64})).unwrap();
 //! #         }
-//! #         _ => {}
 //! #     }
 //! # }
 //!
@@ -98,6 +94,7 @@
 //! assert_eq!(reaction.parameters[2], "⚠");
 //! let deleted = expect("DELETE", "/channels/{}/messages/{}");
 //! assert_eq!(deleted.parameters[1], message.to_string());
+//! assert_eq!(deleted.reason().as_deref(), Some("a forbidden word"));
 //! expect("POST", "/users/@me/channels");
 //! let warning = expect("POST", "/channels/{}/messages");
 //! assert_ne!(warning.parameters[0], general.to_string(), "it is a direct message");

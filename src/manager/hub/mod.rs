@@ -263,6 +263,7 @@ impl Hub {
             let timeout = self.config.timing.handlers_timeout;
             self.handlers.end_at(clock::now() + timeout);
         }
+        self.rest.close();
         self.handle(Input::Stop(reason));
     }
 

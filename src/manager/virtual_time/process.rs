@@ -20,7 +20,7 @@ use crate::delivery::Events;
 use crate::error::Error;
 use crate::limit::{Limits, SessionLimit};
 use crate::protocol::StopReason;
-use crate::rest::{GatewayBot, Rest};
+use crate::rest::GatewayBot;
 use crate::shard::{Pause, Run, Spawned, Step, Thread};
 use crate::transport::WebSocketConnector;
 
@@ -133,7 +133,7 @@ impl Process {
         gateway: &GatewayBot,
         network: &Arc<Mutex<Network>>,
     ) -> Result<Self, Error> {
-        let rest = Rest::new(config.token.clone(), &config.rest_url, None)?;
+        let rest = config.rest()?;
         // Nothing connects with it, so that it reads no certificates.
         let websockets = WebSocketConnector::with_roots(None)?;
         let mut prepared = prepare::with_gateway(config, rest, websockets, Some(gateway))?;
