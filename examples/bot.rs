@@ -238,12 +238,9 @@ impl Bot {
         if message.content == "!ping" && !message.author.bot {
             println!("shard {shard}  {} says !ping", message.author.username);
             let path = format!("/channels/{}/messages", message.channel_id);
-            if let Err(error) =
-                self.manager
-                    .handle()
-                    .rest()
-                    .call("POST", &path, Some(&json!({"content": "pong"})))
-            {
+            let pong = json!({"content": "pong"});
+            let rest = self.manager.handle().rest();
+            if let Err(error) = rest.post(&path).json(&pong).send() {
                 eprintln!("the answer failed: {error}");
             }
         } else if message.content == "pong" && message.author.bot {

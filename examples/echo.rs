@@ -4,7 +4,7 @@ mod common;
 
 use serde::Deserialize;
 use serde_json::json;
-use threadcord::{Error, EventFilter, Intents, ShardManager};
+use threadcord::{Dispatch, EventFilter, Intents, ShardManager};
 
 #[derive(Deserialize)]
 struct Message {
@@ -16,18 +16,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let intents = Intents::GUILD_MESSAGES | Intents::DIRECT_MESSAGES | Intents::MESSAGE_CONTENT;
     let config = common::config(intents)?.events(EventFilter::only(["MESSAGE_CREATE"])?);
     ShardManager::start(config)?.run(4, |handle, event| {
-        let Some(Ok(message)) = event
-            .dispatch()
-            .map(threadcord::Dispatch::decode::<Message>)
-        else {
+        let Some(Ok(message)) = event.dispatch().map(Dispatch::decode::<Message>) else {
             return;
         };
         if message.content == "!ping" {
             let path = format!("/channels/{}/messages", message.channel_id);
-            let answer = handle
-                .rest()
-                .call("POST", &path, Some(&json!({"content": "pong"})));
-            answer.unwrap_or_else(|error: Error| panic!("{}", error.report()));
+            let pong = json!({"content": "pong"});
+            if let Err(error) = handle.rest().post(&path).json(&pong).send() {
+                eprintln!("{}", error.report());
+            }
         }
     })?;
     Ok(())

@@ -117,6 +117,71 @@ fn slash_registers_and_answers() {
 }
 
 #[test]
+fn moderation_deletes_warns_and_removes() {
+    let gateway = gateway().start().unwrap();
+    let mut example = Example::start("moderation", &gateway, &["badword"]);
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    let mut author = String::new();
+    for _ in 0..2 {
+        gateway.chat(channel, "what a badword").unwrap();
+        let deleted = gateway.expect_request("DELETE", "/channels/{}/messages/{}", PATIENCE);
+        assert_eq!(deleted.reason().as_deref(), Some("a forbidden word"));
+        let opened = gateway.expect_request("POST", "/users/@me/channels", PATIENCE);
+        opened.json["recipient_id"]
+            .as_str()
+            .unwrap()
+            .clone_into(&mut author);
+        let warning = gateway.expect_request("POST", "/channels/{}/messages", PATIENCE);
+        assert_eq!(warning.json["content"], "please mind your language");
+        example.says("warned");
+    }
+    gateway.chat(channel, "another badword").unwrap();
+    let removed = gateway.expect_request("DELETE", "/guilds/{}/members/{}", PATIENCE);
+    assert_eq!(removed.parameters[1], author);
+    assert_eq!(
+        removed.reason().as_deref(),
+        Some("forbidden words, 3 times")
+    );
+    gateway.assert_lawful();
+}
+
+#[test]
+fn interactions_answers_every_kind() {
+    let gateway = gateway().start().unwrap();
+    let mut example = Example::start("interactions", &gateway, &[]);
+    example.says("registered /peel");
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    let callback = || {
+        gateway
+            .expect_request("POST", "/interactions/{}/{}/callback", PATIENCE)
+            .json
+    };
+    let typed = Interaction::autocomplete(channel, "peel", json!({"fruit": "ap"}), "fruit");
+    gateway.interact(&typed).unwrap();
+    assert_eq!(callback()["data"]["choices"][1]["value"], "apricot");
+
+    let used = Interaction::command(channel, "peel", json!({"fruit": "plum"}));
+    gateway.interact(&used).unwrap();
+    assert_eq!(callback()["type"], 5, "it defers");
+    let edited = gateway.expect_request("PATCH", "/webhooks/{}/{}/messages/{}", PATIENCE);
+    assert_eq!(edited.json["content"], "peeled the plum");
+    let question = gateway.expect_request("POST", "/webhooks/{}/{}", PATIENCE);
+    assert_eq!(
+        question.json["components"][0]["components"][0]["custom_id"],
+        "rate"
+    );
+
+    gateway
+        .interact(&Interaction::press(channel, "rate"))
+        .unwrap();
+    assert_eq!(callback()["type"], 9, "a modal");
+    let filled = Interaction::submit(channel, "opinion", json!({"opinion": "sweet"}));
+    gateway.interact(&filled).unwrap();
+    assert_eq!(callback()["data"]["content"], "noted: sweet");
+    gateway.assert_lawful();
+}
+
+#[test]
 fn presence_rotates_on_every_shard() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let _example = Example::start("presence", &gateway, &[]);
