@@ -39,7 +39,7 @@ use crate::token::Token;
 const ATTEMPTS: u32 = 4;
 
 /// How often it is sent in all, if Discord answers that it is rate limited.
-const LIMITED_ATTEMPTS: u32 = 10;
+const LIMITED_ATTEMPTS: u32 = 30;
 
 /// The pause after the first failed attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
