@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::{IdentifyLimiter, LimitError, Permit, Ticket};
 use crate::shard_id::ShardId;
 
@@ -97,6 +99,44 @@ pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, w
             );
         }
         last = Some(now);
+    }
+}
+
+/// Two limiters that share one limit, as those of two processes, keep its window together.
+///
+/// `x` and `y` are two shards of one key whose window is at least `window`; each asks through a
+/// limiter of its own, as often as `times` says.
+///
+/// # Panics
+/// Where it does not hold.
+pub fn windows_are_shared(
+    (a, x): (&dyn IdentifyLimiter, ShardId),
+    (b, y): (&dyn IdentifyLimiter, ShardId),
+    times: usize,
+    window: Duration,
+) {
+    let sent = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for (limiter, shard) in [(a, x), (b, y)] {
+            let sent = &sent;
+            scope.spawn(move || {
+                for _ in 0..times {
+                    let ticket = limiter.request(shard, Box::new(|| {}));
+                    let deadline = Instant::now() + SOON;
+                    let mut permit = ticket.wait(Some(deadline)).expect("a turn comes soon");
+                    sent.lock().push(Instant::now());
+                    permit.used();
+                }
+            });
+        }
+    });
+
+    let mut sent = sent.into_inner();
+    sent.sort_unstable();
+    assert_eq!(sent.len(), 2 * times);
+    for pair in sent.windows(2) {
+        let apart = pair[1] - pair[0];
+        assert!(apart >= window, "{apart:?} between two IDENTIFYs of a key");
     }
 }
 

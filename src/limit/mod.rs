@@ -1,12 +1,16 @@
 //! Who may identify, and when.
 //!
 //! Discord allows one IDENTIFY per rate limit key and 5 s, and so many a day; whoever goes over the
-//! day's total loses every session and the token. [`SessionLimit`] keeps both for one process. A
-//! fleet of processes shares one limit by implementing [`IdentifyLimiter`] over whatever they
-//! share; [`Unlimited`] is for a gateway proxy that keeps the limit itself.
+//! day's total loses every session and the token. [`SessionLimit`] keeps both for one process, and
+//! [`FileLimit`] for all processes of one machine. [`Blocking`] makes a limiter of a function that
+//! blocks, and [`IdentifyLimiter`] is the trait behind them; [`Unlimited`] is for a gateway proxy that
+//! keeps the limit itself.
 
+mod blocking;
 #[cfg(any(test, feature = "sim"))]
 pub mod contract;
+mod file_limit;
+mod reservations;
 mod schedule;
 mod session_limit;
 mod ticket;
@@ -14,6 +18,8 @@ mod ticket;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+pub use blocking::{Blocking, Guard};
+pub use file_limit::FileLimit;
 pub use schedule::Limits;
 use serde::{Serialize, Serializer};
 pub use session_limit::SessionLimit;

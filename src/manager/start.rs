@@ -175,7 +175,7 @@ pub(super) fn warn_of_others(config: &Config, max_concurrency: NonZeroU32) {
         log::warn!(
             "this process runs a part of the shards with an identify limit of its own: unless the \
              processes start one after the other, they identify too often together; share a \
-             limiter (`Config::limiter`), or use `Plan::Bucket` with a number of processes that \
+             limiter (`Config::limiter`, for example a `limit::FileLimit`), or use `Plan::Bucket` with a number of processes that \
              divides max_concurrency ({max_concurrency})"
         );
     }
