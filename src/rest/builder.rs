@@ -87,7 +87,7 @@ impl RestBuilder {
     ///
     /// [`Error::Setting`] for a base URL that is not `http(s)://`, has a query, a fragment or a
     /// password, or is plain where that is not allowed, for certificates that are no PEM, and for a
-    /// window of less than 1 s with a host of Discord's, or of more than a day.
+    /// window of less than 1 s with a host of Discord's, or of more than 7 days.
     pub fn build(self) -> Result<Rest, Error> {
         let base_url = self.check()?;
         let roots = match &self.root_certificates {

@@ -180,14 +180,10 @@ impl RateLimits {
 
     /// Has a ticket wait once more.
     pub(super) fn requeue(&mut self, id: TicketId) {
-        let Some(mut ticket) = self.tickets.remove(&id) else {
-            return;
-        };
-        // Its answer may have told of another bucket.
-        ticket.key = self.key_of(&ticket.route);
-        ticket.state = State::Waiting;
-        ticket.wakes_at = None;
-        self.tickets.insert(id, ticket);
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.state = State::Waiting;
+            ticket.wakes_at = None;
+        }
     }
 
     /// Removes a ticket, whatever its state.

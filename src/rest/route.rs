@@ -30,27 +30,25 @@ impl Route {
         let mut template = method.to_string();
         let mut major = String::new();
         let mut before = ["", ""];
-        for (at, part) in without_query(path)
-            .split('/')
-            .filter(|part| !part.is_empty())
-            .enumerate()
-        {
-            template.push('/');
-            let kind = before[1];
-            let is_token =
-                own_token.is_some() && at == 2 && matches!(before[0], "webhooks" | "interactions");
-            let is_major =
-                at == 1 && matches!(kind, "channels" | "guilds" | "webhooks" | "interactions");
+        let parts = without_query(path).split('/');
+        for (at, part) in parts.filter(|part| !part.is_empty()).enumerate() {
+            let [kind_before, kind] = before;
+            let is_token = own_token.is_some()
+                && at == 2
+                && matches!(kind_before, "webhooks" | "interactions");
+            let is_major = at == 1
+                && part != "templates"
+                && matches!(kind, "channels" | "guilds" | "webhooks" | "interactions");
             if is_major || is_token {
                 major.push('/');
                 major.push_str(part);
             }
-            // An emoji is a parameter as well.
-            template.push_str(if is_id(part) || is_token || kind == "reactions" {
-                "{}"
-            } else {
-                part
-            });
+
+            // An emoji, an invite and a template are parameters as well.
+            let is_name = matches!(kind, "invites" | "reactions" | "templates");
+            let is_parameter = is_id(part) || is_token || is_name;
+            template.push('/');
+            template.push_str(if is_parameter { "{}" } else { part });
             before = [kind, part];
         }
         let is_exempt = own_token.is_some() && template.contains("/interactions/");
@@ -74,17 +72,19 @@ fn without_query(path: &str) -> &str {
 /// The token that a path of a webhook or an interaction holds, wherever it is:
 /// `/webhooks/ID/TOKEN`, `/interactions/ID/TOKEN/callback`.
 pub(super) fn own_token(path: &str) -> Option<Range<usize>> {
-    let mut parts = Vec::new();
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut start = 0;
     for part in without_query(path).split('/') {
-        let start = parts.last().map_or(0, |last: &Range<usize>| last.end + 1);
-        parts.push(start..start + part.len());
+        if !part.is_empty() {
+            parts.push(start..start + part.len());
+        }
+        start += part.len() + 1;
     }
     parts.windows(3).find_map(|window| {
-        let [kind, id, token] = window else {
+        let [kind, _, token] = window else {
             return None;
         };
-        let is_own = matches!(&path[kind.clone()], "webhooks" | "interactions");
-        (is_own && !id.is_empty() && !token.is_empty()).then(|| token.clone())
+        matches!(&path[kind.clone()], "webhooks" | "interactions").then(|| token.clone())
     })
 }
 
@@ -138,6 +138,7 @@ mod tests {
         );
         assert_eq!(shown("//webhooks/1/secret"), "POST //webhooks/1/...");
         assert_eq!(shown("/webhooks/1/secret?x=/"), "POST /webhooks/1/...?x=/");
+        assert_eq!(shown("/webhooks//1//secret"), "POST /webhooks//1//...");
         for public in ["/webhooks/1", "/webhooks/1/", "/guilds/1/webhooks", "/", ""] {
             assert_eq!(own_token(public), None, "{public}");
         }
@@ -179,6 +180,19 @@ mod tests {
             ),
             ("/users/@me/guilds/9", "GET/users/@me/guilds/{}", "", false),
             ("//gateway//bot", "GET/gateway/bot", "", false),
+            ("/invites/abc", "GET/invites/{}", "", false),
+            (
+                "/guilds/templates/abc",
+                "GET/guilds/templates/{}",
+                "",
+                false,
+            ),
+            (
+                "/guilds/5/templates/abc",
+                "GET/guilds/{}/templates/{}",
+                "/5",
+                false,
+            ),
             ("/", "GET", "", false),
         ] {
             let route = Route::new(&Method::GET, path);

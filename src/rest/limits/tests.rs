@@ -92,6 +92,58 @@ fn the_first_goes_alone_and_the_others_as_its_answer_allows() {
 }
 
 #[test]
+fn one_that_leaves_hands_its_place_on() {
+    let now = Instant::now();
+    let mut limits = RateLimits::new(50, SECOND);
+    let ids = queue(&mut limits, now, 3);
+    assert_eq!(going(&mut limits, now, &ids), ids[..1]);
+    limits.answered(now, ids[0], &left(1, 0, 5 * SECOND));
+    let ends = now + 5 * SECOND;
+    assert_eq!(limits.poll(now, ids[1]), Turn::Wait(Some(ends)));
+    assert_eq!(limits.poll(now, ids[2]), Turn::Wait(None));
+    limits.take_woken();
+    limits.leave(now, ids[1]);
+    assert_eq!(limits.take_woken(), ids[2..]);
+    assert_eq!(limits.poll(now, ids[2]), Turn::Wait(Some(ends)));
+}
+
+#[test]
+fn what_is_under_way_when_a_window_begins_may_count_in_it() {
+    let now = Instant::now();
+    let mut limits = RateLimits::new(50, SECOND);
+    let ids = queue(&mut limits, now, 6);
+    assert_eq!(going(&mut limits, now, &ids), ids[..1]);
+    limits.answered(now, ids[0], &left(3, 2, 5 * SECOND));
+    assert_eq!(going(&mut limits, now, &ids[1..]), ids[1..3]);
+    // The first of the two reached Discord in its next window, as the second may.
+    let soon = now + millis(4_990);
+    limits.answered(soon, ids[1], &left(3, 2, 5 * SECOND));
+    assert_eq!(going(&mut limits, soon, &ids[3..]), ids[3..4]);
+}
+
+#[test]
+fn a_late_answer_says_nothing_of_the_next_window() {
+    let now = Instant::now();
+    let mut limits = RateLimits::new(50, SECOND);
+    let first = queue(&mut limits, now, 1)[0];
+    assert_eq!(limits.poll(now, first), Turn::Go);
+    limits.answered(now, first, &left(3, 2, 5 * SECOND));
+    let late = queue(&mut limits, now, 1)[0];
+    assert_eq!(limits.poll(now + millis(4_900), late), Turn::Go);
+
+    let next = now + 5 * SECOND;
+    let ids = queue(&mut limits, next, 3);
+    assert_eq!(
+        going(&mut limits, next, &ids),
+        ids[..2],
+        "the late one may count"
+    );
+    limits.answered(next + millis(500), late, &left(3, 1, millis(100)));
+    let after = next + millis(700);
+    assert!(going(&mut limits, after, &ids[2..]).is_empty());
+}
+
+#[test]
 fn routes_of_one_bucket_share_what_is_left() {
     let now = Instant::now();
     let mut limits = RateLimits::new(50, SECOND);
@@ -443,7 +495,12 @@ impl History {
 
     /// Callers with jobs on a few routes; `patience` may give each call a time of its own.
     fn fill(&mut self, callers: usize, jobs: usize, patience: impl Fn(&mut Rng) -> Duration) {
-        let majors = self.rng.u64(1..6);
+        // Often all of them on one channel.
+        let majors = if self.rng.bool() {
+            1
+        } else {
+            self.rng.u64(1..6)
+        };
         for caller in 0..callers {
             let rng = &mut self.rng;
             let mut job = || {
@@ -654,7 +711,7 @@ fn histories(run: impl Fn(u64)) {
 fn alone_it_is_never_refused_and_everybody_has_a_turn() {
     histories(|seed| {
         let mut history = History::new(seed, 1);
-        let (callers, jobs) = (history.rng.usize(1..12), history.rng.usize(1..10));
+        let (callers, jobs) = (history.rng.usize(1..12), history.rng.usize(1..20));
         // Of routes that share a bucket, one learns it by a 429.
         history.server.buckets = u64::MAX;
         history.pause = history.rng.u64(0..3_000);
@@ -676,7 +733,7 @@ fn nobody_is_forgotten_whatever_gets_lost_or_gives_up() {
         history.lost = history.rng.u32(0..300);
         history.server.odd = history.rng.u32(0..300);
         history.pause = history.rng.u64(0..3_000);
-        let (callers, jobs) = (history.rng.usize(1..12), history.rng.usize(1..10));
+        let (callers, jobs) = (history.rng.usize(1..12), history.rng.usize(1..20));
         let is_patient = seed % 2 == 0;
         history.fill(callers, jobs, |rng| {
             let patience = millis(rng.u64(0..20_000));
