@@ -23,9 +23,10 @@ const STACK_SIZE: usize = 256 * 1024;
 ///
 /// The function runs on a thread for each rate limit key that is waited for, never on a shard's, so
 /// it may take as long as it likes. It is called for one shard of a key at a time, in the order in
-/// which they asked. It returns a [`Guard`], which is told when the IDENTIFY has been sent and then
-/// dropped; it is dropped untold if the shard has left. If it fails or panics, the shard asks again
-/// later, after a pause that grows.
+/// which they asked (but while Discord changes the number of keys, for two at most). It returns a
+/// [`Guard`], which is told when the IDENTIFY has been sent and then dropped; it is dropped untold
+/// if the shard has left. If it fails or panics, the shard asks again later, after a pause that
+/// grows.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -48,7 +49,8 @@ pub struct Blocking(Arc<Shared>);
 /// The right to identify, as a [`Blocking`] limiter's function gives it. `()` is one that does
 /// nothing.
 pub trait Guard: Send {
-    /// The IDENTIFY has been sent. It may block; the next shard of the key waits meanwhile.
+    /// The IDENTIFY has been sent, or the permit was left with a [window of its
+    /// own](super::Permit::exit_after). It may block; the next shard of the key waits meanwhile.
     fn used(&mut self) {}
 }
 
@@ -109,6 +111,15 @@ impl Blocking {
                 is_closed: false,
             }),
         }))
+    }
+}
+
+impl Blocking {
+    /// Who waits, in no order across keys; the shard that the function runs for is not among them.
+    pub(super) fn waiting(&self) -> Vec<ShardId> {
+        let state = self.0.state.lock();
+        let waiting = state.queues.values().flatten();
+        waiting.map(|waiting| waiting.shard).collect()
     }
 }
 
@@ -210,6 +221,8 @@ impl Shared {
                 Ok(Ok(guard)) => {
                     if unharmed(|| granter.grant()).unwrap_or(true) {
                         slot.see_through(guard);
+                    } else {
+                        unharmed(|| drop(guard));
                     }
                 }
                 Ok(Err(error)) => waiting.refuse(error),
@@ -263,12 +276,10 @@ impl Slot {
             }
             *fate
         };
-        unharmed(|| {
-            if fate == Fate::Used {
-                guard.used();
-            }
-            drop(guard);
-        });
+        if fate == Fate::Used {
+            unharmed(|| guard.used());
+        }
+        unharmed(|| drop(guard));
     }
 }
 

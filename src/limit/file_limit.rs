@@ -1,14 +1,16 @@
 //! The limit of several processes on one machine, in a file.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
+
 use super::blocking::{Blocking, Guard};
-use super::reservations::{Reservations, Reserved, Rules};
+use super::reservations::{Now, Reservations, Rules, Turn};
 use super::schedule::Limits;
 use super::ticket::Ticket;
 use super::{IdentifyLimiter, LimitStatus, Wake};
@@ -16,17 +18,26 @@ use crate::clock;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
+/// How long another process may hold the lock; each needs it for a few milliseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
 /// Discord's identify limit for all processes of a machine that run one bot, in a file.
 ///
-/// Each IDENTIFY is reserved in the file before it is sent: a process locks it, takes the next free
-/// time of its rate limit key, writes that the key is taken for a window, and waits for its time
-/// without the lock. A process that is killed at any point costs one window at most. The file also
-/// holds what is left of the day.
+/// A process that wants to identify waits until its rate limit key is free, locks the file, writes
+/// that the key is taken for a window, and sends. If that was late, the window counts from then. A
+/// process that is killed in between costs the others one window, and the day one IDENTIFY; at any
+/// other point, nothing. The file also holds what is left of the day.
 ///
 /// Every process takes the same path, on a local disk: locks over a network may not hold. The first
-/// use makes the file; beside it, files with `.lock` and `.new` at the end come about. One that is
-/// damaged is an error, in the log and for the shard, which asks again: delete it once no process
-/// has identified for 5 s.
+/// use makes the file; beside it, files with `.lock` and `.new` at the end come about. A file that
+/// is damaged is an error, in the log and for the shard, which asks again, until a process writes
+/// it anew with what Discord says. On Linux the times are those of the machine's uptime, so that a
+/// clock that is set changes nothing; elsewhere a clock that is set forward may let a shard
+/// identify too early.
+///
+/// A process that is stopped (SIGSTOP, a paused machine) for seconds between its turn and its
+/// IDENTIFY sends it too early for the others.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -54,13 +65,24 @@ pub struct FileLimit {
 struct LimitFile {
     path: PathBuf,
     rules: Rules,
+    /// What is known without the file.
+    known: Mutex<Known>,
 }
 
-/// A reservation whose time has come.
-struct Reservation {
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// What Discord said last.
+    limits: Option<Limits>,
+    /// Whether the file was there: if it is not any more, others may have used it.
+    has_file: bool,
+}
+
+/// A key that is taken.
+struct Taken {
     file: Arc<LimitFile>,
     key: u32,
-    since: Instant,
+    at: u64,
+    is_used: bool,
 }
 
 impl FileLimit {
@@ -75,6 +97,7 @@ impl FileLimit {
         let file = Arc::new(LimitFile {
             path: path.into(),
             rules: Rules::new(timing),
+            known: Mutex::default(),
         });
         let of_shards = Arc::clone(&file);
         Self {
@@ -96,74 +119,116 @@ impl IdentifyLimiter for FileLimit {
 
     fn update(&self, limits: Limits, asked_at: Instant) {
         self.blocking.update(limits, asked_at);
-        let ago = clock::now().saturating_duration_since(asked_at);
-        let updated = self.file.change(|now, reservations| {
-            let asked = now.saturating_sub(millis(ago));
-            reservations.update(now, asked, limits, self.file.rules);
-        });
-        if let Err(error) = updated {
+        if let Err(error) = self.file.update(limits, asked_at) {
             log::error!("failed to write the identify limit: {error}");
         }
     }
 
     fn status(&self) -> Option<LimitStatus> {
-        let reservations = self.file.read().ok()??;
-        Some(LimitStatus::new(
+        let mut reservations = self.file.read().ok()??;
+        let now = now();
+        reservations.advance(&now, self.file.rules);
+        let mut status = LimitStatus::new(
             reservations.remaining(),
             reservations.total(),
-            reservations.reset_after(since_epoch()),
+            reservations.reset_after(&now),
             reservations.max_concurrency(),
-        ))
+        );
+        status.waiting = self.blocking.waiting();
+        Some(status)
     }
 }
 
 impl LimitFile {
     /// Blocks until a shard may identify.
-    fn enter(file: &Arc<Self>, shard: ShardId) -> io::Result<Reservation> {
+    fn enter(file: &Arc<Self>, shard: ShardId) -> io::Result<Taken> {
         loop {
-            let (reserved, key, now) = file.change(|now, reservations| {
+            let (turn, key, start) = file.change(|now, reservations| {
                 let key = shard.rate_limit_key(reservations.max_concurrency());
-                (reservations.reserve(now, key, file.rules), key, now)
+                (reservations.take(now, key, file.rules), key, now.at)
             })?;
-            let at = match reserved {
-                Reserved::At(at) => at,
-                Reserved::NotBefore(at) => {
-                    let wait = at.saturating_sub(now) / 1000;
+            match turn {
+                Turn::Now => {
+                    let taken = Taken {
+                        file: Arc::clone(file),
+                        key,
+                        at: start,
+                        is_used: false,
+                    };
+                    // The disk was slow, or the process was stopped: others count from `start`.
+                    if now().at.saturating_sub(start) <= file.rules.guard / 2 {
+                        return Ok(taken);
+                    }
+                }
+                Turn::NotBefore(at) => {
+                    thread::sleep(Duration::from_millis(at.saturating_sub(now().at)));
+                }
+                Turn::Spent(until) => {
+                    let wait = until.saturating_sub(start) / 1000;
                     let why = format!("no IDENTIFY is left today; there are more in {wait} s");
                     return Err(io::Error::other(why));
                 }
-            };
-
-            let wait = Duration::from_millis(at.saturating_sub(now));
-            let (start, until) = (clock::now(), since_epoch().saturating_add(millis(wait)));
-            thread::sleep(wait);
-
-            // A process or a machine that was stopped meanwhile comes too late, by either clock.
-            let late = (clock::now() - start).saturating_sub(wait);
-            let late = millis(late).max(since_epoch().saturating_sub(until));
-            if late < file.rules.window / 2 {
-                return Ok(Reservation {
-                    file: Arc::clone(file),
-                    key,
-                    since: clock::now(),
-                });
             }
         }
     }
 
-    /// Changes what the file holds, while no other process does.
-    fn change<T>(&self, change: impl FnOnce(u64, &mut Reservations) -> T) -> io::Result<T> {
-        let lock = self.beside(".lock");
-        let lock = open(&lock).map_err(|error| named(&lock, &error))?;
-        lock.lock().map_err(|error| named(&self.path, &error))?;
+    fn update(&self, limits: Limits, asked_at: Instant) -> io::Result<()> {
+        self.known.lock().limits = Some(limits);
+        let ago = millis(clock::now().saturating_duration_since(asked_at));
+        let update = |now: &Now, reservations: &mut Reservations| {
+            let asked = now.at.saturating_sub(ago);
+            reservations.update(now, asked, limits, self.rules);
+        };
+        match self.change(update) {
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                log::warn!("{error}; it is written anew with what Discord says");
+                let _lock = self.lock()?;
+                let now = now();
+                let mut reservations = Reservations::new(&now, limits);
+                reservations.occupy(&now, self.rules);
+                update(&now, &mut reservations);
+                self.write(&reservations)
+            }
+            changed => changed,
+        }
+    }
 
-        let now = since_epoch();
-        let mut reservations = self.read()?.unwrap_or_else(|| Reservations::new(now));
-        let changed = change(now, &mut reservations);
-        self.write(&reservations)
-            .map_err(|error| named(&self.path, &error))?;
-        drop(lock);
+    /// Changes what the file holds, while no other process does.
+    fn change<T>(&self, change: impl FnOnce(&Now, &mut Reservations) -> T) -> io::Result<T> {
+        let _lock = self.lock()?;
+        let read = self.read()?;
+        let now = now();
+        let known = std::mem::replace(&mut self.known.lock().has_file, true);
+        let mut reservations = read.unwrap_or_else(|| {
+            let limits = self.known.lock().limits.unwrap_or_default();
+            let mut new = Reservations::new(&now, limits);
+            if known {
+                new.occupy(&now, self.rules);
+            }
+            new
+        });
+        let changed = change(&now, &mut reservations);
+        self.write(&reservations)?;
         Ok(changed)
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let path = self.beside(".lock");
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        let lock = options.open(&path).map_err(|error| named(&path, &error))?;
+        let start = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(TryLockError::Error(error)) => return Err(named(&path, &error)),
+                Err(TryLockError::WouldBlock) if start.elapsed() > LOCK_TIMEOUT => {
+                    let why = format!("another process has held it for {LOCK_TIMEOUT:?}");
+                    return Err(named(&path, &io::Error::new(ErrorKind::TimedOut, why)));
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            }
+        }
     }
 
     fn read(&self) -> io::Result<Option<Reservations>> {
@@ -176,11 +241,15 @@ impl LimitFile {
         read.map_err(|why| named(&self.path, &io::Error::new(ErrorKind::InvalidData, why)))
     }
 
-    /// Replaces the file in one step, so that whoever dies leaves the old or the new.
+    /// Replaces the file in one step, so that a process that dies leaves the old or the new.
     fn write(&self, reservations: &Reservations) -> io::Result<()> {
         let new = self.beside(".new");
-        fs::write(&new, serde_json::to_vec(reservations)?)?;
-        fs::rename(&new, &self.path)
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(&serde_json::to_vec(reservations)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)
+        });
+        written.map_err(|error| named(&self.path, &error))
     }
 
     fn beside(&self, ending: &str) -> PathBuf {
@@ -190,11 +259,12 @@ impl LimitFile {
     }
 }
 
-impl Guard for Reservation {
+impl Guard for Taken {
     fn used(&mut self) {
-        let Self { file, key, since } = self;
+        let Self { file, key, at, .. } = self;
+        self.is_used = true;
         // The window is longer than Discord's by more than that.
-        if since.elapsed() < file.rules.guard / 2 {
+        if now().at.saturating_sub(*at) <= file.rules.guard / 2 {
             return;
         }
         let used = file.change(|now, reservations| reservations.used(now, *key, file.rules));
@@ -204,12 +274,19 @@ impl Guard for Reservation {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.is_used {
+            return;
+        }
+        let Self { file, key, at, .. } = self;
+        let given_back = file.change(|now, reservations| {
+            reservations.give_back(now, *key, *at, file.rules);
+        });
+        if let Err(error) = given_back {
+            log::warn!("failed to give back a turn to identify: {error}");
+        }
+    }
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
@@ -217,6 +294,31 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
         error.kind(),
         format!("the limit file {}: {error}", path.display()),
     )
+}
+
+/// The time that all processes of this machine share.
+#[cfg(target_os = "linux")]
+fn now() -> Now {
+    use rustix::time::{ClockId, clock_gettime};
+
+    let uptime = clock_gettime(ClockId::Boottime);
+    let uptime = Duration::try_from(uptime).unwrap_or_default();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Now {
+        clock: boot.trim().to_owned(),
+        at: millis(uptime),
+        wall: since_epoch(),
+    }
+}
+
+/// The time that all processes of this machine share.
+#[cfg(not(target_os = "linux"))]
+fn now() -> Now {
+    Now {
+        clock: "wall".into(),
+        at: since_epoch(),
+        wall: since_epoch(),
+    }
 }
 
 fn since_epoch() -> u64 {

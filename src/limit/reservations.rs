@@ -1,4 +1,4 @@
-//! Who of several processes identifies when: what a limit file holds.
+//! What a limit file holds: who of several processes may identify, and when.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -16,30 +16,47 @@ const VERSION: u32 = 1;
 /// An answer from Discord is never older than this.
 const LONGEST_QUESTION: u64 = 15 * 60 * 1000;
 
-/// What all processes together have reserved. Times are milliseconds since the Unix epoch.
+/// Two answers are of the same day if their days end within this time.
+const SAME_DAY: u64 = 60 * 1000;
+
+/// What all processes together have used of the limit. Times are milliseconds on a clock that all
+/// of them share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Reservations {
     threadcord: u32,
+    /// Which clock the times are of.
+    clock: String,
     /// IDENTIFYs a day, and those left of them.
     total: u32,
     remaining: u32,
     /// When there are `total` again; `None` until the first IDENTIFY of a day.
     reset_at: Option<u64>,
+    /// The same in milliseconds since the Unix epoch, for when the clock has become another.
+    reset_at_wall: Option<u64>,
     max_concurrency: NonZeroU32,
     /// When each rate limit key is free.
     free_at: BTreeMap<u32, u64>,
-    /// The reservations of the last 15 minutes, of which an answer of Discord's may not know.
-    reserved: Vec<u64>,
-    /// When this was written.
-    written_at: u64,
+    /// No key is free before then.
+    all_free_at: u64,
+    /// The IDENTIFYs of the last 15 minutes, of which an answer of Discord's may not know.
+    granted: Vec<u64>,
 }
 
-/// How long a reservation lasts, and a day.
+/// The time, on a clock that the processes of this machine share, and on that of the calendar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Now {
+    /// Names the clock: its times mean nothing on another.
+    pub(super) clock: String,
+    pub(super) at: u64,
+    pub(super) wall: u64,
+}
+
+/// How long a grant lasts, and a day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     pub(super) window: u64,
     /// By how much the window is longer than Discord's.
-    pub(super) guard: Duration,
+    pub(super) guard: u64,
     reset_every: u64,
     /// How much later than announced a day is taken to begin.
     reset_guard: u64,
@@ -47,18 +64,20 @@ pub(super) struct Rules {
 
 /// What a shard gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reserved {
-    /// It may identify then.
-    At(u64),
-    /// Nothing is left of the day: ask again then.
+pub(super) enum Turn {
+    /// It may identify now.
+    Now,
+    /// Its key is taken: it asks again then.
     NotBefore(u64),
+    /// Nothing is left of the day, until then.
+    Spent(u64),
 }
 
 impl Rules {
     pub(super) fn new(timing: &Timing) -> Self {
         Self {
             window: millis(timing.identify_window + timing.guard),
-            guard: timing.guard,
+            guard: millis(timing.guard),
             reset_every: millis(timing.identify_reset),
             reset_guard: millis(timing.reset_guard),
         }
@@ -66,22 +85,19 @@ impl Rules {
 }
 
 impl Reservations {
-    /// Those of a bot that has not identified today.
-    pub(super) fn new(now: u64) -> Self {
-        let Limits {
-            total,
-            max_concurrency,
-            ..
-        } = Limits::default();
+    /// Those of a bot of which nothing but this is known.
+    pub(super) fn new(now: &Now, limits: Limits) -> Self {
         Self {
             threadcord: VERSION,
-            total,
-            remaining: total,
+            clock: now.clock.clone(),
+            total: limits.total,
+            remaining: limits.remaining,
             reset_at: None,
-            max_concurrency,
+            reset_at_wall: None,
+            max_concurrency: limits.max_concurrency,
             free_at: BTreeMap::new(),
-            reserved: Vec::new(),
-            written_at: now,
+            all_free_at: 0,
+            granted: Vec::new(),
         }
     }
 
@@ -108,85 +124,125 @@ impl Reservations {
     }
 
     /// How long until there are more.
-    pub(super) fn reset_after(&self, now: u64) -> Option<Duration> {
+    pub(super) fn reset_after(&self, now: &Now) -> Option<Duration> {
         let reset_at = self.reset_at?;
-        Some(Duration::from_millis(reset_at.saturating_sub(now)))
+        Some(Duration::from_millis(reset_at.saturating_sub(now.at)))
     }
 
-    /// Reserves the next IDENTIFY of a key.
-    pub(super) fn reserve(&mut self, now: u64, key: u32, rules: Rules) -> Reserved {
+    /// Takes a key for a window, if it is free.
+    pub(super) fn take(&mut self, now: &Now, key: u32, rules: Rules) -> Turn {
         self.advance(now, rules);
+        let free_at = self.free_at.get(&key).copied().unwrap_or_default();
+        let free_at = free_at.max(self.all_free_at);
+        if free_at > now.at {
+            return Turn::NotBefore(free_at);
+        }
         if self.remaining == 0 {
-            let reset_at = self.reset_at.unwrap_or(now);
-            return Reserved::NotBefore(reset_at.saturating_add(rules.reset_guard));
+            let reset_at = self.reset_at.unwrap_or(now.at);
+            return Turn::Spent(reset_at.saturating_add(rules.reset_guard));
         }
 
-        let at = self.free_at.get(&key).map_or(now, |free| now.max(*free));
-        self.free_at.insert(key, at.saturating_add(rules.window));
+        self.free_at
+            .insert(key, now.at.saturating_add(rules.window));
         self.remaining -= 1;
-        self.reset_at
-            .get_or_insert(at.saturating_add(rules.reset_every));
-        self.reserved.push(at);
-        Reserved::At(at)
+        self.granted.push(now.at);
+        if self.reset_at.is_none() {
+            self.reset_in(now, rules.reset_every);
+        }
+        Turn::Now
     }
 
-    /// An IDENTIFY was sent now, later than it was reserved for.
-    pub(super) fn used(&mut self, now: u64, key: u32, rules: Rules) {
+    /// What was taken at that time has been used just now: the window counts from here.
+    pub(super) fn used(&mut self, now: &Now, key: u32, rules: Rules) {
         self.advance(now, rules);
-        let free = self.free_at.entry(key).or_default();
-        *free = (*free).max(now.saturating_add(rules.window));
+        let free_at = self.free_at.entry(key).or_default();
+        *free_at = (*free_at).max(now.at.saturating_add(rules.window));
+    }
+
+    /// What was taken at that time was not used: it is free again.
+    pub(super) fn give_back(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
+        self.advance(now, rules);
+        let Some(position) = self.granted.iter().position(|at| *at == taken) else {
+            return;
+        };
+        self.granted.remove(position);
+        self.remaining = self.remaining.saturating_add(1).min(self.total);
+        if self.free_at.get(&key) == Some(&taken.saturating_add(rules.window)) {
+            self.free_at.remove(&key);
+        }
+    }
+
+    /// No key is free for a window: what others have used is not known.
+    pub(super) fn occupy(&mut self, now: &Now, rules: Rules) {
+        self.all_free_at = self.all_free_at.max(now.at.saturating_add(rules.window));
     }
 
     /// Takes what Discord said when it was asked at `asked`.
-    pub(super) fn update(&mut self, now: u64, asked: u64, limits: Limits, rules: Rules) {
+    pub(super) fn update(&mut self, now: &Now, asked: u64, limits: Limits, rules: Rules) {
         self.advance(now, rules);
         if limits.max_concurrency != self.max_concurrency {
             // Of the new keys none is free before all the old ones.
-            let latest = self.free_at.values().max().copied();
+            let latest = self.free_at.values().max().copied().unwrap_or_default();
+            self.all_free_at = self.all_free_at.max(latest);
             self.free_at.clear();
-            if let Some(latest) = latest {
-                self.free_at = (0..limits.max_concurrency.get())
-                    .map(|key| (key, latest))
-                    .collect();
-            }
             self.max_concurrency = limits.max_concurrency;
         }
 
-        let unknown = self.reserved.iter().filter(|at| **at >= asked).count();
+        let unknown = self.granted.iter().filter(|at| **at >= asked).count();
         let unknown = u32::try_from(unknown).unwrap_or(u32::MAX);
+        let left = limits.remaining.saturating_sub(unknown);
+        let reset_in = millis(limits.reset_after).saturating_sub(now.at.saturating_sub(asked));
+        let reset_at = now.at.saturating_add(reset_in);
+        let is_same_day = self
+            .reset_at
+            .is_some_and(|known| known.abs_diff(reset_at) < SAME_DAY);
         self.total = limits.total;
-        self.remaining = limits.remaining.saturating_sub(unknown);
-        let is_fresh = limits.remaining == limits.total && unknown == 0;
-        let reset_at = asked.saturating_add(millis(limits.reset_after));
-        self.reset_at = (!is_fresh).then_some(reset_at);
+        // Some may have been granted before the question and sent after it.
+        self.remaining = if is_same_day {
+            left.min(self.remaining)
+        } else {
+            left
+        };
+        if limits.remaining < limits.total || unknown > 0 {
+            self.reset_in(now, reset_in);
+        } else {
+            (self.reset_at, self.reset_at_wall) = (None, None);
+        }
+    }
+
+    fn reset_in(&mut self, now: &Now, wait: u64) {
+        self.reset_at = Some(now.at.saturating_add(wait));
+        self.reset_at_wall = Some(now.wall.saturating_add(wait));
     }
 
     /// Lets the time pass.
-    fn advance(&mut self, now: u64, rules: Rules) {
-        // The clock was set back: what was reserved is as far away as it was.
-        let back = self.written_at.saturating_sub(now);
-        if back > 0 {
-            let times = self
-                .free_at
-                .values_mut()
-                .chain(&mut self.reserved)
-                .chain(&mut self.reset_at);
-            times.for_each(|time| *time = time.saturating_sub(back));
+    pub(super) fn advance(&mut self, now: &Now, rules: Rules) {
+        if self.clock != now.clock {
+            // The machine has started anew. Only the day's end is known on another clock, too.
+            self.clock.clone_from(&now.clock);
+            self.free_at.clear();
+            self.granted.clear();
+            self.all_free_at = now.at.saturating_add(rules.window);
+            if let Some(wall) = self.reset_at_wall {
+                self.reset_in(now, wall.saturating_sub(now.wall));
+            }
         }
-        self.written_at = now;
 
         if let Some(reset_at) = self.reset_at
-            && now >= reset_at.saturating_add(rules.reset_guard)
+            && now.at >= reset_at.saturating_add(rules.reset_guard)
         {
-            // Some may have been reserved for the new day already.
-            let new = self.reserved.iter().filter(|at| **at >= reset_at).count();
-            self.remaining = self
-                .total
-                .saturating_sub(u32::try_from(new).unwrap_or(u32::MAX));
-            self.reset_at = (new > 0).then(|| reset_at.saturating_add(rules.reset_every));
+            // Some may have been of the new day already.
+            let new = self.granted.iter().filter(|at| **at >= reset_at).count();
+            let new = u32::try_from(new).unwrap_or(u32::MAX);
+            self.remaining = self.total.saturating_sub(new);
+            let next = reset_at.saturating_add(rules.reset_every);
+            (self.reset_at, self.reset_at_wall) = (None, None);
+            if new > 0 && next > now.at {
+                self.reset_in(now, next - now.at);
+            }
         }
-        self.reserved
-            .retain(|at| at.saturating_add(LONGEST_QUESTION) > now);
+        self.granted
+            .retain(|at| at.saturating_add(LONGEST_QUESTION) > now.at);
     }
 }
 
@@ -198,8 +254,17 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    const NOW: u64 = 1_700_000_000_000;
-    const DAY: u64 = 24 * 60 * 60 * 1000;
+    const START: u64 = 1_000_000;
+    const WALL: u64 = 1_700_000_000_000;
+    const HOUR: u64 = 3_600_000;
+
+    fn at(after: u64) -> Now {
+        Now {
+            clock: "one".into(),
+            at: START + after,
+            wall: WALL + after,
+        }
+    }
 
     fn rules() -> Rules {
         Rules::new(&Timing::default())
@@ -214,109 +279,133 @@ mod tests {
         }
     }
 
+    fn with(max_concurrency: u32, remaining: u32) -> Reservations {
+        let mut all = Reservations::new(&at(0), Limits::default());
+        all.update(&at(0), START, limits(max_concurrency, remaining), rules());
+        all
+    }
+
     #[test]
-    fn each_key_has_one_reservation_a_window() {
-        let mut all = Reservations::new(NOW);
-        all.update(NOW, NOW, limits(2, 900), rules());
+    fn each_key_is_taken_once_a_window() {
+        let mut all = with(2, 900);
         let window = rules().window;
         assert_eq!(window, 5100);
-        assert_eq!(all.reserve(NOW, 0, rules()), Reserved::At(NOW));
-        assert_eq!(all.reserve(NOW + 10, 1, rules()), Reserved::At(NOW + 10));
-        assert_eq!(
-            all.reserve(NOW + 20, 0, rules()),
-            Reserved::At(NOW + window)
-        );
-        assert_eq!(
-            all.reserve(NOW + 30, 0, rules()),
-            Reserved::At(NOW + 2 * window)
-        );
-        let late = NOW + 4 * window;
-        all.used(late, 0, rules());
-        assert_eq!(all.reserve(late, 0, rules()), Reserved::At(late + window));
-        assert_eq!(all.remaining(), 895);
+        let mut take = |after, key| all.take(&at(after), key, rules());
+        assert_eq!(take(0, 0), Turn::Now);
+        assert_eq!(take(10, 1), Turn::Now);
+        assert_eq!(take(20, 0), Turn::NotBefore(START + window));
+        assert_eq!(take(window - 1, 0), Turn::NotBefore(START + window));
+        assert_eq!(take(window, 0), Turn::Now);
+        assert_eq!(all.remaining(), 897);
+
+        // It was sent later than it was granted.
+        all.used(&at(window + 4000), 0, rules());
+        let free = START + 2 * window + 4000;
+        assert_eq!(all.take(&at(2 * window), 0, rules()), Turn::NotBefore(free));
 
         // Other keys begin when all of the old ones are free.
-        all.update(late, late, limits(16, 895), rules());
-        assert_eq!(
-            all.reserve(late, 9, rules()),
-            Reserved::At(late + 2 * window)
+        all.update(
+            &at(2 * window),
+            START + 2 * window,
+            limits(16, 897),
+            rules(),
         );
+        assert_eq!(all.take(&at(2 * window), 9, rules()), Turn::NotBefore(free));
+    }
+
+    #[test]
+    fn what_is_not_used_is_given_back() {
+        let mut all = with(1, 900);
+        assert_eq!(all.take(&at(0), 0, rules()), Turn::Now);
+        all.give_back(&at(10), 0, START, rules());
+        assert_eq!(all.remaining(), 900);
+        assert_eq!(all.take(&at(20), 0, rules()), Turn::Now);
+        // One that comes too late takes nothing from another.
+        all.give_back(&at(30), 0, START, rules());
+        assert_eq!(all.remaining(), 899);
+        assert!(matches!(all.take(&at(40), 0, rules()), Turn::NotBefore(_)));
     }
 
     #[test]
     fn nobody_identifies_when_the_day_is_spent() {
-        let mut all = Reservations::new(NOW);
-        all.update(NOW, NOW, limits(1, 1), rules());
-        assert_eq!(all.reserve(NOW, 0, rules()), Reserved::At(NOW));
-        let reset = NOW + 3_600_000 + 30_000;
-        assert_eq!(all.reserve(NOW, 0, rules()), Reserved::NotBefore(reset));
-        assert_eq!(
-            all.reserve(reset - 1, 0, rules()),
-            Reserved::NotBefore(reset)
-        );
-        assert_eq!(all.reserve(reset, 0, rules()), Reserved::At(reset));
+        let mut all = with(1, 1);
+        assert_eq!(all.take(&at(0), 0, rules()), Turn::Now);
+        let reset = HOUR + 30_000;
+        let spent = Turn::Spent(START + reset);
+        assert_eq!(all.take(&at(6_000), 0, rules()), spent);
+        assert_eq!(all.take(&at(reset - 1), 0, rules()), spent);
+        assert_eq!(all.take(&at(reset), 0, rules()), Turn::Now);
         assert_eq!(all.remaining(), 999);
-        assert_eq!(
-            all.reset_after(reset),
-            Some(Duration::from_secs(24 * 60 * 60))
-        );
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(all.reset_after(&at(reset)), Some(day));
     }
 
     #[test]
-    fn an_answer_does_not_know_of_what_was_reserved_since() {
-        let mut all = Reservations::new(NOW);
-        all.update(NOW, NOW, limits(1, 500), rules());
-        all.reserve(NOW, 0, rules());
-        all.reserve(NOW, 0, rules());
-        all.update(NOW + 20, NOW + 10, limits(1, 499), rules());
-        assert_eq!(all.remaining(), 498, "the second is yet to be sent");
-        all.update(NOW + 900, NOW, limits(1, 500), rules());
-        assert_eq!(all.remaining(), 498, "nothing is given back");
+    fn an_answer_does_not_know_of_what_came_after_the_question() {
+        let mut all = with(2, 500);
+        all.take(&at(0), 0, rules());
+        all.take(&at(20), 1, rules());
+        all.update(&at(30), START + 10, limits(2, 499), rules());
+        assert_eq!(all.remaining(), 498, "the second came after the question");
+        all.update(&at(900), START + 900, limits(2, 500), rules());
+        assert_eq!(all.remaining(), 498, "one may still be on its way");
+        all.update(&at(40 * HOUR), START + 40 * HOUR, limits(2, 1000), rules());
+        assert_eq!((all.remaining(), all.reset_after(&at(0))), (1000, None));
     }
 
     #[test]
-    fn what_was_reserved_for_the_new_day_counts_there() {
-        let mut all = Reservations::new(NOW);
-        all.update(NOW, NOW - 3_590_000, limits(1, 100), rules());
-        for _ in 0..10 {
-            all.reserve(NOW, 0, rules());
+    fn what_came_after_the_reset_counts_for_the_new_day() {
+        let mut all = with(16, 100);
+        for (key, after) in [(0, HOUR - 5), (1, HOUR + 5), (2, HOUR + 10)] {
+            assert_eq!(all.take(&at(after), key, rules()), Turn::Now);
         }
-        // Reserved for 0, 5.1, 10.2, ... s; the day ended after 10 s.
-        all.reserve(NOW + 10_000 + 30_000, 0, rules());
-        assert_eq!(all.remaining(), 1000 - 8 - 1);
-        assert_eq!(
-            all.reset_after(NOW + 10_000),
-            Some(Duration::from_millis(DAY))
-        );
+        assert_eq!(all.take(&at(HOUR + 30_000), 3, rules()), Turn::Now);
+        assert_eq!(all.remaining(), 1000 - 3);
+        // After a silence the next one begins a day.
+        assert_eq!(all.take(&at(100 * HOUR), 0, rules()), Turn::Now);
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(all.reset_after(&at(100 * HOUR)), Some(day));
     }
 
     #[test]
-    fn a_clock_that_is_set_back_delays_nobody() {
-        let mut all = Reservations::new(NOW);
-        assert_eq!(all.reserve(NOW, 0, rules()), Reserved::At(NOW));
-        let back = NOW - 3_600_000;
+    fn a_restart_of_the_machine_costs_a_window_and_keeps_the_day() {
+        let mut all = with(1, 700);
+        assert_eq!(all.take(&at(0), 0, rules()), Turn::Now);
+        let now = Now {
+            clock: "two".into(),
+            at: 500,
+            wall: WALL + 60_000,
+        };
         assert_eq!(
-            all.reserve(back, 0, rules()),
-            Reserved::At(back + rules().window)
+            all.take(&now, 0, rules()),
+            Turn::NotBefore(500 + rules().window)
         );
+        assert_eq!(all.remaining(), 699);
+        assert_eq!(all.reset_after(&now), Some(Duration::from_secs(3600 - 60)));
     }
 
     #[test]
     fn what_is_written_is_read_and_nothing_else() {
-        let mut all = Reservations::new(NOW);
-        all.reserve(NOW, 3, rules());
+        let mut all = with(4, 700);
+        all.take(&at(0), 3, rules());
         let text = serde_json::to_vec(&all).unwrap();
         assert_eq!(Reservations::read(&text).unwrap(), all);
-        let other = String::from_utf8(text)
-            .unwrap()
-            .replace("\"threadcord\":1", "\"threadcord\":2");
-        assert!(
-            Reservations::read(other.as_bytes())
-                .unwrap_err()
-                .contains("version 2")
-        );
+        let other = String::from_utf8(text).unwrap();
+        let other = other.replace("\"threadcord\":1", "\"threadcord\":2");
+        let error = Reservations::read(other.as_bytes()).unwrap_err();
+        assert!(error.contains("version 2"), "{error}");
         for text in ["", "{}", "null", "<html>"] {
             assert!(Reservations::read(text.as_bytes()).is_err(), "{text}");
         }
+        // Times without sense do no harm.
+        let mut hostile = all.clone();
+        hostile.reset_at = Some(u64::MAX);
+        hostile.granted = vec![u64::MAX; 3];
+        hostile.free_at.insert(0, u64::MAX);
+        hostile.update(&at(0), u64::MAX, limits(4, 700), rules());
+        assert!(matches!(
+            hostile.take(&at(0), 0, rules()),
+            Turn::NotBefore(_)
+        ));
     }
 }
