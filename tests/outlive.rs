@@ -491,10 +491,11 @@ fn a_plan_that_has_changed_starts_anew() {
 #[test]
 fn with_other_intents_a_new_session_hears_them() {
     let gateway = gateway().guilds(1).start().unwrap();
+    let limiter = limiter();
     let settings = |intents| {
         let mut settings = config(&gateway);
         settings.shard.intents = intents;
-        settings.limiter(limiter())
+        settings.limiter(Arc::<SessionLimit>::clone(&limiter))
     };
     let manager = ready(settings(Intents::GUILDS));
     let sessions = manager.suspend();

@@ -24,7 +24,7 @@ const STACK_SIZE: usize = 256 * 1024;
 /// The function runs on a thread for each rate limit key that is waited for, never on a shard's, so
 /// it may take as long as it likes. It is called for one shard of a key at a time, in the order in
 /// which they asked (but while Discord changes the number of keys, for two at most). It returns a
-/// [`Guard`], which is told when the IDENTIFY has been sent and then dropped; it is dropped untold
+/// [`Guard`], whose `used` is called when the IDENTIFY has been sent; it is dropped without that
 /// if the shard has left. If it fails or panics, the shard asks again later, after a pause that
 /// grows.
 ///

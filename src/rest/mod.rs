@@ -306,7 +306,7 @@ impl Rest {
         let mut request = http::Request::builder()
             .method(&parts.method)
             .uri(format!("{}{path}", self.0.base_url));
-        // For this request alone: whoever learns a placeholder could have the secret sent.
+        // For this request alone, so that a placeholder from a log is of no use later.
         let token = own
             .is_none()
             .then(|| self.0.secrets.hide(self.0.token.expose()));
