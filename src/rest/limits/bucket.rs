@@ -124,7 +124,10 @@ impl Bucket {
         let used = count.limit.saturating_sub(count.remaining);
         let ends = now + count.reset_after;
         let slack = self.length.max(count.reset_after) / 2;
-        let open = self.open_window(now);
+        // Open also if this answer is the last one that could tell when it ends.
+        let open = self
+            .window
+            .filter(|window| window.ends.is_none_or(|ends| ends > now));
         let is_same = |window: &Window| window.ends.is_none_or(|known| ends <= known + slack);
         let (window, expected) = match open {
             // The answer is of a window before this one.

@@ -144,6 +144,27 @@ fn a_late_answer_says_nothing_of_the_next_window() {
 }
 
 #[test]
+fn the_last_answer_of_a_window_keeps_its_count() {
+    let now = Instant::now();
+    let mut limits = RateLimits::new(50, SECOND);
+    let first = queue(&mut limits, now, 1)[0];
+    assert_eq!(limits.poll(now, first), Turn::Go);
+    limits.answered(now, first, &left(3, 2, 5 * SECOND));
+    let early = queue(&mut limits, now, 1)[0];
+    assert_eq!(limits.poll(now + millis(4_990), early), Turn::Go);
+
+    let next = now + 5 * SECOND;
+    let ids = queue(&mut limits, next, 1);
+    assert_eq!(going(&mut limits, next, &ids), ids);
+    // Both count in one window of Discord's, the second before the first.
+    limits.answered(next + millis(100), early, &left(3, 1, 5 * SECOND));
+    limits.answered(next + millis(500), ids[0], &left(3, 2, 5 * SECOND));
+    let after = next + millis(600);
+    let more = queue(&mut limits, after, 2);
+    assert_eq!(going(&mut limits, after, &more), more[..1]);
+}
+
+#[test]
 fn routes_of_one_bucket_share_what_is_left() {
     let now = Instant::now();
     let mut limits = RateLimits::new(50, SECOND);
