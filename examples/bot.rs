@@ -42,6 +42,7 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
     if let Ok(token) = std::env::var("DISCORD_TOKEN") {
         return Bot::start(Config::new(Token::new(token)?, intents))?.run(&never());
     }
+
     let gateway = sim::Gateway::builder()
         .tls(true)
         .shards(4)
@@ -58,6 +59,7 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
     let config = Config::new(Token::new(gateway.token())?, intents)
         .rest_url(gateway.rest_url())
         .root_certificates(gateway.root_certificate().unwrap_or_default());
+
     let bot = Bot::start(config)?;
     let handle = bot.manager.handle().clone();
     let gateway = Arc::new(gateway);

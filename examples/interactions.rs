@@ -89,6 +89,7 @@ fn answer(rest: &Rest, interaction: Interaction, chosen: &str) -> Result<(), Err
                 .collect();
             interaction.autocomplete(rest, &choices)
         }
+
         (2, Some("peel")) => {
             interaction.defer(rest)?;
             // The events behind this one do not wait for it.
@@ -100,6 +101,7 @@ fn answer(rest: &Rest, interaction: Interaction, chosen: &str) -> Result<(), Err
             });
             Ok(())
         }
+
         (3, Some("rate")) => {
             let field =
                 json!({"type": 4, "custom_id": "opinion", "label": "How was it?", "style": 1});
@@ -107,11 +109,13 @@ fn answer(rest: &Rest, interaction: Interaction, chosen: &str) -> Result<(), Err
             let modal = json!({"custom_id": "opinion", "title": "Rate it", "components": [row]});
             interaction.modal(rest, &modal)
         }
+
         (5, Some("opinion")) => {
             // Only this user sees it.
             let thanks = json!({"content": format!("noted: {chosen}"), "flags": 64});
             interaction.reply(rest, &thanks)
         }
+
         _ => Ok(()),
     }
 }

@@ -11,13 +11,18 @@ pub(crate) fn is_discord(url: &Url) -> bool {
 }
 
 /// Whether a URL leads to this machine.
-pub(crate) fn is_loopback(url: &Url) -> bool {
+fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => is_under(name, "localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         None => false,
     }
+}
+
+/// Whether a secret can be sent to a URL: encrypted, or to this machine.
+pub(crate) fn is_private(url: &Url) -> bool {
+    matches!(url.scheme(), "https" | "wss") || is_loopback(url)
 }
 
 /// Whether a host is a domain or one below it.

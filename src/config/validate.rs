@@ -6,7 +6,7 @@ use url::Url;
 
 use super::{AutoReshard, Config, Plan, ShardConfig};
 use crate::error::Error;
-use crate::hosts::{is_discord, is_loopback};
+use crate::hosts::{is_discord, is_private};
 use crate::intents::Intents;
 use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
 use crate::rest::check_url;
@@ -66,8 +66,7 @@ impl Config {
     /// The token goes over the line in the clear only where nobody else can listen, or the user
     /// says so.
     fn check_plaintext(&self, setting: &'static str, url: &Url) -> Result<(), Error> {
-        let is_encrypted = matches!(url.scheme(), "https" | "wss");
-        if is_encrypted || self.allow_plaintext || is_loopback(url) {
+        if self.allow_plaintext || is_private(url) {
             return Ok(());
         }
         let allowed = format!(

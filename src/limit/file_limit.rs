@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use super::blocking::{Blocking, Guard};
-use super::reservations::{Now, Reservations, Rules, Turn};
+use super::reservations::{Now, Reservations, Rules, Turn, millis};
 use super::schedule::Limits;
 use super::ticket::Ticket;
 use super::{IdentifyLimiter, LimitStatus, Wake};
@@ -30,7 +30,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// other point, nothing. The file also holds what is left of the day.
 ///
 /// Every process takes the same path, on a local disk: locks over a network may not hold. The first
-/// use makes the file; beside it, files with `.lock` and `.new` at the end come about. A file that
+/// use creates the file, and beside it files that end in `.lock` and `.new`. A file that
 /// is damaged is an error, in the log and for the shard, which asks again, until a process writes
 /// it anew with what Discord says. On Linux the times are those of the machine's uptime, so that a
 /// clock that is set changes nothing; elsewhere a clock that is set forward may let a shard
@@ -324,8 +324,4 @@ fn now() -> Now {
 fn since_epoch() -> u64 {
     let since = clock::wall().duration_since(SystemTime::UNIX_EPOCH);
     millis(since.unwrap_or_default())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

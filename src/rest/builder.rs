@@ -15,7 +15,7 @@ use super::secrets::Secrets;
 use super::turns::Turns;
 use super::{Inner, Rest};
 use crate::error::Error;
-use crate::hosts::{is_discord, is_loopback};
+use crate::hosts::{is_discord, is_private};
 use crate::protocol::USER_AGENT;
 use crate::token::Token;
 
@@ -162,7 +162,7 @@ pub(crate) fn check_url(
     if url.query().is_some() || url.fragment().is_some() {
         return refuse("a URL without a query and a fragment");
     }
-    if url.scheme() == "http" && !allow_plaintext && !is_loopback(&url) {
+    if !allow_plaintext && !is_private(&url) {
         return refuse(
             "https://, a loopback host such as localhost, or any host with `allow_plaintext(true)`",
         );

@@ -2,8 +2,8 @@
 //!
 //! Discord counts requests in windows: of all routes together, and of each *bucket*. Which bucket a
 //! route belongs to, how many requests it takes and when its window ends, Discord says in the
-//! headers of each answer. So the first request to a bucket goes out alone, and the others follow
-//! as its answer allows.
+//! headers of each answer. So the first request to a bucket is sent alone, and the others as its
+//! answer allows.
 //!
 //! Source: [Discord, Rate limits](https://docs.discord.com/developers/topics/rate-limits).
 #![deny(clippy::disallowed_methods)]
@@ -26,7 +26,7 @@ use self::global::Global;
 use self::invalid::InvalidRequests;
 use super::route::Route;
 
-/// Above this number of buckets and of routes, those that nobody waits for are forgotten.
+/// Above this number of buckets and of routes, those without a queue are dropped.
 const MAX_KEPT: usize = 10_000;
 
 /// Whose turn it is, within each bucket in the order of arrival.
@@ -97,7 +97,7 @@ pub(super) enum Turn {
     },
     /// Nothing: too many requests were refused.
     TooManyInvalidRequests { count: u32, retry_after: Duration },
-    /// Nothing: nobody waits any more.
+    /// Nothing: the limits are closed.
     Closed,
 }
 
@@ -194,10 +194,17 @@ impl RateLimits {
         self.grant(now);
     }
 
-    /// Nobody waits any more: what can go at once still goes.
+    /// From now on nothing waits: a request is sent at once or refused.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
-        self.wake(|_| true);
+        // A ticket whose request has been answered may pause before it waits again.
+        let idle = self.tickets.iter();
+        let idle = idle.filter(|(_, ticket)| !matches!(ticket.state, State::Sent(_)));
+        self.woken.extend(idle.map(|(id, _)| *id));
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Takes the tickets that have to ask again: they may go, or their wait has changed.

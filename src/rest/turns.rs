@@ -18,7 +18,6 @@ pub(super) struct Turns {
 struct State {
     limits: RateLimits,
     callers: HashMap<TicketId, Caller>,
-    is_closed: bool,
 }
 
 struct Caller {
@@ -54,7 +53,6 @@ impl Turns {
             state: Mutex::new(State {
                 limits: RateLimits::new(limit, window),
                 callers: HashMap::new(),
-                is_closed: false,
             }),
         }
     }
@@ -76,22 +74,9 @@ impl Turns {
         }
     }
 
-    /// Nobody waits any more, neither for a turn nor for a pause to end.
+    /// Ends all waits for a turn and all pauses, and those to come.
     pub(super) fn close(&self) {
-        let condvars: Vec<_> = {
-            let mut state = self.state.lock();
-            state.is_closed = true;
-            state.limits.close();
-            let callers = state.callers.values_mut();
-            let condvars = callers.map(|caller| {
-                caller.is_woken = true;
-                Arc::clone(&caller.condvar)
-            });
-            condvars.collect()
-        };
-        for condvar in condvars {
-            condvar.notify_one();
-        }
+        self.change(|state| state.limits.close());
     }
 
     /// Changes something, and wakes those that it concerns.
@@ -153,14 +138,14 @@ impl Place<'_> {
         }
     }
 
-    /// Blocks for a pause between two attempts. Returns `false` if nobody waits any more.
+    /// Blocks for a pause between two attempts. Returns `false` if the limits are closed.
     pub(super) fn pause(&self, pause: Duration) -> bool {
         let until = clock::now() + pause;
         let mut state = self.turns.state.lock();
-        while !state.is_closed && clock::now() < until {
+        while !state.limits.is_closed() && clock::now() < until {
             self.condvar.wait_until(&mut state, until);
         }
-        !state.is_closed
+        !state.limits.is_closed()
     }
 
     /// Discord has answered.

@@ -33,7 +33,7 @@ enum Limit {
     Unknown,
     /// Discord says nothing of a limit.
     Unlimited,
-    /// So many requests in a window.
+    /// The number of requests in a window.
     To(u32),
 }
 
@@ -90,7 +90,7 @@ impl Bucket {
         }
     }
 
-    /// A request goes out.
+    /// A request is sent.
     pub(super) fn sent(&mut self, now: Instant) {
         let in_flight = self.in_flight;
         let mut window = self.open_window(now).unwrap_or(Window {
@@ -166,9 +166,9 @@ impl Bucket {
         self.limit != before.0 || self.length > before.1 * 2
     }
 
-    /// No request goes out before then.
+    /// Sends no request before then.
     pub(super) fn pause(&mut self, until: Instant) {
-        self.paused_until = Some(self.paused_until.map_or(until, |other| other.max(until)));
+        self.paused_until = self.paused_until.max(Some(until));
     }
 
     /// Whether something has to be remembered of it.

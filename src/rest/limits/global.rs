@@ -7,10 +7,10 @@ use super::bucket::{Room, SHARED_FOR};
 
 /// A bounded number of requests in any window, wherever in it Discord begins to count.
 ///
-/// A request counts from when it goes out until a window after its answer, for by then Discord has
+/// A request counts from when it is sent until a window after its answer: by then Discord has
 /// counted it.
 ///
-/// If Discord refuses one all the same, other processes use the limit, too. Then this one halves
+/// If Discord still refuses one, other processes use the limit, too. Then this one halves
 /// its part, again and again if need be, until nothing has been refused for a while.
 #[derive(Debug)]
 pub(super) struct Global {
@@ -69,7 +69,7 @@ impl Global {
         part.map_or(self.limit, |(part, _)| part)
     }
 
-    /// A request goes out.
+    /// A request is sent.
     pub(super) fn sent(&mut self, now: Instant, id: TicketId) {
         self.counted
             .retain(|counted| counted.until.is_none_or(|until| until > now));
@@ -89,13 +89,13 @@ impl Global {
         }
     }
 
-    /// Discord has refused a request: no other goes out before then.
+    /// Discord has refused a request: none is sent before then.
     pub(super) fn pause(&mut self, now: Instant, until: Instant) {
         // Those that were under way with it are of the same window.
         if self.paused_until.is_none_or(|paused| paused <= now) {
             self.part = Some(((self.part(now) / 2).max(1), now + SHARED_FOR));
         }
-        self.paused_until = Some(self.paused_until.map_or(until, |other| other.max(until)));
+        self.paused_until = self.paused_until.max(Some(until));
     }
 }
 

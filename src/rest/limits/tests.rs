@@ -212,7 +212,7 @@ fn a_call_fails_at_once_if_it_would_wait_for_too_long() {
     assert_eq!(with(&mut limits, 9 * SECOND), retry_after(10));
     assert_eq!(with(&mut limits, 10 * SECOND), Turn::Wait(None));
 
-    // A limit that comes while they wait is told of at once.
+    // A limit that comes while they wait ends the wait at once.
     limits.take_woken();
     let other = limits.request(post("/users/@me/channels"), now + 60 * SECOND);
     assert_eq!(limits.poll(now, other), Turn::Go);
