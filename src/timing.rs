@@ -55,6 +55,9 @@ pub struct Timing {
     /// How much later than announced the daily total is taken to start anew, for clocks that drift:
     /// an IDENTIFY too many costs the bot its token. Ours: 30 s.
     pub reset_guard: Duration,
+    /// How long a permit to identify is valid that a [`FileLimit`](crate::limit::FileLimit), or another
+    /// limiter of several processes, has granted. Ours: 2 s.
+    pub permit_validity: Duration,
     /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
     pub identify_reset: Duration,
     /// How long after READY, or after the last one that arrived, the next guild may take to arrive.
@@ -99,6 +102,7 @@ impl Default for Timing {
             rest_window: seconds(1),
             guard: Duration::from_millis(100),
             reset_guard: seconds(30),
+            permit_validity: seconds(2),
             identify_reset: seconds(24 * 60 * 60),
             guilds_timeout: seconds(15),
             handlers_timeout: seconds(5),
@@ -115,8 +119,8 @@ impl Timing {
     /// runs faster.
     ///
     /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
-    /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `reshard_overlap`,
-    /// `session_skew` and `store_interval` stay as they are: they make up for a slow machine or
+    /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `permit_validity`,
+    /// `reshard_overlap`, `session_skew` and `store_interval` stay as they are: they make up for a slow machine or
     /// network, which a faster clock does not change.
     ///
     /// # Panics
@@ -146,7 +150,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 26] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 27] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -154,6 +158,7 @@ impl Timing {
             answer_timeout,
             close_timeout,
             guard,
+            permit_validity,
             guilds_timeout,
             handlers_timeout,
             reshard_overlap,
@@ -182,6 +187,7 @@ impl Timing {
             (answer_timeout, false),
             (close_timeout, false),
             (guard, false),
+            (permit_validity, false),
             (guilds_timeout, false),
             (handlers_timeout, false),
             (reshard_overlap, false),

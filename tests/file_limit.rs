@@ -4,13 +4,15 @@ mod common;
 
 use std::num::NonZeroU32;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use common::{PATIENCE, SCALE, eventually, gateway, shard};
+use common::{PATIENCE, SCALE, config, eventually, gateway, shard};
 use crossbeam_channel::{Receiver, Sender};
 use threadcord::limit::{
-    Blocking, FileLimit, Guard, IdentifyLimiter, LimitError, Limits, contract,
+    Blocking, Expiry, FileLimit, Guard, IdentifyLimiter, LimitError, Limits, contract,
 };
 use threadcord::sim::Gateway;
 use threadcord::{Config, Intents, Plan, ShardManager, Timing, Token};
@@ -21,9 +23,13 @@ const PROCESSES: u32 = 50;
 const WINDOW: Duration = Duration::from_millis(100);
 const GUARD: Duration = Duration::from_millis(50);
 
+/// How long a permit is valid.
+const VALIDITY: Duration = Duration::from_millis(500);
+
 fn timing() -> Timing {
     let mut timing = Timing::scaled(0.02);
     timing.guard = GUARD;
+    timing.permit_validity = VALIDITY;
     timing
 }
 
@@ -38,13 +44,14 @@ fn two_objects_on_one_file_keep_the_contract() {
     contract::windows_are_kept(&b, shard(0, 2), shard(1, 2), WINDOW);
     contract::leaving_frees_the_slot(&a, shard(0, 2), shard(1, 2));
 
-    // A process that is killed before it identifies costs one window.
-    let permit = a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap();
+    // A process that is killed before it identifies costs the time that it had, and one window.
+    let held = a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap();
     let start = Instant::now();
-    std::mem::forget(permit);
+    assert!(!held.is_expired());
     let permit = b.request(shard(1, 2), Box::new(|| {})).wait(None).unwrap();
-    assert!(start.elapsed() >= WINDOW);
-    drop(permit);
+    assert!(start.elapsed() >= VALIDITY + WINDOW);
+    assert!(held.is_expired(), "it may not be used any more");
+    drop((held, permit));
 
     let keys = Limits {
         max_concurrency: NonZeroU32::new(2).unwrap(),
@@ -167,6 +174,31 @@ fn a_function_that_blocks_is_a_limiter() {
     drop(limiter);
 }
 
+/// A permit whose time is over before the shard has it, as for a process that was stopped meanwhile.
+struct TooLate(bool);
+
+impl Guard for TooLate {
+    fn expiry(&self) -> Option<Expiry> {
+        self.0.then(|| Expiry::after(Duration::ZERO))
+    }
+}
+
+#[test]
+fn a_permit_that_has_expired_is_not_used() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let limiter = Blocking::new(move |_| {
+        let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        Ok::<_, std::io::Error>(TooLate(is_first))
+    });
+    let manager = ShardManager::start(config(&gateway).limiter(Arc::new(limiter))).unwrap();
+    manager.wait_ready(PATIENCE).unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+    let status = manager.handle().shards()[0].status();
+    assert_eq!((status.connects, status.identifies), (1, 1));
+}
+
 /// A process that runs one shard, and stays.
 struct Process(Child);
 
@@ -238,7 +270,7 @@ fn as_one_of_many() {
         Intents::GUILDS,
     )
     .rest_url(variable("DISCORD_REST_URL"))
-    .limiter(std::sync::Arc::new(FileLimit::with_timing(
+    .limiter(Arc::new(FileLimit::with_timing(
         variable("LIMIT_FILE"),
         &timing,
     )))

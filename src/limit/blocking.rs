@@ -11,7 +11,7 @@ use std::{fmt, io};
 use parking_lot::{Condvar, Mutex};
 
 use super::schedule::Limits;
-use super::ticket::{Granter, LimitError, Report, Ticket};
+use super::ticket::{Expiry, Granter, LimitError, Report, Ticket};
 use super::{IdentifyLimiter, Wake};
 use crate::shard_id::ShardId;
 
@@ -52,6 +52,12 @@ pub trait Guard: Send {
     /// The IDENTIFY has been sent, or the permit was left with a [window of its
     /// own](super::Permit::exit_after). It may block; the next shard of the key waits meanwhile.
     fn used(&mut self) {}
+
+    /// Until when the IDENTIFY may be sent; a shard that is too late asks again. The default is for as
+    /// long as it takes.
+    fn expiry(&self) -> Option<Expiry> {
+        None
+    }
 }
 
 impl Guard for () {}
@@ -219,7 +225,11 @@ impl Shared {
             let entered = catch_unwind(AssertUnwindSafe(|| (self.enter)(*shard)));
             match entered {
                 Ok(Ok(guard)) => {
-                    if unharmed(|| granter.grant()).unwrap_or(true) {
+                    let grant = || match guard.expiry() {
+                        Some(expiry) => granter.grant_until(expiry),
+                        None => granter.grant(),
+                    };
+                    if unharmed(grant).unwrap_or(true) {
                         slot.see_through(guard);
                     } else {
                         unharmed(|| drop(guard));

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::blocking::{Blocking, Guard};
 use super::reservations::{Now, Reservations, Rules, Turn, millis};
 use super::schedule::Limits;
-use super::ticket::Ticket;
+use super::ticket::{Expiry, Ticket};
 use super::{IdentifyLimiter, LimitStatus, Wake};
 use crate::clock;
 use crate::shard_id::ShardId;
@@ -25,9 +25,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Discord's identify limit for all processes of a machine that run one bot, in a file.
 ///
 /// A process that wants to identify waits until its rate limit key is free, locks the file, writes
-/// that the key is taken for a window, and sends. If that was late, the window counts from then. A
-/// process that is killed in between costs the others one window, and the day one IDENTIFY; at any
-/// other point, nothing. The file also holds what is left of the day.
+/// that the key is taken, and sends within [`Timing::permit_validity`] (2 s); else it asks again. The
+/// window counts from the IDENTIFY. A process that is killed in between costs the others 2 s and one
+/// window, and the day one IDENTIFY; at any other point, nothing. The file also holds what is left of
+/// the day.
 ///
 /// Every process takes the same path, on a local disk: locks over a network may not hold. The first
 /// use creates the file, and beside it files that end in `.lock` and `.new`. A file that
@@ -35,9 +36,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// it anew with what Discord says. On Linux the times are those of the machine's uptime, so that a
 /// clock that is set changes nothing; elsewhere a clock that is set forward may let a shard
 /// identify too early.
-///
-/// A process that is stopped (SIGSTOP, a paused machine) for seconds between its turn and its
-/// IDENTIFY sends it too early for the others.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -82,6 +80,7 @@ struct Taken {
     file: Arc<LimitFile>,
     key: u32,
     at: u64,
+    expiry: Expiry,
     is_used: bool,
 }
 
@@ -143,28 +142,28 @@ impl LimitFile {
     /// Blocks until a shard may identify.
     fn enter(file: &Arc<Self>, shard: ShardId) -> io::Result<Taken> {
         loop {
-            let (turn, key, start) = file.change(|now, reservations| {
+            let expiry = Expiry::after(Duration::from_millis(file.rules.validity));
+            let (turn, key, at) = file.change(|now, reservations| {
                 let key = shard.rate_limit_key(reservations.max_concurrency());
                 (reservations.take(now, key, file.rules), key, now.at)
             })?;
             match turn {
                 Turn::Now => {
-                    let taken = Taken {
+                    return Ok(Taken {
                         file: Arc::clone(file),
                         key,
-                        at: start,
+                        at,
+                        expiry,
                         is_used: false,
-                    };
-                    // The disk was slow, or the process was stopped: others count from `start`.
-                    if now().at.saturating_sub(start) <= file.rules.guard / 2 {
-                        return Ok(taken);
-                    }
+                    });
                 }
-                Turn::NotBefore(at) => {
-                    thread::sleep(Duration::from_millis(at.saturating_sub(now().at)));
+                Turn::NotBefore(until) => {
+                    thread::sleep(Duration::from_millis(until.saturating_sub(now().at)));
                 }
+                // These rules never want it.
+                Turn::Ask(_) => {}
                 Turn::Spent(until) => {
-                    let wait = until.saturating_sub(start) / 1000;
+                    let wait = until.saturating_sub(at) / 1000;
                     let why = format!("no IDENTIFY is left today; there are more in {wait} s");
                     return Err(io::Error::other(why));
                 }
@@ -263,14 +262,14 @@ impl Guard for Taken {
     fn used(&mut self) {
         let Self { file, key, at, .. } = self;
         self.is_used = true;
-        // The window is longer than Discord's by more than that.
-        if now().at.saturating_sub(*at) <= file.rules.guard / 2 {
-            return;
-        }
-        let used = file.change(|now, reservations| reservations.used(now, *key, file.rules));
+        let used = file.change(|now, reservations| reservations.used(now, *key, *at, file.rules));
         if let Err(error) = used {
             log::error!("failed to write the identify limit: {error}");
         }
+    }
+
+    fn expiry(&self) -> Option<Expiry> {
+        Some(self.expiry)
     }
 }
 

@@ -23,7 +23,7 @@ pub use file_limit::FileLimit;
 pub use schedule::Limits;
 use serde::{Serialize, Serializer};
 pub use session_limit::SessionLimit;
-pub use ticket::{Granter, LimitError, Permit, Report, Ticket};
+pub use ticket::{Expiry, Granter, LimitError, Permit, Report, Ticket};
 
 use crate::shard_id::ShardId;
 

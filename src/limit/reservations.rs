@@ -1,4 +1,5 @@
-//! What a limit file holds: who of several processes may identify, and when.
+//! What several processes share of an identify limit: who may identify, and when. It is kept as JSON in
+//! a file or in Redis.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -15,6 +16,19 @@ const VERSION: u32 = 1;
 
 /// An answer from Discord is never older than this.
 const LONGEST_QUESTION: u64 = 15 * 60 * 1000;
+
+/// Discord is asked again after this time, or after so many grants, where that is a rule; after fewer
+/// when few are left.
+const ASK_EVERY: u64 = 5 * 60 * 1000;
+const GRANTS_PER_ANSWER: u32 = 100;
+const FEW_LEFT: u32 = 200;
+const GRANTS_PER_ANSWER_IF_FEW: u32 = 10;
+
+/// How long a process may take to ask Discord before another one does.
+const ASKING_TIME: u64 = 15 * 1000;
+
+/// How long others wait before they look whether it has answered.
+const ANSWER_PAUSE: u64 = 250;
 
 /// Two answers are of the same day if their days end within this time.
 const SAME_DAY: u64 = 60 * 1000;
@@ -40,6 +54,22 @@ pub(super) struct Reservations {
     all_free_at: u64,
     /// The IDENTIFYs of the last 15 minutes, of which an answer of Discord's may not know.
     granted: Vec<u64>,
+    /// When a process last looked: the clock was set back if it is earlier now.
+    #[serde(default)]
+    seen: u64,
+    #[serde(default)]
+    questions: Questions,
+}
+
+/// What is known of the questions to Discord.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Questions {
+    /// When it last answered; `None` if an answer is needed before anything is granted.
+    answered_at: Option<u64>,
+    /// What was granted since.
+    grants: u32,
+    /// A process asks; until then no other one does.
+    asking_until: u64,
 }
 
 /// The time, on a clock that the processes of this machine share, and on that of the calendar.
@@ -54,9 +84,16 @@ pub(super) struct Now {
 /// How long a grant lasts, and a day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
+    /// How long a grant may be used.
+    pub(super) validity: u64,
+    /// How long a key is taken by an IDENTIFY.
     pub(super) window: u64,
     /// By how much the window is longer than Discord's.
-    pub(super) guard: u64,
+    guard: u64,
+    /// IDENTIFYs of a day that are never granted.
+    kept_back: u32,
+    /// Whether Discord is asked regularly, and a day begins only with its answer.
+    asks_discord: bool,
     reset_every: u64,
     /// How much later than announced a day is taken to begin.
     reset_guard: u64,
@@ -71,16 +108,28 @@ pub(super) enum Turn {
     NotBefore(u64),
     /// Nothing is left of the day, until then.
     Spent(u64),
+    /// It asks Discord for the limits first; `true` if nothing is granted without its answer.
+    Ask(bool),
 }
 
 impl Rules {
     pub(super) fn new(timing: &Timing) -> Self {
         Self {
+            validity: millis(timing.permit_validity),
             window: millis(timing.identify_window + timing.guard),
             guard: millis(timing.guard),
+            kept_back: 0,
+            asks_discord: false,
             reset_every: millis(timing.identify_reset),
             reset_guard: millis(timing.reset_guard),
         }
+    }
+
+    /// When a key is free again that was taken then, if nothing more is heard of it.
+    fn free_again(self, taken: u64) -> u64 {
+        taken
+            .saturating_add(self.validity)
+            .saturating_add(self.window)
     }
 }
 
@@ -98,6 +147,8 @@ impl Reservations {
             free_at: BTreeMap::new(),
             all_free_at: 0,
             granted: Vec::new(),
+            seen: now.at,
+            questions: Questions::default(),
         }
     }
 
@@ -129,34 +180,71 @@ impl Reservations {
         Some(Duration::from_millis(reset_at.saturating_sub(now.at)))
     }
 
-    /// Takes a key for a window, if it is free.
+    /// Takes a key, if it is free: for the time in which it may be used, and a window.
     pub(super) fn take(&mut self, now: &Now, key: u32, rules: Rules) -> Turn {
         self.advance(now, rules);
+        if rules.asks_discord
+            && let Some(turn) = self.ask(now)
+        {
+            return turn;
+        }
+
         let free_at = self.free_at.get(&key).copied().unwrap_or_default();
         let free_at = free_at.max(self.all_free_at);
         if free_at > now.at {
             return Turn::NotBefore(free_at);
         }
-        if self.remaining == 0 {
+        if self.remaining <= rules.kept_back {
             let reset_at = self.reset_at.unwrap_or(now.at);
             return Turn::Spent(reset_at.saturating_add(rules.reset_guard));
         }
 
-        self.free_at
-            .insert(key, now.at.saturating_add(rules.window));
+        self.free_at.insert(key, rules.free_again(now.at));
         self.remaining -= 1;
         self.granted.push(now.at);
+        self.questions.grants = self.questions.grants.saturating_add(1);
         if self.reset_at.is_none() {
             self.reset_in(now, rules.reset_every);
         }
         Turn::Now
     }
 
-    /// What was taken at that time has been used just now: the window counts from here.
-    pub(super) fn used(&mut self, now: &Now, key: u32, rules: Rules) {
+    /// Whether to ask Discord first, or to wait for the answer to another process.
+    fn ask(&mut self, now: &Now) -> Option<Turn> {
+        let Questions {
+            answered_at,
+            grants,
+            asking_until,
+        } = &mut self.questions;
+        let most = if self.remaining < FEW_LEFT {
+            GRANTS_PER_ANSWER_IF_FEW
+        } else {
+            GRANTS_PER_ANSWER
+        };
+        let is_fresh = |at: u64| now.at < at.saturating_add(ASK_EVERY) && *grants < most;
+        if answered_at.is_some_and(is_fresh) {
+            return None;
+        }
+
+        let is_needed = answered_at.is_none();
+        if now.at < *asking_until {
+            return is_needed.then(|| Turn::NotBefore(now.at.saturating_add(ANSWER_PAUSE)));
+        }
+        *asking_until = now.at.saturating_add(ASKING_TIME);
+        Some(Turn::Ask(is_needed))
+    }
+
+    /// What was taken at `taken` has been used just now: the window counts from here.
+    pub(super) fn used(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
+        let until = now.at.saturating_add(rules.window);
         let free_at = self.free_at.entry(key).or_default();
-        *free_at = (*free_at).max(now.at.saturating_add(rules.window));
+        if *free_at == rules.free_again(taken) {
+            *free_at = until;
+        } else {
+            // It was too late: another process may have taken the key meanwhile.
+            *free_at = (*free_at).max(until);
+        }
     }
 
     /// What was taken at that time was not used: it is free again.
@@ -167,7 +255,7 @@ impl Reservations {
         };
         self.granted.remove(position);
         self.remaining = self.remaining.saturating_add(1).min(self.total);
-        if self.free_at.get(&key) == Some(&taken.saturating_add(rules.window)) {
+        if self.free_at.get(&key) == Some(&rules.free_again(taken)) {
             self.free_at.remove(&key);
         }
     }
@@ -208,6 +296,10 @@ impl Reservations {
         } else {
             (self.reset_at, self.reset_at_wall) = (None, None);
         }
+        self.questions = Questions {
+            answered_at: Some(now.at),
+            ..Questions::default()
+        };
     }
 
     fn reset_in(&mut self, now: &Now, wait: u64) {
@@ -217,8 +309,10 @@ impl Reservations {
 
     /// Lets the time pass.
     pub(super) fn advance(&mut self, now: &Now, rules: Rules) {
-        if self.clock != now.clock {
-            // The machine has started anew. Only the day's end is known on another clock, too.
+        let was_set_back = now.at.saturating_add(rules.guard) < self.seen;
+        if self.clock != now.clock || was_set_back {
+            // The machine or the server has started anew, or another one has taken its place. Only
+            // the day's end is known on another clock, too.
             self.clock.clone_from(&now.clock);
             self.free_at.clear();
             self.granted.clear();
@@ -226,7 +320,9 @@ impl Reservations {
             if let Some(wall) = self.reset_at_wall {
                 self.reset_in(now, wall.saturating_sub(now.wall));
             }
+            self.questions = Questions::default();
         }
+        self.seen = now.at;
 
         if let Some(reset_at) = self.reset_at
             && now.at >= reset_at.saturating_add(rules.reset_guard)
@@ -236,6 +332,7 @@ impl Reservations {
             let new = u32::try_from(new).unwrap_or(u32::MAX);
             self.remaining = self.total.saturating_sub(new);
             let next = reset_at.saturating_add(rules.reset_every);
+            self.questions = Questions::default();
             (self.reset_at, self.reset_at_wall) = (None, None);
             if new > 0 && next > now.at {
                 self.reset_in(now, next - now.at);
@@ -293,24 +390,27 @@ mod tests {
         let mut take = |after, key| all.take(&at(after), key, rules());
         assert_eq!(take(0, 0), Turn::Now);
         assert_eq!(take(10, 1), Turn::Now);
-        assert_eq!(take(20, 0), Turn::NotBefore(START + window));
-        assert_eq!(take(window - 1, 0), Turn::NotBefore(START + window));
-        assert_eq!(take(window, 0), Turn::Now);
+        // Until it is known when they were used, if they were.
+        let unknown = Turn::NotBefore(START + 2000 + window);
+        assert_eq!(take(20, 0), unknown);
+        assert_eq!(take(1999 + window, 0), unknown);
+        assert_eq!(take(2000 + window, 0), Turn::Now);
         assert_eq!(all.remaining(), 897);
 
-        // It was sent later than it was granted.
-        all.used(&at(window + 4000), 0, rules());
-        let free = START + 2 * window + 4000;
-        assert_eq!(all.take(&at(2 * window), 0, rules()), Turn::NotBefore(free));
+        // The window counts from the IDENTIFY.
+        let taken = START + 2000 + window;
+        all.used(&at(3000 + window), 0, taken, rules());
+        let free = Turn::NotBefore(START + 3000 + 2 * window);
+        assert_eq!(all.take(&at(2 * window), 0, rules()), free);
+        // One that is reported too late is not forgotten either.
+        all.used(&at(3500 + window), 0, START, rules());
+        let free = Turn::NotBefore(START + 3500 + 2 * window);
+        assert_eq!(all.take(&at(2 * window), 0, rules()), free);
 
         // Other keys begin when all of the old ones are free.
-        all.update(
-            &at(2 * window),
-            START + 2 * window,
-            limits(16, 897),
-            rules(),
-        );
-        assert_eq!(all.take(&at(2 * window), 9, rules()), Turn::NotBefore(free));
+        let now = 2 * window;
+        all.update(&at(now), START + now, limits(16, 897), rules());
+        assert_eq!(all.take(&at(now), 9, rules()), free);
     }
 
     #[test]
@@ -332,7 +432,7 @@ mod tests {
         assert_eq!(all.take(&at(0), 0, rules()), Turn::Now);
         let reset = HOUR + 30_000;
         let spent = Turn::Spent(START + reset);
-        assert_eq!(all.take(&at(6_000), 0, rules()), spent);
+        assert_eq!(all.take(&at(8_000), 0, rules()), spent);
         assert_eq!(all.take(&at(reset - 1), 0, rules()), spent);
         assert_eq!(all.take(&at(reset), 0, rules()), Turn::Now);
         assert_eq!(all.remaining(), 999);
@@ -382,6 +482,71 @@ mod tests {
         );
         assert_eq!(all.remaining(), 699);
         assert_eq!(all.reset_after(&now), Some(Duration::from_secs(3600 - 60)));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_costs_a_window() {
+        let mut all = with(1, 700);
+        assert_eq!(all.take(&at(HOUR / 2), 0, rules()), Turn::Now);
+        let free = Turn::NotBefore(START + rules().window);
+        assert_eq!(all.take(&at(0), 0, rules()), free);
+        assert_eq!(all.take(&at(rules().window), 0, rules()), Turn::Now);
+    }
+
+    /// Those of several machines, who ask Discord and leave ten.
+    fn strict() -> Rules {
+        Rules {
+            kept_back: 10,
+            asks_discord: true,
+            ..rules()
+        }
+    }
+
+    #[test]
+    fn one_process_asks_discord_and_the_others_wait() {
+        let mut all = Reservations::new(&at(0), Limits::default());
+        assert_eq!(all.take(&at(0), 0, strict()), Turn::Ask(true));
+        let wait = Turn::NotBefore(START + 1 + ANSWER_PAUSE);
+        assert_eq!(all.take(&at(1), 0, strict()), wait);
+        // That one has died.
+        assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), Turn::Ask(true));
+
+        let asked = START + ASKING_TIME;
+        all.update(&at(ASKING_TIME), asked, limits(1, 900), strict());
+        assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), Turn::Now);
+        // Later one asks while the others go on.
+        let later = ASKING_TIME + ASK_EVERY;
+        assert_eq!(all.take(&at(later), 0, strict()), Turn::Ask(false));
+        assert_eq!(all.take(&at(later), 0, strict()), Turn::Now);
+    }
+
+    #[test]
+    fn discord_is_asked_after_so_many_grants_and_more_often_when_few_are_left() {
+        for (left, most) in [(900, GRANTS_PER_ANSWER), (150, GRANTS_PER_ANSWER_IF_FEW)] {
+            let mut all = with(16, left);
+            let grants = (0..).take_while(|n| all.take(&at(0), *n, strict()) == Turn::Now);
+            assert_eq!(grants.count(), most as usize, "with {left} left");
+        }
+    }
+
+    #[test]
+    fn ten_are_kept_back_and_only_discord_begins_a_day() {
+        let mut all = with(16, 12);
+        let spent = Turn::Spent(START + HOUR + 30_000);
+        let turns: Vec<_> = (0..3).map(|n| all.take(&at(0), n, strict())).collect();
+        assert_eq!(turns, [Turn::Now, Turn::Now, spent]);
+        assert_eq!(all.take(&at(ASK_EVERY - 1), 3, strict()), spent);
+        let reset = HOUR + 30_000;
+        assert_eq!(all.take(&at(reset), 3, strict()), Turn::Ask(true));
+        all.update(&at(reset), START + reset, limits(16, 1000), strict());
+        assert_eq!(all.take(&at(reset), 3, strict()), Turn::Now);
+
+        // So it is with another server, which may know too little.
+        let now = Now {
+            clock: "two".into(),
+            ..at(reset + 1)
+        };
+        assert_eq!(all.take(&now, 4, strict()), Turn::Ask(true));
     }
 
     #[test]

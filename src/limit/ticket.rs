@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::clock;
 use crate::error::Error;
 
 /// A place in a limiter's queue. It keeps its place while it lives; dropping it leaves the queue.
@@ -17,7 +18,19 @@ pub struct Ticket(Option<Arc<Shared>>);
 /// Dropped unused, it frees its slot at once. Once [used](Self::used) it stays spent, and dropping
 /// it says that the session has started or that it never will (for limiters that count from READY).
 #[derive(Debug)]
-pub struct Permit(Option<Arc<Shared>>);
+pub struct Permit {
+    shared: Option<Arc<Shared>>,
+    expiry: Option<Expiry>,
+}
+
+/// When a permit expires: some time after it was asked for, by whichever clock has gone on further,
+/// the monotonic or that of the calendar. The first may stand still while the machine sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    start: Instant,
+    start_wall: SystemTime,
+    valid_for: Duration,
+}
 
 /// The limiter's end of a [`Ticket`].
 #[derive(Clone, Debug)]
@@ -93,7 +106,7 @@ struct Shared {
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    Granted,
+    Granted(Option<Expiry>),
     Refused(LimitError),
     Left,
 }
@@ -122,12 +135,16 @@ impl Ticket {
         let Some(shared) = &self.0 else {
             return Err(LimitError::Closed);
         };
-        match &*shared.state.lock() {
+        let expiry = match &*shared.state.lock() {
             State::Waiting => return Ok(None),
             State::Refused(error) => return Err(error.clone()),
-            State::Granted | State::Left => {}
-        }
-        Ok(Some(Permit(self.0.take())))
+            State::Granted(expiry) => *expiry,
+            State::Left => None,
+        };
+        Ok(Some(Permit {
+            shared: self.0.take(),
+            expiry,
+        }))
     }
 
     /// Blocks until the turn comes, at most until `deadline`. Nobody else is woken when it does.
@@ -166,6 +183,12 @@ impl Drop for Ticket {
 }
 
 impl Permit {
+    /// Whether it must not be used any more: the limiter may have granted the slot to another
+    /// process. Look right before the IDENTIFY is sent, and ask for another permit if it is.
+    pub fn is_expired(&self) -> bool {
+        self.expiry.is_some_and(|expiry| expiry.is_over())
+    }
+
     /// The IDENTIFY was sent just now: the window starts.
     pub fn used(&mut self) {
         self.report(Report::Used);
@@ -192,11 +215,11 @@ impl Permit {
     /// Gives it back used; the slot is free again after `window` instead of the limiter's own.
     pub fn exit_after(mut self, window: Duration) {
         self.report(Report::ExitAfter(window));
-        self.0 = None;
+        self.shared = None;
     }
 
     fn report(&mut self, report: Report) {
-        if let Some(shared) = &self.0 {
+        if let Some(shared) = &self.shared {
             (shared.report)(report);
         }
     }
@@ -208,12 +231,36 @@ impl Drop for Permit {
     }
 }
 
+impl Expiry {
+    /// So long from now. A limiter that asks another process begins before it asks.
+    pub fn after(valid_for: Duration) -> Self {
+        Self {
+            start: clock::now(),
+            start_wall: clock::wall(),
+            valid_for,
+        }
+    }
+
+    /// Whether the time is over.
+    pub fn is_over(&self) -> bool {
+        let elapsed = clock::now().saturating_duration_since(self.start);
+        let elapsed_wall = clock::wall().duration_since(self.start_wall);
+        elapsed.max(elapsed_wall.unwrap_or_default()) >= self.valid_for
+    }
+}
+
 impl Granter {
     /// It is the ticket's turn. Returns `false` if nobody holds the ticket any more: the slot is
     /// then free.
     #[must_use = "a slot whose ticket is gone must be given to somebody else"]
     pub fn grant(&self) -> bool {
-        self.settle(State::Granted)
+        self.settle(State::Granted(None))
+    }
+
+    /// As [`grant`](Self::grant), with a permit that expires.
+    #[must_use = "a slot whose ticket is gone must be given to somebody else"]
+    pub fn grant_until(&self, expiry: Expiry) -> bool {
+        self.settle(State::Granted(Some(expiry)))
     }
 
     /// The ticket will never have its turn.

@@ -371,8 +371,8 @@ impl<C: Connector> Thread<C> {
                 self.tell_of_events();
                 self.handle(Input::Drained);
                 self.pace.has_drained();
-                if self.permit.is_some() && self.machine.stage() == Stage::Queued {
-                    self.handle(Input::Permit);
+                if self.machine.stage() == Stage::Queued {
+                    self.use_permit();
                 }
             }
             Err(error) => self.fail(&error),

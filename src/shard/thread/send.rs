@@ -54,6 +54,22 @@ impl<C: Connector> Thread<C> {
         );
     }
 
+    /// Identifies, if there is a permit and it is still valid.
+    pub(super) fn use_permit(&mut self) {
+        match &self.permit {
+            Some(permit) if permit.is_expired() => {
+                log::warn!(
+                    "shard {}: the permit to identify expired before it could be used; asking for another",
+                    self.shared.run.shard
+                );
+                self.permit = None;
+                self.request_permit();
+            }
+            Some(_) => self.handle(Input::Permit),
+            None => {}
+        }
+    }
+
     /// The limiter has none to give: for good, or for now.
     pub(super) fn refuse_permit(&mut self, error: &LimitError) {
         if *error == LimitError::Closed {
