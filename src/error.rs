@@ -232,6 +232,10 @@ pub enum Error {
         /// Why it failed.
         source: StoreError,
     },
+    /// Redis cannot be used: it does not answer, refuses the login, lacks a right, or holds what
+    /// another version has written.
+    #[error("Redis cannot be used")]
+    Redis(#[source] StoreError),
     /// A reshard was given up because it took longer than
     /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) allows; the old shards go on.
     #[error("the reshard took too long")]
@@ -399,11 +403,16 @@ impl Error {
         self.code() == Some(50007)
     }
 
-    /// The error and its causes, in one line.
+    /// The error and its causes, in one line. A cause that only repeats what stands there is left out.
     pub fn report(&self) -> String {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
         causes.fold(self.to_string(), |report, cause| {
-            format!("{report}: {cause}")
+            let cause = cause.to_string();
+            if report.ends_with(&cause) {
+                report
+            } else {
+                format!("{report}: {cause}")
+            }
         })
     }
 

@@ -53,6 +53,8 @@ mod json;
 pub mod limit;
 mod manager;
 pub mod protocol;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod rest;
 mod shard;
 mod shard_id;

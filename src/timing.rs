@@ -55,8 +55,8 @@ pub struct Timing {
     /// How much later than announced the daily total is taken to start anew, for clocks that drift:
     /// an IDENTIFY too many costs the bot its token. Ours: 30 s.
     pub reset_guard: Duration,
-    /// How long a permit to identify is valid that a [`FileLimit`](crate::limit::FileLimit), or another
-    /// limiter of several processes, has granted. Ours: 2 s.
+    /// How long a permit to identify is valid that a [`FileLimit`](crate::limit::FileLimit), or
+    /// another limiter of several processes, has granted. Ours: 2 s.
     pub permit_validity: Duration,
     /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
     pub identify_reset: Duration,
@@ -120,8 +120,8 @@ impl Timing {
     ///
     /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
     /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `permit_validity`,
-    /// `reshard_overlap`, `session_skew` and `store_interval` stay as they are: they make up for a slow machine or
-    /// network, which a faster clock does not change.
+    /// `reshard_overlap`, `session_skew` and `store_interval` stay as they are: they make up for a
+    /// slow machine or network, which a faster clock does not change.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.

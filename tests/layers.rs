@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 25] = [
+const LAYERS: [(&str, Option<u32>); 26] = [
     ("clock", Some(0)),
     ("environment", Some(0)),
     ("hosts", Some(0)),
@@ -24,6 +24,7 @@ const LAYERS: [(&str, Option<u32>); 25] = [
     ("config", Some(4)),
     ("delivery", Some(4)),
     ("interaction", Some(4)),
+    ("redis", Some(4)),
     ("shard", Some(5)),
     ("manager", Some(6)),
     ("sim", None),

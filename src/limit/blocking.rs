@@ -53,8 +53,8 @@ pub trait Guard: Send {
     /// own](super::Permit::exit_after). It may block; the next shard of the key waits meanwhile.
     fn used(&mut self) {}
 
-    /// Until when the IDENTIFY may be sent; a shard that is too late asks again. The default is for as
-    /// long as it takes.
+    /// Until when the IDENTIFY may be sent; a shard that is too late asks again. The default is for
+    /// as long as it takes.
     fn expiry(&self) -> Option<Expiry> {
         None
     }

@@ -3,18 +3,18 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::blocking::{Blocking, Guard};
-use super::reservations::{Now, Reservations, Rules, Turn, millis};
+use super::reservations::{Now, Reservations, Rules, millis};
 use super::schedule::Limits;
-use super::ticket::{Expiry, Ticket};
+use super::shared::{SharedLimit, Storage};
+use super::ticket::Ticket;
 use super::{IdentifyLimiter, LimitStatus, Wake};
 use crate::clock;
+use crate::error::StoreError;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
@@ -25,10 +25,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Discord's identify limit for all processes of a machine that run one bot, in a file.
 ///
 /// A process that wants to identify waits until its rate limit key is free, locks the file, writes
-/// that the key is taken, and sends within [`Timing::permit_validity`] (2 s); else it asks again. The
-/// window counts from the IDENTIFY. A process that is killed in between costs the others 2 s and one
-/// window, and the day one IDENTIFY; at any other point, nothing. The file also holds what is left of
-/// the day.
+/// that the key is taken, and sends within [`Timing::permit_validity`] (2 s); else it asks again.
+/// The window counts from the IDENTIFY. A process that is killed in between costs the others 2 s
+/// and one window, and the day one IDENTIFY; at any other point, nothing. The file also holds what
+/// is left of the day.
 ///
 /// Every process takes the same path, on a local disk: locks over a network may not hold. The first
 /// use creates the file, and beside it files that end in `.lock` and `.new`. A file that
@@ -54,10 +54,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct FileLimit {
-    file: Arc<LimitFile>,
-    blocking: Blocking,
-}
+pub struct FileLimit(SharedLimit<LimitFile>);
 
 #[derive(Debug)]
 struct LimitFile {
@@ -75,15 +72,6 @@ struct Known {
     has_file: bool,
 }
 
-/// A key that is taken.
-struct Taken {
-    file: Arc<LimitFile>,
-    key: u32,
-    at: u64,
-    expiry: Expiry,
-    is_used: bool,
-}
-
 impl FileLimit {
     /// A limit in this file, which need not exist; its folder must.
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -93,122 +81,84 @@ impl FileLimit {
     /// As [`new`](Self::new), with other windows, for a simulator whose time runs faster. All
     /// processes need the same.
     pub fn with_timing(path: impl Into<PathBuf>, timing: &Timing) -> Self {
-        let file = Arc::new(LimitFile {
+        let rules = Rules::new(timing);
+        let file = LimitFile {
             path: path.into(),
-            rules: Rules::new(timing),
+            rules,
             known: Mutex::default(),
-        });
-        let of_shards = Arc::clone(&file);
-        Self {
-            file,
-            blocking: Blocking::new(move |shard| LimitFile::enter(&of_shards, shard)),
-        }
+        };
+        Self(SharedLimit::new(file, rules))
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.file.path
+        &self.0.storage().path
     }
 }
 
 impl IdentifyLimiter for FileLimit {
     fn request(&self, shard: ShardId, wake: Wake) -> Ticket {
-        self.blocking.request(shard, wake)
+        self.0.request(shard, wake)
     }
 
     fn update(&self, limits: Limits, asked_at: Instant) {
-        self.blocking.update(limits, asked_at);
-        if let Err(error) = self.file.update(limits, asked_at) {
-            log::error!("failed to write the identify limit: {error}");
-        }
+        self.0.update(limits, asked_at);
     }
 
     fn status(&self) -> Option<LimitStatus> {
-        let mut reservations = self.file.read().ok()??;
+        self.0.status()
+    }
+}
+
+impl Storage for LimitFile {
+    fn change<T>(
+        &self,
+        anew: Option<Limits>,
+        mut change: impl FnMut(&Now, &mut Reservations) -> T,
+    ) -> Result<T, StoreError> {
+        let _lock = self.lock()?;
+        let read = match self.read_file() {
+            Err(error) if error.kind() == ErrorKind::InvalidData && anew.is_some() => {
+                log::warn!("{error}; it is written anew with what Discord says");
+                None
+            }
+            read => read?,
+        };
         let now = now();
-        reservations.advance(&now, self.file.rules);
-        let mut status = LimitStatus::new(
-            reservations.remaining(),
-            reservations.total(),
-            reservations.reset_after(&now),
-            reservations.max_concurrency(),
-        );
-        status.waiting = self.blocking.waiting();
-        Some(status)
+        let mut reservations = self.known_or(read, &now, anew);
+        let changed = change(&now, &mut reservations);
+        self.write(&reservations)?;
+        Ok(changed)
+    }
+
+    fn read(&self) -> Result<Option<(Now, Reservations)>, StoreError> {
+        let read = self.read_file()?;
+        Ok(read.map(|reservations| (now(), reservations)))
     }
 }
 
 impl LimitFile {
-    /// Blocks until a shard may identify.
-    fn enter(file: &Arc<Self>, shard: ShardId) -> io::Result<Taken> {
-        loop {
-            let expiry = Expiry::after(Duration::from_millis(file.rules.validity));
-            let (turn, key, at) = file.change(|now, reservations| {
-                let key = shard.rate_limit_key(reservations.max_concurrency());
-                (reservations.take(now, key, file.rules), key, now.at)
-            })?;
-            match turn {
-                Turn::Now => {
-                    return Ok(Taken {
-                        file: Arc::clone(file),
-                        key,
-                        at,
-                        expiry,
-                        is_used: false,
-                    });
-                }
-                Turn::NotBefore(until) => {
-                    thread::sleep(Duration::from_millis(until.saturating_sub(now().at)));
-                }
-                // These rules never want it.
-                Turn::Ask(_) => {}
-                Turn::Spent(until) => {
-                    let wait = until.saturating_sub(at) / 1000;
-                    let why = format!("no IDENTIFY is left today; there are more in {wait} s");
-                    return Err(io::Error::other(why));
-                }
-            }
-        }
-    }
-
-    fn update(&self, limits: Limits, asked_at: Instant) -> io::Result<()> {
-        self.known.lock().limits = Some(limits);
-        let ago = millis(clock::now().saturating_duration_since(asked_at));
-        let update = |now: &Now, reservations: &mut Reservations| {
-            let asked = now.at.saturating_sub(ago);
-            reservations.update(now, asked, limits, self.rules);
+    /// What was read. If that is nothing, what this process knows; where the file was there before,
+    /// others may have used it meanwhile.
+    fn known_or(
+        &self,
+        read: Option<Reservations>,
+        now: &Now,
+        anew: Option<Limits>,
+    ) -> Reservations {
+        let (had_file, limits) = {
+            let mut known = self.known.lock();
+            known.limits = anew.or(known.limits);
+            let had_file = std::mem::replace(&mut known.has_file, true);
+            (had_file, known.limits.unwrap_or_default())
         };
-        match self.change(update) {
-            Err(error) if error.kind() == ErrorKind::InvalidData => {
-                log::warn!("{error}; it is written anew with what Discord says");
-                let _lock = self.lock()?;
-                let now = now();
-                let mut reservations = Reservations::new(&now, limits);
-                reservations.occupy(&now, self.rules);
-                update(&now, &mut reservations);
-                self.write(&reservations)
-            }
-            changed => changed,
-        }
-    }
-
-    /// Changes what the file holds, while no other process does.
-    fn change<T>(&self, change: impl FnOnce(&Now, &mut Reservations) -> T) -> io::Result<T> {
-        let _lock = self.lock()?;
-        let read = self.read()?;
-        let now = now();
-        let known = std::mem::replace(&mut self.known.lock().has_file, true);
-        let mut reservations = read.unwrap_or_else(|| {
-            let limits = self.known.lock().limits.unwrap_or_default();
-            let mut new = Reservations::new(&now, limits);
-            if known {
-                new.occupy(&now, self.rules);
+        read.unwrap_or_else(|| {
+            let mut new = Reservations::new(now, limits);
+            if had_file {
+                new.occupy(now, self.rules);
             }
             new
-        });
-        let changed = change(&now, &mut reservations);
-        self.write(&reservations)?;
-        Ok(changed)
+        })
     }
 
     fn lock(&self) -> io::Result<File> {
@@ -230,7 +180,7 @@ impl LimitFile {
         }
     }
 
-    fn read(&self) -> io::Result<Option<Reservations>> {
+    fn read_file(&self) -> io::Result<Option<Reservations>> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -255,36 +205,6 @@ impl LimitFile {
         let mut path = self.path.clone().into_os_string();
         path.push(ending);
         path.into()
-    }
-}
-
-impl Guard for Taken {
-    fn used(&mut self) {
-        let Self { file, key, at, .. } = self;
-        self.is_used = true;
-        let used = file.change(|now, reservations| reservations.used(now, *key, *at, file.rules));
-        if let Err(error) = used {
-            log::error!("failed to write the identify limit: {error}");
-        }
-    }
-
-    fn expiry(&self) -> Option<Expiry> {
-        Some(self.expiry)
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        if self.is_used {
-            return;
-        }
-        let Self { file, key, at, .. } = self;
-        let given_back = file.change(|now, reservations| {
-            reservations.give_back(now, *key, *at, file.rules);
-        });
-        if let Err(error) = given_back {
-            log::warn!("failed to give back a turn to identify: {error}");
-        }
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Discord allows one IDENTIFY per rate limit key and 5 s, and so many a day; whoever goes over the
 //! day's total loses every session and the token. [`SessionLimit`] keeps both for one process, and
-//! [`FileLimit`] for all processes of one machine. [`Blocking`] makes a limiter of a function that
-//! blocks, and [`IdentifyLimiter`] is the trait behind them; [`Unlimited`] is for a gateway proxy that
-//! keeps the limit itself.
+//! [`FileLimit`] for all processes of one machine; with the feature `redis`, `redis::RedisLimit`
+//! does for those of several. [`Blocking`] makes a limiter of a function that blocks, and
+//! [`IdentifyLimiter`] is the trait behind them; [`Unlimited`] is for a gateway proxy that keeps
+//! the limit itself.
 
 mod blocking;
 #[cfg(any(test, feature = "sim"))]
@@ -13,9 +14,11 @@ mod file_limit;
 mod reservations;
 mod schedule;
 mod session_limit;
+mod shared;
 mod ticket;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use blocking::{Blocking, Guard};
@@ -25,10 +28,19 @@ use serde::{Serialize, Serializer};
 pub use session_limit::SessionLimit;
 pub use ticket::{Expiry, Granter, LimitError, Permit, Report, Ticket};
 
+use crate::error::Error;
 use crate::shard_id::ShardId;
+
+#[cfg(feature = "redis")]
+pub(crate) use self::reservations::{Now, Reservations, Rules};
+#[cfg(feature = "redis")]
+pub(crate) use self::shared::{SharedLimit, Storage};
 
 /// Called when a ticket is granted or refused. It must not block.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
+
+/// Asks Discord for its limits (`/gateway/bot`), and blocks meanwhile.
+pub type AskLimits = Arc<dyn Fn() -> Result<Limits, Error> + Send + Sync>;
 
 /// Decides who may identify, and when.
 ///
@@ -50,6 +62,14 @@ pub trait IdentifyLimiter: Send + Sync {
     /// of IDENTIFYs that were sent since then the answer may not know. The default does nothing.
     fn update(&self, limits: Limits, asked_at: Instant) {
         let _ = (limits, asked_at);
+    }
+
+    /// How Discord can be asked again. A manager calls this when it starts; a limiter that several
+    /// processes share may need to, since each knows only of its own IDENTIFYs. Once the manager
+    /// has ended, `ask` fails with [`Error::Closed`]. It must not be called in `request`. The
+    /// default does nothing.
+    fn ask_with(&self, ask: AskLimits) {
+        let _ = ask;
     }
 
     /// What is left and who waits, as far as the limiter knows, for

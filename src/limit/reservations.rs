@@ -1,5 +1,5 @@
-//! What several processes share of an identify limit: who may identify, and when. It is kept as JSON in
-//! a file or in Redis.
+//! What several processes share of an identify limit: who may identify, and when. It is kept as
+//! JSON in a file or in Redis.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -17,8 +17,13 @@ const VERSION: u32 = 1;
 /// An answer from Discord is never older than this.
 const LONGEST_QUESTION: u64 = 15 * 60 * 1000;
 
-/// Discord is asked again after this time, or after so many grants, where that is a rule; after fewer
-/// when few are left.
+/// IDENTIFYs of a day that processes on several machines never spend, and by how much their windows
+/// are longer than Discord's, in multiples of [`Timing::guard`].
+const KEPT_BACK: u32 = 10;
+const GUARDS_BETWEEN_MACHINES: u32 = 5;
+
+/// Discord is asked again after this time, or after so many grants, where that is a rule; after
+/// fewer when few are left.
 const ASK_EVERY: u64 = 5 * 60 * 1000;
 const GRANTS_PER_ANSWER: u32 = 100;
 const FEW_LEFT: u32 = 200;
@@ -36,7 +41,7 @@ const SAME_DAY: u64 = 60 * 1000;
 /// What all processes together have used of the limit. Times are milliseconds on a clock that all
 /// of them share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Reservations {
+pub(crate) struct Reservations {
     threadcord: u32,
     /// Which clock the times are of.
     clock: String,
@@ -74,20 +79,20 @@ struct Questions {
 
 /// The time, on a clock that the processes of this machine share, and on that of the calendar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Now {
+pub(crate) struct Now {
     /// Names the clock: its times mean nothing on another.
-    pub(super) clock: String,
-    pub(super) at: u64,
-    pub(super) wall: u64,
+    pub(crate) clock: String,
+    pub(crate) at: u64,
+    pub(crate) wall: u64,
 }
 
 /// How long a grant lasts, and a day.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     /// How long a grant may be used.
-    pub(super) validity: u64,
+    pub(crate) validity: u64,
     /// How long a key is taken by an IDENTIFY.
-    pub(super) window: u64,
+    pub(crate) window: u64,
     /// By how much the window is longer than Discord's.
     guard: u64,
     /// IDENTIFYs of a day that are never granted.
@@ -101,19 +106,20 @@ pub(super) struct Rules {
 
 /// What a shard gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(crate) enum Turn {
     /// It may identify now.
     Now,
     /// Its key is taken: it asks again then.
     NotBefore(u64),
     /// Nothing is left of the day, until then.
     Spent(u64),
-    /// It asks Discord for the limits first; `true` if nothing is granted without its answer.
-    Ask(bool),
+    /// It asks Discord for the limits first. If that is needed, nothing is granted before the
+    /// answer.
+    Ask { is_needed: bool },
 }
 
 impl Rules {
-    pub(super) fn new(timing: &Timing) -> Self {
+    pub(crate) fn new(timing: &Timing) -> Self {
         Self {
             validity: millis(timing.permit_validity),
             window: millis(timing.identify_window + timing.guard),
@@ -122,6 +128,23 @@ impl Rules {
             asks_discord: false,
             reset_every: millis(timing.identify_reset),
             reset_guard: millis(timing.reset_guard),
+        }
+    }
+
+    /// Those of processes on several machines, whose messages take longer, and where what was
+    /// stored can be lost.
+    #[cfg_attr(
+        not(any(test, feature = "redis")),
+        expect(dead_code, reason = "for Redis alone")
+    )]
+    pub(crate) fn strict(timing: &Timing) -> Self {
+        let guard = timing.guard * GUARDS_BETWEEN_MACHINES;
+        Self {
+            window: millis(timing.identify_window + guard),
+            guard: millis(guard),
+            kept_back: KEPT_BACK,
+            asks_discord: true,
+            ..Self::new(timing)
         }
     }
 
@@ -135,7 +158,7 @@ impl Rules {
 
 impl Reservations {
     /// Those of a bot of which nothing but this is known.
-    pub(super) fn new(now: &Now, limits: Limits) -> Self {
+    pub(crate) fn new(now: &Now, limits: Limits) -> Self {
         Self {
             threadcord: VERSION,
             clock: now.clock.clone(),
@@ -153,7 +176,7 @@ impl Reservations {
     }
 
     /// Reads what another process has written; what is wrong with it, if it cannot be used.
-    pub(super) fn read(text: &[u8]) -> Result<Self, String> {
+    pub(crate) fn read(text: &[u8]) -> Result<Self, String> {
         let read: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if read.threadcord == VERSION {
             Ok(read)
@@ -162,26 +185,26 @@ impl Reservations {
         }
     }
 
-    pub(super) fn max_concurrency(&self) -> NonZeroU32 {
+    pub(crate) fn max_concurrency(&self) -> NonZeroU32 {
         self.max_concurrency
     }
 
-    pub(super) fn total(&self) -> u32 {
+    pub(crate) fn total(&self) -> u32 {
         self.total
     }
 
-    pub(super) fn remaining(&self) -> u32 {
+    pub(crate) fn remaining(&self) -> u32 {
         self.remaining
     }
 
     /// How long until there are more.
-    pub(super) fn reset_after(&self, now: &Now) -> Option<Duration> {
+    pub(crate) fn reset_after(&self, now: &Now) -> Option<Duration> {
         let reset_at = self.reset_at?;
         Some(Duration::from_millis(reset_at.saturating_sub(now.at)))
     }
 
     /// Takes a key, if it is free: for the time in which it may be used, and a window.
-    pub(super) fn take(&mut self, now: &Now, key: u32, rules: Rules) -> Turn {
+    pub(crate) fn take(&mut self, now: &Now, key: u32, rules: Rules) -> Turn {
         self.advance(now, rules);
         if rules.asks_discord
             && let Some(turn) = self.ask(now)
@@ -194,7 +217,7 @@ impl Reservations {
         if free_at > now.at {
             return Turn::NotBefore(free_at);
         }
-        if self.remaining <= rules.kept_back {
+        if self.remaining <= rules.kept_back.min(self.total / 10) {
             let reset_at = self.reset_at.unwrap_or(now.at);
             return Turn::Spent(reset_at.saturating_add(rules.reset_guard));
         }
@@ -231,11 +254,11 @@ impl Reservations {
             return is_needed.then(|| Turn::NotBefore(now.at.saturating_add(ANSWER_PAUSE)));
         }
         *asking_until = now.at.saturating_add(ASKING_TIME);
-        Some(Turn::Ask(is_needed))
+        Some(Turn::Ask { is_needed })
     }
 
     /// What was taken at `taken` has been used just now: the window counts from here.
-    pub(super) fn used(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
+    pub(crate) fn used(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
         let until = now.at.saturating_add(rules.window);
         let free_at = self.free_at.entry(key).or_default();
@@ -248,7 +271,7 @@ impl Reservations {
     }
 
     /// What was taken at that time was not used: it is free again.
-    pub(super) fn give_back(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
+    pub(crate) fn give_back(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
         let Some(position) = self.granted.iter().position(|at| *at == taken) else {
             return;
@@ -261,12 +284,12 @@ impl Reservations {
     }
 
     /// No key is free for a window: what others have used is not known.
-    pub(super) fn occupy(&mut self, now: &Now, rules: Rules) {
+    pub(crate) fn occupy(&mut self, now: &Now, rules: Rules) {
         self.all_free_at = self.all_free_at.max(now.at.saturating_add(rules.window));
     }
 
     /// Takes what Discord said when it was asked at `asked`.
-    pub(super) fn update(&mut self, now: &Now, asked: u64, limits: Limits, rules: Rules) {
+    pub(crate) fn update(&mut self, now: &Now, asked: u64, limits: Limits, rules: Rules) {
         self.advance(now, rules);
         if limits.max_concurrency != self.max_concurrency {
             // Of the new keys none is free before all the old ones.
@@ -308,7 +331,7 @@ impl Reservations {
     }
 
     /// Lets the time pass.
-    pub(super) fn advance(&mut self, now: &Now, rules: Rules) {
+    pub(crate) fn advance(&mut self, now: &Now, rules: Rules) {
         let was_set_back = now.at.saturating_add(rules.guard) < self.seen;
         if self.clock != now.clock || was_set_back {
             // The machine or the server has started anew, or another one has taken its place. Only
@@ -343,7 +366,7 @@ impl Reservations {
     }
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -493,30 +516,30 @@ mod tests {
         assert_eq!(all.take(&at(rules().window), 0, rules()), Turn::Now);
     }
 
-    /// Those of several machines, who ask Discord and leave ten.
+    const ASK_NOW: Turn = Turn::Ask { is_needed: true };
+
     fn strict() -> Rules {
-        Rules {
-            kept_back: 10,
-            asks_discord: true,
-            ..rules()
-        }
+        Rules::strict(&Timing::default())
     }
 
     #[test]
     fn one_process_asks_discord_and_the_others_wait() {
         let mut all = Reservations::new(&at(0), Limits::default());
-        assert_eq!(all.take(&at(0), 0, strict()), Turn::Ask(true));
+        assert_eq!(all.take(&at(0), 0, strict()), ASK_NOW);
         let wait = Turn::NotBefore(START + 1 + ANSWER_PAUSE);
         assert_eq!(all.take(&at(1), 0, strict()), wait);
         // That one has died.
-        assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), Turn::Ask(true));
+        assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), ASK_NOW);
 
         let asked = START + ASKING_TIME;
         all.update(&at(ASKING_TIME), asked, limits(1, 900), strict());
         assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), Turn::Now);
         // Later one asks while the others go on.
         let later = ASKING_TIME + ASK_EVERY;
-        assert_eq!(all.take(&at(later), 0, strict()), Turn::Ask(false));
+        assert_eq!(
+            all.take(&at(later), 0, strict()),
+            Turn::Ask { is_needed: false }
+        );
         assert_eq!(all.take(&at(later), 0, strict()), Turn::Now);
     }
 
@@ -537,7 +560,7 @@ mod tests {
         assert_eq!(turns, [Turn::Now, Turn::Now, spent]);
         assert_eq!(all.take(&at(ASK_EVERY - 1), 3, strict()), spent);
         let reset = HOUR + 30_000;
-        assert_eq!(all.take(&at(reset), 3, strict()), Turn::Ask(true));
+        assert_eq!(all.take(&at(reset), 3, strict()), ASK_NOW);
         all.update(&at(reset), START + reset, limits(16, 1000), strict());
         assert_eq!(all.take(&at(reset), 3, strict()), Turn::Now);
 
@@ -546,7 +569,7 @@ mod tests {
             clock: "two".into(),
             ..at(reset + 1)
         };
-        assert_eq!(all.take(&now, 4, strict()), Turn::Ask(true));
+        assert_eq!(all.take(&now, 4, strict()), ASK_NOW);
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub(super) fn with_gateway(
     let max_concurrency = limit.map_or(NonZeroU32::MIN, |limit| limit.max_concurrency);
     start::warn_of_others(&config, max_concurrency);
     Ok(Prepared {
-        limiter: start::limiter(&config, gateway, &identified),
+        limiter: start::limiter(&config, gateway, &rest, &identified),
         session_starts: limit.map_or(Limits::default().total, |limit| limit.total),
         config,
         addresses,

@@ -51,8 +51,17 @@ pub(super) fn limits(limit: &SessionStartLimit) -> Limits {
 pub(super) fn limiter(
     config: &Config,
     gateway: Option<&GatewayBot>,
+    rest: &Rest,
     identified: &[Identified],
 ) -> Arc<dyn IdentifyLimiter> {
+    if let Some(limiter) = &config.limiter {
+        let rest = rest.clone();
+        limiter.ask_with(Arc::new(move || {
+            let gateway = rest.gateway_bot()?;
+            Ok(self::limits(&gateway.session_start_limit))
+        }));
+    }
+
     let limits = gateway.map(|gateway| limits(&gateway.session_start_limit));
     match (&config.limiter, gateway) {
         (Some(limiter), Some(gateway)) => {
@@ -175,8 +184,9 @@ pub(super) fn warn_of_others(config: &Config, max_concurrency: NonZeroU32) {
         log::warn!(
             "this process runs a part of the shards with an identify limit of its own: unless the \
              processes start one after the other, they identify too often together; share a \
-             limiter (`Config::limiter`, for example a `limit::FileLimit`), or use `Plan::Bucket` with a number of processes that \
-             divides max_concurrency ({max_concurrency})"
+             limiter (`Config::limiter`: a `limit::FileLimit` on one machine, `redis::Redis` on \
+             several), or use `Plan::Bucket` with a number of processes that divides \
+             max_concurrency ({max_concurrency})"
         );
     }
 }

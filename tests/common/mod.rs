@@ -12,6 +12,8 @@ pub mod lines;
 #[cfg(feature = "gateway-sim")]
 pub mod program;
 pub mod raw;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};

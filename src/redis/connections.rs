@@ -1,0 +1,165 @@
+//! Connections to the server, and the time that they may take.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::RecvTimeoutError;
+use parking_lot::Mutex;
+use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisError, RedisResult, cmd};
+
+use crate::clock;
+use crate::error::{Error, StoreError};
+
+/// How long a connection may take to be made: look-up, TCP, TLS and login.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the server may take to answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The first pause after a connection that could not be made; it doubles up to the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Connections that are kept for the next call.
+const MOST_IDLE: usize = 4;
+
+/// Connections to one server, each used by one call at a time.
+pub(super) struct Connections {
+    client: Client,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Server>,
+    /// Attempts to connect in a row that failed.
+    failures: u32,
+    /// No other attempt is made before then.
+    retry_at: Option<Instant>,
+}
+
+/// A connection.
+pub(super) struct Server {
+    pub(super) connection: Connection,
+    /// Which server it leads to; a server that starts anew is another one.
+    pub(super) id: String,
+}
+
+impl Connections {
+    pub(super) fn new(url: &str) -> Result<Self, Error> {
+        let refused = |given| {
+            let allowed = "redis:// or rediss://, with a host, and no `#insecure`";
+            Error::setting("url", given, allowed)
+        };
+        // The text may hold a password.
+        let info = url.into_connection_info();
+        let info = info.map_err(|error| refused(error.to_string()))?;
+        // It would need one right more.
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        let info = info.set_redis_settings(settings);
+        let client = Client::open(info).map_err(|error| refused(error.to_string()))?;
+        match client.get_connection_info().addr() {
+            ConnectionAddr::TcpTls { insecure: true, .. } => {
+                Err(refused("one that accepts any certificate".into()))
+            }
+            _ => Ok(Self {
+                client,
+                state: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Runs calls on a connection. They may run twice: if a connection that was kept turns out to
+    /// be dead, they run again on a new one.
+    pub(super) fn with<T>(
+        &self,
+        mut calls: impl FnMut(&mut Server) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        // Not in the condition: the lock must not be held during the calls.
+        let kept = self.state.lock().idle.pop();
+        if let Some(mut server) = kept {
+            match calls(&mut server) {
+                Err(error) if is_of_connection(&error) => self.state.lock().idle.clear(),
+                done => return self.keep(server, done),
+            }
+        }
+        let mut server = self.connect()?;
+        let done = calls(&mut server);
+        self.keep(server, done)
+    }
+
+    /// Keeps a connection on which all went well: after an error it may be in any state.
+    fn keep<T>(&self, server: Server, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if done.is_ok() {
+            let mut state = self.state.lock();
+            if state.idle.len() < MOST_IDLE {
+                state.idle.push(server);
+            }
+        }
+        done
+    }
+
+    fn connect(&self) -> Result<Server, StoreError> {
+        let retry_at = self.state.lock().retry_at;
+        let now = clock::now();
+        if let Some(retry_at) = retry_at
+            && now < retry_at
+        {
+            let wait = retry_at - now;
+            return Err(format!("no connection; the next attempt is in {wait:.1?}").into());
+        }
+
+        let connected = connect_in_time(&self.client);
+        let mut state = self.state.lock();
+        if connected.is_ok() {
+            (state.failures, state.retry_at) = (0, None);
+        } else {
+            let pause = PAUSE.saturating_mul(1 << state.failures.min(10));
+            // Processes that lost it at the same time come back one by one.
+            let pause = pause
+                .min(LONGEST_PAUSE)
+                .mul_f64(0.5 + fastrand::f64() / 2.0);
+            state.failures += 1;
+            state.retry_at = Some(clock::now() + pause);
+        }
+        connected
+    }
+}
+
+/// Connects on a thread of its own, which is abandoned if it takes too long: a look-up of the host
+/// and a TLS handshake have no time-out.
+fn connect_in_time(client: &Client) -> Result<Server, StoreError> {
+    let (client, (sender, receiver)) = (client.clone(), crossbeam_channel::bounded(1));
+    let thread = thread::Builder::new().name("redis-connect".into());
+    thread.spawn(move || {
+        // Nobody may wait any more.
+        let _ = sender.send(connect(&client));
+    })?;
+    match receiver.recv_timeout(CONNECT_TIMEOUT) {
+        Ok(connected) => Ok(connected?),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(format!("no connection within {CONNECT_TIMEOUT:?}").into())
+        }
+        Err(RecvTimeoutError::Disconnected) => Err("the attempt to connect panicked".into()),
+    }
+}
+
+fn connect(client: &Client) -> RedisResult<Server> {
+    let mut connection = client.get_connection_with_timeout(CONNECT_TIMEOUT)?;
+    connection.set_read_timeout(Some(CALL_TIMEOUT))?;
+    connection.set_write_timeout(Some(CALL_TIMEOUT))?;
+    let info: String = cmd("INFO").arg("server").query(&mut connection)?;
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+    let id = id.ok_or_else(|| io::Error::other("INFO does not tell the server's run_id"))?;
+    Ok(Server {
+        connection,
+        id: id.trim().to_owned(),
+    })
+}
+
+/// Whether it says that a connection is dead.
+fn is_of_connection(error: &StoreError) -> bool {
+    let error = error.downcast_ref::<RedisError>();
+    error.is_some_and(|error| error.is_io_error() && !error.is_timeout())
+}

@@ -1,0 +1,89 @@
+//! JSON under one key, which several processes change.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use redis::{Script, pipe};
+
+use super::connections::{Connections, Server};
+use crate::error::StoreError;
+use crate::limit::Now;
+
+/// How often others may be quicker before a change is given up.
+const MOST_ATTEMPTS: u32 = 1000;
+
+/// Replaces a text, if it still is what was read.
+static SWAP: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end\n\
+         redis.call('SET', KEYS[1], ARGV[2])\n\
+         return 1",
+    )
+});
+
+/// The text under one key.
+pub(super) struct Document {
+    connections: Arc<Connections>,
+    key: String,
+}
+
+impl Document {
+    pub(super) fn new(connections: Arc<Connections>, key: String) -> Self {
+        Self { connections, key }
+    }
+
+    /// The server's time, and the text; empty if there is none.
+    pub(super) fn read(&self) -> Result<(Now, String), StoreError> {
+        self.connections.with(|server| self.read_from(server))
+    }
+
+    /// Replaces the text by what `change` makes of it, in one step: it is asked again if another
+    /// process was quicker. The call may be repeated if its reply was lost, so `change` must bear
+    /// to see what it has written.
+    pub(super) fn change<T>(
+        &self,
+        mut change: impl FnMut(&Now, &str) -> Result<(String, T), StoreError>,
+    ) -> Result<T, StoreError> {
+        self.connections.with(|server| {
+            for _ in 0..MOST_ATTEMPTS {
+                let (now, old) = self.read_from(server)?;
+                let (new, outcome) = change(&now, &old)?;
+                if old == new || self.swap(server, &old, &new)? {
+                    return Ok(outcome);
+                }
+            }
+            Err(format!("{self} is changed by others all the time").into())
+        })
+    }
+
+    fn read_from(&self, server: &mut Server) -> Result<(Now, String), StoreError> {
+        let mut calls = pipe();
+        calls.atomic().cmd("TIME").cmd("GET").arg(&self.key);
+        let ((seconds, micros), text): ((u64, u64), Option<String>) =
+            calls.query(&mut server.connection)?;
+        let at = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+        let now = Now {
+            clock: server.id.clone(),
+            at,
+            wall: at,
+        };
+        Ok((now, text.unwrap_or_default()))
+    }
+
+    fn swap(&self, server: &mut Server, old: &str, new: &str) -> Result<bool, StoreError> {
+        let mut swap = SWAP.key(&self.key);
+        Ok(swap.arg(old).arg(new).invoke(&mut server.connection)?)
+    }
+}
+
+impl fmt::Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Document({self})")
+    }
+}

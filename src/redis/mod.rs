@@ -1,0 +1,117 @@
+//! Several processes on several machines, one bot: what they share lies in Redis.
+//!
+//! [`Redis::identify_limit`] is one identify limit for all of them.
+//!
+//! # What Redis needs
+//! Redis 6.2 or Valkey, one server (not a cluster; behind a failover is fine). All keys start with
+//! `threadcord:{<bot user id>}:`, are readable JSON, and never expire. Nobody else should write
+//! them:
+//!
+//! ```text
+//! ACL SETUSER bot on >password ~threadcord:* resetchannels -@all
+//!     +get +set +time +multi +exec +info +evalsha +script|load
+//! ```
+//!
+//! Use `rediss://` (TLS, whose certificate is checked), or a network that only these processes
+//! reach. `maxmemory-policy noeviction` keeps the keys where memory runs short. Times are those of
+//! the server; the clocks of the machines do not matter.
+//!
+//! # When Redis is away
+//! No shard identifies, and connections go on. A call takes 2 s at most, a connection 5 s to be
+//! made, and no thread of a shard ever waits for either. When Redis is back and has lost what it
+//! held, or another server has taken its place, nobody identifies for one window, nor before
+//! Discord was asked what is left of the day.
+
+mod connections;
+mod document;
+mod limit;
+
+use std::fmt;
+use std::sync::Arc;
+
+use self::connections::Connections;
+use self::document::Document;
+pub use self::limit::RedisLimit;
+use crate::error::Error;
+use crate::timing::Timing;
+use crate::token::Token;
+
+/// A Redis server that the processes of a bot share. Clones share their connections.
+///
+/// ```no_run
+/// use threadcord::redis::Redis;
+/// use threadcord::{Config, Intents, Plan, ShardManager, Token};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let token = Token::new(std::env::var("DISCORD_TOKEN")?)?;
+/// let redis = Redis::open("rediss://redis.internal/", &token)?;
+/// // The fourth of eight processes.
+/// let config = Config::new(token, Intents::default())
+///     .plan(Plan::bucket(3, 8))
+///     .limiter(redis.identify_limit());
+/// let manager = ShardManager::start(config)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Redis {
+    connections: Arc<Connections>,
+    bot: u64,
+    timing: Timing,
+}
+
+impl Redis {
+    /// Connects to a server, such as `rediss://user:password@redis.internal:6380/`, and checks that
+    /// it can be used.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a url that is none, or that switches the check of the certificate
+    /// off, and for a token that names no bot; [`Error::Redis`] if the server does not answer
+    /// within 5 s, refuses the login, lacks a right, or holds what another version of this library
+    /// has written.
+    pub fn open(url: &str, token: &Token) -> Result<Self, Error> {
+        Self::open_with_timing(url, token, &Timing::default())
+    }
+
+    /// As [`open`](Self::open), with other windows, for a simulator whose time runs faster. All
+    /// processes need the same.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with_timing(url: &str, token: &Token, timing: &Timing) -> Result<Self, Error> {
+        let bot = token.user_id().ok_or_else(|| {
+            let given = "one that does not begin with a user id";
+            Error::setting(
+                "token",
+                given,
+                "a bot's token, whose keys are named after its id",
+            )
+        })?;
+        let redis = Self {
+            connections: Arc::new(Connections::new(url)?),
+            bot,
+            timing: timing.clone(),
+        };
+        redis.identify_limit().check().map_err(Error::Redis)?;
+        Ok(redis)
+    }
+
+    /// The identify limit of all processes that use this server, for
+    /// [`Config::limiter`](crate::Config::limiter).
+    pub fn identify_limit(&self) -> Arc<RedisLimit> {
+        Arc::new(RedisLimit::new(self.document("limit"), &self.timing))
+    }
+
+    fn document(&self, name: &str) -> Document {
+        let key = format!("threadcord:{{{}}}:{name}", self.bot);
+        Document::new(Arc::clone(&self.connections), key)
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("bot", &self.bot)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,128 @@
+//! A Redis server for one test.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+/// How long the server may take to start.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A `redis-server` on a free port, with nothing on disk; it ends with this.
+pub struct RedisServer {
+    child: Child,
+    port: u16,
+    arguments: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl RedisServer {
+    /// Starts one, with these arguments besides. Without `redis-server`, it says on standard error that
+    /// the test is skipped, and `None`.
+    ///
+    /// # Panics
+    /// Where none may be skipped (`THREADCORD_NEEDS_REDIS`), and if the server does not start.
+    pub fn start(test: &str, arguments: &[&str]) -> Option<Self> {
+        let version = Command::new("redis-server").arg("--version").output();
+        if version.is_err() {
+            assert!(
+                env::var_os("THREADCORD_NEEDS_REDIS").is_none(),
+                "redis-server is not installed"
+            );
+            // Not through `eprintln!`, which a test that passes does not show.
+            let _ = writeln!(
+                io::stderr(),
+                "SKIPPED {test}: redis-server is not installed"
+            );
+            return None;
+        }
+        let arguments: Vec<_> = arguments.iter().map(|text| (*text).to_owned()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        // Another program may take the port in between.
+        let started = (0..10).find_map(|_| {
+            let port = free_port();
+            spawn(port, &arguments, &folder).map(|child| (child, port))
+        });
+        let (child, port) = started.expect("redis-server starts");
+        Some(Self {
+            child,
+            port,
+            arguments,
+            folder,
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// For what only an operator does.
+    pub fn admin(&self) -> redis::Connection {
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_connection().unwrap()
+    }
+
+    /// Kills it; connections to it break.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again, empty.
+    pub fn restart(&mut self) {
+        self.kill();
+        let child = spawn(self.port, &self.arguments, &self.folder);
+        self.child = child.expect("its port is free again");
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn spawn(port: u16, arguments: &[String], folder: &tempfile::TempDir) -> Option<Child> {
+    let mut child = Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--save", "", "--appendonly", "no"])
+        .args(arguments)
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !answers(port) {
+        let has_ended = child.try_wait().unwrap().is_some();
+        if has_ended {
+            return None;
+        }
+        assert!(Instant::now() < deadline, "redis-server starts");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Some(child)
+}
+
+/// Whether there is a server that answers.
+fn answers(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+        return false;
+    };
+    let mut first = [0];
+    let answered = stream
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| stream.write_all(b"PING\r\n"))
+        .and_then(|()| stream.read_exact(&mut first));
+    // `+PONG`, or `-NOAUTH`.
+    answered.is_ok() && matches!(first[0], b'+' | b'-')
+}
