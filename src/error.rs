@@ -232,6 +232,10 @@ pub enum Error {
         /// Why it failed.
         source: StoreError,
     },
+    /// Another process has taken the sessions over, as the session store says. The shards have
+    /// stopped; their sessions go on there.
+    #[error("another process has taken the sessions over")]
+    OwnershipLost,
     /// Redis cannot be used: it does not answer, refuses the login, lacks a right, or holds what
     /// another version has written.
     #[error("Redis cannot be used")]
@@ -403,7 +407,8 @@ impl Error {
         self.code() == Some(50007)
     }
 
-    /// The error and its causes, in one line. A cause that only repeats what stands there is left out.
+    /// The error and its causes, in one line. A cause that only repeats what stands there is left
+    /// out.
     pub fn report(&self) -> String {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
         causes.fold(self.to_string(), |report, cause| {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::error::StoreError;
+use crate::limit::{Ticket, Wake};
 use crate::protocol::Session;
 use crate::shard_id::ShardId;
 
@@ -21,25 +22,52 @@ const VERSION: u32 = 1;
 /// Keeps the sessions of one manager for the next process.
 ///
 /// A manager loads them once, before it starts, and saves them at once to see whether it can. Then,
-/// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is ready
-/// or stops; and when it ends itself: all of them after `suspend`, none after `close`. A store that
-/// several managers share must keep their sessions apart.
-/// Sessions of other bots, second ones of a shard, and those of shards that are not in the plan are
-/// reported and not used.
+/// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is
+/// ready or stops; and when it ends itself: all of them after `suspend`, none after `close`. A
+/// store that several managers share must keep their sessions apart. Sessions of other bots, second
+/// ones of a shard, and those of shards that are not in the plan are reported and not used.
 pub trait SessionStore: Send + Sync {
     /// What was saved last; nothing if there is nothing that can be used.
     fn load(&self) -> Result<Saved, StoreError>;
 
     /// Replaces what was saved. It must leave either the old or the new, whenever the process dies.
+    ///
+    /// A store that several processes share, and in which another one has taken these sessions
+    /// over, fails with [`OwnershipLost`]: the manager then drops its connections, so that the
+    /// sessions go on there, and [`ShardManager::run`](crate::ShardManager::run) returns
+    /// [`Error::OwnershipLost`].
+    ///
+    /// [`Error::OwnershipLost`]: crate::Error::OwnershipLost
     fn save(&self, saved: &Saved) -> Result<(), StoreError>;
+
+    /// Asks whether the sessions are still this process's own. A shard that has lost its connection
+    /// asks this once it is connected again, and resumes when the ticket is granted: what the store
+    /// knows must be of a time after this call, since the process may have been stopped for long.
+    /// Like [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request) it must not block.
+    ///
+    /// A ticket that is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed) says
+    /// that the sessions are lost, as [`OwnershipLost`] does; one that failed is asked for again.
+    /// Without an answer within [`Timing::confirm_timeout`](crate::Timing::confirm_timeout) (30 s)
+    /// the shard resumes all the same, since the store is probably away for everyone; but not again
+    /// if that connection is lost within twice that time. The default is that nothing need be
+    /// asked.
+    fn confirm(&self, wake: Wake) -> Option<Ticket> {
+        let _ = wake;
+        None
+    }
 }
+
+/// Another process has taken the sessions over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another process has taken the sessions over")]
+pub struct OwnershipLost;
 
 /// Keeps the sessions in memory: for a program that stores them elsewhere, or that starts another
 /// manager in the same process. Clones share what they keep.
 ///
 /// It is for one manager at a time: drop the old one before the next one starts. A manager that
-/// starts removes the sessions of shards that are not in its plan, and one that is closed or dropped
-/// removes all.
+/// starts removes the sessions of shards that are not in its plan, and one that is closed or
+/// dropped removes all.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};

@@ -75,6 +75,9 @@ pub struct Timing {
     /// By how much sooner one session may receive an event than another: Discord promises no order
     /// between connections. Ours: 1 s.
     pub session_skew: Duration,
+    /// How long a session store may take to say whether a session may be resumed, before it is
+    /// resumed without its answer. Ours: 30 s.
+    pub confirm_timeout: Duration,
     /// How often a session store is written. Ours: 5 s.
     pub store_interval: Duration,
 }
@@ -109,6 +112,7 @@ impl Default for Timing {
             reshard_overlap: seconds(10),
             reshard_timeout: seconds(60 * 60),
             session_skew: seconds(1),
+            confirm_timeout: seconds(30),
             store_interval: seconds(5),
         }
     }
@@ -120,8 +124,8 @@ impl Timing {
     ///
     /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
     /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `permit_validity`,
-    /// `reshard_overlap`, `session_skew` and `store_interval` stay as they are: they make up for a
-    /// slow machine or network, which a faster clock does not change.
+    /// `reshard_overlap`, `session_skew`, `confirm_timeout` and `store_interval` stay as they are:
+    /// they make up for a slow machine or network, which a faster clock does not change.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
@@ -150,7 +154,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 27] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 28] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -164,6 +168,7 @@ impl Timing {
             reshard_overlap,
             reshard_timeout,
             session_skew,
+            confirm_timeout,
             store_interval,
             invalid_session_min,
             invalid_session_max,
@@ -193,6 +198,7 @@ impl Timing {
             (reshard_overlap, false),
             (reshard_timeout, false),
             (session_skew, false),
+            (confirm_timeout, false),
             (store_interval, false),
             (invalid_session_min, true),
             (invalid_session_max, true),

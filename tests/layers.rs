@@ -20,19 +20,19 @@ const LAYERS: [(&str, Option<u32>); 26] = [
     ("limit", Some(3)),
     ("transport", Some(3)),
     ("rest", Some(3)),
-    ("store", Some(3)),
-    ("config", Some(4)),
+    ("store", Some(4)),
     ("delivery", Some(4)),
     ("interaction", Some(4)),
-    ("redis", Some(4)),
-    ("shard", Some(5)),
-    ("manager", Some(6)),
+    ("config", Some(5)),
+    ("redis", Some(5)),
+    ("shard", Some(6)),
+    ("manager", Some(7)),
     ("sim", None),
     // What re-exports the others belongs to no layer, and nobody imports from it.
-    ("guide", Some(7)),
-    ("lib", Some(7)),
-    ("main", Some(7)),
-    ("bin", Some(7)),
+    ("guide", Some(8)),
+    ("lib", Some(8)),
+    ("main", Some(8)),
+    ("bin", Some(8)),
 ];
 
 #[test]

@@ -86,8 +86,13 @@ impl Hub {
 
         let deadline = deadline.get();
         let is_late = deadline.is_some_and(|deadline| clock::now() >= *deadline);
-        if is_late && self.stopping() == Some(StopReason::Closed) {
-            self.discard_queued();
+        match self.stopping() {
+            Some(StopReason::Closed) if is_late => self.discard_queued(),
+            // Their new owner gets them, too.
+            Some(StopReason::OwnershipLost) => {
+                self.events().discard();
+            }
+            _ => {}
         }
         ran.unwrap_or_else(|panic| resume_unwind(panic))
             .map_err(|source| Error::Io {

@@ -361,10 +361,11 @@ fn assemble<C: Connector>(
         explicit_total: config.plan.explicit_total(),
         has_store: config.session_store.is_some(),
     };
-    let (token, timing, on_close) = (
+    let (token, timing, on_close, store) = (
         config.token.clone(),
         config.timing.clone(),
         config.on_close.clone(),
+        config.session_store.clone(),
     );
     let hub = Hub::new(
         config,
@@ -382,6 +383,7 @@ fn assemble<C: Connector>(
         timing,
         on_close,
         limiter,
+        store,
         session_starts,
         observer: Box::new(move |run, change| {
             if let Some(hub) = observer.upgrade() {

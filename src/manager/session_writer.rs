@@ -11,7 +11,8 @@ use super::hub::Store;
 use super::reconciler::Input;
 use crate::clock;
 use crate::error::{Error, StoreError};
-use crate::store::{Saved, SessionStore};
+use crate::protocol::StopReason;
+use crate::store::{OwnershipLost, Saved, SessionStore};
 
 /// Starts the thread, which writes the sessions every few seconds, when the manager asks for it, and
 /// a last time when the manager has ended. A store that is slow holds up nothing else but that end.
@@ -65,16 +66,30 @@ impl SessionWriter {
 
     /// Writes the store, which fulfils the requests up to this one.
     pub(super) fn write(&mut self, request: u64, is_last: bool) {
-        let result = save(&*self.store, &self.hub.saved());
-        // What was wanted since then is not in it.
+        // What is wanted from now on may not be in it.
         self.written = request;
+        if self.hub.stopping() != Some(StopReason::OwnershipLost) {
+            let result = save(&*self.store, &self.hub.saved());
+            self.handle(request, &result, is_last);
+        }
         self.due = clock::now() + self.hub.config.timing.store_interval;
+    }
+
+    fn handle(&mut self, request: u64, result: &Result<(), StoreError>, is_last: bool) {
+        if let Err(error) = result
+            && error.is::<OwnershipLost>()
+        {
+            let said = || log::error!("{error}: this one drops its connections");
+            // A logger that panics must not keep the shards.
+            let _ = catch_unwind(AssertUnwindSafe(said));
+            return self.hub.stop(StopReason::OwnershipLost);
+        }
         if result.is_ok() {
             self.hub.handle(Input::Stored(request));
         }
         if self.is_failing != result.is_err() || (is_last && result.is_err()) {
             self.is_failing = result.is_err();
-            report(&result, is_last);
+            report(result, is_last);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config::{Plan, ShardConfig};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
-use crate::protocol::{Command, Session};
+use crate::protocol::{Command, Session, StopReason};
 use crate::rest::GatewayBot;
 use crate::shard::{Context, Run, Shard, Spawned, Thread};
 use crate::shard_id::ShardId;
@@ -109,8 +109,9 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
                 set,
             } => self.open(run, previous, session, set),
             Output::Restart(run) => self.restart(run),
-            Output::Close(run) => self.stop(run, false),
-            Output::Suspend(run) => self.stop(run, true),
+            Output::Close(run) => self.stop(run, StopReason::Closed),
+            Output::Suspend(run) => self.stop(run, StopReason::Suspended),
+            Output::Leave(run) => self.stop(run, StopReason::OwnershipLost),
             Output::Probe(run) => self.with(run, Shard::probe),
             Output::Retire(run) => self.retire(run),
             Output::AskGateway(question) => self.crew.ask(&self.hub, question),
@@ -148,18 +149,18 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         }
     }
 
-    fn stop(&self, run: Run, keeps_session: bool) {
+    fn stop(&self, run: Run, reason: StopReason) {
         let Some(shard) = self.hub.shard_of(run) else {
             return;
         };
-        if keeps_session {
-            shard.request_suspend();
-        } else {
-            shard.request_close();
+        match reason {
+            StopReason::Suspended => shard.request_suspend(),
+            StopReason::OwnershipLost => shard.request_leave(),
+            _ => shard.request_close(),
         }
         // In this order: a look-up that goes on now ends before the shard does anything else.
         if shard.is_resolving() {
-            shard.abandon(keeps_session);
+            shard.abandon(reason == StopReason::Suspended);
             self.hub.handle(Input::Abandoned(run));
         }
     }

@@ -119,6 +119,9 @@ pub enum StopReason {
     CircuitOpen,
     /// The identify limiter was closed.
     LimiterClosed,
+    /// Another process owns the session now: the session store says so. The connection was dropped,
+    /// so that the session goes on there.
+    OwnershipLost,
     /// The shard's thread panicked: a bug.
     Panicked,
 }
@@ -173,6 +176,7 @@ impl fmt::Display for StopReason {
                 "too many sessions in a row never lasted; restart it once the cause is mended"
             }
             Self::LimiterClosed => "the identify limiter is closed",
+            Self::OwnershipLost => "another process has taken the session over",
             Self::Panicked => "the shard's thread panicked",
         })
     }

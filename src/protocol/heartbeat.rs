@@ -73,8 +73,8 @@ impl Heartbeat {
     }
 
     /// An ACK was read, of the oldest heartbeat that has none. One that nothing asked for is
-    /// ignored. Only the ACKs of a live session say what has been read of it: before RESUMED, Discord
-    /// may acknowledge heartbeats ahead of the replay.
+    /// ignored. Only the ACKs of a live session say what has been read of it: before RESUMED,
+    /// Discord may acknowledge heartbeats ahead of the replay.
     pub(crate) fn acknowledge(&mut self, now: Instant, is_live: bool) {
         let Some(sent) = self.in_flight.pop_front() else {
             return;

@@ -26,9 +26,9 @@ pub enum Input {
     Closed(Option<u16>),
     /// The connection failed, or cannot be used any more.
     Failed(Disconnect),
-    /// It is this shard's turn to identify.
+    /// It is this shard's turn to identify, or it may resume.
     Permit,
-    /// The limiter failed; it may work again later.
+    /// The limiter or the session store failed; it may work again later.
     NoPermit,
     /// The user wants to say something.
     Command(Command),
@@ -55,6 +55,9 @@ pub enum Output {
     Connect(Target),
     /// Take a place in the identify queue; answer with [`Input::Permit`].
     RequestPermit,
+    /// Ask whether the session that is to be resumed is still this process's own; answer with
+    /// [`Input::Permit`].
+    RequestConfirmation,
     /// Send a heartbeat.
     Send(String),
     /// Send this RESUME.
@@ -130,8 +133,10 @@ pub enum Timer {
     Heartbeat,
     /// READY or RESUMED takes too long.
     Answer,
-    /// The limiter may be asked again.
+    /// The limiter or the session store may be asked again.
     Limiter,
+    /// Nobody has said whether the session may be resumed: it is resumed all the same.
+    Confirmation,
     /// A command may go out again.
     SendBudget,
 }

@@ -1,5 +1,6 @@
 //! What a shard says and when: the one match on inputs and on opcodes.
 
+mod confirm;
 mod ending;
 mod members;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fastrand::Rng;
 
+use self::confirm::Confirmation;
 use super::close::{CloseCode, Disconnect, StopReason};
 use super::command::{self, Command, Identity};
 use super::event_name::EventName;
@@ -58,6 +60,8 @@ pub struct Machine {
     outgoing: Outgoing,
     requests: MemberRequests,
     retry: Retry,
+    /// What is asked before a RESUME, if anything is.
+    confirmation: Option<Confirmation>,
 }
 
 impl Machine {
@@ -95,6 +99,7 @@ impl Machine {
             outbox,
             outgoing: Outgoing::default(),
             retry: Retry::new(now, shard),
+            confirmation: None,
         }
     }
 
@@ -110,6 +115,13 @@ impl Machine {
     #[must_use]
     pub fn with_session_starts(mut self, now: Instant, total: u32) -> Self {
         self.retry.set_session_starts(now, self.shard, total);
+        self
+    }
+
+    /// With a question before each RESUME: whether the session is still this process's own.
+    #[must_use]
+    pub fn with_confirmation(mut self, asks: bool) -> Self {
+        self.confirmation = asks.then(Confirmation::default);
         self
     }
 
@@ -137,6 +149,7 @@ impl Machine {
                 );
             }
             Input::Failed(reason) => self.lose(now, reason),
+            Input::Permit if matches!(self.state, State::Confirming { .. }) => self.confirm(now),
             Input::Permit => self.identify(now),
             Input::NoPermit => self.handle_no_permit(now),
             Input::Command(command) => self.outgoing.push(command),
@@ -165,6 +178,7 @@ impl Machine {
             State::AwaitingHello { deadline, .. } => Output::Wait(Some((*deadline, Timer::Hello))),
             State::Queued { .. }
             | State::Identifying { .. }
+            | State::Confirming { .. }
             | State::Resuming { .. }
             | State::Ready { .. } => self.poll_link(now),
             State::Stopped { reason, .. } => Output::Stop(*reason),
@@ -223,8 +237,8 @@ impl Machine {
         self.outgoing.has_presence()
     }
 
-    /// Takes the commands that wait to be sent, except a presence and those of requests for members:
-    /// another machine could not tell which request is answered.
+    /// Takes the commands that wait to be sent, except a presence and those of requests for
+    /// members: another machine could not tell which request is answered.
     pub fn take_commands(&mut self) -> VecDeque<Command> {
         let mut commands = self.outgoing.take();
         commands.retain(|command| !self.requests.is_own(command));
@@ -313,7 +327,7 @@ impl Machine {
             let State::AwaitingHello { start, .. } = state else {
                 return state;
             };
-            let mut link = Link {
+            let link = Link {
                 heartbeat: Heartbeat::new(now, interval, machine.rng.f64()),
                 budget: SendBudget::new(
                     machine.timing.send_window + machine.timing.guard,
@@ -330,17 +344,7 @@ impl Machine {
                         ask_again: None,
                     }
                 }
-                Start::Resume { session, .. } => {
-                    link.budget.record(now, false);
-                    machine
-                        .outbox
-                        .push_back(Output::Resume(machine.identity.resume(&session)));
-                    State::Resuming {
-                        link,
-                        session,
-                        deadline: now + machine.timing.answer_timeout,
-                    }
-                }
+                Start::Resume { session, .. } => machine.confirm_or_resume(now, link, session),
             }
         });
         Ok(())
@@ -365,7 +369,9 @@ impl Machine {
 
     /// Asks again after a pause.
     fn handle_no_permit(&mut self, now: Instant) {
-        let State::Queued { ask_again, .. } = &mut self.state else {
+        let (State::Queued { ask_again, .. } | State::Confirming { ask_again, .. }) =
+            &mut self.state
+        else {
             return;
         };
         let pause = self.retry.limiter_pause(&self.timing, self.rng.f64());
@@ -516,6 +522,24 @@ impl Machine {
                         return Output::RequestPermit;
                     }
                     wait = wait.min_by_instant((at, Timer::Limiter));
+                }
+            }
+            State::Confirming {
+                deadline,
+                ask_again,
+                ..
+            } => {
+                if deadline.is_some_and(|deadline| now >= deadline) {
+                    return self.resume_unconfirmed(now);
+                }
+                if ask_again.take_if(|at| now >= *at).is_some() {
+                    return Output::RequestConfirmation;
+                }
+                for (at, timer) in [
+                    (*deadline, Timer::Confirmation),
+                    (*ask_again, Timer::Limiter),
+                ] {
+                    wait = at.map_or(wait, |at| wait.min_by_instant((at, timer)));
                 }
             }
             State::Identifying { deadline, .. } | State::Resuming { deadline, .. } => {

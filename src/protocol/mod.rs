@@ -26,6 +26,8 @@
 //! - **`AwaitingHello`**: connected; Discord has not given a heartbeat interval.
 //! - **Queued**: heartbeating, waiting for a turn to identify.
 //! - **Identifying**: IDENTIFY is sent; READY or op 9 will follow.
+//! - **Confirming**: heartbeating before RESUME, if a session store is to say first whether the session
+//!   is still this process's own; not drawn above.
 //! - **Resuming**: RESUME is sent; events are replayed until RESUMED, or op 9 follows.
 //! - **Ready**: a live session.
 //! - **Stopped**: for good, with a reason; it stays so and repeats it.

@@ -34,6 +34,14 @@ pub(crate) enum State {
         link: Link,
         deadline: Instant,
     },
+    Confirming {
+        link: Link,
+        session: Session,
+        /// When it is resumed without an answer, if ever.
+        deadline: Option<Instant>,
+        /// When to ask a store again that has failed.
+        ask_again: Option<Instant>,
+    },
     Resuming {
         link: Link,
         session: Session,
@@ -73,6 +81,7 @@ impl State {
         match self {
             Self::Queued { link, .. }
             | Self::Identifying { link, .. }
+            | Self::Confirming { link, .. }
             | Self::Resuming { link, .. }
             | Self::Ready { link, .. } => Some(link),
             _ => None,
@@ -83,6 +92,7 @@ impl State {
         match self {
             Self::Queued { link, .. }
             | Self::Identifying { link, .. }
+            | Self::Confirming { link, .. }
             | Self::Resuming { link, .. }
             | Self::Ready { link, .. } => Some(link),
             _ => None,
@@ -103,6 +113,7 @@ impl State {
                 start: Start::Resume { session, .. },
                 ..
             }
+            | Self::Confirming { session, .. }
             | Self::Resuming { session, .. }
             | Self::Ready { session, .. }
             | Self::Stopped {
@@ -127,7 +138,8 @@ impl State {
                 },
                 Start::Identify => Start::Identify,
             },
-            Self::Resuming { session, .. }
+            Self::Confirming { session, .. }
+            | Self::Resuming { session, .. }
             | Self::Ready { session, .. }
             | Self::Stopped {
                 session: Some(session),
@@ -162,6 +174,9 @@ pub enum Stage {
     Queued,
     /// IDENTIFY is sent, READY has not come.
     Identifying,
+    /// Connected and heartbeating; the session store is asked whether the session may be resumed
+    /// here.
+    Confirming,
     /// RESUME is sent; events are being replayed, RESUMED has not come.
     Resuming,
     /// The session is live.
@@ -178,6 +193,7 @@ impl From<&State> for Stage {
             State::AwaitingHello { .. } => Self::AwaitingHello,
             State::Queued { .. } => Self::Queued,
             State::Identifying { .. } => Self::Identifying,
+            State::Confirming { .. } => Self::Confirming,
             State::Resuming { .. } => Self::Resuming,
             State::Ready { .. } => Self::Ready,
             State::Stopped { reason, .. } => Self::Stopped(*reason),
@@ -200,6 +216,7 @@ impl std::fmt::Display for Stage {
             Self::AwaitingHello => "awaiting hello",
             Self::Queued => "queued",
             Self::Identifying => "identifying",
+            Self::Confirming => "confirming",
             Self::Resuming => "resuming",
             Self::Ready => "ready",
             Self::Stopped(reason) => return write!(f, "stopped: {reason}"),

@@ -36,6 +36,7 @@ use crate::protocol::{
     Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage, StopReason,
 };
 use crate::shard_id::ShardId;
+use crate::store::SessionStore;
 use crate::timing::Timing;
 use crate::token::Token;
 use crate::transport::Waker;
@@ -55,6 +56,8 @@ pub(crate) struct Context<C> {
     pub(crate) timing: Timing,
     pub(crate) on_close: Option<CloseHook>,
     pub(crate) limiter: Arc<dyn IdentifyLimiter>,
+    /// Whom to ask before a session is resumed.
+    pub(crate) store: Option<Arc<dyn SessionStore>>,
     /// Sessions that the bot may start in a day, over all its shards.
     pub(crate) session_starts: u32,
     pub(crate) observer: Observer,
@@ -244,6 +247,11 @@ impl Shard {
     /// Asks the shard to stop so that its session can be resumed, and returns at once.
     pub fn request_suspend(&self) {
         let _ = self.order(Order::Stop(StopReason::Suspended));
+    }
+
+    /// Asks the shard to drop its connection, because another process has taken its session over.
+    pub(crate) fn request_leave(&self) {
+        let _ = self.order(Order::Stop(StopReason::OwnershipLost));
     }
 
     /// Has it connect anew and resume; what went wrong before is forgotten.

@@ -83,6 +83,7 @@ impl Shard {
             fastrand::u64(..),
         )
         .with_most_short_sessions(config.most_short_sessions)
+        .with_confirmation(context.store.is_some())
         .with_session_starts(clock::now(), context.session_starts)
         .with_presence(presence.clone());
         let session = machine.session().cloned();

@@ -123,7 +123,7 @@ impl Shard {
                     return;
                 }
                 Output::Stop(_) => return,
-                Output::RequestPermit => asks = true,
+                Output::RequestPermit | Output::RequestConfirmation => asks = true,
                 Output::Identify(_) => {
                     self.identifies += 1;
                     self.sends.push(self.now);

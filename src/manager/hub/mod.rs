@@ -228,6 +228,9 @@ impl Hub {
             state.reconciler.handle(clock::now(), input);
         }
         self.notify();
+        if change == Change::Stage(Stage::Stopped(StopReason::OwnershipLost)) {
+            self.stop(StopReason::OwnershipLost);
+        }
     }
 
     /// The reconciler's next output; blocks until there is one.
@@ -253,8 +256,12 @@ impl Hub {
     /// Stops every shard. The first reason counts. Does not wait.
     pub(super) fn stop(&self, reason: StopReason) {
         let reason = self.stopping().unwrap_or(reason);
+        if reason == StopReason::OwnershipLost {
+            // First, so that `run` knows why its handlers end.
+            self.handle(Input::Stop(reason));
+        }
         // Before any shard stops, so that no handler begins another event once one has.
-        if reason == StopReason::Suspended {
+        if matches!(reason, StopReason::Suspended | StopReason::OwnershipLost) {
             // Events that no worker has begun are redelivered to the next process, also those of a
             // handler that starts only now.
             self.handlers.end_at(clock::now());
@@ -421,7 +428,8 @@ impl Hub {
         let state = self.state.lock();
         let identified = state.identified.values().cloned().collect();
         let mut sessions: Vec<Session> = Vec::new();
-        if state.reconciler.stopping() != Some(StopReason::Closed) {
+        let has_ended = |reason| matches!(reason, StopReason::Closed | StopReason::OwnershipLost);
+        if !state.reconciler.stopping().is_some_and(has_ended) {
             let active = state.reconciler.all_active();
             sessions.extend(state.reconciler.unopened_sessions().cloned());
             // One that is to open with a session does not need the one that it had.
@@ -543,6 +551,10 @@ impl Hub {
     pub(super) fn end_stream(&self) {
         drop(self.take_outlets());
         self.events.end();
+        if self.stopping() == Some(StopReason::OwnershipLost) {
+            // Their new owner gets them, too.
+            self.events.discard();
+        }
     }
 
     fn take_outlets(&self) -> [Option<Arc<Outlet>>; 2] {

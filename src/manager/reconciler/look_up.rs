@@ -155,12 +155,18 @@ impl Reconciler {
     /// The first shard that has stopped because of something that its owner must mend.
     ///
     /// # Errors
-    /// [`Error::Stopped`].
+    /// [`Error::Stopped`]; [`Error::OwnershipLost`].
     pub(in crate::manager) fn check(&self) -> Result<(), Error> {
+        if self.stopping == Some(StopReason::OwnershipLost) {
+            return Err(Error::OwnershipLost);
+        }
         for shard in &self.wanted {
             if let Some(Stage::Stopped(reason)) = self.slots.get(shard).map(|slot| slot.stage)
                 && reason.is_fatal()
             {
+                if reason == StopReason::OwnershipLost {
+                    return Err(Error::OwnershipLost);
+                }
                 return Err(Error::Stopped {
                     shard: *shard,
                     reason,

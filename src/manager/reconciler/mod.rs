@@ -125,6 +125,8 @@ pub(super) enum Output {
     Close(Run),
     /// Stop a shard so that its session can be resumed.
     Suspend(Run),
+    /// Have a shard drop its connection: another process has taken its session over.
+    Leave(Run),
     /// Have a shard find out how far it has read.
     Probe(Run),
     /// A run that nobody will ask for any more.

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::stop::how_to_stop;
 use super::{Ending, Failure, Note, Output, Reconciler, Restart, Role, Set, Slot, Why};
 use crate::protocol::{Stage, StopReason};
 use crate::shard::Run;
@@ -90,13 +91,11 @@ impl Reconciler {
 
         // What was asked for while it was being opened.
         match (self.stopping, role) {
-            (Some(StopReason::Suspended), Role::Active) => {
-                self.ask_to_stop(shard, Output::Suspend);
-            }
+            (Some(reason), role) => self.ask_to_stop(shard, how_to_stop(reason, role)),
             (None, Role::Active) if opening.is_suspended => {
                 self.ask_to_stop(shard, Output::Suspend);
             }
-            (Some(_), _) | (_, Role::Discarded) => self.ask_to_stop(shard, Output::Close),
+            (None, Role::Discarded) => self.ask_to_stop(shard, Output::Close),
             _ => {}
         }
     }

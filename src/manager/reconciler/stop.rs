@@ -8,6 +8,7 @@ use super::{Failure, Note, Output, Reconciler, Request, Role, Slot};
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::protocol::{CloseCode, Stage, StopReason};
+use crate::shard::Run;
 use crate::shard_id::ShardId;
 
 /// The close code of a shard whose number or total Discord does not accept.
@@ -15,6 +16,15 @@ const INVALID_SHARD: StopReason = StopReason::Discord(CloseCode(4010));
 
 /// The close code of a shard that would hold too many guilds.
 const SHARDING_REQUIRED: StopReason = StopReason::Discord(CloseCode(4011));
+
+/// How a shard stops when all do.
+pub(super) fn how_to_stop(reason: StopReason, role: Role) -> fn(Run) -> Output {
+    match (reason, role) {
+        (StopReason::Suspended, Role::Active) => Output::Suspend,
+        (StopReason::OwnershipLost, Role::Active) => Output::Leave,
+        _ => Output::Close,
+    }
+}
 
 impl Reconciler {
     /// A shard has stopped by itself or on request; `was_away` if it was being restarted.
@@ -224,13 +234,7 @@ impl Reconciler {
 
         let slots = self.slots.values().map(|slot| (slot.run.shard, slot.role));
         for (shard, role) in slots.collect::<Vec<_>>() {
-            let is_kept = reason == StopReason::Suspended && role == Role::Active;
-            let how = if is_kept {
-                Output::Suspend
-            } else {
-                Output::Close
-            };
-            self.ask_to_stop(shard, how);
+            self.ask_to_stop(shard, how_to_stop(reason, role));
         }
     }
 

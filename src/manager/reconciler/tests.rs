@@ -275,6 +275,7 @@ impl World {
                 }
             }
             Output::Close(run) => self.ask_to_stop(run, StopReason::Closed),
+            Output::Leave(run) => self.ask_to_stop(run, StopReason::OwnershipLost),
             Output::Suspend(run) => {
                 assert!(!is_old(&run), "{run:?} is suspended, which is to close");
                 self.ask_to_stop(run, StopReason::Suspended);

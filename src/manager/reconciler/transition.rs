@@ -393,7 +393,7 @@ impl Transition {
                 self.under_way.remove(&shard);
             }
             Stage::Stopped(_) => return self.handle_stop(shard),
-            Stage::Queued | Stage::Waiting => {
+            Stage::Queued | Stage::Confirming | Stage::Waiting => {
                 if let Some(under_way) = self.under_way.get_mut(&shard) {
                     under_way.has_asked = true;
                 }

@@ -17,6 +17,10 @@ impl Machine {
             return;
         }
 
+        let confirm_timeout = self.timing.confirm_timeout;
+        if let Some(confirmation) = &mut self.confirmation {
+            confirmation.handle_loss(now, confirm_timeout);
+        }
         let recovery = self.recovery(reason);
         if let (Disconnect::Discord(code), Recovery::Stop) = (reason, recovery) {
             return self.stop(StopReason::Discord(code));
@@ -152,7 +156,10 @@ impl Machine {
         self.outbox.retain(|output| {
             !matches!(
                 output,
-                Output::Connect(_) | Output::Identify(_) | Output::RequestPermit
+                Output::Connect(_)
+                    | Output::Identify(_)
+                    | Output::RequestPermit
+                    | Output::RequestConfirmation
             )
         });
     }
@@ -166,7 +173,7 @@ impl Machine {
         self.drop_unsent_starts();
         if self.state.is_connected() {
             self.outbox.push_back(Output::Disconnect(match reason {
-                StopReason::Discord(_) => None,
+                StopReason::Discord(_) | StopReason::OwnershipLost => None,
                 _ if keeps => Some(RESUMABLE),
                 _ => Some(NORMAL),
             }));

@@ -6,6 +6,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::confirm::Confirmation;
 use super::*;
 use crate::intents::Intents;
 use crate::protocol::retry::MAX_UNREADABLE;
@@ -1588,4 +1589,93 @@ fn a_restart_resumes_at_once_in_every_state() {
     rig.input(Input::Stop(StopReason::Closed));
     restart(&mut rig);
     assert!(matches!(rig.machine.stage(), Stage::Stopped(_)));
+}
+
+/// A machine that asks before it resumes, is connected again, and has asked.
+fn asking() -> Rig {
+    let mut rig = Rig::ready();
+    rig.machine.confirmation = Some(Confirmation::default());
+    rig.input(Input::Closed(None));
+    connect_and_ask(&mut rig);
+    rig
+}
+
+fn connect_and_ask(rig: &mut Rig) {
+    rig.reconnect();
+    rig.input(Input::Connected);
+    rig.hello();
+    assert_eq!(rig.machine.stage(), Stage::Confirming);
+    assert!(rig.said.contains(&Output::RequestConfirmation));
+    assert_eq!(rig.sent(), []);
+}
+
+/// Lets time pass until RESUME is sent; whether it was within this time.
+fn resumes_within(rig: &mut Rig, time: Duration) -> bool {
+    let end = rig.now + time;
+    while let Some((until, _)) = rig.drive().filter(|(until, _)| *until <= end) {
+        rig.now = until;
+        rig.drive();
+        let sent = rig.sent();
+        if sent.iter().any(|(op, _)| *op == 6) {
+            return true;
+        }
+        if sent.iter().any(|(op, _)| *op == 1) {
+            rig.payload(&json!({"op": 11}));
+        }
+    }
+    rig.now = end;
+    false
+}
+
+#[test]
+fn a_session_is_resumed_once_it_is_confirmed() {
+    let mut rig = asking();
+    assert!(!resumes_within(&mut rig, Duration::from_secs(29)));
+    rig.input(Input::Permit);
+    assert_eq!(rig.sent()[0].0, 6);
+    assert_eq!(rig.machine.stage(), Stage::Resuming);
+
+    // A store that fails is asked again, after a pause.
+    let mut rig = asking();
+    rig.input(Input::NoPermit);
+    assert_eq!(rig.said, []);
+    while !rig.said.contains(&Output::RequestConfirmation) {
+        rig.sleep();
+    }
+    rig.input(Input::Permit);
+    assert!(rig.sent().iter().any(|(op, _)| *op == 6));
+}
+
+#[test]
+fn without_an_answer_a_session_is_resumed_once() {
+    let (timeout, second) = (Duration::from_secs(30), Duration::from_secs(1));
+    let mut rig = asking();
+    assert!(resumes_within(&mut rig, timeout));
+    rig.dispatch("RESUMED", 2, &json!({}));
+    rig.input(Input::Closed(None));
+    connect_and_ask(&mut rig);
+    assert!(!resumes_within(&mut rig, 10 * timeout), "it was taken over");
+    // An answer makes up for it.
+    rig.input(Input::Permit);
+    rig.dispatch("RESUMED", 3, &json!({}));
+    rig.input(Input::Closed(None));
+    connect_and_ask(&mut rig);
+    assert!(resumes_within(&mut rig, timeout));
+
+    // One that has lasted was nobody else's.
+    rig.dispatch("RESUMED", 4, &json!({}));
+    assert!(!resumes_within(&mut rig, 2 * timeout + second));
+    rig.input(Input::Closed(None));
+    connect_and_ask(&mut rig);
+    assert!(resumes_within(&mut rig, timeout));
+}
+
+#[test]
+fn a_session_that_is_lost_to_another_process_is_left_alone() {
+    let mut rig = asking();
+    rig.input(Input::Stop(StopReason::OwnershipLost));
+    let last: Vec<_> = rig.said.iter().collect();
+    let stop = Output::Stop(StopReason::OwnershipLost);
+    assert_eq!(last, [&Output::Disconnect(None), &stop]);
+    assert_eq!(rig.machine.session(), None);
 }

@@ -198,6 +198,7 @@ impl<C: Connector> Thread<C> {
         match output {
             Output::Connect(target) => self.connect(&target),
             Output::RequestPermit => self.request_permit(),
+            Output::RequestConfirmation => self.request_confirmation(),
             Output::Identify(secret) => self.identify(&secret),
             Output::Resume(secret) => {
                 self.outlet.begin(self.shared.run.shard, false);
@@ -371,7 +372,7 @@ impl<C: Connector> Thread<C> {
                 self.tell_of_events();
                 self.handle(Input::Drained);
                 self.pace.has_drained();
-                if self.machine.stage() == Stage::Queued {
+                if matches!(self.machine.stage(), Stage::Queued | Stage::Confirming) {
                     self.use_permit();
                 }
             }

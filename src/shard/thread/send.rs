@@ -7,7 +7,7 @@ use super::Thread;
 use crate::clock;
 use crate::error::Error;
 use crate::limit::LimitError;
-use crate::protocol::{Command, Input, Secret, StopReason, Target};
+use crate::protocol::{Command, Input, Secret, Stage, StopReason, Target};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
@@ -54,24 +54,48 @@ impl<C: Connector> Thread<C> {
         );
     }
 
-    /// Identifies, if there is a permit and it is still valid.
+    /// Asks the session store, if it is to be asked, whether the session may be resumed.
+    pub(super) fn request_confirmation(&mut self) {
+        let waker = self.shared.waker.clone();
+        let store = self.context.store.as_ref();
+        let ticket = store.and_then(|store| store.confirm(Box::new(move || waker.wake())));
+        if ticket.is_none() {
+            return self.handle(Input::Permit);
+        }
+        self.ticket = ticket;
+    }
+
+    /// Identifies or resumes, if there is a permit and it is still valid.
     pub(super) fn use_permit(&mut self) {
         match &self.permit {
             Some(permit) if permit.is_expired() => {
                 log::warn!(
-                    "shard {}: the permit to identify expired before it could be used; asking for another",
+                    "shard {}: the permit expired before it could be used; asking for another",
                     self.shared.run.shard
                 );
                 self.permit = None;
-                self.request_permit();
+                if self.machine.stage() == Stage::Confirming {
+                    self.request_confirmation();
+                } else {
+                    self.request_permit();
+                }
             }
-            Some(_) => self.handle(Input::Permit),
+            Some(_) => {
+                if self.machine.stage() == Stage::Confirming {
+                    // It is for nothing but the answer.
+                    self.permit = None;
+                }
+                self.handle(Input::Permit);
+            }
             None => {}
         }
     }
 
-    /// The limiter has none to give: for good, or for now.
+    /// The limiter or the session store refuses: for good, or for now.
     pub(super) fn refuse_permit(&mut self, error: &LimitError) {
+        if *error == LimitError::Closed && self.machine.stage() == Stage::Confirming {
+            return self.handle(Input::Stop(StopReason::OwnershipLost));
+        }
         if *error == LimitError::Closed {
             log::error!("shard {}: {error}", self.shared.run.shard);
             return self.handle(Input::Stop(StopReason::LimiterClosed));
