@@ -1,6 +1,7 @@
 //! Connections to the server, and the time that they may take.
 
 use std::io;
+use std::mem;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,11 @@ impl Connections {
         let kept = self.state.lock().idle.pop();
         if let Some(mut server) = kept {
             match calls(&mut server) {
-                Err(error) if is_of_connection(&error) => self.state.lock().idle.clear(),
+                Err(error) if is_of_connection(&error) => {
+                    // The others are dead, too. They are closed without the lock.
+                    let dead = mem::take(&mut self.state.lock().idle);
+                    drop(dead);
+                }
                 done => return self.keep(server, done),
             }
         }
