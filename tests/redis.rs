@@ -205,6 +205,7 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
     assert!(cause.to_string().contains("not known"), "{cause}");
     let () = redis::cmd("FLUSHALL").query(&mut server.admin()).unwrap();
 
+    let emptied = Instant::now();
     let asked = Arc::new(AtomicU32::new(0));
     for limit in [&a, &b] {
         // The newest way to ask is one of a manager that has ended.
@@ -221,6 +222,11 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
         asks.map(|ask| ask.join().unwrap().unwrap())
     });
     assert_eq!(asked.load(Ordering::SeqCst), 1, "the others waited");
+    let waited = emptied.elapsed();
+    assert!(
+        waited >= WINDOW,
+        "one may have identified just before it was emptied"
+    );
     for mut permit in permits {
         permit.used();
     }
