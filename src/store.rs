@@ -48,8 +48,8 @@ pub trait SessionStore: Send + Sync {
     /// A ticket that is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed) says
     /// that the sessions are lost, as [`OwnershipLost`] does; one that failed is asked for again.
     /// Without an answer within [`Timing::confirm_timeout`](crate::Timing::confirm_timeout) (30 s)
-    /// the shard resumes all the same, since the store is probably away for everyone; but not again
-    /// if that connection is lost within twice that time. The default is that nothing need be
+    /// the shard resumes all the same, since the store is probably away for every process; but not
+    /// again if that connection is lost within twice that time. The default is that nothing need be
     /// asked.
     fn confirm(&self, wake: Wake) -> Option<Ticket> {
         let _ = wake;

@@ -22,7 +22,7 @@ const LONGEST_QUESTION: u64 = 15 * 60 * 1000;
 const KEPT_BACK: u32 = 10;
 const GUARDS_BETWEEN_MACHINES: u32 = 5;
 
-/// Discord is asked again after this time, or after so many grants, where that is a rule; after
+/// Discord is asked again after this time, or after this many grants, where that is a rule; after
 /// fewer when few are left.
 const ASK_EVERY: u64 = 5 * 60 * 1000;
 const GRANTS_PER_ANSWER: u32 = 100;

@@ -232,7 +232,7 @@ impl Drop for Permit {
 }
 
 impl Expiry {
-    /// So long from now. A limiter that asks another process begins before it asks.
+    /// This long from now. A limiter that asks a server calls this before it asks.
     pub fn after(valid_for: Duration) -> Self {
         Self {
             start: clock::now(),

@@ -135,7 +135,7 @@ pub enum Timer {
     Answer,
     /// The limiter or the session store may be asked again.
     Limiter,
-    /// Nobody has said whether the session may be resumed: it is resumed all the same.
+    /// The session store does not answer: the session is resumed all the same.
     Confirmation,
     /// A command may go out again.
     SendBudget,

@@ -21,8 +21,8 @@ use crate::timing::Timing;
 ///
 /// How many IDENTIFYs are left is Discord's to say: one of the processes asks at the start, when a
 /// day is over, when Redis has lost what it held, and every 5 minutes or 100 IDENTIFYs (10 if fewer
-/// than 200 are left). While nobody knows, nobody identifies. Ten are never spent (a tenth, of
-/// less than 100 a day).
+/// than 200 are left). Until Discord has answered, no shard identifies. Ten are never spent (a
+/// tenth, of less than 100 a day).
 #[derive(Debug)]
 pub struct RedisLimit(SharedLimit<LimitDocument>);
 

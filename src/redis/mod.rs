@@ -18,9 +18,9 @@
 //!
 //! # When Redis is away
 //! No shard identifies, and connections go on. A call takes 2 s at most, a connection 5 s to be
-//! made, and no thread of a shard ever waits for either. When Redis is back and has lost what it
-//! held, or another server has taken its place, nobody identifies for one window, nor before
-//! Discord was asked what is left of the day.
+//! made, and no thread of a shard ever waits for either; [`Redis::open`] and the start of a manager
+//! do. When Redis has lost what it held, or another server has taken its place, no shard identifies
+//! for one window, nor before Discord has said what is left of the day.
 
 mod connections;
 mod document;

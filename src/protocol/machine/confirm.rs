@@ -78,7 +78,7 @@ impl Machine {
         self.resume_now(now);
     }
 
-    /// Nobody has said whose it is: the store is probably away for everyone.
+    /// No answer came: the store is probably away for every process.
     pub(super) fn resume_unconfirmed(&mut self, now: Instant) -> Output {
         log::warn!(
             "shard {}: the session store does not say whether the session may be resumed; resuming",
