@@ -123,6 +123,7 @@ impl<S: Storage> Shared<S> {
                 let key = shard.rate_limit_key(reservations.max_concurrency());
                 (reservations.take(now, key, rules), key, now.at)
             })?;
+
             match turn {
                 Turn::Now => {
                     return Ok(Taken {

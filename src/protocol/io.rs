@@ -55,7 +55,7 @@ pub enum Output {
     Connect(Target),
     /// Take a place in the identify queue; answer with [`Input::Permit`].
     RequestPermit,
-    /// Ask whether the session that is to be resumed is still this process's own; answer with
+    /// Ask the session store whether this process may resume the session; answer with
     /// [`Input::Permit`].
     RequestConfirmation,
     /// Send a heartbeat.
@@ -135,7 +135,7 @@ pub enum Timer {
     Answer,
     /// The limiter or the session store may be asked again.
     Limiter,
-    /// The session store does not answer: the session is resumed all the same.
+    /// The session store takes too long: the session is resumed without its answer.
     Confirmation,
     /// A command may go out again.
     SendBudget,

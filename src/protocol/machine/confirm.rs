@@ -40,7 +40,7 @@ impl Confirmation {
 }
 
 impl Machine {
-    /// Asks whether the session may be resumed, if that is to be asked.
+    /// Resumes the session; with [`with_confirmation`](Self::with_confirmation), asks first.
     pub(super) fn confirm_or_resume(
         &mut self,
         now: Instant,

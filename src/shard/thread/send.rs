@@ -54,7 +54,7 @@ impl<C: Connector> Thread<C> {
         );
     }
 
-    /// Asks the session store, if it is to be asked, whether the session may be resumed.
+    /// Asks the session store whether this process may resume the session.
     pub(super) fn request_confirmation(&mut self) {
         let waker = self.shared.waker.clone();
         let store = self.context.store.as_ref();
