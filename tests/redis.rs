@@ -3,12 +3,12 @@
 mod common;
 
 use std::num::NonZeroU32;
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+use common::process::Process;
 use common::redis::RedisServer;
 use common::{PATIENCE, SCALE, config, eventually, gateway, shard};
 use threadcord::limit::{IdentifyLimiter, LimitError, Limits, contract};
@@ -63,8 +63,10 @@ fn two_objects_on_one_server_keep_the_contract() {
     contract::leaving_frees_the_slot(&*a, shard(0, 2), shard(1, 2));
 
     // A process that is killed before it identifies costs the time that it had, and one window.
-    let held = a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap();
+    // Once it has been given back, the key is free.
+    drop(a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap());
     let start = Instant::now();
+    let held = a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap();
     assert!(!held.is_expired());
     let permit = b.request(shard(1, 2), Box::new(|| {})).wait(None).unwrap();
     assert!(start.elapsed() >= VALIDITY + WINDOW);
@@ -78,110 +80,163 @@ fn two_objects_on_one_server_keep_the_contract() {
     assert_eq!((status.total, status.max_concurrency.get()), (1000, 2));
 }
 
+const SECRET: &str = ":secret@";
+
+/// A server that wants a password, and connections to it with a login such as `user:password@`.
+struct Guarded(RedisServer);
+
+impl Guarded {
+    fn start(test: &str) -> Option<Self> {
+        RedisServer::start(test, &["--requirepass", "secret"]).map(Self)
+    }
+
+    fn url(&self, login: &str) -> String {
+        format!("redis://{login}127.0.0.1:{}/", self.0.port())
+    }
+
+    fn admin(&self) -> redis::Connection {
+        let client = redis::Client::open(self.url(SECRET)).unwrap();
+        client.get_connection().unwrap()
+    }
+
+    /// Why a login is refused.
+    fn refusal(&self, login: &str) -> String {
+        refusal(&self.url(login))
+    }
+}
+
+fn refusal(url: &str) -> String {
+    let error = Redis::open(url, &token()).unwrap_err();
+    assert!(matches!(error, Error::Redis(_)), "{error:?}");
+    let report = error.report();
+    assert!(!report.contains("secret"), "{report}");
+    report
+}
+
+/// Runs a command that answers `OK`.
+fn command(admin: &mut redis::Connection, words: &[&str]) {
+    let mut command = redis::cmd(words[0]);
+    let answer = command.arg(&words[1..]).query(admin);
+    let () = answer.unwrap();
+}
+
 #[test]
-fn what_redis_cannot_do_is_said_at_once() {
-    let name = "what_redis_cannot_do_is_said_at_once";
-    let Some(server) = RedisServer::start(name, &["--requirepass", "secret"]) else {
+fn a_url_or_a_login_that_is_wrong_is_refused() {
+    let Some(server) = Guarded::start("a_url_or_a_login_that_is_wrong_is_refused") else {
         return;
     };
-    let port = server.port();
-    let url = |login: &str| format!("redis://{login}127.0.0.1:{port}/");
-    let open = |url: &str| Redis::open(url, &token());
-    let refused = |url: &str| {
-        let error = open(url).unwrap_err();
-        assert!(matches!(error, Error::Redis(_)), "{error:?}");
-        let report = error.report();
-        assert!(!report.contains("secret"), "{report}");
-        report
-    };
-
-    for url in [
+    let urls = [
         "",
         "http://127.0.0.1/",
         "redis://",
         "rediss://127.0.0.1/#insecure",
-    ] {
-        let error = open(url).unwrap_err();
-        assert!(
-            matches!(error, Error::Setting { setting: "url", .. }),
-            "{url}: {error:?}"
-        );
+    ];
+    for url in urls {
+        let error = Redis::open(url, &token()).unwrap_err();
+        let is_of_url = matches!(error, Error::Setting { setting: "url", .. });
+        assert!(is_of_url, "{url}: {error:?}");
     }
     let start = Instant::now();
-    let report = refused("redis://127.0.0.1:1/");
+    let report = refusal("redis://127.0.0.1:1/");
     assert!(report.contains("refused"), "{report}");
     assert!(start.elapsed() < Duration::from_secs(5));
 
-    assert!(refused(&url("")).to_lowercase().contains("auth"));
-    assert!(
-        refused(&url(":secret-not@"))
-            .to_lowercase()
-            .contains("password")
-    );
-    assert!(open(&url(":secret@")).is_ok());
+    assert!(server.refusal("").to_lowercase().contains("auth"));
+    let report = server.refusal(":secret-not@");
+    assert!(report.to_lowercase().contains("password"), "{report}");
+    Redis::open(&server.url(SECRET), &token()).unwrap();
+}
 
-    // The documented rights are enough, and each of them is needed.
-    let client = redis::Client::open(url(":secret@")).unwrap();
-    let mut admin = client.get_connection().unwrap();
-    let rights = "+get +set +time +multi +exec +info +evalsha +script|load";
-    let mut set_rights = |rights: &str| {
-        let mut set = redis::cmd("ACL");
-        set.arg("SETUSER")
-            .arg("bot")
-            .arg("reset")
-            .arg("on")
-            .arg(">secret");
-        set.arg("~threadcord:*").arg("resetchannels").arg("-@all");
-        set.arg(rights.split_whitespace().collect::<Vec<_>>());
-        let () = set.query(&mut admin).unwrap();
+#[test]
+fn the_documented_rights_are_enough_and_needed() {
+    let Some(server) = Guarded::start("the_documented_rights_are_enough_and_needed") else {
+        return;
     };
-    set_rights(rights);
-    open(&url("bot:secret@")).unwrap();
-    for right in ["+get", "+set", "+time", "+info", "+evalsha"] {
-        set_rights(&rights.replacen(right, "", 1));
-        // Something to write, so that each right is used.
-        let mut admin = client.get_connection().unwrap();
-        let () = redis::cmd("FLUSHALL").query(&mut admin).unwrap();
-        let report = refused(&url("bot:secret@"));
+    let mut admin = server.admin();
+    let login = "bot:secret@";
+    let rights = "+get +set +time +info +evalsha +script|load";
+    let mut reset = |rights: &str| {
+        // Something to write, and scripts to load, so that each right is used.
+        command(&mut admin, &["FLUSHALL"]);
+        command(&mut admin, &["SCRIPT", "FLUSH"]);
+        let mut words = vec!["ACL", "SETUSER", "bot", "reset", "on", ">secret"];
+        words.extend(["~threadcord:*", "resetchannels", "-@all"]);
+        words.extend(rights.split_whitespace());
+        command(&mut admin, &words);
+    };
+    reset(rights);
+    Redis::open(&server.url(login), &token()).unwrap();
+    for right in rights.split_whitespace() {
+        reset(&rights.replacen(right, "", 1));
+        let report = server.refusal(login);
         let said = report.to_lowercase();
         let refusals = ["no permissions", "noperm", "can't run this command"];
-        assert!(
-            refusals.iter().any(|refusal| said.contains(refusal)),
-            "{right}: {report}"
-        );
+        let is_refused = refusals.iter().any(|refusal| said.contains(refusal));
+        assert!(is_refused, "{right}: {report}");
     }
+}
 
-    // What another version has written, and what is none of ours.
-    let key = format!("threadcord:{{{}}}:limit", token().user_id().unwrap());
-    let mut put = |command: &str, value: &[&str]| {
-        let () = redis::cmd("DEL").arg(&key).query(&mut admin).unwrap();
-        let () = redis::cmd(command)
-            .arg(&key)
-            .arg(value)
-            .query(&mut admin)
-            .unwrap();
+#[test]
+fn what_is_not_ours_is_left_alone() {
+    let Some(server) = Guarded::start("what_is_not_ours_is_left_alone") else {
+        return;
     };
-    put("SET", &[r#"{"threadcord":9}"#]);
-    assert!(refused(&url(":secret@")).contains(&key));
-    put("RPUSH", &["x"]);
-    assert!(refused(&url(":secret@")).contains("WRONGTYPE"));
-    put("SET", &[""]);
+    let mut admin = server.admin();
+    let key = format!("threadcord:{{{}}}:limit", token().user_id().unwrap());
+    let other = r#"{"threadcord":9}"#;
+    command(&mut admin, &["SET", &key, other]);
+    let report = server.refusal(SECRET);
+    assert!(
+        report.contains(&key) && report.contains("version 9"),
+        "{report}"
+    );
 
-    let () = redis::cmd("CONFIG")
-        .arg(&["SET", "maxmemory", "1"])
+    // Nor does another process write over it, whatever Discord says.
+    command(&mut admin, &["FLUSHALL"]);
+    let redis = Redis::open(&server.url(SECRET), &token()).unwrap();
+    command(&mut admin, &["SET", &key, other]);
+    redis
+        .identify_limit()
+        .update(limits(900, 1), Instant::now());
+    let stored: String = redis::cmd("GET").arg(&key).query(&mut admin).unwrap();
+    assert_eq!(stored, other);
+
+    command(&mut admin, &["FLUSHALL"]);
+    let length: u32 = redis::cmd("RPUSH")
+        .arg(&[&key, "x"])
         .query(&mut admin)
         .unwrap();
-    assert!(refused(&url(":secret@")).contains("OOM"));
-    let () = redis::cmd("CONFIG")
-        .arg(&["SET", "maxmemory", "0"])
-        .query(&mut admin)
-        .unwrap();
-    let () = redis::cmd("REPLICAOF")
-        .arg(&["127.0.0.1", "1"])
-        .query(&mut admin)
-        .unwrap();
-    let report = refused(&url(":secret@"));
+    assert_eq!(length, 1);
+    assert!(server.refusal(SECRET).contains("WRONGTYPE"));
+}
+
+#[test]
+fn a_server_that_cannot_write_is_refused() {
+    let Some(server) = Guarded::start("a_server_that_cannot_write_is_refused") else {
+        return;
+    };
+    let mut admin = server.admin();
+    command(&mut admin, &["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(server.refusal(SECRET).contains("OOM"));
+    command(&mut admin, &["CONFIG", "SET", "maxmemory", "0"]);
+    command(&mut admin, &["REPLICAOF", "127.0.0.1", "1"]);
+    let report = server.refusal(SECRET);
     assert!(report.contains("read only replica"), "{report}");
+}
+
+/// A frozen server costs a caller one time-out.
+#[test]
+fn a_server_that_hangs_costs_two_seconds() {
+    let Some(server) = RedisServer::start("a_server_that_hangs_costs_two_seconds", &[]) else {
+        return;
+    };
+    let redis = open(&server);
+    server.freeze();
+    let start = Instant::now();
+    assert!(redis.identify_limit().status().is_none());
+    let elapsed = start.elapsed();
+    let call = Duration::from_secs(2);
+    assert!(elapsed >= call && elapsed < 2 * call, "{elapsed:?}");
 }
 
 #[test]
@@ -203,9 +258,8 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
         panic!("it cannot tell")
     };
     assert!(cause.to_string().contains("not known"), "{cause}");
-    let () = redis::cmd("FLUSHALL").query(&mut server.admin()).unwrap();
-
     let emptied = Instant::now();
+    command(&mut server.admin(), &["FLUSHALL"]);
     let asked = Arc::new(AtomicU32::new(0));
     for limit in [&a, &b] {
         // The newest way to ask is one of a manager that has ended.
@@ -218,16 +272,15 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
     }
     let permits = thread::scope(|scope| {
         let asks = [(&a, 0), (&b, 1)];
-        let asks = asks.map(|(limit, number)| scope.spawn(move || request(&**limit, number)));
-        asks.map(|ask| ask.join().unwrap().unwrap())
+        let asks = asks.map(|(limit, number)| {
+            scope.spawn(move || (request(&**limit, number).unwrap(), emptied.elapsed()))
+        });
+        asks.map(|ask| ask.join().unwrap())
     });
     assert_eq!(asked.load(Ordering::SeqCst), 1, "the others waited");
-    let waited = emptied.elapsed();
-    assert!(
-        waited >= WINDOW,
-        "one may have identified just before it was emptied"
-    );
-    for mut permit in permits {
+    for (mut permit, waited) in permits {
+        let why = "another process may have got a permit just before it was emptied";
+        assert!(waited >= VALIDITY + WINDOW, "{why}: {waited:?}");
         permit.used();
     }
     request(&*b, 2).unwrap().used();
@@ -278,25 +331,15 @@ fn while_redis_is_away_nobody_identifies_and_connections_go_on() {
     gateway.assert_lawful();
 }
 
-/// A process that runs one shard, and stays.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
+/// Runs one shard, and stays.
 fn process(gateway: &Gateway, server: &RedisServer, number: u32) -> Process {
-    let child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "as_one_of_many", "--ignored", "--nocapture"])
-        .env("DISCORD_TOKEN", gateway.token())
-        .env("DISCORD_REST_URL", gateway.rest_url())
-        .env("REDIS_URL", server.url())
-        .env("SHARD", number.to_string())
-        .spawn();
-    Process(child.unwrap())
+    let variables = [
+        ("DISCORD_TOKEN", gateway.token()),
+        ("DISCORD_REST_URL", &gateway.rest_url()),
+        ("REDIS_URL", &server.url()),
+        ("SHARD", &number.to_string()),
+    ];
+    Process::start("as_one_of_many", &variables)
 }
 
 #[test]
@@ -334,7 +377,15 @@ fn as_one_of_many() {
         total: PROCESSES,
     };
     let token = Token::new(variable("DISCORD_TOKEN")).unwrap();
-    let redis = Redis::open_with_timing(&variable("REDIS_URL"), &token, &timing).unwrap();
+    // It may be restarting just now.
+    let url = variable("REDIS_URL");
+    let redis = loop {
+        match Redis::open_with_timing(&url, &token, &timing) {
+            Ok(redis) => break redis,
+            Err(error) => eprintln!("{}", error.report()),
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
     let config = Config::new(token, Intents::GUILDS)
         .rest_url(variable("DISCORD_REST_URL"))
         .limiter(redis.identify_limit())

@@ -1,5 +1,6 @@
 //! The limit of several processes on one machine, in a file.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use parking_lot::Mutex;
 
 use super::reservations::{Now, Reservations, Rules, millis};
 use super::schedule::Limits;
-use super::shared::{SharedLimit, Storage};
-use super::ticket::Ticket;
+use super::shared::{SharedLimit, Storage, read_stored};
+use super::ticket::{Moment, Ticket};
 use super::{IdentifyLimiter, LimitStatus, Wake};
 use crate::clock;
 use crate::error::StoreError;
@@ -81,13 +82,12 @@ impl FileLimit {
     /// As [`new`](Self::new), with other windows, for a simulator whose time runs faster. All
     /// processes need the same.
     pub fn with_timing(path: impl Into<PathBuf>, timing: &Timing) -> Self {
-        let rules = Rules::new(timing);
         let file = LimitFile {
             path: path.into(),
-            rules,
+            rules: Rules::new(timing),
             known: Mutex::default(),
         };
-        Self(SharedLimit::new(file, rules))
+        Self(SharedLimit::new(file))
     }
 
     /// The file.
@@ -111,54 +111,57 @@ impl IdentifyLimiter for FileLimit {
 }
 
 impl Storage for LimitFile {
+    fn rules(&self) -> Rules {
+        self.rules
+    }
+
     fn change<T>(
         &self,
-        anew: Option<Limits>,
+        said: Option<Limits>,
         mut change: impl FnMut(&Now, &mut Reservations) -> T,
     ) -> Result<T, StoreError> {
         let _lock = self.lock()?;
-        let read = match self.read_file() {
-            Err(error) if error.kind() == ErrorKind::InvalidData && anew.is_some() => {
-                log::warn!("{error}; it is written anew with what Discord says");
-                None
-            }
-            read => read?,
-        };
+        let text = self.read_file()?;
+        let read = text
+            .as_deref()
+            .map(|text| read_stored(text, self, said.is_some()));
+        let read = read.transpose()?.flatten();
+
         let now = now();
-        let mut reservations = self.known_or(read, &now, anew);
+        let new = self.new_if_lost(&now, said, text.is_some());
+        let mut reservations = read.clone().unwrap_or(new);
         let changed = change(&now, &mut reservations);
-        self.write(&reservations)?;
+        if read.as_ref() != Some(&reservations) {
+            self.write(&reservations)?;
+        }
         Ok(changed)
     }
 
     fn read(&self) -> Result<Option<(Now, Reservations)>, StoreError> {
-        let read = self.read_file()?;
+        let Some(text) = self.read_file()? else {
+            return Ok(None);
+        };
+        let read = read_stored(&text, self, false)?;
         Ok(read.map(|reservations| (now(), reservations)))
     }
 }
 
 impl LimitFile {
-    /// What was read. If that is nothing, what this process knows; where the file was there before,
+    /// What this process knows, for a file that is missing or damaged. If the file is there, or was,
     /// others may have used it meanwhile.
-    fn known_or(
-        &self,
-        read: Option<Reservations>,
-        now: &Now,
-        anew: Option<Limits>,
-    ) -> Reservations {
+    fn new_if_lost(&self, now: &Now, said: Option<Limits>, has_file: bool) -> Reservations {
         let (had_file, limits) = {
             let mut known = self.known.lock();
-            known.limits = anew.or(known.limits);
+            known.limits = said.or(known.limits);
+            // It will be there from now on.
             let had_file = std::mem::replace(&mut known.has_file, true);
-            (had_file, known.limits.unwrap_or_default())
+            (had_file || has_file, known.limits.unwrap_or_default())
         };
-        read.unwrap_or_else(|| {
-            let mut new = Reservations::new(now, limits);
-            if had_file {
-                new.occupy(now, self.rules);
-            }
-            new
-        })
+        let mut new = Reservations::new(now, limits);
+        if had_file {
+            new.occupy(now, self.rules);
+        }
+        new
     }
 
     fn lock(&self) -> io::Result<File> {
@@ -180,14 +183,12 @@ impl LimitFile {
         }
     }
 
-    fn read_file(&self) -> io::Result<Option<Reservations>> {
-        let text = match fs::read(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(named(&self.path, &error)),
-        };
-        let read = Reservations::read(&text).map(Some);
-        read.map_err(|why| named(&self.path, &io::Error::new(ErrorKind::InvalidData, why)))
+    fn read_file(&self) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(&self.path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(named(&self.path, &error)),
+        }
     }
 
     /// Replaces the file in one step, so that a process that dies leaves the old or the new.
@@ -208,6 +209,12 @@ impl LimitFile {
     }
 }
 
+impl fmt::Display for LimitFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the limit file {}", self.path.display())
+    }
+}
+
 fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
@@ -220,11 +227,13 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 fn now() -> Now {
     use rustix::time::{ClockId, clock_gettime};
 
+    let moment = Moment::now();
     let uptime = clock_gettime(ClockId::Boottime);
     let uptime = Duration::try_from(uptime).unwrap_or_default();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Now {
         clock: boot.trim().to_owned(),
+        moment,
         at: millis(uptime),
         wall: since_epoch(),
     }
@@ -235,6 +244,7 @@ fn now() -> Now {
 fn now() -> Now {
     Now {
         clock: "wall".into(),
+        moment: Moment::now(),
         at: since_epoch(),
         wall: since_epoch(),
     }

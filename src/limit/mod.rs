@@ -34,7 +34,9 @@ use crate::shard_id::ShardId;
 #[cfg(feature = "redis")]
 pub(crate) use self::reservations::{Now, Reservations, Rules};
 #[cfg(feature = "redis")]
-pub(crate) use self::shared::{SharedLimit, Storage};
+pub(crate) use self::shared::{SharedLimit, Storage, read_stored};
+#[cfg(feature = "redis")]
+pub(crate) use self::ticket::Moment;
 
 /// Called when a ticket is granted or refused. It must not block.
 pub type Wake = Box<dyn Fn() + Send + Sync>;

@@ -9,13 +9,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Limits;
+use super::ticket::Moment;
 use crate::timing::Timing;
 
 /// The version of the files.
 const VERSION: u32 = 1;
 
 /// An answer from Discord is never older than this.
-const LONGEST_QUESTION: u64 = 15 * 60 * 1000;
+const MAX_ANSWER_AGE: u64 = 15 * 60 * 1000;
 
 /// IDENTIFYs of a day that processes on several machines never spend, and by how much their windows
 /// are longer than Discord's, in multiples of [`Timing::guard`].
@@ -57,13 +58,18 @@ pub(crate) struct Reservations {
     free_at: BTreeMap<u32, u64>,
     /// No key is free before then.
     all_free_at: u64,
-    /// The IDENTIFYs of the last 15 minutes, of which an answer of Discord's may not know.
-    granted: Vec<u64>,
-    /// When a process last looked: the clock was set back if it is earlier now.
-    #[serde(default)]
-    seen: u64,
-    #[serde(default)]
+    /// What was granted in the last 15 minutes, of which an answer of Discord's may not know.
+    granted: Vec<Grant>,
+    /// The last change: the clock was set back if it is earlier now.
+    changed_at: u64,
     questions: Questions,
+}
+
+/// An IDENTIFY that was granted, and not given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Grant {
+    key: u32,
+    at: u64,
 }
 
 /// What is known of the questions to Discord.
@@ -77,13 +83,24 @@ struct Questions {
     asking_until: u64,
 }
 
-/// The time, on a clock that the processes of this machine share, and on that of the calendar.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The time, on a clock that the processes share, and on that of the calendar.
+#[derive(Clone, Debug)]
 pub(crate) struct Now {
     /// Names the clock: its times mean nothing on another.
     pub(crate) clock: String,
     pub(crate) at: u64,
     pub(crate) wall: u64,
+    /// This process's own clocks, just before the time was read.
+    pub(crate) moment: Moment,
+}
+
+/// Why what was stored cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("{0}")]
+    Damaged(String),
+    #[error("it has version {0}, not {VERSION}: all processes need the same version")]
+    OtherVersion(u32),
 }
 
 /// How long a grant lasts, and a day.
@@ -170,19 +187,24 @@ impl Reservations {
             free_at: BTreeMap::new(),
             all_free_at: 0,
             granted: Vec::new(),
-            seen: now.at,
+            changed_at: now.at,
             questions: Questions::default(),
         }
     }
 
-    /// Reads what another process has written; what is wrong with it, if it cannot be used.
-    pub(crate) fn read(text: &[u8]) -> Result<Self, String> {
-        let read: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        if read.threadcord == VERSION {
-            Ok(read)
-        } else {
-            Err(format!("it has version {}, not {VERSION}", read.threadcord))
+    /// Reads what another process has written.
+    pub(crate) fn read(text: &[u8]) -> Result<Self, ReadError> {
+        #[derive(Deserialize)]
+        struct Version {
+            threadcord: u32,
         }
+
+        let damaged = |error: serde_json::Error| ReadError::Damaged(error.to_string());
+        let Version { threadcord } = serde_json::from_slice(text).map_err(damaged)?;
+        if threadcord != VERSION {
+            return Err(ReadError::OtherVersion(threadcord));
+        }
+        serde_json::from_slice(text).map_err(damaged)
     }
 
     pub(crate) fn max_concurrency(&self) -> NonZeroU32 {
@@ -206,6 +228,10 @@ impl Reservations {
     /// Takes a key, if it is free: for the time in which it may be used, and a window.
     pub(crate) fn take(&mut self, now: &Now, key: u32, rules: Rules) -> Turn {
         self.advance(now, rules);
+        // An answer of Discord's may not know of IDENTIFYs that are still to be sent.
+        if self.all_free_at > now.at {
+            return Turn::NotBefore(self.all_free_at);
+        }
         if rules.asks_discord
             && let Some(turn) = self.ask(now)
         {
@@ -213,7 +239,6 @@ impl Reservations {
         }
 
         let free_at = self.free_at.get(&key).copied().unwrap_or_default();
-        let free_at = free_at.max(self.all_free_at);
         if free_at > now.at {
             return Turn::NotBefore(free_at);
         }
@@ -222,9 +247,10 @@ impl Reservations {
             return Turn::Spent(reset_at.saturating_add(rules.reset_guard));
         }
 
+        self.changed_at = now.at;
         self.free_at.insert(key, rules.free_again(now.at));
         self.remaining -= 1;
-        self.granted.push(now.at);
+        self.granted.push(Grant { key, at: now.at });
         self.questions.grants = self.questions.grants.saturating_add(1);
         if self.reset_at.is_none() {
             self.reset_in(now, rules.reset_every);
@@ -254,12 +280,14 @@ impl Reservations {
             return is_needed.then(|| Turn::NotBefore(now.at.saturating_add(ANSWER_PAUSE)));
         }
         *asking_until = now.at.saturating_add(ASKING_TIME);
+        self.changed_at = now.at;
         Some(Turn::Ask { is_needed })
     }
 
     /// What was taken at `taken` has been used just now: the window counts from here.
     pub(crate) fn used(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
+        self.changed_at = now.at;
         let until = now.at.saturating_add(rules.window);
         let free_at = self.free_at.entry(key).or_default();
         if *free_at == rules.free_again(taken) {
@@ -273,24 +301,27 @@ impl Reservations {
     /// What was taken at that time was not used: it is free again.
     pub(crate) fn give_back(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
-        let Some(position) = self.granted.iter().position(|at| *at == taken) else {
+        let grant = Grant { key, at: taken };
+        let Some(position) = self.granted.iter().position(|other| *other == grant) else {
             return;
         };
         self.granted.remove(position);
+        self.changed_at = now.at;
         self.remaining = self.remaining.saturating_add(1).min(self.total);
         if self.free_at.get(&key) == Some(&rules.free_again(taken)) {
             self.free_at.remove(&key);
         }
     }
 
-    /// No key is free for a window: what others have used is not known.
+    /// Takes all keys: what others have taken just now is not known.
     pub(crate) fn occupy(&mut self, now: &Now, rules: Rules) {
-        self.all_free_at = self.all_free_at.max(now.at.saturating_add(rules.window));
+        self.all_free_at = self.all_free_at.max(rules.free_again(now.at));
     }
 
     /// Takes what Discord said when it was asked at `asked`.
     pub(crate) fn update(&mut self, now: &Now, asked: u64, limits: Limits, rules: Rules) {
         self.advance(now, rules);
+        self.changed_at = now.at;
         if limits.max_concurrency != self.max_concurrency {
             // Of the new keys none is free before all the old ones.
             let latest = self.free_at.values().max().copied().unwrap_or_default();
@@ -299,7 +330,11 @@ impl Reservations {
             self.max_concurrency = limits.max_concurrency;
         }
 
-        let unknown = self.granted.iter().filter(|at| **at >= asked).count();
+        let unknown = self
+            .granted
+            .iter()
+            .filter(|grant| grant.at >= asked)
+            .count();
         let unknown = u32::try_from(unknown).unwrap_or(u32::MAX);
         let left = limits.remaining.saturating_sub(unknown);
         let reset_in = millis(limits.reset_after).saturating_sub(now.at.saturating_sub(asked));
@@ -332,26 +367,27 @@ impl Reservations {
 
     /// Lets the time pass.
     pub(crate) fn advance(&mut self, now: &Now, rules: Rules) {
-        let was_set_back = now.at.saturating_add(rules.guard) < self.seen;
+        let was_set_back = now.at.saturating_add(rules.guard) < self.changed_at;
         if self.clock != now.clock || was_set_back {
             // The machine or the server has started anew, or another one has taken its place. Only
             // the day's end is known on another clock, too.
             self.clock.clone_from(&now.clock);
             self.free_at.clear();
             self.granted.clear();
-            self.all_free_at = now.at.saturating_add(rules.window);
+            self.all_free_at = rules.free_again(now.at);
+            self.changed_at = now.at;
             if let Some(wall) = self.reset_at_wall {
                 self.reset_in(now, wall.saturating_sub(now.wall));
             }
             self.questions = Questions::default();
         }
-        self.seen = now.at;
 
         if let Some(reset_at) = self.reset_at
             && now.at >= reset_at.saturating_add(rules.reset_guard)
         {
             // Some may have been of the new day already.
-            let new = self.granted.iter().filter(|at| **at >= reset_at).count();
+            let new = self.granted.iter().filter(|grant| grant.at >= reset_at);
+            let new = new.count();
             let new = u32::try_from(new).unwrap_or(u32::MAX);
             self.remaining = self.total.saturating_sub(new);
             let next = reset_at.saturating_add(rules.reset_every);
@@ -362,7 +398,7 @@ impl Reservations {
             }
         }
         self.granted
-            .retain(|at| at.saturating_add(LONGEST_QUESTION) > now.at);
+            .retain(|grant| grant.at.saturating_add(MAX_ANSWER_AGE) > now.at);
     }
 }
 
@@ -383,6 +419,7 @@ mod tests {
             clock: "one".into(),
             at: START + after,
             wall: WALL + after,
+            moment: Moment::now(),
         }
     }
 
@@ -491,29 +528,30 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_of_the_machine_costs_a_window_and_keeps_the_day() {
+    fn a_restart_of_the_machine_takes_all_keys_and_keeps_the_day() {
         let mut all = with(1, 700);
         assert_eq!(all.take(&at(0), 0, rules()), Turn::Now);
         let now = Now {
             clock: "two".into(),
             at: 500,
             wall: WALL + 60_000,
+            ..at(0)
         };
-        assert_eq!(
-            all.take(&now, 0, rules()),
-            Turn::NotBefore(500 + rules().window)
-        );
+        // What was granted just before may not be used yet.
+        let free = Turn::NotBefore(rules().free_again(500));
+        assert_eq!(all.take(&now, 0, rules()), free);
         assert_eq!(all.remaining(), 699);
         assert_eq!(all.reset_after(&now), Some(Duration::from_secs(3600 - 60)));
     }
 
     #[test]
-    fn a_clock_that_is_set_back_costs_a_window() {
+    fn a_clock_that_is_set_back_takes_all_keys() {
         let mut all = with(1, 700);
         assert_eq!(all.take(&at(HOUR / 2), 0, rules()), Turn::Now);
-        let free = Turn::NotBefore(START + rules().window);
+        let free = Turn::NotBefore(rules().free_again(START));
         assert_eq!(all.take(&at(0), 0, rules()), free);
-        assert_eq!(all.take(&at(rules().window), 0, rules()), Turn::Now);
+        let free = rules().free_again(0);
+        assert_eq!(all.take(&at(free), 0, rules()), Turn::Now);
     }
 
     const ASK_NOW: Turn = Turn::Ask { is_needed: true };
@@ -569,7 +607,31 @@ mod tests {
             clock: "two".into(),
             ..at(reset + 1)
         };
+        let free = strict().free_again(now.at);
+        assert_eq!(all.take(&now, 4, strict()), Turn::NotBefore(free));
+        let now = Now { at: free, ..now };
         assert_eq!(all.take(&now, 4, strict()), ASK_NOW);
+    }
+
+    #[test]
+    fn what_is_given_back_twice_is_taken_from_nobody() {
+        let mut all = with(2, 900);
+        for key in [0, 1] {
+            assert_eq!(all.take(&at(0), key, rules()), Turn::Now);
+        }
+        for _ in 0..2 {
+            all.give_back(&at(10), 0, START, rules());
+            assert_eq!(all.remaining(), 899, "key 1 was granted at the same time");
+        }
+    }
+
+    #[test]
+    fn one_who_is_refused_changes_nothing() {
+        let mut all = with(1, 900);
+        assert_eq!(all.take(&at(0), 0, rules()), Turn::Now);
+        let before = all.clone();
+        assert!(matches!(all.take(&at(10), 0, rules()), Turn::NotBefore(_)));
+        assert_eq!(all, before);
     }
 
     #[test]
@@ -581,14 +643,19 @@ mod tests {
         let other = String::from_utf8(text).unwrap();
         let other = other.replace("\"threadcord\":1", "\"threadcord\":2");
         let error = Reservations::read(other.as_bytes()).unwrap_err();
-        assert!(error.contains("version 2"), "{error}");
-        for text in ["", "{}", "null", "<html>"] {
-            assert!(Reservations::read(text.as_bytes()).is_err(), "{text}");
+        assert_eq!(error, ReadError::OtherVersion(2));
+        for text in ["", "{}", "null", "<html>", "{\"threadcord\":1}"] {
+            let error = Reservations::read(text.as_bytes()).unwrap_err();
+            assert!(matches!(error, ReadError::Damaged(_)), "{text}: {error}");
         }
         // Times without sense do no harm.
         let mut hostile = all.clone();
         hostile.reset_at = Some(u64::MAX);
-        hostile.granted = vec![u64::MAX; 3];
+        let late = Grant {
+            key: 0,
+            at: u64::MAX,
+        };
+        hostile.granted = vec![late; 3];
         hostile.free_at.insert(0, u64::MAX);
         hostile.update(&at(0), u64::MAX, limits(4, 700), rules());
         assert!(matches!(

@@ -1,5 +1,6 @@
 //! A limit that several processes share, wherever it is kept.
 
+use std::fmt;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::blocking::{Blocking, Guard};
-use super::reservations::{Now, Reservations, Rules, Turn, millis};
+use super::reservations::{Now, ReadError, Reservations, Rules, Turn, millis};
 use super::schedule::Limits;
 use super::ticket::{Expiry, Ticket};
 use super::{AskLimits, IdentifyLimiter, LimitStatus, Wake};
@@ -16,20 +17,19 @@ use crate::error::{Error, StoreError};
 use crate::shard_id::ShardId;
 
 /// The longest wait before another look at what is stored.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Managers whose way to ask Discord is kept: of those that share the limit in one process, some may
-/// have ended.
-const MOST_SOURCES: usize = 8;
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// Where reservations are kept, for all processes to read and change.
 pub(crate) trait Storage: Send + Sync + 'static {
+    /// What is allowed to those that share it.
+    fn rules(&self) -> Rules;
+
     /// Changes what is stored, while no other process does. `change` may run several times; what it
-    /// says last counts. If what is stored cannot be read, it is replaced by what follows from
-    /// `anew`; without that it is an error.
+    /// says last counts. What is stored and damaged is replaced by what Discord has `said`; without
+    /// that it is an error.
     fn change<T>(
         &self,
-        anew: Option<Limits>,
+        said: Option<Limits>,
         change: impl FnMut(&Now, &mut Reservations) -> T,
     ) -> Result<T, StoreError>;
 
@@ -37,23 +37,39 @@ pub(crate) trait Storage: Send + Sync + 'static {
     fn read(&self) -> Result<Option<(Now, Reservations)>, StoreError>;
 }
 
+/// Reads what is stored under this name. If it is damaged and may be replaced, that is a warning, and
+/// there is nothing; what another version has written is never replaced.
+pub(crate) fn read_stored(
+    text: &[u8],
+    name: &impl fmt::Display,
+    may_replace: bool,
+) -> Result<Option<Reservations>, StoreError> {
+    match Reservations::read(text) {
+        Ok(reservations) => Ok(Some(reservations)),
+        Err(error @ ReadError::Damaged(_)) if may_replace => {
+            log::warn!("{name} is damaged: {error}; it is written anew with what Discord says");
+            Ok(None)
+        }
+        Err(error) => Err(format!("{name} cannot be used: {error}").into()),
+    }
+}
+
 /// A limiter over reservations that are kept somewhere.
 #[derive(Debug)]
 pub(crate) struct SharedLimit<S> {
-    shared: Arc<Shared<S>>,
+    core: Arc<Core<S>>,
     blocking: Blocking,
 }
 
-struct Shared<S> {
+struct Core<S> {
     storage: S,
-    rules: Rules,
-    /// How Discord is asked, the newest way last.
+    /// How Discord is asked, the oldest way first. Some are of managers that have ended.
     sources: Mutex<Vec<AskLimits>>,
 }
 
 /// A key that is taken.
 struct Taken<S: Storage> {
-    shared: Arc<Shared<S>>,
+    core: Arc<Core<S>>,
     key: u32,
     at: u64,
     expiry: Expiry,
@@ -61,21 +77,20 @@ struct Taken<S: Storage> {
 }
 
 impl<S: Storage> SharedLimit<S> {
-    pub(crate) fn new(storage: S, rules: Rules) -> Self {
-        let shared = Arc::new(Shared {
+    pub(crate) fn new(storage: S) -> Self {
+        let core = Arc::new(Core {
             storage,
-            rules,
             sources: Mutex::default(),
         });
-        let of_shards = Arc::clone(&shared);
+        let of_shards = Arc::clone(&core);
         Self {
-            shared,
-            blocking: Blocking::new(move |shard| Shared::enter(&of_shards, shard)),
+            core,
+            blocking: Blocking::new(move |shard| Core::enter(&of_shards, shard)),
         }
     }
 
     pub(crate) fn storage(&self) -> &S {
-        &self.shared.storage
+        &self.core.storage
     }
 }
 
@@ -86,22 +101,19 @@ impl<S: Storage> IdentifyLimiter for SharedLimit<S> {
 
     fn update(&self, limits: Limits, asked_at: Instant) {
         self.blocking.update(limits, asked_at);
-        if let Err(error) = self.shared.update(limits, asked_at) {
+        if let Err(error) = self.core.update(limits, asked_at) {
             log::error!("failed to write the identify limit: {error}");
         }
     }
 
     fn ask_with(&self, ask: AskLimits) {
-        let mut sources = self.shared.sources.lock();
-        if sources.len() == MOST_SOURCES {
-            sources.remove(0);
-        }
-        sources.push(ask);
+        self.core.sources.lock().push(ask);
     }
 
     fn status(&self) -> Option<LimitStatus> {
-        let (now, mut reservations) = self.shared.storage.read().ok()??;
-        reservations.advance(&now, self.shared.rules);
+        let storage = &self.core.storage;
+        let (now, mut reservations) = storage.read().ok()??;
+        reservations.advance(&now, storage.rules());
         let mut status = LimitStatus::new(
             reservations.remaining(),
             reservations.total(),
@@ -113,37 +125,41 @@ impl<S: Storage> IdentifyLimiter for SharedLimit<S> {
     }
 }
 
-impl<S: Storage> Shared<S> {
+impl<S: Storage> Core<S> {
     /// Blocks until a shard may identify.
-    fn enter(shared: &Arc<Self>, shard: ShardId) -> Result<Taken<S>, StoreError> {
-        let rules = shared.rules;
+    fn enter(core: &Arc<Self>, shard: ShardId) -> Result<Taken<S>, StoreError> {
+        let rules = core.storage.rules();
+        let validity = Duration::from_millis(rules.validity);
         loop {
-            let expiry = Expiry::after(Duration::from_millis(rules.validity));
-            let (turn, key, at) = shared.storage.change(None, |now, reservations| {
+            let (turn, key, at, moment) = core.storage.change(None, |now, reservations| {
                 let key = shard.rate_limit_key(reservations.max_concurrency());
-                (reservations.take(now, key, rules), key, now.at)
+                let turn = reservations.take(now, key, rules);
+                (turn, key, now.at, now.moment)
             })?;
 
             match turn {
                 Turn::Now => {
                     return Ok(Taken {
-                        shared: Arc::clone(shared),
+                        core: Arc::clone(core),
                         key,
                         at,
-                        expiry,
+                        expiry: Expiry::counted_from(moment, validity),
                         is_used: false,
                     });
                 }
                 Turn::NotBefore(until) => {
+                    // It is free by so much sooner if the one who has it identifies at once.
+                    let sooner = until.saturating_sub(rules.validity);
+                    let until = if sooner > at { sooner } else { until };
                     let pause = Duration::from_millis(until.saturating_sub(at));
-                    thread::sleep(pause.min(LONGEST_PAUSE));
+                    thread::sleep(pause.min(MAX_PAUSE));
                 }
                 Turn::Spent(until) => {
                     let wait = until.saturating_sub(at) / 1000;
                     let why = format!("no IDENTIFY is left today; there are more in {wait} s");
                     return Err(why.into());
                 }
-                Turn::Ask { is_needed } => match shared.ask() {
+                Turn::Ask { is_needed } => match core.ask() {
                     Ok(()) => {}
                     Err(error) if is_needed => return Err(error),
                     Err(error) => {
@@ -155,17 +171,18 @@ impl<S: Storage> Shared<S> {
     }
 
     fn update(&self, limits: Limits, asked_at: Instant) -> Result<(), StoreError> {
-        let ago = millis(clock::now().saturating_duration_since(asked_at));
         self.storage.change(Some(limits), |now, reservations| {
+            let ago = millis(clock::now().saturating_duration_since(asked_at));
             let asked = now.at.saturating_sub(ago);
-            reservations.update(now, asked, limits, self.rules);
+            reservations.update(now, asked, limits, self.storage.rules());
         })
     }
 
     /// Asks Discord for its limits, and stores them.
     fn ask(&self) -> Result<(), StoreError> {
         loop {
-            let Some(ask) = self.sources.lock().last().cloned() else {
+            // The oldest, so that those of managers that have ended do not gather.
+            let Some(ask) = self.sources.lock().first().cloned() else {
                 return Err(
                     "Discord's limits are not known here, and no manager asks for them".into(),
                 );
@@ -186,12 +203,10 @@ impl<S: Storage> Shared<S> {
 
 impl<S: Storage> Guard for Taken<S> {
     fn used(&mut self) {
-        let Self {
-            shared, key, at, ..
-        } = self;
+        let Self { core, key, at, .. } = self;
         self.is_used = true;
-        let used = shared.storage.change(None, |now, reservations| {
-            reservations.used(now, *key, *at, shared.rules);
+        let used = core.storage.change(None, |now, reservations| {
+            reservations.used(now, *key, *at, core.storage.rules());
         });
         if let Err(error) = used {
             log::error!("failed to write the identify limit: {error}");
@@ -208,11 +223,9 @@ impl<S: Storage> Drop for Taken<S> {
         if self.is_used {
             return;
         }
-        let Self {
-            shared, key, at, ..
-        } = self;
-        let given_back = shared.storage.change(None, |now, reservations| {
-            reservations.give_back(now, *key, *at, shared.rules);
+        let Self { core, key, at, .. } = self;
+        let given_back = core.storage.change(None, |now, reservations| {
+            reservations.give_back(now, *key, *at, core.storage.rules());
         });
         if let Err(error) = given_back {
             log::warn!("failed to give back a turn to identify: {error}");
@@ -220,8 +233,8 @@ impl<S: Storage> Drop for Taken<S> {
     }
 }
 
-impl<S: std::fmt::Debug> std::fmt::Debug for Shared<S> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<S: fmt::Debug> fmt::Debug for Core<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.storage.fmt(f)
     }
 }

@@ -27,9 +27,15 @@ pub struct Permit {
 /// the monotonic or that of the calendar. The first may stand still while the machine sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expiry {
-    start: Instant,
-    start_wall: SystemTime,
+    start: Moment,
     valid_for: Duration,
+}
+
+/// A time on this process's clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    monotonic: Instant,
+    wall: SystemTime,
 }
 
 /// The limiter's end of a [`Ticket`].
@@ -234,18 +240,33 @@ impl Drop for Permit {
 impl Expiry {
     /// This long from now. A limiter that asks a server calls this before it asks.
     pub fn after(valid_for: Duration) -> Self {
-        Self {
-            start: clock::now(),
-            start_wall: clock::wall(),
-            valid_for,
-        }
+        Self::counted_from(Moment::now(), valid_for)
+    }
+
+    /// This long from then.
+    pub(super) fn counted_from(start: Moment, valid_for: Duration) -> Self {
+        Self { start, valid_for }
     }
 
     /// Whether the time is over.
     pub fn is_over(&self) -> bool {
-        let elapsed = clock::now().saturating_duration_since(self.start);
-        let elapsed_wall = clock::wall().duration_since(self.start_wall);
-        elapsed.max(elapsed_wall.unwrap_or_default()) >= self.valid_for
+        self.start.elapsed() >= self.valid_for
+    }
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self {
+            monotonic: clock::now(),
+            wall: clock::wall(),
+        }
+    }
+
+    /// How long ago it was, by whichever clock has gone on further.
+    pub(crate) fn elapsed(&self) -> Duration {
+        let elapsed = clock::now().saturating_duration_since(self.monotonic);
+        let elapsed_wall = clock::wall().duration_since(self.wall);
+        elapsed.max(elapsed_wall.unwrap_or_default())
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::mem;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use parking_lot::Mutex;
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisError, RedisResult, cmd};
 
 use crate::clock;
@@ -20,28 +23,37 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The first pause after a connection that could not be made; it doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Attempts at a time: each may have a thread that is stuck.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// A server that has not been heard of for this long is asked whether it is there; it is gone after
+/// three more.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Connections that are kept for the next call.
-const MOST_IDLE: usize = 4;
+const MAX_IDLE: usize = 4;
 
 /// Connections to one server, each used by one call at a time.
 pub(super) struct Connections {
     client: Client,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
 struct State {
-    idle: Vec<Server>,
-    /// Attempts to connect in a row that failed.
+    /// Attempts to connect whose threads have not ended.
+    attempts: u32,
+    idle: Vec<ServerConnection>,
+    /// Attempts in a row that failed.
     failures: u32,
     /// No other attempt is made before then.
     retry_at: Option<Instant>,
 }
 
 /// A connection.
-pub(super) struct Server {
+pub(super) struct ServerConnection {
     pub(super) connection: Connection,
     /// Which server it leads to; a server that starts anew is another one.
     pub(super) id: String,
@@ -58,7 +70,11 @@ impl Connections {
         let info = info.map_err(|error| refused(error.to_string()))?;
         // It would need one right more.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
-        let info = info.set_redis_settings(settings);
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE);
+        let tcp = TcpSettings::default().set_keepalive(keepalive);
+        let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
         let client = Client::open(info).map_err(|error| refused(error.to_string()))?;
         match client.get_connection_info().addr() {
             ConnectionAddr::TcpTls { insecure: true, .. } => {
@@ -66,7 +82,7 @@ impl Connections {
             }
             _ => Ok(Self {
                 client,
-                state: Mutex::default(),
+                state: Arc::default(),
             }),
         }
     }
@@ -75,7 +91,7 @@ impl Connections {
     /// be dead, they run again on a new one.
     pub(super) fn with<T>(
         &self,
-        mut calls: impl FnMut(&mut Server) -> Result<T, StoreError>,
+        mut calls: impl FnMut(&mut ServerConnection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         // Not in the condition: the lock must not be held during the calls.
         let kept = self.state.lock().idle.pop();
@@ -95,51 +111,75 @@ impl Connections {
     }
 
     /// Keeps a connection on which all went well: after an error it may be in any state.
-    fn keep<T>(&self, server: Server, done: Result<T, StoreError>) -> Result<T, StoreError> {
+    fn keep<T>(
+        &self,
+        server: ServerConnection,
+        done: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         if done.is_ok() {
             let mut state = self.state.lock();
-            if state.idle.len() < MOST_IDLE {
+            if state.idle.len() < MAX_IDLE {
                 state.idle.push(server);
             }
         }
         done
     }
 
-    fn connect(&self) -> Result<Server, StoreError> {
-        let retry_at = self.state.lock().retry_at;
-        let now = clock::now();
-        if let Some(retry_at) = retry_at
-            && now < retry_at
-        {
-            let wait = retry_at - now;
-            return Err(format!("no connection; the next attempt is in {wait:.1?}").into());
-        }
-
-        let connected = connect_in_time(&self.client);
+    fn connect(&self) -> Result<ServerConnection, StoreError> {
+        let attempt = self.begin_attempt()?;
+        let connected = connect_in_time(&self.client, attempt);
         let mut state = self.state.lock();
         if connected.is_ok() {
             (state.failures, state.retry_at) = (0, None);
         } else {
             let pause = PAUSE.saturating_mul(1 << state.failures.min(10));
             // Processes that lost it at the same time come back one by one.
-            let pause = pause
-                .min(LONGEST_PAUSE)
-                .mul_f64(0.5 + fastrand::f64() / 2.0);
+            let pause = pause.min(MAX_PAUSE).mul_f64(0.5 + fastrand::f64() / 2.0);
             state.failures += 1;
             state.retry_at = Some(clock::now() + pause);
         }
         connected
     }
+
+    fn begin_attempt(&self) -> Result<Attempt, StoreError> {
+        let mut state = self.state.lock();
+        let now = clock::now();
+        if let Some(retry_at) = state.retry_at
+            && now < retry_at
+        {
+            let wait = retry_at - now;
+            return Err(format!("no connection; the next attempt is in {wait:.1?}").into());
+        }
+        if state.attempts >= MAX_ATTEMPTS {
+            return Err(format!("no connection; {MAX_ATTEMPTS} attempts have not ended").into());
+        }
+        state.attempts += 1;
+        Ok(Attempt(Arc::clone(&self.state)))
+    }
+}
+
+/// An attempt to connect, while it lasts.
+struct Attempt(Arc<Mutex<State>>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.0.lock().attempts -= 1;
+    }
 }
 
 /// Connects on a thread of its own, which is abandoned if it takes too long: a look-up of the host
 /// and a TLS handshake have no time-out.
-fn connect_in_time(client: &Client) -> Result<Server, StoreError> {
+fn connect_in_time(client: &Client, attempt: Attempt) -> Result<ServerConnection, StoreError> {
     let (client, (sender, receiver)) = (client.clone(), crossbeam_channel::bounded(1));
     let thread = thread::Builder::new().name("redis-connect".into());
     thread.spawn(move || {
+        // It ends before the outcome is known, which may make others connect.
+        let connected = {
+            let _attempt = attempt;
+            connect(&client)
+        };
         // Nobody may wait any more.
-        let _ = sender.send(connect(&client));
+        let _ = sender.send(connected);
     })?;
     match receiver.recv_timeout(CONNECT_TIMEOUT) {
         Ok(connected) => Ok(connected?),
@@ -150,14 +190,14 @@ fn connect_in_time(client: &Client) -> Result<Server, StoreError> {
     }
 }
 
-fn connect(client: &Client) -> RedisResult<Server> {
+fn connect(client: &Client) -> RedisResult<ServerConnection> {
     let mut connection = client.get_connection_with_timeout(CONNECT_TIMEOUT)?;
     connection.set_read_timeout(Some(CALL_TIMEOUT))?;
     connection.set_write_timeout(Some(CALL_TIMEOUT))?;
     let info: String = cmd("INFO").arg("server").query(&mut connection)?;
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
     let id = id.ok_or_else(|| io::Error::other("INFO does not tell the server's run_id"))?;
-    Ok(Server {
+    Ok(ServerConnection {
         connection,
         id: id.trim().to_owned(),
     })

@@ -3,14 +3,18 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use redis::{Script, pipe};
+use redis::Script;
 
-use super::connections::{Connections, Server};
+use super::connections::{Connections, ServerConnection};
 use crate::error::StoreError;
-use crate::limit::Now;
+use crate::limit::{Moment, Now};
 
 /// How often others may be quicker before a change is given up.
-const MOST_ATTEMPTS: u32 = 1000;
+const MAX_ATTEMPTS: u32 = 1000;
+
+/// The time and a text. In one call, so that a server that does not answer costs one time-out.
+static READ: LazyLock<Script> =
+    LazyLock::new(|| Script::new("return {redis.call('TIME'), redis.call('GET', KEYS[1])}"));
 
 /// Replaces a text, if it still is what was read.
 static SWAP: LazyLock<Script> = LazyLock::new(|| {
@@ -45,7 +49,7 @@ impl Document {
         mut change: impl FnMut(&Now, &str) -> Result<(String, T), StoreError>,
     ) -> Result<T, StoreError> {
         self.connections.with(|server| {
-            for _ in 0..MOST_ATTEMPTS {
+            for _ in 0..MAX_ATTEMPTS {
                 let (now, old) = self.read_from(server)?;
                 let (new, outcome) = change(&now, &old)?;
                 if old == new || self.swap(server, &old, &new)? {
@@ -56,21 +60,26 @@ impl Document {
         })
     }
 
-    fn read_from(&self, server: &mut Server) -> Result<(Now, String), StoreError> {
-        let mut calls = pipe();
-        calls.atomic().cmd("TIME").cmd("GET").arg(&self.key);
+    fn read_from(&self, server: &mut ServerConnection) -> Result<(Now, String), StoreError> {
+        let moment = Moment::now();
         let ((seconds, micros), text): ((u64, u64), Option<String>) =
-            calls.query(&mut server.connection)?;
+            READ.key(&self.key).invoke(&mut server.connection)?;
         let at = seconds.saturating_mul(1000).saturating_add(micros / 1000);
         let now = Now {
             clock: server.id.clone(),
             at,
             wall: at,
+            moment,
         };
         Ok((now, text.unwrap_or_default()))
     }
 
-    fn swap(&self, server: &mut Server, old: &str, new: &str) -> Result<bool, StoreError> {
+    fn swap(
+        &self,
+        server: &mut ServerConnection,
+        old: &str,
+        new: &str,
+    ) -> Result<bool, StoreError> {
         let mut swap = SWAP.key(&self.key);
         Ok(swap.arg(old).arg(new).invoke(&mut server.connection)?)
     }

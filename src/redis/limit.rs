@@ -6,7 +6,7 @@ use super::document::Document;
 use crate::error::StoreError;
 use crate::limit::{
     AskLimits, IdentifyLimiter, LimitStatus, Limits, Now, Reservations, Rules, SharedLimit,
-    Storage, Ticket, Wake,
+    Storage, Ticket, Wake, read_stored,
 };
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
@@ -19,10 +19,10 @@ use crate::timing::Timing;
 /// from when the permit expired: a process that dies in between makes the next IDENTIFY of the key
 /// late, never early. Within a process, shards are served in the order in which they asked.
 ///
-/// How many IDENTIFYs are left is Discord's to say: one of the processes asks at the start, when a
-/// day is over, when Redis has lost what it held, and every 5 minutes or 100 IDENTIFYs (10 if fewer
-/// than 200 are left). Until Discord has answered, no shard identifies. Ten are never spent (a
-/// tenth, of less than 100 a day).
+/// How many IDENTIFYs are left is Discord's to say: every manager asks when it starts, and one of
+/// the processes asks when a day is over, when Redis has lost what it held, and every 5 minutes or
+/// 100 IDENTIFYs (10 if fewer than 200 are left). Until Discord has answered, no shard identifies.
+/// Ten are never spent (a tenth, of less than 100 a day).
 #[derive(Debug)]
 pub struct RedisLimit(SharedLimit<LimitDocument>);
 
@@ -35,7 +35,7 @@ struct LimitDocument {
 impl RedisLimit {
     pub(super) fn new(document: Document, timing: &Timing) -> Self {
         let rules = Rules::strict(timing);
-        Self(SharedLimit::new(LimitDocument { document, rules }, rules))
+        Self(SharedLimit::new(LimitDocument { document, rules }))
     }
 
     /// Whether it can be read and written.
@@ -66,32 +66,30 @@ impl IdentifyLimiter for RedisLimit {
 }
 
 impl LimitDocument {
-    fn parse(&self, text: &str) -> Result<Option<Reservations>, String> {
+    fn parse(&self, text: &str, may_replace: bool) -> Result<Option<Reservations>, StoreError> {
         if text.is_empty() {
             return Ok(None);
         }
-        let read = Reservations::read(text.as_bytes()).map(Some);
-        read.map_err(|why| format!("the identify limit under {}: {why}", self.document))
+        let name = format_args!("the identify limit under {}", self.document);
+        read_stored(text.as_bytes(), &name, may_replace)
     }
 }
 
 impl Storage for LimitDocument {
+    fn rules(&self) -> Rules {
+        self.rules
+    }
+
     fn change<T>(
         &self,
-        anew: Option<Limits>,
+        said: Option<Limits>,
         mut change: impl FnMut(&Now, &mut Reservations) -> T,
     ) -> Result<T, StoreError> {
         self.document.change(|now, text| {
-            let read = match self.parse(text) {
-                Err(error) if anew.is_some() => {
-                    log::warn!("{error}; it is written anew with what Discord says");
-                    None
-                }
-                read => read?,
-            };
+            let read = self.parse(text, said.is_some())?;
             let mut reservations = read.unwrap_or_else(|| {
-                let mut new = Reservations::new(now, anew.unwrap_or_default());
-                // It may have been lost, and others may have identified just now.
+                let mut new = Reservations::new(now, said.unwrap_or_default());
+                // It may have been lost, and others may have a permit.
                 new.occupy(now, self.rules);
                 new
             });
@@ -102,7 +100,7 @@ impl Storage for LimitDocument {
 
     fn read(&self) -> Result<Option<(Now, Reservations)>, StoreError> {
         let (now, text) = self.document.read()?;
-        let read = self.parse(&text)?;
+        let read = self.parse(&text, false)?;
         Ok(read.map(|reservations| (now, reservations)))
     }
 }

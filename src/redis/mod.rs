@@ -9,18 +9,26 @@
 //!
 //! ```text
 //! ACL SETUSER bot on >password ~threadcord:* resetchannels -@all
-//!     +get +set +time +multi +exec +info +evalsha +script|load
+//!     +get +set +time +info +evalsha +script|load
 //! ```
 //!
+//! A url that names a database (`/1`) needs `+select`, one with `?protocol=resp3` needs `+hello`.
+//!
 //! Use `rediss://` (TLS, whose certificate is checked), or a network that only these processes
-//! reach. `maxmemory-policy noeviction` keeps the keys where memory runs short. Times are those of
-//! the server; the clocks of the machines do not matter.
+//! reach. `maxmemory-policy noeviction` keeps the keys where memory runs short.
+//!
+//! Times are those of the server; the clocks of the other machines do not matter. Its clock should
+//! be slewed, not stepped: a clock that is set forward ends windows too early. Behind a failover,
+//! set `min-replicas-to-write 1` and a `min-replicas-max-lag` of a few seconds, so that a server
+//! that was replaced while it was cut off does not go on granting.
 //!
 //! # When Redis is away
 //! No shard identifies, and connections go on. A call takes 2 s at most, a connection 5 s to be
-//! made, and no thread of a shard ever waits for either; [`Redis::open`] and the start of a manager
-//! do. When Redis has lost what it held, or another server has taken its place, no shard identifies
-//! for one window, nor before Discord has said what is left of the day.
+//! made, and no thread of a shard ever waits for either; [`Redis::open`], the start of a manager
+//! and [`status`](crate::Handle::status) do. When Redis has lost what it held, or another server
+//! has taken its place, no shard identifies for one window and the 2 s that a permit is valid, nor
+//! before Discord has said what is left of the day. Where a host name has several addresses, one
+//! that drops packets can use up the 5 s: name a single address then.
 
 mod connections;
 mod document;

@@ -9,6 +9,7 @@
 pub mod book;
 pub mod hooked;
 pub mod lines;
+pub mod process;
 #[cfg(feature = "gateway-sim")]
 pub mod program;
 pub mod raw;

@@ -18,8 +18,8 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one, with these arguments besides. Without `redis-server`, it says on standard error that
-    /// the test is skipped, and `None`.
+    /// Starts one, with these arguments besides. Without `redis-server`, it says on standard error
+    /// that the test is skipped, and returns `None`.
     ///
     /// # Panics
     /// Where none may be skipped (`THREADCORD_NEEDS_REDIS`), and if the server does not start.
@@ -73,10 +73,20 @@ impl RedisServer {
         let _ = self.child.wait();
     }
 
+    /// Stops it, so that it does not answer until it is [thawed](Self::thaw).
+    pub fn freeze(&self) {
+        signal(self.child.id(), "STOP");
+    }
+
+    pub fn thaw(&self) {
+        signal(self.child.id(), "CONT");
+    }
+
     /// Starts it again, empty.
     pub fn restart(&mut self) {
         self.kill();
-        let child = spawn(self.port, &self.arguments, &self.folder);
+        // The port may be taken for a moment by a client that tries to connect to it from there.
+        let child = (0..10).find_map(|_| spawn(self.port, &self.arguments, &self.folder));
         self.child = child.expect("its port is free again");
     }
 }
@@ -85,6 +95,13 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Sends a signal to a process.
+fn signal(process: u32, name: &str) {
+    let arguments = [format!("-{name}"), process.to_string()];
+    let sent = Command::new("kill").args(arguments).status();
+    assert!(sent.unwrap().success());
 }
 
 fn free_port() -> u16 {
