@@ -586,3 +586,18 @@ fn after_a_close_what_is_queued_is_handled_for_a_while() {
         assert_eq!(left.count(), 0);
     }
 }
+
+#[test]
+fn a_close_after_run_has_returned_does_not_undo_a_suspend() {
+    let gateway = gateway().guilds(1).start().unwrap();
+    for _ in 0..30 {
+        let store = MemoryStore::default();
+        let manager = ready(config(&gateway).session_store(store.clone()));
+        let handle = manager.handle().clone();
+        let asking = thread::spawn(move || handle.request_suspend());
+        manager.run(1, |_, _| {}).unwrap();
+        drop(manager);
+        asking.join().unwrap();
+        assert_eq!(store.sessions().len(), 1, "its session can be resumed");
+    }
+}

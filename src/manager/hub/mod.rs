@@ -59,6 +59,8 @@ pub(super) struct State {
     identified: BTreeMap<u32, Identified>,
     /// The last write of the session store that was asked for.
     store: u64,
+    /// Why the manager stops, if it does. The reconciler hears of it a little later.
+    stopping: Option<StopReason>,
     phase: Phase,
     /// The manager was dropped, perhaps on a thread of its own: no call waits for its end.
     is_detached: bool,
@@ -156,6 +158,7 @@ impl Hub {
             presences: Presences::default(),
             identified: identified.collect(),
             store: 0,
+            stopping: None,
             phase: Phase::Supervised,
             is_detached: false,
         };
@@ -255,11 +258,9 @@ impl Hub {
 
     /// Stops every shard. The first reason counts. Does not wait.
     pub(super) fn stop(&self, reason: StopReason) {
-        let reason = self.stopping().unwrap_or(reason);
-        if reason == StopReason::OwnershipLost {
-            // First, so that `run` knows why its handlers end.
-            self.handle(Input::Stop(reason));
-        }
+        // Known before any handler ends: a call of `run` that returns is often followed by `close`,
+        // which must not come first.
+        let reason = *self.state.lock().stopping.get_or_insert(reason);
         // Before any shard stops, so that no handler begins another event once one has.
         if matches!(reason, StopReason::Suspended | StopReason::OwnershipLost) {
             // Events that no worker has begun are redelivered to the next process, also those of a
@@ -276,12 +277,16 @@ impl Hub {
 
     /// Why the manager stops, if it does.
     pub(super) fn stopping(&self) -> Option<StopReason> {
-        self.state.lock().reconciler.stopping()
+        self.state.lock().stopping
     }
 
     /// The first shard that has stopped because of something that its owner must mend.
     pub(super) fn check(&self) -> Result<(), Error> {
-        self.state.lock().reconciler.check()
+        let state = self.state.lock();
+        if state.stopping == Some(StopReason::OwnershipLost) {
+            return Err(Error::OwnershipLost);
+        }
+        state.reconciler.check()
     }
 
     /// Whether a reshard could begin now.

@@ -157,9 +157,6 @@ impl Reconciler {
     /// # Errors
     /// [`Error::Stopped`]; [`Error::OwnershipLost`].
     pub(in crate::manager) fn check(&self) -> Result<(), Error> {
-        if self.stopping == Some(StopReason::OwnershipLost) {
-            return Err(Error::OwnershipLost);
-        }
         for shard in &self.wanted {
             if let Some(Stage::Stopped(reason)) = self.slots.get(shard).map(|slot| slot.stage)
                 && reason.is_fatal()
