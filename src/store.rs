@@ -1,5 +1,6 @@
 //! Where sessions are kept for the next process.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::num::NonZeroU32;
@@ -11,13 +12,16 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::error::StoreError;
+use crate::error::{Error, StoreError};
 use crate::limit::{Ticket, Wake};
 use crate::protocol::Session;
 use crate::shard_id::ShardId;
 
-/// The version of [`FileStore`]'s files.
+/// The version of what is written.
 const VERSION: u32 = 1;
+
+/// How old a session may be to be tried, if the user does not say.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
 /// Keeps the sessions of one manager for the next process.
 ///
@@ -55,6 +59,27 @@ pub trait SessionStore: Send + Sync {
         let _ = wake;
         None
     }
+
+    /// How often a manager saves the sessions, besides when a shard identifies, is ready or stops.
+    /// The default is as often as [`Timing::store_interval`](crate::Timing::store_interval) says
+    /// (5 s).
+    fn save_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    /// How many shards there are in all, with those that other processes run. A manager calls this
+    /// with the shards that it is about to run, when it starts and when a user asks for others. If the answer is another total, and the plan names none, the manager
+    /// runs its share of that many; else it fails. The default is that all totals are right.
+    ///
+    /// # Errors
+    /// If these shards are not this store's, or if it cannot tell; nothing is started then.
+    fn agree_on_shards(&self, shards: &[ShardId]) -> Result<u32, Error> {
+        Ok(shards.first().map_or(1, |shard| shard.total()))
+    }
+
+    /// The manager has ended, and saved for the last time: another process may take the sessions
+    /// over. The default does nothing.
+    fn release(&self) {}
 }
 
 /// Another process has taken the sessions over.
@@ -197,7 +222,7 @@ impl FileStore {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            max_age: Duration::from_secs(10 * 60),
+            max_age: MAX_AGE,
         }
     }
 
@@ -218,15 +243,7 @@ impl FileStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Saved::default()),
             Err(error) => return Err(ReadError::Io(self.named("read", &error))),
         };
-        let content: Content =
-            serde_json::from_slice(&text).map_err(|error| ReadError::Content(error.to_string()))?;
-        if content.threadcord != VERSION {
-            return Err(ReadError::Content(format!(
-                "it has version {}, not {VERSION}",
-                content.threadcord
-            )));
-        }
-        Ok(content.saved)
+        decode(&text).map_err(ReadError::Content)
     }
 
     /// An error that says which file it is about.
@@ -236,10 +253,6 @@ impl FileStore {
     }
 
     fn write(&self, saved: &Saved) -> io::Result<()> {
-        let content = Content {
-            threadcord: VERSION,
-            saved: saved.clone(),
-        };
         let mut new = self.path.clone().into_os_string();
         new.push(".new");
         // One that a dead process left may be anybody's to read.
@@ -252,7 +265,7 @@ impl FileStore {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&new)?;
-        file.write_all(&serde_json::to_vec(&content)?)?;
+        file.write_all(encode(saved)?.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)
     }
@@ -272,24 +285,43 @@ impl SessionStore for FileStore {
             }
         };
 
-        let (now, count) = (since_epoch().as_secs(), saved.sessions.len());
-        let is_fresh =
-            |session: &Session| now.saturating_sub(session.saved_at) <= self.max_age.as_secs();
-        saved.sessions.retain(is_fresh);
-        let old = count - saved.sessions.len();
-        if old > 0 {
-            let path = self.path.display();
-            log::warn!(
-                "{old} sessions in {path} are older than {:?} and are not used",
-                self.max_age
-            );
-        }
+        remove_old(&mut saved, self.max_age, &self.path.display());
         Ok(saved)
     }
 
     fn save(&self, saved: &Saved) -> Result<(), StoreError> {
         self.write(saved)
             .map_err(|error| self.named("write", &error).into())
+    }
+}
+
+/// What one process leaves to the next, as a text.
+pub(crate) fn encode(saved: &Saved) -> serde_json::Result<String> {
+    serde_json::to_string(&Content {
+        threadcord: VERSION,
+        saved: saved.clone(),
+    })
+}
+
+/// Reads such a text; what is wrong with it, if it cannot be used.
+pub(crate) fn decode(text: &[u8]) -> Result<Saved, String> {
+    let content: Content = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if content.threadcord == VERSION {
+        Ok(content.saved)
+    } else {
+        let version = content.threadcord;
+        Err(format!("it has version {version}, not {VERSION}"))
+    }
+}
+
+/// Removes sessions that are older than `max_age`, and says where they were.
+pub(crate) fn remove_old(saved: &mut Saved, max_age: Duration, place: &dyn fmt::Display) {
+    let (now, count) = (since_epoch().as_secs(), saved.sessions.len());
+    let is_fresh = |session: &Session| now.saturating_sub(session.saved_at) <= max_age.as_secs();
+    saved.sessions.retain(is_fresh);
+    let old = count - saved.sessions.len();
+    if old > 0 {
+        log::warn!("{old} sessions in {place} are older than {max_age:?} and are not used");
     }
 }
 

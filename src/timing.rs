@@ -78,6 +78,9 @@ pub struct Timing {
     /// How long a session store may take to say whether a session may be resumed, before it is
     /// resumed without its answer. Ours: 30 s.
     pub confirm_timeout: Duration,
+    /// How long a process owns a part of the shards after it last renewed its lease
+    /// (`redis::Part`). It renews it ten times as often. All processes need the same. Ours: 10 s.
+    pub lease_ttl: Duration,
     /// How often a session store is written. Ours: 5 s.
     pub store_interval: Duration,
 }
@@ -113,6 +116,7 @@ impl Default for Timing {
             reshard_timeout: seconds(60 * 60),
             session_skew: seconds(1),
             confirm_timeout: seconds(30),
+            lease_ttl: seconds(10),
             store_interval: seconds(5),
         }
     }
@@ -124,7 +128,7 @@ impl Timing {
     ///
     /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
     /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `permit_validity`,
-    /// `reshard_overlap`, `session_skew`, `confirm_timeout` and `store_interval` stay as they are:
+    /// `reshard_overlap`, `session_skew`, `confirm_timeout`, `lease_ttl` and `store_interval` stay as they are:
     /// they make up for a slow machine or network, which a faster clock does not change.
     ///
     /// # Panics
@@ -154,7 +158,7 @@ impl Timing {
     }
 
     /// Every duration, and whether a faster clock makes it shorter.
-    fn durations_mut(&mut self) -> [(&mut Duration, bool); 28] {
+    fn durations_mut(&mut self) -> [(&mut Duration, bool); 29] {
         // Without `..`, so that none is forgotten.
         let Self {
             connect_timeout,
@@ -169,6 +173,7 @@ impl Timing {
             reshard_timeout,
             session_skew,
             confirm_timeout,
+            lease_ttl,
             store_interval,
             invalid_session_min,
             invalid_session_max,
@@ -199,6 +204,7 @@ impl Timing {
             (reshard_timeout, false),
             (session_skew, false),
             (confirm_timeout, false),
+            (lease_ttl, false),
             (store_interval, false),
             (invalid_session_min, true),
             (invalid_session_max, true),

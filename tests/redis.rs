@@ -14,6 +14,7 @@ use common::{PATIENCE, SCALE, config, eventually, gateway, shard};
 use threadcord::limit::{IdentifyLimiter, LimitError, Limits, contract};
 use threadcord::redis::Redis;
 use threadcord::sim::Gateway;
+use threadcord::store::{Saved, SessionStore};
 use threadcord::{Config, Error, Intents, Plan, ShardManager, Stage, Timing, Token};
 
 const PROCESSES: u32 = 16;
@@ -165,7 +166,14 @@ fn the_documented_rights_are_enough_and_needed() {
         command(&mut admin, &words);
     };
     reset(rights);
-    Redis::open(&server.url(login), &token()).unwrap();
+    let mut timing = timing();
+    timing.lease_ttl = Duration::from_millis(200);
+    let redis = Redis::open_with_timing(&server.url(login), &token(), &timing).unwrap();
+    let part = redis.part(0, 1).acquire(PATIENCE).unwrap();
+    let saved = Saved::default();
+    part.save(&saved).unwrap();
+    assert_eq!(part.load().unwrap(), saved);
+    drop(part);
     for right in rights.split_whitespace() {
         reset(&rights.replacen(right, "", 1));
         let report = server.refusal(login);

@@ -32,7 +32,7 @@ use crate::error::Error;
 use crate::shard_id::ShardId;
 
 #[cfg(feature = "redis")]
-pub(crate) use self::reservations::{Now, Reservations, Rules};
+pub(crate) use self::reservations::{Now, Reservations, Rules, millis};
 #[cfg(feature = "redis")]
 pub(crate) use self::shared::{SharedLimit, Storage, read_stored};
 #[cfg(feature = "redis")]

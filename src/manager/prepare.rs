@@ -77,6 +77,8 @@ pub(super) fn with_gateway(
     let saved = start::saved(&config)?;
     let recommended = gateway.map_or(0, |gateway| gateway.shards.get());
     let shards = plan.shards_with(recommended, &saved.sessions)?;
+    let shards = start::agreed(&config, &plan, shards)?;
+    start::check_automatic(&config, &shards)?;
     let config = Arc::new(config);
     shards
         .iter()

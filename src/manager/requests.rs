@@ -38,6 +38,7 @@ impl Hub {
             });
         }
         self.config.of_shard(shard)?;
+        start::check_agreed(&self.config, &[shard])?;
         self.ask(Request::Open(shard, session))
     }
 
@@ -66,6 +67,7 @@ impl Hub {
         let gateway = gateway.as_ref();
         let plan = count::rounded(plan, gateway, || count::is_large(&self.rest));
         let to = plan.shards(gateway.map_or(0, |gateway| gateway.shards.get()))?;
+        start::check_agreed(&self.config, &to)?;
         if let Some(gateway) = gateway {
             let limits = start::limits(&gateway.session_start_limit);
             self.limiter.update(limits, gateway.asked_at);

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::hub::Hub;
 #[cfg(test)]
@@ -32,6 +32,7 @@ pub(super) struct SessionWriter {
     store: Arc<dyn SessionStore>,
     /// The last request that was fulfilled.
     written: u64,
+    interval: Duration,
     /// When it is written without a request.
     due: Instant,
     is_failing: bool,
@@ -39,8 +40,11 @@ pub(super) struct SessionWriter {
 
 impl SessionWriter {
     pub(super) fn new(hub: Arc<Hub>, store: Arc<dyn SessionStore>) -> Self {
+        let interval = store.save_interval();
+        let interval = interval.unwrap_or(hub.config.timing.store_interval);
         Self {
-            due: clock::now() + hub.config.timing.store_interval,
+            interval,
+            due: clock::now() + interval,
             hub,
             store,
             written: 0,
@@ -53,6 +57,8 @@ impl SessionWriter {
             let (request, is_last) = self.hub.wait_for_store(self.written, self.due);
             self.write(request, is_last);
             if is_last {
+                // One that panics has not released it, which the next process waits out.
+                let _ = catch_unwind(AssertUnwindSafe(|| self.store.release()));
                 return;
             }
         }
@@ -72,7 +78,7 @@ impl SessionWriter {
             let result = save(&*self.store, &self.hub.saved());
             self.handle(request, &result, is_last);
         }
-        self.due = clock::now() + self.hub.config.timing.store_interval;
+        self.due = clock::now() + self.interval;
     }
 
     fn handle(&mut self, request: u64, result: &Result<(), StoreError>, is_last: bool) {

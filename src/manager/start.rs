@@ -113,6 +113,71 @@ pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
     Ok(saved)
 }
 
+/// The shards that the plan stands for where other processes run the rest of a bot's shards: of the
+/// total that all of them have.
+pub(super) fn agreed(
+    config: &Config,
+    plan: &Plan,
+    shards: Vec<ShardId>,
+) -> Result<Vec<ShardId>, Error> {
+    let Some(total) = other_total(config, &shards)? else {
+        return Ok(shards);
+    };
+    if !plan.asks_discord() {
+        return Err(disagreement(&shards, total));
+    }
+    log::info!("the other processes run their share of {total} shards, and so does this one");
+    let shards = plan.shards(total)?;
+    check_agreed(config, &shards)?;
+    Ok(shards)
+}
+
+/// Checks that other processes have the same total.
+pub(super) fn check_agreed(config: &Config, shards: &[ShardId]) -> Result<(), Error> {
+    match other_total(config, shards)? {
+        None => Ok(()),
+        Some(total) => Err(disagreement(shards, total)),
+    }
+}
+
+/// Refuses settings that change the total by themselves where other processes have the same one.
+pub(super) fn check_automatic(config: &Config, shards: &[ShardId]) -> Result<(), Error> {
+    let (setting, given) = match (config.auto_split, config.auto_reshard) {
+        (Some(count), _) => ("auto_split", count.to_string()),
+        (None, Some(auto)) => ("auto_reshard", format!("every {:?}", auto.check_every)),
+        (None, None) => return Ok(()),
+    };
+    let larger = |shard: &ShardId| ShardId::new(shard.number(), shard.total().saturating_mul(2));
+    let larger: Vec<_> = shards.iter().map(larger).collect::<Result<_, _>>()?;
+    match other_total(config, &larger)? {
+        None => Ok(()),
+        Some(total) => {
+            let allowed = format!("none, since other processes run the rest of {total} shards");
+            Err(Error::setting(setting, given, allowed))
+        }
+    }
+}
+
+/// The total that other processes have, if it is not that of these shards.
+fn other_total(config: &Config, shards: &[ShardId]) -> Result<Option<u32>, Error> {
+    let Some(store) = &config.session_store else {
+        return Ok(None);
+    };
+    let total = store.agree_on_shards(shards)?;
+    let is_other = shards.iter().any(|shard| shard.total() != total);
+    Ok(is_other.then_some(total))
+}
+
+fn disagreement(shards: &[ShardId], total: u32) -> Error {
+    let own = shards.iter().map(|shard| shard.total());
+    let own = own.filter(|own| *own != total).max().unwrap_or_default();
+    let allowed = format!(
+        "the total that the other processes have: {total} (`Redis::set_total` changes it once all \
+         have stopped)"
+    );
+    Error::setting("plan", format!("a total of {own} shards"), allowed)
+}
+
 /// Those that belong to shards of the plan. The store is written, to see whether it can be.
 pub(super) fn matching(
     saved: Saved,

@@ -334,6 +334,7 @@ fn answer_of(hub: &Hub, question: Question, gateway: &GatewayBot) -> Result<Answ
     };
 
     let shards = plan.shards(recommended)?;
+    start::check_agreed(&hub.config, &shards)?;
     shards
         .iter()
         .try_for_each(|shard| hub.config.of_shard(*shard).map(drop))?;

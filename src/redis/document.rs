@@ -25,6 +25,25 @@ static SWAP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Sets a text, if a lease under another key has this token. Returns the lease's token.
+static SET_WITH: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local lease = redis.call('GET', KEYS[1])\n\
+         if not lease then return false end\n\
+         local token = cjson.decode(lease).token\n\
+         if token == tonumber(ARGV[1]) then redis.call('SET', KEYS[2], ARGV[2]) end\n\
+         return token",
+    )
+});
+
+/// What is stored cannot be used, for as long as it is there.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} cannot be used: {why}")]
+pub(super) struct Unusable {
+    key: String,
+    why: String,
+}
+
 /// The text under one key.
 pub(super) struct Document {
     connections: Arc<Connections>,
@@ -58,6 +77,27 @@ impl Document {
             }
             Err(format!("{self} is changed by others all the time").into())
         })
+    }
+
+    /// The error that the text is of no use.
+    pub(super) fn unusable(&self, why: String) -> Unusable {
+        Unusable {
+            key: self.key.clone(),
+            why,
+        }
+    }
+
+    /// Sets the text, if the lease has this token. Returns the token that it has, if there is one.
+    pub(super) fn set_with(
+        &self,
+        lease: &Self,
+        token: u64,
+        text: &str,
+    ) -> Result<Option<u64>, StoreError> {
+        let mut set = SET_WITH.key(&lease.key);
+        set.key(&self.key).arg(token).arg(text);
+        self.connections
+            .with(|server| Ok(set.invoke(&mut server.connection)?))
     }
 
     fn read_from(&self, server: &mut ServerConnection) -> Result<(Now, String), StoreError> {

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+use super::process::signal;
+
 /// How long the server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -95,13 +97,6 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Sends a signal to a process.
-fn signal(process: u32, name: &str) {
-    let arguments = [format!("-{name}"), process.to_string()];
-    let sent = Command::new("kill").args(arguments).status();
-    assert!(sent.unwrap().success());
 }
 
 fn free_port() -> u16 {

@@ -1,0 +1,236 @@
+//! What all processes of a bot have in common: the number of parts, and the number of shards.
+
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Redis;
+use super::document::Document;
+use super::lease::{Lease, Step, Watch};
+use super::part::LOOKS_PER_TTL;
+use crate::error::{Error, StoreError};
+use crate::limit::{IdentifyLimiter, LimitStatus, maybe_seconds, millis};
+
+/// The version of what is stored.
+const VERSION: u32 = 1;
+
+/// What is known of a bot's processes: [`Redis::status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FleetStatus {
+    /// How many shards the bot has in all; `None` until the first manager has started.
+    pub total: Option<u32>,
+    /// Its parts, of which there are none before the first is acquired.
+    pub parts: Vec<PartStatus>,
+    /// What is left of the identify limit; `None` if nothing has been stored yet.
+    pub limit: Option<LimitStatus>,
+}
+
+/// Who owns a part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PartStatus {
+    /// Which part, from 0.
+    pub index: u32,
+    /// The process, as `host:process id:random number`; `None` if the part was released, or never
+    /// acquired.
+    pub owner: Option<String>,
+    /// How long ago the owner renewed its lease: less than 2 s, while it lives.
+    #[serde(serialize_with = "maybe_seconds")]
+    pub renewed_ago: Option<Duration>,
+}
+
+/// What is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Fleet {
+    threadcord: u32,
+    parts: u32,
+    total: Option<u32>,
+}
+
+impl Fleet {
+    fn read(text: &str) -> Result<Option<Self>, String> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let fleet: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let Self {
+            threadcord, parts, ..
+        } = fleet;
+        if threadcord == VERSION && parts > 0 {
+            Ok(Some(fleet))
+        } else {
+            Err(format!(
+                "it has version {threadcord}, not {VERSION}, and {parts} parts"
+            ))
+        }
+    }
+}
+
+impl Redis {
+    /// Which process owns which part, how long ago it renewed its lease, and what is left of the
+    /// identify limit. It takes one call to Redis per part.
+    ///
+    /// # Errors
+    /// [`Error::Redis`] if Redis is away, or holds what another version has written.
+    pub fn status(&self) -> Result<FleetStatus, Error> {
+        let fleet = self.fleet().map_err(Error::Redis)?;
+        let parts = fleet.map_or(0, |fleet| fleet.parts);
+        let parts = (0..parts).map(|index| self.part_status(index, parts));
+        Ok(FleetStatus {
+            total: fleet.and_then(|fleet| fleet.total),
+            parts: parts.collect::<Result<_, _>>().map_err(Error::Redis)?,
+            limit: self.identify_limit().status(),
+        })
+    }
+
+    /// Stores how many shards the bot has in all. Each process takes this number when it starts
+    /// next, if its plan names none.
+    ///
+    /// It looks for one TTL (10 s) whether a process owns a part that was not released.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for 0; [`Error::Redis`] if a process owns a part, if none has ever owned
+    /// one, or if Redis cannot be used.
+    pub fn set_total(&self, total: u32) -> Result<(), Error> {
+        if total == 0 {
+            return Err(Error::setting("total", total, "at least 1 shard"));
+        }
+        self.set_fleet(|fleet| Fleet {
+            total: Some(total),
+            ..fleet
+        })
+    }
+
+    /// Stores how many parts the bot's shards are divided into. The sessions of the old parts are
+    /// not used any more: all shards identify.
+    ///
+    /// It looks for one TTL (10 s) whether a process owns a part that was not released.
+    ///
+    /// # Errors
+    /// As [`set_total`](Self::set_total).
+    pub fn set_parts(&self, parts: u32) -> Result<(), Error> {
+        if parts == 0 {
+            return Err(Error::setting("parts", parts, "at least 1 part"));
+        }
+        self.set_fleet(|fleet| Fleet { parts, ..fleet })
+    }
+
+    /// Enters the number of parts, if no process has done so.
+    pub(super) fn enter_parts(&self, parts: u32) -> Result<(), Error> {
+        let new = Fleet {
+            threadcord: VERSION,
+            parts,
+            total: None,
+        };
+        let fleet = self.change_fleet(|fleet| Ok(fleet.unwrap_or(new)))?;
+        if fleet.parts == parts {
+            return Ok(());
+        }
+        let given = format!("one of {parts} parts");
+        let allowed = format!(
+            "one of {}, as the other processes have it (`Redis::set_parts` changes it)",
+            fleet.parts
+        );
+        Err(Error::setting("part", given, allowed))
+    }
+
+    /// The number of shards that is stored; this one, if there is none.
+    pub(super) fn enter_total(&self, parts: u32, total: u32) -> Result<u32, Error> {
+        let fleet = self.change_fleet(|fleet| {
+            let fleet = fleet.unwrap_or(Fleet {
+                threadcord: VERSION,
+                parts,
+                total: None,
+            });
+            Ok(Fleet {
+                total: fleet.total.or(Some(total)),
+                ..fleet
+            })
+        })?;
+        Ok(fleet.total.unwrap_or(total))
+    }
+
+    fn fleet(&self) -> Result<Option<Fleet>, StoreError> {
+        let document = self.document("fleet");
+        let (_, text) = document.read()?;
+        Ok(Fleet::read(&text).map_err(|why| document.unusable(why))?)
+    }
+
+    fn change_fleet(
+        &self,
+        mut change: impl FnMut(Option<Fleet>) -> Result<Fleet, StoreError>,
+    ) -> Result<Fleet, Error> {
+        let document = self.document("fleet");
+        let changed = document.change(|_, text| {
+            let fleet = Fleet::read(text).map_err(|why| document.unusable(why))?;
+            let fleet = change(fleet)?;
+            Ok((serde_json::to_string(&fleet)?, fleet))
+        });
+        changed.map_err(Error::Redis)
+    }
+
+    fn set_fleet(&self, change: impl Fn(Fleet) -> Fleet) -> Result<(), Error> {
+        let known = self.fleet().map_err(Error::Redis)?;
+        let Some(known) = known else {
+            return Err(Error::Redis("no process has owned a part yet".into()));
+        };
+        self.wait_unowned(known.parts).map_err(Error::Redis)?;
+        let changed = self.change_fleet(|fleet| {
+            let fleet = fleet.filter(|fleet| *fleet == known);
+            Ok(change(
+                fleet.ok_or("another process has changed it meanwhile")?,
+            ))
+        });
+        changed.map(drop)
+    }
+
+    /// Waits until it is sure that no process owns a part.
+    fn wait_unowned(&self, parts: u32) -> Result<(), StoreError> {
+        let ttl = self.timing.lease_ttl;
+        let mut watched: Vec<_> = (0..parts)
+            .map(|index| (self.lease(index, parts), Watch::default(), None))
+            .collect();
+        loop {
+            let mut is_free = true;
+            for (document, watch, first) in &mut watched {
+                let (now, text) = document.read()?;
+                let stored = Lease::read(&text).map_err(|why| document.unusable(why))?;
+                let first = first.get_or_insert_with(|| stored.clone());
+                let step = watch.look(&now, stored.as_ref(), "", millis(ttl));
+                is_free &= matches!(step, Step::Take(_));
+                if let Some(lease) = &stored
+                    && !lease.is_released
+                    && *first != stored
+                {
+                    let why = format!("{document} is owned by {}: stop it first", lease.owner);
+                    return Err(why.into());
+                }
+            }
+            if is_free {
+                return Ok(());
+            }
+            thread::sleep(ttl / LOOKS_PER_TTL);
+        }
+    }
+
+    fn part_status(&self, index: u32, of: u32) -> Result<PartStatus, StoreError> {
+        let document = self.lease(index, of);
+        let (now, text) = document.read()?;
+        let lease = Lease::read(&text).map_err(|why| document.unusable(why))?;
+        let lease = lease.filter(|lease| !lease.is_released);
+        Ok(PartStatus {
+            index,
+            renewed_ago: lease
+                .as_ref()
+                .map(|lease| Duration::from_millis(lease.age(&now))),
+            owner: lease.map(|lease| lease.owner),
+        })
+    }
+
+    /// Where the lease of a part is.
+    pub(super) fn lease(&self, index: u32, of: u32) -> Document {
+        self.document(&format!("part:{index}/{of}"))
+    }
+}

@@ -1,0 +1,213 @@
+//! The thread that keeps a lease.
+
+use std::mem;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::document::Document;
+use super::lease::{Lease, Renewal};
+use crate::clock;
+use crate::error::{Error, StoreError};
+use crate::limit::{Granter, LimitError, Ticket, Wake, millis};
+use crate::store::OwnershipLost;
+
+/// How often a lease is renewed, in parts of a TTL.
+const RENEWALS_PER_TTL: u32 = 10;
+
+/// A lease that this process has, or had.
+pub(super) struct Keeper {
+    document: Document,
+    ttl: Duration,
+    state: Mutex<State>,
+    /// There is a ticket to answer, or the lease is not kept any more.
+    changed: Condvar,
+}
+
+struct State {
+    /// As it was stored last.
+    own: Lease,
+    condition: Condition,
+    /// Whose answer the next renewal gives.
+    waiting: Vec<Granter>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    Kept,
+    Lost,
+    Released,
+}
+
+impl Keeper {
+    /// Renews a lease from now on.
+    pub(super) fn start(document: Document, own: Lease, ttl: Duration) -> Result<Arc<Self>, Error> {
+        let keeper = Arc::new(Self {
+            document,
+            ttl,
+            state: Mutex::new(State {
+                own,
+                condition: Condition::Kept,
+                waiting: Vec::new(),
+            }),
+            changed: Condvar::new(),
+        });
+        let of_thread = Arc::clone(&keeper);
+        let thread = thread::Builder::new().name("redis-lease".into());
+        let spawned = thread.spawn(move || of_thread.run());
+        if let Err(source) = spawned {
+            keeper.release();
+            return Err(Error::Io {
+                what: "a thread that renews a lease",
+                source,
+            });
+        }
+        Ok(keeper)
+    }
+
+    /// Asks whether the lease is still this process's own; the answer is that of a renewal which is
+    /// sent from now on.
+    pub(super) fn confirm(&self, wake: Wake) -> Ticket {
+        let (ticket, granter) = Ticket::pair(wake, |_| {});
+        let is_kept = {
+            let mut state = self.state.lock();
+            let is_kept = state.condition == Condition::Kept;
+            if is_kept {
+                state.waiting.push(granter.clone());
+            }
+            is_kept
+        };
+        if is_kept {
+            self.changed.notify_all();
+        } else {
+            granter.refuse(LimitError::Closed);
+        }
+        ticket
+    }
+
+    /// Whether the lease may be used, as far as this process knows.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match self.state.lock().condition {
+            Condition::Kept => Ok(()),
+            Condition::Lost => Err(Box::new(OwnershipLost)),
+            Condition::Released => Err("the part was released: acquire it again".into()),
+        }
+    }
+
+    /// Another process has the lease.
+    pub(super) fn lose(&self) {
+        self.end(Condition::Lost);
+    }
+
+    /// Leaves the lease to the next process. If Redis is away, that one waits for one TTL.
+    pub(super) fn release(&self) {
+        if !self.end(Condition::Released) {
+            return;
+        }
+        let own = self.state.lock().own.clone();
+        let released = self.document.change(|now, text| {
+            let stored = Lease::read(text).map_err(|why| self.document.unusable(why))?;
+            let released = Lease::release(now, &own, stored.as_ref());
+            let text =
+                released.map_or(Ok(text.to_owned()), |lease| serde_json::to_string(&lease))?;
+            Ok((text, ()))
+        });
+        match released {
+            Ok(()) => log::info!("{} is released", self.document),
+            Err(error) => log::warn!(
+                "failed to release {}, the next process waits for {:?}: {error}",
+                self.document,
+                self.ttl
+            ),
+        }
+    }
+
+    /// The lease is not kept any more. Returns whether it was until now.
+    fn end(&self, condition: Condition) -> bool {
+        let waiting = {
+            let mut state = self.state.lock();
+            if state.condition != Condition::Kept {
+                return false;
+            }
+            state.condition = condition;
+            mem::take(&mut state.waiting)
+        };
+        self.changed.notify_all();
+        for granter in waiting {
+            granter.refuse(LimitError::Closed);
+        }
+        true
+    }
+
+    fn run(&self) {
+        let mut due = clock::now() + self.ttl / RENEWALS_PER_TTL;
+        let mut is_failing = false;
+        while let Some((own, waiting)) = self.next(due) {
+            due = clock::now() + self.ttl / RENEWALS_PER_TTL;
+            let renewed = self.renew(&own);
+            if let Err(error) = &renewed
+                && !is_failing
+            {
+                log::error!("failed to renew {}, will retry: {error}", self.document);
+            }
+            is_failing = renewed.is_err();
+            self.handle(renewed, waiting);
+        }
+    }
+
+    /// Waits until a renewal is due, or asked for. `None` if the lease is not kept any more.
+    fn next(&self, due: Instant) -> Option<(Lease, Vec<Granter>)> {
+        let mut state = self.state.lock();
+        while state.condition == Condition::Kept && state.waiting.is_empty() {
+            if self.changed.wait_until(&mut state, due).timed_out() {
+                break;
+            }
+        }
+        let is_kept = state.condition == Condition::Kept;
+        is_kept.then(|| (state.own.clone(), mem::take(&mut state.waiting)))
+    }
+
+    fn renew(&self, own: &Lease) -> Result<Renewal, StoreError> {
+        let ttl = millis(self.ttl);
+        self.document.change(|now, text| {
+            let stored = Lease::read(text).map_err(|why| self.document.unusable(why))?;
+            let renewal = Lease::renew(now, own, stored, ttl);
+            let text = match &renewal {
+                Renewal::Lost(_) => text.to_owned(),
+                Renewal::Confirmed(lease) | Renewal::InDoubt(lease) => {
+                    serde_json::to_string(lease)?
+                }
+            };
+            Ok((text, renewal))
+        })
+    }
+
+    fn handle(&self, renewed: Result<Renewal, StoreError>, waiting: Vec<Granter>) {
+        let failure = match renewed {
+            Ok(Renewal::Confirmed(lease)) => {
+                self.state.lock().own = lease;
+                for granter in waiting {
+                    // A shard that has left wants no answer.
+                    let _ = granter.grant();
+                }
+                return;
+            }
+            Ok(Renewal::InDoubt(lease)) => {
+                self.state.lock().own = lease;
+                LimitError::failed("this Redis may not know of another owner yet")
+            }
+            Ok(Renewal::Lost(lease)) => {
+                let key = &self.document;
+                log::error!("{key} belongs to {} now", lease.owner);
+                self.lose();
+                LimitError::Closed
+            }
+            Err(error) => LimitError::failed(error),
+        };
+        for granter in waiting {
+            granter.refuse(failure.clone());
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A part of a bot's shards, which one process at a time owns.
+
+use std::fmt;
+use std::process;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::Redis;
+use super::document::{Document, Unusable};
+use super::keeper::Keeper;
+use super::lease::{Lease, Step, Watch};
+use super::sessions::{Save, Sessions};
+use crate::clock;
+use crate::error::{Error, StoreError};
+use crate::limit::{Ticket, Wake, millis};
+use crate::shard_id::ShardId;
+use crate::store::{OwnershipLost, Saved, SessionStore};
+
+/// How often a process that waits looks at a lease, in parts of a TTL.
+pub(super) const LOOKS_PER_TTL: u32 = 40;
+
+/// How often the sessions of a part are saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A part of a bot's shards: those whose number leaves `index` when divided by `of`.
+/// [`Redis::part`] makes it.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub(super) redis: Redis,
+    pub(super) index: u32,
+    pub(super) of: u32,
+}
+
+/// A part that this process owns: the session store of the manager that runs it.
+///
+/// A thread renews the lease every second ([`Timing::lease_ttl`](crate::Timing::lease_ttl) / 10).
+/// The sessions are saved once a second, if they have moved. When the manager ends, or this is
+/// dropped, the part is released: the next process takes it over at once.
+///
+/// Where another process has taken it over, since this one was stopped or cut off for longer than
+/// the TTL, nothing is saved any more, and the manager ends with [`Error::OwnershipLost`].
+pub struct OwnedPart {
+    part: Part,
+    keeper: Arc<Keeper>,
+    sessions: Sessions,
+}
+
+impl Part {
+    /// Waits until no other process owns the part, for `timeout` at most, and owns it.
+    ///
+    /// A part that was released is free at once. One whose owner has died is free once its lease has
+    /// not been renewed for one TTL ([`Timing::lease_ttl`](crate::Timing::lease_ttl), 10 s); a
+    /// process that was not there before counts from its first look. So does the very first process
+    /// of a bot, since Redis may have lost who owns the part. Errors of Redis are waited out.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is no such part, or if the bot's shards are divided into another
+    /// number of parts. [`Error::Redis`] if Redis holds what this version cannot read; after
+    /// `timeout`, if another process owns the part, or Redis cannot be used.
+    pub fn acquire(&self, timeout: Duration) -> Result<OwnedPart, Error> {
+        let Self { redis, index, of } = self;
+        if index >= of {
+            let given = format!("part {index} of {of}");
+            let allowed = "a part from 0 to the number of parts less one";
+            return Err(Error::setting("part", given, allowed));
+        }
+
+        let ttl = redis.timing.lease_ttl;
+        let deadline = clock::now().checked_add(timeout);
+        let mut candidate = Candidate {
+            lease: redis.lease(*index, *of),
+            watch: Watch::default(),
+            name: name(),
+            ttl: millis(ttl),
+        };
+        let mut is_told = false;
+        loop {
+            let looked = redis.enter_parts(*of).and_then(|()| candidate.look());
+            let wait = match looked {
+                Ok(Ok(own)) => return self.own(candidate.lease, own),
+                Ok(Err(wait)) => Error::Redis(wait.into()),
+                Err(Error::Redis(error)) if !error.is::<Unusable>() => Error::Redis(error),
+                Err(error) => return Err(error),
+            };
+            if deadline.is_some_and(|deadline| clock::now() >= deadline) {
+                return Err(wait);
+            }
+            if !is_told {
+                log::info!("waiting for part {index} of {of}: {}", wait.report());
+                is_told = true;
+            }
+            thread::sleep(ttl / LOOKS_PER_TTL);
+        }
+    }
+
+    fn own(&self, lease: Document, own: Lease) -> Result<OwnedPart, Error> {
+        let Self { redis, index, of } = self;
+        log::info!("this process owns part {index} of {of}, as {}", own.owner);
+        let sessions = redis.document(&format!("sessions:{index}/{of}"));
+        let sessions = Sessions::new(sessions, redis.lease(*index, *of), own.token);
+        Ok(OwnedPart {
+            part: self.clone(),
+            keeper: Keeper::start(lease, own, redis.timing.lease_ttl)?,
+            sessions,
+        })
+    }
+}
+
+/// A process that wants to own a part.
+struct Candidate {
+    lease: Document,
+    watch: Watch,
+    name: String,
+    ttl: u64,
+}
+
+impl Candidate {
+    /// Looks once. Returns its own lease, or why it waits.
+    fn look(&mut self) -> Result<Result<Lease, String>, Error> {
+        let Self {
+            lease,
+            watch,
+            name,
+            ttl,
+        } = self;
+        let looked = lease.change(|now, text| {
+            let stored = Lease::read(text).map_err(|why| lease.unusable(why))?;
+            match watch.look(now, stored.as_ref(), name, *ttl) {
+                Step::Take(own) => Ok((serde_json::to_string(&own)?, Ok(own))),
+                Step::Owned(own) => Ok((text.to_owned(), Ok(own))),
+                Step::Wait { until } => {
+                    let owner = stored.map_or("a process that Redis may have lost".into(), |own| {
+                        format!("{}, renewed {} ms ago", own.owner, own.age(now))
+                    });
+                    let left = until.saturating_sub(now.at);
+                    let why = format!("it belongs to {owner}, for {left} ms unless renewed");
+                    Ok((text.to_owned(), Err(why)))
+                }
+            }
+        });
+        looked.map_err(Error::Redis)
+    }
+}
+
+impl SessionStore for OwnedPart {
+    fn load(&self) -> Result<Saved, StoreError> {
+        self.keeper.check()?;
+        self.sessions.load()
+    }
+
+    fn save(&self, saved: &Saved) -> Result<(), StoreError> {
+        self.keeper.check()?;
+        match self.sessions.save(saved)? {
+            Save::Done => Ok(()),
+            Save::Refused => {
+                self.keeper.lose();
+                Err(Box::new(OwnershipLost))
+            }
+        }
+    }
+
+    fn save_interval(&self) -> Option<Duration> {
+        Some(SAVE_INTERVAL)
+    }
+
+    fn confirm(&self, wake: Wake) -> Option<Ticket> {
+        Some(self.keeper.confirm(wake))
+    }
+
+    fn agree_on_shards(&self, shards: &[ShardId]) -> Result<u32, Error> {
+        let Part { redis, index, of } = &self.part;
+        let is_foreign = |shard: &&ShardId| shard.number() % of != *index;
+        if let Some(foreign) = shards.iter().find(is_foreign) {
+            let given = format!("one with shard {foreign}");
+            let allowed =
+                format!("the shards of part {index} of {of}: `Plan::bucket({index}, {of})`");
+            return Err(Error::setting("plan", given, allowed));
+        }
+        let total = shards.first().map_or(1, |shard| shard.total());
+        redis.enter_total(*of, total)
+    }
+
+    fn release(&self) {
+        self.keeper.release();
+    }
+}
+
+impl Drop for OwnedPart {
+    fn drop(&mut self) {
+        self.keeper.release();
+    }
+}
+
+impl fmt::Debug for OwnedPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Part { index, of, .. } = self.part;
+        write!(f, "OwnedPart({index} of {of})")
+    }
+}
+
+/// What this process calls itself, for operators to find it. No other attempt has the same name.
+fn name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.or_else(|_| std::env::var("COMPUTERNAME"));
+    let host = host.unwrap_or_else(|_| "host".into());
+    format!(
+        "{}:{}:{:08x}",
+        host.trim(),
+        process::id(),
+        fastrand::u32(..)
+    )
+}

@@ -1,0 +1,97 @@
+//! The sessions of a part, which only its owner saves.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::document::Document;
+use crate::clock;
+use crate::error::StoreError;
+use crate::protocol::Session;
+use crate::store::{self, MAX_AGE, Saved};
+
+/// Sessions that have not moved are saved again after this time, so that they do not seem old.
+const REFRESH: Duration = Duration::from_secs(30);
+
+pub(super) struct Sessions {
+    lease: Document,
+    document: Document,
+    token: u64,
+    /// What was saved last, and when.
+    last: Mutex<Option<(Instant, Saved)>>,
+}
+
+/// What has become of a save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Save {
+    Done,
+    /// A later owner has the lease.
+    Refused,
+}
+
+impl Sessions {
+    /// Those under `document`, for the owner whose token is in `lease`.
+    pub(super) fn new(document: Document, lease: Document, token: u64) -> Self {
+        Self {
+            lease,
+            document,
+            token,
+            last: Mutex::default(),
+        }
+    }
+
+    pub(super) fn load(&self) -> Result<Saved, StoreError> {
+        let (_, text) = self.document.read()?;
+        if text.is_empty() {
+            return Ok(Saved::default());
+        }
+        match store::decode(text.as_bytes()) {
+            Ok(mut saved) => {
+                store::remove_old(&mut saved, MAX_AGE, &self.document);
+                Ok(saved)
+            }
+            Err(why) => {
+                log::warn!(
+                    "{} holds no sessions that can be used: {why}",
+                    self.document
+                );
+                Ok(Saved::default())
+            }
+        }
+    }
+
+    pub(super) fn save(&self, saved: &Saved) -> Result<Save, StoreError> {
+        let now = clock::now();
+        let is_known = |(at, last): &(Instant, Saved)| {
+            now.saturating_duration_since(*at) < REFRESH && is_same(last, saved)
+        };
+        if self.last.lock().as_ref().is_some_and(is_known) {
+            return Ok(Save::Done);
+        }
+
+        let text = store::encode(saved)?;
+        match self.document.set_with(&self.lease, self.token, &text)? {
+            Some(token) if token == self.token => {
+                *self.last.lock() = Some((now, saved.clone()));
+                Ok(Save::Done)
+            }
+            Some(token) if token > self.token => Ok(Save::Refused),
+            // The next renewal writes the lease again.
+            _ => Err(format!("Redis has lost {}", self.lease).into()),
+        }
+    }
+}
+
+/// Whether two are the same but for when they were taken.
+fn is_same(a: &Saved, b: &Saved) -> bool {
+    let is_same = |(a, b): (&Session, &Session)| {
+        let b = Session {
+            saved_at: a.saved_at,
+            ..b.clone()
+        };
+        *a == b
+    };
+    a.identified == b.identified
+        && a.sessions.len() == b.sessions.len()
+        && a.sessions.iter().zip(&b.sessions).all(is_same)
+}
