@@ -2,3 +2,6 @@
 
 #[doc = include_str!("../docs/answering.md")]
 pub mod answering {}
+
+#[doc = include_str!("../docs/several_processes.md")]
+pub mod several_processes {}

@@ -285,7 +285,12 @@ impl SessionStore for FileStore {
             }
         };
 
-        remove_old(&mut saved, self.max_age, &self.path.display());
+        remove_old(
+            &mut saved,
+            since_epoch().as_secs(),
+            self.max_age,
+            &self.path.display(),
+        );
         Ok(saved)
     }
 
@@ -314,9 +319,10 @@ pub(crate) fn decode(text: &[u8]) -> Result<Saved, String> {
     }
 }
 
-/// Removes sessions that are older than `max_age`, and says where they were.
-pub(crate) fn remove_old(saved: &mut Saved, max_age: Duration, place: &dyn fmt::Display) {
-    let (now, count) = (since_epoch().as_secs(), saved.sessions.len());
+/// Removes sessions that are older than `max_age` at `now`, in seconds since the Unix epoch, and
+/// says where they were.
+pub(crate) fn remove_old(saved: &mut Saved, now: u64, max_age: Duration, place: &dyn fmt::Display) {
+    let count = saved.sessions.len();
     let is_fresh = |session: &Session| now.saturating_sub(session.saved_at) <= max_age.as_secs();
     saved.sessions.retain(is_fresh);
     let old = count - saved.sessions.len();

@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use common::{PATIENCE, eventually};
 use serde_json::{Value, json};
 use threadcord::ShardId;
-use threadcord::sim::{Action, Builder, Gateway, Interaction};
+use threadcord::sim::{Action, Answer, Builder, Gateway, Interaction};
 
 /// A gateway whose time is not scaled, for examples know nothing of that.
 fn gateway() -> Builder {
@@ -24,7 +24,7 @@ struct Example {
 }
 
 impl Example {
-    fn start(name: &str, gateway: &Gateway, arguments: &[&str]) -> Self {
+    fn command(name: &str, gateway: &Gateway, arguments: &[&str]) -> Command {
         let tests = std::env::current_exe().unwrap();
         let path: PathBuf = tests
             .ancestors()
@@ -38,15 +38,23 @@ impl Example {
             "{} is not built: `cargo test` without `--test` does that",
             path.display()
         );
-        let mut child = Command::new(path)
+        let mut command = Command::new(path);
+        command
             .args(arguments)
             .env("DISCORD_TOKEN", gateway.token())
-            .env("DISCORD_REST_URL", gateway.rest_url())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = child.stdout.take().map(BufReader::new);
+            .env("DISCORD_REST_URL", gateway.rest_url());
+        command
+    }
+
+    fn start(name: &str, gateway: &Gateway, arguments: &[&str]) -> Self {
+        let example = Self::run(Self::command(name, gateway, arguments));
         gateway.expect("it gets ready", PATIENCE, |seen| !seen.live.is_empty());
+        example
+    }
+
+    fn run(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = child.stdout.take().map(BufReader::new);
         Self { child, lines }
     }
 
@@ -296,4 +304,109 @@ fn ndjson_is_one_event_a_line() {
         example.child.try_wait().unwrap().is_some()
     });
     example.ends_well();
+}
+
+/// What the example says of an old connection, if the gateway answers a takeover like this.
+fn verified(answer: Answer) -> String {
+    let gateway = gateway().on_takeover(answer).start().unwrap();
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    let command = Example::command("verify", &gateway, &[&channel.to_string(), "1"]);
+    let mut example = Example::run(command);
+    let mut report = String::new();
+    example
+        .lines
+        .as_mut()
+        .unwrap()
+        .read_to_string(&mut report)
+        .unwrap();
+    example.ends_well();
+    let seen = gateway.observed();
+    assert_eq!(
+        seen.count(|action| matches!(action, Action::Identify(_))),
+        1
+    );
+    assert!(report.contains("3 of 3 messages came again"), "{report}");
+    report
+}
+
+#[test]
+fn verify_tells_the_variants_of_a_gateway_apart() {
+    let variants = [
+        (
+            Answer::Nothing,
+            "the old connection: nothing happens within 1s",
+        ),
+        (Answer::Reconnect, "the old connection: op 7, after"),
+        (
+            Answer::InvalidSession { resumable: false },
+            "the old connection: op 9, false, after",
+        ),
+        (Answer::Close(4000), "the old connection: close 4000"),
+    ];
+    std::thread::scope(|scope| {
+        for (answer, wanted) in variants {
+            scope.spawn(move || {
+                let report = verified(answer);
+                assert!(report.contains(wanted), "{report}");
+            });
+        }
+    });
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn fleet_goes_on_with_the_sessions_of_a_process_that_is_killed() {
+    let name = "fleet_goes_on_with_the_sessions_of_a_process_that_is_killed";
+    let Some(server) = common::redis::RedisServer::start(name, &[]) else {
+        return;
+    };
+    let gateway = gateway().start().unwrap();
+    let start = || {
+        let mut command = Example::command("fleet", &gateway, &["0", "1"]);
+        command.env("REDIS_URL", server.url());
+        Example::run(command)
+    };
+    let mut first = start();
+    first.says("0/1 identified");
+    let mut second = start();
+    second.says("waits for part 0 of 1");
+    first.child.kill().unwrap();
+    second.says("0/1 resumed");
+    gateway.assert_lawful();
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn streams_forwards_every_event_and_waits_for_redis() {
+    let name = "streams_forwards_every_event_and_waits_for_redis";
+    let Some(server) = common::redis::RedisServer::start(name, &[]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = gateway().start().unwrap();
+    let mut command = Example::command("streams", &gateway, &[]);
+    command.env("REDIS_URL", server.url());
+    command.env("SESSIONS", folder.path().join("sessions.json"));
+    let _example = Example::run(command);
+    gateway.expect("it gets ready", PATIENCE, |seen| !seen.live.is_empty());
+
+    let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+    let mut admin = server.admin();
+    let mut count = |text: &str| {
+        let length = redis::cmd("XRANGE")
+            .arg(&["events:0", "-", "+"])
+            .query(&mut admin);
+        let entries: Vec<(String, Vec<String>)> = length.unwrap();
+        let has_text = |(_, fields): &&(String, Vec<String>)| fields[7].contains(text);
+        entries.iter().filter(has_text).count()
+    };
+    gateway.chat(channel, "the first").unwrap();
+    eventually("it is forwarded", || count("the first") == 1);
+    // What comes while Redis hangs is forwarded later.
+    server.freeze();
+    gateway.chat(channel, "the second").unwrap();
+    gateway.expect("it is sent", PATIENCE, |seen| seen.events >= 4);
+    server.thaw();
+    eventually("it is forwarded", || count("the second") >= 1);
+    gateway.assert_lawful();
 }

@@ -41,13 +41,13 @@ impl Sessions {
     }
 
     pub(super) fn load(&self) -> Result<Saved, StoreError> {
-        let (_, text) = self.document.read()?;
+        let (now, text) = self.document.read()?;
         if text.is_empty() {
             return Ok(Saved::default());
         }
         match store::decode(text.as_bytes()) {
             Ok(mut saved) => {
-                store::remove_old(&mut saved, MAX_AGE, &self.document);
+                store::remove_old(&mut saved, now.at / 1000, MAX_AGE, &self.document);
                 Ok(saved)
             }
             Err(why) => {
@@ -69,7 +69,13 @@ impl Sessions {
             return Ok(Save::Done);
         }
 
-        let text = store::encode(saved)?;
+        // The next process may have another clock: the times are those of the server.
+        let (server, _) = self.lease.read()?;
+        let mut stored = saved.clone();
+        for session in &mut stored.sessions {
+            session.saved_at = server.at / 1000;
+        }
+        let text = store::encode(&stored)?;
         match self.document.set_with(&self.lease, self.token, &text)? {
             Some(token) if token == self.token => {
                 *self.last.lock() = Some((now, saved.clone()));

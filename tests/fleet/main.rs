@@ -1,32 +1,24 @@
 //! Several processes, each with a part of the shards: a real Redis, real processes, and a simulated
 //! gateway.
 
+mod chaos;
+#[path = "../common/mod.rs"]
 mod common;
+mod processes;
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, thread};
 
-use common::process::Process;
 use common::redis::RedisServer;
 use common::{PATIENCE, SCALE, config, eventually, gateway, shard, status_of};
-use parking_lot::Mutex;
+use threadcord::limit::LimitError;
 use threadcord::redis::{OwnedPart, Redis};
-use threadcord::sim::{self, Action, Fault, Gateway, Observed};
-use threadcord::store::SessionStore;
-use threadcord::{Config, Error, Intents, Plan, ShardManager, Timing, Token};
+use threadcord::sim::{Action, Fault, Gateway, Observed};
+use threadcord::store::{OwnershipLost, Saved, SessionStore};
+use threadcord::{Config, Error, Plan, Session, ShardManager, Timing, Token};
 
 /// How long a lease lasts here.
 const TTL: Duration = Duration::from_secs(1);
-
-/// The exit code of a process whose part another one has taken over.
-const OWNERSHIP_LOST: i32 = 42;
-
-/// A twentieth of Discord's time: a session without a connection lasts for 9 s.
-const PROCESS_SCALE: f64 = 0.05;
 
 fn timing(scale: f64) -> Timing {
     let mut timing = Timing::scaled(scale);
@@ -248,6 +240,64 @@ fn what_is_stored_of_a_part_and_damaged_is_said_at_once() {
         set("sessions:0/2", text);
         assert!(part.load().unwrap().sessions.is_empty(), "{text}");
     }
+    // Their times are those of Redis, whatever the clocks of the processes say.
+    let session = Session::new("a".into(), 7, "wss://x".into(), shard(0, 4), bot);
+    let saved = Saved {
+        sessions: vec![session],
+        ..Saved::default()
+    };
+    part.save(&saved).unwrap();
+    let loaded = part.load().unwrap().sessions;
+    assert_eq!((loaded.len(), loaded[0].sequence), (1, 7));
+    assert!(loaded[0].saved_at > 0);
+}
+
+#[test]
+fn a_process_that_has_lost_its_part_saves_nothing() {
+    let name = "a_process_that_has_lost_its_part_saves_nothing";
+    let Some(server) = RedisServer::start(name, &[]) else {
+        return;
+    };
+    let gateway = lively();
+    let redis = open(&server, &gateway);
+    let part = redis.part(0, 2).acquire(PATIENCE).unwrap();
+    part.save(&Saved::default()).unwrap();
+    assert!(part.confirm(Box::new(|| {})).unwrap().wait(None).is_ok());
+
+    // Another process takes it over, with a token that is higher.
+    let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
+    let key = |name: &str| format!("threadcord:{{{bot}}}:{name}:0/2");
+    let mut admin = server.admin();
+    let mut get = |key: &str| -> String { redis::cmd("GET").arg(key).query(&mut admin).unwrap() };
+    let sessions = get(&key("sessions"));
+    let mut lease: serde_json::Value = serde_json::from_str(&get(&key("part"))).unwrap();
+    lease["token"] = (lease["token"].as_u64().unwrap() + 1).into();
+    lease["owner"] = "another".into();
+    let mut set = redis::cmd("SET");
+    let () = set
+        .arg(key("part"))
+        .arg(lease.to_string())
+        .query(&mut server.admin())
+        .unwrap();
+
+    let session = Session::new("a".into(), 7, "wss://x".into(), shard(0, 4), bot);
+    let saved = Saved {
+        sessions: vec![session],
+        ..Saved::default()
+    };
+    let error = part.save(&saved).unwrap_err();
+    assert!(error.is::<OwnershipLost>(), "{error}");
+    assert_eq!(get(&key("sessions")), sessions);
+    let refused = part
+        .confirm(Box::new(|| {}))
+        .unwrap()
+        .wait(None)
+        .unwrap_err();
+    assert_eq!(refused, LimitError::Closed);
+    // Nor does it release what is not its own.
+    drop(part);
+    let stored: serde_json::Value = serde_json::from_str(&get(&key("part"))).unwrap();
+    assert_eq!(stored, lease);
 }
 
 #[test]
@@ -285,210 +335,4 @@ fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
     let statuses = [0, 1].map(|number| status_of(&manager, shard(number, 2)));
     assert_eq!(statuses.map(|status| status.identifies), [1, 1]);
     gateway.assert_lawful();
-}
-
-/// What a process has handled, in a file.
-struct Journal(Mutex<File>);
-
-/// An event in a journal: its sequence and the digest of its data.
-type Entry = (u64, u64);
-
-impl Journal {
-    fn append(path: &Path) -> Self {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        Self(Mutex::new(file.unwrap()))
-    }
-
-    /// In one write, so that a process that is killed leaves whole entries.
-    fn note(&self, (sequence, digest): Entry) {
-        let mut entry = [0; 16];
-        entry[..8].copy_from_slice(&sequence.to_le_bytes());
-        entry[8..].copy_from_slice(&digest.to_le_bytes());
-        self.0.lock().write_all(&entry).unwrap();
-    }
-
-    /// How often each event is in any of the journals of a folder.
-    fn read_all(folder: &Path) -> BTreeMap<Entry, u32> {
-        let mut entries = BTreeMap::new();
-        for path in fs::read_dir(folder).unwrap() {
-            let mut bytes = Vec::new();
-            File::open(path.unwrap().path())
-                .unwrap()
-                .read_to_end(&mut bytes)
-                .unwrap();
-            let (chunks, rest) = bytes.as_chunks::<8>();
-            assert!(rest.is_empty());
-            for pair in chunks.chunks_exact(2) {
-                let entry = (u64::from_le_bytes(pair[0]), u64::from_le_bytes(pair[1]));
-                *entries.entry(entry).or_default() += 1;
-            }
-        }
-        entries
-    }
-}
-
-/// Processes that run the parts of one bot.
-struct Fleet<'a> {
-    gateway: &'a Gateway,
-    server: &'a RedisServer,
-    journals: &'a Path,
-    parts: u32,
-}
-
-impl Fleet<'_> {
-    /// Starts a process that wants to own a part.
-    fn start(&self, index: u32) -> Process {
-        let variables = [
-            ("DISCORD_TOKEN", self.gateway.token()),
-            ("DISCORD_REST_URL", &self.gateway.rest_url()),
-            ("REDIS_URL", &self.server.url()),
-            ("JOURNALS", self.journals.to_str().unwrap()),
-            ("PART", &index.to_string()),
-            ("PARTS", &self.parts.to_string()),
-        ];
-        Process::start("as_one_of_many", &variables)
-    }
-
-    /// Every event that a session was given was handled. Returns how many were handled more than
-    /// once.
-    fn check(&self) -> usize {
-        let is_for_handlers = |event: &sim::Dispatched| event.name != "RESUMED";
-        let given: Vec<_> = self
-            .gateway
-            .dispatches()
-            .into_iter()
-            .filter(is_for_handlers)
-            .collect();
-        let deadline = Instant::now() + PATIENCE;
-        let handled = loop {
-            let handled = Journal::read_all(self.journals);
-            let missing =
-                |event: &&sim::Dispatched| !handled.contains_key(&(event.sequence, event.digest));
-            let Some(missing) = given.iter().find(missing) else {
-                break handled;
-            };
-            assert!(Instant::now() < deadline, "lost: {missing:?}");
-            thread::sleep(Duration::from_millis(100));
-        };
-        handled.values().filter(|count| **count > 1).count()
-    }
-}
-
-#[test]
-fn a_process_that_is_killed_is_replaced_and_nothing_is_lost() {
-    let name = "a_process_that_is_killed_is_replaced_and_nothing_is_lost";
-    let Some(server) = RedisServer::start(name, &[]) else {
-        return;
-    };
-    let journals = tempfile::tempdir().unwrap();
-    let gateway = gateway()
-        .time_scale(PROCESS_SCALE)
-        .guilds(8)
-        .shards(4)
-        .max_concurrency(4)
-        .activity(500.0)
-        .start()
-        .unwrap();
-    let fleet = Fleet {
-        gateway: &gateway,
-        server: &server,
-        journals: journals.path(),
-        parts: 2,
-    };
-    let mut owners: Vec<_> = (0..2).map(|index| fleet.start(index)).collect();
-    gateway.expect("all are ready", PATIENCE, |seen| seen.live.len() == 4);
-    let mut standby = fleet.start(0);
-    let redis = open(&server, &gateway);
-    eventually("sessions are saved", || {
-        // The first save of a running process is a second after READY.
-        let mut admin = server.admin();
-        let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
-        let key = format!("threadcord:{{{bot}}}:sessions:0/2");
-        let text: Option<String> = redis::cmd("GET").arg(key).query(&mut admin).unwrap();
-        text.is_some_and(|text| text.matches("resume_url").count() == 2)
-    });
-    // It must have watched before, to take over so soon.
-    thread::sleep(TTL);
-
-    owners[0].kill();
-    let killed = Instant::now();
-    gateway.expect("its sessions are resumed", PATIENCE, |seen| {
-        resumes(seen) == 2
-    });
-    let taken = killed.elapsed();
-    println!("resumed {taken:?} after the kill, with a TTL of {TTL:?}");
-    let pid = format!(":{}:", standby.id());
-    let owner = redis.status().unwrap().parts[0].owner.clone().unwrap();
-    assert!(owner.contains(&pid), "{owner}");
-
-    // One that is stopped for longer than its lease finds out when it goes on.
-    owners[1].freeze();
-    let mut next = fleet.start(1);
-    gateway.expect("its sessions are taken over", PATIENCE, |seen| {
-        resumes(seen) == 4
-    });
-    owners[1].thaw();
-    assert_eq!(owners[1].wait().code(), Some(OWNERSHIP_LOST));
-
-    standby.say("suspend");
-    assert_eq!(standby.wait().code(), Some(0));
-    next.say("suspend");
-    assert_eq!(next.wait().code(), Some(0));
-    gateway.set_activity(0.0);
-    let mut last: Vec<_> = (0..2).map(|index| fleet.start(index)).collect();
-    gateway.expect("all are resumed", PATIENCE, |seen| {
-        seen.live.len() == 4 && resumes(seen) >= 8
-    });
-    let repeated = fleet.check();
-    println!("{repeated} events were handled more than once");
-    for process in &mut last {
-        process.say("suspend");
-        process.wait();
-    }
-    let seen = gateway.observed();
-    assert_eq!(identifies(&seen), 4, "one for each shard");
-    assert!(seen.lost.is_empty());
-    gateway.assert_lawful();
-}
-
-/// Owns a part, runs it until it is told to suspend, or has lost it, and notes what it handles.
-#[test]
-#[ignore = "other tests start it"]
-fn as_one_of_many() {
-    let variable = |name: &str| env::var(name).unwrap();
-    let number = |name: &str| variable(name).parse().unwrap();
-    let token = Token::new(variable("DISCORD_TOKEN")).unwrap();
-    let path = Path::new(&variable("JOURNALS")).join(std::process::id().to_string());
-    let journal = Journal::append(&path);
-    let (index, of) = (number("PART"), number("PARTS"));
-
-    let redis =
-        Redis::open_with_timing(&variable("REDIS_URL"), &token, &timing(PROCESS_SCALE)).unwrap();
-    let part = redis.part(index, of).acquire(Duration::MAX).unwrap();
-    let config = Config::new(token, Intents::all())
-        .rest_url(variable("DISCORD_REST_URL"))
-        .limiter(redis.identify_limit())
-        .timing(timing(PROCESS_SCALE))
-        .retry_start_for(PATIENCE)
-        .plan(Plan::bucket(index, of))
-        .session_store(part);
-    let manager = ShardManager::start(config).unwrap();
-    let handle = manager.handle().clone();
-    thread::spawn(move || {
-        let _ = io::stdin().read_line(&mut String::new());
-        handle.request_suspend();
-    });
-    let ended = manager.run(2, |_, event| {
-        if let Some(dispatch) = event.dispatch()
-            && dispatch.name() != "RESUMED"
-        {
-            journal.note((dispatch.sequence(), sim::digest(dispatch.data())));
-        }
-    });
-    let is_lost = matches!(ended, Err(Error::OwnershipLost));
-    assert!(is_lost || ended.is_ok(), "{ended:?}");
-    manager.close();
-    if is_lost {
-        std::process::exit(OWNERSHIP_LOST);
-    }
 }
