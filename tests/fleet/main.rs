@@ -253,51 +253,58 @@ fn what_is_stored_of_a_part_and_damaged_is_said_at_once() {
 }
 
 #[test]
-fn a_process_that_has_lost_its_part_saves_nothing() {
-    let name = "a_process_that_has_lost_its_part_saves_nothing";
+fn a_process_that_has_lost_its_part_saves_nothing_and_confirms_nothing() {
+    let name = "a_process_that_has_lost_its_part_saves_nothing_and_confirms_nothing";
     let Some(server) = RedisServer::start(name, &[]) else {
         return;
     };
     let gateway = lively();
     let redis = open(&server, &gateway);
-    let part = redis.part(0, 2).acquire(PATIENCE).unwrap();
-    part.save(&Saved::default()).unwrap();
-    assert!(part.confirm(Box::new(|| {})).unwrap().wait(None).is_ok());
-
-    // Another process takes it over, with a token that is higher.
     let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
-    let key = |name: &str| format!("threadcord:{{{bot}}}:{name}:0/2");
+    let key = |name: &str, index: u32| format!("threadcord:{{{bot}}}:{name}:{index}/2");
     let mut admin = server.admin();
     let mut get = |key: &str| -> String { redis::cmd("GET").arg(key).query(&mut admin).unwrap() };
-    let sessions = get(&key("sessions"));
-    let mut lease: serde_json::Value = serde_json::from_str(&get(&key("part"))).unwrap();
-    lease["token"] = (lease["token"].as_u64().unwrap() + 1).into();
-    lease["owner"] = "another".into();
-    let mut set = redis::cmd("SET");
-    let () = set
-        .arg(key("part"))
-        .arg(lease.to_string())
-        .query(&mut server.admin())
-        .unwrap();
-
     let session = Session::new("a".into(), 7, "wss://x".into(), shard(0, 4), bot);
     let saved = Saved {
         sessions: vec![session],
         ..Saved::default()
     };
-    let error = part.save(&saved).unwrap_err();
-    assert!(error.is::<OwnershipLost>(), "{error}");
-    assert_eq!(get(&key("sessions")), sessions);
-    let refused = part
-        .confirm(Box::new(|| {}))
-        .unwrap()
-        .wait(None)
-        .unwrap_err();
-    assert_eq!(refused, LimitError::Closed);
-    // Nor does it release what is not its own.
-    drop(part);
-    let stored: serde_json::Value = serde_json::from_str(&get(&key("part"))).unwrap();
-    assert_eq!(stored, lease);
+    let save = |part: &OwnedPart| {
+        let error = part.save(&saved).unwrap_err();
+        assert!(error.is::<OwnershipLost>(), "{error}");
+    };
+    let confirm = |part: &OwnedPart| part.confirm(Box::new(|| {})).unwrap().wait(None);
+    let is_refused = |part: &OwnedPart| {
+        let refused = confirm(part).unwrap_err();
+        assert_eq!(refused, LimitError::Closed);
+    };
+
+    // Each finds out by itself, whichever comes first.
+    let finds_out: [&dyn Fn(&OwnedPart); 2] = [&save, &is_refused];
+    for (index, finds_out) in (0..).zip(finds_out) {
+        let part = redis.part(index, 2).acquire(PATIENCE).unwrap();
+        part.save(&Saved::default()).unwrap();
+        confirm(&part).unwrap();
+        let sessions = get(&key("sessions", index));
+
+        // Another process takes it over, with a token that is higher.
+        let lease = get(&key("part", index));
+        let mut lease: serde_json::Value = serde_json::from_str(&lease).unwrap();
+        lease["token"] = (lease["token"].as_u64().unwrap() + 1).into();
+        lease["owner"] = "another".into();
+        let mut set = redis::cmd("SET");
+        set.arg(key("part", index)).arg(lease.to_string());
+        let () = set.query(&mut server.admin()).unwrap();
+        finds_out(&part);
+
+        save(&part);
+        is_refused(&part);
+        assert_eq!(get(&key("sessions", index)), sessions);
+        // Nor does it release what is not its own.
+        drop(part);
+        let stored: serde_json::Value = serde_json::from_str(&get(&key("part", index))).unwrap();
+        assert_eq!(stored, lease);
+    }
 }
 
 #[test]
