@@ -1,6 +1,7 @@
 //! The thread that keeps a lease.
 
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -56,7 +57,10 @@ impl Keeper {
         });
         let of_thread = Arc::clone(&keeper);
         let thread = thread::Builder::new().name("redis-lease".into());
-        let spawned = thread.spawn(move || of_thread.run());
+        let spawned = thread.spawn(move || {
+            // A logger that panics must not cost the lease.
+            while catch_unwind(AssertUnwindSafe(|| of_thread.run())).is_err() {}
+        });
         if let Err(source) = spawned {
             keeper.release();
             return Err(Error::Io {
@@ -94,6 +98,12 @@ impl Keeper {
             Condition::Lost => Err(Box::new(OwnershipLost)),
             Condition::Released => Err("the part was released: acquire it again".into()),
         }
+    }
+
+    /// Since when the server is known that has the lease: another time after it has lost its data,
+    /// or another server has taken its place.
+    pub(super) fn server_since(&self) -> u64 {
+        self.state.lock().own.server_since
     }
 
     /// Another process has the lease.

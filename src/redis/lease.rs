@@ -26,7 +26,7 @@ pub(super) struct Lease {
     /// Which server this was written on.
     server: String,
     /// How long that server has been known to its owner: another may have been known to others.
-    server_since: u64,
+    pub(super) server_since: u64,
 }
 
 /// What a process remembers that waits for a lease.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct OwnedPart {
     part: Part,
     keeper: Arc<Keeper>,
     sessions: Sessions,
+    /// How many shards all processes run; 0 until it is known.
+    total: AtomicU32,
 }
 
 impl Part {
@@ -103,6 +106,7 @@ impl Part {
             part: self.clone(),
             keeper: Keeper::start(lease, own, redis.timing.lease_ttl)?,
             sessions,
+            total: AtomicU32::new(0),
         })
     }
 }
@@ -151,7 +155,13 @@ impl SessionStore for OwnedPart {
 
     fn save(&self, saved: &Saved) -> Result<(), StoreError> {
         self.keeper.check()?;
-        match self.sessions.save(saved)? {
+        let server_since = self.keeper.server_since();
+        let total = self.total.load(Ordering::Relaxed);
+        if total > 0 && !self.sessions.is_saved_on(server_since) {
+            // The server may have lost it, and a process that starts next would take another.
+            self.part.redis.enter_total(self.part.of, total)?;
+        }
+        match self.sessions.save(saved, server_since)? {
             Save::Done => Ok(()),
             Save::Refused => {
                 self.keeper.lose();
@@ -178,7 +188,9 @@ impl SessionStore for OwnedPart {
             return Err(Error::setting("plan", given, allowed));
         }
         let total = shards.first().map_or(1, |shard| shard.total());
-        redis.enter_total(*of, total)
+        let total = redis.enter_total(*of, total)?;
+        self.total.store(total, Ordering::Relaxed);
+        Ok(total)
     }
 
     fn release(&self) {

@@ -17,8 +17,15 @@ pub(super) struct Sessions {
     lease: Document,
     document: Document,
     token: u64,
-    /// What was saved last, and when.
-    last: Mutex<Option<(Instant, Saved)>>,
+    last: Mutex<Option<Last>>,
+}
+
+/// What was saved last.
+struct Last {
+    saved: Saved,
+    at: Instant,
+    /// Since when the server was known.
+    server_since: u64,
 }
 
 /// What has become of a save.
@@ -60,10 +67,18 @@ impl Sessions {
         }
     }
 
-    pub(super) fn save(&self, saved: &Saved) -> Result<Save, StoreError> {
+    /// Whether something was saved on this server, and should still be there.
+    pub(super) fn is_saved_on(&self, server_since: u64) -> bool {
+        let last = self.last.lock();
+        last.as_ref()
+            .is_some_and(|last| last.server_since == server_since)
+    }
+
+    pub(super) fn save(&self, saved: &Saved, server_since: u64) -> Result<Save, StoreError> {
         let now = clock::now();
-        let is_known = |(at, last): &(Instant, Saved)| {
-            now.saturating_duration_since(*at) < REFRESH && is_same(last, saved)
+        let is_known = |last: &Last| {
+            let is_recent = now.saturating_duration_since(last.at) < REFRESH;
+            is_recent && last.server_since == server_since && is_same(&last.saved, saved)
         };
         if self.last.lock().as_ref().is_some_and(is_known) {
             return Ok(Save::Done);
@@ -78,7 +93,11 @@ impl Sessions {
         let text = store::encode(&stored)?;
         match self.document.set_with(&self.lease, self.token, &text)? {
             Some(token) if token == self.token => {
-                *self.last.lock() = Some((now, saved.clone()));
+                *self.last.lock() = Some(Last {
+                    saved: saved.clone(),
+                    at: now,
+                    server_since,
+                });
                 Ok(Save::Done)
             }
             Some(token) if token > self.token => Ok(Save::Refused),

@@ -339,6 +339,16 @@ fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
     gateway.inject(shard(0, 2), Fault::Cut);
     gateway.expect("it resumes", PATIENCE, |seen| resumes(seen) == 1);
     manager.wait_ready(PATIENCE).unwrap();
+    // What nobody asks for is written again, too, although no session has moved.
+    let () = redis::cmd("FLUSHALL").query(&mut server.admin()).unwrap();
+    let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
+    let key = format!("threadcord:{{{bot}}}:sessions:0/1");
+    eventually("the total and the sessions are written again", || {
+        let mut get = redis::cmd("GET");
+        let text: Option<String> = get.arg(&key).query(&mut server.admin()).unwrap();
+        let are_saved = text.is_some_and(|text| text.matches("resume_url").count() == 2);
+        are_saved && redis.status().unwrap().total == Some(2)
+    });
     let statuses = [0, 1].map(|number| status_of(&manager, shard(number, 2)));
     assert_eq!(statuses.map(|status| status.identifies), [1, 1]);
     gateway.assert_lawful();
