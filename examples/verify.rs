@@ -1,6 +1,6 @@
 //! Asks Discord what it does not document and several processes rest on, and prints a report. It
-//! takes a bot for tests, alone in a guild, and a channel there in which it may write. It identifies
-//! once, writes six messages, and takes up to five minutes.
+//! takes a bot for tests, alone in a guild, and a channel there in which it may write. It
+//! identifies once, writes six messages, and takes up to five minutes.
 //!
 //! ```sh
 //! DISCORD_TOKEN=... cargo run --example verify -- CHANNEL_ID

@@ -68,8 +68,9 @@ pub trait SessionStore: Send + Sync {
     }
 
     /// How many shards there are in all, with those that other processes run. A manager calls this
-    /// with the shards that it is about to run, when it starts and when a user asks for others. If the answer is another total, and the plan names none, the manager
-    /// runs its share of that many; else it fails. The default is that all totals are right.
+    /// with the shards that it is about to run, when it starts and when a user asks for others. If
+    /// the answer is another total, and the plan names none, the manager runs its share of that
+    /// many; else it fails. The default is that all totals are right.
     ///
     /// # Errors
     /// If these shards are not this store's, or if it cannot tell; nothing is started then.

@@ -147,8 +147,8 @@ impl Storage for LimitFile {
 }
 
 impl LimitFile {
-    /// What this process knows, for a file that is missing or damaged. If the file is there, or was,
-    /// others may have used it meanwhile.
+    /// What this process knows, for a file that is missing or damaged. If the file is there, or
+    /// was, others may have used it meanwhile.
     fn new_if_lost(&self, now: &Now, said: Option<Limits>, has_file: bool) -> Reservations {
         let (had_file, limits) = {
             let mut known = self.known.lock();

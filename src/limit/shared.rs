@@ -37,8 +37,8 @@ pub(crate) trait Storage: Send + Sync + 'static {
     fn read(&self) -> Result<Option<(Now, Reservations)>, StoreError>;
 }
 
-/// Reads what is stored under this name. If it is damaged and may be replaced, that is a warning, and
-/// there is nothing; what another version has written is never replaced.
+/// Reads what is stored under this name. If it is damaged and may be replaced, that is a warning,
+/// and there is nothing; what another version has written is never replaced.
 pub(crate) fn read_stored(
     text: &[u8],
     name: &impl fmt::Display,

@@ -1,7 +1,7 @@
 //! Who owns a part of a bot's shards: the rules, without a server.
 //!
-//! A lease is JSON under one key. Its owner renews it every second; a process that waits for it reads
-//! it several times a second, and takes it over once it has watched it for one TTL without a
+//! A lease is JSON under one key. Its owner renews it every second; a process that waits for it
+//! reads it several times a second, and takes it over once it has watched it for one TTL without a
 //! renewal. Times are milliseconds on the server's clock.
 #![deny(clippy::disallowed_methods)]
 

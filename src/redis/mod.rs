@@ -132,8 +132,8 @@ impl Redis {
         Arc::new(RedisLimit::new(self.document("limit"), &self.timing))
     }
 
-    /// A part of the bot's shards, for one process at a time: those whose number leaves `index` when
-    /// divided by `of`, as [`Plan::bucket`](crate::Plan::bucket) has them.
+    /// A part of the bot's shards, for one process at a time: those whose number leaves `index`
+    /// when divided by `of`, as [`Plan::bucket`](crate::Plan::bucket) has them.
     ///
     /// A second process that [acquires](Part::acquire) the same part waits until the first has
     /// stopped or died, and goes on with its sessions.

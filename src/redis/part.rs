@@ -52,8 +52,8 @@ pub struct OwnedPart {
 impl Part {
     /// Waits until no other process owns the part, for `timeout` at most, and owns it.
     ///
-    /// A part that was released is free at once. One whose owner has died is free once its lease has
-    /// not been renewed for one TTL ([`Timing::lease_ttl`](crate::Timing::lease_ttl), 10 s); a
+    /// A part that was released is free at once. One whose owner has died is free once its lease
+    /// has not been renewed for one TTL ([`Timing::lease_ttl`](crate::Timing::lease_ttl), 10 s); a
     /// process that was not there before counts from its first look. So does the very first process
     /// of a bot, since Redis may have lost who owns the part. Errors of Redis are waited out.
     ///
@@ -81,11 +81,12 @@ impl Part {
         loop {
             let looked = redis.enter_parts(*of).and_then(|()| candidate.look());
             let wait = match looked {
-                Ok(Ok(own)) => return self.own(candidate.lease, own),
-                Ok(Err(wait)) => Error::Redis(wait.into()),
+                Ok(Look::Owned(own)) => return self.own(candidate.lease, own),
+                Ok(Look::Waits(why)) => Error::Redis(why.into()),
                 Err(Error::Redis(error)) if !error.is::<Unusable>() => Error::Redis(error),
                 Err(error) => return Err(error),
             };
+
             if deadline.is_some_and(|deadline| clock::now() >= deadline) {
                 return Err(wait);
             }
@@ -119,9 +120,15 @@ struct Candidate {
     ttl: u64,
 }
 
+/// What a process finds that wants to own a part.
+enum Look {
+    Owned(Lease),
+    /// It waits, for this reason.
+    Waits(String),
+}
+
 impl Candidate {
-    /// Looks once. Returns its own lease, or why it waits.
-    fn look(&mut self) -> Result<Result<Lease, String>, Error> {
+    fn look(&mut self) -> Result<Look, Error> {
         let Self {
             lease,
             watch,
@@ -131,15 +138,15 @@ impl Candidate {
         let looked = lease.change(|now, text| {
             let stored = Lease::read(text).map_err(|why| lease.unusable(why))?;
             match watch.look(now, stored.as_ref(), name, *ttl) {
-                Step::Take(own) => Ok((serde_json::to_string(&own)?, Ok(own))),
-                Step::Owned(own) => Ok((text.to_owned(), Ok(own))),
+                Step::Take(own) => Ok((serde_json::to_string(&own)?, Look::Owned(own))),
+                Step::Owned(own) => Ok((text.to_owned(), Look::Owned(own))),
                 Step::Wait { until } => {
                     let owner = stored.map_or("a process that Redis may have lost".into(), |own| {
                         format!("{}, renewed {} ms ago", own.owner, own.age(now))
                     });
                     let left = until.saturating_sub(now.at);
                     let why = format!("it belongs to {owner}, for {left} ms unless renewed");
-                    Ok((text.to_owned(), Err(why)))
+                    Ok((text.to_owned(), Look::Waits(why)))
                 }
             }
         });
