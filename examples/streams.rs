@@ -1,5 +1,5 @@
 //! Forwards every event to Redis Streams, one stream per shard, and counts it as handled only once
-//! Redis has it: a crash loses nothing, and repeats what Redis had taken and Discord was not told.
+//! Redis has it: a crash loses nothing, and repeats what Redis took just before it.
 //!
 //! ```sh
 //! REDIS_URL=redis://127.0.0.1/ cargo run --features redis --example streams

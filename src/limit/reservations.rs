@@ -614,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_twice_is_taken_from_nobody() {
+    fn what_is_given_back_twice_counts_once() {
         let mut all = with(2, 900);
         for key in [0, 1] {
             assert_eq!(all.take(&at(0), key, rules()), Turn::Now);

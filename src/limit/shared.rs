@@ -148,7 +148,7 @@ impl<S: Storage> Core<S> {
                     });
                 }
                 Turn::NotBefore(until) => {
-                    // It is free by so much sooner if the one who has it identifies at once.
+                    // It is free this much sooner if the process that has it identifies at once.
                     let sooner = until.saturating_sub(rules.validity);
                     let until = if sooner > at { sooner } else { until };
                     let pause = Duration::from_millis(until.saturating_sub(at));

@@ -90,7 +90,7 @@ impl Lease {
         now.at.saturating_sub(self.renewed_at)
     }
 
-    /// Whether nobody has it: its owner has stopped, on this server. Another server may not know of
+    /// Whether it has no owner: the last one has stopped, on this server. Another may not know of
     /// a later owner.
     pub(super) fn is_free(&self, now: &Now) -> bool {
         self.is_released && self.server == now.clock

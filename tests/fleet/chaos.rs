@@ -76,7 +76,7 @@ fn acts(seconds: u64, rng: &mut Rng) -> Vec<(Duration, Act)> {
         .collect()
 }
 
-/// The processes of one part: who waits is one of them.
+/// The processes of one part: its owner, and a standby.
 struct Crew {
     part: u32,
     processes: Vec<Process>,
@@ -155,7 +155,7 @@ struct Chaos<'a> {
 }
 
 impl Chaos<'_> {
-    /// Learns who owns what, where Redis says so.
+    /// Reads in Redis which process owns which part.
     fn look(&mut self) {
         let parts = self
             .redis

@@ -339,7 +339,7 @@ fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
     gateway.inject(shard(0, 2), Fault::Cut);
     gateway.expect("it resumes", PATIENCE, |seen| resumes(seen) == 1);
     manager.wait_ready(PATIENCE).unwrap();
-    // What nobody asks for is written again, too, although no session has moved.
+    // The total and the sessions are written again, too, although no session has moved.
     let () = redis::cmd("FLUSHALL").query(&mut server.admin()).unwrap();
     let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
     let key = format!("threadcord:{{{bot}}}:sessions:0/1");

@@ -20,7 +20,7 @@ fn on(server: &str, at: u64) -> Now {
     }
 }
 
-/// The lease of one who has watched for long enough.
+/// The lease of a process that has watched for long enough.
 fn taken(owner: &str, now: u64, stored: Option<&Lease>) -> Lease {
     let mut watch = Watch::default();
     for look in (now - TTL..=now).step_by(100) {
@@ -66,7 +66,7 @@ fn what_is_released_is_free_at_once_where_it_was_released() {
     let until = 101_001 + TTL;
     assert_eq!(look(&on("two", 101_001)), Step::Wait { until });
 
-    // Whoever has lost it releases nothing.
+    // A process that has lost it releases nothing.
     let b = taken("b", 120_000, Some(&a));
     assert_eq!(Lease::release(&at(121_000), &a, Some(&b)), None);
 }
@@ -110,7 +110,7 @@ fn an_owner_writes_its_lease_anew_and_is_sure_once_others_would_have_done_so() {
         let later = Lease::renew(&on(server, 107_000), &renewed, Some(renewed.clone()), TTL);
         assert!(matches!(later, Renewal::Confirmed(_)), "{later:?}");
     }
-    // It is lost while others watch, who still remember it.
+    // It is lost while other processes watch, which still remember it.
     let mut watch = Watch::default();
     for look in (100_000..=115_000).step_by(250) {
         let stored = (look < 105_000).then_some(&a);
