@@ -348,7 +348,11 @@ impl World {
     ) {
         let mut outcome = Reply::Failed;
         let is_connected = self.now >= self.server.away_until && self.server.name == *server;
-        if is_connected && self.server.lease == *old {
+        if is_connected && self.server.lease != *old {
+            // Another process was quicker: it reads again at once.
+            return self.read(number, life);
+        }
+        if is_connected {
             let (Reply::Takes(_, lease) | Reply::Renewed { lease, .. }) = &reply else {
                 unreachable!("nothing else is stored")
             };
@@ -364,15 +368,16 @@ impl World {
             if self.random.u64(0..100) >= self.faults.lost_replies {
                 outcome = reply;
             }
-        } else if let Reply::Takes(watch, _) = reply {
-            outcome = Reply::Waits(watch);
         }
         let wait = self.delay();
         self.after(wait, Event::Reply(number, life, outcome));
     }
 
-    /// No later owner is up while this one is confirmed.
+    /// No later owner is up while this one is confirmed, and able to renew its lease.
     fn check(&self, number: usize, token: u64) {
+        if self.server.away_until + TTL / 2 > self.now {
+            return;
+        }
         for (other, process) in self.processes.iter().enumerate() {
             let is_up = !process.dead && process.up_since + TTL / 2 <= self.now;
             if let Role::Owner(lease) = &process.role
@@ -407,8 +412,8 @@ impl World {
     }
 
     fn pause(&mut self, number: usize, wait: u64) {
-        let until = self.now + wait;
         let process = &mut self.processes[number];
+        let until = process.paused_until.max(self.now + wait);
         process.paused_until = until;
         process.up_since = until;
     }
@@ -504,8 +509,10 @@ fn an_owner_that_is_up_keeps_its_part_whatever_the_server_does() {
         world.run(world.now + 3 * TTL);
         let owner = world.owner().expect("one has it");
         for _ in 0..20 {
-            let wait = world.random.u64(10..15_000);
-            world.run(world.now + wait);
+            // Once it is back, it stays for long enough that the owner meets it, too.
+            let back = world.now.max(world.server.away_until);
+            let wait = world.random.u64(3000..15_000);
+            world.run(back + wait);
             let away = world.random.u64(0..20_000);
             world.server.away_until = world.now + away;
             if world.random.bool() {
