@@ -67,19 +67,20 @@ pub trait SessionStore: Send + Sync {
         None
     }
 
-    /// How many shards there are in all, with those that other processes run. A manager calls this
-    /// with the shards that it is about to run, when it starts and when a user asks for others. If
-    /// the answer is another total, and the plan names none, the manager runs its share of that
-    /// many; else it fails. The default is that all totals are right.
+    /// How many shards there are in all, with those that other processes run; `None` if this
+    /// process may run what it likes, which is the default. A manager asks this with the shards of
+    /// its plan, when it starts and when a user asks for others. If the answer is another total, and
+    /// the plan names none, the manager runs its share of that many; else it fails.
     ///
     /// # Errors
     /// If these shards are not this store's, or if it cannot tell; nothing is started then.
-    fn agree_on_shards(&self, shards: &[ShardId]) -> Result<u32, Error> {
-        Ok(shards.first().map_or(1, |shard| shard.total()))
+    fn agree_on_shards(&self, shards: &[ShardId]) -> Result<Option<u32>, Error> {
+        let _ = shards;
+        Ok(None)
     }
 
-    /// The manager has ended, and saved for the last time: another process may take the sessions
-    /// over. The default does nothing.
+    /// The manager has ended, after its last save if there was one: another process may take the
+    /// sessions over. The default does nothing.
     fn release(&self) {}
 }
 
@@ -182,7 +183,7 @@ impl Identified {
     }
 }
 
-fn since_epoch() -> Duration {
+pub(crate) fn since_epoch() -> Duration {
     clock::wall()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()

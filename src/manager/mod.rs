@@ -210,7 +210,7 @@ impl ShardManager {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Stopped`], with the shard and the reason.
+    /// [`Error::Stopped`], with the shard and the reason; [`Error::OwnershipLost`].
     pub fn check(&self) -> Result<(), Error> {
         self.hub.check()
     }

@@ -76,9 +76,7 @@ pub(super) fn with_gateway(
     let plan = count::rounded(&config.plan, gateway, || count::is_large(&rest));
     let saved = start::saved(&config)?;
     let recommended = gateway.map_or(0, |gateway| gateway.shards.get());
-    let shards = plan.shards_with(recommended, &saved.sessions)?;
-    let shards = start::agreed(&config, &plan, shards)?;
-    start::check_automatic(&config, &shards)?;
+    let shards = start::shards(&config, &plan, recommended, &saved.sessions)?;
     let config = Arc::new(config);
     shards
         .iter()

@@ -14,6 +14,10 @@ use crate::error::{Error, StoreError};
 use crate::protocol::StopReason;
 use crate::store::{OwnershipLost, Saved, SessionStore};
 
+/// How often a store can be written.
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Starts the thread, which writes the sessions every few seconds, when the manager asks for it, and
 /// a last time when the manager has ended. A store that is slow holds up nothing else but that end.
 pub(super) fn start(hub: &Arc<Hub>, store: Arc<dyn SessionStore>) -> Result<JoinHandle<()>, Error> {
@@ -42,6 +46,7 @@ impl SessionWriter {
     pub(super) fn new(hub: Arc<Hub>, store: Arc<dyn SessionStore>) -> Self {
         let interval = store.save_interval();
         let interval = interval.unwrap_or(hub.config.timing.store_interval);
+        let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
         Self {
             interval,
             due: clock::now() + interval,

@@ -113,16 +113,33 @@ pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
     Ok(saved)
 }
 
-/// The shards that the plan stands for where other processes run the rest of a bot's shards: of the
-/// total that all of them have.
-pub(super) fn agreed(
+/// The shards to run, where Discord recommends `recommended` shards. If other processes run the rest
+/// of a bot's shards, they are of the total that all of them have.
+pub(super) fn shards(
     config: &Config,
     plan: &Plan,
-    shards: Vec<ShardId>,
+    recommended: u32,
+    sessions: &[Session],
 ) -> Result<Vec<ShardId>, Error> {
-    let Some(total) = other_total(config, &shards)? else {
-        return Ok(shards);
+    let shards = plan.shards_with(recommended, sessions);
+    let shards = match (shards, plan) {
+        // The others may have more shards than Discord recommends.
+        (
+            Err(error),
+            Plan::Bucket {
+                of, total: None, ..
+            },
+        ) if config.session_store.is_some() => plan.shards(*of).map_err(|_| error)?,
+        (shards, _) => shards?,
     };
+    let Some(total) = agreed_total(config, &shards)? else {
+        return plan.shards_with(recommended, sessions);
+    };
+
+    check_automatic(config, total)?;
+    if shards.iter().all(|shard| shard.total() == total) {
+        return Ok(shards);
+    }
     if !plan.asks_discord() {
         return Err(disagreement(&shards, total));
     }
@@ -134,38 +151,28 @@ pub(super) fn agreed(
 
 /// Checks that other processes have the same total.
 pub(super) fn check_agreed(config: &Config, shards: &[ShardId]) -> Result<(), Error> {
-    match other_total(config, shards)? {
+    let total = agreed_total(config, shards)?;
+    match total.filter(|total| shards.iter().any(|shard| shard.total() != *total)) {
         None => Ok(()),
         Some(total) => Err(disagreement(shards, total)),
     }
 }
 
+/// The total that all processes have, if others run the rest of the shards.
+fn agreed_total(config: &Config, shards: &[ShardId]) -> Result<Option<u32>, Error> {
+    let store = config.session_store.as_ref();
+    store.map_or(Ok(None), |store| store.agree_on_shards(shards))
+}
+
 /// Refuses settings that change the total by themselves where other processes have the same one.
-pub(super) fn check_automatic(config: &Config, shards: &[ShardId]) -> Result<(), Error> {
+fn check_automatic(config: &Config, total: u32) -> Result<(), Error> {
     let (setting, given) = match (config.auto_split, config.auto_reshard) {
         (Some(count), _) => ("auto_split", count.to_string()),
         (None, Some(auto)) => ("auto_reshard", format!("every {:?}", auto.check_every)),
         (None, None) => return Ok(()),
     };
-    let larger = |shard: &ShardId| ShardId::new(shard.number(), shard.total().saturating_mul(2));
-    let larger: Vec<_> = shards.iter().map(larger).collect::<Result<_, _>>()?;
-    match other_total(config, &larger)? {
-        None => Ok(()),
-        Some(total) => {
-            let allowed = format!("none, since other processes run the rest of {total} shards");
-            Err(Error::setting(setting, given, allowed))
-        }
-    }
-}
-
-/// The total that other processes have, if it is not that of these shards.
-fn other_total(config: &Config, shards: &[ShardId]) -> Result<Option<u32>, Error> {
-    let Some(store) = &config.session_store else {
-        return Ok(None);
-    };
-    let total = store.agree_on_shards(shards)?;
-    let is_other = shards.iter().any(|shard| shard.total() != total);
-    Ok(is_other.then_some(total))
+    let allowed = format!("none, since the store has one total for all processes: {total} shards");
+    Err(Error::setting(setting, given, allowed))
 }
 
 fn disagreement(shards: &[ShardId], total: u32) -> Error {

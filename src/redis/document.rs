@@ -87,6 +87,11 @@ impl Document {
         }
     }
 
+    /// The error that a process owns the part, where none may.
+    pub(super) fn owned_by(&self, owner: &str) -> StoreError {
+        format!("{self} is owned by {owner}: stop it first").into()
+    }
+
     /// Sets the text, if the lease has this token. Returns the token that it has, if there is one.
     pub(super) fn set_with(
         &self,

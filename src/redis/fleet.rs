@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Redis;
 use super::document::Document;
 use super::lease::{Lease, Step, Watch};
-use super::part::LOOKS_PER_TTL;
+use super::part::{self, LOOKS_PER_TTL};
 use crate::error::{Error, StoreError};
 use crate::limit::{IdentifyLimiter, LimitStatus, maybe_seconds, millis};
 
@@ -55,15 +55,13 @@ impl Fleet {
             return Ok(None);
         }
         let fleet: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let Self {
-            threadcord, parts, ..
-        } = fleet;
-        if threadcord == VERSION && parts > 0 {
-            Ok(Some(fleet))
-        } else {
-            Err(format!(
-                "it has version {threadcord}, not {VERSION}, and {parts} parts"
-            ))
+        match fleet {
+            Self { parts: 0, .. } => Err("it has no parts".into()),
+            Self {
+                threadcord: VERSION,
+                ..
+            } => Ok(Some(fleet)),
+            Self { threadcord, .. } => Err(format!("it has version {threadcord}, not {VERSION}")),
         }
     }
 }
@@ -88,7 +86,7 @@ impl Redis {
     /// Stores how many shards the bot has in all. Each process takes this number when it starts
     /// next, if its plan names none.
     ///
-    /// It looks for one TTL (10 s) whether a process owns a part that was not released.
+    /// It first watches the leases that were not released, for one TTL (10 s).
     ///
     /// # Errors
     /// [`Error::Setting`] for 0; [`Error::Redis`] if a process owns a part, if none has ever owned
@@ -106,7 +104,7 @@ impl Redis {
     /// Stores how many parts the bot's shards are divided into. The sessions of the old parts are
     /// not used any more: all shards identify.
     ///
-    /// It looks for one TTL (10 s) whether a process owns a part that was not released.
+    /// It first watches the leases that were not released, for one TTL (10 s).
     ///
     /// # Errors
     /// As [`set_total`](Self::set_total).
@@ -176,7 +174,7 @@ impl Redis {
         let Some(known) = known else {
             return Err(Error::Redis("no process has owned a part yet".into()));
         };
-        self.wait_unowned(known.parts).map_err(Error::Redis)?;
+        self.lock_out(known.parts).map_err(Error::Redis)?;
         let changed = self.change_fleet(|fleet| {
             let fleet = fleet.filter(|fleet| *fleet == known);
             Ok(change(
@@ -186,30 +184,42 @@ impl Redis {
         changed.map(drop)
     }
 
-    /// Waits until it is sure that no process owns a part.
-    fn wait_unowned(&self, parts: u32) -> Result<(), StoreError> {
-        let ttl = self.timing.lease_ttl;
+    /// Waits until it is sure that no process owns a part, and raises the tokens: a process that was
+    /// stopped all the time has lost its part when it goes on.
+    fn lock_out(&self, parts: u32) -> Result<(), StoreError> {
+        let (name, ttl) = (part::name(), self.timing.lease_ttl);
         let mut watched: Vec<_> = (0..parts)
             .map(|index| (self.lease(index, parts), Watch::default(), None))
             .collect();
         loop {
-            let mut is_free = true;
+            let mut free = Vec::new();
             for (document, watch, first) in &mut watched {
                 let (now, text) = document.read()?;
                 let stored = Lease::read(&text).map_err(|why| document.unusable(why))?;
-                let first = first.get_or_insert_with(|| stored.clone());
-                let step = watch.look(&now, stored.as_ref(), "", millis(ttl));
-                is_free &= matches!(step, Step::Take(_));
                 if let Some(lease) = &stored
                     && !lease.is_released
-                    && *first != stored
+                    && *first.get_or_insert_with(|| stored.clone()) != stored
                 {
-                    let why = format!("{document} is owned by {}: stop it first", lease.owner);
-                    return Err(why.into());
+                    return Err(document.owned_by(&lease.owner));
+                }
+                if let Step::Take(lease) = watch.look(&now, stored.as_ref(), &name, millis(ttl)) {
+                    free.push((text, lease));
                 }
             }
-            if is_free {
-                return Ok(());
+            if free.len() == watched.len() {
+                let documents = watched.iter().map(|(document, ..)| document);
+                return documents
+                    .zip(free)
+                    .try_for_each(|(document, (text, lease))| {
+                        let released = lease.released();
+                        document.change(|_, now| {
+                            if now == text {
+                                Ok((serde_json::to_string(&released)?, ()))
+                            } else {
+                                Err(document.owned_by("a process that has just started"))
+                            }
+                        })
+                    });
             }
             thread::sleep(ttl / LOOKS_PER_TTL);
         }

@@ -31,7 +31,7 @@ struct State {
     /// As it was stored last.
     own: Lease,
     condition: Condition,
-    /// Whose answer the next renewal gives.
+    /// Tickets that the next renewal answers.
     waiting: Vec<Granter>,
 }
 
@@ -117,20 +117,21 @@ impl Keeper {
             return;
         }
         let own = self.state.lock().own.clone();
+        let ttl = millis(self.ttl);
         let released = self.document.change(|now, text| {
             let stored = Lease::read(text).map_err(|why| self.document.unusable(why))?;
-            let released = Lease::release(now, &own, stored.as_ref());
-            let text =
-                released.map_or(Ok(text.to_owned()), |lease| serde_json::to_string(&lease))?;
-            Ok((text, ()))
+            match Lease::release(now, &own, stored, ttl) {
+                Some(lease) => Ok((serde_json::to_string(&lease)?, true)),
+                None => Ok((text.to_owned(), false)),
+            }
         });
+        let (key, ttl) = (&self.document, self.ttl);
         match released {
-            Ok(()) => log::info!("{} is released", self.document),
-            Err(error) => log::warn!(
-                "failed to release {}, the next process waits for {:?}: {error}",
-                self.document,
-                self.ttl
-            ),
+            Ok(true) => log::info!("{key} is released"),
+            Ok(false) => log::warn!("{key} is not released, since another process may own it"),
+            Err(error) => {
+                log::warn!("failed to release {key}; the next process waits for {ttl:?}: {error}");
+            }
         }
     }
 
@@ -156,14 +157,20 @@ impl Keeper {
         let mut is_failing = false;
         while let Some((own, waiting)) = self.next(due) {
             due = clock::now() + self.ttl / RENEWALS_PER_TTL;
-            let renewed = self.renew(&own);
-            if let Err(error) = &renewed
-                && !is_failing
-            {
-                log::error!("failed to renew {}, will retry: {error}", self.document);
+            let was_failing = is_failing;
+            let (failure, note) = self.handle(self.renew(&own));
+            is_failing = note.is_some();
+            for granter in waiting {
+                match &failure {
+                    // A shard that has left wants no answer.
+                    None => drop(granter.grant()),
+                    Some(failure) => granter.refuse(failure.clone()),
+                }
             }
-            is_failing = renewed.is_err();
-            self.handle(renewed, waiting);
+            // A logger that panics must not keep the answers back.
+            if let Some(note) = note.filter(|_| !was_failing) {
+                log::error!("{}: {note}", self.document);
+            }
         }
     }
 
@@ -185,7 +192,7 @@ impl Keeper {
             let stored = Lease::read(text).map_err(|why| self.document.unusable(why))?;
             let renewal = Lease::renew(now, own, stored, ttl);
             let text = match &renewal {
-                Renewal::Lost(_) => text.to_owned(),
+                Renewal::Lost(_) | Renewal::Released => text.to_owned(),
                 Renewal::Confirmed(lease) | Renewal::InDoubt(lease) => {
                     serde_json::to_string(lease)?
                 }
@@ -194,30 +201,28 @@ impl Keeper {
         })
     }
 
-    fn handle(&self, renewed: Result<Renewal, StoreError>, waiting: Vec<Granter>) {
-        let failure = match renewed {
+    /// Takes the outcome of a renewal. Returns why those who wait are refused, and what to log.
+    fn handle(&self, renewed: Result<Renewal, StoreError>) -> (Option<LimitError>, Option<String>) {
+        match renewed {
             Ok(Renewal::Confirmed(lease)) => {
                 self.state.lock().own = lease;
-                for granter in waiting {
-                    // A shard that has left wants no answer.
-                    let _ = granter.grant();
-                }
-                return;
+                (None, None)
             }
             Ok(Renewal::InDoubt(lease)) => {
                 self.state.lock().own = lease;
-                LimitError::failed("this Redis may not know of another owner yet")
+                let why = "this Redis may not know of another owner yet";
+                (Some(LimitError::failed(why)), None)
             }
             Ok(Renewal::Lost(lease)) => {
-                let key = &self.document;
-                log::error!("{key} belongs to {} now", lease.owner);
                 self.lose();
-                LimitError::Closed
+                let note = format!("it belongs to {} now", lease.owner);
+                (Some(LimitError::Closed), Some(note))
             }
-            Err(error) => LimitError::failed(error),
-        };
-        for granter in waiting {
-            granter.refuse(failure.clone());
+            Ok(Renewal::Released) => (Some(LimitError::Closed), None),
+            Err(error) => {
+                let note = format!("failed to renew the lease, will retry: {error}");
+                (Some(LimitError::failed(error)), Some(note))
+            }
         }
     }
 }

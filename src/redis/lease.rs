@@ -18,14 +18,14 @@ pub(super) struct Lease {
     threadcord: u32,
     /// Rises with each owner. A save with a lower one is refused.
     pub(super) token: u64,
-    /// Names a process's attempt to own it, which no other one shares.
+    /// A name for one attempt of a process to own the part, with a random number.
     pub(super) owner: String,
     pub(super) renewed_at: u64,
     /// The owner has stopped and saved its sessions.
     pub(super) is_released: bool,
     /// Which server this was written on.
     server: String,
-    /// How long that server has been known to its owner: another may have been known to others.
+    /// Since when its owner has known that server.
     pub(super) server_since: u64,
 }
 
@@ -66,6 +66,8 @@ pub(super) enum Renewal {
     InDoubt(Lease),
     /// Another process owns it.
     Lost(Lease),
+    /// This process has released it.
+    Released,
 }
 
 impl Lease {
@@ -103,6 +105,9 @@ impl Lease {
             Some(stored) if stored.token == own.token && stored.owner != own.owner => {
                 return Renewal::Lost(stored);
             }
+            Some(stored) if stored.token == own.token && stored.is_released => {
+                return Renewal::Released;
+            }
             // One's own, or an older one of a server that has lost writes.
             Some(stored) => {
                 stored.token == own.token
@@ -112,6 +117,10 @@ impl Lease {
             }
             None => false,
         };
+        // While it is in doubt, other owners must have been able to renew all the time.
+        let was_in_doubt = own.renewed_at.saturating_sub(own.server_since) < ttl / 2;
+        let was_away = now.at.saturating_sub(own.renewed_at) > 3 * ttl / 10;
+        let is_same_server = is_same_server && !(was_in_doubt && was_away);
         let server_since = if is_same_server {
             own.server_since
         } else {
@@ -130,15 +139,21 @@ impl Lease {
         }
     }
 
-    /// What an owner leaves that has stopped; nothing if it is not the owner any more.
-    pub(super) fn release(now: &Now, own: &Self, stored: Option<&Self>) -> Option<Self> {
-        let is_taken = stored.is_some_and(|stored| stored.token > own.token);
-        (!is_taken).then(|| Self {
+    /// The same, once its owner has stopped.
+    pub(super) fn released(self) -> Self {
+        Self {
             is_released: true,
-            renewed_at: now.at,
-            server: now.clock.clone(),
-            ..own.clone()
-        })
+            ..self
+        }
+    }
+
+    /// What an owner leaves that has stopped. Nothing if it is not the owner any more, or not for
+    /// sure.
+    pub(super) fn release(now: &Now, own: &Self, stored: Option<Self>, ttl: u64) -> Option<Self> {
+        match Self::renew(now, own, stored, ttl) {
+            Renewal::Confirmed(lease) => Some(lease.released()),
+            Renewal::InDoubt(_) | Renewal::Lost(_) | Renewal::Released => None,
+        }
     }
 }
 

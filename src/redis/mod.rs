@@ -55,7 +55,9 @@ mod part;
 mod sessions;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::connections::Connections;
 use self::document::Document;
@@ -65,6 +67,12 @@ pub use self::part::{OwnedPart, Part};
 use crate::error::Error;
 use crate::timing::Timing;
 use crate::token::Token;
+
+/// How long a lease may last.
+const LEASE_TTLS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// The longest time of any kind.
+const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A Redis server that the processes of a bot share. Clones share their connections.
 ///
@@ -117,6 +125,15 @@ impl Redis {
                 "a bot's token, whose keys are named after its id",
             )
         })?;
+        if !LEASE_TTLS.contains(&timing.lease_ttl) || timing.longest() > MAX_DURATION {
+            let given = format!(
+                "{:?}, with {:?} at most",
+                timing.lease_ttl,
+                timing.longest()
+            );
+            let allowed = format!("{LEASE_TTLS:?}, and none above {MAX_DURATION:?}");
+            return Err(Error::setting("timing.lease_ttl", given, allowed));
+        }
         let redis = Self {
             connections: Arc::new(Connections::new(url)?),
             bot,

@@ -37,7 +37,9 @@ pub struct Part {
 ///
 /// A thread renews the lease every second ([`Timing::lease_ttl`](crate::Timing::lease_ttl) / 10).
 /// The sessions are saved once a second, if they have moved. When the manager ends, or this is
-/// dropped, the part is released: the next process takes it over at once.
+/// dropped, the part is released: the next process takes it over at once. That may take some
+/// seconds while Redis is away. A clone of the configuration that is kept keeps the part, too, if the
+/// manager does not start.
 ///
 /// Where another process has taken it over, since this one was stopped or cut off for longer than
 /// the TTL, nothing is saved any more, and the manager ends with [`Error::OwnershipLost`].
@@ -77,9 +79,10 @@ impl Part {
             name: name(),
             ttl: millis(ttl),
         };
-        let mut is_told = false;
+        let mut told = None;
         loop {
             let looked = redis.enter_parts(*of).and_then(|()| candidate.look());
+            let is_owned = looked.is_ok();
             let wait = match looked {
                 Ok(Look::Owned(own)) => return self.own(candidate.lease, own),
                 Ok(Look::Waits(why)) => Error::Redis(why.into()),
@@ -90,9 +93,10 @@ impl Part {
             if deadline.is_some_and(|deadline| clock::now() >= deadline) {
                 return Err(wait);
             }
-            if !is_told {
-                log::info!("waiting for part {index} of {of}: {}", wait.report());
-                is_told = true;
+            // A reason of another kind may be one to act on.
+            if told != Some(is_owned) {
+                told = Some(is_owned);
+                log::warn!("waiting for part {index} of {of}: {}", wait.report());
             }
             thread::sleep(ttl / LOOKS_PER_TTL);
         }
@@ -166,7 +170,14 @@ impl SessionStore for OwnedPart {
         let total = self.total.load(Ordering::Relaxed);
         if total > 0 && !self.sessions.is_saved_on(server_since) {
             // The server may have lost it, and a process that starts next would take another.
-            self.part.redis.enter_total(self.part.of, total)?;
+            let stored = self.part.redis.enter_total(self.part.of, total)?;
+            if stored != total {
+                let why = format!(
+                    "this process runs a part of {total} shards, and others of {stored}: stop all, \
+                     and start them again"
+                );
+                return Err(why.into());
+            }
         }
         match self.sessions.save(saved, server_since)? {
             Save::Done => Ok(()),
@@ -185,7 +196,7 @@ impl SessionStore for OwnedPart {
         Some(self.keeper.confirm(wake))
     }
 
-    fn agree_on_shards(&self, shards: &[ShardId]) -> Result<u32, Error> {
+    fn agree_on_shards(&self, shards: &[ShardId]) -> Result<Option<u32>, Error> {
         let Part { redis, index, of } = &self.part;
         let is_foreign = |shard: &&ShardId| shard.number() % of != *index;
         if let Some(foreign) = shards.iter().find(is_foreign) {
@@ -197,7 +208,7 @@ impl SessionStore for OwnedPart {
         let total = shards.first().map_or(1, |shard| shard.total());
         let total = redis.enter_total(*of, total)?;
         self.total.store(total, Ordering::Relaxed);
-        Ok(total)
+        Ok(Some(total))
     }
 
     fn release(&self) {
@@ -219,7 +230,7 @@ impl fmt::Debug for OwnedPart {
 }
 
 /// What this process calls itself, for operators to find it. No other attempt has the same name.
-fn name() -> String {
+pub(super) fn name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
     let host = host.or_else(|_| std::env::var("COMPUTERNAME"));
     let host = host.unwrap_or_else(|_| "host".into());

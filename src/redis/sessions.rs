@@ -54,7 +54,10 @@ impl Sessions {
         }
         match store::decode(text.as_bytes()) {
             Ok(mut saved) => {
-                store::remove_old(&mut saved, now.at / 1000, MAX_AGE, &self.document);
+                let server = now.at / 1000;
+                let local = store::since_epoch().as_secs();
+                shift(&mut saved, server, local);
+                store::remove_old(&mut saved, local, MAX_AGE, &self.document);
                 Ok(saved)
             }
             Err(why) => {
@@ -87,9 +90,11 @@ impl Sessions {
         // The next process may have another clock: the times are those of the server.
         let (server, _) = self.lease.read()?;
         let mut stored = saved.clone();
-        for session in &mut stored.sessions {
-            session.saved_at = server.at / 1000;
-        }
+        shift(
+            &mut stored,
+            store::since_epoch().as_secs(),
+            server.at / 1000,
+        );
         let text = store::encode(&stored)?;
         match self.document.set_with(&self.lease, self.token, &text)? {
             Some(token) if token == self.token => {
@@ -104,6 +109,13 @@ impl Sessions {
             // The next renewal writes the lease again.
             _ => Err(format!("Redis has lost {}", self.lease).into()),
         }
+    }
+}
+
+/// Puts the times of sessions, which are those of one clock, on another one.
+fn shift(saved: &mut Saved, from: u64, to: u64) {
+    for session in &mut saved.sessions {
+        session.saved_at = session.saved_at.saturating_add(to).saturating_sub(from);
     }
 }
 

@@ -183,9 +183,10 @@ fn a_process_that_is_killed_is_replaced_and_nothing_is_lost() {
     owners[0].kill();
     let killed = Instant::now();
     gateway.expect("its sessions are resumed", PATIENCE, |seen| {
-        resumes(seen) == 2
+        resumes(seen) >= 2
     });
     let taken = killed.elapsed();
+    assert!(taken < TTL + Duration::from_secs(5), "{taken:?}");
     println!("resumed {taken:?} after the kill, with a TTL of {TTL:?}");
     let pid = format!(":{}:", standby.id());
     let owner = redis.status().unwrap().parts[0].owner.clone().unwrap();
@@ -195,7 +196,7 @@ fn a_process_that_is_killed_is_replaced_and_nothing_is_lost() {
     owners[1].freeze();
     let mut next = fleet.start(1, &[]);
     gateway.expect("its sessions are taken over", PATIENCE, |seen| {
-        resumes(seen) == 4
+        resumes(seen) >= 4
     });
     owners[1].thaw();
     assert_eq!(owners[1].wait().code(), Some(OWNERSHIP_LOST));

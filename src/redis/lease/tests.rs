@@ -60,15 +60,21 @@ fn a_lease_is_free_after_one_ttl_without_a_renewal() {
 #[test]
 fn what_is_released_is_free_at_once_where_it_was_released() {
     let a = taken("a", 100_000, None);
-    let released = Lease::release(&at(101_000), &a, Some(&a)).unwrap();
+    let released = Lease::release(&at(101_000), &a, Some(a.clone()), TTL).unwrap();
     let look = |now: &Now| Watch::default().look(now, Some(&released), "b", TTL);
     assert!(matches!(look(&at(101_001)), Step::Take(_)));
     let until = 101_001 + TTL;
     assert_eq!(look(&on("two", 101_001)), Step::Wait { until });
 
+    // A renewal that is on its way does not undo it.
+    let renewed = Lease::renew(&at(101_002), &a, Some(released.clone()), TTL);
+    assert_eq!(renewed, Renewal::Released);
+    // On a server that may know of another owner, it is not released.
+    assert_eq!(Lease::release(&on("two", 101_000), &a, None, TTL), None);
+
     // A process that has lost it releases nothing.
     let b = taken("b", 120_000, Some(&a));
-    assert_eq!(Lease::release(&at(121_000), &a, Some(&b)), None);
+    assert_eq!(Lease::release(&at(121_000), &a, Some(b), TTL), None);
 }
 
 #[test]
@@ -104,11 +110,22 @@ fn an_owner_writes_its_lease_anew_and_is_sure_once_others_would_have_done_so() {
     };
     for (stored, server) in [(None, "one"), (None, "two"), (Some(older), "two")] {
         let renewed = Lease::renew(&on(server, 102_000), &a, stored, TTL);
-        let Renewal::InDoubt(renewed) = renewed else {
+        let Renewal::InDoubt(first) = renewed else {
             panic!("{renewed:?}")
         };
+        let mut renewed = first.clone();
+        for at in (103_000..107_000).step_by(1000) {
+            let again = Lease::renew(&on(server, at), &renewed, Some(renewed.clone()), TTL);
+            let Renewal::InDoubt(again) = again else {
+                panic!("{again:?}")
+            };
+            renewed = again;
+        }
         let later = Lease::renew(&on(server, 107_000), &renewed, Some(renewed.clone()), TTL);
         assert!(matches!(later, Renewal::Confirmed(_)), "{later:?}");
+        // The others may have been unable to renew while it was.
+        let later = Lease::renew(&on(server, 107_000), &first, Some(first.clone()), TTL);
+        assert!(matches!(later, Renewal::InDoubt(_)), "{later:?}");
     }
     // It is lost while other processes watch, which still remember it.
     let mut watch = Watch::default();
@@ -201,7 +218,7 @@ enum Event {
 enum Reply {
     Failed,
     Waits(Watch),
-    Takes(Watch, Lease),
+    Takes(Lease),
     Owns(Lease),
     Renewed { lease: Lease, is_confirmed: bool },
     Lost,
@@ -314,11 +331,11 @@ impl World {
                 match watch.look(&now, stored.as_ref(), &format!("{number}:{life}"), TTL) {
                     Step::Wait { .. } => Reply::Waits(watch),
                     Step::Owned(lease) => Reply::Owns(lease),
-                    Step::Take(lease) => Reply::Takes(watch, lease),
+                    Step::Take(lease) => Reply::Takes(lease),
                 }
             }
             Role::Owner(own) => match Lease::renew(&now, own, stored.clone(), TTL) {
-                Renewal::Lost(_) => Reply::Lost,
+                Renewal::Lost(_) | Renewal::Released => Reply::Lost,
                 Renewal::InDoubt(lease) => Reply::Renewed {
                     lease,
                     is_confirmed: false,
@@ -353,7 +370,7 @@ impl World {
             return self.read(number, life);
         }
         if is_connected {
-            let (Reply::Takes(_, lease) | Reply::Renewed { lease, .. }) = &reply else {
+            let (Reply::Takes(lease) | Reply::Renewed { lease, .. }) = &reply else {
                 unreachable!("nothing else is stored")
             };
             self.server.lease = Some(lease.clone());
@@ -373,11 +390,8 @@ impl World {
         self.after(wait, Event::Reply(number, life, outcome));
     }
 
-    /// No later owner is up while this one is confirmed, and able to renew its lease.
+    /// No later owner is up while this one is confirmed.
     fn check(&self, number: usize, token: u64) {
-        if self.server.away_until + TTL / 2 > self.now {
-            return;
-        }
         for (other, process) in self.processes.iter().enumerate() {
             let is_up = !process.dead && process.up_since + TTL / 2 <= self.now;
             if let Role::Owner(lease) = &process.role
@@ -398,7 +412,7 @@ impl World {
         match reply {
             Reply::Failed => {}
             Reply::Waits(watch) => process.role = Role::Waiting(watch),
-            Reply::Takes(_, lease) | Reply::Owns(lease) | Reply::Renewed { lease, .. } => {
+            Reply::Takes(lease) | Reply::Owns(lease) | Reply::Renewed { lease, .. } => {
                 process.role = Role::Owner(lease);
             }
             // Its manager stops, and the process starts anew.
