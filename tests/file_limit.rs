@@ -94,6 +94,7 @@ fn a_file_that_cannot_be_used_refuses_the_shard() {
     let limit = FileLimit::with_timing(&path, &timing());
     let said = Limits {
         remaining: 7,
+        reset_after: Duration::from_secs(3600),
         ..Limits::default()
     };
     let mended = Instant::now();

@@ -116,6 +116,8 @@ fn every_limiter_keeps_the_contract() {
         contract::leaving_frees_the_slot(limiter, shard(0, 2), shard(1, 2));
     }
     contract::windows_are_kept(&session_limit, shard(0, 2), shard(1, 2), WINDOW);
+    let sides = [0, 1].map(|number| (&session_limit as &dyn IdentifyLimiter, shard(number, 2)));
+    contract::windows_are_shared(sides[0], sides[1], 5, WINDOW);
     contract::windows_are_kept(&ready_limit, shard(0, 2), shard(1, 2), WINDOW);
     contract::windows_are_kept(&one_by_one, shard(0, 2), shard(1, 2), Duration::ZERO);
     let keys = scaled(4);

@@ -313,6 +313,38 @@ fn a_process_that_has_lost_its_part_saves_nothing_and_confirms_nothing() {
 }
 
 #[test]
+fn a_process_that_was_stopped_while_the_parts_were_changed_has_lost_its_own() {
+    let name = "a_process_that_was_stopped_while_the_parts_were_changed_has_lost_its_own";
+    let Some(server) = RedisServer::start(name, &[]) else {
+        return;
+    };
+    let gateway = lively();
+    let redis = open(&server, &gateway);
+    let bot = Token::new(gateway.token()).unwrap().user_id().unwrap();
+    let key = format!("threadcord:{{{bot}}}:part:0/1");
+    drop(redis.part(0, 1).acquire(PATIENCE).unwrap());
+    let mut admin = server.admin();
+    let mut token = || {
+        let text: String = redis::cmd("GET").arg(&key).query(&mut admin).unwrap();
+        let lease: serde_json::Value = serde_json::from_str(&text).unwrap();
+        lease["token"].as_u64().unwrap()
+    };
+    // What it would renew with, and save.
+    let before = token();
+    redis.set_parts(2).unwrap();
+    assert!(token() > before);
+    let part = redis.part(1, 2).acquire(PATIENCE).unwrap();
+    assert!(
+        redis
+            .set_parts(3)
+            .unwrap_err()
+            .report()
+            .contains("owned by")
+    );
+    part.save(&Saved::default()).unwrap();
+}
+
+#[test]
 fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
     let name = "while_redis_is_away_or_emptied_parts_keep_their_owners";
     let Some(mut server) = RedisServer::start(name, &[]) else {
