@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         batch.push(first);
         batch.extend(events.receiver().try_iter().take(BATCH - 1));
         while let Err(error) = forward(&client, &mut connection, &batch) {
-            // The events stay as they are: what Redis has taken of them comes again.
+            // All of them are sent again, also those that Redis has.
             eprintln!("Redis has not taken {} events: {error}", batch.len());
             connection = None;
             thread::sleep(Duration::from_secs(1));
@@ -82,6 +82,7 @@ fn forward(
     if calls.is_empty() {
         return Ok(());
     }
+
     let connection = match connection {
         Some(connection) => connection,
         none => none.insert(client.get_connection_with_timeout(Duration::from_secs(5))?),

@@ -45,6 +45,7 @@ fn main() -> Outcome<()> {
         rest = rest.base_url(url);
     }
     let rest = rest.build()?;
+
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["resume", url, session, sequence] => {
             let state = State {
@@ -221,6 +222,7 @@ impl Connection {
         let port = url
             .port_or_known_default()
             .ok_or("a gateway url without a port")?;
+
         let stream = TcpStream::connect((&*host, port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let control = stream.try_clone()?;
@@ -231,12 +233,14 @@ impl Connection {
         let (socket, _) =
             tungstenite::client(url.as_str(), stream).map_err(|error| error.to_string())?;
         control.set_read_timeout(Some(TICK))?;
+
         let mut connection = Self {
             socket,
             heartbeat_interval: Duration::MAX,
             next_heartbeat: Instant::now() + PATIENCE,
             sequence: 0,
         };
+
         let came = connection.until("HELLO", |payload| payload["op"] == 10)?;
         let interval = came
             .last()
@@ -279,6 +283,7 @@ impl Connection {
         if Instant::now() >= self.next_heartbeat {
             self.heartbeat()?;
         }
+
         match self.socket.read() {
             Ok(Message::Text(text)) => {
                 let payload: Value = serde_json::from_str(&text)?;

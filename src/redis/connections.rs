@@ -68,6 +68,7 @@ impl Connections {
         // The text may hold a password.
         let info = url.into_connection_info();
         let info = info.map_err(|error| refused(error.to_string()))?;
+
         // It would need one right more.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let keepalive = TcpKeepalive::new()
@@ -75,6 +76,7 @@ impl Connections {
             .with_interval(KEEPALIVE);
         let tcp = TcpSettings::default().set_keepalive(keepalive);
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
+
         let client = Client::open(info).map_err(|error| refused(error.to_string()))?;
         match client.get_connection_info().addr() {
             ConnectionAddr::TcpTls { insecure: true, .. } => {

@@ -191,6 +191,7 @@ impl Redis {
         let mut watched: Vec<_> = (0..parts)
             .map(|index| (self.lease(index, parts), Watch::default(), None))
             .collect();
+
         loop {
             let mut free = Vec::new();
             for (document, watch, first) in &mut watched {
@@ -206,6 +207,7 @@ impl Redis {
                     free.push((text, lease));
                 }
             }
+
             if free.len() == watched.len() {
                 let documents = watched.iter().map(|(document, ..)| document);
                 return documents

@@ -119,7 +119,7 @@ fn shift(saved: &mut Saved, from: u64, to: u64) {
     }
 }
 
-/// Whether two are the same but for when they were taken.
+/// Whether both have the same sessions, apart from `saved_at`.
 fn is_same(a: &Saved, b: &Saved) -> bool {
     let is_same = |(a, b): (&Session, &Session)| {
         let b = Session {

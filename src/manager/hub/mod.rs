@@ -59,7 +59,7 @@ pub(super) struct State {
     identified: BTreeMap<u32, Identified>,
     /// The last write of the session store that was asked for.
     store: u64,
-    /// Why the manager stops, if it does. The reconciler hears of it a little later.
+    /// Why the manager stops, if it does. It is set before the reconciler is asked to stop.
     stopping: Option<StopReason>,
     phase: Phase,
     /// The manager was dropped, perhaps on a thread of its own: no call waits for its end.
