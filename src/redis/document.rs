@@ -79,12 +79,12 @@ impl Document {
         })
     }
 
-    /// The error that the text is of no use.
-    pub(super) fn unusable(&self, why: String) -> Unusable {
-        Unusable {
+    /// What the text says, or the error that it is of no use, with the key.
+    pub(super) fn usable<T>(&self, read: Result<T, String>) -> Result<T, Unusable> {
+        read.map_err(|why| Unusable {
             key: self.key.clone(),
             why,
-        }
+        })
     }
 
     /// The error that a process owns the part, where none may.

@@ -153,7 +153,7 @@ impl Redis {
     fn fleet(&self) -> Result<Option<Fleet>, StoreError> {
         let document = self.document("fleet");
         let (_, text) = document.read()?;
-        Ok(Fleet::read(&text).map_err(|why| document.unusable(why))?)
+        Ok(document.usable(Fleet::read(&text))?)
     }
 
     fn change_fleet(
@@ -162,7 +162,7 @@ impl Redis {
     ) -> Result<Fleet, Error> {
         let document = self.document("fleet");
         let changed = document.change(|_, text| {
-            let fleet = Fleet::read(text).map_err(|why| document.unusable(why))?;
+            let fleet = document.usable(Fleet::read(text))?;
             let fleet = change(fleet)?;
             Ok((serde_json::to_string(&fleet)?, fleet))
         });
@@ -196,7 +196,7 @@ impl Redis {
             let mut free = Vec::new();
             for (document, watch, first) in &mut watched {
                 let (now, text) = document.read()?;
-                let stored = Lease::read(&text).map_err(|why| document.unusable(why))?;
+                let stored = document.usable(Lease::read(&text))?;
                 if let Some(lease) = &stored
                     && !lease.is_released
                     && *first.get_or_insert_with(|| stored.clone()) != stored
@@ -230,7 +230,7 @@ impl Redis {
     fn part_status(&self, index: u32, of: u32) -> Result<PartStatus, StoreError> {
         let document = self.lease(index, of);
         let (now, text) = document.read()?;
-        let lease = Lease::read(&text).map_err(|why| document.unusable(why))?;
+        let lease = document.usable(Lease::read(&text))?;
         let lease = lease.filter(|lease| !lease.is_released);
         Ok(PartStatus {
             index,

@@ -119,7 +119,7 @@ impl Keeper {
         let own = self.state.lock().own.clone();
         let ttl = millis(self.ttl);
         let released = self.document.change(|now, text| {
-            let stored = Lease::read(text).map_err(|why| self.document.unusable(why))?;
+            let stored = self.document.usable(Lease::read(text))?;
             match Lease::release(now, &own, stored, ttl) {
                 Some(lease) => Ok((serde_json::to_string(&lease)?, true)),
                 None => Ok((text.to_owned(), false)),
@@ -167,8 +167,9 @@ impl Keeper {
                     Some(failure) => granter.refuse(failure.clone()),
                 }
             }
+            let is_over = failure == Some(LimitError::Closed);
             // A logger that panics must not keep the answers back.
-            if let Some(note) = note.filter(|_| !was_failing) {
+            if let Some(note) = note.filter(|_| is_over || !was_failing) {
                 log::error!("{}: {note}", self.document);
             }
         }
@@ -189,7 +190,7 @@ impl Keeper {
     fn renew(&self, own: &Lease) -> Result<Renewal, StoreError> {
         let ttl = millis(self.ttl);
         self.document.change(|now, text| {
-            let stored = Lease::read(text).map_err(|why| self.document.unusable(why))?;
+            let stored = self.document.usable(Lease::read(text))?;
             let renewal = Lease::renew(now, own, stored, ttl);
             let text = match &renewal {
                 Renewal::Lost(_) | Renewal::Released => text.to_owned(),

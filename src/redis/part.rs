@@ -140,7 +140,7 @@ impl Candidate {
             ttl,
         } = self;
         let looked = lease.change(|now, text| {
-            let stored = Lease::read(text).map_err(|why| lease.unusable(why))?;
+            let stored = lease.usable(Lease::read(text))?;
             match watch.look(now, stored.as_ref(), name, *ttl) {
                 Step::Take(own) => Ok((serde_json::to_string(&own)?, Look::Owned(own))),
                 Step::Owned(own) => Ok((text.to_owned(), Look::Owned(own))),

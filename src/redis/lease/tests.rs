@@ -162,6 +162,7 @@ fn what_is_written_is_read_and_nothing_else() {
 
 /// Processes, a server and a network, over one lease.
 struct World {
+    seed: u64,
     random: fastrand::Rng,
     now: u64,
     server: Server,
@@ -227,6 +228,7 @@ enum Reply {
 impl World {
     fn new(seed: u64, processes: usize, faults: Faults) -> Self {
         let mut world = Self {
+            seed,
             random: fastrand::Rng::with_seed(seed),
             now: 1_000_000,
             server: Server::default(),
@@ -398,10 +400,11 @@ impl World {
                 && is_up
                 && process.paused_until < self.now
             {
-                let now = self.now;
+                let (seed, now) = (self.seed, self.now);
                 assert!(
                     lease.token <= token,
-                    "{number} is confirmed with {token} at {now} while {other} has {lease:?}"
+                    "seed {seed}: {number} is confirmed with {token} at {now} while {other} has \
+                     {lease:?}"
                 );
             }
         }
