@@ -395,7 +395,9 @@ impl World {
     /// No later owner is up while this one is confirmed.
     fn check(&self, number: usize, token: u64) {
         for (other, process) in self.processes.iter().enumerate() {
-            let is_up = !process.dead && process.up_since + TTL / 2 <= self.now;
+            // It could have renewed since then.
+            let since = process.up_since.max(self.server.away_until);
+            let is_up = !process.dead && since + TTL / 2 <= self.now;
             if let Role::Owner(lease) = &process.role
                 && is_up
                 && process.paused_until < self.now
