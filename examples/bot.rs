@@ -76,7 +76,7 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
 fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     let shard = |number| ShardId::new(number, 4).map_err(|error| error.to_string());
     let live = |count: usize| gateway.wait_for(PATIENCE, |seen| seen.live.len() == count);
-    let status = |id| handle.shard(id).map(|shard| shard.status());
+    let counters = |id| handle.shard(id).map(|shard| shard.counters());
     if !live(4) {
         return Err("the shards did not get ready".into());
     }
@@ -86,20 +86,21 @@ fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     println!("--- shard {reconnected} is asked to reconnect (op 7)");
     gateway.inject(reconnected, sim::Fault::Reconnect);
     until("it resumes", || {
-        status(reconnected).is_some_and(|status| status.resumes == 1)
+        counters(reconnected).is_some_and(|counters| counters.resumes == 1)
     })?;
     println!("--- shard {cut} is cut off");
     gateway.inject(cut, sim::Fault::Cut);
     until("it resumes", || {
-        status(cut).is_some_and(|status| status.resumes == 1)
+        counters(cut).is_some_and(|counters| counters.resumes == 1)
     })?;
     println!(
         "--- the session of shard {invalidated} is declared invalid (op 9 false): it has to identify again"
     );
     gateway.inject(invalidated, sim::Fault::InvalidSession { resumable: false });
     until("it is back", || {
-        status(invalidated)
-            .is_some_and(|status| status.identifies == 2 && status.stage == Stage::Ready)
+        handle.shard(invalidated).is_some_and(|shard| {
+            shard.counters().identifies == 2 && shard.status().stage == Stage::Ready
+        })
     })?;
 
     println!("--- somebody writes !ping");
@@ -281,23 +282,23 @@ impl Bot {
         );
         let (mut faults, mut lost) = (0, 0);
         for shard in self.manager.handle().shards() {
-            let (status, row) = (shard.status(), &self.rows[&shard.id()]);
-            let latency = status.latency.map_or("-".into(), |latency| {
+            let (counters, row) = (shard.counters(), &self.rows[&shard.id()]);
+            let latency = shard.latency().map_or("-".into(), |latency| {
                 format!("{:.1} ms", latency.as_secs_f64() * 1e3)
             });
             println!(
                 "{:>7}  {:>7}  {:>7}  {:>10}  {:>7}  {:>4}  {:>10}  {:>13}",
                 shard.id().to_string(),
                 row.events,
-                status.resumes,
-                status.identifies,
+                counters.resumes,
+                counters.identifies,
                 latency,
                 row.gaps,
                 row.duplicates,
-                status.sessions_lost,
+                counters.sessions_lost,
             );
             faults += row.gaps + row.duplicates;
-            lost += status.sessions_lost;
+            lost += counters.sessions_lost;
         }
         println!("answered over REST: {} of 1", self.pongs);
         faults == 0 && lost == 1 && self.pongs == 1

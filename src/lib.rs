@@ -46,16 +46,19 @@ mod environment;
 mod error;
 mod event;
 pub mod guide;
+mod histogram;
 mod hosts;
 mod intents;
 mod interaction;
 mod json;
 pub mod limit;
+mod log_shard;
 mod manager;
 pub mod protocol;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod rest;
+mod seconds;
 mod shard;
 mod shard_id;
 #[cfg(feature = "sim")]
@@ -72,6 +75,7 @@ pub use config::{
 pub use delivery::Events;
 pub use error::{Error, Fault, FieldError, SendError, SendFailure, StatusError, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
+pub use histogram::Histogram;
 pub use intents::{Intents, UnknownIntents};
 pub use interaction::Interaction;
 pub use manager::{Handle, ManagerStatus, Operation, ShardManager, Starting, SuspendedShard};
@@ -80,7 +84,7 @@ pub use protocol::{
     InvalidCommand, MemberQuery, MembersFailure, OnlineStatus, Presence, Session, Stage,
     StopReason, UnknownEventName, VoiceState,
 };
-pub use shard::{Members, MembersChunk, Shard, ShardStatus};
+pub use shard::{Members, MembersChunk, Shard, ShardCounters, ShardStatus};
 pub use shard_id::{InvalidShardId, ShardId};
 pub use timing::Timing;
 pub use token::{InvalidToken, Token};

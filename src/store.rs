@@ -110,7 +110,7 @@ pub struct OwnershipLost;
 /// assert_eq!(store.sessions().len(), 1);
 /// let manager = ShardManager::start(config)?; // resumes
 /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
-/// # assert_eq!(manager.handle().shards()[0].status().identifies, 0);
+/// # assert_eq!(manager.handle().shards()[0].counters().identifies, 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default)]

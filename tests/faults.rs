@@ -6,9 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::book::Book;
-use common::{COMPRESSIONS, config, eventually, ready, status_of};
+use common::{COMPRESSIONS, config, counters_of, eventually, ready};
 use threadcord::sim::{Fault, Gateway, Target};
-use threadcord::{Compression, Config, ShardId, ShardManager, ShardStatus, Stage};
+use threadcord::{Compression, Config, ShardCounters, ShardId, ShardManager, Stage};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -60,13 +60,13 @@ fn struck(gateway: &Gateway, fault: &Fault) -> bool {
 }
 
 /// Lets somebody write before, while and after something happens to a ready shard, and checks that
-/// every event is accounted for. Returns the shard's status at the end.
+/// every event is accounted for. Returns the shard's counters at the end.
 fn through(
     gateway: &Gateway,
     manager: &ShardManager,
     happens: impl FnOnce(&Gateway),
-    is_over: impl Fn(&ShardStatus) -> bool,
-) -> ShardStatus {
+    is_over: impl Fn(&ShardCounters) -> bool,
+) -> ShardCounters {
     let events = manager.events();
     let mut book = Book::default();
     let shard = manager.handle().shard(ONE).unwrap();
@@ -84,7 +84,7 @@ fn through(
             .receiver()
             .try_iter()
             .for_each(|event| book.note(&event));
-        is_over(&shard.status()) && shard.status().stage == Stage::Ready
+        is_over(&shard.counters()) && shard.status().stage == Stage::Ready
     });
     chat(10);
     eventually("all has arrived", || {
@@ -97,7 +97,7 @@ fn through(
     book.check(gateway);
     gateway.assert_lawful();
     assert!(!gateway.observed().faults.is_empty(), "nothing has struck");
-    shard.status()
+    shard.counters()
 }
 
 #[test]
@@ -105,13 +105,13 @@ fn a_bad_line_loses_nothing() {
     for word in ["delay=5ms+20ms", "drip=100000", "heartbeat-request"] {
         let gateway = gateway(true);
         let manager = ready(bot(&gateway, Compression::ZstdStream));
-        let status = through(
+        let counters = through(
             &gateway,
             &manager,
             |gateway| gateway.inject(ONE, fault(word)),
             |_| true,
         );
-        assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
+        assert_eq!((counters.connects, counters.resumes), (1, 0), "{word}");
     }
 }
 
@@ -120,13 +120,13 @@ fn what_comes_again_is_delivered_once() {
     for word in ["repeat", "out-of-order"] {
         let gateway = gateway(false);
         let manager = ready(bot(&gateway, Compression::None));
-        let status = through(
+        let counters = through(
             &gateway,
             &manager,
             |gateway| gateway.inject(ONE, fault(word)),
             |_| true,
         );
-        assert_eq!((status.connects, status.resumes), (1, 0), "{word}");
+        assert_eq!((counters.connects, counters.resumes), (1, 0), "{word}");
     }
     let gateway = gateway(false);
     let manager = ready(bot(&gateway, Compression::None));
@@ -134,7 +134,9 @@ fn what_comes_again_is_delivered_once() {
         gateway.inject(ONE, Fault::ReplayTwice);
         gateway.inject(ONE, Fault::Cut);
     };
-    through(&gateway, &manager, happens, |status| status.resumes == 1);
+    through(&gateway, &manager, happens, |counters| {
+        counters.resumes == 1
+    });
     assert!(struck(&gateway, &Fault::ReplayTwice));
 }
 
@@ -142,13 +144,17 @@ fn is_resumed_from(words: &[&str], gateway: impl Fn() -> Gateway) {
     for (at, word) in words.iter().enumerate() {
         let gateway = gateway();
         let manager = ready(bot(&gateway, COMPRESSIONS[at % 4]));
-        let status = through(
+        let counters = through(
             &gateway,
             &manager,
             |gateway| gateway.inject(ONE, fault(word)),
-            |status| status.resumes == 1,
+            |counters| counters.resumes == 1,
         );
-        assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
+        assert_eq!(
+            (counters.identifies, counters.sessions_lost),
+            (1, 0),
+            "{word}"
+        );
     }
 }
 
@@ -187,9 +193,9 @@ fn a_peer_that_asks_for_it_is_resumed() {
 }
 
 /// The session was lost, and the shard has identified again.
-fn is_replaced(status: &ShardStatus) -> bool {
+fn is_replaced(counters: &ShardCounters) -> bool {
     // The loss alone is told before the stage, which is still that of the old session then.
-    status.sessions_lost == 1 && status.identifies == 2
+    counters.sessions_lost == 1 && counters.identifies == 2
 }
 
 #[test]
@@ -205,25 +211,25 @@ fn a_session_that_is_ended_is_reported_and_replaced() {
         let gateway = gateway(false);
         let manager = ready(bot(&gateway, Compression::ZlibStream));
         let happens = |gateway: &Gateway| gateway.inject(ONE, fault(word));
-        let status = through(&gateway, &manager, happens, is_replaced);
-        assert_eq!(status.resumes, 0, "{word}");
+        let counters = through(&gateway, &manager, happens, is_replaced);
+        assert_eq!(counters.resumes, 0, "{word}");
     }
 }
 
-/// Lets a fault happen to the handshake after a cut, and returns the status after it.
-fn handshake(word: &str, tls: bool, is_over: fn(&ShardStatus) -> bool) -> ShardStatus {
+/// Lets a fault happen to the handshake after a cut, and returns the counters after it.
+fn handshake(word: &str, tls: bool, is_over: fn(&ShardCounters) -> bool) -> ShardCounters {
     let gateway = gateway(tls);
     let manager = ready(hasty(&gateway, Compression::ZstdStream));
     let happens = |gateway: &Gateway| {
         gateway.inject(ONE, fault(word));
         gateway.inject(ONE, Fault::Cut);
     };
-    let status = through(&gateway, &manager, happens, is_over);
+    let counters = through(&gateway, &manager, happens, is_over);
     assert!(
-        struck(&gateway, &fault(word)) && status.connects >= 3,
-        "{word}: {status:?}"
+        struck(&gateway, &fault(word)) && counters.connects >= 3,
+        "{word}: {counters:?}"
     );
-    status
+    counters
 }
 
 #[test]
@@ -241,16 +247,24 @@ fn a_handshake_that_fails_is_tried_again() {
         "resume=invalid-session:true",
         "resume=close:4000",
     ] {
-        let status = handshake(word, false, |status| status.resumes == 1);
-        assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
+        let counters = handshake(word, false, |counters| counters.resumes == 1);
+        assert_eq!(
+            (counters.identifies, counters.sessions_lost),
+            (1, 0),
+            "{word}"
+        );
     }
 }
 
 #[test]
 fn tls_that_fails_is_tried_again() {
     for word in ["tls=expired", "tls=wrong-name", "tls=untrusted", "tls=hang"] {
-        let status = handshake(word, true, |status| status.resumes == 1);
-        assert_eq!((status.identifies, status.sessions_lost), (1, 0), "{word}");
+        let counters = handshake(word, true, |counters| counters.resumes == 1);
+        assert_eq!(
+            (counters.identifies, counters.sessions_lost),
+            (1, 0),
+            "{word}"
+        );
     }
 }
 
@@ -261,8 +275,8 @@ fn a_resume_that_is_refused_is_a_new_session() {
         "resume=close:4007",
         "resume=close:4009",
     ] {
-        let status = handshake(word, false, is_replaced);
-        assert_eq!((status.identifies, status.resumes), (2, 0), "{word}");
+        let counters = handshake(word, false, is_replaced);
+        assert_eq!((counters.identifies, counters.resumes), (2, 0), "{word}");
     }
 }
 
@@ -277,9 +291,13 @@ fn a_start_that_fails_is_no_start() {
         let gateway = gateway(false);
         gateway.inject(Target::Any, fault(word));
         let manager = ready(hasty(&gateway, Compression::ZstdStream));
-        let status = status_of(&manager, ONE);
+        let counters = counters_of(&manager, ONE);
         assert_eq!(
-            (status.identifies, status.resumes, status.sessions_lost),
+            (
+                counters.identifies,
+                counters.resumes,
+                counters.sessions_lost
+            ),
             (2, 0, 0),
             "{word}"
         );
@@ -299,8 +317,10 @@ fn a_resume_url_that_leads_nowhere_gives_way() {
         gateway.inject(ONE, fault(word));
         let manager = ready(bot(&gateway, Compression::ZstdStream));
         let happens = |gateway: &Gateway| gateway.inject(ONE, Fault::Cut);
-        let status = through(&gateway, &manager, happens, |status| status.resumes == 1);
-        assert_eq!(status.identifies, 1, "{word}");
+        let counters = through(&gateway, &manager, happens, |counters| {
+            counters.resumes == 1
+        });
+        assert_eq!(counters.identifies, 1, "{word}");
     }
 }
 

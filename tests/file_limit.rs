@@ -208,8 +208,8 @@ fn a_permit_that_has_expired_is_not_used() {
     let manager = ShardManager::start(config(&gateway).limiter(Arc::new(limiter))).unwrap();
     manager.wait_ready(PATIENCE).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 2);
-    let status = manager.handle().shards()[0].status();
-    assert_eq!((status.connects, status.identifies), (1, 1));
+    let counters = manager.handle().shards()[0].counters();
+    assert_eq!((counters.connects, counters.identifies), (1, 1));
 }
 
 /// Runs one shard, and stays.

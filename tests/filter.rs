@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    COMPRESSIONS, PATIENCE, config, eventually, gateway, next, number, owes_nothing, ready,
-    status_of,
+    COMPRESSIONS, PATIENCE, config, counters_of, eventually, gateway, next, number, owes_nothing,
+    ready, status_of,
 };
 use serde_json::json;
 use threadcord::store::MemoryStore;
@@ -50,8 +50,11 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
             );
             number(event).is_some_and(|(_, number)| number == 19)
         });
-        let status = status_of(&manager, ONE);
-        assert!(status.filtered > 3 && status.events >= 21, "{status:?}");
+        let counters = counters_of(&manager, ONE);
+        assert!(
+            counters.filtered > 3 && counters.events >= 21,
+            "{counters:?}"
+        );
     }
 }
 
@@ -132,7 +135,7 @@ fn what_is_dropped_takes_no_credit() {
         gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
     }
     // Nobody takes anything from the stream.
-    eventually("all are dropped", || shard.status().filtered == 500);
+    eventually("all are dropped", || shard.counters().filtered == 500);
     assert_eq!(shard.status().stalled_for, None);
     gateway.assert_lawful();
 }

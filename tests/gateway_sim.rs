@@ -6,7 +6,7 @@ use std::io::BufRead;
 use std::process::Command;
 
 use common::program::Program;
-use common::{PATIENCE, eventually, next, status_of};
+use common::{PATIENCE, counters_of, eventually, next};
 use threadcord::{ShardId, ShardManager, Timing};
 
 #[test]
@@ -48,7 +48,7 @@ fn it_serves_a_bot_and_takes_orders() {
     program.order("press nothing");
     program.order("fault cut@0/1");
     eventually("it resumes", || {
-        status_of(&manager, ShardId::ONE).resumes == 1
+        counters_of(&manager, ShardId::ONE).resumes == 1
     });
     manager.close();
     let (said, status) = program.end();

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, SCALE, config, eventually, gateway, next, number, ready, shard, status_of};
+use common::{
+    PATIENCE, SCALE, config, counters_of, eventually, gateway, next, number, ready, shard,
+    status_of,
+};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 use threadcord::sim::{Action, Gateway};
@@ -183,7 +186,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
                 beats >= 40,
                 "{beats} heartbeats of shard {number} in 3 s, where there should be 60"
             );
-            assert_eq!(status_of(&manager, shard(number, 4)).connects, 1);
+            assert_eq!(counters_of(&manager, shard(number, 4)).connects, 1);
         }
         assert!(is_stalled(stuck) && !is_stalled(shard(1, 4)));
         gate.open();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PATIENCE, config, eventually, gateway, ready, status_of};
+use common::{PATIENCE, config, counters_of, eventually, gateway, ready};
 use threadcord::sim::{Action, Answer, Fault, Gateway, Offer, ResumeUrl, Target};
 use threadcord::{Compression, Config, Disconnect, ShardId, ShardManager};
 
@@ -15,7 +15,7 @@ fn nothing_is_sent_where_the_first_frame_is_a_close() {
         gateway.inject(Target::Any, Fault::Hello(Answer::Close(4000)));
     }
     let manager = ready(config(&gateway));
-    assert_eq!(status_of(&manager, ONE).identifies, 1);
+    assert_eq!(counters_of(&manager, ONE).identifies, 1);
     let seen = gateway.observed();
     let connections: Vec<usize> = seen
         .records
@@ -73,9 +73,9 @@ fn a_resume_url_gets_version_encoding_and_compression_whatever_it_has() {
         gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url)));
         let manager = ready(config);
         gateway.inject(ONE, Fault::Cut);
-        eventually(tail, || status_of(&manager, ONE).resumes == 1);
+        eventually(tail, || counters_of(&manager, ONE).resumes == 1);
         assert_eq!(
-            status_of(&manager, ONE).connects,
+            counters_of(&manager, ONE).connects,
             2,
             "{tail}: at the first attempt"
         );

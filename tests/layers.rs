@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 26] = [
+const LAYERS: [(&str, Option<u32>); 29] = [
     ("clock", Some(0)),
     ("environment", Some(0)),
+    ("histogram", Some(0)),
     ("hosts", Some(0)),
     ("json", Some(0)),
+    ("log_shard", Some(0)),
+    ("seconds", Some(0)),
     ("shard_id", Some(0)),
     ("intents", Some(0)),
     ("token", Some(0)),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, config, eventually, gateway, ready, shard, status_of};
+use common::{PATIENCE, config, counters_of, eventually, gateway, ready, shard};
 use parking_lot::Mutex;
 use threadcord::limit::{
     Granter, IdentifyLimiter, LimitError, Limits, ReleaseAfter, Report, SessionLimit, Ticket,
@@ -335,7 +335,7 @@ fn a_connection_that_dies_in_the_queue_leaks_no_permit() {
             .handle()
             .shards()
             .iter()
-            .all(|shard| shard.status().connects >= 2)
+            .all(|shard| shard.counters().connects >= 2)
             && limit.waiting() == 2
     });
     held.exit();
@@ -379,8 +379,8 @@ fn a_limiter_that_fails_for_a_while_is_asked_again() {
     let limiter = Arc::new(Flaky(AtomicUsize::new(3)));
     let manager = ready(config(&gateway).limiter(limiter.clone()));
     assert_eq!(limiter.0.load(Ordering::SeqCst), 0);
-    let status = status_of(&manager, ShardId::ONE);
-    assert_eq!((status.connects, status.identifies), (1, 1));
+    let counters = counters_of(&manager, ShardId::ONE);
+    assert_eq!((counters.connects, counters.identifies), (1, 1));
     gateway.assert_lawful();
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{PATIENCE, config, eventually, gateway, ready, status_of};
+use common::{PATIENCE, config, counters_of, eventually, gateway, ready, status_of};
 use threadcord::sim::{Action, Answer, Fault, Observed};
 use threadcord::{Compression, Disconnect, ShardId, ShardManager};
 
@@ -39,10 +39,13 @@ fn payloads() {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway));
         gateway.send_raw(ONE, payload);
-        eventually(payload, || status_of(&manager, ONE).resumes == 1);
+        eventually(payload, || counters_of(&manager, ONE).resumes == 1);
         let status = status_of(&manager, ONE);
         assert_eq!(
-            (status.last_disconnect, status.identifies),
+            (
+                status.last_disconnect,
+                counters_of(&manager, ONE).identifies
+            ),
             (Some(Disconnect::Malformed), 1),
             "{payload}"
         );
@@ -81,7 +84,7 @@ fn ready_without_a_session() {
     let answer = r#"{"t":"READY","s":1,"op":0,"d":{"v":10,"user":{"id":"1"},"guilds":[]}}"#;
     gateway.inject(ONE, Fault::Identify(Answer::Payload(answer.into())));
     let manager = ready(config(&gateway));
-    assert_eq!(status_of(&manager, ONE).identifies, 2);
+    assert_eq!(counters_of(&manager, ONE).identifies, 2);
     gateway.assert_lawful();
 }
 
@@ -97,10 +100,13 @@ fn compressed_data() {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway).compression(compression));
         gateway.send_bytes(ONE, bytes);
-        eventually("it resumes", || status_of(&manager, ONE).resumes == 1);
+        eventually("it resumes", || counters_of(&manager, ONE).resumes == 1);
         let status = status_of(&manager, ONE);
         assert_eq!(
-            (status.last_disconnect, status.identifies),
+            (
+                status.last_disconnect,
+                counters_of(&manager, ONE).identifies
+            ),
             (Some(Disconnect::Malformed), 1),
             "{compression:?}"
         );
@@ -114,7 +120,7 @@ fn text_where_binary_is_due_is_read_as_it_is() {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway).compression(compression));
         gateway.send_text(ONE, r#"{"op":7}"#);
-        eventually("it resumes", || status_of(&manager, ONE).resumes == 1);
+        eventually("it resumes", || counters_of(&manager, ONE).resumes == 1);
         assert_eq!(
             status_of(&manager, ONE).last_disconnect,
             Some(Disconnect::ReconnectRequested)
@@ -138,7 +144,7 @@ fn a_payload_over_the_limit() {
         );
         let bomb = format!(r#"{{"op":99,"d":"{}"}}"#, "a".repeat(1 << 20));
         gateway.send_raw(ONE, &bomb);
-        eventually("it resumes", || status_of(&manager, ONE).resumes == 1);
+        eventually("it resumes", || counters_of(&manager, ONE).resumes == 1);
         assert_eq!(
             status_of(&manager, ONE).last_disconnect,
             Some(Disconnect::Malformed)

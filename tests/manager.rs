@@ -221,7 +221,7 @@ fn no_upgrade_and_no_tls_time_out() {
         let manager = ShardManager::start(config).unwrap();
         eventually("it tries again", || {
             manager.handle().shard(ShardId::ONE).is_some_and(|shard| {
-                shard.status().connects >= 3
+                shard.counters().connects >= 3
                     && shard.status().last_disconnect == Some(Disconnect::ConnectFailed)
             })
         });
@@ -251,7 +251,7 @@ fn an_untrusted_certificate_is_refused() {
     let manager = ShardManager::start(config(&trusted).gateway_url(other.url())).unwrap();
     eventually("it is refused", || {
         manager.handle().shard(ShardId::ONE).is_some_and(|shard| {
-            shard.status().connects >= 2
+            shard.counters().connects >= 2
                 && shard.status().last_disconnect == Some(Disconnect::ConnectFailed)
         })
     });
@@ -299,7 +299,10 @@ fn suspend_keeps_sessions_that_start_again() {
         assert_eq!(message["content"], "while it was away");
     }
     for shard in manager.handle().shards() {
-        assert_eq!((shard.status().identifies, shard.status().resumes), (0, 1));
+        assert_eq!(
+            (shard.counters().identifies, shard.counters().resumes),
+            (0, 1)
+        );
     }
     gateway.assert_lawful();
 }

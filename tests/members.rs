@@ -266,7 +266,7 @@ fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
         event.name() == "MESSAGE_CREATE"
     });
     eventually("nothing is owed", || owes_nothing(&shard));
-    assert!(shard.status().filtered > 0);
+    assert!(shard.counters().filtered > 0);
     let request = shard.request_members(ELSEWHERE, &query).unwrap();
     manager.suspend();
     assert_eq!(

@@ -481,7 +481,7 @@ fn a_plan_that_has_changed_starts_anew() {
             .handle()
             .shards()
             .iter()
-            .map(|shard| shard.status().identifies)
+            .map(|shard| shard.counters().identifies)
             .sum::<u64>(),
         3
     );

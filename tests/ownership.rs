@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{PATIENCE, config, eventually, gateway, ready, status_of};
+use common::{PATIENCE, config, counters_of, eventually, gateway, ready, status_of};
 use parking_lot::Mutex;
 use threadcord::limit::{Granter, LimitError, Ticket, Wake};
 use threadcord::sim::{Action, Fault, Gateway, Observed};
@@ -143,7 +143,7 @@ fn a_session_is_resumed_once_the_store_confirms_it() {
     store.set(Answer::Confirmed);
     gateway.expect("it resumes", PATIENCE, |seen| resumes(seen) == 2);
     manager.wait_ready(PATIENCE).unwrap();
-    assert_eq!(status_of(&manager, ONE).identifies, 1);
+    assert_eq!(counters_of(&manager, ONE).identifies, 1);
     gateway.assert_lawful();
 }
 
@@ -182,7 +182,7 @@ fn is_left_alone(gateway: &Gateway, store: &Told, manager: &ShardManager) {
     let is_frame = |action: &Action| matches!(action, Action::Closed(Some(_)));
     assert_eq!(gateway.observed().count(is_frame), 0);
     let successor = ready(store.successor(gateway));
-    assert_eq!(status_of(&successor, ONE).identifies, 0, "it resumes");
+    assert_eq!(counters_of(&successor, ONE).identifies, 0, "it resumes");
     gateway.assert_lawful();
 }
 

@@ -328,14 +328,14 @@ fn while_redis_is_away_nobody_identifies_and_connections_go_on() {
             .is_some_and(|shard| shard.status().stage == Stage::Queued)
     });
     thread::sleep(Duration::from_millis(500));
-    let status = first.handle().shards()[0].status();
-    assert_eq!((status.connects, status.identifies), (1, 1));
-    assert_eq!(second.handle().shards()[0].status().identifies, 0);
+    let counters = first.handle().shards()[0].counters();
+    assert_eq!((counters.connects, counters.identifies), (1, 1));
+    assert_eq!(second.handle().shards()[0].counters().identifies, 0);
 
     // It comes back empty: Discord is asked again.
     server.restart();
     second.wait_ready(PATIENCE).unwrap();
-    assert_eq!(first.handle().shards()[0].status().connects, 1);
+    assert_eq!(first.handle().shards()[0].counters().connects, 1);
     gateway.assert_lawful();
 }
 

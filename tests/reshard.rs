@@ -247,7 +247,7 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
         });
     assert_eq!(running(&play.manager), ids(4));
     assert!(
-        before.iter().all(|shard| shard.status().connects == 1),
+        before.iter().all(|shard| shard.counters().connects == 1),
         "the old ones were not touched"
     );
     // And then it can be tried again, once those are gone.
@@ -397,7 +397,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
             .handle()
             .shards()
             .iter()
-            .map(|shard| shard.status().identifies)
+            .map(|shard| shard.counters().identifies)
             .sum::<u64>(),
         0
     );

@@ -6,7 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{PATIENCE, config, eventually, gateway, next, ready, shard, sounds, status_of};
+use common::{
+    PATIENCE, config, counters_of, eventually, gateway, next, ready, shard, sounds, status_of,
+};
 use parking_lot::Mutex;
 use threadcord::limit::Unlimited;
 use threadcord::sim::{Action, Answer, Fault, Gateway, ResumeUrl};
@@ -31,7 +33,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
             // Until the shard knows that it is back: a fault before that would be one more before
             // the same resume.
             eventually("it comes back", || {
-                status_of(&manager, ONE).resumes == n / 20 + 1
+                counters_of(&manager, ONE).resumes == n / 20 + 1
             });
         }
     }
@@ -53,7 +55,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
         .filter(|number| *number == "while it is away")
         .count();
     assert_eq!(away, 3);
-    assert_eq!(status_of(&manager, ONE).identifies, 1);
+    assert_eq!(counters_of(&manager, ONE).identifies, 1);
     gateway.assert_lawful();
 }
 
@@ -128,9 +130,13 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: Disconnect) {
     next(&events, |event| {
         matches!(event.kind(), EventKind::SessionStarted)
     });
-    let status = status_of(&manager, ONE);
+    let counters = counters_of(&manager, ONE);
     assert_eq!(
-        (status.identifies, status.resumes, status.sessions_lost),
+        (
+            counters.identifies,
+            counters.resumes,
+            counters.sessions_lost
+        ),
         (2, 0, 1)
     );
     gateway.assert_lawful();
@@ -166,7 +172,7 @@ fn a_resume_that_is_refused_falls_back_to_identify() {
         matches!(event.kind(), EventKind::SessionLost { .. })
     });
     manager.wait_ready(PATIENCE).unwrap();
-    assert_eq!(status_of(&manager, ONE).identifies, 2);
+    assert_eq!(counters_of(&manager, ONE).identifies, 2);
     gateway.assert_lawful();
 }
 
@@ -180,7 +186,7 @@ fn op_9_to_an_identify_goes_back_into_the_queue() {
         );
     }
     let manager = ready(config(&gateway));
-    assert_eq!(status_of(&manager, ONE).identifies, 3);
+    assert_eq!(counters_of(&manager, ONE).identifies, 3);
     gateway.assert_lawful();
 }
 
@@ -193,8 +199,8 @@ fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
     next(&manager.events(), |event| {
         matches!(event.kind(), EventKind::SessionStarted)
     });
-    let status = status_of(&manager, ONE);
-    assert_eq!((status.connects, status.identifies), (3, 2));
+    let counters = counters_of(&manager, ONE);
+    assert_eq!((counters.connects, counters.identifies), (3, 2));
     gateway.assert_lawful();
 }
 
@@ -206,7 +212,7 @@ fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
         gateway.inject(ONE, Fault::ResumeUrl(ResumeUrl::Url(url.into())));
         let manager = ready(config(&gateway));
         gateway.inject(ONE, Fault::Cut);
-        eventually("it resumes", || status_of(&manager, ONE).resumes == 1);
+        eventually("it resumes", || counters_of(&manager, ONE).resumes == 1);
         gateway.assert_lawful();
     }
 }
@@ -223,8 +229,8 @@ fn a_zombied_connection_is_dropped_and_resumed() {
     eventually("it is noticed", || {
         status_of(&manager, ONE).last_disconnect == Some(Disconnect::Zombied)
     });
-    eventually("it resumes", || status_of(&manager, ONE).resumes >= 1);
-    assert_eq!(status_of(&manager, ONE).identifies, 1);
+    eventually("it resumes", || counters_of(&manager, ONE).resumes >= 1);
+    assert_eq!(counters_of(&manager, ONE).identifies, 1);
     eventually("there is a latency", || {
         manager.handle().shard(ONE).unwrap().latency().is_some()
     });

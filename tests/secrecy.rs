@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use common::{config, eventually, gateway, lines, ready, status_of};
+use common::{config, counters_of, eventually, gateway, lines, ready};
 use log::LevelFilter;
 use parking_lot::Mutex;
 use threadcord::rest::Rest;
@@ -60,7 +60,7 @@ fn no_line_shows_a_secret() {
     let manager = ready(config(&gateway).compression(Compression::None));
     gateway.inject(ShardId::ONE, Fault::Cut);
     eventually("it resumes", || {
-        status_of(&manager, ShardId::ONE).resumes == 1
+        counters_of(&manager, ShardId::ONE).resumes == 1
     });
     manager.handle().rest().current_application().unwrap();
 

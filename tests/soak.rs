@@ -17,7 +17,8 @@ use common::{COMPRESSIONS, PATIENCE, footprint, variable};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed, RestFault};
 use threadcord::{
-    Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardManager, Stage, Timing,
+    Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardCounters, ShardManager,
+    Stage, Timing,
 };
 
 const SHARDS: u32 = 32;
@@ -242,26 +243,21 @@ fn soak(
     );
     gateway.assert_lawful();
     let count = book.check(&gateway);
-    let status: Vec<_> = manager
-        .handle()
-        .shards()
-        .iter()
-        .map(threadcord::Shard::status)
-        .collect();
-    let sum = |of: fn(&threadcord::ShardStatus) -> u64| status.iter().map(of).sum::<u64>();
+    let counters = manager.handle().status().counters;
+    let sum = |of: fn(&ShardCounters) -> u64| counters.values().map(of).sum::<u64>();
     let summary = format!(
         "{count} events in {} sessions, {} of them lost by rule; {} connections, {} resumes, {} IDENTIFYs, {commands} commands; \
          memory {memory} MB before, {peak} MB at most",
         book.sessions.len(),
         book.lost.len(),
-        sum(|status| status.connects),
-        sum(|status| status.resumes),
-        sum(|status| status.identifies),
+        sum(|counters| counters.connects),
+        sum(|counters| counters.resumes),
+        sum(|counters| counters.identifies),
     );
     assert!(peak < memory + MOST_MEMORY_MB, "{summary}");
     assert_eq!(
         book.lost.len() as u64,
-        sum(|status| status.sessions_lost),
+        sum(|counters| counters.sessions_lost),
         "{summary}"
     );
     manager.close();

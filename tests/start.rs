@@ -32,7 +32,10 @@ fn events_arrive(compression: Compression, tls: bool) {
     }
     for shard in manager.handle().shards() {
         assert_eq!(shard.status().stage, Stage::Ready);
-        assert_eq!((shard.status().identifies, shard.status().connects), (1, 1));
+        assert_eq!(
+            (shard.counters().identifies, shard.counters().connects),
+            (1, 1)
+        );
     }
     manager.close();
     gateway.assert_lawful();
@@ -84,7 +87,7 @@ fn payloads_of_many_megabytes() {
                 "{compression:?}"
             );
         }
-        assert_eq!(manager.handle().shards()[0].status().connects, 1);
+        assert_eq!(manager.handle().shards()[0].counters().connects, 1);
     }
 }
 

@@ -86,9 +86,11 @@ impl Events {
 
     /// The next event, if one is there. Never blocks.
     pub fn try_next(&self) -> Result<Event, TryRecvError> {
-        self.leftovers
+        let next = self
+            .leftovers
             .pop()
-            .map_or_else(|| self.receiver.try_recv(), Ok)
+            .map_or_else(|| self.receiver.try_recv(), Ok);
+        next.inspect(Event::take)
     }
 
     /// The next event, if it comes in time.
@@ -116,7 +118,7 @@ impl Events {
         });
         // What was put back while the stream ended comes before the end, too.
         match next {
-            Some(Err(error)) => Some(self.leftovers.pop().ok_or(error)),
+            Some(Err(error)) => Some(self.leftovers.pop().ok_or(error).inspect(Event::take)),
             next => next,
         }
     }

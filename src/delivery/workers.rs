@@ -140,6 +140,7 @@ impl Workers<'_> {
     }
 
     fn handle(&self, event: Event, handler: &impl Fn(Event)) {
+        event.take();
         let at = Witness::of(&event);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handle_events(|| handler(event)))) {
             self.report(at, &*panic);

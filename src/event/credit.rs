@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::protocol::Session;
 
@@ -27,6 +28,42 @@ pub(crate) struct Credit {
     /// How many of those have been handled.
     handled: usize,
     next: u64,
+    /// The event whose times are measured.
+    sample: Option<Sample>,
+    /// The serial of the last one that was chosen.
+    last_sample: u64,
+}
+
+/// An event that is still not handled after this long is not measured any more, if later ones have
+/// been handled: it may be kept for good.
+const SAMPLE_LASTS: Duration = Duration::from_secs(60);
+
+/// An event that is measured, for itself and for those before it that are not.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    serial: u64,
+    delivered_at: Instant,
+    taken_at: Option<Instant>,
+    /// How many events it stands for.
+    weight: u64,
+}
+
+/// How long an event waited and was handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Measured {
+    /// From its delivery until it was taken.
+    pub(super) wait: Duration,
+    /// From then until it was handled; `None` if it is not known when it was taken.
+    pub(super) handling: Option<Duration>,
+    pub(super) weight: u64,
+}
+
+/// What follows from an event that was handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// The shard was stalled and may go on.
+    pub(super) goes_on: bool,
+    pub(super) measured: Option<Measured>,
 }
 
 /// An event that was delivered.
@@ -43,7 +80,9 @@ struct Open {
 pub(crate) struct Receipt {
     epoch: u64,
     serial: u64,
-    bytes: usize,
+    /// A payload is much smaller than 4 GiB.
+    bytes: u32,
+    is_sample: bool,
 }
 
 /// The epoch of what moves no session's mark.
@@ -56,6 +95,11 @@ impl Receipt {
             epoch: NO_SESSION,
             ..self
         }
+    }
+
+    /// Whether the event's times are measured.
+    pub(super) fn is_sample(self) -> bool {
+        self.is_sample
     }
 }
 
@@ -73,6 +117,8 @@ impl Credit {
             open: VecDeque::new(),
             handled: 0,
             next: 0,
+            sample: None,
+            last_sample: 0,
         }
     }
 
@@ -89,6 +135,7 @@ impl Credit {
         self.epoch += 1;
         self.open.clear();
         self.handled = 0;
+        self.sample = None;
     }
 
     /// The session goes on with another run of its shard, with these limits. Returns it as far as it
@@ -141,10 +188,16 @@ impl Credit {
         (self.events, self.bytes)
     }
 
-    /// An event goes to the user.
-    pub(crate) fn deliver(&mut self, sequence: u64, bytes: usize) -> Receipt {
+    /// An event goes to the user, the first of a batch if its time is given.
+    pub(crate) fn deliver(
+        &mut self,
+        sequence: u64,
+        bytes: usize,
+        batch: Option<Instant>,
+    ) -> Receipt {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.events += 1;
-        self.bytes += bytes;
+        self.bytes += bytes as usize;
         self.next += 1;
         self.open.push_back(Open {
             serial: self.next,
@@ -156,7 +209,49 @@ impl Credit {
             epoch: self.epoch,
             serial: self.next,
             bytes,
+            is_sample: batch.is_some_and(|now| self.begin_sample(now)),
         }
+    }
+
+    /// Measures the newest event, unless another one is measured.
+    fn begin_sample(&mut self, now: Instant) -> bool {
+        if let Some(sample) = &self.sample {
+            let age = now.saturating_duration_since(sample.delivered_at);
+            let is_kept = age >= SAMPLE_LASTS && self.handled > 0;
+            if !is_kept {
+                return false;
+            }
+        }
+        self.sample = Some(Sample {
+            serial: self.next,
+            delivered_at: now,
+            taken_at: None,
+            weight: self.next - self.last_sample,
+        });
+        self.last_sample = self.next;
+        true
+    }
+
+    /// Whoever handles an event that is measured has taken it.
+    pub(crate) fn take(&mut self, receipt: Receipt, now: Instant) {
+        let sample = self.sample.as_mut();
+        if let Some(sample) = sample.filter(|sample| sample.serial == receipt.serial) {
+            sample.taken_at = Some(now);
+        }
+    }
+
+    /// An event that is measured has been handled, or else abandoned.
+    fn end_sample(&mut self, receipt: Receipt, now: Instant) -> Option<Measured> {
+        let sample = self
+            .sample
+            .take_if(|sample| sample.serial == receipt.serial)?;
+        let taken_at = sample.taken_at.unwrap_or(now);
+        let handling = sample.taken_at.map(|at| now.saturating_duration_since(at));
+        (receipt.epoch != NO_SESSION).then(|| Measured {
+            wait: taken_at.saturating_duration_since(sample.delivered_at),
+            handling,
+            weight: sample.weight,
+        })
     }
 
     /// An event is not for the user: nothing is outstanding, and it counts as handled.
@@ -171,20 +266,24 @@ impl Credit {
             epoch: NO_SESSION,
             serial: 0,
             bytes: 0,
+            is_sample: false,
         }
     }
 
-    /// An event was handled. Returns whether a stalled shard may go on.
-    pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
+    /// An event was handled; the time is given if it is measured.
+    pub(crate) fn settle(&mut self, receipt: Receipt, now: Option<Instant>) -> Settled {
         self.events -= 1;
-        self.bytes -= receipt.bytes;
+        self.bytes -= receipt.bytes as usize;
         if receipt.epoch == self.epoch {
             self.handle(receipt.serial);
         }
         let goes_on =
             self.stalled && self.events <= self.max_events / 2 && self.bytes <= self.max_bytes / 2;
         self.stalled &= !goes_on;
-        goes_on
+        Settled {
+            goes_on,
+            measured: now.and_then(|now| self.end_sample(receipt, now)),
+        }
     }
 
     /// Usually the oldest is handled first. An event that is kept for good must not make the list
@@ -234,19 +333,62 @@ mod tests {
     use crate::shard_id::ShardId;
 
     #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "made-up instants count from some real one"
+    )]
+    fn one_event_of_a_batch_is_measured_for_those_before_it() {
+        let mut credit = begun(100, 1000);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let seconds = Duration::from_secs;
+
+        let first = credit.deliver(1, 10, Some(at(0)));
+        let others = [2, 3].map(|sequence| credit.deliver(sequence, 10, Some(at(1))));
+        assert!(first.is_sample() && !others.iter().any(|other| other.is_sample()));
+        credit.take(first, at(5));
+        let measured = credit.settle(first, Some(at(7))).measured.unwrap();
+        let (wait, handling) = (seconds(5), Some(seconds(2)));
+        assert_eq!((measured.wait, measured.handling), (wait, handling));
+        assert_eq!(measured.weight, 1);
+
+        // It is not known when it was taken.
+        let second = credit.deliver(4, 10, Some(at(10)));
+        let measured = credit.settle(second, Some(at(11))).measured.unwrap();
+        assert_eq!((measured.wait, measured.handling), (seconds(1), None));
+        assert_eq!(measured.weight, 3);
+        for other in others {
+            credit.settle(other, None);
+        }
+
+        // One that is kept does not keep others from being measured, however long those wait.
+        let kept = credit.deliver(5, 10, Some(at(20)));
+        assert!(!credit.deliver(6, 10, Some(at(100))).is_sample());
+        let later = credit.deliver(7, 10, None);
+        credit.settle(later, None);
+        let next = credit.deliver(8, 10, Some(at(101)));
+        assert!(next.is_sample());
+        assert_eq!(credit.settle(kept, Some(at(102))).measured, None);
+
+        let abandoned = next.without_session();
+        assert_eq!(credit.settle(abandoned, Some(at(103))).measured, None);
+        assert!(credit.deliver(9, 10, Some(at(104))).is_sample());
+    }
+
+    #[test]
     fn another_run_goes_on_where_the_last_one_was() {
         let mut credit = begun(2, 1000);
-        let receipts = [1, 2].map(|sequence| credit.deliver(sequence, 10));
+        let receipts = [1, 2].map(|sequence| credit.deliver(sequence, 10, None));
         assert!(credit.stall());
         assert_eq!(credit.resume(9, 1000).unwrap().sequence, 2);
         assert!(credit.has_room() && !credit.is_stalled());
         assert_eq!((mark(&credit), credit.outstanding().0), (0, 2));
-        credit.deliver(3, 10);
+        credit.deliver(3, 10, None);
         assert_eq!(credit.deliveries(), 3);
         assert!(credit.has_handled(0) && !credit.has_handled(1));
-        credit.settle(receipts[0]);
+        credit.settle(receipts[0], None);
         assert!(credit.has_handled(1) && !credit.has_handled(2));
-        credit.settle(receipts[1]);
+        credit.settle(receipts[1], None);
         assert!(credit.has_handled(2) && mark(&credit) == 2);
         credit.end();
         assert!(credit.resume(9, 1000).is_none());
@@ -268,11 +410,11 @@ mod tests {
     #[test]
     fn the_mark_waits_for_the_slowest() {
         let mut credit = begun(10, 1000);
-        let receipts = [1, 2, 4].map(|sequence| credit.deliver(sequence, 10));
-        credit.settle(receipts[2]);
-        credit.settle(receipts[1]);
+        let receipts = [1, 2, 4].map(|sequence| credit.deliver(sequence, 10, None));
+        credit.settle(receipts[2], None);
+        credit.settle(receipts[1], None);
         assert_eq!(mark(&credit), 0);
-        credit.settle(receipts[0]);
+        credit.settle(receipts[0], None);
         assert_eq!(mark(&credit), 4);
         assert_eq!(credit.outstanding(), (0, 0));
     }
@@ -281,23 +423,23 @@ mod tests {
     fn what_is_skipped_counts_as_handled() {
         let mut credit = begun(10, 1000);
         credit.skip(1);
-        let receipt = credit.deliver(2, 10);
+        let receipt = credit.deliver(2, 10, None);
         credit.skip(3);
         assert_eq!(
             (mark(&credit), credit.delivered(), credit.outstanding()),
             (1, 3, (1, 10))
         );
-        credit.settle(receipt);
+        credit.settle(receipt, None);
         assert_eq!(mark(&credit), 3);
     }
 
     #[test]
     fn an_event_that_is_kept_costs_itself_alone() {
         let mut credit = begun(10, 1000);
-        credit.deliver(1, 10);
+        credit.deliver(1, 10, None);
         for sequence in 2..10_000 {
-            let receipt = credit.deliver(sequence, 10);
-            credit.settle(receipt);
+            let receipt = credit.deliver(sequence, 10, None);
+            credit.settle(receipt, None);
             assert!(credit.open.len() <= 2);
         }
         assert_eq!(mark(&credit), 0);
@@ -306,15 +448,15 @@ mod tests {
     #[test]
     fn a_lease_of_an_old_session_moves_no_mark() {
         let mut credit = begun(10, 1000);
-        let old = credit.deliver(50, 10);
+        let old = credit.deliver(50, 10, None);
         credit.begin(
             Session::new("b".into(), 1, String::new(), ShardId::ONE, 1),
             0,
         );
-        let new = credit.deliver(1, 10);
-        credit.settle(old);
+        let new = credit.deliver(1, 10, None);
+        credit.settle(old, None);
         assert_eq!(mark(&credit), 0);
-        credit.settle(new);
+        credit.settle(new, None);
         assert_eq!((mark(&credit), credit.outstanding()), (1, (0, 0)));
     }
 
@@ -322,22 +464,22 @@ mod tests {
     fn it_stalls_when_full_and_goes_on_at_half() {
         let mut credit = begun(4, 1000);
         let receipts: Vec<_> = (1..=4)
-            .map(|sequence| credit.deliver(sequence, 10))
+            .map(|sequence| credit.deliver(sequence, 10, None))
             .collect();
         assert!(!credit.has_room() && credit.stall() && !credit.stall());
-        assert!(!credit.settle(receipts[0]));
+        assert!(!credit.settle(receipts[0], None).goes_on);
         assert!(credit.is_stalled());
-        assert!(credit.settle(receipts[1]));
-        assert!(!credit.is_stalled() && !credit.settle(receipts[2]));
+        assert!(credit.settle(receipts[1], None).goes_on);
+        assert!(!credit.is_stalled() && !credit.settle(receipts[2], None).goes_on);
     }
 
     #[test]
     fn one_event_always_fits() {
         let mut credit = begun(10, 100);
         assert!(credit.has_room());
-        let huge = credit.deliver(1, 5000);
+        let huge = credit.deliver(1, 5000, None);
         assert!(credit.stall());
-        assert!(credit.settle(huge));
+        assert!(credit.settle(huge, None).goes_on);
         assert!(credit.has_room());
     }
 }

@@ -30,6 +30,8 @@ pub struct EventFilter {
     /// A bit for each documented name.
     documented: u128,
     undocumented: bool,
+    /// Those that were named, alone or by an intent.
+    named: u128,
 }
 
 impl EventFilter {
@@ -37,12 +39,14 @@ impl EventFilter {
     pub const ALL: Self = Self {
         documented: u128::MAX,
         undocumented: true,
+        named: 0,
     };
 
     /// Nothing passes.
     pub const NONE: Self = Self {
         documented: 0,
         undocumented: false,
+        named: 0,
     };
 
     /// These pass, and no others.
@@ -69,9 +73,11 @@ impl EventFilter {
     /// such as `READY`, `INTERACTION_CREATE` or `ENTITLEMENT_CREATE`.
     pub fn of_intents(intents: Intents) -> Self {
         let brought = EventName::documented().filter(|name| name.intents().intersects(intents));
+        let documented = brought.fold(0, |bits, name| bits | bit(&name));
         Self {
-            documented: brought.fold(0, |bits, name| bits | bit(&name)),
+            documented,
             undocumented: false,
+            named: documented,
         }
     }
 
@@ -83,8 +89,10 @@ impl EventFilter {
         self,
         names: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Self, UnknownEventName> {
+        let bits = bits(names)?;
         Ok(Self {
-            documented: self.documented | bits(names)?,
+            documented: self.documented | bits,
+            named: self.named | bits,
             ..self
         })
     }
@@ -97,8 +105,10 @@ impl EventFilter {
         self,
         names: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Self, UnknownEventName> {
+        let bits = bits(names)?;
         Ok(Self {
-            documented: self.documented & !bits(names)?,
+            documented: self.documented & !bits,
+            named: self.named & !bits,
             ..self
         })
     }
@@ -110,6 +120,14 @@ impl EventFilter {
             undocumented: pass,
             ..self
         }
+    }
+
+    /// The events that were named and that Discord does not send with these intents.
+    pub(crate) fn missed(self, intents: Intents) -> impl Iterator<Item = EventName> {
+        EventName::documented().filter(move |name| {
+            let needed = name.intents();
+            self.named & bit(name) != 0 && !needed.is_empty() && !needed.intersects(intents)
+        })
     }
 
     /// Whether events of this name pass.
@@ -175,6 +193,25 @@ mod tests {
             "WEBHOOKS_UPDATE",
         ];
         assert_eq!(passing(filter), names);
+    }
+
+    #[test]
+    fn what_was_named_needs_one_of_its_intents() {
+        let missed = |filter: EventFilter, intents| -> Vec<_> {
+            let missed = filter.missed(intents);
+            missed.map(|name| name.to_string()).collect()
+        };
+        let names = ["READY", "MESSAGE_CREATE", "GUILD_BAN_ADD"];
+        let only = EventFilter::only(names).unwrap();
+        assert_eq!(missed(only, Intents::DIRECT_MESSAGES), ["GUILD_BAN_ADD"]);
+        assert_eq!(missed(only, Intents::all()), [""; 0]);
+        let without = only.without(["GUILD_BAN_ADD"]).unwrap();
+        assert_eq!(missed(without, Intents::DIRECT_MESSAGES), [""; 0]);
+        assert_eq!(missed(EventFilter::ALL, Intents::empty()), [""; 0]);
+        let all = EventFilter::ALL.with(["TYPING_START"]).unwrap();
+        assert_eq!(missed(all, Intents::GUILDS), ["TYPING_START"]);
+        let of_intents = EventFilter::of_intents(Intents::GUILD_WEBHOOKS);
+        assert_eq!(missed(of_intents, Intents::GUILDS), ["WEBHOOKS_UPDATE"]);
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! The credit of a shard, shared by its thread and by every event that it delivered.
 
 use std::sync::Arc;
+use std::time::Instant;
 use std::{fmt, mem};
 
 use parking_lot::Mutex;
 
-use super::credit::{Credit, Receipt};
+use super::credit::{Credit, Measured, Receipt};
+use crate::clock;
+use crate::histogram::Histogram;
 use crate::protocol::Session;
 
 /// A shard's [`Credit`] under a lock, with the means to wake the shard when credit comes back.
 pub(crate) struct Ledger {
     credit: Mutex<Credit>,
+    times: Arc<Times>,
     /// Wakes the run of the shard that goes on when credit comes back.
     wake: Mutex<Wake>,
 }
@@ -18,9 +22,14 @@ pub(crate) struct Ledger {
 type Wake = Arc<dyn Fn() + Send + Sync>;
 
 impl Ledger {
-    pub(crate) fn new(credit: Credit, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+    pub(crate) fn new(
+        credit: Credit,
+        times: Arc<Times>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             credit: Mutex::new(credit),
+            times,
             wake: Mutex::new(Arc::new(wake)),
         })
     }
@@ -100,10 +109,16 @@ impl Ledger {
         self.credit.lock().skip(sequence);
     }
 
-    /// Leases credit to an event. Returns also whether another one may follow.
-    pub(crate) fn lease(self: &Arc<Self>, sequence: u64, bytes: usize) -> (Lease, bool) {
+    /// Leases credit to an event, the first of a batch if its time is given. Returns also whether
+    /// another one may follow.
+    pub(crate) fn lease(
+        self: &Arc<Self>,
+        sequence: u64,
+        bytes: usize,
+        batch: Option<Instant>,
+    ) -> (Lease, bool) {
         let mut credit = self.credit.lock();
-        let receipt = credit.deliver(sequence, bytes);
+        let receipt = credit.deliver(sequence, bytes, batch);
         let has_room = credit.has_room();
         drop(credit);
         (Lease::new(self, receipt), has_room)
@@ -112,6 +127,24 @@ impl Ledger {
     /// See [`Credit::rest`].
     pub(crate) fn rest(&self) {
         self.credit.lock().rest();
+    }
+}
+
+/// How long events waited, and how long they were handled.
+#[derive(Debug, Default)]
+pub(crate) struct Times(Mutex<(Histogram, Histogram)>);
+
+impl Times {
+    fn record(&self, measured: Measured) {
+        let mut times = self.0.lock();
+        times.0.record(measured.wait, measured.weight);
+        if let Some(handling) = measured.handling {
+            times.1.record(handling, measured.weight);
+        }
+    }
+
+    pub(crate) fn read(&self) -> (Histogram, Histogram) {
+        self.0.lock().clone()
     }
 }
 
@@ -140,6 +173,14 @@ impl Lease {
         }
     }
 
+    /// Whoever handles the event has it.
+    pub(super) fn take(&self) {
+        if self.receipt.is_sample() {
+            let now = clock::now();
+            self.ledger.credit.lock().take(self.receipt, now);
+        }
+    }
+
     /// Gives the credit back without counting the event as handled: it comes again when its session
     /// is resumed from the mark.
     pub(crate) fn abandon(mut self) {
@@ -154,8 +195,12 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let goes_on = self.ledger.credit.lock().settle(self.receipt);
-        if goes_on {
+        let now = self.receipt.is_sample().then(clock::now);
+        let settled = self.ledger.credit.lock().settle(self.receipt, now);
+        if let Some(measured) = settled.measured {
+            self.ledger.times.record(measured);
+        }
+        if settled.goes_on {
             let wake = Arc::clone(&self.ledger.wake.lock());
             wake();
         }

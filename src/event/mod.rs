@@ -14,7 +14,7 @@ pub(crate) use credit::Credit;
 pub(crate) use dispatch::Id;
 pub use dispatch::{DecodeError, Dispatch};
 pub use filter::EventFilter;
-pub(crate) use lease::{Lease, Ledger, Room, Twin};
+pub(crate) use lease::{Lease, Ledger, Room, Times, Twin};
 
 use crate::protocol::{Disconnect, Session, StopReason};
 use crate::shard_id::ShardId;
@@ -163,6 +163,13 @@ impl Event {
     /// The place for the lease of a duplicate, if it holds credit.
     pub(crate) fn twin(&mut self) -> Option<Arc<Twin>> {
         self.lease.as_mut().map(Lease::twin)
+    }
+
+    /// Whoever handles it has it.
+    pub(crate) fn take(&self) {
+        if let Some(lease) = &self.lease {
+            lease.take();
+        }
     }
 
     /// Whether it holds credit.

@@ -24,11 +24,12 @@ use std::time::{Duration, Instant};
 pub use blocking::{Blocking, Guard};
 pub use file_limit::FileLimit;
 pub use schedule::Limits;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 pub use session_limit::SessionLimit;
 pub use ticket::{Expiry, Granter, LimitError, Permit, Report, Ticket};
 
 use crate::error::Error;
+use crate::seconds;
 use crate::shard_id::ShardId;
 
 #[cfg(feature = "redis")]
@@ -90,7 +91,7 @@ pub struct LimitStatus {
     /// IDENTIFYs a day.
     pub total: u32,
     /// When there are more; `None` if none was spent since the last time.
-    #[serde(serialize_with = "maybe_seconds")]
+    #[serde(serialize_with = "seconds::serialize_option")]
     pub reset_after: Option<Duration>,
     /// How many may identify at once.
     pub max_concurrency: NonZeroU32,
@@ -114,16 +115,6 @@ impl LimitStatus {
             waiting: Vec::new(),
         }
     }
-}
-
-#[expect(clippy::ref_option, reason = "serde gives it so")]
-pub(crate) fn maybe_seconds<S: Serializer>(
-    duration: &Option<Duration>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    duration
-        .map(|duration| duration.as_secs_f64())
-        .serialize(serializer)
 }
 
 /// Grants everything at once: for gateway proxies that keep the limit themselves.

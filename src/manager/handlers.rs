@@ -14,6 +14,7 @@ use crate::clock;
 use crate::delivery::{Lanes, Panicked, Workers};
 use crate::error::Error;
 use crate::event::{Event, EventKind, HANDLER_PANICKED};
+use crate::log_shard::log_shard;
 use crate::protocol::StopReason;
 
 /// Whether events are handed to a handler, and how many of those have panicked.
@@ -115,9 +116,10 @@ impl Hub {
 
     fn report_panic(&self, Panicked { at, message }: Panicked) {
         self.handlers.panics.fetch_add(1, Ordering::Relaxed);
-        log::error!(
-            "shard {}: the handler panicked at {}: {message}",
+        log_shard!(
+            error,
             at.shard,
+            "the handler panicked at {}: {message}",
             at.name()
         );
         // A handler that panics at this very event would be told of it for ever.

@@ -12,6 +12,7 @@ mod hub;
 mod operation;
 mod prepare;
 mod presences;
+mod prometheus;
 mod reconciler;
 mod requests;
 mod session_writer;
@@ -302,7 +303,7 @@ impl ShardManager {
     /// let sessions = serde_json::from_str(&stored)?;
     /// let manager = ShardManager::start(config.session_store(MemoryStore::new(sessions)))?;
     /// # manager.wait_ready(std::time::Duration::from_secs(60))?;
-    /// # assert_eq!(manager.handle().shards()[0].status().identifies, 0);
+    /// # assert_eq!(manager.handle().shards()[0].counters().identifies, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn suspend(&self) -> Vec<Session> {
@@ -385,6 +386,7 @@ fn assemble<C: Connector>(
         limiter,
         store,
         session_starts,
+        counters: Arc::clone(&hub.counters),
         observer: Box::new(move |run, change| {
             if let Some(hub) = observer.upgrade() {
                 hub.handle_change(run, change);

@@ -78,9 +78,10 @@ pub(super) fn with_gateway(
     let recommended = gateway.map_or(0, |gateway| gateway.shards.get());
     let shards = start::shards(&config, &plan, recommended, &saved.sessions)?;
     let config = Arc::new(config);
-    shards
+    let configs: Vec<_> = shards
         .iter()
-        .try_for_each(|shard| config.of_shard(*shard).map(drop))?;
+        .map(|shard| config.of_shard(*shard))
+        .collect::<Result<_, _>>()?;
 
     let identified = saved.identified.clone();
     let sessions = start::matching(saved, &shards, &config)?;
@@ -90,6 +91,7 @@ pub(super) fn with_gateway(
     };
     let new_sessions = shards.len() - sessions.iter().filter(resumes).count();
     start::check_identifies(new_sessions, gateway, config.shortage)?;
+    start::warn_of_intents(&configs);
     start::warn_of_resources(shards.len());
     let limit = gateway.map(|gateway| &gateway.session_start_limit);
     let max_concurrency = limit.map_or(NonZeroU32::MIN, |limit| limit.max_concurrency);

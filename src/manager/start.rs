@@ -1,13 +1,13 @@
 //! What is asked, checked and prepared before anything starts.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::hub::Hub;
 use super::{Threads, session_writer, supervisor};
-use crate::config::{Config, Plan, Shortage, is_foreign};
+use crate::config::{Config, Plan, ShardConfig, Shortage, is_foreign};
 use crate::error::Error;
 use crate::limit::{IdentifyLimiter, Limits, SessionLimit};
 use crate::protocol::{Session, StopReason};
@@ -107,7 +107,7 @@ pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
         } else {
             return true;
         };
-        log::warn!("a stored session of shard {shard} is not used: {why}");
+        log::warn!(shard:% = shard; "a stored session of shard {shard} is not used: {why}");
         false
     });
     Ok(saved)
@@ -198,9 +198,10 @@ pub(super) fn matching(
         .partition(|session| shards.contains(&session.shard));
 
     for session in others {
+        let shard = session.shard;
         log::warn!(
-            "a stored session of shard {} is not used: that shard is not in the plan",
-            session.shard
+            shard:% = shard;
+            "a stored session of shard {shard} is not used: that shard is not in the plan"
         );
     }
 
@@ -259,6 +260,22 @@ pub(super) fn warn_of_others(config: &Config, max_concurrency: NonZeroU32) {
              limiter (`Config::limiter`: a `limit::FileLimit` on one machine, `redis::Redis` on \
              several), or use `Plan::Bucket` with a number of processes that divides \
              max_concurrency ({max_concurrency})"
+        );
+    }
+}
+
+/// Says so if an event filter names events that Discord will not send, for lack of an intent.
+pub(super) fn warn_of_intents(configs: &[ShardConfig]) {
+    let missed: BTreeMap<_, _> = configs
+        .iter()
+        .flat_map(|config| config.events.missed(config.intents))
+        .map(|name| (name.to_string(), name.intents()))
+        .collect();
+    for (name, intents) in missed {
+        let intents: Vec<_> = intents.iter_names().map(|(intent, _)| intent).collect();
+        let intents = intents.join(" or ");
+        log::warn!(
+            "the event filter names {name}, which needs the intent {intents}: none will come"
         );
     }
 }

@@ -1,15 +1,17 @@
 //! A manager at one moment, to look at.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::hub::Hub;
 use super::reconciler::Role;
 use crate::limit::LimitStatus;
 use crate::protocol::Stage;
-use crate::shard::{Shard, ShardStatus};
+use crate::rest::RestCounters;
+use crate::shard::{Shard, ShardCounters, ShardStatus};
 use crate::shard_id::ShardId;
 
 /// A manager at one moment. It prints as a table, and serialises with durations in seconds.
@@ -32,6 +34,12 @@ pub struct ManagerStatus {
     pub incoming: Vec<ShardStatus>,
     /// Shards that are to run and have not been opened.
     pub unopened: Vec<ShardId>,
+    /// What each shard has been through since the manager was started, also those that a reshard
+    /// has replaced.
+    #[serde(serialize_with = "by_text")]
+    pub counters: BTreeMap<ShardId, ShardCounters>,
+    /// The requests of [`Handle::rest`](crate::Handle::rest) and its clones.
+    pub rest: RestCounters,
     /// What is left of the identify limit, and who waits for it, as far as the limiter knows.
     pub limit: Option<LimitStatus>,
     /// Events in the stream that nobody has taken.
@@ -57,11 +65,41 @@ impl Hub {
             shards: status_of(&shards),
             incoming: status_of(&incoming),
             unopened,
+            counters: self.counters.read(),
+            rest: self.rest.counters(),
             limit: self.limiter.status(),
             queued_events: self.events().len(),
             handler_panics: self.handlers.panics(),
         }
     }
+}
+
+impl ManagerStatus {
+    /// Whether every shard that is to run is [healthy](ShardStatus::is_healthy). Shards that were
+    /// closed or suspended on request do not count.
+    ///
+    /// While a shard reconnects this is `false` for a moment: for a probe that restarts the process,
+    /// ask [`ShardManager::check`](crate::ShardManager::check) instead.
+    pub fn is_healthy(&self) -> bool {
+        let is_stopped = |shard: &ShardStatus| match shard.stage {
+            Stage::Stopped(reason) => !reason.is_fatal(),
+            _ => false,
+        };
+        let mut shards = self.shards.iter().filter(|shard| !is_stopped(shard));
+        self.unopened.is_empty() && shards.all(ShardStatus::is_healthy)
+    }
+}
+
+/// With texts such as `3/16` for keys, as JSON wants them.
+fn by_text<S: Serializer>(
+    counters: &BTreeMap<ShardId, ShardCounters>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        counters
+            .iter()
+            .map(|(shard, counters)| (shard.to_string(), counters)),
+    )
 }
 
 /// The heads of the table's columns; all but the last are right-aligned.
@@ -82,15 +120,20 @@ const HEADS: [&str; 12] = [
 
 impl fmt::Display for ManagerStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let incoming = self
-            .incoming
-            .iter()
-            .map(|shard| row(shard, " (to replace others)"));
+        let none = ShardCounters::default();
+        let row = |shard: &ShardStatus, note| {
+            let counters = self.counters.get(&shard.shard);
+            row(shard, counters.unwrap_or(&none), note)
+        };
         let rows: Vec<[String; 12]> = self
             .shards
             .iter()
             .map(|shard| row(shard, ""))
-            .chain(incoming)
+            .chain(
+                self.incoming
+                    .iter()
+                    .map(|shard| row(shard, " (to replace others)")),
+            )
             .collect();
         let mut widths = HEADS.map(str::len);
         for row in &rows {
@@ -140,7 +183,7 @@ impl fmt::Display for ManagerStatus {
     }
 }
 
-fn row(shard: &ShardStatus, note: &str) -> [String; 12] {
+fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12] {
     let mut state = shard.stage.to_string();
     if shard.stage == Stage::Ready && !shard.guilds_in {
         state.push_str(", guilds arrive");
@@ -156,13 +199,17 @@ fn row(shard: &ShardStatus, note: &str) -> [String; 12] {
             format!("{:.0} ms", latency.as_secs_f64() * 1e3)
         }),
         shard.sequence.to_string(),
-        shard.events.to_string(),
+        counters.events.to_string(),
         // Enough for a glance; the figure itself is in the field.
-        format!("{}.{}", shard.bytes / 1_000_000, shard.bytes / 100_000 % 10),
+        format!(
+            "{}.{}",
+            counters.bytes / 1_000_000,
+            counters.bytes / 100_000 % 10
+        ),
         shard.outstanding_events.to_string(),
-        shard.identifies.to_string(),
-        shard.resumes.to_string(),
-        shard.connects.to_string(),
+        counters.identifies.to_string(),
+        counters.resumes.to_string(),
+        counters.connects.to_string(),
         span(shard.time_in_stage),
         state,
     ]
@@ -192,6 +239,13 @@ mod tests {
     use super::*;
     use crate::protocol::Disconnect;
 
+    fn counters() -> ShardCounters {
+        let mut counters = ShardCounters::default();
+        (counters.events, counters.bytes) = (78, 1_250_000);
+        (counters.identifies, counters.resumes, counters.connects) = (1, 2, 3);
+        counters
+    }
+
     fn shard(number: u32, stage: Stage) -> ShardStatus {
         ShardStatus {
             shard: ShardId::new(number, 2).unwrap(),
@@ -199,19 +253,13 @@ mod tests {
             time_in_stage: Duration::from_secs(600),
             guilds_in: true,
             guilds: Some(1200),
+            last_heard: Some(Duration::from_secs(1)),
             latency: Some(Duration::from_millis(41)),
             sequence: 77,
-            events: 78,
-            bytes: 1_250_000,
             outstanding_events: 3,
             outstanding_bytes: 900,
-            filtered: 0,
             stalled_for: None,
             waiting_commands: 0,
-            identifies: 1,
-            resumes: 2,
-            connects: 3,
-            sessions_lost: 0,
             last_disconnect: None,
         }
     }
@@ -232,6 +280,10 @@ mod tests {
             shards: vec![shard(0, Stage::Ready), waiting],
             incoming: vec![shard(0, Stage::Queued)],
             unopened: Vec::new(),
+            counters: [0, 1]
+                .map(|n| (shard(n, Stage::Ready).shard, counters()))
+                .into(),
+            rest: RestCounters::default(),
             limit: Some(limit),
             queued_events: 5,
             handler_panics: 0,

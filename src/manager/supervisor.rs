@@ -14,6 +14,7 @@ use crate::clock;
 use crate::config::{Plan, ShardConfig};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
+use crate::log_shard::log_shard;
 use crate::protocol::{Command, Session, StopReason};
 use crate::rest::GatewayBot;
 use crate::shard::{Context, Run, Shard, Spawned, Thread};
@@ -183,13 +184,16 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {
                 self.hub.handle(Input::Failed(run, Why::Shortage));
-                log::error!("failed to open shard {shard}: no thread or descriptor: {error}");
+                log::error!(
+                    shard:% = shard;
+                    "failed to open shard {shard}: no thread or descriptor: {error}"
+                );
                 return;
             }
             Err(error) => error,
         };
         self.hub.handle(Input::Failed(run, Why::Settings));
-        log::error!("failed to open shard {shard}: {}", why.report());
+        log::error!(shard:% = shard; "failed to open shard {shard}: {}", why.report());
     }
 
     fn spawn(
@@ -239,7 +243,8 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             }
             Err(error) => {
                 self.hub.handle(Input::Failed(run, Why::Settings));
-                log::error!("failed to restart shard {}: {}", run.shard, error.report());
+                let (shard, error) = (run.shard, error.report());
+                log::error!(shard:% = shard; "failed to restart shard {shard}: {error}");
             }
         }
     }
@@ -258,9 +263,10 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             missed_since: missed_since.unwrap_or(SystemTime::UNIX_EPOCH),
         };
         self.emit(run.shard, kind);
-        log::warn!(
-            "shard {}: session lost at sequence {sequence}: the shard had stopped and was replaced",
-            run.shard
+        log_shard!(
+            warn,
+            run.shard,
+            "session lost at sequence {sequence}: the shard had stopped and was replaced"
         );
     }
 

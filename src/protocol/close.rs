@@ -1,5 +1,6 @@
 //! Why connections end, and what follows from it.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -19,7 +20,7 @@ pub enum Recovery {
 ///
 /// Source: [Discord, Gateway close event
 /// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#gateway-gateway-close-event-codes).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CloseCode(pub u16);
 
 impl CloseCode {
@@ -76,7 +77,7 @@ impl fmt::Display for CloseCode {
 }
 
 /// Why a shard lost a connection. It connects again by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Disconnect {
     /// A restart was requested.
@@ -124,6 +125,25 @@ pub enum StopReason {
     OwnershipLost,
     /// The shard's thread panicked: a bug.
     Panicked,
+}
+
+impl Disconnect {
+    /// A word for it, such as `zombied` or `close_4009`, for where a sentence does not fit.
+    pub(crate) fn word(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::Discord(code) => return Cow::Owned(format!("close_{}", code.0)),
+            Self::Restarted => "restarted",
+            Self::Cut => "cut",
+            Self::ConnectFailed => "connect_failed",
+            Self::HelloTimeout => "hello_timeout",
+            Self::AnswerTimeout => "answer_timeout",
+            Self::Zombied => "zombied",
+            Self::ReconnectRequested => "reconnect_requested",
+            Self::InvalidSession { resumable: true } => "invalid_session_resumable",
+            Self::InvalidSession { resumable: false } => "invalid_session",
+            Self::Malformed => "malformed",
+        })
+    }
 }
 
 impl StopReason {

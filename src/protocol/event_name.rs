@@ -151,6 +151,14 @@ impl EventName {
         DOCUMENTED.iter().map(|(_, name)| name.clone())
     }
 
+    /// How many names Discord documents.
+    pub(crate) const COUNT: usize = DOCUMENTED.len();
+
+    /// The documented names as Discord writes them, in the order of [`index`](Self::index).
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        DOCUMENTED.iter().map(|(name, _)| *name)
+    }
+
     /// The documented name that this is.
     pub fn parse(name: &str) -> Result<Self, UnknownEventName> {
         Some(Self::from(name))

@@ -56,6 +56,11 @@ impl Heartbeat {
         }
     }
 
+    /// Whether one on the schedule finds the last one unanswered.
+    pub(crate) fn is_missed(&self, beat: Beat) -> bool {
+        beat == Beat::Scheduled && self.unanswered.is_some()
+    }
+
     /// One was sent. A requested one leaves the schedule as it is; after a long sleep no beats are
     /// made up for.
     pub(crate) fn sent(&mut self, now: Instant, beat: Beat) {
@@ -115,6 +120,15 @@ impl Heartbeat {
     pub(crate) fn latency(&self) -> Option<Duration> {
         self.latency
     }
+}
+
+/// Heartbeats of a shard, over all its connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beats {
+    /// Those that were sent.
+    pub sent: u64,
+    /// Those that had no ACK when the next was due.
+    pub missed: u64,
 }
 
 /// Why a heartbeat is sent.

@@ -16,7 +16,7 @@ use self::confirm::Confirmation;
 use super::close::{CloseCode, Disconnect, StopReason};
 use super::command::{self, Command, Identity};
 use super::event_name::EventName;
-use super::heartbeat::{Beat, Heartbeat};
+use super::heartbeat::{Beat, Beats, Heartbeat};
 use super::incoming::{Hello, Ready};
 use super::io::{Input, Notice, Output, Target, Timer};
 use super::member_requests::MemberRequests;
@@ -27,6 +27,7 @@ use super::send_budget::SendBudget;
 use super::session::Session;
 use super::state::{Link, Stage, Start, State};
 use crate::intents::Intents;
+use crate::log_shard::log_shard;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
@@ -60,6 +61,7 @@ pub struct Machine {
     outgoing: Outgoing,
     requests: MemberRequests,
     retry: Retry,
+    beats: Beats,
     /// What is asked before a RESUME, if anything is.
     confirmation: Option<Confirmation>,
 }
@@ -78,7 +80,7 @@ impl Machine {
         let mut outbox = VecDeque::new();
         let start = match session {
             Some(session) if !session.fits(shard, identity.intents) => {
-                log::warn!("shard {shard}: {}", session.misfit(identity.intents));
+                log_shard!(warn, shard, "{}", session.misfit(identity.intents));
                 outbox.push_back(Output::Report(Notice::SessionLost(session)));
                 Start::Identify
             }
@@ -99,6 +101,7 @@ impl Machine {
             outbox,
             outgoing: Outgoing::default(),
             retry: Retry::new(now, shard),
+            beats: Beats::default(),
             confirmation: None,
         }
     }
@@ -132,7 +135,7 @@ impl Machine {
             Input::Payload(bytes) => match self.handle_payload(now, bytes) {
                 Ok(()) => {}
                 Err(malformed) => {
-                    log::error!("shard {}: {malformed}", self.shard);
+                    log_shard!(error, self.shard, "{malformed}");
                     self.lose(now, Disconnect::Malformed);
                 }
             },
@@ -209,6 +212,11 @@ impl Machine {
     /// From the last acknowledged heartbeat of this connection to the moment when its ACK was read.
     pub fn latency(&self) -> Option<Duration> {
         self.state.link()?.heartbeat.latency()
+    }
+
+    /// The heartbeats so far.
+    pub fn beats(&self) -> Beats {
+        self.beats
     }
 
     /// Everything that Discord had sent this session by that instant has been read. `None` if no
@@ -308,7 +316,9 @@ impl Machine {
                     link.heartbeat.acknowledge(now, is_live);
                 }
             }
-            op => log::debug!("shard {}: unknown opcode {op} ignored", self.shard),
+            op => {
+                log_shard!(debug, self.shard, "unknown opcode {op} ignored");
+            }
         }
         Ok(())
     }
@@ -394,14 +404,15 @@ impl Machine {
         let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state
         else {
             let name = payload.name().map_or("", EventName::as_str);
-            log::warn!("shard {}: {name} outside a session ignored", self.shard);
+            log_shard!(warn, self.shard, "{name} outside a session ignored");
             return;
         };
         let sequence = payload.sequence().unwrap_or(0);
         if sequence <= session.sequence && payload.name() != Some(&EventName::Resumed) {
-            log::debug!(
-                "shard {}: sequence {sequence} came again and is dropped",
-                self.shard
+            log_shard!(
+                debug,
+                self.shard,
+                "sequence {sequence} came again and is dropped"
             );
             return;
         }
@@ -506,6 +517,8 @@ impl Machine {
                 link.heartbeat.refuse_request();
             }
             Some(beat) => {
+                self.beats.sent += 1;
+                self.beats.missed += u64::from(link.heartbeat.is_missed(beat));
                 link.heartbeat.sent(now, beat);
                 link.budget.record(now, false);
                 return Output::Send(command::heartbeat(sequence));

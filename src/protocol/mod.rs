@@ -79,6 +79,7 @@ pub use command::{
     MAX_PRESENCE, MemberQuery, OnlineStatus, Presence, Secret, VoiceState,
 };
 pub use event_name::{EventName, UnknownEventName};
+pub use heartbeat::Beats;
 pub use io::{Input, Notice, Output, Target, Timer};
 pub use machine::Machine;
 pub use member_requests::{ChunkOf, MemberRequest, MembersFailure};

@@ -10,7 +10,8 @@ use super::document::Document;
 use super::lease::{Lease, Step, Watch};
 use super::part::{self, LOOKS_PER_TTL};
 use crate::error::{Error, StoreError};
-use crate::limit::{IdentifyLimiter, LimitStatus, maybe_seconds, millis};
+use crate::limit::{IdentifyLimiter, LimitStatus, millis};
+use crate::seconds;
 
 /// The version of what is stored.
 const VERSION: u32 = 1;
@@ -37,7 +38,7 @@ pub struct PartStatus {
     /// acquired.
     pub owner: Option<String>,
     /// How long ago the owner renewed its lease: less than 2 s, while it lives.
-    #[serde(serialize_with = "maybe_seconds")]
+    #[serde(serialize_with = "seconds::serialize_option")]
     pub renewed_ago: Option<Duration>,
 }
 

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -116,6 +117,7 @@ impl RestBuilder {
             token: self.token,
             base_url: base_url.as_str().trim_end_matches('/').to_owned(),
             turns: Turns::new(self.rate_limit, self.window),
+            counters: Mutex::default(),
         })))
     }
 

@@ -1,6 +1,7 @@
 //! Discord's HTTP interface, within its rate limits: so that a bot can answer.
 
 mod builder;
+mod counters;
 mod limits;
 mod request;
 mod response;
@@ -15,6 +16,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
 use ureq::http::{self, HeaderMap, Method};
@@ -22,6 +24,7 @@ use ureq::{Agent, Body};
 
 pub use self::builder::RestBuilder;
 pub(crate) use self::builder::check_url;
+pub use self::counters::RestCounters;
 use self::limits::Answer;
 use self::request::Parts;
 pub use self::request::Request;
@@ -74,6 +77,7 @@ struct Inner {
     token: Token,
     base_url: String,
     turns: Turns,
+    counters: Mutex<RestCounters>,
 }
 
 /// What `/gateway/bot` says.
@@ -192,6 +196,11 @@ impl Rest {
         request.send()?.json()
     }
 
+    /// What became of the requests so far, of this one and its clones.
+    pub fn counters(&self) -> RestCounters {
+        self.0.counters.lock().clone()
+    }
+
     /// Ends the calls that wait for their turn, and all waits to come.
     pub(crate) fn close(&self) {
         self.0.turns.close();
@@ -219,7 +228,7 @@ impl Rest {
         );
         let (mut pause, mut failed, mut limited) = (PAUSE, 0, 0);
         loop {
-            place.wait(deadline)?;
+            self.wait(place, deadline)?;
             let (problem, may_repeat) = match self.attempt(parts, place, deadline) {
                 Ok(Outcome::Success(response)) => return Ok(response),
                 Ok(Outcome::Limited(retry_after)) => {
@@ -260,6 +269,18 @@ impl Rest {
         }
     }
 
+    /// Waits for a request's turn.
+    fn wait(&self, place: &Place<'_>, deadline: Instant) -> Result<(), Held> {
+        let since = clock::now();
+        let waited = place.wait(deadline);
+        let mut counters = self.0.counters.lock();
+        match waited {
+            Ok(()) => counters.wait.record(clock::now() - since, 1),
+            Err(_) => counters.held += 1,
+        }
+        waited
+    }
+
     /// Sends a request once.
     fn attempt(
         &self,
@@ -269,13 +290,17 @@ impl Rest {
     ) -> Result<Outcome, ureq::Error> {
         let left = deadline.saturating_duration_since(clock::now());
         let read = self.exchange(parts, left).and_then(read);
-        let read = read.inspect_err(|_| place.failed())?;
+        let read = read.inspect_err(|_| {
+            self.0.counters.lock().failures += 1;
+            place.failed();
+        })?;
 
         let Read {
             status,
             headers,
             body,
         } = &read;
+        *self.0.counters.lock().answers.entry(*status).or_default() += 1;
         let header = |name: &str| headers.get(name)?.to_str().ok();
         let text = if *status == 429 {
             String::from_utf8_lossy(body)

@@ -1,6 +1,7 @@
 //! One shard, one thread.
 
 mod address;
+mod counters;
 mod guilds;
 mod members;
 mod pace;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 pub(crate) use address::Addresses;
+pub use counters::ShardCounters;
+pub(crate) use counters::{AllCounters, Counters};
 pub use members::{Members, MembersChunk};
 pub(crate) use spawn::{Beginning, Spawned};
 pub(crate) use thread::Thread;
@@ -60,6 +63,7 @@ pub(crate) struct Context<C> {
     pub(crate) store: Option<Arc<dyn SessionStore>>,
     /// Sessions that the bot may start in a day, over all its shards.
     pub(crate) session_starts: u32,
+    pub(crate) counters: Arc<AllCounters>,
     pub(crate) observer: Observer,
 }
 
@@ -103,10 +107,7 @@ struct Shared {
     read_up_to: Mutex<Option<Instant>>,
     /// A heartbeat is on its way for whoever waits for an ACK.
     probes: AtomicBool,
-    /// Counted apart from the report, because they change with each event.
-    events: AtomicU64,
-    bytes: AtomicU64,
-    filtered: AtomicU64,
+    counters: Arc<Counters>,
     /// What had not been sent when it stopped.
     unsent: Mutex<Vec<Command>>,
     ledger: Arc<Ledger>,
@@ -231,7 +232,7 @@ impl Shard {
         if let Err(refusal) = self.0.queue.request(Box::new(request)) {
             // The chunks that answer this command would be events of the stream.
             let command = Command::request_members(guild_id, query, None)?;
-            return Err(SendError::new(command, self.failure(refusal)).into());
+            return Err(self.refuse(command, refusal).into());
         }
         self.0.waker.wake();
         Ok(members)
@@ -351,9 +352,16 @@ impl Shard {
         self.0
             .queue
             .send(command, deadline)
-            .map_err(|(command, refusal)| SendError::new(command, self.failure(refusal)))?;
+            .map_err(|(command, refusal)| self.refuse(command, refusal))?;
         self.0.waker.wake();
         Ok(())
+    }
+
+    fn refuse(&self, command: Command, refusal: Refusal) -> SendError {
+        self.0
+            .counters
+            .count(|counters| counters.commands_refused += 1);
+        SendError::new(command, self.failure(refusal))
     }
 
     /// Has the thread do something. One that has stopped does nothing any more.

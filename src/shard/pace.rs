@@ -115,6 +115,11 @@ impl Pace {
         self.is_shrunk = false;
     }
 
+    /// Whether the next event is the first of which others have not been notified.
+    pub(super) fn begins_batch(&self) -> bool {
+        !self.has_unannounced
+    }
+
     /// An event was put into the stream.
     pub(super) fn has_delivered(&mut self) {
         self.has_unannounced = true;

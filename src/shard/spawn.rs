@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::queue::Queue;
 use super::status::Report;
 use super::thread::Thread;
-use super::{Context, Run, Shard, Shared};
+use super::{Context, Counters, Run, Shard, Shared};
 use crate::clock;
 use crate::config::ShardConfig;
 use crate::delivery::Outlet;
@@ -69,7 +69,8 @@ impl Shard {
         let settings = Settings::new(config.compression, config.max_payload);
         let transport = context.connector.transport(run.shard, settings)?;
         let waker = transport.waker();
-        let books = beginning.books(&config, &waker);
+        let counters = context.counters.of(run.shard);
+        let books = beginning.books(&config, &waker, &counters);
         let Beginning {
             presence, previous, ..
         } = beginning;
@@ -87,7 +88,7 @@ impl Shard {
         .with_session_starts(clock::now(), context.session_starts)
         .with_presence(presence.clone());
         let session = machine.session().cloned();
-        let shared = Shared::new(run, &config, waker, books.ledger);
+        let shared = Shared::new(run, &config, waker, books.ledger, counters);
         shared.queue.set_last_presence(presence);
         let shard = Self(Arc::clone(&shared));
         Ok(Prepared {
@@ -147,7 +148,7 @@ impl<C: Connector + 'static> Thread<C> {
 
 impl Beginning {
     /// Those of the previous run, if there is one with a session and no other session is given.
-    fn books(&self, config: &ShardConfig, waker: &Waker) -> Books {
+    fn books(&self, config: &ShardConfig, waker: &Waker, counters: &Counters) -> Books {
         let waker = waker.clone();
         let wake = move || {
             waker.wake();
@@ -170,7 +171,7 @@ impl Beginning {
             };
         }
         Books {
-            ledger: Ledger::new(Credit::new(events, bytes), wake),
+            ledger: Ledger::new(Credit::new(events, bytes), counters.times(), wake),
             session: self.session.clone(),
             is_continued: false,
         }
@@ -178,7 +179,13 @@ impl Beginning {
 }
 
 impl Shared {
-    fn new(run: Run, config: &ShardConfig, waker: Waker, ledger: Arc<Ledger>) -> Arc<Self> {
+    fn new(
+        run: Run,
+        config: &ShardConfig,
+        waker: Waker,
+        ledger: Arc<Ledger>,
+        counters: Arc<Counters>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             run,
             intents: AtomicU64::new(config.intents.bits()),
@@ -189,9 +196,7 @@ impl Shared {
             report: Mutex::new(Report::new(clock::now())),
             read_up_to: Mutex::default(),
             probes: AtomicBool::new(false),
-            events: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            filtered: AtomicU64::new(0),
+            counters,
             unsent: Mutex::default(),
             ledger,
         })

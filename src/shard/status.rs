@@ -1,20 +1,19 @@
-//! What a shard is doing, and what it has been through.
+//! What a shard is doing.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::{Shard, Shared};
+use super::{Shard, ShardCounters, Shared};
 use crate::clock;
-use crate::limit::maybe_seconds;
 use crate::protocol::{Disconnect, Stage};
+use crate::seconds;
 use crate::shard_id::ShardId;
 
 /// A shard at one moment. It serialises with durations in seconds.
 ///
-/// Counters start at 0 each time the shard is opened. What is outstanding carries over if it goes on
-/// with its session.
+/// What is outstanding carries over if the shard is opened again and goes on with its session. What
+/// it has been through is counted in [`ShardCounters`](crate::ShardCounters).
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ShardStatus {
@@ -23,43 +22,34 @@ pub struct ShardStatus {
     /// What it is doing.
     pub stage: Stage,
     /// For how long already.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "seconds::serialize")]
     pub time_in_stage: Duration,
     /// Whether the guilds of its session have arrived or were given up.
     pub guilds_in: bool,
     /// Guilds of its session, those included that are unavailable; `None` if it was resumed when
     /// the shard was opened, since only READY tells.
     pub guilds: Option<usize>,
+    /// For how long nothing has come of Discord, not even the ACK of a heartbeat; `None` before the
+    /// first payload since it was opened. While it is connected and reads, that is less than two
+    /// heartbeat intervals (of 41 s each, at present).
+    #[serde(serialize_with = "seconds::serialize_option")]
+    pub last_heard: Option<Duration>,
     /// From the last heartbeat that was acknowledged to the moment when its ACK was read; `None`
     /// before the first one of a connection. A shard that has [stalled](Self::stalled_for) reads
     /// ACKs late.
-    #[serde(serialize_with = "maybe_seconds")]
+    #[serde(serialize_with = "seconds::serialize_option")]
     pub latency: Option<Duration>,
     /// The last sequence of its session that was delivered.
     pub sequence: u64,
-    /// Events of Discord delivered.
-    pub events: u64,
-    /// Their bytes, inflated.
-    pub bytes: u64,
     /// Events that were delivered and have not been handled.
     pub outstanding_events: usize,
     /// Their bytes, inflated.
     pub outstanding_bytes: usize,
-    /// Events that the filter ([`ShardConfig::events`](crate::ShardConfig::events)) has dropped.
-    pub filtered: u64,
     /// For how long it has not read because events are not handled; `None` if it reads.
-    #[serde(serialize_with = "maybe_seconds")]
+    #[serde(serialize_with = "seconds::serialize_option")]
     pub stalled_for: Option<Duration>,
     /// Commands that wait to be sent.
     pub waiting_commands: usize,
-    /// Connections started.
-    pub connects: u64,
-    /// IDENTIFYs sent.
-    pub identifies: u64,
-    /// Sessions resumed.
-    pub resumes: u64,
-    /// Sessions lost by Discord's rules.
-    pub sessions_lost: u64,
     /// Why it last lost a connection; a stop does not count.
     pub last_disconnect: Option<Disconnect>,
 }
@@ -73,10 +63,7 @@ pub(super) struct Report {
     pub(super) guilds: Option<usize>,
     pub(super) latency: Option<Duration>,
     pub(super) stalled_since: Option<Instant>,
-    pub(super) connects: u64,
-    pub(super) identifies: u64,
-    pub(super) resumes: u64,
-    pub(super) sessions_lost: u64,
+    pub(super) heard_at: Option<Instant>,
     pub(super) last_disconnect: Option<Disconnect>,
 }
 
@@ -89,10 +76,7 @@ impl Report {
             guilds: None,
             latency: None,
             stalled_since: None,
-            connects: 0,
-            identifies: 0,
-            resumes: 0,
-            sessions_lost: 0,
+            heard_at: None,
             last_disconnect: None,
         }
     }
@@ -104,8 +88,16 @@ impl Report {
     }
 }
 
+impl ShardStatus {
+    /// Whether its session is live, and it reads. For a moment it is not whenever a connection is
+    /// replaced, which Discord asks for every few hours.
+    pub fn is_healthy(&self) -> bool {
+        self.stage == Stage::Ready && self.stalled_for.is_none()
+    }
+}
+
 impl Shard {
-    /// What it is doing, and what it has been through. Does not block.
+    /// What it is doing. Does not block.
     pub fn status(&self) -> ShardStatus {
         let Shared {
             report,
@@ -123,24 +115,19 @@ impl Shard {
             time_in_stage: ago(report.since),
             guilds_in: report.guilds_in,
             guilds: report.guilds,
+            last_heard: report.heard_at.map(ago),
             latency: report.latency,
             sequence: ledger.delivered(),
-            events: self.0.events.load(Ordering::Relaxed),
-            bytes: self.0.bytes.load(Ordering::Relaxed),
             outstanding_events,
             outstanding_bytes,
-            filtered: self.0.filtered.load(Ordering::Relaxed),
             stalled_for: report.stalled_since.map(ago),
             waiting_commands: queue.waiting_commands(),
-            connects: report.connects,
-            identifies: report.identifies,
-            resumes: report.resumes,
-            sessions_lost: report.sessions_lost,
             last_disconnect: report.last_disconnect,
         }
     }
-}
 
-fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
+    /// What it has been through, in this run and those before. Does not block.
+    pub fn counters(&self) -> ShardCounters {
+        self.0.counters.read()
+    }
 }

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use threadcord::{
-    Command, Compression, Config, Event, Events, Intents, Shard, ShardId, ShardManager,
-    ShardStatus, Timing, Token, sim,
+    Command, Compression, Config, Event, Events, Intents, Shard, ShardCounters, ShardId,
+    ShardManager, ShardStatus, Timing, Token, sim,
 };
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -83,6 +83,11 @@ pub fn shard(number: u32, total: u32) -> ShardId {
 /// The status of a shard that has been opened.
 pub fn status_of(manager: &ShardManager, shard: ShardId) -> ShardStatus {
     manager.handle().shard(shard).unwrap().status()
+}
+
+/// What a shard that has been opened has been through.
+pub fn counters_of(manager: &ShardManager, shard: ShardId) -> ShardCounters {
+    manager.handle().shard(shard).unwrap().counters()
 }
 
 /// Whether all that a shard has delivered has been handled.

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::redis::RedisServer;
-use common::{PATIENCE, SCALE, config, eventually, gateway, shard, status_of};
+use common::{PATIENCE, SCALE, config, counters_of, eventually, gateway, shard};
 use threadcord::limit::LimitError;
 use threadcord::redis::{OwnedPart, Redis};
 use threadcord::sim::{Action, Fault, Gateway, Observed};
@@ -108,7 +108,7 @@ fn a_part_has_one_owner_and_a_standby_goes_on_with_its_sessions() {
         let next = standby.join().unwrap();
         for number in [1, 3] {
             assert_eq!(
-                status_of(&next, shard(number, 4)).identifies,
+                counters_of(&next, shard(number, 4)).identifies,
                 0,
                 "it resumes"
             );
@@ -387,7 +387,7 @@ fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
         let are_saved = text.is_some_and(|text| text.matches("resume_url").count() == 2);
         are_saved && redis.status().unwrap().total == Some(2)
     });
-    let statuses = [0, 1].map(|number| status_of(&manager, shard(number, 2)));
-    assert_eq!(statuses.map(|status| status.identifies), [1, 1]);
+    let counters = [0, 1].map(|number| counters_of(&manager, shard(number, 2)));
+    assert_eq!(counters.map(|counters| counters.identifies), [1, 1]);
     gateway.assert_lawful();
 }

@@ -81,7 +81,7 @@ impl<'a> Play<'a> {
         let old = Outlet::new(inlet);
         let new = old.successor(&[OLD], &[new()]);
         let ledger = |shard| {
-            let ledger = Ledger::new(Credit::new(100, 100_000), || {});
+            let ledger = Ledger::new(Credit::new(100, 100_000), Arc::default(), || {});
             ledger.begin(Session::new("s".into(), 0, String::new(), shard, 1), 0);
             ledger
         };
@@ -216,7 +216,7 @@ impl<'a> Play<'a> {
             format!(r#"{{"op":0,"s":{sequence},"t":"X","d":{{"guild_id":"0","n":{data}}}}}"#);
         let payload = Payload::read(Bytes::from(json)).unwrap();
         let dispatch = Dispatch::new(payload).unwrap();
-        let (lease, _) = self.ledgers[set].lease(sequence, 10);
+        let (lease, _) = self.ledgers[set].lease(sequence, 10, None);
         Event::dispatch_of(shard, dispatch, lease)
     }
 

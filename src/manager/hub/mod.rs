@@ -31,7 +31,7 @@ use crate::error::{Error, SendError, SendFailure};
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{Command, Presence, Session, Stage, StopReason};
 use crate::rest::Rest;
-use crate::shard::{Beginning, Change, Run, Shard};
+use crate::shard::{AllCounters, Beginning, Change, Run, Shard};
 use crate::shard_id::ShardId;
 use crate::store::{Identified, Saved};
 
@@ -42,6 +42,7 @@ pub(crate) struct Hub {
     pub(super) limiter: Arc<dyn IdentifyLimiter>,
     events: Events,
     pub(super) handlers: Handlers,
+    pub(super) counters: Arc<AllCounters>,
     state: Mutex<State>,
     /// Something has happened.
     changed: Condvar,
@@ -168,6 +169,7 @@ impl Hub {
             limiter,
             events,
             handlers: Handlers::default(),
+            counters: Arc::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             #[cfg(test)]

@@ -6,6 +6,7 @@ use super::super::io::Output;
 use super::super::session::Session;
 use super::super::state::{Link, State};
 use super::Machine;
+use crate::log_shard::log_shard;
 
 /// A session that lasts for so long, in multiples of [`Timing::confirm_timeout`](crate::Timing),
 /// after it was resumed without an answer, may be resumed so again.
@@ -80,9 +81,10 @@ impl Machine {
 
     /// No answer came: the store is probably away for every process.
     pub(super) fn resume_unconfirmed(&mut self, now: Instant) -> Output {
-        log::warn!(
-            "shard {}: the session store does not say whether the session may be resumed; resuming",
-            self.shard
+        log_shard!(
+            warn,
+            self.shard,
+            "the session store does not say whether the session may be resumed; resuming"
         );
         if let Some(confirmation) = &mut self.confirmation {
             confirmation.unconfirmed_at = Some(now);

@@ -8,6 +8,7 @@ use super::super::io::{Notice, Output};
 use super::super::retry::Ended;
 use super::super::state::{Start, State};
 use super::{Machine, NORMAL, RESUMABLE};
+use crate::log_shard::log_shard;
 
 impl Machine {
     /// The connection is gone or given up: says so, and decides when to come back and with which
@@ -17,6 +18,7 @@ impl Machine {
             return;
         }
 
+        self.beats.missed += u64::from(reason == Disconnect::Zombied);
         let confirm_timeout = self.timing.confirm_timeout;
         if let Some(confirmation) = &mut self.confirmation {
             confirmation.handle_loss(now, confirm_timeout);
@@ -79,12 +81,15 @@ impl Machine {
         };
         match (reason, &self.state) {
             (Disconnect::Discord(code), _) if code.is_our_fault() || recovery == Recovery::Stop => {
-                log::error!("shard {}: {reason}", self.shard);
+                log_shard!(error, self.shard, { reason = reason }, "{reason}");
             }
-            (Disconnect::InvalidSession { .. }, State::Identifying { .. }) => log::warn!(
-                "shard {}: the IDENTIFY was refused (op 9); it still counts",
-                self.shard
-            ),
+            (Disconnect::InvalidSession { .. }, State::Identifying { .. }) => {
+                log_shard!(
+                    warn,
+                    self.shard,
+                    "the IDENTIFY was refused (op 9); it still counts"
+                );
+            }
             _ => {}
         }
         recovery
@@ -98,9 +103,10 @@ impl Machine {
 
     /// Stops, so that no more IDENTIFYs are spent in vain.
     fn open_circuit(&mut self, count: usize) {
-        log::error!(
-            "shard {}: {count} sessions in a row never lasted; it stops until it is restarted",
-            self.shard
+        log_shard!(
+            error,
+            self.shard,
+            "{count} sessions in a row never lasted; it stops until it is restarted"
         );
         if let Some(session) = self.session().cloned() {
             self.lose_session(session);
@@ -130,7 +136,7 @@ impl Machine {
             self.outbox.push_back(Output::Disconnect(Some(code)));
         }
         if let Some(session) = &misfit {
-            log::warn!("shard {}: {}", self.shard, session.misfit(intents));
+            log_shard!(warn, self.shard, "{}", session.misfit(intents));
             self.lose_session(session.clone());
         }
 

@@ -1,12 +1,11 @@
 //! What comes in: events, and the guilds and members among them.
 
-use std::sync::atomic::Ordering;
-
 use super::super::guilds::{self, AllIn, Guild};
 use super::Thread;
 use crate::clock;
 use crate::event::{Dispatch, Event, EventKind, Lease};
 use crate::intents::Intents;
+use crate::log_shard::log_shard;
 use crate::protocol::{ChunkOf, EventName, Payload, Stage};
 use crate::transport::Connector;
 
@@ -22,7 +21,7 @@ impl<C: Connector> Thread<C> {
         }
 
         let lease = self.lease(&dispatch);
-        let event = Event::dispatch_of(self.shared.run.shard, dispatch, lease);
+        let event = Event::dispatch_of(self.shard(), dispatch, lease);
         if is_arrival {
             self.outlet.put_arrival(self.now, event);
         } else {
@@ -43,21 +42,17 @@ impl<C: Connector> Thread<C> {
     /// An event that nobody wants counts as handled.
     pub(super) fn skip(&mut self, sequence: u64) {
         self.pace.has_received();
-        self.shared.filtered.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.count_filtered();
         self.shared.ledger.skip(sequence);
     }
 
     /// Counts an event, and takes credit for it.
     fn lease(&mut self, dispatch: &Dispatch) -> Lease {
         self.pace.has_received();
-        // Nobody else writes these.
         let size = dispatch.size();
-        self.delivered = (self.delivered.0 + 1, self.delivered.1 + size as u64);
-        self.shared
-            .events
-            .store(self.delivered.0, Ordering::Relaxed);
-        self.shared.bytes.store(self.delivered.1, Ordering::Relaxed);
-        let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size);
+        self.shared.counters.count_event(dispatch.name(), size);
+        let batch = self.pace.begins_batch().then_some(self.now);
+        let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size, batch);
         if !has_room {
             self.pace.look_around();
         }
@@ -67,7 +62,7 @@ impl<C: Connector> Thread<C> {
     /// Wakes whoever waits for events, if there are any.
     pub(super) fn tell_of_events(&mut self) {
         if self.pace.take_unannounced() {
-            self.outlet.announce(self.shared.run.shard);
+            self.outlet.announce(self.shard());
         }
     }
 
@@ -82,8 +77,8 @@ impl<C: Connector> Thread<C> {
                 let ready = ready.unwrap_or_default();
                 let unread = self.guilds.ready(self.now, &ready, arrive);
                 if unread > 0 || !is_readable {
-                    let shard = self.shared.run.shard;
-                    log::warn!("shard {shard}: READY has guilds that cannot be read");
+                    let shard = self.shard();
+                    log_shard!(warn, shard, "READY has guilds that cannot be read");
                 }
                 false
             }
@@ -115,9 +110,10 @@ impl<C: Connector> Thread<C> {
             return;
         }
         if let Some(AllIn { guilds, missing }) = self.guilds.poll(clock::now()) {
-            log::info!(
-                "shard {}: {} of {guilds} guilds are available",
-                self.shared.run.shard,
+            log_shard!(
+                info,
+                self.shard(),
+                "{} of {guilds} guilds are available",
                 guilds - missing
             );
             self.emit(EventKind::GuildsReady { guilds, missing });

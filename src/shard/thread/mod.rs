@@ -22,7 +22,11 @@ use crate::config::ShardConfig;
 use crate::delivery::Outlet;
 use crate::event::Room;
 use crate::limit::{Permit, Ticket};
-use crate::protocol::{Command, Disconnect, Input, Machine, Output, Stage, StopReason, Timer};
+use crate::log_shard::log_shard;
+use crate::protocol::{
+    Beats, Command, Disconnect, Input, Machine, Output, Stage, StopReason, Timer,
+};
+use crate::shard_id::ShardId;
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
 /// How often, in multiples of the skew between sessions, a shard makes sure how far it has read
@@ -68,8 +72,12 @@ pub(crate) struct Thread<C: Connector> {
     probe_at: Instant,
     /// What the owner was last told.
     stage: Option<Stage>,
-    /// Events delivered, and their bytes.
-    delivered: (u64, u64),
+    /// Something has come that the report does not know of.
+    has_heard: bool,
+    /// Since when it waits for its turn to identify.
+    queued_at: Option<Instant>,
+    /// Heartbeats that are counted.
+    beats: Beats,
     ticket: Option<Ticket>,
     permit: Option<Permit>,
     /// How many messages were sent on this connection.
@@ -130,7 +138,9 @@ impl<C: Connector> Thread<C> {
             read_up_to: None,
             probe_at: clock::now(),
             stage: None,
-            delivered: (0, 0),
+            has_heard: false,
+            queued_at: None,
+            beats: Beats::default(),
             ticket: None,
             permit: None,
             sent: 0,
@@ -142,6 +152,11 @@ impl<C: Connector> Thread<C> {
     /// Which run it is.
     pub(crate) fn id(&self) -> Run {
         self.shared.run
+    }
+
+    /// Which shard it runs.
+    pub(super) fn shard(&self) -> ShardId {
+        self.shared.run.shard
     }
 
     /// How large its stack is to be, in bytes.
@@ -355,6 +370,7 @@ impl<C: Connector> Thread<C> {
     fn receive_one(&mut self) {
         match self.transport.read() {
             Ok(Received::Payload(bytes)) => {
+                self.has_heard = true;
                 let is_live = self.machine.stage() == Stage::Ready;
                 self.pace.has_read(bytes.len());
                 self.machine.handle(self.now, Input::Payload(bytes));
@@ -402,7 +418,7 @@ impl<C: Connector> Thread<C> {
             _ => Disconnect::Cut,
         };
         let cause = error.report();
-        log::warn!("shard {}: {cause}", self.shared.run.shard);
+        log_shard!(warn, self.shard(), "{cause}");
         self.cause = Some(cause);
         self.handle(Input::Failed(reason));
     }

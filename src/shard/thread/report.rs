@@ -1,5 +1,6 @@
 //! What others learn of the shard: its owner, handles, hooks, the log and the stream.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,12 +12,13 @@ use super::{SKEWS_PER_PROBE, Thread, guarded};
 use crate::clock;
 use crate::config::{CloseCause, ConnectionClosed};
 use crate::event::{Event, EventKind};
+use crate::log_shard::log_shard;
 use crate::protocol::{Input, MembersFailure, Notice, Session, Stage, StopReason};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
     pub(super) fn report(&mut self, notice: Notice) {
-        log::debug!("shard {}: {notice:?}", self.shared.run.shard);
+        log_shard!(debug, self.shard(), "{notice:?}");
         let kind = match notice {
             Notice::Connecting { resuming } => EventKind::Connecting { resuming },
             Notice::Ready(session) => self.begin_session(session),
@@ -28,11 +30,16 @@ impl<C: Connector> Thread<C> {
                 resumable,
             } => {
                 self.shared.report.lock().last_disconnect = Some(reason);
+                self.shared
+                    .counters
+                    .count(|counters| *counters.disconnects.entry(reason).or_default() += 1);
                 let cause = self.cause.take();
                 let told = cause.as_deref().map(|cause| format!(" ({cause})"));
-                log::info!(
-                    "shard {}: {reason}{}; next connection in {retry_in:?}",
-                    self.shared.run.shard,
+                log_shard!(
+                    info,
+                    self.shard(),
+                    { reason = reason },
+                    "{reason}{}; next connection in {retry_in:?}",
                     told.unwrap_or_default()
                 );
                 self.call_on_close(CloseCause::Disconnected(reason));
@@ -51,17 +58,18 @@ impl<C: Connector> Thread<C> {
         self.permit = None;
         // READY itself, which follows as an event, has not been handled.
         let mark = session.sequence.saturating_sub(1);
+        log_shard!(info, self.shard(), { session = session.id }, "ready");
         self.shared.ledger.begin(session, mark);
-        self.outlet.ready(self.now, self.shared.run.shard);
-        log::info!("shard {}: ready", self.shared.run.shard);
+        self.outlet.ready(self.now, self.shard());
         EventKind::SessionStarted
     }
 
     fn resume_session(&mut self) -> EventKind {
-        self.shared.report.lock().resumes += 1;
-        self.outlet.ready(self.now, self.shared.run.shard);
+        self.shared.counters.count(|counters| counters.resumes += 1);
+        self.outlet.ready(self.now, self.shard());
         self.guilds.resumed(clock::now());
-        log::info!("shard {}: resumed", self.shared.run.shard);
+        let session = self.machine.session().map_or("", |session| &session.id);
+        log_shard!(info, self.shard(), { session = session }, "resumed");
         if self.guilds.deadline().is_none() {
             // They had arrived before, perhaps in an earlier process.
             self.tell_guilds_in();
@@ -76,10 +84,14 @@ impl<C: Connector> Thread<C> {
 
     fn lose_session(&mut self, session: Session) -> EventKind {
         self.shared.ledger.end();
-        self.shared.report.lock().sessions_lost += 1;
-        log::warn!(
-            "shard {}: session lost at sequence {}",
-            self.shared.run.shard,
+        self.shared
+            .counters
+            .count(|counters| counters.sessions_lost += 1);
+        log_shard!(
+            warn,
+            self.shard(),
+            { session = session.id },
+            "session lost at sequence {}",
             session.sequence
         );
 
@@ -98,13 +110,14 @@ impl<C: Connector> Thread<C> {
             return;
         };
         let closed = ConnectionClosed {
-            shard: self.shared.run.shard,
+            shard: self.shard(),
             cause,
         };
         if catch_unwind(AssertUnwindSafe(|| on_close(closed))).is_err() {
-            log::error!(
-                "shard {}: the callback for closed connections panicked",
-                self.shared.run.shard
+            log_shard!(
+                error,
+                self.shard(),
+                "the callback for closed connections panicked"
             );
         }
     }
@@ -112,21 +125,27 @@ impl<C: Connector> Thread<C> {
     pub(super) fn report_stall(&mut self) {
         self.tell_of_events();
         let (events, bytes) = self.shared.ledger.outstanding();
-        log::warn!(
-            "shard {}: stalled, {events} events of {bytes} bytes are not handled",
-            self.shared.run.shard
+        log_shard!(
+            warn,
+            self.shard(),
+            "stalled, {events} events of {bytes} bytes are not handled"
         );
         self.shared.report.lock().stalled_since = Some(self.now);
+        self.shared.counters.count(|counters| counters.stalls += 1);
         self.tell(Change::Stalled(true));
         self.emit(EventKind::Stalled { events, bytes });
     }
 
     pub(super) fn report_stall_ended(&mut self, stalled_for: Duration) {
-        log::info!(
-            "shard {}: reading resumed after {stalled_for:.1?}",
-            self.shared.run.shard
+        log_shard!(
+            info,
+            self.shard(),
+            "reading resumed after {stalled_for:.1?}"
         );
         self.shared.report.lock().stalled_since = None;
+        self.shared
+            .counters
+            .count(|counters| counters.stalled_for += stalled_for);
         self.tell(Change::Stalled(false));
         self.emit(EventKind::Unstalled { stalled_for });
     }
@@ -137,9 +156,8 @@ impl<C: Connector> Thread<C> {
     }
 
     pub(super) fn emit(&self, kind: EventKind) {
-        self.outlet
-            .put(self.now, Event::new(self.shared.run.shard, kind));
-        self.outlet.announce(self.shared.run.shard);
+        self.outlet.put(self.now, Event::new(self.shard(), kind));
+        self.outlet.announce(self.shard());
     }
 
     /// Says how far the session has been read. With a connection its heartbeats are gone, and with
@@ -152,7 +170,7 @@ impl<C: Connector> Thread<C> {
             self.shared.probes.store(false, Ordering::Release);
             let skew = self.context.timing.session_skew;
             if let Some(at) = read_up_to.and_then(|at| at.checked_sub(skew)) {
-                self.outlet.has_read(self.shared.run.shard, at);
+                self.outlet.has_read(self.shard(), at);
             }
         }
         if self.outlet.is_merging()
@@ -166,6 +184,18 @@ impl<C: Connector> Thread<C> {
 
     /// Tells where the shard stands, once all that led there has been done.
     pub(super) fn publish(&mut self) {
+        if mem::take(&mut self.has_heard) {
+            self.shared.report.lock().heard_at = Some(self.now);
+        }
+        let beats = self.machine.beats();
+        if self.beats != beats {
+            let before = mem::replace(&mut self.beats, beats);
+            self.shared.counters.count(|counters| {
+                counters.heartbeats += beats.sent - before.sent;
+                counters.missed_heartbeats += beats.missed - before.missed;
+            });
+        }
+
         let stage = self.machine.stage();
         let queued = (
             self.machine.queued_commands(),
@@ -190,10 +220,7 @@ impl<C: Connector> Thread<C> {
         guarded(|| self.tell_of_events());
         if reason == StopReason::Panicked {
             guarded(|| {
-                log::error!(
-                    "shard {}: the thread panicked; this is a bug",
-                    self.shared.run.shard
-                );
+                log_shard!(error, self.shard(), "the thread panicked; this is a bug");
             });
             guarded(|| self.transport.disconnect(None, clock::now()));
         }
@@ -210,15 +237,17 @@ impl<C: Connector> Thread<C> {
 
         let cause = self.cause.take().map(|cause| format!(" ({cause})"));
         guarded(|| {
-            log::info!(
-                "shard {}: stopped: {reason}{}",
-                self.shared.run.shard,
+            log_shard!(
+                info,
+                self.shard(),
+                { reason = reason },
+                "stopped: {reason}{}",
                 cause.unwrap_or_default()
             );
         });
         guarded(|| self.call_on_close(CloseCause::Stopped(reason)));
         guarded(|| self.emit(EventKind::Stopped(reason)));
-        guarded(|| self.outlet.end(self.shared.run.shard));
+        guarded(|| self.outlet.end(self.shard()));
         let (ticket, permit) = (self.ticket.take(), self.permit.take());
         guarded(|| drop(ticket));
         guarded(|| drop(permit));

@@ -7,6 +7,7 @@ use super::Thread;
 use crate::clock;
 use crate::error::Error;
 use crate::limit::LimitError;
+use crate::log_shard::log_shard;
 use crate::protocol::{Command, Input, Secret, Stage, StopReason, Target};
 use crate::transport::{Connector, Transport};
 
@@ -16,9 +17,10 @@ impl<C: Connector> Thread<C> {
         let url = match target {
             Target::Main => addresses.main(compression),
             Target::Resume(url) => addresses.resume(url, compression).unwrap_or_else(|| {
-                log::warn!(
-                    "shard {}: the resume url {url} is not trusted; the gateway's is used",
-                    self.shared.run.shard
+                log_shard!(
+                    warn,
+                    self.shard(),
+                    "the resume url {url} is not trusted; the gateway's is used"
                 );
                 addresses.main(compression)
             }),
@@ -26,13 +28,17 @@ impl<C: Connector> Thread<C> {
 
         // The look-up of the host may take long.
         self.tell_of_events();
-        log::debug!(
-            "shard {}: connecting to {}",
-            self.shared.run.shard,
+        log_shard!(
+            debug,
+            self.shard(),
+            "connecting to {}",
             url.host_str().unwrap_or_default()
         );
 
-        self.shared.report.lock().connects += 1;
+        self.shared
+            .counters
+            .count(|counters| counters.connects += 1);
+        self.queued_at = None;
         self.shared.resolving.store(true, Ordering::SeqCst);
         // Whoever asks it to stop from here on sees that it may be resolving, and does not wait.
         if self.shared.queue.has_stop() {
@@ -46,11 +52,12 @@ impl<C: Connector> Thread<C> {
     }
 
     pub(super) fn request_permit(&mut self) {
+        self.queued_at.get_or_insert_with(clock::now);
         let waker = self.shared.waker.clone();
         self.ticket = Some(
             self.context
                 .limiter
-                .request(self.shared.run.shard, Box::new(move || waker.wake())),
+                .request(self.shard(), Box::new(move || waker.wake())),
         );
     }
 
@@ -69,9 +76,10 @@ impl<C: Connector> Thread<C> {
     pub(super) fn use_permit(&mut self) {
         match &self.permit {
             Some(permit) if permit.is_expired() => {
-                log::warn!(
-                    "shard {}: the permit expired before it could be used; asking for another",
-                    self.shared.run.shard
+                log_shard!(
+                    warn,
+                    self.shard(),
+                    "the permit expired before it could be used; asking for another"
                 );
                 self.permit = None;
                 if self.machine.stage() == Stage::Confirming {
@@ -97,15 +105,11 @@ impl<C: Connector> Thread<C> {
             return self.handle(Input::Stop(StopReason::OwnershipLost));
         }
         if *error == LimitError::Closed {
-            log::error!("shard {}: {error}", self.shared.run.shard);
+            log_shard!(error, self.shard(), "{error}");
             return self.handle(Input::Stop(StopReason::LimiterClosed));
         }
         let error = Error::from(error.clone());
-        log::warn!(
-            "shard {}: {}; retrying",
-            self.shared.run.shard,
-            error.report()
-        );
+        log_shard!(warn, self.shard(), "{}; retrying", error.report());
         self.handle(Input::NoPermit);
     }
 
@@ -115,11 +119,15 @@ impl<C: Connector> Thread<C> {
         let Some(mut permit) = self.permit.take() else {
             return;
         };
-        self.shared.report.lock().identifies += 1;
+        let wait = self.queued_at.take().map(|since| clock::now() - since);
+        self.shared.counters.count(|counters| {
+            counters.identifies += 1;
+            counters.identify_wait.record(wait.unwrap_or_default(), 1);
+        });
         self.shared
             .intents
             .store(self.machine.intents().bits(), Ordering::Relaxed);
-        self.outlet.begin(self.shared.run.shard, true);
+        self.outlet.begin(self.shard(), true);
         permit.spend(|| self.send_secret(secret));
         // A limiter that counts from READY wants it back then.
         self.permit = Some(permit);
@@ -152,6 +160,9 @@ impl<C: Connector> Thread<C> {
             .is_some_and(|(sent, _)| *sent <= written)
         {
             self.unwritten.pop_front();
+            self.shared
+                .counters
+                .count(|counters| counters.commands_sent += 1);
         }
     }
 
