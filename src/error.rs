@@ -8,6 +8,7 @@ use std::time::Duration;
 
 pub use self::status::{FieldError, StatusError};
 
+use crate::dial::{ProxyError, ProxyFailure};
 use crate::intents::UnknownIntents;
 use crate::protocol::{
     Command, Disconnect, InvalidCommand, MembersFailure, Stage, StopReason, UnknownEventName,
@@ -133,6 +134,9 @@ pub enum Error {
         /// Why.
         source: Box<ureq::Error>,
     },
+    /// The proxy opens no connection.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] native_tls::Error),
@@ -331,6 +335,10 @@ impl Error {
         match self {
             Self::Status(error) if error.status >= 500 => Fault::Discord,
             Self::UnexpectedAnswer { .. } => Fault::Discord,
+            Self::Proxy(error) => match error.failure {
+                ProxyFailure::Credentials(_) => Fault::Caller,
+                _ => Fault::Network,
+            },
             Self::RateLimited { .. }
             | Self::TooManyInvalidRequests { .. }
             | Self::Limit(_)

@@ -41,6 +41,7 @@
 mod clock;
 mod config;
 mod delivery;
+mod dial;
 #[cfg(test)]
 mod environment;
 mod error;
@@ -73,6 +74,7 @@ pub use config::{
     Shortage,
 };
 pub use delivery::Events;
+pub use dial::{ProxyError, ProxyFailure};
 pub use error::{Error, Fault, FieldError, SendError, SendFailure, StatusError, StoreError};
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
 pub use histogram::Histogram;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
 /// the lowest layer.
-const LAYERS: [(&str, Option<u32>); 29] = [
+const LAYERS: [(&str, Option<u32>); 30] = [
     ("clock", Some(0)),
     ("environment", Some(0)),
     ("histogram", Some(0)),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, Option<u32>); 29] = [
     ("intents", Some(0)),
     ("token", Some(0)),
     ("timing", Some(0)),
+    ("dial", Some(1)),
     ("protocol", Some(1)),
     ("error", Some(2)),
     ("event", Some(3)),

@@ -89,6 +89,14 @@ pub struct Config {
     /// Certificates to trust in place of the system's, as PEM, for websocket and HTTP alike.
     /// Default: none.
     pub root_certificates: Option<String>,
+    /// An HTTP proxy through which all connections go, the gateway's and those of REST, such as
+    /// `http://user:password@proxy.example:3128`. It is asked to connect (`CONNECT`) to Discord's
+    /// hosts by their names, and sees nothing of what is said to them. Default: none; no variable of
+    /// the environment is looked at.
+    ///
+    /// URLs without encryption are refused together with one. What the proxy refuses is an
+    /// [`Error::Proxy`] at the start; shards try again, as after any failed connection.
+    pub proxy: Option<String>,
     /// Decides who may identify. Default: a [`SessionLimit`](crate::limit::SessionLimit) of the
     /// manager's own, with Discord's values. Managers of one bot that run in one process, at once
     /// or within 5 s, must share one.
@@ -119,6 +127,7 @@ impl Config {
             resume_hosts: Vec::new(),
             allow_plaintext: false,
             root_certificates: None,
+            proxy: None,
             limiter: None,
             release_after: ReleaseAfter::default(),
             timing: Timing::default(),
@@ -269,6 +278,14 @@ impl Config {
         }
     }
 
+    /// Sets [`proxy`](Self::proxy).
+    pub fn proxy(self, url: impl Into<String>) -> Self {
+        Self {
+            proxy: Some(url.into()),
+            ..self
+        }
+    }
+
     /// Sets [`limiter`](Self::limiter).
     pub fn limiter(self, limiter: Arc<dyn IdentifyLimiter>) -> Self {
         Self {
@@ -346,8 +363,12 @@ impl Config {
             .base_url(&self.rest_url)
             .allow_plaintext(self.allow_plaintext)
             .rate_limit(self.rest_rate_limit, self.timing.rest_window);
-        match &self.root_certificates {
-            Some(pem) => rest.root_certificates(pem).build(),
+        let rest = match &self.root_certificates {
+            Some(pem) => rest.root_certificates(pem),
+            None => rest,
+        };
+        match &self.proxy {
+            Some(url) => rest.proxy(url).build(),
             None => rest.build(),
         }
     }

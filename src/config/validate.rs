@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::hosts::{is_discord, is_private};
 use crate::intents::Intents;
 use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
-use crate::rest::check_url;
+use crate::rest::{check_proxy, check_url};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 use crate::token::Token;
@@ -39,6 +39,7 @@ impl Config {
         self.shard.validate(&self.token)?;
 
         let rest = check_url("rest_url", &self.rest_url, self.allow_plaintext)?;
+        check_proxy(self.proxy.as_deref(), &[&rest])?;
         match &self.gateway_url {
             Some(gateway) => self.validate_gateway(gateway),
             // The gateway that Discord names is Discord's.
@@ -60,6 +61,7 @@ impl Config {
             ));
         }
         self.check_plaintext("gateway_url", &given)?;
+        check_proxy(self.proxy.as_deref(), &[&given])?;
         self.validate_timing(is_discord(&given))
     }
 

@@ -9,12 +9,14 @@ use parking_lot::Mutex;
 use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::unversioned::transport::{Connector, NativeTlsConnector};
 use url::Url;
 
+use super::connect::{Names, Tcp};
 use super::secrets::Secrets;
 use super::turns::Turns;
 use super::{Inner, Rest};
+use crate::dial::{Dialer, Proxy};
 use crate::error::Error;
 use crate::hosts::{is_discord, is_private};
 use crate::protocol::USER_AGENT;
@@ -37,6 +39,7 @@ pub struct RestBuilder {
     base_url: String,
     root_certificates: Option<String>,
     allow_plaintext: bool,
+    proxy: Option<String>,
     rate_limit: u32,
     window: Duration,
 }
@@ -48,6 +51,7 @@ impl RestBuilder {
             base_url: "https://discord.com/api/v10".into(),
             root_certificates: None,
             allow_plaintext: false,
+            proxy: None,
             rate_limit: 50,
             window: WINDOW,
         }
@@ -72,6 +76,12 @@ impl RestBuilder {
         self
     }
 
+    /// Connects through an HTTP proxy; see [`Config::proxy`](crate::Config::proxy). Default: none.
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = Some(url.into());
+        self
+    }
+
     /// Sets how many requests of all routes together go out in a window. Large bots may ask Discord
     /// for more; several processes with one token share it. A window of less than 1 s is for
     /// simulators whose time runs faster. Default: 50 in 1 s.
@@ -87,10 +97,12 @@ impl RestBuilder {
     /// Makes the client. Nothing is sent.
     ///
     /// [`Error::Setting`] for a base URL that is not `http(s)://`, has a query, a fragment or a
-    /// password, or is plain where that is not allowed, for certificates that are no PEM, and for a
-    /// window of less than 1 s with a host of Discord's, or of more than 7 days.
+    /// password, or is plain where that is not allowed or would lead through a proxy, for a proxy
+    /// that is no `http://` URL, for certificates that are no PEM, and for a window of less than 1 s
+    /// with a host of Discord's, or of more than 7 days.
     pub fn build(self) -> Result<Rest, Error> {
         let base_url = self.check()?;
+        let proxy = check_proxy(self.proxy.as_deref(), &[&base_url])?;
         let roots = match &self.root_certificates {
             None => RootCerts::PlatformVerifier,
             Some(pem) => RootCerts::from(certificates(pem)?),
@@ -110,9 +122,16 @@ impl RestBuilder {
             .build();
 
         let secrets = Secrets::default();
-        let connector = DefaultConnector::default().chain(secrets.clone());
+        let dialer = Arc::new(Dialer::new(proxy));
+        let names = Names {
+            dialer: Arc::clone(&dialer),
+            system: DefaultResolver::default(),
+        };
+        let connector = Tcp(dialer)
+            .chain(NativeTlsConnector::default())
+            .chain(secrets.clone());
         Ok(Rest(Arc::new(Inner {
-            agent: Agent::with_parts(config, connector, DefaultResolver::default()),
+            agent: Agent::with_parts(config, connector, names),
             secrets,
             token: self.token,
             base_url: base_url.as_str().trim_end_matches('/').to_owned(),
@@ -170,6 +189,21 @@ pub(crate) fn check_url(
         );
     }
     Ok(url)
+}
+
+/// The proxy to connect through, if one is given. Nothing goes through it in the clear.
+pub(crate) fn check_proxy(given: Option<&str>, to: &[&Url]) -> Result<Option<Proxy>, Error> {
+    let Some(given) = given else { return Ok(None) };
+    let proxy = Proxy::parse(given).map_err(|why| {
+        let allowed = "http://host:port or http://user:password@host:port";
+        Error::setting("proxy", why, allowed)
+    })?;
+    if let Some(plain) = to.iter().find(|url| matches!(url.scheme(), "http" | "ws")) {
+        let given = format!("one for {plain}, which would show it the token");
+        let allowed = "used with https:// and wss:// alone";
+        return Err(Error::setting("proxy", given, allowed));
+    }
+    Ok(Some(proxy))
 }
 
 fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, Error> {

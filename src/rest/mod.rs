@@ -1,6 +1,7 @@
 //! Discord's HTTP interface, within its rate limits: so that a bot can answer.
 
 mod builder;
+mod connect;
 mod counters;
 mod limits;
 mod request;
@@ -23,7 +24,7 @@ use ureq::http::{self, HeaderMap, Method};
 use ureq::{Agent, Body};
 
 pub use self::builder::RestBuilder;
-pub(crate) use self::builder::check_url;
+pub(crate) use self::builder::{check_proxy, check_url};
 pub use self::counters::RestCounters;
 use self::limits::Answer;
 use self::request::Parts;
@@ -35,6 +36,7 @@ use self::secrets::Secrets;
 pub(crate) use self::thread::handle_events;
 use self::turns::{Held, Place, Turns};
 use crate::clock;
+use crate::dial::{ProxyError, ProxyFailure};
 use crate::error::{Error, StatusError};
 use crate::token::Token;
 
@@ -421,6 +423,16 @@ impl Failure {
             Self::Status(status, body) => {
                 Error::Status(Box::new(StatusError::new(request, status, body)))
             }
+            Self::Http(ureq::Error::Other(source)) if source.is::<ProxyError>() => {
+                // It was just seen to be one.
+                match source.downcast() {
+                    Ok(error) => Error::Proxy(*error),
+                    Err(source) => Error::Http {
+                        request,
+                        source: Box::new(ureq::Error::Other(source)),
+                    },
+                }
+            }
             Self::Http(source) => Error::Http {
                 request,
                 source: Box::new(source),
@@ -483,6 +495,10 @@ fn read(response: http::Response<Body>) -> Result<Read, ureq::Error> {
 fn was_not_connected(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
+        ureq::Error::Other(error) => {
+            let proxy = error.downcast_ref::<ProxyError>();
+            proxy.is_some_and(|error| !matches!(error.failure, ProxyFailure::Credentials(_)))
+        }
         ureq::Error::Io(error) => matches!(
             error.kind(),
             io::ErrorKind::ConnectionRefused

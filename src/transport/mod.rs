@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use url::Url;
 pub use websocket::{WebSocketConnector, WebSocketTransport};
 
+use crate::dial::{DialError, ProxyError};
 use crate::shard_id::ShardId;
 
 /// Makes transports, one for each shard; holds what they share. [`ShardManager::start_with`] takes
@@ -191,6 +192,9 @@ pub enum TransportError {
         /// Why.
         source: io::Error,
     },
+    /// The proxy opens no connection.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// The connection failed or was cut.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
@@ -222,6 +226,18 @@ impl TransportError {
             error = source;
         }
         report
+    }
+
+    /// Why a connection to a host is not made.
+    fn of_dial(host: &str, error: DialError) -> Self {
+        match error {
+            DialError::Resolve(source) => Self::Resolve {
+                host: host.to_owned(),
+                source,
+            },
+            DialError::Io(error) => Self::Io(error),
+            DialError::Proxy(error) => Self::Proxy(error),
+        }
     }
 
     /// Whether the peer sent something malformed, as opposed to a connection that failed.

@@ -1,9 +1,8 @@
 //! TCP, native-tls and tungstenite, without blocking, under one mio poll for each shard.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::mem;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -26,11 +25,14 @@ use url::{Host, Url};
 use super::inflate::Inflater;
 use super::stream::{Buffered, Followed, Line, SMALL, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
+use crate::dial::{Dial, Dialer, Proxy};
 use crate::protocol::USER_AGENT;
 use crate::shard_id::ShardId;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
+/// Each socket, until one of them is connected.
+const DIAL: Token = Token(2);
 
 /// tungstenite allocates it for each connection, and clears as much before it reads; large messages
 /// grow it. (Once much comes a buffer of our own lies below it, so that this is no matter of system
@@ -44,6 +46,7 @@ const FRAME_SLACK: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct WebSocketConnector {
     tls: Arc<Tls>,
+    dialer: Arc<Dialer>,
 }
 
 /// What `wss` needs, and plain connections do not: the system's certificates take 60 ms and 6 MB.
@@ -60,18 +63,28 @@ impl WebSocketConnector {
             root_certificates: None,
             connector: tls.into(),
         };
-        Self { tls: Arc::new(tls) }
+        Self {
+            tls: Arc::new(tls),
+            dialer: Arc::default(),
+        }
     }
 
-    /// With these root certificates (PEM) in place of the system's. Those are read by
-    /// [`read_certificates`](Self::read_certificates) or when the first connection needs them.
-    pub(crate) fn with_roots(pem: Option<&str>) -> native_tls::Result<Self> {
+    /// With these root certificates (PEM) in place of the system's, and through this proxy. The
+    /// system's are read by [`read_certificates`](Self::read_certificates) or when the first
+    /// connection needs them.
+    pub(crate) fn with_settings(
+        pem: Option<&str>,
+        proxy: Option<Proxy>,
+    ) -> native_tls::Result<Self> {
         let stack = pem.map(|pem| Certificate::stack_from_pem(pem.as_bytes()));
         let tls = Tls {
             root_certificates: stack.transpose()?,
             connector: OnceLock::new(),
         };
-        Ok(Self { tls: Arc::new(tls) })
+        Ok(Self {
+            tls: Arc::new(tls),
+            dialer: Arc::new(Dialer::new(proxy)),
+        })
     }
 
     /// Does what takes long before anything connects.
@@ -110,6 +123,7 @@ impl Connector for WebSocketConnector {
         });
         Ok(WebSocketTransport {
             tls: Arc::clone(&self.tls),
+            dialer: Arc::clone(&self.dialer),
             settings,
             poll,
             events: Events::with_capacity(4),
@@ -119,7 +133,7 @@ impl Connector for WebSocketConnector {
             has_ended: false,
             flushed: true,
             written: 0,
-            attempts: None,
+            opening: None,
         })
     }
 }
@@ -127,6 +141,7 @@ impl Connector for WebSocketConnector {
 /// The websocket of one shard.
 pub struct WebSocketTransport {
     tls: Arc<Tls>,
+    dialer: Arc<Dialer>,
     settings: Settings,
     poll: Poll,
     events: Events,
@@ -139,7 +154,7 @@ pub struct WebSocketTransport {
     flushed: bool,
     /// What the system had taken of the last connection when it ended.
     written: u64,
-    attempts: Option<Attempts>,
+    opening: Option<Opening>,
 }
 
 type Upgrade = ClientHandshake<Followed<Stream>>;
@@ -147,7 +162,7 @@ type Upgrade = ClientHandshake<Followed<Stream>>;
 /// How far the connection has come.
 enum Link {
     None,
-    Tcp(TcpStream),
+    Dial(Box<Dial>),
     Tls(MidHandshakeTlsStream<Buffered<TcpStream>>),
     Upgrade(Box<MidHandshake<Upgrade>>),
     Open(Box<Socket<Followed<Stream>>>),
@@ -159,14 +174,18 @@ pub(super) struct Socket<S> {
     inflater: Inflater,
 }
 
-/// The addresses of a host that have not been tried yet.
-struct Attempts {
+/// What a connection is to be, until it is open.
+struct Opening {
     url: Url,
-    addresses: VecDeque<SocketAddr>,
-    /// When the connection is to be open.
-    deadline: Instant,
-    /// When the present one is given up for the next.
-    give_up: Option<Instant>,
+    /// Where it leads, once that is known.
+    address: Option<SocketAddr>,
+}
+
+impl Opening {
+    fn host_and_port(&self) -> (&str, u16) {
+        let host = self.url.host_str().unwrap_or_default();
+        (host, self.url.port_or_known_default().unwrap_or(443))
+    }
 }
 
 impl Transport for WebSocketTransport {
@@ -174,17 +193,25 @@ impl Transport for WebSocketTransport {
         self.link = Link::None;
         self.flushed = true;
         self.written = 0;
-        self.attempts = Some(Attempts {
+        self.has_ended = false;
+
+        let opening = Opening {
             url: url.clone(),
-            addresses: resolve(url)?,
-            deadline,
-            give_up: None,
-        });
-        self.try_next_address(io::ErrorKind::AddrNotAvailable.into())
+            address: None,
+        };
+        let (host, port) = opening.host_and_port();
+        let failed = |error| TransportError::of_dial(host, error);
+        let addresses = self.dialer.resolve(host, port).map_err(failed)?;
+        let dial = self.dialer.dial(host, port, addresses, deadline);
+        self.link = Link::Dial(Box::new(dial));
+        self.opening = Some(opening);
+        self.maybe_ready = true;
+        Ok(())
     }
 
     fn read(&mut self) -> Result<Received, TransportError> {
         self.flush()?;
+        self.maybe_ready |= self.is_dial_due();
         while self.maybe_ready {
             if let Link::Open(socket) = &mut self.link {
                 let received = socket.read();
@@ -200,16 +227,9 @@ impl Transport for WebSocketTransport {
                 return Ok(Received::Nothing);
             }
             if self.shake_hands()? {
-                self.attempts = None;
+                self.end_opening(true);
                 return Ok(Received::Opened);
             }
-        }
-        if self
-            .attempts
-            .as_ref()
-            .is_some_and(|a| a.give_up.is_some_and(|at| Instant::now() >= at))
-        {
-            self.try_next_address(io::ErrorKind::TimedOut.into())?;
         }
         Ok(Received::Nothing)
     }
@@ -257,8 +277,11 @@ impl Transport for WebSocketTransport {
         let has_more = reading && self.maybe_ready && !matches!(self.link, Link::None);
         // Even then the socket's news are fetched: a thread that is woken often must not miss them.
         let at_once = (has_more || self.waker.is_called()).then(Instant::now);
-        let give_up = self.attempts.as_ref().and_then(|attempts| attempts.give_up);
-        self.poll(until.into_iter().chain(give_up).chain(at_once).min())?;
+        let dial_at = match &self.link {
+            Link::Dial(dial) => dial.wait_until(Instant::now()),
+            _ => None,
+        };
+        self.poll(until.into_iter().chain(dial_at).chain(at_once).min())?;
         self.flush()
     }
 
@@ -276,7 +299,7 @@ impl Transport for WebSocketTransport {
         // What was still in a buffer may have left with the close.
         self.written = self.written();
         self.link = Link::None;
-        self.attempts = None;
+        self.end_opening(false);
         self.flushed = true;
     }
 
@@ -303,7 +326,9 @@ impl WebSocketTransport {
             _ => {}
         }
         for event in &self.events {
-            if event.token() == SOCKET {
+            if event.token() == DIAL {
+                self.maybe_ready = true;
+            } else if event.token() == SOCKET {
                 self.maybe_ready = true;
                 self.has_ended |= event.is_read_closed() || event.is_error();
                 if let Link::Open(socket) = &mut self.link {
@@ -337,54 +362,30 @@ impl WebSocketTransport {
         }
     }
 
-    /// Starts with the next address of the host; `last` says what was wrong with the one before.
-    fn try_next_address(&mut self, mut last: io::Error) -> Result<(), TransportError> {
-        self.link = Link::None;
-        while let Some(attempts) = &mut self.attempts
-            && let Some(address) = attempts.addresses.pop_front()
-        {
-            match TcpStream::connect(address) {
-                Ok(mut stream) => {
-                    let both = Interest::READABLE | Interest::WRITABLE;
-                    self.poll.registry().register(&mut stream, SOCKET, both)?;
-                    // What is left of the time is shared with those that are left; the last one has
-                    // the caller's deadline.
-                    let others = u32::try_from(attempts.addresses.len()).unwrap_or(u32::MAX);
-                    let now = Instant::now();
-                    let share =
-                        attempts.deadline.saturating_duration_since(now) / others.saturating_add(1);
-                    attempts.give_up = (others > 0).then(|| now + share);
-                    self.maybe_ready = false;
-                    self.has_ended = false;
-                    self.link = Link::Tcp(stream);
-                    return Ok(());
-                }
-                Err(error) => last = error,
-            }
+    /// Whether the next address of a host is to be tried.
+    fn is_dial_due(&self) -> bool {
+        let now = Instant::now();
+        match &self.link {
+            Link::Dial(dial) => dial.wait_until(now).is_some_and(|at| now >= at),
+            _ => false,
         }
-        self.attempts = None;
-        Err(last.into())
+    }
+
+    /// The connection is open, or has failed. The next one to that host heeds which address it was.
+    fn end_opening(&mut self, is_open: bool) {
+        if let Some(opening) = self.opening.take()
+            && let Some(address) = opening.address
+        {
+            let (host, port) = opening.host_and_port();
+            self.dialer.remember(host, port, address, is_open);
+        }
     }
 
     /// Takes the handshakes as far as they go. Returns whether the websocket is open.
     #[cold]
     fn shake_hands(&mut self) -> Result<bool, TransportError> {
         match mem::replace(&mut self.link, Link::None) {
-            Link::Tcp(stream) => match connected(&stream) {
-                Ok(true) => {
-                    stream.set_nodelay(true)?;
-                    self.connected(stream)
-                }
-                Ok(false) => {
-                    self.maybe_ready = false;
-                    self.link = Link::Tcp(stream);
-                    Ok(false)
-                }
-                Err(error) => {
-                    drop(stream);
-                    self.try_next_address(error).map(|()| false)
-                }
-            },
+            Link::Dial(dial) => self.dial(dial),
             Link::Tls(handshake) => self.secured(handshake.handshake()),
             Link::Upgrade(handshake) => self.upgraded(handshake.handshake()),
             other @ (Link::None | Link::Open(_)) => {
@@ -394,13 +395,24 @@ impl WebSocketTransport {
         }
     }
 
-    fn connected(&mut self, stream: TcpStream) -> Result<bool, TransportError> {
-        let Some(attempts) = &mut self.attempts else {
+    fn dial(&mut self, mut dial: Box<Dial>) -> Result<bool, TransportError> {
+        let Some(opening) = &mut self.opening else {
             return Ok(false);
         };
-        attempts.give_up = None;
-        if attempts.url.scheme() == "wss" {
-            let domain = match attempts.url.host() {
+        let polled = dial.poll(self.poll.registry(), DIAL, Instant::now());
+        let failed = |error| TransportError::of_dial(opening.host_and_port().0, error);
+        let Some((mut stream, address)) = polled.map_err(failed)? else {
+            self.maybe_ready = false;
+            self.link = Link::Dial(dial);
+            return Ok(false);
+        };
+
+        opening.address = Some(address);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        // What the socket's edges have told so far, they tell again.
+        self.poll.registry().reregister(&mut stream, SOCKET, both)?;
+        if opening.url.scheme() == "wss" {
+            let domain = match opening.url.host() {
                 Some(Host::Domain(domain)) => domain.to_owned(),
                 Some(Host::Ipv4(ip)) => ip.to_string(),
                 Some(Host::Ipv6(ip)) => ip.to_string(),
@@ -430,10 +442,10 @@ impl WebSocketTransport {
     }
 
     fn upgrade(&mut self, stream: Stream) -> Result<bool, TransportError> {
-        let Some(attempts) = &self.attempts else {
+        let Some(opening) = &self.opening else {
             return Ok(false);
         };
-        let mut request = attempts.url.as_str().into_client_request()?;
+        let mut request = opening.url.as_str().into_client_request()?;
         let agent = HeaderValue::from_static(USER_AGENT);
         request.headers_mut().insert("user-agent", agent);
         let handshake = ClientHandshake::start(
@@ -537,36 +549,6 @@ pub(super) fn settings(max_payload: usize) -> WebSocketConfig {
         .max_frame_size(largest)
 }
 
-/// Whether a connection has come about, as mio's documentation asks to find out.
-fn connected(stream: &TcpStream) -> io::Result<bool> {
-    if let Some(error) = stream.take_error()? {
-        return Err(error);
-    }
-    match stream.peer_addr() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Looks the host's addresses up. This blocks, and nothing can interrupt it.
-fn resolve(url: &Url) -> Result<VecDeque<SocketAddr>, TransportError> {
-    let port = url.port_or_known_default().unwrap_or(443);
-    let found = match url.host() {
-        Some(Host::Ipv4(ip)) => return Ok([(ip, port).into()].into()),
-        Some(Host::Ipv6(ip)) => return Ok([(ip, port).into()].into()),
-        Some(Host::Domain(domain)) => (domain, port).to_socket_addrs(),
-        None => Err(io::ErrorKind::InvalidInput.into()),
-    };
-    match found {
-        Ok(addresses) => Ok(addresses.collect()),
-        Err(source) => Err(TransportError::Resolve {
-            host: url.host_str().unwrap_or_default().to_owned(),
-            source,
-        }),
-    }
-}
-
 fn is_blocked(error: &tungstenite::Error) -> bool {
     matches!(error, tungstenite::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
@@ -582,6 +564,8 @@ fn not_blocked(result: tungstenite::Result<()>) -> Result<bool, TransportError> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::transport::Compression;
 

@@ -12,6 +12,7 @@ pub mod lines;
 pub mod process;
 #[cfg(feature = "gateway-sim")]
 pub mod program;
+pub mod proxy;
 pub mod raw;
 #[cfg(feature = "redis")]
 pub mod redis;

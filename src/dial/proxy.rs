@@ -1,0 +1,258 @@
+//! Connections through an HTTP proxy.
+#![deny(clippy::disallowed_methods)]
+
+use std::{fmt, io, mem};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+/// The longest head of an answer that is read.
+const MAX_HEAD: usize = 16 << 10;
+
+/// An HTTP proxy that opens connections to others (`CONNECT`).
+///
+/// Source: [RFC 9110, CONNECT](https://www.rfc-editor.org/rfc/rfc9110#name-connect).
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Proxy {
+    host: String,
+    port: u16,
+    /// The value of `Proxy-Authorization`.
+    authorization: Option<String>,
+}
+
+impl Proxy {
+    /// From a URL such as `http://user:password@proxy.example:3128`. Says what is wrong with it,
+    /// without the password.
+    pub(crate) fn parse(url: &str) -> Result<Self, String> {
+        let url = Url::parse(url).map_err(|error| format!("no URL ({error})"))?;
+        if url.scheme() != "http" {
+            return Err(format!("a URL with {}://", url.scheme()));
+        }
+        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
+            return Err("a URL without a host".into());
+        };
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            return Err(format!("more than a host and a port: {}", url.path()));
+        }
+
+        let decode = |text| percent_decode_str(text).collect::<Vec<u8>>();
+        let authorization = (!url.username().is_empty() || url.password().is_some()).then(|| {
+            let user = decode(url.username());
+            let password = decode(url.password().unwrap_or_default());
+            BASE64_STANDARD.encode([&user[..], b":", &password].concat())
+        });
+        Ok(Self {
+            host: host.to_owned(),
+            port: url.port_or_known_default().unwrap_or(80),
+            authorization: authorization.map(|encoded| format!("Basic {encoded}")),
+        })
+    }
+
+    /// Its host's name or address, and its port.
+    pub(crate) fn host_and_port(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
+    /// Begins to ask for a connection to `target`, a host and a port.
+    pub(super) fn tunnel(&self, target: &str) -> Tunnel {
+        let authorization = self.authorization.as_ref().map_or(String::new(), |value| {
+            format!("Proxy-Authorization: {value}\r\n")
+        });
+        let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}\r\n");
+        Tunnel {
+            proxy: self.to_string(),
+            target: target.to_owned(),
+            request: request.into_bytes(),
+            answer: Vec::new(),
+        }
+    }
+
+    /// The error that a connection to the proxy itself failed.
+    pub(super) fn unreachable(&self, target: &str, source: io::Error) -> ProxyError {
+        ProxyError {
+            proxy: self.to_string(),
+            target: target.to_owned(),
+            failure: ProxyFailure::Unreachable(source),
+        }
+    }
+}
+
+/// Without credentials.
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxy({self})")
+    }
+}
+
+/// What is said to a proxy before a connection through it is open.
+pub(super) struct Tunnel {
+    proxy: String,
+    target: String,
+    /// What of the request has not been sent.
+    request: Vec<u8>,
+    /// What has come.
+    answer: Vec<u8>,
+}
+
+impl Tunnel {
+    /// What of the request has not been sent.
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.request
+    }
+
+    /// So many bytes were sent.
+    pub(super) fn sent(&mut self, count: usize) {
+        self.request.drain(..count);
+    }
+
+    /// Takes what the proxy says; nothing if it has closed. Returns whether the connection is open.
+    pub(super) fn receive(&mut self, bytes: &[u8]) -> Result<bool, ProxyError> {
+        if bytes.is_empty() {
+            return Err(self.fail(ProxyFailure::Closed));
+        }
+        self.answer.extend_from_slice(bytes);
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut answer = httparse::Response::new(&mut headers);
+        let head = match answer.parse(&self.answer) {
+            Ok(httparse::Status::Complete(head)) => head,
+            Ok(httparse::Status::Partial) if self.answer.len() < MAX_HEAD => return Ok(false),
+            Ok(httparse::Status::Partial) | Err(_) => {
+                return Err(self.fail(ProxyFailure::Malformed));
+            }
+        };
+
+        match answer.code {
+            // The other side of the tunnel does not speak first.
+            Some(200..=299) if head < self.answer.len() => Err(self.fail(ProxyFailure::Malformed)),
+            Some(200..=299) => Ok(true),
+            Some(status @ (401 | 407)) => Err(self.fail(ProxyFailure::Credentials(status))),
+            Some(status) => Err(self.fail(ProxyFailure::Refused(status))),
+            None => Err(self.fail(ProxyFailure::Malformed)),
+        }
+    }
+
+    /// The error that ends it.
+    pub(super) fn fail(&mut self, failure: ProxyFailure) -> ProxyError {
+        ProxyError {
+            proxy: mem::take(&mut self.proxy),
+            target: mem::take(&mut self.target),
+            failure,
+        }
+    }
+}
+
+/// A proxy ([`Config::proxy`](crate::Config::proxy)) that opens no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy {proxy} {failure} (for a connection to {target})")]
+#[non_exhaustive]
+pub struct ProxyError {
+    /// The proxy's host and port.
+    pub proxy: String,
+    /// The host and port that it was to connect to.
+    pub target: String,
+    /// What went wrong.
+    pub failure: ProxyFailure,
+}
+
+/// Why a proxy opens no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyFailure {
+    /// It cannot be reached itself.
+    #[error("cannot be reached: {0}")]
+    Unreachable(io::Error),
+    /// It wants credentials, or others: HTTP 407, or 401 as some say instead.
+    #[error("wants other credentials than those in its URL (HTTP {0})")]
+    Credentials(u16),
+    /// It answered with this HTTP status: it does not allow the connection, or the other side cannot
+    /// be reached.
+    #[error("refused with HTTP {0}")]
+    Refused(u16),
+    /// It closed the connection, or that was cut, before it had answered.
+    #[error("closed the connection without an answer")]
+    Closed,
+    /// What it answered is no HTTP.
+    #[error("did not answer as an HTTP proxy does")]
+    Malformed,
+    /// It did not answer in time.
+    #[error("did not answer in time")]
+    TimedOut,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_checked_and_keep_their_secrets() {
+        let proxy = Proxy::parse("http://us%65r:p%3Ass@[::1]:3128").unwrap();
+        assert_eq!(proxy.host_and_port(), ("[::1]", 3128));
+        let text = format!("{proxy:?} {proxy}");
+        assert_eq!(text, "Proxy([::1]:3128) [::1]:3128");
+        let tunnel = proxy.tunnel("gateway.discord.gg:443");
+        let request = String::from_utf8(tunnel.unsent().to_vec()).unwrap();
+        let encoded = BASE64_STANDARD.encode("user:p:ss");
+        assert_eq!(
+            request,
+            format!(
+                "CONNECT gateway.discord.gg:443 HTTP/1.1\r\nHost: gateway.discord.gg:443\r\n\
+                 Proxy-Authorization: Basic {encoded}\r\n\r\n"
+            )
+        );
+        assert_eq!(Proxy::parse("http://p").unwrap().host_and_port(), ("p", 80));
+
+        for wrong in [
+            "",
+            "proxy:3128",
+            "socks5://p:1",
+            "https://p:1",
+            "http://p/x",
+            "http://p?x",
+        ] {
+            assert!(Proxy::parse(wrong).is_err(), "{wrong}");
+        }
+        let wrong = Proxy::parse("ftp://user:secret@p").unwrap_err();
+        assert!(!wrong.contains("secret"));
+    }
+
+    #[test]
+    fn answers_may_come_in_pieces_and_need_not_be_http() {
+        let tunnel = || Proxy::parse("http://p:1").unwrap().tunnel("t:2");
+        let mut pieces = tunnel();
+        let answer = b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n";
+        let (last, others) = answer.split_last().unwrap();
+        for byte in others {
+            assert!(!pieces.receive(&[*byte]).unwrap());
+        }
+        assert!(pieces.receive(&[*last]).unwrap());
+
+        let failure = |answer: &[u8]| tunnel().receive(answer).unwrap_err().failure;
+        assert!(matches!(failure(b""), ProxyFailure::Closed));
+        let refused = failure(b"HTTP/1.0 403 Forbidden\r\n\r\n<html>");
+        assert!(matches!(refused, ProxyFailure::Refused(403)));
+        let unauthorized = failure(b"HTTP/1.1 407 x\r\nProxy-Authenticate: Basic\r\n\r\n");
+        assert!(matches!(unauthorized, ProxyFailure::Credentials(407)));
+        for malformed in [
+            &b"\x16\x03\x01"[..],
+            b"HTTP/1.1 200 OK\r\n\r\ntoo much",
+            &[b'a'; MAX_HEAD],
+            &[&b"HTTP/1.1 200 OK\r\nx: "[..], &[b'a'; MAX_HEAD]].concat(),
+        ] {
+            assert!(matches!(failure(malformed), ProxyFailure::Malformed));
+        }
+
+        let error = tunnel().receive(b"HTTP/1.1 503 x\r\n\r\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the proxy p:1 refused with HTTP 503 (for a connection to t:2)"
+        );
+    }
+}

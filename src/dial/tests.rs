@@ -1,0 +1,129 @@
+use std::net::{Shutdown, TcpListener};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn nobody() -> SocketAddr {
+    listener().1
+}
+
+fn deadline() -> Instant {
+    clock::now() + PATIENCE
+}
+
+#[test]
+fn addresses_that_refuse_cost_nothing_and_the_last_error_is_told() {
+    let dialer = Dialer::default();
+    let (_listener, alive) = listener();
+    let addresses = vec![nobody(), nobody(), alive];
+    let stream = dialer.connect("host", 1, addresses, deadline()).unwrap();
+    assert_eq!(stream.peer_addr().unwrap(), alive);
+
+    let failed = dialer.connect("host", 1, vec![nobody(), nobody()], deadline());
+    let Err(DialError::Io(error)) = failed else {
+        panic!("{failed:?}")
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+/// What a connection to an address that says nothing looks like: Linux drops what comes to a
+/// listener whose queue is full.
+#[cfg(all(target_os = "linux", feature = "sim"))]
+#[test]
+fn an_address_that_says_nothing_costs_one_head_start_and_is_last_the_next_time() {
+    use socket2::{Domain, Socket, Type};
+
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    silent.bind(&any.into()).unwrap();
+    silent.listen(0).unwrap();
+    let dead = silent.local_addr().unwrap().as_socket().unwrap();
+    let connect = |timeout| BlockingStream::connect_timeout(&dead, timeout);
+    let _in_queue = connect(PATIENCE).unwrap();
+    assert!(connect(Duration::from_millis(100)).is_err(), "it is full");
+
+    let dialer = Dialer::default();
+    let (_listener, alive) = listener();
+    let start = clock::now();
+    let addresses = vec![dead, alive];
+    let stream = dialer.connect("host", 1, addresses.clone(), deadline());
+    assert_eq!(stream.unwrap().peer_addr().unwrap(), alive);
+    println!("{:?} with a dead first address", start.elapsed());
+
+    let start = clock::now();
+    let mut dial = dialer.dial("host", 1, addresses.clone(), deadline());
+    let poll = Poll::new().unwrap();
+    let _ = dial.poll(poll.registry(), Token(0), clock::now());
+    let tried: Vec<_> = dial.running.iter().map(|(_, address)| *address).collect();
+    assert!(!tried.contains(&dead), "{tried:?}");
+    println!("{:?} the next time", start.elapsed());
+
+    let failed = dialer.connect("other", 1, vec![dead], clock::now());
+    let Err(DialError::Io(error)) = failed else {
+        panic!("{failed:?}")
+    };
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+/// Answers the first request with this, and closes if it is to.
+fn proxy(answer: &'static [u8], closes: bool) -> (Dialer, Vec<SocketAddr>) {
+    let (listener, address) = listener();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request);
+        stream.write_all(answer).unwrap();
+        if closes {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        thread::park();
+    });
+    let proxy = Proxy::parse(&format!("http://{address}")).unwrap();
+    (Dialer::new(Some(proxy)), vec![address])
+}
+
+#[test]
+fn a_proxy_that_opens_no_connection_is_named() {
+    let failure = |answer, closes, patience| {
+        let (dialer, addresses) = proxy(answer, closes);
+        assert_eq!(dialer.route("x", 1).1, addresses[0].port());
+        let deadline = clock::now() + patience;
+        match dialer.connect("x", 1, addresses.clone(), deadline) {
+            Err(DialError::Proxy(error)) => {
+                assert_eq!(error.proxy, addresses[0].to_string());
+                assert_eq!(error.target, "x:1");
+                error.failure
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let refused = failure(b"HTTP/1.1 403 Forbidden\r\n\r\n", false, PATIENCE);
+    assert!(matches!(refused, ProxyFailure::Refused(403)));
+    let closed = failure(b"HTTP/1.1 200 O", true, PATIENCE);
+    assert!(matches!(closed, ProxyFailure::Closed));
+    let garbage = failure(b"220 mail.example ESMTP\r\n", false, PATIENCE);
+    assert!(matches!(garbage, ProxyFailure::Malformed));
+    let silent = failure(b"", false, Duration::from_millis(200));
+    assert!(matches!(silent, ProxyFailure::TimedOut));
+
+    let nobody = nobody();
+    let proxy = Proxy::parse(&format!("http://{nobody}")).unwrap();
+    let dialer = Dialer::new(Some(proxy));
+    let unreachable = dialer.connect("x", 1, vec![nobody], deadline());
+    let Err(DialError::Proxy(error)) = unreachable else {
+        panic!("{unreachable:?}")
+    };
+    assert!(matches!(error.failure, ProxyFailure::Unreachable(_)));
+
+    let (dialer, addresses) = self::proxy(b"HTTP/1.1 200 OK\r\n\r\n", false);
+    dialer.connect("x", 1, addresses, deadline()).unwrap();
+}

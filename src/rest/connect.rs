@@ -1,0 +1,160 @@
+//! The HTTP client's connections, made as those of the shards are.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::http::uri::Scheme;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
+};
+use ureq::{Error, Timeout};
+
+use crate::dial::{DialError, Dialer};
+
+/// No connection takes longer, whatever its call may.
+const MAX_CONNECT: Duration = Duration::from_secs(60);
+
+/// Looks up where to connect to: a proxy, if there is one, which looks up the rest itself.
+pub(super) struct Names {
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) system: DefaultResolver,
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let (host, port) = host_and_port(uri);
+        let (host, port) = self.dialer.route(host, port);
+        let there = Uri::builder()
+            .scheme(Scheme::HTTP)
+            .authority(format!("{host}:{port}"))
+            .path_and_query("/")
+            .build()?;
+        self.system.resolve(&there, config, timeout)
+    }
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names(..)")
+    }
+}
+
+/// Opens TCP connections.
+#[derive(Debug)]
+pub(super) struct Tcp(pub(super) Arc<Dialer>);
+
+impl Connector for Tcp {
+    type Out = Connection;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<Connection>, Error> {
+        let (host, port) = host_and_port(details.uri);
+        let timeout = details
+            .timeout
+            .not_zero()
+            .map_or(MAX_CONNECT, |after| *after);
+        let deadline = Instant::now() + timeout.min(MAX_CONNECT);
+        let addresses = details.addrs.iter().copied().collect();
+        let stream = self.0.connect(host, port, addresses, deadline);
+        let stream = stream.map_err(|error| match error {
+            DialError::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Error::Timeout(Timeout::Connect)
+            }
+            DialError::Io(error) | DialError::Resolve(error) => Error::Io(error),
+            DialError::Proxy(error) => Error::Other(Box::new(error)),
+        })?;
+        let config = details.config;
+        Ok(Some(Connection {
+            stream,
+            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+        }))
+    }
+}
+
+fn host_and_port(uri: &Uri) -> (&str, u16) {
+    let default = if uri.scheme() == Some(&Scheme::HTTP) {
+        80
+    } else {
+        443
+    };
+    let port = uri.port_u16().unwrap_or(default);
+    (uri.host().unwrap_or_default(), port)
+}
+
+/// A TCP connection of the HTTP client.
+pub(super) struct Connection {
+    stream: TcpStream,
+    buffers: LazyBuffers,
+}
+
+impl Transport for Connection {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let timeout = timeout.for_write();
+        let after = timeout.not_zero().map(|after| *after);
+        self.stream.set_write_timeout(after)?;
+        let output = &self.buffers.output()[..amount];
+        let written = self.stream.write_all(output);
+        written.map_err(|error| or_timeout(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let timeout = timeout.for_read();
+        let deadline = timeout.not_zero().map(|after| Instant::now() + *after);
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(Error::Timeout(timeout.reason));
+            }
+            self.stream.set_read_timeout(left)?;
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Ok(count) => {
+                    self.buffers.input_appended(count);
+                    return Ok(count > 0);
+                }
+                // A signal came.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(or_timeout(error, timeout)),
+            }
+        }
+    }
+
+    /// One that has something to read has ended, or is of no use: nothing was asked.
+    fn is_open(&mut self) -> bool {
+        let is_blocked = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        self.stream.set_nonblocking(true).is_ok()
+            && self.stream.peek(&mut [0]).is_err_and(is_blocked)
+            && self.stream.set_nonblocking(false).is_ok()
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connection(..)")
+    }
+}
+
+/// Unix says of a timeout that the call would block.
+fn or_timeout(error: io::Error, timeout: NextTimeout) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
+        _ => Error::Io(error),
+    }
+}

@@ -1,0 +1,197 @@
+//! HTTP proxies: one of the test's own, whose answers it chooses, and those of the distribution.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use parking_lot::Mutex;
+
+/// What a proxy answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It opens the connection.
+    Open,
+    /// A text, and it closes.
+    Text(&'static str),
+    /// Nothing, and it stays.
+    Silence,
+}
+
+/// A proxy in this process.
+pub struct Proxy {
+    port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    answer: Answer,
+    /// The first line of each request, and what it says to log in.
+    requests: Vec<(String, Option<String>)>,
+}
+
+impl Proxy {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(Mutex::new(State {
+            answer: Answer::Open,
+            requests: Vec::new(),
+        }));
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, state) = (stream.unwrap(), Arc::clone(&shared));
+                thread::spawn(move || serve(stream, &state));
+            }
+        });
+        Self { port, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on it answers so.
+    pub fn answer(&self, answer: Answer) {
+        self.state.lock().answer = answer;
+    }
+
+    /// What was asked of it so far.
+    pub fn requests(&self) -> Vec<(String, Option<String>)> {
+        self.state.lock().requests.clone()
+    }
+}
+
+fn serve(mut stream: TcpStream, state: &Mutex<State>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).unwrap_or(0) == 0 {
+            return;
+        }
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let mut lines = head.lines();
+    let request = lines.next().unwrap().to_owned();
+    let target = request.split(' ').nth(1).unwrap().to_owned();
+    let login = lines.find_map(|line| line.strip_prefix("Proxy-Authorization: "));
+    let answer = {
+        let mut state = state.lock();
+        state.requests.push((request, login.map(str::to_owned)));
+        state.answer
+    };
+    match answer {
+        Answer::Text(text) => drop(stream.write_all(text.as_bytes())),
+        Answer::Silence => thread::park(),
+        Answer::Open => {
+            let other = TcpStream::connect(target).unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                .unwrap();
+            let (from, to) = (stream.try_clone().unwrap(), other.try_clone().unwrap());
+            thread::spawn(move || carry(from, to));
+            carry(other, stream);
+        }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream) {
+    let _ = io::copy(&mut from, &mut to);
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+/// A proxy of the distribution, which ends with this.
+pub struct Program {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Program {
+    /// tinyproxy, which wants a login.
+    pub fn tinyproxy(test: &str) -> Option<Self> {
+        Self::start(test, "tinyproxy", |port, _| {
+            format!(
+                "Port {port}\nListen 127.0.0.1\nTimeout 600\nMaxClients 500\nBasicAuth user pa55word\n"
+            )
+        })
+    }
+
+    pub fn squid(test: &str) -> Option<Self> {
+        Self::start(test, "squid", |port, folder| {
+            let folder = folder.display();
+            format!(
+                "http_port 127.0.0.1:{port}\nhttp_access allow all\ncache deny all\n\
+                 access_log none\ncache_log {folder}/log\npid_filename none\n\
+                 cache_store_log none\ncoredump_dir {folder}\nshutdown_lifetime 0\n\
+                 visible_hostname localhost\n"
+            )
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Without the program, it says on standard error that the test is skipped.
+    fn start(test: &str, name: &str, config: impl Fn(u16, &Path) -> String) -> Option<Self> {
+        let paths = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+        let paths = paths.map(|folder| Path::new(folder).join(name));
+        let Some(path) = paths.iter().find(|path| path.exists()) else {
+            assert!(
+                env::var_os("THREADCORD_NEEDS_PROXIES").is_none(),
+                "{name} is not installed"
+            );
+            // Not through `eprintln!`, which a test that passes does not show.
+            let _ = writeln!(io::stderr(), "SKIPPED {test}: {name} is not installed");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port.local_addr().unwrap().port();
+        fs::write(&file, config(port, folder.path())).unwrap();
+        let flags: &[&str] = match name {
+            "squid" => &["-N", "-f"],
+            _ => &["-d", "-c"],
+        };
+        let mut child = Command::new(path)
+            .args(flags)
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let is_there = || {
+            let stream = TcpStream::connect(("127.0.0.1", port)).ok();
+            // To a port that nobody listens on, a connection may find itself.
+            stream.is_some_and(|stream| stream.local_addr().ok() != stream.peer_addr().ok())
+        };
+        while !is_there() {
+            let ended = child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "{name} starts"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+        Some(Self {
+            child,
+            port,
+            _folder: folder,
+        })
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
