@@ -4,14 +4,16 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use common::{PATIENCE, eventually};
 use serde_json::{Value, json};
-use threadcord::ShardId;
-use threadcord::sim::{Action, Answer, Builder, Gateway, Interaction};
+use threadcord::sim::{Action, Answer, Builder, Fault, Gateway, Interaction, Target};
+use threadcord::{Intents, ShardId};
 
 /// A gateway whose time is not scaled, for examples know nothing of that.
 fn gateway() -> Builder {
@@ -304,6 +306,139 @@ fn ndjson_is_one_event_a_line() {
         example.child.try_wait().unwrap().is_some()
     });
     example.ends_well();
+}
+
+/// What an example prints until it ends, and with which code.
+fn printed(mut command: Command) -> (String, i32) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (text, output.status.code().unwrap())
+}
+
+#[test]
+fn doctor_finds_what_is_wrong() {
+    let gateway = Gateway::builder()
+        .shards(4)
+        .allowed_intents(Intents::all() - Intents::GUILD_MEMBERS)
+        .session_starts(1000, 3, Duration::from_secs(7200))
+        .start()
+        .unwrap();
+    let doctor = |arguments: &[&str]| Example::command("doctor", &gateway, arguments);
+    let (said, code) = printed(doctor(&["GUILDS", "MESSAGE_CONTENT", "GUILD_MEMBERS"]));
+    for line in [
+        "ok       token        Discord accepts it",
+        "ok       intents      MESSAGE_CONTENT is switched on",
+        "ERROR    intents      GUILD_MEMBERS is not switched on",
+        "ok       shards       4, and Discord recommends 4",
+        "ERROR    IDENTIFYs    3 of 1000 left, all of them again in 2.0 h: too few for 4",
+        "ok       clock        within 2s of Discord's",
+        "ok       DNS          127.0.0.1 resolves",
+        "warning  TLS ",
+    ] {
+        assert!(
+            said.lines().any(|said| said.starts_with(line)),
+            "{line}\n{said}"
+        );
+    }
+    assert_eq!(code, 1);
+
+    let mut wrong = doctor(&[]);
+    wrong.env("DISCORD_TOKEN", "a.b.c");
+    let (said, code) = printed(wrong);
+    assert!(said.starts_with("ERROR    token"), "{said}");
+    assert_eq!(code, 1);
+    gateway.assert_lawful();
+}
+
+#[test]
+fn plan_draws_a_timeline() {
+    let gateway = Gateway::builder().shards(5).max_concurrency(2);
+    let gateway = gateway.start().unwrap();
+    let plan = |arguments: &[&str]| printed(Example::command("plan", &gateway, arguments));
+    let (said, code) = plan(&[]);
+    let rows: Vec<_> = said.lines().filter(|line| line.contains(" s  #")).collect();
+    assert_eq!(rows.len(), 3, "{said}");
+    assert!(rows[2].starts_with("    10.2 s"), "{said}");
+    assert!(said.contains("5 of 1000 IDENTIFYs"), "{said}");
+    assert_eq!(code, 0);
+
+    let (said, _) = plan(&["3200", "16", "3199"]);
+    assert!(said.contains("after 0.0 s"), "{said}");
+    let (said, _) = plan(&["3200", "16"]);
+    assert!(said.contains("after 1014.9 s"), "{said}");
+    assert!(said.contains("too few"), "{said}");
+    for wrong in [&["0"][..], &["1", "0"], &["1", "1", "2"], &["x"], &["1"; 4]] {
+        assert_eq!(plan(wrong).1, 2, "{wrong:?}");
+    }
+}
+
+/// What an HTTP server answers to these bytes; nothing if it closes.
+fn answer(address: &str, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    // It may answer before it has read everything.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn status_page_answers_whatever_comes() {
+    let gateway = gateway().guilds(2).shards(2).start().unwrap();
+    let mut command = Example::command("status_page", &gateway, &[]);
+    command.env("STATUS_ADDRESS", "127.0.0.1:0");
+    let mut example = Example::run(command);
+    let address = example.line();
+    let address = address.trim().strip_prefix("http://").unwrap();
+    let get = |path: &str| answer(address, format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes());
+    gateway.expect("they get ready", PATIENCE, |seen| seen.live.len() == 2);
+    eventually("it is ready", || get("/readyz").starts_with("HTTP/1.1 200"));
+
+    let page = get("/");
+    assert!(page.contains("content-type: text/html") && page.contains("</html>"));
+    let status = get("/status.json");
+    let json = status.split_once("\r\n\r\n").unwrap().1;
+    let json: Value = serde_json::from_str(json).unwrap();
+    assert_eq!(json["shards"][1]["stage"], "ready", "{json}");
+    assert_eq!(json["counters"]["0/2"]["identifies"], 1, "{json}");
+    assert!(get("/metrics").contains("\nthreadcord_healthy 1\n"));
+    assert!(get("/healthz").ends_with("\r\n\r\nok\n"));
+    for text in [&page, &status, &get("/metrics"), &get("/readyz")] {
+        assert!(!text.contains(gateway.token()), "no secret is on it");
+    }
+
+    assert!(get("/../etc/passwd").starts_with("HTTP/1.1 404"));
+    let post = answer(address, b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n");
+    assert!(post.starts_with("HTTP/1.1 405"), "{post}");
+    let huge = [&b"GET /"[..], &[b'a'; 100_000]].concat();
+    let refused = answer(address, &huge);
+    assert!(
+        refused.is_empty() || refused.starts_with("HTTP/1.1 431"),
+        "{refused}"
+    );
+    assert!(answer(address, b"\x16\x03\x01\x02\x00").starts_with("HTTP/1.1 400"));
+
+    // Others that say nothing, or too slowly, take its places only for a while.
+    let mut slow: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    for stream in &mut slow {
+        let _ = stream.write_all(b"GET / HT");
+    }
+    eventually("it answers again", || {
+        get("/healthz").starts_with("HTTP/1.1 200")
+    });
+    drop(slow);
+
+    // The gateway refuses to let it go on.
+    gateway.inject(Target::Any, "close=4004".parse::<Fault>().unwrap());
+    eventually("it is not ready", || {
+        get("/readyz").starts_with("HTTP/1.1 503")
+    });
+    eventually("it is not well", || {
+        get("/healthz").starts_with("HTTP/1.1 503")
+    });
+    let _ = example.child.kill();
 }
 
 /// What the example says of an old connection, if the gateway answers a takeover like this.

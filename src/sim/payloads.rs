@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::permissions::ALL;
+use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
 /// Discord's epoch, in milliseconds since Unix's.
@@ -88,7 +89,21 @@ pub(super) fn username(id: u64) -> String {
     format!("user{}", id % 1_000_000)
 }
 
-pub(super) fn application(guilds: usize) -> Value {
+/// The application, for which these intents are switched on.
+///
+/// Source: [Discord, Application
+/// flags](https://docs.discord.com/developers/resources/application#application-object-application-flags).
+pub(super) fn application(guilds: usize, allowed: Intents) -> Value {
+    let flags = [
+        (Intents::GUILD_PRESENCES, 1 << 13),
+        (Intents::GUILD_MEMBERS, 1 << 15),
+        (Intents::MESSAGE_CONTENT, 1 << 19),
+    ];
+    let flags = flags
+        .iter()
+        .filter(|(intent, _)| allowed.contains(*intent))
+        .map(|(_, flag)| flag)
+        .sum::<u64>();
     json!({
         "id": BOT.to_string(),
         "name": "simulated application",
@@ -98,7 +113,7 @@ pub(super) fn application(guilds: usize) -> Value {
         "bot_public": true,
         "bot_require_code_grant": false,
         "verify_key": "0000000000000000000000000000000000000000000000000000000000000000",
-        "flags": 0,
+        "flags": flags,
         "team": null,
         "owner": user(FRIEND, false),
         "bot": user(BOT, true),

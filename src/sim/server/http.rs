@@ -1,6 +1,7 @@
 //! Requests and answers of HTTP/1.1.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tungstenite::handshake::derive_accept_key;
 use url::Url;
@@ -303,9 +304,38 @@ fn answer(
         .flat_map(|(name, value)| [name, ": ", value, "\r\n"]);
     let headers: String = headers.collect();
     let connection = if is_last { "close" } else { "keep-alive" };
+    let date = date(SystemTime::now());
     let body = if status == 204 { "" } else { body };
-    format!("HTTP/1.1 {status} Simulated\r\n{about}{headers}connection: {connection}\r\n\r\n{body}")
-        .into_bytes()
+    format!(
+        "HTTP/1.1 {status} Simulated\r\ndate: {date}\r\n{about}{headers}\
+         connection: {connection}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// As `Sun, 06 Nov 1994 08:49:37 GMT`.
+///
+/// Source: [RFC 9110, Date/Time
+/// Formats](https://www.rfc-editor.org/rfc/rfc9110#name-date-time-formats).
+fn date(at: SystemTime) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let day = usize::try_from(since / 86_400 % 7).unwrap_or_default();
+    // As `2026-11-28T09:15:00Z`.
+    let text = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since));
+    let text = text.to_string();
+    let month: usize = text[5..7].parse().unwrap_or(1);
+    format!(
+        "{}, {} {} {} {} GMT",
+        DAYS[day],
+        &text[8..10],
+        MONTHS[month - 1],
+        &text[..4],
+        &text[11..19]
+    )
 }
 
 #[cfg(test)]
@@ -322,6 +352,12 @@ mod tests {
             }
         }
         requests
+    }
+
+    #[test]
+    fn dates_are_those_of_http() {
+        let at = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        assert_eq!(date(at), "Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     #[test]

@@ -420,7 +420,7 @@ impl World {
         } else {
             0
         };
-        payloads::application(self.guilds.len().max(least))
+        payloads::application(self.guilds.len().max(least), self.settings.allowed_intents)
     }
 }
 

@@ -1,0 +1,160 @@
+//! A page that shows what every shard is doing, for people and for programs: `/` for a browser,
+//! `/status.json`, `/metrics` for Prometheus, `/healthz` (whether it runs on) and `/readyz` (whether
+//! every shard is ready).
+//!
+//! ```sh
+//! cargo run --example status_page    # then open http://127.0.0.1:8080
+//! STATUS_ADDRESS=0.0.0.0:9000 cargo run --example status_page    # for other machines, too
+//! ```
+//!
+//! Nothing secret is on it. Whoever can reach the address can read it: put a login before it, or
+//! leave it on the loopback. Ctrl-C closes the bot.
+
+mod common;
+
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use threadcord::{Intents, ShardManager};
+
+const PAGE: &str = include_str!("status_page.html");
+
+/// How many requests are served at once; more are turned away.
+const MAX_REQUESTS: usize = 32;
+
+/// How long a request may take to come, and its answer to be read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest head of a request.
+const MAX_HEAD: usize = 8 << 10;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let config = common::config(Intents::GUILDS | Intents::GUILD_MESSAGES)?;
+    let address = env::var("STATUS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:8080".into());
+    let listener = TcpListener::bind(&address)?;
+    println!("http://{}", listener.local_addr()?);
+
+    let manager = Arc::new(ShardManager::start(config)?);
+    let (shown, handle) = (Arc::clone(&manager), manager.handle().clone());
+    thread::spawn(move || serve(&listener, &shown));
+    ctrlc::set_handler(move || handle.request_close())?;
+    manager.run(2, |_, _event| {})?;
+    manager.close();
+    Ok(())
+}
+
+/// Answers requests, each on a thread of its own, so that a slow client keeps no other waiting.
+fn serve(listener: &TcpListener, manager: &ShardManager) {
+    let open = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                // No descriptor is left: others may end.
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            if open.fetch_add(1, Ordering::SeqCst) >= MAX_REQUESTS {
+                open.fetch_sub(1, Ordering::SeqCst);
+                continue;
+            }
+            let open = &open;
+            let thread = thread::Builder::new().name("status".into());
+            let spawned = thread.spawn_scoped(scope, move || {
+                // The client may have gone: that is its own business.
+                let _ = answer(stream, manager);
+                open.fetch_sub(1, Ordering::SeqCst);
+            });
+            if spawned.is_err() {
+                open.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    });
+}
+
+fn answer(mut stream: TcpStream, manager: &ShardManager) -> io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let (status, kind, body) = match read_target(&mut stream)? {
+        Ok(target) => page(&target, manager),
+        Err(status) => (status, "text/plain", status.to_owned()),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}; charset=utf-8\r\ncontent-length: {}\r\n\
+         cache-control: no-store\r\nx-content-type-options: nosniff\r\n\
+         content-security-policy: default-src 'none'; style-src 'unsafe-inline'; \
+         script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'\r\n\
+         connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.as_bytes())?;
+    stream.shutdown(Shutdown::Write)
+}
+
+/// What a GET asks for, or the status of a refusal.
+fn read_target(stream: &mut TcpStream) -> io::Result<Result<String, &'static str>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Err("408 Request Timeout"));
+        }
+        stream.set_read_timeout(Some(left))?;
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head.extend_from_slice(&buffer[..count]);
+
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut request = httparse::Request::new(&mut headers);
+        match request.parse(&head) {
+            Ok(httparse::Status::Complete(_)) => {
+                let target = request.path.unwrap_or_default();
+                return Ok(match request.method {
+                    Some("GET") => Ok(target.split('?').next().unwrap_or_default().to_owned()),
+                    _ => Err("405 Method Not Allowed"),
+                });
+            }
+            Ok(httparse::Status::Partial) if head.len() < MAX_HEAD => {}
+            Ok(httparse::Status::Partial) => return Ok(Err("431 Request Header Fields Too Large")),
+            Err(_) => return Ok(Err("400 Bad Request")),
+        }
+    }
+}
+
+/// Status, type and body.
+fn page(target: &str, manager: &ShardManager) -> (&'static str, &'static str, String) {
+    const OK: &str = "200 OK";
+    const UNAVAILABLE: &str = "503 Service Unavailable";
+    match target {
+        "/" => (OK, "text/html", PAGE.to_owned()),
+        "/status.json" => match serde_json::to_string(&manager.handle().status()) {
+            Ok(json) => (OK, "application/json", json),
+            Err(error) => ("500 Internal Server Error", "text/plain", error.to_string()),
+        },
+        "/metrics" => (
+            OK,
+            "text/plain; version=0.0.4",
+            manager.handle().status().prometheus(),
+        ),
+        // A process that fails this is to be started anew.
+        "/healthz" => match manager.check() {
+            Ok(()) => (OK, "text/plain", "ok\n".to_owned()),
+            Err(error) => (UNAVAILABLE, "text/plain", format!("{}\n", error.report())),
+        },
+        "/readyz" => {
+            let status = manager.handle().status();
+            let is_ready = status.is_healthy() && !status.shards.is_empty();
+            let code = if is_ready { OK } else { UNAVAILABLE };
+            (code, "text/plain", format!("{status}\n"))
+        }
+        _ => ("404 Not Found", "text/plain", "404 Not Found\n".to_owned()),
+    }
+}
