@@ -58,14 +58,6 @@ pub(crate) struct Measured {
     pub(super) weight: u64,
 }
 
-/// What follows from an event that was handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Settled {
-    /// The shard was stalled and may go on.
-    pub(super) goes_on: bool,
-    pub(super) measured: Option<Measured>,
-}
-
 /// An event that was delivered.
 #[derive(Clone, Copy, Debug)]
 struct Open {
@@ -241,7 +233,7 @@ impl Credit {
     }
 
     /// An event that is measured has been handled, or else abandoned.
-    fn end_sample(&mut self, receipt: Receipt, now: Instant) -> Option<Measured> {
+    pub(crate) fn measure(&mut self, receipt: Receipt, now: Instant) -> Option<Measured> {
         let sample = self
             .sample
             .take_if(|sample| sample.serial == receipt.serial)?;
@@ -270,8 +262,8 @@ impl Credit {
         }
     }
 
-    /// An event was handled; the time is given if it is measured.
-    pub(crate) fn settle(&mut self, receipt: Receipt, now: Option<Instant>) -> Settled {
+    /// An event was handled. Returns whether a stalled shard may go on.
+    pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
         self.events -= 1;
         self.bytes -= receipt.bytes as usize;
         if receipt.epoch == self.epoch {
@@ -280,10 +272,7 @@ impl Credit {
         let goes_on =
             self.stalled && self.events <= self.max_events / 2 && self.bytes <= self.max_bytes / 2;
         self.stalled &= !goes_on;
-        Settled {
-            goes_on,
-            measured: now.and_then(|now| self.end_sample(receipt, now)),
-        }
+        goes_on
     }
 
     /// Usually the oldest is handled first. An event that is kept for good must not make the list
@@ -342,36 +331,41 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let seconds = Duration::from_secs;
+        let settle = |credit: &mut Credit, receipt, now| {
+            let measured = credit.measure(receipt, now);
+            credit.settle(receipt);
+            measured
+        };
 
         let first = credit.deliver(1, 10, Some(at(0)));
         let others = [2, 3].map(|sequence| credit.deliver(sequence, 10, Some(at(1))));
         assert!(first.is_sample() && !others.iter().any(|other| other.is_sample()));
         credit.take(first, at(5));
-        let measured = credit.settle(first, Some(at(7))).measured.unwrap();
+        let measured = settle(&mut credit, first, at(7)).unwrap();
         let (wait, handling) = (seconds(5), Some(seconds(2)));
         assert_eq!((measured.wait, measured.handling), (wait, handling));
         assert_eq!(measured.weight, 1);
 
         // It is not known when it was taken.
         let second = credit.deliver(4, 10, Some(at(10)));
-        let measured = credit.settle(second, Some(at(11))).measured.unwrap();
+        let measured = settle(&mut credit, second, at(11)).unwrap();
         assert_eq!((measured.wait, measured.handling), (seconds(1), None));
         assert_eq!(measured.weight, 3);
         for other in others {
-            credit.settle(other, None);
+            credit.settle(other);
         }
 
         // One that is kept does not keep others from being measured, however long those wait.
         let kept = credit.deliver(5, 10, Some(at(20)));
         assert!(!credit.deliver(6, 10, Some(at(100))).is_sample());
         let later = credit.deliver(7, 10, None);
-        credit.settle(later, None);
+        credit.settle(later);
         let next = credit.deliver(8, 10, Some(at(101)));
         assert!(next.is_sample());
-        assert_eq!(credit.settle(kept, Some(at(102))).measured, None);
+        assert_eq!(settle(&mut credit, kept, at(102)), None);
 
         let abandoned = next.without_session();
-        assert_eq!(credit.settle(abandoned, Some(at(103))).measured, None);
+        assert_eq!(settle(&mut credit, abandoned, at(103)), None);
         assert!(credit.deliver(9, 10, Some(at(104))).is_sample());
     }
 
@@ -386,9 +380,9 @@ mod tests {
         credit.deliver(3, 10, None);
         assert_eq!(credit.deliveries(), 3);
         assert!(credit.has_handled(0) && !credit.has_handled(1));
-        credit.settle(receipts[0], None);
+        credit.settle(receipts[0]);
         assert!(credit.has_handled(1) && !credit.has_handled(2));
-        credit.settle(receipts[1], None);
+        credit.settle(receipts[1]);
         assert!(credit.has_handled(2) && mark(&credit) == 2);
         credit.end();
         assert!(credit.resume(9, 1000).is_none());
@@ -411,10 +405,10 @@ mod tests {
     fn the_mark_waits_for_the_slowest() {
         let mut credit = begun(10, 1000);
         let receipts = [1, 2, 4].map(|sequence| credit.deliver(sequence, 10, None));
-        credit.settle(receipts[2], None);
-        credit.settle(receipts[1], None);
+        credit.settle(receipts[2]);
+        credit.settle(receipts[1]);
         assert_eq!(mark(&credit), 0);
-        credit.settle(receipts[0], None);
+        credit.settle(receipts[0]);
         assert_eq!(mark(&credit), 4);
         assert_eq!(credit.outstanding(), (0, 0));
     }
@@ -429,7 +423,7 @@ mod tests {
             (mark(&credit), credit.delivered(), credit.outstanding()),
             (1, 3, (1, 10))
         );
-        credit.settle(receipt, None);
+        credit.settle(receipt);
         assert_eq!(mark(&credit), 3);
     }
 
@@ -439,7 +433,7 @@ mod tests {
         credit.deliver(1, 10, None);
         for sequence in 2..10_000 {
             let receipt = credit.deliver(sequence, 10, None);
-            credit.settle(receipt, None);
+            credit.settle(receipt);
             assert!(credit.open.len() <= 2);
         }
         assert_eq!(mark(&credit), 0);
@@ -454,9 +448,9 @@ mod tests {
             0,
         );
         let new = credit.deliver(1, 10, None);
-        credit.settle(old, None);
+        credit.settle(old);
         assert_eq!(mark(&credit), 0);
-        credit.settle(new, None);
+        credit.settle(new);
         assert_eq!((mark(&credit), credit.outstanding()), (1, (0, 0)));
     }
 
@@ -467,10 +461,10 @@ mod tests {
             .map(|sequence| credit.deliver(sequence, 10, None))
             .collect();
         assert!(!credit.has_room() && credit.stall() && !credit.stall());
-        assert!(!credit.settle(receipts[0], None).goes_on);
+        assert!(!credit.settle(receipts[0]));
         assert!(credit.is_stalled());
-        assert!(credit.settle(receipts[1], None).goes_on);
-        assert!(!credit.is_stalled() && !credit.settle(receipts[2], None).goes_on);
+        assert!(credit.settle(receipts[1]));
+        assert!(!credit.is_stalled() && !credit.settle(receipts[2]));
     }
 
     #[test]
@@ -479,7 +473,7 @@ mod tests {
         assert!(credit.has_room());
         let huge = credit.deliver(1, 5000, None);
         assert!(credit.stall());
-        assert!(credit.settle(huge, None).goes_on);
+        assert!(credit.settle(huge));
         assert!(credit.has_room());
     }
 }

@@ -181,6 +181,16 @@ impl Lease {
         }
     }
 
+    /// The event has been handled, or abandoned.
+    #[cold]
+    fn measure(&self) {
+        let now = clock::now();
+        let measured = self.ledger.credit.lock().measure(self.receipt, now);
+        if let Some(measured) = measured {
+            self.ledger.times.record(measured);
+        }
+    }
+
     /// Gives the credit back without counting the event as handled: it comes again when its session
     /// is resumed from the mark.
     pub(crate) fn abandon(mut self) {
@@ -195,12 +205,11 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let now = self.receipt.is_sample().then(clock::now);
-        let settled = self.ledger.credit.lock().settle(self.receipt, now);
-        if let Some(measured) = settled.measured {
-            self.ledger.times.record(measured);
+        if self.receipt.is_sample() {
+            self.measure();
         }
-        if settled.goes_on {
+        let goes_on = self.ledger.credit.lock().settle(self.receipt);
+        if goes_on {
             let wake = Arc::clone(&self.ledger.wake.lock());
             wake();
         }
