@@ -21,9 +21,11 @@
 //!
 //! # Log levels
 //!
-//! Through [`log`], with the shard in each line and never the token. The targets are the modules,
-//! so that one can be turned up or down by itself: `threadcord::shard`, `threadcord::manager`,
-//! `threadcord::protocol`, `threadcord::limit`, ...
+//! Through [`log`], never with the token. The targets are the modules, so that one can be turned up
+//! or down by itself: `threadcord::shard`, `threadcord::manager`, `threadcord::protocol`,
+//! `threadcord::limit`, ... A line about a shard begins with it, and has it as the field `shard`,
+//! too; the id of its session, where one starts, goes on or is lost, is the field `session`; why a
+//! connection or a shard has ended is the field `reason`.
 //! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a
 //!   malformed payload, an open circuit, a reshard that is given up, a panic.
 //! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs, room in a shard; and

@@ -410,7 +410,7 @@ fn status_page_answers_whatever_comes() {
     assert!(get("/../etc/passwd").starts_with("HTTP/1.1 404"));
     let post = answer(address, b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n");
     assert!(post.starts_with("HTTP/1.1 405"), "{post}");
-    let huge = [&b"GET /"[..], &[b'a'; 100_000]].concat();
+    let huge = [&b"GET /"[..], &vec![b'a'; 100_000]].concat();
     let refused = answer(address, &huge);
     assert!(
         refused.is_empty() || refused.starts_with("HTTP/1.1 431"),
