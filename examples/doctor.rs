@@ -76,8 +76,13 @@ fn main() {
 
 /// As many as `SHARDS` says, or Discord.
 fn shards(gateway: &GatewayBot) -> u32 {
-    let given = env::var("SHARDS").ok().and_then(|text| text.parse().ok());
-    given.unwrap_or(gateway.shards.get())
+    let Ok(given) = env::var("SHARDS") else {
+        return gateway.shards.get();
+    };
+    given.parse().unwrap_or_else(|_| {
+        eprintln!("SHARDS={given} is no number of shards");
+        process::exit(2)
+    })
 }
 
 fn client(report: &mut Report) -> Option<Rest> {
@@ -146,7 +151,11 @@ fn check_intents(report: &mut Report, rest: &Rest) {
         }
     }
     let application = match rest.get("/applications/@me").send() {
-        Ok(answer) => answer.json::<Value>().unwrap_or_default(),
+        Ok(answer) => answer.json::<Value>(),
+        Err(error) => Err(error),
+    };
+    let application = match application {
+        Ok(application) => application,
         Err(error) => return report.line(Verdict::Warning, "intents", error.report()),
     };
     let allowed = application["flags"].as_u64().unwrap_or_default();
@@ -186,7 +195,7 @@ fn check_limit(report: &mut Report, gateway: &GatewayBot) {
     if left < shards {
         let found = format!("{found}: too few for {shards} shards without a session to resume");
         report.line(Verdict::Wrong, "IDENTIFYs", found);
-    } else if left < 2 * shards {
+    } else if left < shards.saturating_mul(2) {
         let found = format!("{found}: enough for one start");
         report.line(Verdict::Warning, "IDENTIFYs", found);
     } else {
@@ -234,10 +243,10 @@ fn seconds_of(date: &str) -> Option<u64> {
         return None;
     };
     let month = MONTHS.find(month)? as u64 / 3 + 1;
-    let number = |text: &str| text.parse::<u64>().ok();
+    let number = |text: &str| text.parse::<u64>().ok().filter(|number| *number < 10_000);
     // Years begin in March, so that a leap day is the last of its year.
-    let year = number(year)? - u64::from(month < 3);
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + number(day)? - 1;
+    let year = number(year)?.checked_sub(u64::from(month < 3))?;
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + number(day)?.checked_sub(1)?;
     let days = year * 365 + year / 4 - year / 100 + year / 400 + day_of_year;
     let since_1970 = days.checked_sub(719_468)?;
     Some(since_1970 * 86_400 + number(hour)? * 3600 + number(minute)? * 60 + number(second)?)
@@ -305,6 +314,7 @@ fn check_way(report: &mut Report, url: &str) {
     );
     report.line(Verdict::Ok, "DNS", found);
 
+    let mut has_worked = false;
     for address in addresses {
         let start = Instant::now();
         let stream = match TcpStream::connect_timeout(&address, PATIENCE) {
@@ -315,6 +325,7 @@ fn check_way(report: &mut Report, url: &str) {
                 continue;
             }
         };
+        has_worked |= url.scheme() != "wss";
         if url.scheme() != "wss" {
             report.line(Verdict::Warning, "TLS", format!("{url} is not encrypted"));
             continue;
@@ -328,6 +339,7 @@ fn check_way(report: &mut Report, url: &str) {
         });
         match secured {
             Ok(_) => {
+                has_worked = true;
                 let found = format!(
                     "{address}: its certificate is good, in {:.0?}",
                     start.elapsed()
@@ -336,5 +348,8 @@ fn check_way(report: &mut Report, url: &str) {
             }
             Err(error) => report.line(Verdict::Wrong, "TLS", format!("{address}: {error}")),
         }
+    }
+    if !has_worked {
+        report.line(Verdict::Wrong, "connection", "none to the gateway works");
     }
 }

@@ -21,7 +21,8 @@ const MAX_ROWS: usize = 20;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let numbers: Result<Vec<usize>, _> = env::args().skip(1).map(|text| text.parse()).collect();
-    let limit = ask_discord()?;
+    let asks = numbers.as_ref().is_ok_and(|numbers| numbers.len() < 2);
+    let limit = if asks { ask_discord()? } else { None };
     let recommended = limit.as_ref().map(|(shards, _)| *shards);
     let max_concurrency = limit
         .as_ref()

@@ -58,26 +58,23 @@ fn serve(listener: &TcpListener, manager: &ShardManager) {
                 thread::sleep(Duration::from_millis(100));
                 continue;
             };
-            if open.fetch_add(1, Ordering::SeqCst) >= MAX_REQUESTS {
-                open.fetch_sub(1, Ordering::SeqCst);
+            let is_full = open.fetch_add(1, Ordering::SeqCst) >= MAX_REQUESTS;
+            let place = Place(&open);
+            if is_full {
                 continue;
             }
-            let open = &open;
             let thread = thread::Builder::new().name("status".into());
-            let spawned = thread.spawn_scoped(scope, move || {
+            // If there is no thread left, the client is turned away.
+            let _ = thread.spawn_scoped(scope, move || {
+                let _place = place;
                 // The client may have gone: that is its own business.
                 let _ = answer(stream, manager);
-                open.fetch_sub(1, Ordering::SeqCst);
             });
-            if spawned.is_err() {
-                open.fetch_sub(1, Ordering::SeqCst);
-            }
         }
     });
 }
 
 fn answer(mut stream: TcpStream, manager: &ShardManager) -> io::Result<()> {
-    stream.set_write_timeout(Some(PATIENCE))?;
     let (status, kind, body) = match read_target(&mut stream)? {
         Ok(target) => page(&target, manager),
         Err(status) => (status, "text/plain", status.to_owned()),
@@ -90,9 +87,28 @@ fn answer(mut stream: TcpStream, manager: &ShardManager) -> io::Result<()> {
          connection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())?;
+    let deadline = Instant::now() + PATIENCE;
+    let answer = head + &body;
+    let mut unsent = answer.as_bytes();
+    while !unsent.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        let count = stream.write(unsent)?;
+        unsent = &unsent[count..];
+    }
     stream.shutdown(Shutdown::Write)
+}
+
+/// A request that is being served.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What a GET asks for, or the status of a refusal.

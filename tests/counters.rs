@@ -50,6 +50,14 @@ fn counts(manager: &ShardManager, shard: ShardId) -> [u64; 5] {
     ]
 }
 
+struct Suspends<'a>(&'a ShardManager);
+
+impl Drop for Suspends<'_> {
+    fn drop(&mut self) {
+        self.0.suspend();
+    }
+}
+
 #[test]
 fn no_count_goes_back_whatever_becomes_of_the_shards() {
     let gateway = gateway().guilds(4).activity(500.0).max_concurrency(16);
@@ -58,6 +66,8 @@ fn no_count_goes_back_whatever_becomes_of_the_shards() {
     let handle = manager.handle();
     let one = shard(0, 2);
     thread::scope(|scope| {
+        // A failure must not leave the other threads waiting.
+        let _end = Suspends(&manager);
         scope.spawn(|| manager.run(1, |_, event| drop(event)));
         let watched =
             scope.spawn(|| {

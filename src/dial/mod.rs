@@ -22,6 +22,10 @@ use crate::clock;
 /// ever more memory.
 const MAX_HOSTS: usize = 64;
 
+/// How many attempts are under way at once; the oldest is given up for another. Each is a descriptor,
+/// and many shards may connect at once.
+const MAX_RUNNING: usize = 3;
+
 /// How many bytes of a proxy's answer are read at once.
 const ANSWER: usize = 1024;
 
@@ -90,9 +94,9 @@ impl Dialer {
             [] => Err(io::ErrorKind::NotFound.into()),
             _ => Ok(addresses),
         });
-        resolved.map_err(|error| match &self.proxy {
-            Some(proxy) => proxy.unreachable(&target(host, port), error).into(),
-            None => DialError::Resolve(error),
+        resolved.map_err(|error| {
+            let unreachable = self.unreachable(host, port, error);
+            unreachable.map_or_else(DialError::Resolve, DialError::Proxy)
         })
     }
 
@@ -126,6 +130,19 @@ impl Dialer {
         }
     }
 
+    /// The error that a connection failed before it reached the proxy, if there is one.
+    pub(crate) fn unreachable(
+        &self,
+        host: &str,
+        port: u16,
+        error: io::Error,
+    ) -> Result<ProxyError, io::Error> {
+        match &self.proxy {
+            Some(proxy) => Ok(proxy.unreachable(&target(host, port), error)),
+            None => Err(error),
+        }
+    }
+
     /// Whether a connection could be used, once more than TCP is known of it: the next one begins
     /// with an address that has worked, and ends with one that has not.
     pub(crate) fn remember(&self, host: &str, port: u16, address: SocketAddr, has_worked: bool) {
@@ -147,17 +164,22 @@ impl Dialer {
         port: u16,
         addresses: Vec<SocketAddr>,
         deadline: Instant,
-    ) -> Result<BlockingStream, DialError> {
+    ) -> Result<(BlockingStream, SocketAddr), DialError> {
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(4);
         let mut dial = self.dial(host, port, addresses, deadline);
         loop {
             let now = clock::now();
-            if let Some((stream, address)) = dial.poll(poll.registry(), Token(0), now)? {
-                self.remember(host, port, address, true);
+            let polled = dial.poll(poll.registry(), Token(0), now);
+            let polled = polled.inspect_err(|_| {
+                if let Some(address) = dial.address() {
+                    self.remember(host, port, address, false);
+                }
+            })?;
+            if let Some((stream, address)) = polled {
                 let stream = BlockingStream::from(stream);
                 stream.set_nonblocking(false)?;
-                return Ok(stream);
+                return Ok((stream, address));
             }
             if now >= deadline {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
@@ -224,6 +246,11 @@ impl Dial {
         Ok(None)
     }
 
+    /// The address that has won, of a proxy that has not opened the connection.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.tunnel.as_ref().map(|(_, address, _)| *address)
+    }
+
     /// When there is something to do, whatever the sockets say.
     pub(crate) fn wait_until(&self, now: Instant) -> Option<Instant> {
         if self.proxy.is_some() {
@@ -260,7 +287,12 @@ impl Dial {
 
         while let Some(address) = self.race.next(now) {
             match connect(address, registry, token) {
-                Ok(stream) => self.running.push((stream, address)),
+                Ok(stream) => {
+                    if self.running.len() >= MAX_RUNNING {
+                        self.running.remove(0);
+                    }
+                    self.running.push((stream, address));
+                }
                 Err(error) => {
                     self.last_error = Some(error);
                     self.race.failed();

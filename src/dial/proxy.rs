@@ -34,7 +34,8 @@ impl Proxy {
             return Err("a URL without a host".into());
         };
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("more than a host and a port: {}", url.path()));
+            // A password that is not escaped may be in it.
+            return Err("a URL with more than a user, a password, a host and a port".into());
         }
 
         let decode = |text| percent_decode_str(text).collect::<Vec<u8>>();
@@ -219,8 +220,19 @@ mod tests {
         ] {
             assert!(Proxy::parse(wrong).is_err(), "{wrong}");
         }
-        let wrong = Proxy::parse("ftp://user:secret@p").unwrap_err();
-        assert!(!wrong.contains("secret"));
+        for leaking in [
+            "ftp://user:secret@p",
+            "http://user:12/secret@p:3128",
+            "http://user:/secret@p",
+            "http://user:1\\secret@p",
+            "http://tok/secret@p",
+            "http://user:secret@p/path",
+            "http://user:secret@[p",
+            "http://user:secret@p:99999",
+        ] {
+            let wrong = Proxy::parse(leaking).unwrap_err();
+            assert!(!wrong.contains("secret"), "{wrong}");
+        }
     }
 
     #[test]

@@ -21,12 +21,12 @@ fn deadline() -> Instant {
 }
 
 #[test]
-fn addresses_that_refuse_cost_nothing_and_the_last_error_is_told() {
+fn addresses_that_refuse_give_way_and_the_last_error_is_told() {
     let dialer = Dialer::default();
     let (_listener, alive) = listener();
     let addresses = vec![nobody(), nobody(), alive];
-    let stream = dialer.connect("host", 1, addresses, deadline()).unwrap();
-    assert_eq!(stream.peer_addr().unwrap(), alive);
+    let (stream, address) = dialer.connect("host", 1, addresses, deadline()).unwrap();
+    assert_eq!((stream.peer_addr().unwrap(), address), (alive, alive));
 
     let failed = dialer.connect("host", 1, vec![nobody(), nobody()], deadline());
     let Err(DialError::Io(error)) = failed else {
@@ -39,7 +39,7 @@ fn addresses_that_refuse_cost_nothing_and_the_last_error_is_told() {
 /// listener whose queue is full.
 #[cfg(all(target_os = "linux", feature = "sim"))]
 #[test]
-fn an_address_that_says_nothing_costs_one_head_start_and_is_last_the_next_time() {
+fn an_address_that_says_nothing_has_a_head_start_and_is_not_first_the_next_time() {
     use socket2::{Domain, Socket, Type};
 
     let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -55,17 +55,30 @@ fn an_address_that_says_nothing_costs_one_head_start_and_is_last_the_next_time()
     let (_listener, alive) = listener();
     let start = clock::now();
     let addresses = vec![dead, alive];
-    let stream = dialer.connect("host", 1, addresses.clone(), deadline());
-    assert_eq!(stream.unwrap().peer_addr().unwrap(), alive);
+    let connected = dialer.connect("host", 1, addresses.clone(), deadline());
+    let (_, address) = connected.unwrap();
+    assert_eq!(address, alive);
     println!("{:?} with a dead first address", start.elapsed());
 
-    let start = clock::now();
-    let mut dial = dialer.dial("host", 1, addresses.clone(), deadline());
+    // The second is tried when the first has had its time, and not before.
     let poll = Poll::new().unwrap();
-    let _ = dial.poll(poll.registry(), Token(0), clock::now());
-    let tried: Vec<_> = dial.running.iter().map(|(_, address)| *address).collect();
-    assert!(!tried.contains(&dead), "{tried:?}");
-    println!("{:?} the next time", start.elapsed());
+    let tried = |dialer: &Dialer, after| {
+        let mut dial = dialer.dial("host", 1, addresses.clone(), deadline());
+        for at in [start, start + after] {
+            let _ = dial.poll(poll.registry(), Token(0), at);
+        }
+        dial.running
+            .iter()
+            .map(|(_, address)| *address)
+            .collect::<Vec<_>>()
+    };
+    let millis = Duration::from_millis;
+    assert_eq!(tried(&dialer, millis(249)), [dead]);
+    assert_eq!(tried(&dialer, millis(250)), [dead, alive]);
+    dialer.remember("host", 1, alive, true);
+    assert!(!tried(&dialer, millis(0)).contains(&dead));
+    dialer.remember("host", 1, dead, false);
+    assert!(!tried(&dialer, millis(0)).contains(&dead));
 
     let failed = dialer.connect("other", 1, vec![dead], clock::now());
     let Err(DialError::Io(error)) = failed else {
@@ -101,6 +114,8 @@ fn a_proxy_that_opens_no_connection_is_named() {
             Err(DialError::Proxy(error)) => {
                 assert_eq!(error.proxy, addresses[0].to_string());
                 assert_eq!(error.target, "x:1");
+                let outcome = dialer.outcomes.lock()["x:1"];
+                assert!(outcome.address == addresses[0] && !outcome.has_worked);
                 error.failure
             }
             other => panic!("{other:?}"),

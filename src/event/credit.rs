@@ -46,6 +46,8 @@ struct Sample {
     taken_at: Option<Instant>,
     /// How many events it stands for.
     weight: u64,
+    /// A later event has been handled.
+    is_overtaken: bool,
 }
 
 /// How long an event waited and was handled.
@@ -209,7 +211,7 @@ impl Credit {
     fn begin_sample(&mut self, now: Instant) -> bool {
         if let Some(sample) = &self.sample {
             let age = now.saturating_duration_since(sample.delivered_at);
-            let is_kept = age >= SAMPLE_LASTS && self.handled > 0;
+            let is_kept = age >= SAMPLE_LASTS && sample.is_overtaken;
             if !is_kept {
                 return false;
             }
@@ -219,6 +221,7 @@ impl Credit {
             delivered_at: now,
             taken_at: None,
             weight: self.next - self.last_sample,
+            is_overtaken: false,
         });
         self.last_sample = self.next;
         true
@@ -291,6 +294,9 @@ impl Credit {
         } else if let Ok(at) = self.open.binary_search_by_key(&serial, |open| open.serial) {
             self.open[at].is_handled = true;
             self.handled += 1;
+            if let Some(sample) = &mut self.sample {
+                sample.is_overtaken |= serial > sample.serial;
+            }
         }
         if self.handled > self.open.len() / 2 {
             self.open.retain(|open| !open.is_handled);

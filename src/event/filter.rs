@@ -25,7 +25,7 @@ use crate::protocol::{EventName, UnknownEventName};
 /// assert!(filter.passes(&EventName::GuildBanAdd) && filter.passes(&EventName::InteractionCreate));
 /// # Ok::<(), threadcord::UnknownEventName>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Eq)]
 pub struct EventFilter {
     /// A bit for each documented name.
     documented: u128,
@@ -126,7 +126,12 @@ impl EventFilter {
     pub(crate) fn missed(self, intents: Intents) -> impl Iterator<Item = EventName> {
         EventName::documented().filter(move |name| {
             let needed = name.intents();
-            self.named & bit(name) != 0 && !needed.is_empty() && !needed.intersects(intents)
+            // Those about the bot itself come without an intent.
+            let is_own_too = *name == EventName::GuildMemberUpdate;
+            !is_own_too
+                && self.named & bit(name) != 0
+                && !needed.is_empty()
+                && !needed.intersects(intents)
         })
     }
 
@@ -136,6 +141,13 @@ impl EventFilter {
             EventName::Unknown(_) => self.undocumented,
             name => self.documented & bit(name) != 0,
         }
+    }
+}
+
+/// Two are equal that let the same pass.
+impl PartialEq for EventFilter {
+    fn eq(&self, other: &Self) -> bool {
+        (self.documented, self.undocumented) == (other.documented, other.undocumented)
     }
 }
 
@@ -208,7 +220,10 @@ mod tests {
         let without = only.without(["GUILD_BAN_ADD"]).unwrap();
         assert_eq!(missed(without, Intents::DIRECT_MESSAGES), [""; 0]);
         assert_eq!(missed(EventFilter::ALL, Intents::empty()), [""; 0]);
+        let own = EventFilter::only(["GUILD_MEMBER_UPDATE"]).unwrap();
+        assert_eq!(missed(own, Intents::GUILDS), [""; 0]);
         let all = EventFilter::ALL.with(["TYPING_START"]).unwrap();
+        assert_eq!(all, EventFilter::ALL);
         assert_eq!(missed(all, Intents::GUILDS), ["TYPING_START"]);
         let of_intents = EventFilter::of_intents(Intents::GUILD_WEBHOOKS);
         assert_eq!(missed(of_intents, Intents::GUILDS), ["WEBHOOKS_UPDATE"]);

@@ -97,7 +97,8 @@ impl ShardManager {
     }
 
     /// As [`start`](Self::start), with transports of your own: `connector` is given the one that
-    /// makes websockets, to use it or not.
+    /// makes websockets, to use it or not. [`Config::proxy`] leads the shards' connections through a
+    /// proxy only if it is used.
     pub fn start_with<C: Connector + 'static>(
         config: Config,
         connector: impl FnOnce(WebSocketConnector) -> C,

@@ -53,7 +53,7 @@ impl ManagerStatus {
     /// | `threadcord_identifies_waiting` | gauge | | shards that wait for their turn |
     /// | `threadcord_rest_answers_total` | counter | `status` | answers of Discord; 429 if rate limited |
     /// | `threadcord_rest_failures_total` | counter | | attempts without an answer |
-    /// | `threadcord_rest_held_total` | counter | | requests that were not sent: their turn would have come too late |
+    /// | `threadcord_rest_held_total` | counter | | requests that were not sent, see [`RestCounters::held`](crate::rest::RestCounters::held) |
     /// | `threadcord_rest_wait_seconds` | histogram | | how long attempts waited for their turn |
     pub fn prometheus(&self) -> String {
         let mut page = Page::default();

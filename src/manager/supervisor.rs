@@ -223,7 +223,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             .insert(&shard, thread, previous.filter(|_| goes_on));
         if let Some(wanted) = wanted.filter(|wanted| presence.as_ref() != Some(wanted)) {
             // It was set while the shard came into being. One that has stopped needs none.
-            let _ = shard.send(wanted);
+            shard.send_presence(wanted);
         }
         drop(start);
         Ok(())
@@ -256,6 +256,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         // Nobody can ask it to later.
         shard.request_close();
         let Some(session) = lost else { return };
+        shard.count_session_lost();
         let sequence = session.sequence;
         let missed_since = clock::wall().checked_sub(shard.status().time_in_stage);
         let kind = EventKind::SessionLost {
@@ -278,7 +279,9 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             let presence = old.find_map(Shard::last_presence);
             if presence.is_some() && new.last_presence() != presence {
                 // One that has stopped needs none.
-                let _ = presence.map(|presence| new.send(presence));
+                if let Some(presence) = presence {
+                    new.send_presence(presence);
+                }
             }
         }
     }

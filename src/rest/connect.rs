@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,15 @@ impl Resolver for Names {
             .authority(format!("{host}:{port}"))
             .path_and_query("/")
             .build()?;
-        self.system.resolve(&there, config, timeout)
+        let resolved = self.system.resolve(&there, config, timeout);
+        resolved.map_err(|error| match error {
+            Error::Io(error) => {
+                let (host, port) = host_and_port(uri);
+                let unreachable = self.dialer.unreachable(host, port, error);
+                unreachable.map_or_else(Error::Io, |error| Error::Other(Box::new(error)))
+            }
+            error => error,
+        })
     }
 }
 
@@ -63,16 +71,17 @@ impl Connector for Tcp {
         _: Option<()>,
     ) -> Result<Option<Connection>, Error> {
         let (host, port) = host_and_port(details.uri);
-        let timeout = details
-            .timeout
-            .not_zero()
-            .map_or(MAX_CONNECT, |after| *after);
+        let timeout = left(details.timeout)?.unwrap_or(Duration::MAX);
         let deadline = Instant::now() + timeout.min(MAX_CONNECT);
         let addresses = details.addrs.iter().copied().collect();
         let stream = self.0.connect(host, port, addresses, deadline);
-        let stream = stream.map_err(|error| match error {
+        let (stream, address) = stream.map_err(|error| match error {
             DialError::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
-                Error::Timeout(Timeout::Connect)
+                Error::Timeout(if timeout > MAX_CONNECT {
+                    Timeout::Connect
+                } else {
+                    details.timeout.reason
+                })
             }
             DialError::Io(error) | DialError::Resolve(error) => Error::Io(error),
             DialError::Proxy(error) => Error::Other(Box::new(error)),
@@ -80,6 +89,13 @@ impl Connector for Tcp {
         let config = details.config;
         Ok(Some(Connection {
             stream,
+            route: Route {
+                dialer: Arc::clone(&self.0),
+                host: host.to_owned(),
+                port,
+                address,
+                has_answered: false,
+            },
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
         }))
     }
@@ -98,7 +114,39 @@ fn host_and_port(uri: &Uri) -> (&str, u16) {
 /// A TCP connection of the HTTP client.
 pub(super) struct Connection {
     stream: TcpStream,
+    route: Route,
     buffers: LazyBuffers,
+}
+
+/// Where a connection leads. One that ends without an answer counts as failed.
+struct Route {
+    dialer: Arc<Dialer>,
+    host: String,
+    port: u16,
+    address: SocketAddr,
+    has_answered: bool,
+}
+
+impl Route {
+    fn note_answer(&mut self) {
+        if !self.has_answered {
+            self.has_answered = true;
+            self.remember();
+        }
+    }
+
+    fn remember(&self) {
+        self.dialer
+            .remember(&self.host, self.port, self.address, self.has_answered);
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        if !self.has_answered {
+            self.remember();
+        }
+    }
 }
 
 impl Transport for Connection {
@@ -108,25 +156,32 @@ impl Transport for Connection {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
-        let after = timeout.not_zero().map(|after| *after);
-        self.stream.set_write_timeout(after)?;
-        let output = &self.buffers.output()[..amount];
-        let written = self.stream.write_all(output);
-        written.map_err(|error| or_timeout(error, timeout))
+        let deadline = left(timeout)?.map(|left| Instant::now() + left);
+        let mut output = &self.buffers.output()[..amount];
+        while !output.is_empty() {
+            self.stream.set_write_timeout(until(deadline, timeout)?)?;
+            match self.stream.write(output) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(count) => output = &output[count..],
+                // A signal came.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(or_timeout(error, timeout)),
+            }
+        }
+        Ok(())
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let timeout = timeout.for_read();
-        let deadline = timeout.not_zero().map(|after| Instant::now() + *after);
+        let deadline = left(timeout)?.map(|left| Instant::now() + left);
         loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(Error::Timeout(timeout.reason));
-            }
-            self.stream.set_read_timeout(left)?;
+            self.stream.set_read_timeout(until(deadline, timeout)?)?;
             match self.stream.read(self.buffers.input_append_buf()) {
                 Ok(count) => {
                     self.buffers.input_appended(count);
+                    if count > 0 {
+                        self.route.note_answer();
+                    }
                     return Ok(count > 0);
                 }
                 // A signal came.
@@ -148,6 +203,23 @@ impl Transport for Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Connection(..)")
+    }
+}
+
+/// How long it may take, if not for ever. No time at all is an error.
+fn left(timeout: NextTimeout) -> Result<Option<Duration>, Error> {
+    if timeout.after.is_zero() {
+        return Err(Error::Timeout(timeout.reason));
+    }
+    Ok(timeout.not_zero().map(|after| *after))
+}
+
+/// How long a call of the system may take.
+fn until(deadline: Option<Instant>, timeout: NextTimeout) -> Result<Option<Duration>, Error> {
+    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    match left {
+        Some(Duration::ZERO) => Err(Error::Timeout(timeout.reason)),
+        left => Ok(left),
     }
 }
 

@@ -14,7 +14,8 @@ pub struct RestCounters {
     pub answers: BTreeMap<u16, u64>,
     /// Attempts without an answer: no connection, or none in time.
     pub failures: u64,
-    /// Requests that were not sent, because their turn would have come too late.
+    /// Requests that were not sent: their turn would have come too late, Discord had refused too many
+    /// others, or the manager was closed.
     pub held: u64,
     /// How long each attempt waited for its turn, by Discord's rate limits.
     pub wait: Histogram,

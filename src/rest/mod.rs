@@ -494,7 +494,9 @@ fn read(response: http::Response<Body>) -> Result<Read, ureq::Error> {
 /// Whether a request got nowhere, so that it may be sent again whatever it is.
 fn was_not_connected(error: &ureq::Error) -> bool {
     match error {
-        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::Timeout(ureq::Timeout::Connect) => true,
         ureq::Error::Other(error) => {
             let proxy = error.downcast_ref::<ProxyError>();
             proxy.is_some_and(|error| !matches!(error.failure, ProxyFailure::Credentials(_)))

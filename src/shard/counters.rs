@@ -61,7 +61,7 @@ pub struct ShardCounters {
     /// How long the shard waited for its turn to identify, from HELLO to IDENTIFY.
     pub identify_wait: Histogram,
     /// How long events waited, from the socket to the handler or the caller that takes them.
-    /// Measured at one event of each batch, which stands for all since the one before. With
+    /// Measured at one event of each batch, which stands for those since the one before. With
     /// [`Events::receiver`](crate::Events::receiver) it includes the time that they are handled.
     pub event_wait: Histogram,
     /// How long they were handled: from then until they were dropped or released. Measured at the

@@ -264,6 +264,14 @@ impl Shard {
             })
     }
 
+    /// As [`send`](Self::send), for a presence that the next run starts with, too: a shard that has
+    /// stopped refuses nothing.
+    pub(crate) fn send_presence(&self, command: Command) {
+        if self.0.queue.send(command, None).is_ok() {
+            self.0.waker.wake();
+        }
+    }
+
     /// As [`send`](Self::send), for what another shard had taken already: there is always room.
     pub(crate) fn hand_over(&self, command: Command) -> Result<(), SendFailure> {
         self.0
@@ -355,6 +363,13 @@ impl Shard {
             .map_err(|(command, refusal)| self.refuse(command, refusal))?;
         self.0.waker.wake();
         Ok(())
+    }
+
+    /// A session was lost after the shard had stopped.
+    pub(crate) fn count_session_lost(&self) {
+        self.0
+            .counters
+            .count(|counters| counters.sessions_lost += 1);
     }
 
     fn refuse(&self, command: Command, refusal: Refusal) -> SendError {

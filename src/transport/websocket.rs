@@ -179,6 +179,9 @@ struct Opening {
     url: Url,
     /// Where it leads, once that is known.
     address: Option<SocketAddr>,
+    /// When it is to be open.
+    deadline: Instant,
+    has_failed: bool,
 }
 
 impl Opening {
@@ -198,6 +201,8 @@ impl Transport for WebSocketTransport {
         let opening = Opening {
             url: url.clone(),
             address: None,
+            deadline,
+            has_failed: false,
         };
         let (host, port) = opening.host_and_port();
         let failed = |error| TransportError::of_dial(host, error);
@@ -210,28 +215,13 @@ impl Transport for WebSocketTransport {
     }
 
     fn read(&mut self) -> Result<Received, TransportError> {
-        self.flush()?;
-        self.maybe_ready |= self.is_dial_due();
-        while self.maybe_ready {
-            if let Link::Open(socket) = &mut self.link {
-                let received = socket.read();
-                match received {
-                    Ok(Received::Nothing) => self.maybe_ready = false,
-                    // The answer to a ping may be waiting to be sent.
-                    Ok(Received::Partial) => self.flushed = false,
-                    _ => {}
-                }
-                return received;
-            }
-            if matches!(self.link, Link::None) {
-                return Ok(Received::Nothing);
-            }
-            if self.shake_hands()? {
-                self.end_opening(true);
-                return Ok(Received::Opened);
-            }
+        let received = self.read_or_open();
+        if received.is_err()
+            && let Some(opening) = &mut self.opening
+        {
+            opening.has_failed = true;
         }
-        Ok(Received::Nothing)
+        received
     }
 
     fn send(&mut self, text: String) -> Result<(), TransportError> {
@@ -362,19 +352,48 @@ impl WebSocketTransport {
         }
     }
 
+    fn read_or_open(&mut self) -> Result<Received, TransportError> {
+        self.flush()?;
+        self.maybe_ready |= self.is_dial_due();
+        while self.maybe_ready {
+            if let Link::Open(socket) = &mut self.link {
+                let received = socket.read();
+                match received {
+                    Ok(Received::Nothing) => self.maybe_ready = false,
+                    // The answer to a ping may be waiting to be sent.
+                    Ok(Received::Partial) => self.flushed = false,
+                    _ => {}
+                }
+                return received;
+            }
+            if matches!(self.link, Link::None) {
+                return Ok(Received::Nothing);
+            }
+            if self.shake_hands()? {
+                self.end_opening(true);
+                return Ok(Received::Opened);
+            }
+        }
+        Ok(Received::Nothing)
+    }
+
     /// Whether the next address of a host is to be tried.
     fn is_dial_due(&self) -> bool {
-        let now = Instant::now();
         match &self.link {
-            Link::Dial(dial) => dial.wait_until(now).is_some_and(|at| now >= at),
+            Link::Dial(dial) => {
+                let now = Instant::now();
+                dial.wait_until(now).is_some_and(|at| now >= at)
+            }
             _ => false,
         }
     }
 
-    /// The connection is open, or has failed. The next one to that host heeds which address it was.
+    /// The connection is open, or has failed, or is not wanted any more. The next one to that host
+    /// heeds which address has worked or failed.
     fn end_opening(&mut self, is_open: bool) {
         if let Some(opening) = self.opening.take()
             && let Some(address) = opening.address
+            && (is_open || opening.has_failed || Instant::now() >= opening.deadline)
         {
             let (host, port) = opening.host_and_port();
             self.dialer.remember(host, port, address, is_open);
@@ -400,6 +419,7 @@ impl WebSocketTransport {
             return Ok(false);
         };
         let polled = dial.poll(self.poll.registry(), DIAL, Instant::now());
+        opening.address = dial.address();
         let failed = |error| TransportError::of_dial(opening.host_and_port().0, error);
         let Some((mut stream, address)) = polled.map_err(failed)? else {
             self.maybe_ready = false;

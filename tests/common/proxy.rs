@@ -152,41 +152,51 @@ impl Program {
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("config");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
-        fs::write(&file, config(port, folder.path())).unwrap();
-        let flags: &[&str] = match name {
-            "squid" => &["-N", "-f"],
-            _ => &["-d", "-c"],
-        };
-        let mut child = Command::new(path)
-            .args(flags)
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let is_there = || {
-            let stream = TcpStream::connect(("127.0.0.1", port)).ok();
-            // To a port that nobody listens on, a connection may find itself.
-            stream.is_some_and(|stream| stream.local_addr().ok() != stream.peer_addr().ok())
-        };
-        while !is_there() {
-            let ended = child.try_wait().unwrap();
-            assert!(
-                ended.is_none() && Instant::now() < deadline,
-                "{name} starts"
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
+        // Another program may take the port in between.
+        let started = (0..10).find_map(|_| {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = port.local_addr().unwrap().port();
+            let file = folder.path().join("config");
+            fs::write(&file, config(port, folder.path())).unwrap();
+            spawn(path, &file, port).map(|child| (child, port))
+        });
+        let (child, port) = started.unwrap_or_else(|| panic!("{name} starts"));
         Some(Self {
             child,
             port,
             _folder: folder,
         })
     }
+}
+
+/// Starts a proxy and waits until it listens; `None` if it ends.
+fn spawn(path: &Path, config: &Path, port: u16) -> Option<Child> {
+    let flags: &[&str] = if path.ends_with("squid") {
+        &["-N", "-f"]
+    } else {
+        &["-d", "-c"]
+    };
+    let mut child = Command::new(path)
+        .args(flags)
+        .arg(config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let is_there = || {
+        let stream = TcpStream::connect(("127.0.0.1", port)).ok();
+        // To a port that nobody listens on, a connection may find itself.
+        stream.is_some_and(|stream| stream.local_addr().ok() != stream.peer_addr().ok())
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_there() {
+        if child.try_wait().unwrap().is_some() {
+            return None;
+        }
+        assert!(Instant::now() < deadline, "{} listens", path.display());
+        thread::sleep(Duration::from_millis(20));
+    }
+    Some(child)
 }
 
 impl Drop for Program {

@@ -385,7 +385,7 @@ impl Hub {
                 .collect()
         };
         for shard in shards {
-            let _ = shard.send(command.clone());
+            shard.send_presence(command.clone());
         }
         Ok(())
     }

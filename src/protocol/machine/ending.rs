@@ -18,7 +18,6 @@ impl Machine {
             return;
         }
 
-        self.beats.missed += u64::from(reason == Disconnect::Zombied);
         let confirm_timeout = self.timing.confirm_timeout;
         if let Some(confirmation) = &mut self.confirmation {
             confirmation.handle_loss(now, confirm_timeout);

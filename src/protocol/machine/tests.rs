@@ -276,6 +276,22 @@ fn an_ack_keeps_the_connection_and_gives_the_latency() {
 }
 
 #[test]
+fn a_heartbeat_without_an_answer_is_missed_once() {
+    let mut rig = Rig::ready();
+    rig.sleep();
+    rig.payload(&json!({"op": 11}));
+    let before = rig.machine.beats();
+    assert_eq!(before.missed, 0);
+    // One beat without an answer: when the next is due, the connection is dead.
+    rig.sleep();
+    rig.sleep();
+    rig.input(Input::Drained);
+    assert_eq!(rig.machine.stage(), Stage::Connecting);
+    let beats = rig.machine.beats();
+    assert_eq!((beats.missed, beats.sent), (1, before.sent + 2));
+}
+
+#[test]
 fn a_new_connection_is_no_zombie_and_has_one_schedule() {
     let mut rig = Rig::ready();
     // A beat of the old connection that was never acknowledged.

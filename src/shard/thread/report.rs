@@ -187,14 +187,8 @@ impl<C: Connector> Thread<C> {
         if mem::take(&mut self.has_heard) {
             self.shared.report.lock().heard_at = Some(self.now);
         }
-        let beats = self.machine.beats();
-        if self.beats != beats {
-            let before = mem::replace(&mut self.beats, beats);
-            self.shared.counters.count(|counters| {
-                counters.heartbeats += beats.sent - before.sent;
-                counters.missed_heartbeats += beats.missed - before.missed;
-            });
-        }
+        self.count_beats();
+        self.forget_written();
 
         let stage = self.machine.stage();
         let queued = (
@@ -214,6 +208,17 @@ impl<C: Connector> Thread<C> {
         }
     }
 
+    fn count_beats(&mut self) {
+        let beats = self.machine.beats();
+        if self.beats != beats {
+            let before = mem::replace(&mut self.beats, beats);
+            self.shared.counters.count(|counters| {
+                counters.heartbeats += beats.sent - before.sent;
+                counters.missed_heartbeats += beats.missed - before.missed;
+            });
+        }
+    }
+
     /// The shard has stopped: nothing is accepted any more, and users learn why.
     #[cold]
     pub(super) fn close(&mut self, reason: StopReason) {
@@ -228,11 +233,17 @@ impl<C: Connector> Thread<C> {
         if !matches!(reason, StopReason::Suspended | StopReason::Panicked) {
             self.shared.ledger.end();
         }
-        {
+        let stalled_since = {
             let mut report = self.shared.report.lock();
             report.enter(Stage::Stopped(reason), clock::now());
-            (report.latency, report.stalled_since) = (None, None);
-        }
+            report.latency = None;
+            report.stalled_since.take()
+        };
+        let stalled_for = stalled_since.map(|since| clock::now().saturating_duration_since(since));
+        self.shared
+            .counters
+            .count(|counters| counters.stalled_for += stalled_for.unwrap_or_default());
+        self.count_beats();
         self.close_queue(reason);
 
         let cause = self.cause.take().map(|cause| format!(" ({cause})"));

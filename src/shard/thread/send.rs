@@ -35,10 +35,6 @@ impl<C: Connector> Thread<C> {
             url.host_str().unwrap_or_default()
         );
 
-        self.shared
-            .counters
-            .count(|counters| counters.connects += 1);
-        self.queued_at = None;
         self.shared.resolving.store(true, Ordering::SeqCst);
         // Whoever asks it to stop from here on sees that it may be resolving, and does not wait.
         if self.shared.queue.has_stop() {
@@ -46,6 +42,10 @@ impl<C: Connector> Thread<C> {
             return;
         }
 
+        self.shared
+            .counters
+            .count(|counters| counters.connects += 1);
+        self.queued_at = None;
         let deadline = clock::now() + self.context.timing.connect_timeout;
         self.check(|transport| transport.connect(&url, deadline));
         self.shared.resolving.store(false, Ordering::SeqCst);
