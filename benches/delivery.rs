@@ -76,7 +76,7 @@ fn with_pool(memory: &Memory, manager: &ShardManager, threads: usize) {
             scope.spawn(|| {
                 let events = manager.events();
                 while left.load(Ordering::Relaxed) > 0 {
-                    let event = events.next_timeout(Duration::from_millis(1));
+                    let event = events.recv_timeout(Duration::from_millis(1));
                     if event.is_ok_and(|event| event.dispatch().is_some()) {
                         thread::sleep(Duration::from_millis(1));
                         left.fetch_sub(1, Ordering::Relaxed);

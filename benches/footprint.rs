@@ -260,7 +260,7 @@ fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
         let start = Instant::now();
         match line?.as_str() {
             "idle" => {
-                while manager.events().try_next().is_ok() {}
+                while manager.events().try_recv().is_ok() {}
                 thread::sleep(REST);
                 report(start.elapsed())?;
             }

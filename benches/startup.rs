@@ -242,8 +242,8 @@ impl Transport for TimedTransport {
         self.inner.disconnect(code, deadline);
     }
 
-    fn rest(&mut self) {
-        self.inner.rest();
+    fn shrink(&mut self) {
+        self.inner.shrink();
     }
 
     fn waker(&self) -> Waker {

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, bounded, never, select, tick};
 use serde::Deserialize;
 use serde_json::json;
 use threadcord::{
-    Config, Event, EventKind, Handle, Intents, ShardId, ShardManager, Stage, Token, sim,
+    Config, Event, EventKind, Handle, Intents, ShardId, ShardManager, ShardState, Token, sim,
 };
 
 /// How long the simulated bot just listens before the first fault and after the last.
@@ -99,7 +99,7 @@ fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     gateway.inject(invalidated, sim::Fault::InvalidSession { resumable: false });
     until("it is back", || {
         handle.shard(invalidated).is_some_and(|shard| {
-            shard.counters().identifies == 2 && shard.status().stage == Stage::Ready
+            shard.counters().identifies == 2 && shard.status().state == ShardState::Ready
         })
     })?;
 
@@ -259,7 +259,7 @@ impl Bot {
             .handle()
             .shards()
             .iter()
-            .map(|shard| format!("{} {}", shard.id(), shard.status().stage))
+            .map(|shard| format!("{} {}", shard.id(), shard.status().state))
             .collect();
         let progress = stages.join(" | ");
         if stages.iter().all(|stage| stage.ends_with(" ready")) || progress == self.progress {

@@ -39,8 +39,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (events, mut world) = (manager.events(), World::default());
     while !INTERRUPTED.load(Ordering::Acquire) {
         let next_frame = Instant::now() + FRAME;
-        // `try_next` never blocks.
-        for event in iter::from_fn(|| events.try_next().ok()).take(EVENTS_PER_FRAME) {
+        // `try_recv` never blocks.
+        for event in iter::from_fn(|| events.try_recv().ok()).take(EVENTS_PER_FRAME) {
             world.handle(&event)?;
         }
         world.draw();

@@ -42,7 +42,7 @@ fn main() -> Result<(), Error> {
 }
 
 fn next(events: &mut Events) -> Option<Event> {
-    match events.next_timeout(QUIET) {
+    match events.recv_timeout(QUIET) {
         Err(RecvTimeoutError::Timeout) => {
             memory::give_back();
             events.next()

@@ -5,7 +5,8 @@ mod common;
 use std::time::Duration;
 
 use crossbeam_channel::{select, tick};
-use threadcord::{Activity, Error, Intents, OnlineStatus, Presence, ShardManager};
+use threadcord::command::{Activity, OnlineStatus};
+use threadcord::{Error, Intents, Presence, ShardManager};
 
 /// Discord takes 5 presences in 20 s. Of more the library would send the newest.
 const PERIOD: Duration = Duration::from_secs(4);

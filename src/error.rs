@@ -7,15 +7,14 @@ use std::io;
 use std::time::Duration;
 
 pub use self::status::{FieldError, StatusError};
+pub use crate::dial::{ProxyError, ProxyFailure};
+pub use crate::intents::UnknownIntents;
+pub use crate::protocol::{MalformedPayload, MembersFailure, UnknownEventName};
+pub use crate::shard_id::InvalidShardId;
+pub use crate::token::InvalidToken;
 
-use crate::dial::{ProxyError, ProxyFailure};
-use crate::intents::UnknownIntents;
-use crate::protocol::{
-    Command, Disconnect, InvalidCommand, MembersFailure, Stage, StopReason, UnknownEventName,
-    visible,
-};
-use crate::shard_id::{InvalidShardId, ShardId};
-use crate::token::InvalidToken;
+use crate::protocol::{Command, Disconnect, InvalidCommand, ShardState, StopReason, visible};
+use crate::shard_id::ShardId;
 
 /// Why a session store does not work.
 pub type StoreError = Box<dyn std::error::Error + Send + Sync>;
@@ -139,7 +138,7 @@ pub enum Error {
     Proxy(#[from] ProxyError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
-    Tls(#[from] native_tls::Error),
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operating system refused something.
     #[error("the operating system refused: {what}")]
     Io {
@@ -159,7 +158,7 @@ pub enum Error {
     /// Not every shard was ready in time.
     #[error(
         "{ready} of {total} shards were ready in time; shard {shard} is {}{}",
-        stage.map_or("not open yet".into(), |stage| stage.to_string()),
+        state.map_or("not open yet".into(), |stage| stage.to_string()),
         last_disconnect.map_or(String::new(), |reason| format!(", last disconnected because {reason}"))
     )]
     NotReady {
@@ -170,7 +169,7 @@ pub enum Error {
         /// The first that was not.
         shard: ShardId,
         /// Where it stands; `None` if it has not been opened.
-        stage: Option<Stage>,
+        state: Option<ShardState>,
         /// Why it last lost a connection.
         last_disconnect: Option<Disconnect>,
     },
@@ -187,9 +186,7 @@ pub enum Error {
         shard: ShardId,
     },
     /// A shard is to be opened whose guilds another one has, since their totals differ.
-    #[error(
-        "shard {shard} would hear the guilds of shard {with}, which runs: use its total, or reshard"
-    )]
+    #[error("shard {shard} overlaps running shard {with}: use the same total, or reshard")]
     Overlaps {
         /// The shard.
         shard: ShardId,
@@ -197,7 +194,7 @@ pub enum Error {
         with: ShardId,
     },
     /// Shards are on their way; this cannot be done meanwhile.
-    #[error("{running} is not done yet: wait for it, then try again")]
+    #[error("busy: {running} is in progress; wait for it, then try again")]
     Busy {
         /// What runs.
         running: &'static str,
@@ -218,7 +215,7 @@ pub enum Error {
     },
     /// Fewer IDENTIFYs are left than are needed.
     #[error("{needed} shards are to identify, and {remaining} of {total} IDENTIFYs are left; there are more in {} s", reset_after.as_secs())]
-    TooFewIdentifies {
+    SessionStartLimit {
         /// How many are needed.
         needed: usize,
         /// How many are left.
@@ -283,7 +280,7 @@ impl SendError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendFailure {
-    /// So many commands wait already
+    /// As many commands as are allowed are queued already
     /// ([`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)).
     #[error(
         "{waiting} commands of shard {shard} wait already: try later, or wait with `send_timeout`"
@@ -320,7 +317,7 @@ pub enum SendFailure {
 
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum ErrorKind {
     /// The caller's: mend the program or its configuration.
     Caller,
     /// Discord's: it sent what it should not.
@@ -329,15 +326,21 @@ pub enum Fault {
     Network,
 }
 
+impl From<native_tls::Error> for Error {
+    fn from(error: native_tls::Error) -> Self {
+        Self::Tls(Box::new(error))
+    }
+}
+
 impl Error {
     /// Whose fault it is.
-    pub fn fault(&self) -> Fault {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Status(error) if error.status >= 500 => Fault::Discord,
-            Self::UnexpectedAnswer { .. } => Fault::Discord,
+            Self::Status(error) if error.status >= 500 => ErrorKind::Discord,
+            Self::UnexpectedAnswer { .. } => ErrorKind::Discord,
             Self::Proxy(error) => match error.failure {
-                ProxyFailure::Credentials(_) => Fault::Caller,
-                _ => Fault::Network,
+                ProxyFailure::Credentials(_) => ErrorKind::Caller,
+                _ => ErrorKind::Network,
             },
             Self::RateLimited { .. }
             | Self::TooManyInvalidRequests { .. }
@@ -349,18 +352,18 @@ impl Error {
             | Self::TimedOut { .. }
             | Self::ReshardTimeout
             | Self::Members { .. }
-            | Self::TooFewIdentifies { .. }
+            | Self::SessionStartLimit { .. }
             | Self::Unsent(SendError {
                 failure: SendFailure::Full { .. } | SendFailure::TimedOut { .. },
                 ..
-            }) => Fault::Network,
-            _ => Fault::Caller,
+            }) => ErrorKind::Network,
+            _ => ErrorKind::Caller,
         }
     }
 
     /// Whether trying again gives the same answer.
     pub fn is_fatal(&self) -> bool {
-        self.fault() == Fault::Caller
+        self.kind() == ErrorKind::Caller
     }
 
     /// What Discord answered, if it refused a REST request.
@@ -465,18 +468,19 @@ mod tests {
             "`large_threshold` is 20; allowed: 50 to 250"
         );
         assert!(error.is_fatal());
-        let (stage, last_disconnect) = (Some(Stage::Waiting), Some(Disconnect::Cut));
+        let (stage, last_disconnect) =
+            (Some(ShardState::Waiting), Some(Disconnect::ConnectionLost));
         let error = Error::NotReady {
             ready: 1,
             total: 4,
             shard: ShardId::ONE,
-            stage,
+            state: stage,
             last_disconnect,
         };
         let text = "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnected because the connection was cut";
         assert_eq!(
-            (error.fault(), error.to_string().as_str()),
-            (Fault::Network, text)
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::Network, text)
         );
         let error = Error::Io {
             what: "a thread",

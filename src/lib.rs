@@ -41,12 +41,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod clock;
-mod config;
+pub mod config;
 mod delivery;
 mod dial;
 #[cfg(test)]
 mod environment;
-mod error;
+pub mod error;
 mod event;
 pub mod guide;
 mod histogram;
@@ -57,6 +57,7 @@ mod json;
 pub mod limit;
 mod log_shard;
 mod manager;
+#[doc(hidden)]
 pub mod protocol;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -71,25 +72,39 @@ mod timing;
 mod token;
 pub mod transport;
 
-pub use config::{
-    AutoReshard, CloseCause, CloseHook, Config, ConnectionClosed, Plan, ShardConfig, ShardHook,
-    Shortage,
-};
+/// What a bot can say over the gateway, besides [`Command`] itself.
+pub mod command {
+    #[doc(inline)]
+    pub use crate::protocol::{
+        Activity, ActivityKind, ChannelField, InvalidCommand, OnlineStatus, VoiceState,
+    };
+}
+
+/// What a [`ManagerStatus`] consists of.
+pub mod status {
+    #[doc(inline)]
+    pub use crate::histogram::Histogram;
+    #[doc(inline)]
+    pub use crate::shard::ShardCounters;
+}
+
+#[doc(inline)]
+pub use config::{Config, Plan, ShardConfig};
 pub use delivery::Events;
-pub use dial::{ProxyError, ProxyFailure};
-pub use error::{Error, Fault, FieldError, SendError, SendFailure, StatusError, StoreError};
+#[doc(inline)]
+pub use error::Error;
 pub use event::{DecodeError, Dispatch, Event, EventFilter, EventKind};
-pub use histogram::Histogram;
-pub use intents::{Intents, UnknownIntents};
+pub use intents::Intents;
 pub use interaction::Interaction;
 pub use manager::{Handle, ManagerStatus, Operation, ShardManager, Starting, SuspendedShard};
+#[doc(inline)]
 pub use protocol::{
-    Activity, ActivityKind, ChannelField, CloseCode, Command, Disconnect, EventName,
-    InvalidCommand, MemberQuery, MembersFailure, OnlineStatus, Presence, Session, Stage,
-    StopReason, UnknownEventName, VoiceState,
+    CloseCode, Command, Disconnect, EventName, MemberQuery, Presence, Session, ShardState,
+    StopReason,
 };
-pub use shard::{Members, MembersChunk, Shard, ShardCounters, ShardStatus};
-pub use shard_id::{InvalidShardId, ShardId};
+pub use shard::{Members, MembersChunk, Shard, ShardStatus};
+pub use shard_id::ShardId;
 pub use timing::Timing;
-pub use token::{InvalidToken, Token};
+pub use token::Token;
+#[doc(inline)]
 pub use transport::Compression;

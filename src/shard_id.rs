@@ -48,7 +48,7 @@ impl ShardId {
     /// # use threadcord::ShardId;
     /// let shard = ShardId::new(1, 2)?;
     /// assert_eq!(shard.split(2).unwrap(), [ShardId::new(1, 4)?, ShardId::new(3, 4)?]);
-    /// # Ok::<(), threadcord::InvalidShardId>(())
+    /// # Ok::<(), threadcord::error::InvalidShardId>(())
     /// ```
     pub fn split(self, count: u32) -> Option<Vec<Self>> {
         let total = self.total.checked_mul(count).filter(|_| count >= 2)?;

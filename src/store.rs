@@ -52,7 +52,7 @@ pub trait SessionStore: Send + Sync {
     /// A ticket that is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed) says
     /// that the sessions are lost, as [`OwnershipLost`] does; one that failed is asked for again.
     /// Without an answer within [`Timing::confirm_timeout`](crate::Timing::confirm_timeout) (30 s)
-    /// the shard resumes all the same, since the store is probably away for every process; but not
+    /// the shard resumes anyway, since the store is probably away for every process; but not
     /// again if that connection is lost within twice that time. The default is that nothing need be
     /// asked.
     fn confirm(&self, wake: Wake) -> Option<Ticket> {
@@ -189,7 +189,7 @@ pub(crate) fn since_epoch() -> Duration {
         .unwrap_or_default()
 }
 
-/// Sessions in a file that only its owner can read, since whoever has a session and the token can
+/// Sessions in a file that only its owner can read, since with a session and the token anyone can
 /// take it over.
 ///
 /// A file that is damaged, of another version, or not a store at all is reported in the log and

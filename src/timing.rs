@@ -35,7 +35,7 @@ pub struct Timing {
     /// Ours: 10 s.
     pub stable_after: Duration,
     /// The window in which sessions that never lasted are counted; see
-    /// [`ShardConfig::most_short_sessions`](crate::ShardConfig::most_short_sessions). Ours: 10 min.
+    /// [`ShardConfig::max_short_sessions`](crate::ShardConfig::max_short_sessions). Ours: 10 min.
     pub circuit_window: Duration,
     /// The window of [`SENDS_PER_WINDOW`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
     pub send_window: Duration,

@@ -45,7 +45,7 @@ impl Token {
     ///
     /// assert!(Token::new("test").is_err());
     /// assert_eq!(Token::any("test")?.expose(), "test");
-    /// # Ok::<(), threadcord::InvalidToken>(())
+    /// # Ok::<(), threadcord::error::InvalidToken>(())
     /// ```
     pub fn any(token: impl AsRef<str>) -> Result<Self, InvalidToken> {
         let token = token.as_ref();

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, SCALE, config, eventually, gateway, next, ready, shard, sounds};
 use serde_json::json;
+use threadcord::command::{Activity, ChannelField, OnlineStatus, VoiceState};
+use threadcord::error::{ErrorKind as Blame, SendFailure};
 use threadcord::sim::{Action, Fault};
 use threadcord::store::MemoryStore;
-use threadcord::{
-    Activity, ChannelField, Command, Error, EventKind, Fault as Blame, MemberQuery, OnlineStatus,
-    Plan, Presence, SendFailure, ShardId, VoiceState,
-};
+use threadcord::{Command, Error, EventKind, MemberQuery, Plan, Presence, ShardId};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -79,7 +78,7 @@ fn the_queue_is_bounded_and_gives_commands_back() {
     gateway.inject(ONE, Fault::Resume(threadcord::sim::Answer::Nothing));
     gateway.inject(ONE, Fault::Cut);
     eventually("it is away", || {
-        shard.status().stage == threadcord::Stage::Resuming
+        shard.status().state == threadcord::ShardState::Resuming
     });
     for n in 1..=10 {
         shard.send(sounds(n)).unwrap();
@@ -99,7 +98,7 @@ fn the_queue_is_bounded_and_gives_commands_back() {
         "{refused}"
     );
     assert_eq!(
-        Error::from(refused).fault(),
+        Error::from(refused).kind(),
         Blame::Network,
         "later there is room"
     );

@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::{PATIENCE, config, counters_of, eventually, gateway, next, ready, shard, sounds};
 use serde_json::json;
 use threadcord::sim::{Fault, Target};
-use threadcord::{Disconnect, Error, Histogram, Plan, ShardId, ShardManager, Stage, StopReason};
+use threadcord::status::Histogram;
+use threadcord::{Disconnect, Error, Plan, ShardId, ShardManager, ShardState, StopReason};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -69,17 +70,19 @@ fn no_count_goes_back_whatever_becomes_of_the_shards() {
         // A failure must not leave the other threads waiting.
         let _end = Suspends(&manager);
         scope.spawn(|| manager.run(1, |_, event| drop(event)));
-        let watched =
-            scope.spawn(|| {
-                let mut before = handle.status().prometheus();
-                while handle.shards().iter().any(|shard| {
-                    !matches!(shard.status().stage, Stage::Stopped(StopReason::Suspended))
-                }) {
-                    let after = handle.status().prometheus();
-                    assert_grown(&before, &after);
-                    before = after;
-                }
-            });
+        let watched = scope.spawn(|| {
+            let mut before = handle.status().prometheus();
+            while handle.shards().iter().any(|shard| {
+                !matches!(
+                    shard.status().state,
+                    ShardState::Stopped(StopReason::Suspended)
+                )
+            }) {
+                let after = handle.status().prometheus();
+                assert_grown(&before, &after);
+                before = after;
+            }
+        });
 
         gateway.inject(one, Fault::Cut);
         eventually("it resumes", || counters_of(&manager, one).resumes == 1);
@@ -92,7 +95,7 @@ fn no_count_goes_back_whatever_becomes_of_the_shards() {
 
         handle.shard(one).unwrap().request_close();
         eventually("it closes", || {
-            common::status_of(&manager, one).stage == Stage::Stopped(StopReason::Closed)
+            common::status_of(&manager, one).state == ShardState::Stopped(StopReason::Closed)
         });
         assert_eq!(counts(&manager, one), [4, 2, 2, 1, 3]);
         handle.open_shard(one).unwrap().wait(PATIENCE).unwrap();
@@ -116,7 +119,7 @@ fn no_count_goes_back_whatever_becomes_of_the_shards() {
             reasons.keys().copied().collect::<Vec<_>>(),
             [
                 Disconnect::Restarted,
-                Disconnect::Cut,
+                Disconnect::ConnectionLost,
                 Disconnect::InvalidSession { resumable: false }
             ]
         );

@@ -38,7 +38,7 @@ fn a_stuck_handler_stalls_its_shard_alone() {
     let mut held = Vec::new();
     let mut stalled = false;
     while !stalled {
-        let event = events.next_timeout(PATIENCE).unwrap();
+        let event = events.recv_timeout(PATIENCE).unwrap();
         stalled = matches!(event.kind(), EventKind::Stalled { events: 20, .. });
         if event.shard() == stuck {
             held.push(event);
@@ -98,7 +98,7 @@ fn bytes_stall_too_and_a_release_counts_as_handled() {
     }
     let mut kept = Vec::new();
     loop {
-        let event = events.next_timeout(PATIENCE).unwrap();
+        let event = events.recv_timeout(PATIENCE).unwrap();
         if let EventKind::Stalled { bytes, .. } = event.kind() {
             assert!((10_000..20_000).contains(bytes), "{bytes}");
             break;
@@ -136,7 +136,7 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
         held.last().map(threadcord::Event::kind),
         Some(EventKind::Stalled { .. })
     ) {
-        held.push(events.next_timeout(PATIENCE).unwrap());
+        held.push(events.recv_timeout(PATIENCE).unwrap());
     }
     gateway.inject(ShardId::ONE, Fault::Cut);
     let closed = |record: &threadcord::sim::Record| matches!(record.action, Action::Closed(_));

@@ -399,7 +399,7 @@ fn status_page_answers_whatever_comes() {
     let status = get("/status.json");
     let json = status.split_once("\r\n\r\n").unwrap().1;
     let json: Value = serde_json::from_str(json).unwrap();
-    assert_eq!(json["shards"][1]["stage"], "ready", "{json}");
+    assert_eq!(json["shards"][1]["state"], "ready", "{json}");
     assert_eq!(json["counters"]["0/2"]["identifies"], 1, "{json}");
     assert!(get("/metrics").contains("\nthreadcord_healthy 1\n"));
     assert!(get("/healthz").ends_with("\r\n\r\nok\n"));

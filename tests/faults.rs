@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::book::Book;
 use common::{COMPRESSIONS, config, counters_of, eventually, ready};
 use threadcord::sim::{Fault, Gateway, Target};
-use threadcord::{Compression, Config, ShardCounters, ShardId, ShardManager, Stage};
+use threadcord::status::ShardCounters;
+use threadcord::{Compression, Config, ShardId, ShardManager, ShardState};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -84,7 +85,7 @@ fn through(
             .receiver()
             .try_iter()
             .for_each(|event| book.note(&event));
-        is_over(&shard.counters()) && shard.status().stage == Stage::Ready
+        is_over(&shard.counters()) && shard.status().state == ShardState::Ready
     });
     chat(10);
     eventually("all has arrived", || {

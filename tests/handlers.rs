@@ -137,7 +137,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
         let run = scope.spawn(|| {
             // Four workers, so that each shard has one to itself.
             manager.run(4, |_, event| {
-                if let EventKind::Unstalled { stalled_for } = event.kind()
+                if let EventKind::StallEnded { stalled_for } = event.kind()
                     && event.shard() == stuck
                 {
                     longest.fetch_max(
@@ -278,7 +278,7 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
     assert_eq!(told.into_inner(), ["TYPING_START: at number 0"]);
     assert_eq!(manager.handle().status().handler_panics, 2);
     eventually("what a handler panicked at counts as handled", || {
-        manager.events().try_next().is_err()
+        manager.events().try_recv().is_err()
             && status_of(&manager, ShardId::ONE).outstanding_events == 0
     });
 }
@@ -500,7 +500,7 @@ fn the_stream_and_the_programs_own_channels_are_selected_together() {
             default(PATIENCE) => panic!("nothing comes"),
         }
     }
-    assert!(events.next_timeout(Duration::from_millis(1)).is_err() && events.try_next().is_err());
+    assert!(events.recv_timeout(Duration::from_millis(1)).is_err() && events.try_recv().is_err());
     manager.close();
     assert!(
         events.into_iter().all(|event| event.dispatch().is_none()),

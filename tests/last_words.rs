@@ -35,7 +35,7 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
     let events = manager.events();
     let mut count = 0;
     while count < 50 {
-        let event = events.next_timeout(PATIENCE).expect("all that was sent");
+        let event = events.recv_timeout(PATIENCE).expect("all that was sent");
         count += usize::from(event.name() == "TYPING_START");
         let is_over = matches!(
             event.kind(),

@@ -17,7 +17,7 @@ use threadcord::limit::{
 };
 use threadcord::sim::{Fault, Gateway, Target};
 use threadcord::store::FileStore;
-use threadcord::{Plan, ShardId, ShardManager, Stage, StopReason, Timing};
+use threadcord::{Plan, ShardId, ShardManager, ShardState, StopReason, Timing};
 
 fn limits(keys: u32) -> Limits {
     Limits {
@@ -312,7 +312,7 @@ fn a_closed_limiter_stops_shards_with_a_reason() {
         manager
             .handle()
             .shard(ShardId::ONE)
-            .is_some_and(|s| s.status().stage == Stage::Stopped(StopReason::LimiterClosed))
+            .is_some_and(|s| s.status().state == ShardState::Stopped(StopReason::LimiterClosed))
     });
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use threadcord::sim::{self, Action};
 use threadcord::store::MemoryStore;
 use threadcord::{
-    Command, Disconnect, Error, Plan, ShardId, ShardManager, Stage, StopReason, Timing,
+    Command, Disconnect, Error, Plan, ShardId, ShardManager, ShardState, StopReason, Timing,
 };
 
 /// Waits until the gateway has seen so many connections closed with a code.
@@ -199,7 +199,7 @@ fn closing_while_connecting_is_prompt() {
         manager
             .handle()
             .shard(ShardId::ONE)
-            .is_some_and(|shard| shard.status().stage == Stage::Connecting)
+            .is_some_and(|shard| shard.status().state == ShardState::Connecting)
     });
     let start = std::time::Instant::now();
     manager.close();
@@ -449,8 +449,8 @@ fn the_stages_are_told() {
         ["Connecting", "SessionStarted", "GuildsReady", "Stopped"]
     );
     assert!(matches!(
-        manager.handle().shards()[0].status().stage,
-        Stage::Stopped(StopReason::Closed)
+        manager.handle().shards()[0].status().state,
+        ShardState::Stopped(StopReason::Closed)
     ));
     assert!(manager.handle().shards()[0].session().is_none());
 }
@@ -494,7 +494,7 @@ fn a_guild_whose_shard_is_not_here_has_none() {
     assert!(
         handle
             .shard_by_guild(here)
-            .is_none_or(|shard| matches!(shard.status().stage, Stage::Stopped(_)))
+            .is_none_or(|shard| matches!(shard.status().state, ShardState::Stopped(_)))
     );
 }
 
@@ -507,7 +507,10 @@ fn shutdown_interrupts_a_pause() {
     let manager = ready(config);
     drop(gateway);
     eventually("it pauses", || {
-        matches!(manager.handle().shards()[0].status().stage, Stage::Waiting)
+        matches!(
+            manager.handle().shards()[0].status().state,
+            ShardState::Waiting
+        )
     });
     let start = std::time::Instant::now();
     manager.close();

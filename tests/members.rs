@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, SCALE, config, eventually, gateway, next, owes_nothing, ready};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use threadcord::error::MembersFailure;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Fault, Gateway};
 use threadcord::{
-    Error, EventKind, Intents, MemberQuery, Members, MembersFailure, Shard, ShardId, ShardManager,
-    StopReason, Timing,
+    Error, EventKind, Intents, MemberQuery, Members, Shard, ShardId, ShardManager, StopReason,
+    Timing,
 };
 
 const ONE: ShardId = ShardId::ONE;
@@ -389,7 +390,7 @@ fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
     }
     assert_eq!(members, 10_000);
     next(&events, |event| {
-        matches!(event.kind(), EventKind::Unstalled { .. })
+        matches!(event.kind(), EventKind::StallEnded { .. })
     });
     gateway.assert_lawful();
 }
@@ -417,4 +418,36 @@ fn what_discord_would_not_answer_is_refused_at_once() {
             .count(|action| matches!(action, Action::Command { .. })),
         0
     );
+}
+
+#[test]
+fn a_loop_that_must_not_wait_takes_them_as_they_come() {
+    let (gateway, _manager, shard, guild) = rig(2500);
+    let mut members = shard.request_members(guild, &MemberQuery::all()).unwrap();
+    let mut count = 0;
+    eventually("all have come", || match members.try_recv() {
+        Ok(chunk) => {
+            count += chunk.unwrap().members::<Member>().unwrap().len();
+            false
+        }
+        Err(error) => error.is_disconnected(),
+    });
+    assert_eq!(count, 2500);
+
+    let mut none = shard
+        .request_members(ELSEWHERE, &MemberQuery::all())
+        .unwrap()
+        .timeout(Duration::from_millis(50));
+    let early = none.recv_timeout(Duration::from_millis(1)).unwrap_err();
+    assert!(early.is_timeout());
+    let late = none.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(
+        late,
+        Err(Error::Members {
+            failure: MembersFailure::TimedOut,
+            ..
+        })
+    ));
+    assert!(none.recv_timeout(PATIENCE).unwrap_err().is_disconnected());
+    gateway.assert_lawful();
 }

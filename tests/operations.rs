@@ -13,13 +13,15 @@ use common::{
 };
 use parking_lot::Mutex;
 use serde_json::Value;
+use threadcord::command::{Activity, OnlineStatus};
+use threadcord::config::{CloseCause, ConnectionClosed, SessionStartPolicy};
+use threadcord::error::SendFailure;
 use threadcord::sim::{Action, Answer, Fault, Gateway};
 use threadcord::store::MemoryStore;
 use threadcord::transport::{Connector, Settings, WebSocketConnector, WebSocketTransport};
 use threadcord::{
-    Activity, CloseCause, ConnectionClosed, Disconnect, Error, Event, EventKind, Handle,
-    OnlineStatus, Plan, Presence, SendFailure, Session, ShardId, ShardManager, Shortage, Stage,
-    StopReason,
+    Disconnect, Error, Event, EventKind, Handle, Plan, Presence, Session, ShardId, ShardManager,
+    ShardState, StopReason,
 };
 
 fn is_live(gateway: &Gateway, shard: ShardId) -> bool {
@@ -49,7 +51,7 @@ fn one_shard_is_closed_and_opened_again() {
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
-    assert_eq!(old.status().stage, Stage::Stopped(StopReason::Closed));
+    assert_eq!(old.status().state, ShardState::Stopped(StopReason::Closed));
     gateway.expect("it is gone", PATIENCE, |seen| !seen.live.contains_key(&id));
     next(&events, |event| {
         event.shard() == id && matches!(event.kind(), EventKind::Stopped(StopReason::Closed))
@@ -73,7 +75,7 @@ fn one_shard_is_closed_and_opened_again() {
         event.shard() == id && event.name() == "READY"
     });
     assert!(is_live(&gateway, id));
-    assert_eq!(status_of(&manager, id).stage, Stage::Ready);
+    assert_eq!(status_of(&manager, id).state, ShardState::Ready);
     assert!(matches!(
         manager.handle().open_shard(id),
         Err(Error::AlreadyOpen { .. })
@@ -236,7 +238,7 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
     assert!(matches!(
         manager.handle().restart_all(0),
         Err(Error::Setting {
-            setting: "most_away",
+            setting: "max_unavailable",
             ..
         })
     ));
@@ -244,18 +246,18 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
     let restart = manager.handle().restart_all(3).unwrap();
     restart.wait(PATIENCE).unwrap();
     let seen = gateway.observed();
-    let (mut away, mut most_away) = (0, 0);
+    let (mut away, mut max_unavailable) = (0, 0);
     for record in &seen.records {
         match record.action {
             Action::Closed(_) => away += 1,
             Action::Resume { .. } => away -= 1,
             _ => {}
         }
-        most_away = most_away.max(away);
+        max_unavailable = max_unavailable.max(away);
     }
     assert!(
-        (1..=3).contains(&most_away) && away == 0,
-        "{most_away} were away at once"
+        (1..=3).contains(&max_unavailable) && away == 0,
+        "{max_unavailable} were away at once"
     );
     for shard in manager.handle().shards() {
         assert_eq!(
@@ -490,7 +492,7 @@ fn guilds_are_told_when_all_are_in_or_given_up() {
 #[test]
 fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
-    let mut config = config(&gateway).most_short_sessions(NonZeroU32::new(3));
+    let mut config = config(&gateway).max_short_sessions(NonZeroU32::new(3));
     // The pauses between the attempts, which would otherwise be most of this test.
     config.timing.circuit_window = PATIENCE;
     let manager = ready(config);
@@ -508,8 +510,8 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
     });
     let stopped = manager.handle().shard(id).unwrap();
     assert_eq!(
-        stopped.status().stage,
-        Stage::Stopped(StopReason::CircuitOpen)
+        stopped.status().state,
+        ShardState::Stopped(StopReason::CircuitOpen)
     );
     assert!(
         manager
@@ -537,8 +539,8 @@ fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
         .session_starts(1000, 3, Duration::from_secs(3600))
         .start()
         .unwrap();
-    match ShardManager::start(config(&gateway).shortage(Shortage::Refuse)) {
-        Err(Error::TooFewIdentifies {
+    match ShardManager::start(config(&gateway).session_start_policy(SessionStartPolicy::Refuse)) {
+        Err(Error::SessionStartLimit {
             needed: 4,
             remaining: 3,
             total: 1000,
@@ -551,11 +553,11 @@ fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
     let manager = ready(
         config(&gateway)
             .plan(Plan::range(0..3, 4))
-            .shortage(Shortage::Refuse),
+            .session_start_policy(SessionStartPolicy::Refuse),
     );
     assert!(matches!(
         manager.handle().reshard(&Plan::Total(5)),
-        Err(Error::TooFewIdentifies {
+        Err(Error::SessionStartLimit {
             needed: 5,
             remaining: 0,
             ..
@@ -650,8 +652,8 @@ fn the_status_tells_it_all() {
         (1, 1, 2)
     );
     assert_eq!(
-        (last.last_disconnect, last.stage, last.guilds),
-        (Some(Disconnect::Cut), Stage::Ready, Some(2))
+        (last.last_disconnect, last.state, last.guilds),
+        (Some(Disconnect::ConnectionLost), ShardState::Ready, Some(2))
     );
     assert!(
         counters.bytes > 100

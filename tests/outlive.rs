@@ -15,11 +15,12 @@ use std::time::Duration;
 use common::{PATIENCE, config, eventually, gateway, next, number, ready, shard};
 use parking_lot::Mutex;
 use serde_json::Value;
+use threadcord::error::StoreError;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Action, Gateway};
 use threadcord::store::{FileStore, MemoryStore, Saved, SessionStore};
 use threadcord::{
-    Config, Error, Event, Handle, Intents, Plan, Session, ShardId, ShardManager, StoreError, Token,
+    Config, Error, Event, Handle, Intents, Plan, Session, ShardId, ShardManager, Token,
 };
 
 const GUILDS: u32 = 20;

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use common::{PATIENCE, config, counters_of, eventually, gateway, ready, status_of};
 use parking_lot::Mutex;
+use threadcord::error::StoreError;
 use threadcord::limit::{Granter, LimitError, Ticket, Wake};
 use threadcord::sim::{Action, Fault, Gateway, Observed};
 use threadcord::store::{MemoryStore, OwnershipLost, Saved, SessionStore};
-use threadcord::{Config, Error, ShardId, ShardManager, Stage, StopReason, StoreError};
+use threadcord::{Config, Error, ShardId, ShardManager, ShardState, StopReason};
 
 const ONE: ShardId = ShardId::ONE;
 
@@ -125,7 +126,7 @@ fn a_session_is_resumed_once_the_store_confirms_it() {
 
     gateway.inject(ONE, Fault::Cut);
     eventually("it asks", || {
-        status_of(&manager, ONE).stage == Stage::Confirming
+        status_of(&manager, ONE).state == ShardState::Confirming
     });
     let before = heartbeats(&gateway.observed());
     gateway.expect("it heartbeats meanwhile", PATIENCE, |seen| {
@@ -172,8 +173,8 @@ fn is_left_alone(gateway: &Gateway, store: &Told, manager: &ShardManager) {
     let error = manager.run(2, |_, _| {}).unwrap_err();
     assert!(matches!(error, Error::OwnershipLost), "{error:?}");
     assert!(matches!(manager.check(), Err(Error::OwnershipLost)));
-    let lost = Stage::Stopped(StopReason::OwnershipLost);
-    eventually("it stops", || status_of(manager, ONE).stage == lost);
+    let lost = ShardState::Stopped(StopReason::OwnershipLost);
+    eventually("it stops", || status_of(manager, ONE).state == lost);
     assert_eq!(manager.events().count(), 0, "its new owner gets them");
     let saved = store.0.lock().saved.clone();
     manager.close();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{config, eventually, gateway, in_time, ready};
 use threadcord::sim::Fault;
-use threadcord::{ShardId, Stage, StopReason};
+use threadcord::{ShardId, ShardState, StopReason};
 
 struct Exploding(AtomicBool);
 
@@ -38,8 +38,8 @@ fn a_logger_that_panics_stops_its_shard_and_hangs_nothing() {
     let shard = manager.handle().shard(ShardId::ONE).unwrap();
     LOGGER.0.store(true, Ordering::SeqCst);
     gateway.inject(ShardId::ONE, Fault::Cut);
-    let panicked = Stage::Stopped(StopReason::Panicked);
-    eventually("its thread ends", || shard.status().stage == panicked);
+    let panicked = ShardState::Stopped(StopReason::Panicked);
+    eventually("its thread ends", || shard.status().state == panicked);
     // Both the thread that does what is asked and the shards' own log on the way.
     in_time("close returns", move || manager.close());
 }

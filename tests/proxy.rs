@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use common::proxy::{Answer, Program, Proxy};
 use common::{PATIENCE, config, counters_of, eventually, gateway, next, ready};
+use threadcord::error::ProxyFailure;
 use threadcord::sim::{Fault, Gateway};
-use threadcord::{Disconnect, Error, EventKind, Plan, ProxyFailure, ShardId, ShardManager, sim};
+use threadcord::{Disconnect, Error, EventKind, Plan, ShardId, ShardManager, sim};
 
 const ONE: ShardId = ShardId::ONE;
 

@@ -15,7 +15,7 @@ use threadcord::limit::{IdentifyLimiter, LimitError, Limits, contract};
 use threadcord::redis::Redis;
 use threadcord::sim::Gateway;
 use threadcord::store::{Saved, SessionStore};
-use threadcord::{Config, Error, Intents, Plan, ShardManager, Stage, Timing, Token};
+use threadcord::{Config, Error, Intents, Plan, ShardManager, ShardState, Timing, Token};
 
 const PROCESSES: u32 = 16;
 
@@ -325,7 +325,7 @@ fn while_redis_is_away_nobody_identifies_and_connections_go_on() {
         let shards = second.handle().shards();
         shards
             .first()
-            .is_some_and(|shard| shard.status().stage == Stage::Queued)
+            .is_some_and(|shard| shard.status().state == ShardState::Queued)
     });
     thread::sleep(Duration::from_millis(500));
     let counters = first.handle().shards()[0].counters();

@@ -13,6 +13,8 @@ use common::hooked::{Call, Hooked};
 use common::{PATIENCE, config, eventually, gateway, in_time, sounds};
 use parking_lot::Mutex;
 use serde_json::json;
+use threadcord::command::OnlineStatus;
+use threadcord::error::StoreError;
 use threadcord::limit::{
     IdentifyLimiter, LimitStatus, Limits, ReleaseAfter, SessionLimit, Ticket, Wake,
 };
@@ -20,8 +22,7 @@ use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{Saved, SessionStore};
 use threadcord::transport::WebSocketConnector;
 use threadcord::{
-    Config, Error, Event, Handle, MemberQuery, OnlineStatus, Plan, Presence, ShardId, ShardManager,
-    StoreError,
+    Config, Error, Event, Handle, MemberQuery, Plan, Presence, ShardId, ShardManager,
 };
 
 /// The manager as what is foreign sees it, and how often each has called back.

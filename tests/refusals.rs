@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use common::{Http, config, gateway, ready};
 use serde_json::{Value, json};
+use threadcord::error::ErrorKind;
 use threadcord::rest::Rest;
 use threadcord::{
-    CloseCode, Config, Error, Fault, Intents, Plan, ShardId, ShardManager, StopReason, Token,
+    CloseCode, Config, Error, Intents, Plan, ShardId, ShardManager, StopReason, Token,
 };
 
 fn bot(rest_url: &str) -> Config {
@@ -84,7 +85,7 @@ fn settings() {
     ] {
         let error = refused(config);
         assert!(error.to_string().contains(wanted), "{error}");
-        assert_eq!(error.fault(), Fault::Caller);
+        assert_eq!(error.kind(), ErrorKind::Caller);
     }
     let mut unknown = local();
     unknown.shard.intents = Intents::from_bits_retain(1 << 33);
@@ -128,7 +129,8 @@ fn answers_of_rest() {
         match answer.0 {
             401 => assert!(matches!(error, Error::Unauthorized) && error.is_fatal()),
             200 => assert!(
-                matches!(error, Error::UnexpectedAnswer { .. }) && error.fault() == Fault::Discord
+                matches!(error, Error::UnexpectedAnswer { .. })
+                    && error.kind() == ErrorKind::Discord
             ),
             _ => assert!(matches!(error, Error::Status(_))),
         }
@@ -141,7 +143,7 @@ fn answers_of_rest() {
 fn unreachable_hosts() {
     let error = refused(bot("http://127.0.0.1:1/api/v10"));
     assert!(
-        matches!(error, Error::Http { .. }) && error.fault() == Fault::Network,
+        matches!(error, Error::Http { .. }) && error.kind() == ErrorKind::Network,
         "{error:?}"
     );
     let error = refused(bot("https://no-such-host.invalid/api/v10"));

@@ -595,7 +595,7 @@ fn closing_in_the_middle_ends_both_sets() {
 
 /// Numbers of events that came, and how often each.
 fn tally(events: &Events, numbers: &mut HashMap<u64, usize>, timeout: Duration) -> bool {
-    let Ok(event) = events.next_timeout(timeout) else {
+    let Ok(event) = events.recv_timeout(timeout) else {
         return false;
     };
     if let Some((_, number)) = common::number(&event) {
@@ -700,7 +700,7 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
     let events = manager.events();
     let mut numbers: HashMap<(u64, u64), usize> = HashMap::new();
     let mut note = |timeout| {
-        let event = events.next_timeout(timeout).ok()?;
+        let event = events.recv_timeout(timeout).ok()?;
         if let Some(number) = common::number(&event) {
             *numbers.entry(number).or_default() += 1;
         }

@@ -282,7 +282,10 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
     assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
     for id in [shard(0, 2), shard(1, 2)] {
         let handle = manager.handle().shard(id).unwrap();
-        assert_eq!(handle.status().stage, threadcord::Stage::Stopped(reason));
+        assert_eq!(
+            handle.status().state,
+            threadcord::ShardState::Stopped(reason)
+        );
         assert!(
             handle
                 .send(sounds(5))

@@ -16,9 +16,10 @@ use common::book::Book;
 use common::{COMPRESSIONS, PATIENCE, footprint, variable};
 use serde_json::json;
 use threadcord::sim::{Fault, Gateway, Observed, RestFault};
+use threadcord::status::ShardCounters;
 use threadcord::{
-    Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardCounters, ShardManager,
-    Stage, Timing,
+    Command, Compression, Config, Events, Handle, MemberQuery, Plan, ShardManager, ShardState,
+    Timing,
 };
 
 const SHARDS: u32 = 32;
@@ -37,7 +38,7 @@ const MAX_PAYLOAD: usize = 1 << 20;
 
 /// What the process may hold in memory beyond what it began with: the gateway's replay buffers and
 /// its journal, and what the shards may have outstanding.
-const MOST_MEMORY_MB: usize = 1024;
+const MAX_MEMORY_MB: usize = 1024;
 
 fn faults() -> Vec<Fault> {
     let resized = |fault| {
@@ -82,7 +83,7 @@ fn config(gateway: &Gateway, compression: Compression) -> Config {
     // With so many faults the circuit breaker would stop one shard or another.
     let config = common::config(gateway)
         .plan(Plan::Total(SHARDS))
-        .most_short_sessions(None);
+        .max_short_sessions(None);
     config
         .compression(compression)
         .max_payload(MAX_PAYLOAD)
@@ -96,7 +97,7 @@ fn resident_mb() -> usize {
 /// Handles what there is; the pause is that of a handler that is slow now and then.
 fn handle(book: &mut Book, events: &Events, until: Instant, rng: &mut fastrand::Rng) {
     while Instant::now() < until {
-        let Ok(event) = events.next_timeout(until.saturating_duration_since(Instant::now())) else {
+        let Ok(event) = events.recv_timeout(until.saturating_duration_since(Instant::now())) else {
             return;
         };
         book.note(&event);
@@ -219,7 +220,7 @@ fn soak(
             .handle()
             .shards()
             .iter()
-            .filter(|shard| shard.status().stage == Stage::Ready)
+            .filter(|shard| shard.status().state == ShardState::Ready)
             .count()
     };
     while ready() < SHARDS as usize || book.outstanding(&gateway) > 0 {
@@ -254,7 +255,7 @@ fn soak(
         sum(|counters| counters.resumes),
         sum(|counters| counters.identifies),
     );
-    assert!(peak < memory + MOST_MEMORY_MB, "{summary}");
+    assert!(peak < memory + MAX_MEMORY_MB, "{summary}");
     assert_eq!(
         book.lost.len() as u64,
         sum(|counters| counters.sessions_lost),

@@ -4,7 +4,7 @@ mod common;
 
 use common::{COMPRESSIONS, config, gateway, next, ready};
 use serde_json::Value;
-use threadcord::{Compression, Stage};
+use threadcord::{Compression, ShardState};
 
 fn events_arrive(compression: Compression, tls: bool) {
     let gateway = gateway().shards(2).guilds(6).tls(tls).start().unwrap();
@@ -31,7 +31,7 @@ fn events_arrive(compression: Compression, tls: bool) {
         assert_eq!(message["content"], long);
     }
     for shard in manager.handle().shards() {
-        assert_eq!(shard.status().stage, Stage::Ready);
+        assert_eq!(shard.status().state, ShardState::Ready);
         assert_eq!(
             (shard.counters().identifies, shard.counters().connects),
             (1, 1)

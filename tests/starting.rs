@@ -6,7 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, config, eventually, gateway};
-use threadcord::{Config, Error, Fault, Intents, Plan, ShardManager, Starting, Token};
+use threadcord::error::ErrorKind;
+use threadcord::{Config, Error, Intents, Plan, ShardManager, Starting, Token};
 
 /// A port of this machine that nobody listens on.
 fn free_port() -> u16 {
@@ -94,7 +95,7 @@ fn it_starts_once_discord_can_be_reached() {
 #[test]
 fn without_patience_the_first_answer_counts() {
     let error = ShardManager::start(unreachable(free_port())).unwrap_err();
-    assert_eq!(error.fault(), Fault::Network, "{}", error.report());
+    assert_eq!(error.kind(), ErrorKind::Network, "{}", error.report());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{FileStore, MemoryStore, SessionStore};
 use threadcord::transport::WebSocketConnector;
-use threadcord::{Error, Event, EventKind, Events, ShardId, ShardManager, Stage};
+use threadcord::{Error, Event, EventKind, Events, ShardId, ShardManager, ShardState};
 
 fn emit(gateway: &Gateway, number: u64) {
     let guild = gateway.guild_ids()[0];
@@ -40,7 +40,7 @@ fn numbers_up_to(events: &Events, last: u64) -> Vec<u64> {
 
 fn stop(shard: &threadcord::Shard) {
     eventually("it stops", || {
-        matches!(shard.status().stage, Stage::Stopped(_))
+        matches!(shard.status().state, ShardState::Stopped(_))
     });
 }
 
@@ -241,7 +241,7 @@ fn a_handler_restarts_a_shard_that_has_closed() {
                 restarts.load(Ordering::SeqCst) == count
             });
             eventually("it is ready", || {
-                status_of(&manager, ShardId::ONE).stage == Stage::Ready
+                status_of(&manager, ShardId::ONE).state == ShardState::Ready
                     && counters_of(&manager, ShardId::ONE).resumes == count as u64
             });
         }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::FileStore;
 use threadcord::{
-    Error, Event, Handle, Operation, Plan, ShardId, ShardManager, ShardStatus, Stage,
+    Error, Event, Handle, Operation, Plan, ShardId, ShardManager, ShardState, ShardStatus,
 };
 
 const CALLERS: u64 = 6;
@@ -220,7 +220,7 @@ fn settle(manager: &ShardManager, gateway: &Gateway) {
         seen.live.keys().copied().collect::<BTreeSet<_>>() == running
     });
     let status = manager.handle().status();
-    let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
+    let is_ready = |shard: &ShardStatus| shard.state == ShardState::Ready;
     assert!(status.shards.iter().all(is_ready), "{status}");
     assert!(status.incoming.is_empty(), "{status}");
     for guild in gateway.guild_ids() {

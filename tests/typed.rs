@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use common::{PATIENCE, config, gateway, ready, shard};
 use serde_json::json;
+use threadcord::command::VoiceState;
 use threadcord::sim::{self, Interaction};
-use threadcord::{Command, Dispatch, Intents, MemberQuery, ShardId, VoiceState};
+use threadcord::{Command, Dispatch, Intents, MemberQuery, ShardId};
 use twilight_model::gateway::event::Event;
 
 /// What the simulator sends and twilight-model 0.18 has no type for.
@@ -55,7 +56,7 @@ fn every_event_of_the_simulator_is_read() {
     while !missing.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         let event = events
-            .next_timeout(left)
+            .recv_timeout(left)
             .unwrap_or_else(|_| panic!("did not come: {missing:?}"));
         let Some(dispatch) = event.dispatch() else {
             continue;

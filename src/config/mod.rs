@@ -32,7 +32,7 @@ use crate::transport::Compression;
 /// let config = Config::new(Token::new("aaa.bbb.ccc")?, Intents::GUILDS | Intents::GUILD_MESSAGES)
 ///     .plan(Plan::Total(4))
 ///     .large_threshold(250);
-/// # Ok::<(), threadcord::InvalidToken>(())
+/// # Ok::<(), threadcord::error::InvalidToken>(())
 /// ```
 #[derive(Clone)]
 #[non_exhaustive]
@@ -58,8 +58,8 @@ pub struct Config {
     pub auto_split: Option<u32>,
     /// Whether to reshard when the shards grow full. Needs a plan with all shards. Default: no.
     pub auto_reshard: Option<AutoReshard>,
-    /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`Shortage::Warn`].
-    pub shortage: Shortage,
+    /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`SessionStartPolicy::Warn`].
+    pub session_start_policy: SessionStartPolicy,
     /// How long [`ShardManager::start`](crate::ShardManager::start) asks Discord again, with growing
     /// pauses of up to 30 s, while it cannot be reached or answers with a server error: for a
     /// program that starts before its network does. Default: not at all.
@@ -118,7 +118,7 @@ impl Config {
             session_store: None,
             auto_split: None,
             auto_reshard: None,
-            shortage: Shortage::default(),
+            session_start_policy: SessionStartPolicy::default(),
             retry_start_for: Duration::ZERO,
             on_close: None,
             gateway_url: None,
@@ -168,15 +168,18 @@ impl Config {
         }
     }
 
-    /// Sets [`most_short_sessions`](ShardConfig::most_short_sessions) of each shard.
-    pub fn most_short_sessions(mut self, most_short_sessions: Option<NonZeroU32>) -> Self {
-        self.shard.most_short_sessions = most_short_sessions;
+    /// Sets [`max_short_sessions`](ShardConfig::max_short_sessions) of each shard.
+    pub fn max_short_sessions(mut self, max_short_sessions: Option<NonZeroU32>) -> Self {
+        self.shard.max_short_sessions = max_short_sessions;
         self
     }
 
-    /// Sets [`shortage`](Self::shortage).
-    pub fn shortage(self, shortage: Shortage) -> Self {
-        Self { shortage, ..self }
+    /// Sets [`session_start_policy`](Self::session_start_policy).
+    pub fn session_start_policy(self, session_start_policy: SessionStartPolicy) -> Self {
+        Self {
+            session_start_policy,
+            ..self
+        }
     }
 
     /// Sets [`for_shard`](Self::for_shard).
@@ -347,8 +350,8 @@ impl Config {
         catch_unwind(AssertUnwindSafe(|| change(shard, &mut config))).map_err(|_| {
             Error::setting(
                 "for_shard",
-                format!("one that panics for shard {shard}"),
-                "one that does not",
+                format!("a function that panicked for shard {shard}"),
+                "a function that does not panic",
             )
         })?;
         config.validate(&self.token)?;
@@ -449,11 +452,11 @@ impl Default for AutoReshard {
 
 /// What to do if fewer IDENTIFYs are left today than are needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shortage {
-    /// Say so in the log, and wait for the reset.
+pub enum SessionStartPolicy {
+    /// Log a warning, and let the remaining shards wait for the reset.
     #[default]
     Warn,
-    /// Refuse with [`Error::TooFewIdentifies`](crate::Error::TooFewIdentifies).
+    /// Refuse with [`Error::SessionStartLimit`].
     Refuse,
 }
 

@@ -18,9 +18,9 @@ pub enum Plan {
     /// As many shards as `/gateway/bot` recommends, all of them.
     #[default]
     Recommended,
-    /// So many shards, all of them.
+    /// All shards of this total.
     Total(u32),
-    /// Some of so many shards, by number; the others run elsewhere.
+    /// Some of the shards of a total, by number; the others run elsewhere.
     Ids {
         /// Their numbers, in the order in which they shall start.
         ids: Vec<u32>,

@@ -33,7 +33,7 @@ pub struct ShardConfig {
     /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
     /// IDENTIFYs; a restart has it try again. With `None` it tries for ever, with longer and longer
     /// pauses. Default: 5.
-    pub most_short_sessions: Option<NonZeroU32>,
+    pub max_short_sessions: Option<NonZeroU32>,
     /// How many events of a shard may be outstanding before it stops reading, at least 1. Default:
     /// 1,024.
     pub max_outstanding_events: usize,
@@ -59,7 +59,7 @@ impl ShardConfig {
             large_threshold: 50,
             presence: None,
             events: EventFilter::ALL,
-            most_short_sessions: NonZeroU32::new(5),
+            max_short_sessions: NonZeroU32::new(5),
             max_outstanding_events: 1024,
             max_outstanding_bytes: 1 << 20,
             max_waiting_commands: 1024,

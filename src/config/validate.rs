@@ -15,10 +15,10 @@ use crate::timing::Timing;
 use crate::token::Token;
 
 /// Digits that the longest shard id has more than the shortest, for number and total.
-const LONGEST_SHARD_ID: usize = 2 * 9;
+const MAX_SHARD_ID: usize = 2 * 9;
 
 /// No duration is longer, so that no instant overflows.
-const LONGEST_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Config {
     /// Whether every setting is allowed; [`ShardManager::start`](crate::ShardManager::start) asks
@@ -31,9 +31,9 @@ impl Config {
         if let Some(auto) = self.auto_reshard {
             auto.validate(&self.plan, &self.timing)?;
         }
-        if self.retry_start_for > LONGEST_DURATION {
+        if self.retry_start_for > MAX_DURATION {
             let given = format!("{:?}", self.retry_start_for);
-            let allowed = format!("up to {LONGEST_DURATION:?}");
+            let allowed = format!("up to {MAX_DURATION:?}");
             return Err(Error::setting("retry_start_for", given, allowed));
         }
         self.shard.validate(&self.token)?;
@@ -82,13 +82,13 @@ impl Config {
         if is_discord && self.timing.breaks_discords_limits() {
             return Err(Error::setting(
                 "timing",
-                "shorter than Discord's windows",
-                "that for simulators alone",
+                "below Discord's limits",
+                "Discord's durations, or longer; only simulators accept shorter ones",
             ));
         }
         let longest = self.timing.longest();
-        if longest > LONGEST_DURATION {
-            let allowed = format!("durations up to {LONGEST_DURATION:?}");
+        if longest > MAX_DURATION {
+            let allowed = format!("durations up to {MAX_DURATION:?}");
             return Err(Error::setting("timing", format!("{longest:?}"), allowed));
         }
         Ok(())
@@ -114,8 +114,8 @@ impl ShardConfig {
         if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
             return Err(Error::setting(
                 "presence",
-                format!("not one that Discord takes: {wrong}"),
-                "what that says",
+                format!("invalid ({wrong})"),
+                "a presence as Discord documents it",
             ));
         }
 
@@ -124,7 +124,7 @@ impl ShardConfig {
             presence: None,
             ..self.identity(token)
         };
-        let size = bare.identify(ShardId::ONE, None).expose().len() + LONGEST_SHARD_ID;
+        let size = bare.identify(ShardId::ONE, None).expose().len() + MAX_SHARD_ID;
         let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
         if size > allowed {
             let given = format!("so long that IDENTIFY has {size} bytes without a presence");
@@ -156,8 +156,8 @@ impl AutoReshard {
         } else {
             Duration::from_secs(60)
         };
-        if !(least..=LONGEST_DURATION).contains(&check_every) {
-            let allowed = format!("{least:?} to {LONGEST_DURATION:?}");
+        if !(least..=MAX_DURATION).contains(&check_every) {
+            let allowed = format!("{least:?} to {MAX_DURATION:?}");
             return Err(Error::setting(
                 "auto_reshard",
                 format!("a check every {check_every:?}"),
@@ -259,7 +259,7 @@ mod tests {
         .identify(ShardId::ONE, None)
         .expose()
         .len();
-        let room = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len() - LONGEST_SHARD_ID - bare;
+        let room = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len() - MAX_SHARD_ID - bare;
         let longest = Config::new(
             Token::new(format!("a.b.c{}", "c".repeat(room))).unwrap(),
             Intents::GUILDS,

@@ -122,7 +122,7 @@ impl Entry {
         };
         // Nothing is put in meanwhile, so that nothing overtakes what is there.
         let mut way = self.way.write();
-        while let Ok(event) = events.try_next() {
+        while let Ok(event) = events.try_recv() {
             handler.assign(event.shard());
             let _ = handler.put(event);
         }

@@ -52,7 +52,7 @@ impl Lanes {
 
     /// The next event of one of them, if one is there.
     #[cfg(test)]
-    pub(crate) fn try_next(&self, lane: usize) -> Option<Event> {
+    pub(crate) fn try_recv(&self, lane: usize) -> Option<Event> {
         self.all[lane].queue.lock().items.pop_front()
     }
 

@@ -46,7 +46,7 @@ use crate::shard_id::ShardId;
 ///
 /// It ends when the manager is closed or suspended, or when the last shard has stopped because of
 /// something that only its owner can mend. The channel behind it is unbounded; what bounds it is
-/// each shard's credit: a shard whose events nobody takes stops reading, and says so in the log.
+/// each shard's credit: a shard whose events are not taken stops reading, and says so in the log.
 /// The manager keeps the stream: dropping an `Events` loses nothing, and the next one goes on where
 /// it stopped.
 #[derive(Clone, Debug)]
@@ -74,18 +74,18 @@ pub(crate) fn channel() -> (Inlet, Events) {
 }
 
 impl Events {
-    /// The channel itself, for `crossbeam_channel::select!` beside the program's own. Whoever
-    /// receives from it owes the same as with the iterator: to drop or release each event.
+    /// The channel itself, for `crossbeam_channel::select!` beside the program's own. Each
+    /// event must be dropped or released, as with the iterator.
     ///
     /// What [`run`](crate::ShardManager::run) had taken from it when it was
     /// [stopped](crate::Handle::stop) is not in there any more: take that with
-    /// [`try_next`](Self::try_next) first.
+    /// [`try_recv`](Self::try_recv) first.
     pub fn receiver(&self) -> &Receiver<Event> {
         &self.receiver
     }
 
     /// The next event, if one is there. Never blocks.
-    pub fn try_next(&self) -> Result<Event, TryRecvError> {
+    pub fn try_recv(&self) -> Result<Event, TryRecvError> {
         let next = self
             .leftovers
             .pop()
@@ -94,7 +94,7 @@ impl Events {
     }
 
     /// The next event, if it comes in time.
-    pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
         // One too long for the clock is none.
         let next = self.wait(Instant::now().checked_add(timeout));
         next.unwrap_or(Err(TryRecvError::Empty))
@@ -107,7 +107,7 @@ impl Events {
     /// The next event, or that there will be none; `None` if neither comes in time.
     fn wait(&self, deadline: Option<Instant>) -> Option<Result<Event, TryRecvError>> {
         let look =
-            || Some(self.try_next()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
+            || Some(self.try_recv()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
         let next = look().or_else(|| {
             let next = self.bell.wait(deadline, look);
             if next.as_ref().is_some_and(Result::is_err) || self.is_there_more() {
@@ -142,7 +142,7 @@ impl Events {
     /// Drops what is there. Returns how many events of Discord that were.
     pub(crate) fn discard(&self) -> usize {
         let mut count = 0;
-        while let Ok(event) = self.try_next() {
+        while let Ok(event) = self.try_recv() {
             count += usize::from(event.dispatch().is_some());
         }
         count
@@ -159,7 +159,7 @@ impl Events {
         self.leftovers.len() > 0 || !self.receiver.is_empty()
     }
 
-    /// How many there are that nobody has taken, and no handler has begun.
+    /// How many there are that were not taken, and that no handler has begun.
     pub(crate) fn len(&self) -> usize {
         self.leftovers.len() + self.receiver.len() + self.entry.len()
     }
@@ -171,7 +171,7 @@ impl Iterator for Events {
     fn next(&mut self) -> Option<Event> {
         // The usual answer takes the short way: an event is large enough to notice how often it
         // moves.
-        self.try_next().ok().or_else(|| self.wait(None)?.ok())
+        self.try_recv().ok().or_else(|| self.wait(None)?.ok())
     }
 }
 
@@ -187,7 +187,7 @@ mod tests {
             sender.put(Event::new(ShardId::ONE, EventKind::Resumed));
         }
         assert!(events.clone().next().is_some());
-        assert!(events.try_next().is_ok());
+        assert!(events.try_recv().is_ok());
         events.end();
         assert_eq!(events.count(), 1);
     }

@@ -345,7 +345,7 @@ mod tests {
                 "{}: each finishes what it has",
                 all.len()
             );
-            let left: Vec<_> = std::iter::from_fn(|| events.try_next().ok())
+            let left: Vec<_> = std::iter::from_fn(|| events.try_recv().ok())
                 .map(|event| number(&event))
                 .collect();
             for shard in 0..8 {

@@ -109,7 +109,7 @@ impl Tunnel {
         &self.request
     }
 
-    /// So many bytes were sent.
+    /// This many bytes were sent.
     pub(super) fn sent(&mut self, count: usize) {
         self.request.drain(..count);
     }

@@ -227,7 +227,7 @@ impl Credit {
         true
     }
 
-    /// Whoever handles an event that is measured has taken it.
+    /// The handler, or the caller, has taken an event that is measured.
     pub(crate) fn take(&mut self, receipt: Receipt, now: Instant) {
         let sample = self.sample.as_mut();
         if let Some(sample) = sample.filter(|sample| sample.serial == receipt.serial) {
@@ -317,7 +317,7 @@ impl Credit {
     }
 
     /// Gives memory back that a busy shard needs.
-    pub(crate) fn rest(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.open.shrink_to_fit();
     }
 }

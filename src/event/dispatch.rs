@@ -10,9 +10,8 @@ use crate::protocol::{EventName, MalformedPayload, Payload};
 
 /// An event of Discord: its name, its sequence, and its data as Discord sent it.
 ///
-/// Unless few come, small ones share blocks of 16 KiB, each freed with the last event in it (those
-/// that were filtered were in there, too): a program that keeps few of many for long should keep
-/// what is in them.
+/// Under load, small events share blocks of 16 KiB, and a block is freed with its last event. To keep
+/// a few events of many for long, copy out what you need.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
@@ -91,7 +90,7 @@ impl Dispatch {
         self.body.parse().map_err(|error| self.decode_error(error))
     }
 
-    /// As [`decode`](Self::decode), where nobody asks what is wrong: it costs no more than reading.
+    /// As [`decode`](Self::decode), without the cause of a failure: it costs no more than reading.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
         self.body.parse().ok()
     }

@@ -23,7 +23,7 @@ use crate::protocol::{EventName, UnknownEventName};
 ///
 /// let filter = EventFilter::of_intents(Intents::GUILD_MODERATION).with(["INTERACTION_CREATE"])?;
 /// assert!(filter.passes(&EventName::GuildBanAdd) && filter.passes(&EventName::InteractionCreate));
-/// # Ok::<(), threadcord::UnknownEventName>(())
+/// # Ok::<(), threadcord::error::UnknownEventName>(())
 /// ```
 #[derive(Clone, Copy, Debug, Eq)]
 pub struct EventFilter {

@@ -124,9 +124,9 @@ impl Ledger {
         (Lease::new(self, receipt), has_room)
     }
 
-    /// See [`Credit::rest`].
-    pub(crate) fn rest(&self) {
-        self.credit.lock().rest();
+    /// See [`Credit::shrink`].
+    pub(crate) fn shrink(&self) {
+        self.credit.lock().shrink();
     }
 }
 
@@ -173,7 +173,7 @@ impl Lease {
         }
     }
 
-    /// Whoever handles the event has it.
+    /// Its handler, or the caller, has the event now.
     pub(super) fn take(&self) {
         if self.receipt.is_sample() {
             let now = clock::now();

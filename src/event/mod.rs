@@ -53,8 +53,7 @@ pub enum EventKind {
     },
     /// A new session has started; READY follows as a dispatch.
     SessionStarted,
-    /// Every guild that READY named has arrived as a `GUILD_CREATE`, or was waited for in vain;
-    /// once for each session.
+    /// Every guild that READY named has become available, or timed out; once for each session.
     GuildsReady {
         /// Guilds of the session, those included that are unavailable.
         guilds: usize,
@@ -95,7 +94,7 @@ pub enum EventKind {
         bytes: usize,
     },
     /// The shard reads again.
-    Unstalled {
+    StallEnded {
         /// For how long it did not.
         stalled_for: Duration,
     },
@@ -165,7 +164,7 @@ impl Event {
         self.lease.as_mut().map(Lease::twin)
     }
 
-    /// Whoever handles it has it.
+    /// Its handler, or the caller, has it now.
     pub(crate) fn take(&self) {
         if let Some(lease) = &self.lease {
             lease.take();
@@ -182,7 +181,7 @@ impl Event {
         self.lease
     }
 
-    /// Drops an event that nobody will handle: its credit comes back, and the event itself when its
+    /// Drops an event that will not be handled: its credit comes back, and the event itself when its
     /// session is resumed.
     pub(crate) fn abandon(self) {
         if let Some(lease) = self.lease {
@@ -233,7 +232,7 @@ impl EventKind {
             Self::SessionLost { .. } => "SessionLost",
             Self::Disconnected { .. } => "Disconnected",
             Self::Stalled { .. } => "Stalled",
-            Self::Unstalled { .. } => "Unstalled",
+            Self::StallEnded { .. } => "StallEnded",
             Self::Stopped(_) => "Stopped",
             Self::HandlerPanicked { .. } => HANDLER_PANICKED,
             Self::Split { .. } => "Split",

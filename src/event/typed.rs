@@ -29,7 +29,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// If twilight-model does not know the event, or takes its data for something else, or not all
-    /// of the data is UTF-8. `name`, `data` and `decode` work all the same.
+    /// of the data is UTF-8. `name`, `data` and `decode` still work.
     pub fn typed(&self) -> Result<Event, DecodeError> {
         if *self.name() == EventName::RateLimited {
             return self

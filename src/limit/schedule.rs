@@ -9,10 +9,10 @@ use super::{LimitStatus, ReleaseAfter};
 use crate::shard_id::ShardId;
 
 /// No wait is longer than this, so that no instant overflows, whatever a server or a caller says.
-const LONGEST_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+const MAX_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
 /// An answer from Discord is never older than this.
-const LONGEST_QUESTION: Duration = Duration::from_secs(15 * 60);
+const MAX_QUESTION: Duration = Duration::from_secs(15 * 60);
 
 /// The order of IDENTIFYs: one per key and window, first come first served within a key, never
 /// above the daily total.
@@ -251,7 +251,7 @@ impl Schedule {
         while self
             .spent
             .front()
-            .is_some_and(|at| *at + LONGEST_QUESTION < now)
+            .is_some_and(|at| *at + MAX_QUESTION < now)
         {
             self.spent.pop_front();
         }
@@ -396,7 +396,7 @@ impl Schedule {
 }
 
 fn later(now: Instant, wait: Duration) -> Instant {
-    now + wait.min(LONGEST_WAIT)
+    now + wait.min(MAX_WAIT)
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ use crate::timing::Timing;
 /// # Ok::<(), threadcord::limit::LimitError>(())
 /// ```
 ///
-/// One thread serves all windows. It is started when somebody first has to wait for one, and ends
+/// One thread serves all windows. It is started when a caller first has to wait for one, and ends
 /// with the limit.
 pub struct SessionLimit {
     shared: Arc<Shared>,

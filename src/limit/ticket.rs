@@ -42,7 +42,7 @@ pub(crate) struct Moment {
 #[derive(Clone, Debug)]
 pub struct Granter(Arc<Shared>);
 
-/// What a limiter is told by the holder of a ticket or permit.
+/// What a limiter learns from the holder of a ticket or permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The ticket or permit is gone: a place in the queue or an unused slot is free; a used slot is
@@ -121,7 +121,7 @@ impl Ticket {
     /// A ticket and the limiter's end of it.
     ///
     /// `wake` is called when the ticket is granted or refused, on the limiter's thread: it must not
-    /// block. `report` is called by whoever holds the ticket, with no lock held.
+    /// block. `report` is called by the holder of the ticket, with no lock held.
     pub fn pair(
         wake: impl Fn() + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,

@@ -96,13 +96,13 @@ impl Handle {
         self.hub()?.restart(id)
     }
 
-    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `most_away` at
+    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `max_unavailable` at
     /// once, and of a rate limit key one after the other. Done when all are ready again.
     ///
     /// # Errors
-    /// [`Error::Setting`] if `most_away` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
-    pub fn restart_all(&self, most_away: usize) -> Result<Operation, Error> {
-        self.hub()?.restart_all(most_away)
+    /// [`Error::Setting`] if `max_unavailable` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
+    pub fn restart_all(&self, max_unavailable: usize) -> Result<Operation, Error> {
+        self.hub()?.restart_all(max_unavailable)
     }
 
     /// Replaces all shards by those of another plan, without a gap in what is delivered.
@@ -133,7 +133,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Busy`] while another reshard, a start, split or restart is under way;
     /// [`Error::AlreadyOpen`] if a new shard has the number and total of one that runs;
-    /// [`Error::TooFewIdentifies`] if that is asked for; what [`Rest`] gives;
+    /// [`Error::SessionStartLimit`] if that is asked for; what [`Rest`] gives;
     /// [`Error::Closed`].
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
         self.hub()?.reshard(plan)

@@ -85,9 +85,9 @@ struct Threads {
 }
 
 impl ShardManager {
-    /// Checks the configuration, asks Discord what it does not say, and starts the shards, a few at
-    /// a time as their turn to identify comes. Returns as soon as the first are on their way;
-    /// [`wait_ready`](Self::wait_ready) waits for all.
+    /// Checks the configuration, queries `/gateway/bot` for what that leaves open, then starts shards
+    /// as the identify limit permits. Returns once startup is under way;
+    /// [`wait_ready`](Self::wait_ready) waits for all shards.
     ///
     /// It blocks for up to two requests of [`Rest`](crate::rest::Rest), for as long as
     /// [`Config::retry_start_for`] says while Discord cannot be reached, and for the session store.
@@ -227,7 +227,7 @@ impl ShardManager {
     /// Blocks until every shard that is to run is ready at once.
     ///
     /// A session that is resumed is ready once all that it missed has been replayed. If that is
-    /// more than its shard's credit, somebody must take the events meanwhile.
+    /// more than its shard's credit, another thread must take the events meanwhile.
     ///
     /// # Errors
     /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after
@@ -238,7 +238,7 @@ impl ShardManager {
     }
 
     /// As [`wait_ready`](Self::wait_ready), until also every guild that READY named has arrived or
-    /// was given up ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)). Somebody has to
+    /// was given up ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)). Another thread must
     /// take the events meanwhile: guilds arrive as events, and a shard that may have no more of
     /// them outstanding stops reading.
     pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
@@ -285,9 +285,8 @@ impl ShardManager {
     /// handled by then come again: those that are held, and those that nobody has taken from the
     /// stream.
     ///
-    /// A program that takes its events on the thread that calls this, or that calls it from a
-    /// handler, waits in vain for itself: it should set that time to zero, or use
-    /// [`Handle::request_suspend`]. Where [`close`](Self::close) does not wait, this does not
+    /// Calling this from a handler, or on the thread that consumes events, always waits for the full
+    /// `handlers_timeout`: set that to zero, or use [`Handle::request_suspend`]. Where [`close`](Self::close) does not wait, this does not
     /// either, and the sessions may be behind.
     ///
     /// ```

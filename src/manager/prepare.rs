@@ -93,7 +93,7 @@ pub(super) fn with_gateway(
         config.is_ok_and(|config| session.fits(session.shard, config.intents))
     };
     let new_sessions = shards.len() - sessions.iter().filter(resumes).count();
-    start::check_identifies(new_sessions, gateway, config.shortage)?;
+    start::check_identifies(new_sessions, gateway, config.session_start_policy)?;
     start::warn_of_intents(&configs);
     start::warn_of_resources(shards.len());
     let limit = gateway.map(|gateway| &gateway.session_start_limit);

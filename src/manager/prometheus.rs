@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ManagerStatus;
 use crate::histogram::Histogram;
-use crate::protocol::Stage;
+use crate::protocol::ShardState;
 use crate::shard::{ShardCounters, ShardStatus};
 use crate::shard_id::ShardId;
 
@@ -125,7 +125,7 @@ impl ManagerStatus {
 
         page.begin("threadcord_shard_state", "gauge");
         for (shard, status) in &shards {
-            page.of_shard(*shard, &[("state", &state(status.stage))], 1);
+            page.of_shard(*shard, &[("state", &state(status.state))], 1);
         }
     }
 
@@ -181,10 +181,10 @@ impl ManagerStatus {
 }
 
 /// A word for what a shard is doing.
-fn state(stage: Stage) -> String {
+fn state(stage: ShardState) -> String {
     match stage {
         // The reason is in the log.
-        Stage::Stopped(_) => "stopped".to_owned(),
+        ShardState::Stopped(_) => "stopped".to_owned(),
         stage => stage.to_string().replace(' ', "_"),
     }
 }

@@ -52,7 +52,11 @@ impl Hub {
         max_unavailable: usize,
     ) -> Result<Operation, Error> {
         if max_unavailable == 0 {
-            return Err(Error::setting("most_away", max_unavailable, "at least 1"));
+            return Err(Error::setting(
+                "max_unavailable",
+                max_unavailable,
+                "at least 1",
+            ));
         }
         for shard in self.wanted() {
             self.config.of_shard(shard)?;
@@ -72,7 +76,7 @@ impl Hub {
             let limits = start::limits(&gateway.session_start_limit);
             self.limiter.update(limits, gateway.asked_at);
         }
-        start::check_identifies(to.len(), gateway, self.config.shortage)?;
+        start::check_identifies(to.len(), gateway, self.config.session_start_policy)?;
         to.iter()
             .try_for_each(|shard| self.config.of_shard(*shard).map(drop))?;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::hub::Hub;
 use super::{Threads, session_writer, supervisor};
-use crate::config::{Config, Plan, ShardConfig, Shortage, is_foreign};
+use crate::config::{Config, Plan, SessionStartPolicy, ShardConfig, is_foreign};
 use crate::error::Error;
 use crate::limit::{IdentifyLimiter, Limits, SessionLimit};
 use crate::protocol::{Session, StopReason};
@@ -222,7 +222,7 @@ pub(super) fn matching(
 pub(super) fn check_identifies(
     needed: usize,
     gateway: Option<&GatewayBot>,
-    shortage: Shortage,
+    session_start_policy: SessionStartPolicy,
 ) -> Result<(), Error> {
     let Some(limit) = gateway.map(|gateway| &gateway.session_start_limit) else {
         return Ok(());
@@ -235,8 +235,8 @@ pub(super) fn check_identifies(
         remaining, total, ..
     } = *limit;
     let reset_after = Duration::from_millis(limit.reset_after);
-    if shortage == Shortage::Refuse {
-        return Err(Error::TooFewIdentifies {
+    if session_start_policy == SessionStartPolicy::Refuse {
+        return Err(Error::SessionStartLimit {
             needed,
             remaining,
             total,

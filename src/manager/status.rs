@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::hub::Hub;
 use super::reconciler::Role;
 use crate::limit::LimitStatus;
-use crate::protocol::Stage;
+use crate::protocol::ShardState;
 use crate::rest::RestCounters;
 use crate::shard::{Shard, ShardCounters, ShardStatus};
 use crate::shard_id::ShardId;
@@ -42,7 +42,7 @@ pub struct ManagerStatus {
     pub rest: RestCounters,
     /// What is left of the identify limit, and who waits for it, as far as the limiter knows.
     pub limit: Option<LimitStatus>,
-    /// Events in the stream that nobody has taken.
+    /// Events in the stream that were not taken.
     pub queued_events: usize,
     /// Handlers that have panicked.
     pub handler_panics: u64,
@@ -81,8 +81,8 @@ impl ManagerStatus {
     /// While a shard reconnects this is `false` for a moment: for a probe that restarts the process,
     /// ask [`ShardManager::check`](crate::ShardManager::check) instead.
     pub fn is_healthy(&self) -> bool {
-        let is_stopped = |shard: &ShardStatus| match shard.stage {
-            Stage::Stopped(reason) => !reason.is_fatal(),
+        let is_stopped = |shard: &ShardStatus| match shard.state {
+            ShardState::Stopped(reason) => !reason.is_fatal(),
             _ => false,
         };
         let mut shards = self.shards.iter().filter(|shard| !is_stopped(shard));
@@ -151,7 +151,7 @@ impl fmt::Display for ManagerStatus {
         let ready = self
             .shards
             .iter()
-            .filter(|shard| shard.stage == Stage::Ready);
+            .filter(|shard| shard.state == ShardState::Ready);
         write!(
             f,
             "{} of {} shards ready, {} events in the stream",
@@ -184,8 +184,8 @@ impl fmt::Display for ManagerStatus {
 }
 
 fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12] {
-    let mut state = shard.stage.to_string();
-    if shard.stage == Stage::Ready && !shard.guilds_in {
+    let mut state = shard.state.to_string();
+    if shard.state == ShardState::Ready && !shard.guilds_in {
         state.push_str(", guilds arrive");
     }
     state.push_str(note);
@@ -210,7 +210,7 @@ fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12
         counters.identifies.to_string(),
         counters.resumes.to_string(),
         counters.connects.to_string(),
-        span(shard.time_in_stage),
+        span(shard.time_in_state),
         state,
     ]
 }
@@ -246,11 +246,11 @@ mod tests {
         counters
     }
 
-    fn shard(number: u32, stage: Stage) -> ShardStatus {
+    fn shard(number: u32, state: ShardState) -> ShardStatus {
         ShardStatus {
             shard: ShardId::new(number, 2).unwrap(),
-            stage,
-            time_in_stage: Duration::from_secs(600),
+            state,
+            time_in_state: Duration::from_secs(600),
             guilds_in: true,
             guilds: Some(1200),
             last_heard: Some(Duration::from_secs(1)),
@@ -266,22 +266,22 @@ mod tests {
 
     #[test]
     fn it_prints_as_a_table_and_serialises() {
-        let last_disconnect = Some(Disconnect::Cut);
+        let last_disconnect = Some(Disconnect::ConnectionLost);
         let waiting = ShardStatus {
             latency: None,
             guilds: None,
             last_disconnect,
-            ..shard(1, Stage::Queued)
+            ..shard(1, ShardState::Queued)
         };
         let mut limit =
             LimitStatus::new(998, 1000, Some(Duration::from_secs(5000)), NonZeroU32::MIN);
         limit.waiting.push(ShardId::new(1, 2).unwrap());
         let status = ManagerStatus {
-            shards: vec![shard(0, Stage::Ready), waiting],
-            incoming: vec![shard(0, Stage::Queued)],
+            shards: vec![shard(0, ShardState::Ready), waiting],
+            incoming: vec![shard(0, ShardState::Queued)],
             unopened: Vec::new(),
             counters: [0, 1]
-                .map(|n| (shard(n, Stage::Ready).shard, counters()))
+                .map(|n| (shard(n, ShardState::Ready).shard, counters()))
                 .into(),
             rest: RestCounters::default(),
             limit: Some(limit),
@@ -298,7 +298,7 @@ shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  conn
         assert_eq!(status.to_string(), expected);
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(
-            (&json["shards"][0]["latency"], &json["shards"][1]["stage"]),
+            (&json["shards"][0]["latency"], &json["shards"][1]["state"]),
             (&0.041.into(), &"queued".into())
         );
     }

@@ -183,7 +183,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let why = match opened {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {
-                self.hub.handle(Input::Failed(run, Why::Shortage));
+                self.hub.handle(Input::Failed(run, Why::SessionStartPolicy));
                 log::error!(
                     shard:% = shard;
                     "failed to open shard {shard}: no thread or descriptor: {error}"
@@ -258,7 +258,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let Some(session) = lost else { return };
         shard.count_session_lost();
         let sequence = session.sequence;
-        let missed_since = clock::wall().checked_sub(shard.status().time_in_stage);
+        let missed_since = clock::wall().checked_sub(shard.status().time_in_state);
         let kind = EventKind::SessionLost {
             session,
             missed_since: missed_since.unwrap_or(SystemTime::UNIX_EPOCH),
@@ -326,7 +326,7 @@ pub(super) fn answer(hub: &Hub, question: Question, gateway: Result<GatewayBot, 
     };
     hub.handle(Input::Gateway(question, answer));
     if let Some(error) = error {
-        log::error!("the number of shards stays as it is: {error}");
+        log::error!("keeping the current shard count: {error}");
     }
 }
 

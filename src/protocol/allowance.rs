@@ -11,7 +11,7 @@ use crate::shard_id::ShardId;
 pub(crate) const DEFAULT_SESSION_STARTS: u32 = 1000;
 
 /// A shard may always waste one an hour, however many shards share the day.
-const LEAST_A_DAY: u32 = 24;
+const MIN_A_DAY: u32 = 24;
 
 /// A shard's share of the bot's IDENTIFYs of a day, for those that are needed because a session was
 /// lost. Half of it may be spent at once; the other half comes back evenly over the day, so that no
@@ -27,7 +27,7 @@ pub(crate) struct IdentifyAllowance {
 impl IdentifyAllowance {
     /// The share of `shard` in `total` session starts a day.
     pub(crate) fn new(now: Instant, shard: ShardId, total: u32) -> Self {
-        let half = (total / shard.total()).max(2 * LEAST_A_DAY) / 2;
+        let half = (total / shard.total()).max(2 * MIN_A_DAY) / 2;
         Self {
             half,
             left: f64::from(half),

@@ -85,13 +85,13 @@ pub enum Disconnect {
     /// Discord sent a close frame with this code.
     Discord(CloseCode),
     /// The connection was cut, or closed without a code.
-    Cut,
+    ConnectionLost,
     /// The connection could not be opened in time, or was refused.
     ConnectFailed,
     /// HELLO did not come in time.
     HelloTimeout,
     /// Neither READY nor RESUMED came in time.
-    AnswerTimeout,
+    ReadyTimeout,
     /// A heartbeat was not acknowledged: a zombied connection.
     Zombied,
     /// Discord asked for it (op 7).
@@ -133,10 +133,10 @@ impl Disconnect {
         Cow::Borrowed(match self {
             Self::Discord(code) => return Cow::Owned(format!("close_{}", code.0)),
             Self::Restarted => "restarted",
-            Self::Cut => "cut",
+            Self::ConnectionLost => "connection_lost",
             Self::ConnectFailed => "connect_failed",
             Self::HelloTimeout => "hello_timeout",
-            Self::AnswerTimeout => "answer_timeout",
+            Self::ReadyTimeout => "ready_timeout",
             Self::Zombied => "zombied",
             Self::ReconnectRequested => "reconnect_requested",
             Self::InvalidSession { resumable: true } => "invalid_session_resumable",
@@ -173,10 +173,10 @@ impl fmt::Display for Disconnect {
         f.write_str(match self {
             Self::Discord(code) => return write!(f, "Discord closed with {code}"),
             Self::Restarted => "restarted on request",
-            Self::Cut => "the connection was cut",
+            Self::ConnectionLost => "the connection was cut",
             Self::ConnectFailed => "could not connect",
             Self::HelloTimeout => "no HELLO in time",
-            Self::AnswerTimeout => "neither READY nor RESUMED in time",
+            Self::ReadyTimeout => "neither READY nor RESUMED in time",
             Self::Zombied => "a heartbeat was not acknowledged",
             Self::ReconnectRequested => "Discord asked to reconnect",
             Self::InvalidSession { resumable: true } => "invalid session, resumable",

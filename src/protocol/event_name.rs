@@ -235,9 +235,7 @@ impl From<&str> for EventName {
 
 /// A name that Discord does not document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{given:?} is no event that Discord documents: `EventName` lists those, in capitals and with underscores"
-)]
+#[error("unknown event name {given:?}: `EventName` lists the known ones, such as MESSAGE_CREATE")]
 pub struct UnknownEventName {
     /// What was given.
     pub given: String,

@@ -52,7 +52,7 @@ pub enum Input {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
     /// Open a connection.
-    Connect(Target),
+    Connect(Endpoint),
     /// Take a place in the identify queue; answer with [`Input::Permit`].
     RequestPermit,
     /// Ask the session store whether this process may resume the session; answer with
@@ -87,7 +87,7 @@ pub enum Output {
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum Endpoint {
     /// The url that `/gateway/bot` gave.
     Main,
     /// The session's own url.

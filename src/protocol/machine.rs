@@ -18,14 +18,14 @@ use super::command::{self, Command, Identity};
 use super::event_name::EventName;
 use super::heartbeat::{Beat, Beats, Heartbeat};
 use super::incoming::{Hello, Ready};
-use super::io::{Input, Notice, Output, Target, Timer};
+use super::io::{Endpoint, Input, Notice, Output, Timer};
 use super::member_requests::MemberRequests;
 use super::outgoing::Outgoing;
 use super::payload::{MalformedPayload, Payload};
 use super::retry::Retry;
 use super::send_budget::SendBudget;
 use super::session::Session;
-use super::state::{Link, Stage, Start, State};
+use super::state::{Link, ShardState, Start, State};
 use crate::intents::Intents;
 use crate::log_shard::log_shard;
 use crate::shard_id::ShardId;
@@ -35,13 +35,13 @@ use crate::timing::Timing;
 const DEAD_CONNECTS: u32 = 3;
 
 /// With more, heartbeats alone would break the send limit.
-const MOST_BEATS_PER_WINDOW: u32 = 60;
+const MAX_BEATS_PER_WINDOW: u32 = 60;
 
 /// With a shorter one, which the window of a simulator may allow, a shard would do nothing else.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// With a longer heartbeat interval no dead connection would be noticed.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const MAX_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// The close code for a connection whose session is to be resumed.
 const RESUMABLE: u16 = 4000;
@@ -106,10 +106,10 @@ impl Machine {
         }
     }
 
-    /// With a circuit breaker: so many sessions in a row that never lasted, within
+    /// With a circuit breaker: after this many sessions in a row that never lasted, within
     /// [`Timing::circuit_window`], and the shard stops with [`StopReason::CircuitOpen`].
     #[must_use]
-    pub fn with_most_short_sessions(mut self, most: Option<NonZeroU32>) -> Self {
+    pub fn with_max_short_sessions(mut self, most: Option<NonZeroU32>) -> Self {
         self.retry.set_max_short_sessions(most);
         self
     }
@@ -148,7 +148,9 @@ impl Machine {
             Input::Closed(code) => {
                 self.lose(
                     now,
-                    code.map_or(Disconnect::Cut, |code| Disconnect::Discord(CloseCode(code))),
+                    code.map_or(Disconnect::ConnectionLost, |code| {
+                        Disconnect::Discord(CloseCode(code))
+                    }),
                 );
             }
             Input::Failed(reason) => self.lose(now, reason),
@@ -188,15 +190,15 @@ impl Machine {
         }
     }
 
-    /// What was asked for by what came in, without a look at the time: for whoever reads several
-    /// payloads before it asks what is [due](Self::poll).
+    /// The next queued output, ignoring timers; lets a caller process several payloads before it
+    /// [polls](Self::poll).
     pub fn poll_at_once(&mut self) -> Option<Output> {
         self.outbox.pop_front()
     }
 
     /// Where the shard stands.
-    pub fn stage(&self) -> Stage {
-        Stage::from(&self.state)
+    pub fn stage(&self) -> ShardState {
+        ShardState::from(&self.state)
     }
 
     /// What it wants to hear about when it identifies.
@@ -266,7 +268,7 @@ impl Machine {
             State::Identifying { deadline, .. } | State::Resuming { deadline, .. }
                 if is_late(deadline) =>
             {
-                Some(Disconnect::AnswerTimeout)
+                Some(Disconnect::ReadyTimeout)
             }
             state => state
                 .link()
@@ -325,8 +327,8 @@ impl Machine {
 
     fn handle_hello(&mut self, now: Instant, hello: &Hello) -> Result<(), MalformedPayload> {
         let interval = Duration::from_millis(hello.heartbeat_interval);
-        let shortest = (self.timing.send_window / MOST_BEATS_PER_WINDOW).max(SHORTEST_INTERVAL);
-        let allowed = shortest..=LONGEST_INTERVAL;
+        let shortest = (self.timing.send_window / MAX_BEATS_PER_WINDOW).max(MIN_INTERVAL);
+        let allowed = shortest..=MAX_INTERVAL;
         if !allowed.contains(&interval) {
             return Err(MalformedPayload::HeartbeatInterval(
                 hello.heartbeat_interval,
@@ -481,7 +483,7 @@ impl Machine {
     }
 
     fn connect(&mut self, now: Instant) -> Output {
-        let mut target = Target::Main;
+        let mut target = Endpoint::Main;
         self.change_state(|machine, state| {
             let start = state.into_start();
             match &start {
@@ -489,7 +491,7 @@ impl Machine {
                     session,
                     dead_connects,
                 } if *dead_connects < DEAD_CONNECTS && !session.resume_url.is_empty() => {
-                    target = Target::Resume(session.resume_url.clone());
+                    target = Endpoint::Resume(session.resume_url.clone());
                 }
                 _ => {}
             }

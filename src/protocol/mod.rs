@@ -80,13 +80,13 @@ pub use command::{
 };
 pub use event_name::{EventName, UnknownEventName};
 pub use heartbeat::Beats;
-pub use io::{Input, Notice, Output, Target, Timer};
+pub use io::{Endpoint, Input, Notice, Output, Timer};
 pub use machine::Machine;
 pub use member_requests::{ChunkOf, MemberRequest, MembersFailure};
 pub use payload::{MalformedPayload, Payload};
 pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;
-pub use state::Stage;
+pub use state::ShardState;
 
 /// What Discord wants every client to call itself.
 ///

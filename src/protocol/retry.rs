@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_pauses_grow_until_a_session_lasts() {
-        let cut = |lasts| pauses(lasts, Disconnect::Cut, Recovery::Resume);
+        let cut = |lasts| pauses(lasts, Disconnect::ConnectionLost, Recovery::Resume);
         assert_eq!(cut(None), [0, 1, 2, 4, 8, 16, 32, 60]);
         assert_eq!(cut(Some(1)), [0, 1, 2, 4, 5, 5, 5, 5], "a session waits");
         assert_eq!(cut(Some(60)), [0; 8]);

@@ -163,7 +163,7 @@ impl State {
 /// Where a shard stands, for its owner to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Stage {
+pub enum ShardState {
     /// Waiting before the next attempt to connect.
     Waiting,
     /// Opening a connection: TCP, TLS, upgrade.
@@ -185,7 +185,7 @@ pub enum Stage {
     Stopped(StopReason),
 }
 
-impl From<&State> for Stage {
+impl From<&State> for ShardState {
     fn from(state: &State) -> Self {
         match state {
             State::Waiting { .. } => Self::Waiting,
@@ -202,13 +202,13 @@ impl From<&State> for Stage {
 }
 
 /// As its text.
-impl Serialize for Stage {
+impl Serialize for ShardState {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl std::fmt::Display for Stage {
+impl std::fmt::Display for ShardState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Waiting => "waiting",

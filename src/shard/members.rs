@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use serde::Deserialize;
 
 use super::{A_YEAR, Shard};
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::event::{DecodeError, Dispatch, Id, Lease};
 use crate::protocol::{ChunkOf, MemberRequest, MembersFailure, StopReason};
 
-/// How long an answer may take if nobody says otherwise.
+/// How long an answer may take by default.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Members of a guild as they arrive: an iterator over parts of up to 1,000 members that blocks
@@ -23,9 +23,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// outstanding until they are dropped, so that a guild of any size takes no more memory than the
 /// shard's credit.
 ///
-/// Who waits for it on the only thread that takes events from the stream keeps those waiting: with
-/// many of them the shard [stalls](crate::EventKind::Stalled), and the members stay away until the
-/// time is over.
+/// Do not wait on it from the only thread that consumes events: once credit runs out the shard
+/// [stalls](crate::EventKind::Stalled) and the request times out.
 #[derive(Debug)]
 pub struct Members {
     shard: Shard,
@@ -98,6 +97,58 @@ impl Members {
         Ok(parts.into_values().flatten().collect())
     }
 
+    /// The next chunk, or why there will be none, if either is there; never blocks. For loops that
+    /// must not wait, such as that of a window.
+    ///
+    /// # Errors
+    /// `Empty` if nothing has come since, `Disconnected` once everything was taken.
+    pub fn try_recv(&mut self) -> Result<Result<MembersChunk, Error>, TryRecvError> {
+        self.receive(Instant::now()).map_err(|error| match error {
+            RecvTimeoutError::Timeout => TryRecvError::Empty,
+            RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+        })
+    }
+
+    /// As [`try_recv`](Self::try_recv), and waits for it.
+    ///
+    /// # Errors
+    /// `Timeout` if nothing comes in time, `Disconnected` once everything was taken.
+    pub fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<Result<MembersChunk, Error>, RecvTimeoutError> {
+        let until = Instant::now().checked_add(timeout).unwrap_or(self.deadline);
+        self.receive(until)
+    }
+
+    /// The next chunk, or why there will be none.
+    fn receive(&mut self, until: Instant) -> Result<Result<MembersChunk, Error>, RecvTimeoutError> {
+        let until = until.min(self.deadline);
+        while !self.is_over {
+            match self.replies.recv_deadline(until) {
+                // One that comes again is dropped.
+                Ok(Reply::Chunk(chunk)) if !self.seen.insert(chunk.index) => drop(chunk),
+                Ok(Reply::Chunk(chunk)) => {
+                    self.is_over = self.seen.len() >= chunk.count as usize;
+                    return Ok(Ok(chunk));
+                }
+                Ok(Reply::Failed(failure)) => return Ok(Err(self.fail(failure))),
+                Err(RecvTimeoutError::Timeout) if until < self.deadline => {
+                    return Err(RecvTimeoutError::Timeout);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Ok(Err(self.fail(MembersFailure::TimedOut)));
+                }
+                // The thread says why it forgets a request; one that panics says nothing.
+                Err(RecvTimeoutError::Disconnected) => {
+                    let failure = MembersFailure::Stopped(StopReason::Panicked);
+                    return Ok(Err(self.fail(failure)));
+                }
+            }
+        }
+        Err(RecvTimeoutError::Disconnected)
+    }
+
     fn error(&self, failure: MembersFailure) -> Error {
         Error::Members {
             guild_id: self.guild_id,
@@ -119,25 +170,7 @@ impl Iterator for Members {
     type Item = Result<MembersChunk, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.is_over {
-            match self.replies.recv_deadline(self.deadline) {
-                // One that comes again is dropped.
-                Ok(Reply::Chunk(chunk)) if !self.seen.insert(chunk.index) => drop(chunk),
-                Ok(Reply::Chunk(chunk)) => {
-                    self.is_over = self.seen.len() >= chunk.count as usize;
-                    return Some(Ok(chunk));
-                }
-                Ok(Reply::Failed(failure)) => return Some(Err(self.fail(failure))),
-                Err(RecvTimeoutError::Timeout) => {
-                    return Some(Err(self.fail(MembersFailure::TimedOut)));
-                }
-                // The thread says why it forgets a request; one that panics says nothing.
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Some(Err(self.fail(MembersFailure::Stopped(StopReason::Panicked))));
-                }
-            }
-        }
-        None
+        self.receive(self.deadline).ok()
     }
 }
 

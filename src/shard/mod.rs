@@ -36,7 +36,7 @@ use crate::event::{Lease, Ledger};
 use crate::intents::Intents;
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{
-    Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, Stage, StopReason,
+    Command, Identity, InvalidCommand, MemberQuery, MemberRequest, Session, ShardState, StopReason,
 };
 use crate::shard_id::ShardId;
 use crate::store::SessionStore;
@@ -82,7 +82,7 @@ pub(crate) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// It has another state.
-    Stage(Stage),
+    ShardState(ShardState),
     /// All guilds of its session have arrived or were given up.
     GuildsIn,
     /// Whether it has stopped reading until its events are handled.
@@ -146,18 +146,18 @@ impl Shard {
         self.0.ledger.outstanding()
     }
 
-    /// Says something to Discord. Does not block.
+    /// Queues a command; never blocks.
     ///
-    /// It waits for the shard to be ready and for Discord's limits (120 payloads per 60 s,
-    /// heartbeats among them; presences and requests for all members have limits of their own), and
-    /// gives way to heartbeats, IDENTIFY and RESUME. What a connection did not carry when it was
-    /// cut goes out on the next; what the operating system had taken by then may be lost. What waits
-    /// when the shard stops goes out if it is opened again.
+    /// It is sent once the shard is ready and Discord's rate limits allow: 120 payloads per 60 s,
+    /// heartbeats included; presences and requests for all members have limits of their own.
+    /// Heartbeats, IDENTIFY and RESUME go first. Commands not sent before a disconnect are sent on
+    /// the next connection; those that the operating system had taken by then may be lost. Commands
+    /// that are queued when the shard stops are sent if it is opened again.
     ///
     /// # Errors
     /// With the command, if [`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)
     /// wait already or the shard has stopped.
-    /// For a presence there is always room: of several the newest waits.
+    /// A presence is never refused for that: only the latest is queued.
     ///
     /// Source: [Discord, Rate
     /// limiting](https://docs.discord.com/developers/events/gateway#rate-limiting).
@@ -395,7 +395,7 @@ impl Shard {
             Refusal::Full(waiting) => SendFailure::Full { shard, waiting },
             Refusal::TimedOut(waiting) => SendFailure::TimedOut { shard, waiting },
             Refusal::Closed => match self.0.report.lock().stage {
-                Stage::Stopped(reason) => SendFailure::Stopped { shard, reason },
+                ShardState::Stopped(reason) => SendFailure::Stopped { shard, reason },
                 // It is about to say why.
                 _ => SendFailure::Stopped {
                     shard,

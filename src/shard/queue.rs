@@ -24,7 +24,7 @@ pub(super) enum Order {
 /// The orders that the thread has not taken, bounded as far as they are to be sent to Discord.
 #[derive(Debug)]
 pub(super) struct Queue {
-    most_commands: usize,
+    max_commands: usize,
     state: Mutex<State>,
     /// There is room again, or the queue is closed.
     changed: Condvar,
@@ -54,9 +54,9 @@ pub(super) enum Refusal {
 }
 
 impl Queue {
-    pub(super) fn new(most_commands: usize) -> Self {
+    pub(super) fn new(max_commands: usize) -> Self {
         Self {
-            most_commands,
+            max_commands,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -123,7 +123,7 @@ impl Queue {
             let waiting = state.waiting_commands();
             match deadline {
                 _ if state.is_closed => return Err(Refusal::Closed),
-                _ if waiting < self.most_commands => return Ok(state),
+                _ if waiting < self.max_commands => return Ok(state),
                 None => return Err(Refusal::Full(waiting)),
                 Some(deadline) if self.changed.wait_until(&mut state, deadline).timed_out() => {
                     return Err(Refusal::TimedOut(waiting));

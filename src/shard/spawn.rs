@@ -83,7 +83,7 @@ impl Shard {
             books.session,
             fastrand::u64(..),
         )
-        .with_most_short_sessions(config.most_short_sessions)
+        .with_max_short_sessions(config.max_short_sessions)
         .with_confirmation(context.store.is_some())
         .with_session_starts(clock::now(), context.session_starts)
         .with_presence(presence.clone());
@@ -159,7 +159,7 @@ impl Beginning {
             && let Some(session) = previous.0.ledger.resume(events, bytes, wake.clone())
         {
             // Something was heard of it until the run stopped.
-            let heard_at = clock::wall().checked_sub(previous.status().time_in_stage);
+            let heard_at = clock::wall().checked_sub(previous.status().time_in_state);
             let heard_at = heard_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
             return Books {
                 ledger: Arc::clone(&previous.0.ledger),

@@ -6,24 +6,24 @@ use serde::Serialize;
 
 use super::{Shard, ShardCounters, Shared};
 use crate::clock;
-use crate::protocol::{Disconnect, Stage};
+use crate::protocol::{Disconnect, ShardState};
 use crate::seconds;
 use crate::shard_id::ShardId;
 
 /// A shard at one moment. It serialises with durations in seconds.
 ///
 /// What is outstanding carries over if the shard is opened again and goes on with its session. What
-/// it has been through is counted in [`ShardCounters`](crate::ShardCounters).
+/// it has been through is counted in [`ShardCounters`](crate::status::ShardCounters).
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ShardStatus {
     /// Which one.
     pub shard: ShardId,
     /// What it is doing.
-    pub stage: Stage,
+    pub state: ShardState,
     /// For how long already.
     #[serde(serialize_with = "seconds::serialize")]
-    pub time_in_stage: Duration,
+    pub time_in_state: Duration,
     /// Whether the guilds of its session have arrived or were given up.
     pub guilds_in: bool,
     /// Guilds of its session, those included that are unavailable; `None` if it was resumed when
@@ -57,7 +57,7 @@ pub struct ShardStatus {
 /// What the thread of a shard has said about it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Report {
-    pub(super) stage: Stage,
+    pub(super) stage: ShardState,
     pub(super) since: Instant,
     pub(super) guilds_in: bool,
     pub(super) guilds: Option<usize>,
@@ -70,7 +70,7 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            stage: Stage::Waiting,
+            stage: ShardState::Waiting,
             since: now,
             guilds_in: false,
             guilds: None,
@@ -82,9 +82,9 @@ impl Report {
     }
 
     /// The shard is in another stage. The guilds of a new session have not arrived.
-    pub(super) fn enter(&mut self, stage: Stage, now: Instant) {
+    pub(super) fn enter(&mut self, stage: ShardState, now: Instant) {
         (self.stage, self.since) = (stage, now);
-        self.guilds_in &= stage != Stage::Identifying;
+        self.guilds_in &= stage != ShardState::Identifying;
     }
 }
 
@@ -92,7 +92,7 @@ impl ShardStatus {
     /// Whether its session is live, and it reads. For a moment it is not whenever a connection is
     /// replaced, which Discord asks for every few hours.
     pub fn is_healthy(&self) -> bool {
-        self.stage == Stage::Ready && self.stalled_for.is_none()
+        self.state == ShardState::Ready && self.stalled_for.is_none()
     }
 }
 
@@ -111,8 +111,8 @@ impl Shard {
         let ago = |since| now.saturating_duration_since(since);
         ShardStatus {
             shard: self.id(),
-            stage: report.stage,
-            time_in_stage: ago(report.since),
+            state: report.stage,
+            time_in_state: ago(report.since),
             guilds_in: report.guilds_in,
             guilds: report.guilds,
             last_heard: report.heard_at.map(ago),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::fault::Answer;
 use super::gateway::Gateway;
-use super::settings::{MOST_ACTIVE, Offer, Settings, StartError};
+use super::settings::{MAX_ACTIVE, Offer, Settings, StartError};
 use super::time::LONGEST;
 use super::traffic::Mix;
 use super::world::World;
@@ -309,7 +309,7 @@ impl Builder {
                 "1 ms or more, once scaled",
             ));
         }
-        if !(0.0..=MOST_ACTIVE).contains(&activity) {
+        if !(0.0..=MAX_ACTIVE).contains(&activity) {
             return Err(wrong("activity", &activity, "0 to 1000000 events a second"));
         }
         Ok(())

@@ -16,7 +16,7 @@ use super::fault::{Fault, Target};
 use super::interaction::Interaction;
 use super::observed::{Dispatched, EmitError, Observed};
 use super::request::{Request, Response};
-use super::settings::{MOST_ACTIVE, StartError};
+use super::settings::{MAX_ACTIVE, StartError};
 use super::shared::Shared;
 use super::time::after;
 use super::world::{World, is_pattern, names};
@@ -116,7 +116,7 @@ impl Gateway {
             .map(payloads::Guild::channel)
     }
 
-    /// The channel in which somebody writes to the bot directly.
+    /// The channel in which a user writes to the bot directly.
     pub fn direct_channel(&self) -> u64 {
         payloads::DIRECT_CHANNEL
     }
@@ -133,7 +133,7 @@ impl Gateway {
 
     /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose
     /// intents want it. Returns how many sessions that were: 0 as long as none has started, and
-    /// then nobody hears of it.
+    /// then no session receives it.
     pub fn emit(
         &self,
         guild_id: Option<u64>,
@@ -149,7 +149,7 @@ impl Gateway {
     /// # Panics
     /// If the rate is not from 0 to 1,000,000.
     pub fn set_activity(&self, events_per_second: f64) {
-        let allowed = 0.0..=MOST_ACTIVE;
+        let allowed = 0.0..=MAX_ACTIVE;
         assert!(
             allowed.contains(&events_per_second),
             "`events_per_second` is {events_per_second}; allowed: {allowed:?}"
@@ -157,7 +157,7 @@ impl Gateway {
         self.change(|world, now| world.set_activity(now, events_per_second));
     }
 
-    /// Somebody writes a message in a channel. Returns its id.
+    /// A user writes a message in a channel. Returns its id.
     pub fn chat(&self, channel_id: u64, text: &str) -> Result<u64, EmitError> {
         self.change(|world, now| world.chat(now, channel_id, text))
     }
@@ -171,7 +171,7 @@ impl Gateway {
         self.change(|world, now| world.interact(now, interaction))
     }
 
-    /// Somebody reacts to a message; the emoji is a character, or `name:id` of one of a guild.
+    /// A user reacts to a message; the emoji is a character, or `name:id` of one of a guild.
     ///
     /// # Errors
     /// If there is no such channel, message or emoji.
@@ -234,7 +234,7 @@ impl Gateway {
         self.change(|world, now| world.inject_after(now, delay, target.into(), fault));
     }
 
-    /// From now on faults of these happen by chance, so many a second on average, each to a
+    /// From now on these faults happen by chance, at this rate per second on average, each to a
     /// connection by chance. A rate of 0 ends it, and forgets all that still wait for a handshake.
     /// [`Fault::all`] has one of each kind.
     ///
@@ -243,7 +243,7 @@ impl Gateway {
     /// # Panics
     /// If the rate is not from 0 to 1,000,000.
     pub fn random_faults(&self, per_second: f64, faults: impl IntoIterator<Item = Fault>) {
-        let allowed = 0.0..=MOST_ACTIVE;
+        let allowed = 0.0..=MAX_ACTIVE;
         assert!(
             allowed.contains(&per_second),
             "`per_second` is {per_second}; allowed: {allowed:?}"

@@ -8,7 +8,7 @@ use super::traffic::Mix;
 use crate::intents::Intents;
 
 /// Events a second.
-pub(super) const MOST_ACTIVE: f64 = 1_000_000.0;
+pub(super) const MAX_ACTIVE: f64 = 1_000_000.0;
 
 /// The rules and limits of a world.
 #[derive(Clone, Debug)]

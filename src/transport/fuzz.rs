@@ -21,7 +21,7 @@ use super::websocket::{Socket, settings};
 use super::{Received, TransportError};
 use crate::environment;
 use crate::intents::Intents;
-use crate::protocol::{Disconnect, Identity, Input, Machine, Output, Stage};
+use crate::protocol::{Disconnect, Identity, Input, Machine, Output, ShardState};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 use crate::token::Token;
@@ -29,7 +29,7 @@ use crate::token::Token;
 const MAX_PAYLOAD: usize = 1 << 20;
 
 /// More is not asked of a machine between two waits, with the few messages that an input has.
-const MOST_OUTPUTS: usize = 10_000;
+const MAX_OUTPUTS: usize = 10_000;
 
 /// A peer who said all that it will ever say, in pieces of one size.
 struct Peer<'a> {
@@ -100,7 +100,7 @@ impl Shard {
     /// Does what the machine wants until it waits, and grants what it asks for.
     fn drive(&mut self) {
         let mut asks = false;
-        for _ in 0..MOST_OUTPUTS {
+        for _ in 0..MAX_OUTPUTS {
             match self.machine.poll(self.now) {
                 Output::Wait(_) | Output::Stop(_) if asks => {
                     asks = false;
@@ -108,7 +108,7 @@ impl Shard {
                     self.machine.handle(self.now, Input::Permit);
                 }
                 // Nobody has to sit through a pause.
-                Output::Wait(Some((until, _))) if self.machine.stage() == Stage::Waiting => {
+                Output::Wait(Some((until, _))) if self.machine.stage() == ShardState::Waiting => {
                     self.now = until;
                 }
                 // The peer has said all.
@@ -200,7 +200,7 @@ fn read(input: &[u8]) {
                 let reason = if TransportError::is_malformed(&error) {
                     Disconnect::Malformed
                 } else {
-                    Disconnect::Cut
+                    Disconnect::ConnectionLost
                 };
                 return shard.handle(Input::Failed(reason));
             }

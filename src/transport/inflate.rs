@@ -149,8 +149,8 @@ impl Inflater {
         }
     }
 
-    /// Nothing has come for a while: gives back the memory that only a busy connection needs.
-    pub fn rest(&mut self) {
+    /// Called when the connection has been idle for a while; releases buffers.
+    pub fn shrink(&mut self) {
         self.room.spare = Vec::new();
         self.room.block = BytesMut::new();
         self.room.shareable = 0;
@@ -480,7 +480,7 @@ mod tests {
             }
             if n.is_multiple_of(50) {
                 kept.drain(..kept.len() / 2);
-                inflater.rest();
+                inflater.shrink();
             }
             assert!(kept.iter().all(|(text, payload)| text == payload));
         }

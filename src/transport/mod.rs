@@ -95,9 +95,9 @@ pub trait Transport: Send {
     /// Ends the connection: with a close frame, whose answer may take until `deadline`, or at once.
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant);
 
-    /// Nothing has come for a while: memory that a busy connection needs may be given back. Does
-    /// nothing unless it is overridden.
-    fn rest(&mut self) {}
+    /// Called when the connection has been idle for a while; may release buffers. Does nothing by
+    /// default.
+    fn shrink(&mut self) {}
 
     /// Wakes this transport's [`wait`](Self::wait) from any thread.
     fn waker(&self) -> Waker;
@@ -156,7 +156,7 @@ impl Waker {
         }
     }
 
-    /// The thread has ended: whoever still has the waker keeps nothing else of it.
+    /// The thread has ended: a waker that is left keeps nothing else of it.
     pub(crate) fn close(&self) {
         let notify = self.0.notify.lock().take();
         drop(notify);
@@ -198,15 +198,15 @@ pub enum TransportError {
     /// The connection failed or was cut.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// TLS did not come about.
-    #[error("TLS failed: {0}")]
-    Tls(#[from] native_tls::Error),
+    /// The TLS handshake failed.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(Box<dyn std::error::Error + Send + Sync>),
     /// The server did not upgrade to a websocket, but answered with this HTTP status.
     #[error("the server answered the websocket upgrade with HTTP {0}")]
     Status(u16),
     /// The peer broke the websocket protocol, or sent a message over the limit.
     #[error("websocket: {0}")]
-    WebSocket(tungstenite::Error),
+    WebSocket(Box<dyn std::error::Error + Send + Sync>),
     /// A message could not be inflated.
     #[error(transparent)]
     Inflate(#[from] InflateError),
@@ -246,6 +246,12 @@ impl TransportError {
     }
 }
 
+impl From<native_tls::Error> for TransportError {
+    fn from(error: native_tls::Error) -> Self {
+        Self::Tls(Box::new(error))
+    }
+}
+
 impl From<tungstenite::Error> for TransportError {
     fn from(error: tungstenite::Error) -> Self {
         use tungstenite::error::ProtocolError::{
@@ -260,7 +266,7 @@ impl From<tungstenite::Error> for TransportError {
             tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
                 Self::Io(io::ErrorKind::NotConnected.into())
             }
-            other => Self::WebSocket(other),
+            other => Self::WebSocket(Box::new(other)),
         }
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 const STEP: usize = 64 << 10;
 
 /// How many bytes are kept, for all shards of the process.
-const MOST_KEPT: usize = 4 << 20;
+const MAX_KEPT: usize = 4 << 20;
 
 static KEPT: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
 
@@ -68,7 +68,7 @@ fn take(length: usize) -> Option<MmapMut> {
 fn keep(pages: MmapMut) {
     let mut kept = KEPT.lock();
     let bytes: usize = kept.iter().map(|pages| pages.len()).sum();
-    if bytes + pages.len() <= MOST_KEPT {
+    if bytes + pages.len() <= MAX_KEPT {
         kept.push(pages);
     } else {
         // The system is not called under the lock.
@@ -88,13 +88,13 @@ mod tests {
 
     #[test]
     fn pages_are_used_again_and_have_the_length_that_was_asked_for() {
-        let lengths = [1, 40_000, STEP, STEP + 1, 10 * MOST_KEPT];
+        let lengths = [1, 40_000, STEP, STEP + 1, 10 * MAX_KEPT];
         for length in lengths.into_iter().chain(lengths) {
             let mut pages = Pages::new(length).unwrap();
             pages.all().fill(7);
             assert_eq!((pages.all().len(), pages.as_ref().len()), (length, length));
         }
         let kept: usize = KEPT.lock().iter().map(|pages| pages.len()).sum();
-        assert!(kept <= MOST_KEPT, "{kept} bytes");
+        assert!(kept <= MAX_KEPT, "{kept} bytes");
     }
 }

@@ -57,7 +57,8 @@ struct Tls {
 }
 
 impl WebSocketConnector {
-    /// `tls` is used for `wss`.
+    /// `tls` is used for `wss`. For this crate's own benches: the type is another crate's.
+    #[doc(hidden)]
     pub fn new(tls: TlsConnector) -> Self {
         let tls = Tls {
             root_certificates: None,
@@ -293,12 +294,12 @@ impl Transport for WebSocketTransport {
         self.flushed = true;
     }
 
-    fn rest(&mut self) {
+    fn shrink(&mut self) {
         if self.flushed
             && let Link::Open(mut socket) = mem::replace(&mut self.link, Link::None)
         {
             socket.websocket.get_mut().get_mut().buffered().shrink();
-            *socket = socket.rest(self.settings.max_payload);
+            *socket = socket.shrink(self.settings.max_payload);
             self.link = Link::Open(socket);
         }
     }
@@ -546,8 +547,8 @@ impl<S: Line> Socket<Followed<S>> {
     /// Gives back the memory that large messages and many at once have taken. That of tungstenite
     /// goes with the websocket: the connection gets another, if this one holds no part of a message.
     /// Nothing must be left to read.
-    fn rest(mut self, max_payload: usize) -> Self {
-        self.inflater.rest();
+    fn shrink(mut self, max_payload: usize) -> Self {
+        self.inflater.shrink();
         if !self.websocket.get_ref().is_between_messages() || !self.websocket.can_write() {
             return self;
         }
@@ -656,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_loses_nothing_wherever_the_stream_stands() {
+    fn a_shrink_loses_nothing_wherever_the_stream_stands() {
         let texts = ["x".repeat(100_000), "y".repeat(200), "z".into()];
         let bytes: Vec<u8> = texts.iter().flat_map(|text| frame(text)).collect();
         for cut in [
@@ -682,14 +683,14 @@ mod tests {
                 while let Some(text) = text(&mut socket) {
                     read.push(text);
                 }
-                socket = socket.rest(MAX);
+                socket = socket.shrink(MAX);
             }
             assert!(read == texts, "cut at {cut}");
         }
     }
 
     #[test]
-    fn a_rest_after_a_message_in_several_frames_loses_nothing() {
+    fn a_shrink_after_a_message_in_several_frames_loses_nothing() {
         // Two frames with short headers, whose message would have had a long one: two bytes more
         // than came, which is as much as came of the next one.
         let half = "x".repeat(40_000);
@@ -711,7 +712,7 @@ mod tests {
                 while let Some(text) = text(&mut socket) {
                     read.push(text.len());
                 }
-                socket = socket.rest(MAX);
+                socket = socket.shrink(MAX);
             }
             assert_eq!(read, [80_000, 200], "cut at {cut}");
         }

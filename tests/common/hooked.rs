@@ -104,9 +104,9 @@ impl Transport for Wire {
         self.inner.disconnect(code, deadline);
     }
 
-    fn rest(&mut self) {
+    fn shrink(&mut self) {
         self.call(Call::Rest);
-        self.inner.rest();
+        self.inner.shrink();
     }
 
     fn waker(&self) -> Waker {

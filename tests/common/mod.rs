@@ -22,9 +22,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use threadcord::status::ShardCounters;
 use threadcord::{
-    Command, Compression, Config, Event, Events, Intents, Shard, ShardCounters, ShardId,
-    ShardManager, ShardStatus, Timing, Token, sim,
+    Command, Compression, Config, Event, Events, Intents, Shard, ShardId, ShardManager,
+    ShardStatus, Timing, Token, sim,
 };
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -102,7 +103,7 @@ pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let event = events.next_timeout(left).expect("the event comes in time");
+        let event = events.recv_timeout(left).expect("the event comes in time");
         if wanted(&event) {
             return event;
         }
@@ -122,7 +123,7 @@ pub fn hold_newest(
     while held.is_none() || !condition(&gateway.observed()) {
         assert!(Instant::now() < deadline, "the condition holds in time");
         gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
-        if let Ok(event) = events.next_timeout(Duration::from_millis(5))
+        if let Ok(event) = events.recv_timeout(Duration::from_millis(5))
             && event.dispatch().is_some()
         {
             held = Some(event);

@@ -19,12 +19,12 @@ use common::{PATIENCE, ready, variable};
 use fastrand::Rng;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use threadcord::error::StoreError;
 use threadcord::limit::{Limits, ReleaseAfter, SessionLimit};
 use threadcord::sim::{Answer, Fault, Gateway, Target};
 use threadcord::store::{Saved, SessionStore};
 use threadcord::{
-    Config, Error, Operation, Plan, Shard, ShardId, ShardManager, ShardStatus, Stage, StoreError,
-    Timing,
+    Config, Error, Operation, Plan, Shard, ShardId, ShardManager, ShardState, ShardStatus, Timing,
 };
 
 const GUILDS: u32 = 24;
@@ -167,7 +167,7 @@ impl Play {
         let config = common::config(&gateway)
             .timing(timing)
             .max_outstanding_events(50)
-            .most_short_sessions(None)
+            .max_short_sessions(None)
             .session_store(store.clone())
             .plan(Plan::Stored)
             .limiter(Arc::new(limit));
@@ -204,7 +204,7 @@ impl Play {
             if Instant::now() >= until {
                 return false;
             }
-            if let Ok(event) = events.next_timeout(Duration::from_millis(10)) {
+            if let Ok(event) = events.recv_timeout(Duration::from_millis(10)) {
                 let store = &self.store;
                 self.accounts.handle(event, || store.writes());
                 if self.rng.u32(..2000) == 0 {
@@ -350,7 +350,7 @@ impl Play {
         self.wait_resharded();
         self.handle_until("all shards are ready", |play| {
             let status = play.manager().handle().status();
-            let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
+            let is_ready = |shard: &ShardStatus| shard.state == ShardState::Ready;
             status.unopened.is_empty() && status.shards.iter().all(is_ready)
         });
         self.accounts.end_gap();

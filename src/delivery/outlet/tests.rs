@@ -196,7 +196,7 @@ impl<'a> Play<'a> {
             }
             Step::Handle(at) => self.delivered[at].1 = None,
         }
-        while let Ok(event) = self.events.try_next() {
+        while let Ok(event) = self.events.try_recv() {
             if let Some(dispatch) = event.dispatch() {
                 let number = usize::try_from(dispatch.sequence()).unwrap() - 1;
                 let is_kept = match self.handler {
@@ -367,7 +367,7 @@ fn what_every_session_is_sent_takes_no_equal_event_away() {
             outlet.put(now, Event::new(*shard, EventKind::Dispatch(dispatch)));
         }
     };
-    let came = || std::iter::from_fn(|| events.try_next().ok()).count();
+    let came = || std::iter::from_fn(|| events.try_recv().ok()).count();
     for shard in &sets[1] {
         new.begin(*shard, true);
         new.ready(now, *shard);
@@ -395,7 +395,7 @@ fn the_answer_to_a_command_is_nobody_elses() {
         let dispatch = Dispatch::from_json(json).unwrap();
         outlet.put(now, Event::new(shard, EventKind::Dispatch(dispatch)));
     };
-    let came = || std::iter::from_fn(|| events.try_next().ok()).count();
+    let came = || std::iter::from_fn(|| events.try_recv().ok()).count();
     new_outlet.begin(new(), true);
     new_outlet.ready(now, new());
     old.has_read(OLD, now);

@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::delivery::{Events, Outlet};
 use crate::error::{Error, SendError, SendFailure};
 use crate::limit::IdentifyLimiter;
-use crate::protocol::{Command, Presence, Session, Stage, StopReason};
+use crate::protocol::{Command, Presence, Session, ShardState, StopReason};
 use crate::rest::Rest;
 use crate::shard::{AllCounters, Beginning, Change, Run, Shard};
 use crate::shard_id::ShardId;
@@ -224,7 +224,7 @@ impl Hub {
     pub(super) fn handle_change(&self, run: Run, change: Change) {
         {
             let mut state = self.state.lock();
-            if change == Change::Stage(Stage::Identifying) {
+            if change == Change::ShardState(ShardState::Identifying) {
                 let keys = state.reconciler.max_concurrency();
                 let last = Identified::now(run.shard, keys);
                 state.identified.insert(last.key, last);
@@ -233,7 +233,7 @@ impl Hub {
             state.reconciler.handle(clock::now(), input);
         }
         self.notify();
-        if change == Change::Stage(Stage::Stopped(StopReason::OwnershipLost)) {
+        if change == Change::ShardState(ShardState::Stopped(StopReason::OwnershipLost)) {
             self.stop(StopReason::OwnershipLost);
         }
     }
@@ -418,7 +418,7 @@ impl Hub {
                         ready,
                         total,
                         shard,
-                        stage,
+                        state: stage,
                         last_disconnect: run.and_then(|shard| shard.status().last_disconnect),
                     });
                 }

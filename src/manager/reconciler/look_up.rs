@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use super::{OperationId, Reconciler, Role, Slot};
 use crate::error::Error;
-use crate::protocol::{Session, Stage, StopReason};
+use crate::protocol::{Session, ShardState, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
@@ -20,7 +20,7 @@ pub(in crate::manager) enum Readiness {
         total: usize,
         shard: ShardId,
         run: Option<Run>,
-        stage: Option<Stage>,
+        stage: Option<ShardState>,
     },
 }
 
@@ -120,7 +120,7 @@ impl Reconciler {
         let mut first = None;
         for shard in &self.wanted {
             let slot = self.slots.get(shard);
-            if let Some(Stage::Stopped(reason)) = slot.map(|slot| slot.stage)
+            if let Some(ShardState::Stopped(reason)) = slot.map(|slot| slot.stage)
                 && !self.is_asking
                 && !self.transition.is_opening(*shard)
             {
@@ -158,7 +158,7 @@ impl Reconciler {
     /// [`Error::Stopped`]; [`Error::OwnershipLost`].
     pub(in crate::manager) fn check(&self) -> Result<(), Error> {
         for shard in &self.wanted {
-            if let Some(Stage::Stopped(reason)) = self.slots.get(shard).map(|slot| slot.stage)
+            if let Some(ShardState::Stopped(reason)) = self.slots.get(shard).map(|slot| slot.stage)
                 && reason.is_fatal()
             {
                 if reason == StopReason::OwnershipLost {
@@ -186,7 +186,7 @@ impl Reconciler {
             Ok(())
         } else {
             Err(Error::Busy {
-                running: "a start, a split, a restart or a question to Discord",
+                running: "a start, split, restart or shard-count query",
             })
         }
     }

@@ -34,7 +34,7 @@ use super::count::{Answer, Question};
 use crate::config::AutoReshard;
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::protocol::{Session, Stage, StopReason};
+use crate::protocol::{Session, ShardState, StopReason};
 use crate::shard::{Change, Run};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
@@ -94,7 +94,7 @@ pub(super) enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     /// The operating system has no thread or descriptor left.
-    Shortage,
+    SessionStartPolicy,
     /// Its settings cannot be used.
     Settings,
     /// It had stopped when it was to restart.
@@ -185,7 +185,7 @@ pub(super) trait Facts {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) run: Run,
-    pub(super) stage: Stage,
+    pub(super) stage: ShardState,
     pub(super) guilds_in: bool,
     pub(super) role: Role,
     ending: Ending,
@@ -257,7 +257,7 @@ pub(super) struct Reconciler {
 
 impl Slot {
     pub(super) fn runs(&self) -> bool {
-        !matches!(self.stage, Stage::Stopped(_))
+        !matches!(self.stage, ShardState::Stopped(_))
     }
 
     /// Whether nothing more comes from it, even if its thread has not ended.
@@ -266,7 +266,7 @@ impl Slot {
     }
 
     fn is_ready(&self, with_guilds: bool) -> bool {
-        self.stage == Stage::Ready && (self.guilds_in || !with_guilds)
+        self.stage == ShardState::Ready && (self.guilds_in || !with_guilds)
     }
 }
 
@@ -449,7 +449,7 @@ impl Reconciler {
         };
 
         if slot.ending == Ending::Abandoned {
-            if let Change::Stage(stage @ Stage::Stopped(_)) = change {
+            if let Change::ShardState(stage @ ShardState::Stopped(_)) = change {
                 slot.stage = stage;
             }
             return;
@@ -459,9 +459,9 @@ impl Reconciler {
             Change::GuildsIn => slot.guilds_in = true,
             Change::Stalled(_) => {}
             Change::MissedRestart => slot.restart = Restart::Missed,
-            Change::Stage(stage) => {
+            Change::ShardState(stage) => {
                 slot.stage = stage;
-                slot.guilds_in &= stage != Stage::Identifying;
+                slot.guilds_in &= stage != ShardState::Identifying;
             }
         }
 
@@ -472,16 +472,16 @@ impl Reconciler {
         self.transition.handle(shard, change);
 
         match change {
-            Change::Stage(Stage::Stopped(_)) if opens_again => self.open_again(shard),
-            Change::Stage(Stage::Stopped(reason)) => {
+            Change::ShardState(ShardState::Stopped(_)) if opens_again => self.open_again(shard),
+            Change::ShardState(ShardState::Stopped(reason)) => {
                 self.handle_stop(shard, reason, was_away);
                 self.store();
             }
-            Change::Stage(stage) => {
+            Change::ShardState(stage) => {
                 self.operations.handle(shard, stage);
                 // A process that starts again within seconds must know of an IDENTIFY, and one that
                 // is killed of a session.
-                if matches!(stage, Stage::Identifying | Stage::Ready) {
+                if matches!(stage, ShardState::Identifying | ShardState::Ready) {
                     self.store();
                 }
             }
@@ -524,7 +524,7 @@ impl Reconciler {
         };
         slot.ending = Ending::Abandoned;
         self.transition.handle_stop(shard);
-        let stopped = Stage::Stopped(StopReason::Closed);
+        let stopped = ShardState::Stopped(StopReason::Closed);
         self.operations.handle(shard, stopped);
         let role = self.slots.get(&shard).map(|slot| slot.role);
         if role == Some(Role::Discarded) {

@@ -37,7 +37,7 @@ pub(in crate::manager) enum Note {
     /// The shards are too full, and others replace them.
     TooFull { fullness: f64, recommended: u32 },
     /// The shards are too full, but too few IDENTIFYs are left to replace them.
-    TooFewIdentifies {
+    SessionStartLimit {
         fullness: f64,
         recommended: u32,
         remaining: u32,
@@ -108,12 +108,12 @@ impl fmt::Display for Note {
             ),
             Self::Fullness { fullness, .. }
             | Self::TooFull { fullness, .. }
-            | Self::TooFewIdentifies { fullness, .. } => {
+            | Self::SessionStartLimit { fullness, .. } => {
                 write!(f, "the shards are {:.0} % full", fullness * 100.0)?;
                 self.write_consequence(f)
             }
             Self::NotResharded(error) => {
-                write!(f, "the number of shards stays as it is: {}", error.report())
+                write!(f, "keeping the current shard count: {}", error.report())
             }
         }
     }
@@ -127,7 +127,7 @@ impl Note {
                 write!(f, "; Discord recommends {recommended}")
             }
             Self::TooFull { recommended, .. } => write!(f, ": {recommended} replace them"),
-            Self::TooFewIdentifies {
+            Self::SessionStartLimit {
                 recommended,
                 remaining,
                 total,

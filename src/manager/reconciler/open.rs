@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::stop::how_to_stop;
 use super::{Ending, Failure, Note, Output, Reconciler, Restart, Role, Set, Slot, Why};
-use crate::protocol::{Stage, StopReason};
+use crate::protocol::{ShardState, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
@@ -31,7 +31,7 @@ impl Reconciler {
     pub(super) fn plan_to_open(&mut self, shard: ShardId) {
         let is_kept = |slot: &Slot| {
             let left_alone = [StopReason::Suspended, StopReason::Panicked];
-            left_alone.map(Stage::Stopped).contains(&slot.stage)
+            left_alone.map(ShardState::Stopped).contains(&slot.stage)
         };
         if self.sessions.contains_key(&shard) || self.slots.get(&shard).is_some_and(is_kept) {
             self.transition.resume([shard]);
@@ -81,7 +81,7 @@ impl Reconciler {
 
         let slot = Slot {
             run,
-            stage: Stage::Waiting,
+            stage: ShardState::Waiting,
             guilds_in: false,
             role,
             ending: Ending::No,
@@ -110,10 +110,10 @@ impl Reconciler {
         match why {
             _ if opening.is_some_and(|opening| self.is_unwanted(opening)) => {
                 self.transition.handle_stop(shard);
-                let closed = Stage::Stopped(StopReason::Closed);
+                let closed = ShardState::Stopped(StopReason::Closed);
                 self.operations.handle(shard, closed);
             }
-            Why::Shortage => {
+            Why::SessionStartPolicy => {
                 let pause = self.shortage_pause;
                 self.shortage_pause = (pause * 2).min(MAX_SHORTAGE_PAUSE);
                 self.transition.put_back(shard, now + pause);
@@ -164,7 +164,7 @@ impl Reconciler {
             slot.restart = Restart::No;
         }
         // It has left, for those who wait until it is ready again.
-        self.operations.handle(shard, Stage::Waiting);
+        self.operations.handle(shard, ShardState::Waiting);
         self.plan_to_open(shard);
     }
 

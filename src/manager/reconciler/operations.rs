@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::protocol::{Stage, StopReason};
+use crate::protocol::{ShardState, StopReason};
 use crate::shard_id::ShardId;
 
 /// Names one request.
@@ -102,18 +102,18 @@ impl Operations {
     }
 
     /// A shard has another state.
-    pub(super) fn handle(&mut self, shard: ShardId, stage: Stage) {
+    pub(super) fn handle(&mut self, shard: ShardId, stage: ShardState) {
         self.finish_where(|goals| {
             let goal = goals.get_mut(&shard)?;
             match (*goal, stage) {
-                (Goal::Ready | Goal::ReadyAgain(true), Stage::Ready)
-                | (Goal::Stopped, Stage::Stopped(_)) => {
+                (Goal::Ready | Goal::ReadyAgain(true), ShardState::Ready)
+                | (Goal::Stopped, ShardState::Stopped(_)) => {
                     goals.remove(&shard);
                 }
-                (Goal::Ready | Goal::ReadyAgain(_), Stage::Stopped(reason)) => {
+                (Goal::Ready | Goal::ReadyAgain(_), ShardState::Stopped(reason)) => {
                     return Some(Err(Failure::Stopped { shard, reason }));
                 }
-                (Goal::ReadyAgain(_), stage) if stage != Stage::Ready => {
+                (Goal::ReadyAgain(_), stage) if stage != ShardState::Ready => {
                     *goal = Goal::ReadyAgain(true);
                 }
                 _ => {}
@@ -181,14 +181,14 @@ mod tests {
             (shard(1), Goal::Stopped),
             (shard(2), Goal::ReadyAgain(false)),
         ]);
-        operations.handle(shard(0), Stage::Ready);
-        operations.handle(shard(1), Stage::Stopped(StopReason::Closed));
-        operations.handle(shard(2), Stage::Ready);
+        operations.handle(shard(0), ShardState::Ready);
+        operations.handle(shard(1), ShardState::Stopped(StopReason::Closed));
+        operations.handle(shard(2), ShardState::Ready);
         assert_eq!(operations.waiting_for(id), [shard(2)]);
         assert_eq!(operations.next_finished(), None);
 
-        operations.handle(shard(2), Stage::Connecting);
-        operations.handle(shard(2), Stage::Ready);
+        operations.handle(shard(2), ShardState::Connecting);
+        operations.handle(shard(2), ShardState::Ready);
         assert_eq!(operations.next_finished(), Some((id, Ok(()))));
         operations.fail_all(Failure::Closed);
         assert_eq!(operations.next_finished(), None, "it finishes once");
@@ -203,12 +203,12 @@ mod tests {
         let id = operations.begin([(shard(0), Goal::Ready)]);
         let by = [ShardId::new(0, 8).unwrap(), ShardId::new(4, 8).unwrap()];
         operations.replace(shard(0), &by);
-        operations.handle(shard(0), Stage::Stopped(StopReason::Closed));
-        operations.handle(by[0], Stage::Ready);
+        operations.handle(shard(0), ShardState::Stopped(StopReason::Closed));
+        operations.handle(by[0], ShardState::Ready);
         assert_eq!(operations.next_finished(), None);
 
         let reason = StopReason::CircuitOpen;
-        operations.handle(by[1], Stage::Stopped(reason));
+        operations.handle(by[1], ShardState::Stopped(reason));
         let failure = Failure::Stopped {
             shard: by[1],
             reason,

@@ -3,7 +3,7 @@
 
 use super::{Goal, OperationId, Output, Reconciler, Restart, Role};
 use crate::error::Error;
-use crate::protocol::{Session, Stage, StopReason};
+use crate::protocol::{Session, ShardState, StopReason};
 use crate::shard_id::ShardId;
 
 impl Reconciler {
@@ -50,7 +50,7 @@ impl Reconciler {
         let is_opening = self.transition.is_opening(shard);
         if was_waiting || (!runs && !is_opening) {
             // A request that waits for it to be ready fails.
-            let closed = Stage::Stopped(StopReason::Closed);
+            let closed = ShardState::Stopped(StopReason::Closed);
             self.operations.handle(shard, closed);
             return Ok(self.operations.begin([]));
         }
@@ -103,7 +103,7 @@ impl Reconciler {
             let slot = self.slots.get_mut(&shard);
             if let Some(slot) = slot.filter(|slot| !slot.is_over()) {
                 slot.restart = Restart::Requested;
-                goals.push((shard, Goal::ReadyAgain(slot.stage != Stage::Ready)));
+                goals.push((shard, Goal::ReadyAgain(slot.stage != ShardState::Ready)));
                 self.transition.restart([shard], max_unavailable);
             } else {
                 goals.push((shard, Goal::Ready));

@@ -7,7 +7,7 @@ use super::super::count::{Answer, Question};
 use super::{Failure, Note, Output, Reconciler, Request, Role, Slot};
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::protocol::{CloseCode, Stage, StopReason};
+use crate::protocol::{CloseCode, ShardState, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
@@ -37,13 +37,13 @@ impl Reconciler {
             self.operations.fail(&given_up, failure);
         }
         self.follow_stop(shard, reason);
-        self.operations.handle(shard, Stage::Stopped(reason));
+        self.operations.handle(shard, ShardState::Stopped(reason));
     }
 
     /// What follows from the stops of shards during a reshard that is over.
     pub(super) fn follow_stops(&mut self) {
         let stopped = self.all_active().filter_map(|slot| match slot.stage {
-            Stage::Stopped(reason) if reason.is_fatal() => Some((slot.run.shard, reason)),
+            ShardState::Stopped(reason) if reason.is_fatal() => Some((slot.run.shard, reason)),
             _ => None,
         });
         for (shard, reason) in stopped.collect::<Vec<_>>() {
@@ -196,7 +196,7 @@ impl Reconciler {
             }
         } else if answer.remaining < recommended.saturating_mul(2) {
             // Enough for the new shards, and for all of them once more if this process should end.
-            Note::TooFewIdentifies {
+            Note::SessionStartLimit {
                 fullness,
                 recommended,
                 remaining: answer.remaining,
@@ -241,7 +241,9 @@ impl Reconciler {
     /// Ends the stream if no shard runs or will, and one of them cannot be helped from here.
     pub(super) fn end_if_over(&mut self) {
         let is_lost = |shard: &ShardId| match self.slots.get(shard).map(|slot| slot.stage) {
-            Some(Stage::Stopped(reason)) => reason.is_fatal() && reason != StopReason::CircuitOpen,
+            Some(ShardState::Stopped(reason)) => {
+                reason.is_fatal() && reason != StopReason::CircuitOpen
+            }
             _ => false,
         };
         if !self.stream_ended

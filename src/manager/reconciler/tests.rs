@@ -32,7 +32,7 @@ const MAX_STEPS: usize = 20_000;
 )]
 #[derive(Debug)]
 struct Fake {
-    stage: Stage,
+    stage: ShardState,
     /// Which set it belongs to.
     set: u64,
     began_with_session: bool,
@@ -54,7 +54,7 @@ struct Fake {
 
 impl Fake {
     fn runs(&self) -> bool {
-        !matches!(self.stage, Stage::Stopped(_))
+        !matches!(self.stage, ShardState::Stopped(_))
     }
 
     /// Whether it still may receive events.
@@ -246,7 +246,7 @@ impl World {
                     Set::Incoming => self.incoming.unwrap_or(u64::MAX),
                 };
                 let fake = Fake {
-                    stage: Stage::Waiting,
+                    stage: ShardState::Waiting,
                     set,
                     began_with_session: session.is_some() || goes_on,
                     has_begun: false,
@@ -338,7 +338,7 @@ impl World {
         };
         let why = match self.random.u8(..) {
             _ if self.is_calm => None,
-            0..10 => Some(Why::Shortage),
+            0..10 => Some(Why::SessionStartPolicy),
             10..15 => Some(Why::Settings),
             _ => None,
         };
@@ -453,8 +453,11 @@ impl World {
         }
         let before = format!("{:?}", self.reconciler);
         for input in [
-            Input::Changed(run, Change::Stage(Stage::Ready)),
-            Input::Changed(run, Change::Stage(Stage::Stopped(StopReason::Closed))),
+            Input::Changed(run, Change::ShardState(ShardState::Ready)),
+            Input::Changed(
+                run,
+                Change::ShardState(ShardState::Stopped(StopReason::Closed)),
+            ),
             Input::Changed(run, Change::MissedRestart),
             Input::Failed(run, Why::Settings),
             Input::Restarts(run),
@@ -466,11 +469,11 @@ impl World {
         assert_eq!(before, format!("{:?}", self.reconciler));
     }
 
-    fn change(&mut self, run: Run, stage: Stage) {
+    fn change(&mut self, run: Run, stage: ShardState) {
         let fake = self.shards.by_run.get_mut(&run).unwrap();
         fake.stage = stage;
-        fake.has_begun |= matches!(stage, Stage::Identifying | Stage::Resuming);
-        self.handle(Input::Changed(run, Change::Stage(stage)));
+        fake.has_begun |= matches!(stage, ShardState::Identifying | ShardState::Resuming);
+        self.handle(Input::Changed(run, Change::ShardState(stage)));
     }
 
     fn stop(&mut self, run: Run, reason: StopReason) {
@@ -480,7 +483,7 @@ impl World {
         if mem::take(&mut fake.restarts) {
             self.handle(Input::Changed(run, Change::MissedRestart));
         }
-        self.change(run, Stage::Stopped(reason));
+        self.change(run, ShardState::Stopped(reason));
     }
 
     /// A shard gets on, or fails.
@@ -498,29 +501,29 @@ impl World {
             return self.stop(run, reason);
         }
         if mem::take(&mut fake.restarts) {
-            return self.change(run, Stage::Connecting);
+            return self.change(run, ShardState::Connecting);
         }
         if !self.is_calm && self.random.u8(..) < 30 {
             return self.fail(run);
         }
         let fake = self.shards.by_run.get_mut(&run).unwrap();
         match fake.stage {
-            Stage::Waiting => {
+            ShardState::Waiting => {
                 fake.is_resolving = true;
-                self.change(run, Stage::Connecting);
+                self.change(run, ShardState::Connecting);
             }
-            Stage::Connecting => self.change(run, Stage::AwaitingHello),
-            Stage::AwaitingHello if fake.has_session => self.change(run, Stage::Resuming),
-            Stage::AwaitingHello => self.change(run, Stage::Queued),
-            Stage::Queued => self.change(run, Stage::Identifying),
-            Stage::Resuming if !self.is_calm && self.random.bool() => {
+            ShardState::Connecting => self.change(run, ShardState::AwaitingHello),
+            ShardState::AwaitingHello if fake.has_session => self.change(run, ShardState::Resuming),
+            ShardState::AwaitingHello => self.change(run, ShardState::Queued),
+            ShardState::Queued => self.change(run, ShardState::Identifying),
+            ShardState::Resuming if !self.is_calm && self.random.bool() => {
                 fake.is_stalled = !fake.is_stalled;
                 let change = Change::Stalled(fake.is_stalled);
                 self.handle(Input::Changed(run, change));
             }
-            Stage::Identifying | Stage::Resuming => {
+            ShardState::Identifying | ShardState::Resuming => {
                 fake.has_session = true;
-                self.change(run, Stage::Ready);
+                self.change(run, ShardState::Ready);
                 self.handle(Input::Changed(run, Change::GuildsIn));
             }
             _ => {
@@ -547,7 +550,7 @@ impl World {
             _ => {
                 let fake = self.shards.by_run.get_mut(&run).unwrap();
                 fake.has_session &= self.random.bool();
-                return self.change(run, Stage::Waiting);
+                return self.change(run, ShardState::Waiting);
             }
         };
         self.stop(run, reason);

@@ -6,7 +6,7 @@ use std::mem;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::protocol::Stage;
+use crate::protocol::ShardState;
 use crate::shard::Change;
 use crate::shard_id::ShardId;
 
@@ -61,7 +61,7 @@ pub(super) struct Transition {
     restart: VecDeque<ShardId>,
     /// Asked to restart; `true` once it has left.
     away: HashMap<ShardId, bool>,
-    most_away: usize,
+    max_unavailable: usize,
     handover: Option<Handover>,
 }
 
@@ -101,7 +101,7 @@ pub(super) struct HandoverLimits {
 /// How far a shard of the new set is.
 #[derive(Clone, Copy, Debug, Default)]
 struct Settled {
-    stage: Option<Stage>,
+    stage: Option<ShardState>,
     is_stalled: bool,
     guilds_in: bool,
 }
@@ -109,13 +109,13 @@ struct Settled {
 impl Settled {
     /// Whether the old set may close: from then on nobody else receives the shard's events.
     fn is_usable(self) -> bool {
-        self.stage == Some(Stage::Ready) || self.is_stuck()
+        self.stage == Some(ShardState::Ready) || self.is_stuck()
     }
 
     /// Whether it resumes, but reads no more until the events that it holds are delivered: it cannot
     /// get further, nor can its guilds arrive, before it has taken over.
     fn is_stuck(self) -> bool {
-        self.stage == Some(Stage::Resuming) && self.is_stalled
+        self.stage == Some(ShardState::Resuming) && self.is_stalled
     }
 }
 
@@ -167,7 +167,7 @@ impl Transition {
             under_way: HashMap::new(),
             restart: VecDeque::new(),
             away: HashMap::new(),
-            most_away: 1,
+            max_unavailable: 1,
             handover: None,
         }
     }
@@ -200,8 +200,12 @@ impl Transition {
         }
     }
 
-    /// Restarts shards, one of a rate limit key at a time and `most_away` in all.
-    pub(super) fn restart(&mut self, shards: impl IntoIterator<Item = ShardId>, most_away: usize) {
+    /// Restarts shards, one of a rate limit key at a time and `max_unavailable` in all.
+    pub(super) fn restart(
+        &mut self,
+        shards: impl IntoIterator<Item = ShardId>,
+        max_unavailable: usize,
+    ) {
         let is_idle = self.restart.is_empty() && self.away.is_empty();
         for shard in shards {
             if !self.restart.contains(&shard) {
@@ -209,10 +213,10 @@ impl Transition {
             }
         }
         // Whoever asked before for fewer to be away at once is not let down.
-        self.most_away = if is_idle {
-            most_away
+        self.max_unavailable = if is_idle {
+            max_unavailable
         } else {
-            self.most_away.min(most_away)
+            self.max_unavailable.min(max_unavailable)
         };
     }
 
@@ -345,7 +349,7 @@ impl Transition {
     }
 
     fn poll_restart(&mut self) -> Option<Step> {
-        if self.away.len() >= self.most_away {
+        if self.away.len() >= self.max_unavailable {
             return None;
         }
         let is_free = |shard: &ShardId| {
@@ -369,10 +373,10 @@ impl Transition {
             match change {
                 Change::GuildsIn => settled.guilds_in = true,
                 Change::Stalled(is_stalled) => settled.is_stalled = is_stalled,
-                Change::Stage(stage) => {
+                Change::ShardState(stage) => {
                     settled.stage = Some(stage);
                     // A new session: its guilds arrive anew.
-                    settled.guilds_in &= stage != Stage::Identifying;
+                    settled.guilds_in &= stage != ShardState::Identifying;
                 }
                 Change::MissedRestart => {}
             }
@@ -387,26 +391,28 @@ impl Transition {
             handover.only_old = None;
         }
 
-        let Change::Stage(stage) = change else { return };
+        let Change::ShardState(stage) = change else {
+            return;
+        };
         match stage {
-            Stage::Identifying | Stage::Resuming | Stage::Ready => {
+            ShardState::Identifying | ShardState::Resuming | ShardState::Ready => {
                 self.under_way.remove(&shard);
             }
-            Stage::Stopped(_) => return self.handle_stop(shard),
-            Stage::Queued | Stage::Confirming | Stage::Waiting => {
+            ShardState::Stopped(_) => return self.handle_stop(shard),
+            ShardState::Queued | ShardState::Confirming | ShardState::Waiting => {
                 if let Some(under_way) = self.under_way.get_mut(&shard) {
                     under_way.has_asked = true;
                 }
             }
-            Stage::Connecting | Stage::AwaitingHello => {}
+            ShardState::Connecting | ShardState::AwaitingHello => {}
         }
 
         // A restart is over once the shard has left the stage ready, and is ready again.
         match (stage, self.away.get_mut(&shard)) {
-            (Stage::Ready, Some(true)) => {
+            (ShardState::Ready, Some(true)) => {
                 self.away.remove(&shard);
             }
-            (Stage::Ready, Some(false)) | (_, None) => {}
+            (ShardState::Ready, Some(false)) | (_, None) => {}
             (_, Some(has_left)) => *has_left = true,
         }
     }
@@ -551,7 +557,7 @@ impl Handover {
 
     /// Whether a shard of the new set has stopped when there was no way back.
     fn is_given_up(&self, settled: Settled) -> bool {
-        self.is_committed && matches!(settled.stage, Some(Stage::Stopped(_)))
+        self.is_committed && matches!(settled.stage, Some(ShardState::Stopped(_)))
     }
 }
 
@@ -575,8 +581,8 @@ mod tests {
         transition
     }
 
-    fn stage(transition: &mut Transition, number: u32, stage: Stage) {
-        transition.handle(shard(number), Change::Stage(stage));
+    fn stage(transition: &mut Transition, number: u32, stage: ShardState) {
+        transition.handle(shard(number), Change::ShardState(stage));
     }
 
     /// How far the shards are.
@@ -645,16 +651,16 @@ mod tests {
     fn two_windows_at_a_time() {
         let mut transition = transition(9, 2);
         assert_eq!(opened(&mut transition), [0, 1]);
-        stage(&mut transition, 0, Stage::Queued);
-        stage(&mut transition, 1, Stage::Queued);
+        stage(&mut transition, 0, ShardState::Queued);
+        stage(&mut transition, 1, ShardState::Queued);
         assert_eq!(opened(&mut transition), [2, 3]);
-        stage(&mut transition, 2, Stage::Queued);
-        stage(&mut transition, 3, Stage::Queued);
+        stage(&mut transition, 2, ShardState::Queued);
+        stage(&mut transition, 3, ShardState::Queued);
         assert!(opened(&mut transition).is_empty(), "four are on their way");
-        stage(&mut transition, 0, Stage::Identifying);
-        stage(&mut transition, 0, Stage::Ready);
+        stage(&mut transition, 0, ShardState::Identifying);
+        stage(&mut transition, 0, ShardState::Ready);
         assert_eq!(opened(&mut transition), [4]);
-        stage(&mut transition, 1, Stage::Resuming);
+        stage(&mut transition, 1, ShardState::Resuming);
         assert_eq!(opened(&mut transition), [5]);
         let later = Instant::now() + Duration::from_secs(9);
         transition.put_back(shard(5), later);
@@ -667,7 +673,7 @@ mod tests {
         transition.put_back(shard(5), Instant::now());
         assert_eq!(opened(&mut transition), [5]);
         for number in 2..9 {
-            stage(&mut transition, number, Stage::Ready);
+            stage(&mut transition, number, ShardState::Ready);
             opened(&mut transition);
         }
         assert!(transition.is_done());
@@ -677,14 +683,14 @@ mod tests {
     fn nobody_overtakes_within_a_key_and_nobody_holds_it_back_for_good() {
         let mut transition = transition(4, 2);
         assert_eq!(opened(&mut transition), [0, 1]);
-        stage(&mut transition, 1, Stage::Queued);
+        stage(&mut transition, 1, ShardState::Queued);
         assert!(
             opened(&mut transition).is_empty(),
             "shard 0 has not asked for its turn"
         );
-        stage(&mut transition, 0, Stage::Connecting);
+        stage(&mut transition, 0, ShardState::Connecting);
         assert!(opened(&mut transition).is_empty());
-        stage(&mut transition, 0, Stage::Waiting);
+        stage(&mut transition, 0, ShardState::Waiting);
         assert_eq!(
             opened(&mut transition),
             [2, 3],
@@ -698,9 +704,9 @@ mod tests {
         transition.resume([shard(7), shard(8)]);
         assert_eq!(opened(&mut transition), [7, 8, 0]);
         transition.resume([shard(6)]);
-        stage(&mut transition, 0, Stage::Queued);
+        stage(&mut transition, 0, ShardState::Queued);
         assert_eq!(opened(&mut transition), [6], "it has none");
-        stage(&mut transition, 6, Stage::Ready);
+        stage(&mut transition, 6, ShardState::Ready);
         assert_eq!(opened(&mut transition), [1]);
         assert!(transition.forget(shard(2)) && !transition.forget(shard(7)));
         transition.put_back(shard(8), Instant::now());
@@ -716,29 +722,29 @@ mod tests {
         assert_eq!(poll(&mut transition, now), Step::Restart(shard(0)));
         assert_eq!(poll(&mut transition, now), Step::Restart(shard(1)));
         assert_eq!(poll(&mut transition, now), Step::Wait(None), "two are away");
-        stage(&mut transition, 1, Stage::Ready);
+        stage(&mut transition, 1, ShardState::Ready);
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(None),
             "it was ready before it left"
         );
-        stage(&mut transition, 1, Stage::Connecting);
-        stage(&mut transition, 1, Stage::Ready);
+        stage(&mut transition, 1, ShardState::Connecting);
+        stage(&mut transition, 1, ShardState::Ready);
         assert_eq!(
             poll(&mut transition, now),
             Step::Restart(shard(3)),
             "shard 2 has the key of shard 0, which is away"
         );
-        stage(&mut transition, 0, Stage::Stopped(StopReason::Closed));
+        stage(&mut transition, 0, ShardState::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::Restart(shard(2)));
-        stage(&mut transition, 3, Stage::Connecting);
-        stage(&mut transition, 3, Stage::Ready);
+        stage(&mut transition, 3, ShardState::Connecting);
+        stage(&mut transition, 3, ShardState::Ready);
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(None),
             "shard 4 has the key of shard 2"
         );
-        stage(&mut transition, 4, Stage::Stopped(StopReason::Closed));
+        stage(&mut transition, 4, ShardState::Stopped(StopReason::Closed));
         transition.handle_stop(shard(2));
         assert!(transition.is_done());
     }
@@ -755,13 +761,13 @@ mod tests {
         );
         assert_eq!(opened(&mut transition), [0, 1]);
         for number in 0..2 {
-            stage(&mut transition, number, Stage::Ready);
+            stage(&mut transition, number, ShardState::Ready);
             assert_eq!(poll(&mut transition, now), Step::Wait(None));
             transition.handle(shard(number), Change::GuildsIn);
         }
         assert_eq!(poll(&mut transition, now), Step::Wait(Some(now + overlap)));
-        stage(&mut transition, 1, Stage::Identifying);
-        stage(&mut transition, 1, Stage::Ready);
+        stage(&mut transition, 1, ShardState::Identifying);
+        stage(&mut transition, 1, ShardState::Ready);
         now += overlap;
         assert_eq!(
             poll(&mut transition, now),
@@ -774,15 +780,15 @@ mod tests {
             Step::Wait(Some(now + overlap)),
             "the overlap begins anew"
         );
-        stage(&mut transition, 0, Stage::Connecting);
+        stage(&mut transition, 0, ShardState::Connecting);
         now += overlap;
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(None),
             "one is cut off"
         );
-        stage(&mut transition, 6, Stage::Stopped(StopReason::Closed));
-        stage(&mut transition, 0, Stage::Resuming);
+        stage(&mut transition, 6, ShardState::Stopped(StopReason::Closed));
+        stage(&mut transition, 0, ShardState::Resuming);
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(None),
@@ -815,8 +821,8 @@ mod tests {
         assert_eq!(polled, check(now), "a kill would lose an event");
         now += LIMITS.handlers;
         assert_eq!(transition.poll(now, &unhandled()), Step::Commit);
-        stage(&mut transition, 0, Stage::Identifying);
-        stage(&mut transition, 0, Stage::Ready);
+        stage(&mut transition, 0, ShardState::Identifying);
+        stage(&mut transition, 0, ShardState::Ready);
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(None),
@@ -826,20 +832,20 @@ mod tests {
         let overlaps = Step::Wait(Some(now + overlap));
         assert_eq!(poll(&mut transition, now), overlaps);
         now += overlap;
-        stage(&mut transition, 1, Stage::Connecting);
+        stage(&mut transition, 1, ShardState::Connecting);
         assert_eq!(poll(&mut transition, now), Step::Wait(None));
-        stage(&mut transition, 1, Stage::Stopped(StopReason::Closed));
+        stage(&mut transition, 1, ShardState::Stopped(StopReason::Closed));
         let closes = poll(&mut transition, now);
         assert_eq!(
             closes,
             Step::Close(shard(5)),
             "nobody waits for one that has stopped"
         );
-        stage(&mut transition, 5, Stage::Stopped(StopReason::Closed));
+        stage(&mut transition, 5, ShardState::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::Close(shard(7)));
         assert_eq!(poll(&mut transition, now), Step::Wait(None));
         assert!(!transition.is_done());
-        stage(&mut transition, 7, Stage::Stopped(StopReason::Closed));
+        stage(&mut transition, 7, ShardState::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::HandOver);
         assert!(!transition.is_done());
         transition.handed_over();

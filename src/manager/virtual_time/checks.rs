@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::process::{Actor, Process};
 use super::{OVERLAP, Play};
 use crate::manager::reconciler::Role;
-use crate::protocol::Stage;
+use crate::protocol::ShardState;
 use crate::shard::{Run, Shard, ShardStatus};
 use crate::shard_id::ShardId;
 
@@ -16,7 +16,7 @@ impl Play {
             return vec!["no process runs".to_owned()];
         };
         let status = process.hub.status();
-        let is_ready = |shard: &ShardStatus| shard.stage == Stage::Ready;
+        let is_ready = |shard: &ShardStatus| shard.state == ShardState::Ready;
         if !status.unopened.is_empty() || !status.shards.iter().all(is_ready) {
             return vec![format!("not all are ready: {status}")];
         }
@@ -97,9 +97,9 @@ impl Play {
         for run in to {
             let status = process.hub.shard_of(*run).map(|shard| shard.status());
             // One that resumes may be unable to go on until the old set has closed.
-            let is_ready = status.is_some_and(|status| match status.stage {
-                Stage::Ready => true,
-                Stage::Resuming => status.stalled_for.is_some(),
+            let is_ready = status.is_some_and(|status| match status.state {
+                ShardState::Ready => true,
+                ShardState::Resuming => status.stalled_for.is_some(),
                 _ => false,
             });
             if !is_ready {

@@ -207,7 +207,7 @@ fn config(rng: &mut Rng, token: Token) -> Config {
         .gateway_url(URL)
         .timing(timing)
         .max_outstanding_events(rng.usize(3..40))
-        .most_short_sessions(None)
+        .max_short_sessions(None)
         .auto_split(2)
         .plan(Plan::Stored)
 }

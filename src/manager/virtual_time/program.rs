@@ -95,8 +95,8 @@ impl Play {
             }
         };
         let event = match (&self.lanes, lane) {
-            (Some(lanes), Some(lane)) => lanes.try_next(lane),
-            _ => process.events.try_next().ok(),
+            (Some(lanes), Some(lane)) => lanes.try_recv(lane),
+            _ => process.events.try_recv().ok(),
         };
         let Some(event) = event else {
             return Ok(());
@@ -213,7 +213,7 @@ impl Play {
         self.held.clear();
         self.stop_handler(process);
         // Losses that were reported, but not taken.
-        while let Ok(event) = process.events.try_next() {
+        while let Ok(event) = process.events.try_recv() {
             if let EventKind::SessionLost { session, .. } = event.kind() {
                 self.accounts.end(session.id.clone());
             }

@@ -20,7 +20,7 @@ pub struct Identity {
     pub token: Token,
     /// What it wants to hear about.
     pub intents: Intents,
-    /// The name of the library that Discord is told.
+    /// The name of the library, as Discord sees it.
     pub library: String,
     /// From how many members on a guild's offline members are left out (50 to 250).
     pub large_threshold: u16,

@@ -9,13 +9,13 @@ use crate::intents::Intents;
 ///
 /// Source: [Discord, Request Guild
 /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
-const MOST_MEMBERS: usize = 100;
+const MAX_MEMBERS: usize = 100;
 
 /// The longest nonce, in bytes; Discord ignores a longer one, and answers that nobody can tell
 /// apart come back.
 ///
 /// Source: as above.
-const LONGEST_NONCE: usize = 32;
+const MAX_NONCE: usize = 32;
 
 /// Which members of a guild to ask for.
 ///
@@ -91,7 +91,7 @@ impl MemberQuery {
     pub(super) fn data(&self, guild_id: u64, nonce: Option<&str>) -> Result<Value, InvalidCommand> {
         let mut data = match &self.which {
             Which::All => json!({"query": "", "limit": 0}),
-            Which::Prefix { limit, .. } if !(1..=MOST_MEMBERS).contains(limit) => {
+            Which::Prefix { limit, .. } if !(1..=MAX_MEMBERS).contains(limit) => {
                 return Err(InvalidCommand::field("limit", limit, "1 to 100"));
             }
             Which::Prefix { prefix, limit } => json!({"query": prefix, "limit": limit}),
@@ -140,7 +140,7 @@ pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
     if let Some(count) = data["user_ids"]
         .as_array()
         .map(Vec::len)
-        .filter(|count| *count > MOST_MEMBERS)
+        .filter(|count| *count > MAX_MEMBERS)
     {
         return Err(InvalidCommand::field(
             "user_ids",
@@ -149,7 +149,7 @@ pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
         ));
     }
     match data["nonce"].as_str().map(str::len) {
-        Some(length) if length > LONGEST_NONCE => Err(InvalidCommand::field(
+        Some(length) if length > MAX_NONCE => Err(InvalidCommand::field(
             "nonce",
             format!("{length} bytes long"),
             "up to 32 bytes",

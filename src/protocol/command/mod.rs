@@ -34,11 +34,12 @@ const REQUEST_CHANNEL_INFO: u64 = 43;
 /// allowed.
 ///
 /// ```
-/// # use threadcord::{Command, OnlineStatus, Presence, VoiceState};
+/// # use threadcord::command::{OnlineStatus, VoiceState};
+/// # use threadcord::{Command, Presence};
 /// let presence = Command::presence(&Presence::new(OnlineStatus::Idle))?;
 /// let join = Command::voice_state(&VoiceState::join(41, 42).self_deaf(true))?;
 /// let other = Command::raw(&serde_json::json!({"op": 31, "d": {"guild_ids": ["41"]}}))?;
-/// # Ok::<(), threadcord::InvalidCommand>(())
+/// # Ok::<(), threadcord::command::InvalidCommand>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -234,7 +235,7 @@ pub struct VoiceState {
     pub guild_id: u64,
     /// The channel; `None` to leave.
     pub channel_id: Option<u64>,
-    /// Whether the bot says nothing.
+    /// Whether the bot is self-muted.
     pub self_mute: bool,
     /// Whether the bot hears nothing.
     pub self_deaf: bool,
@@ -272,7 +273,7 @@ impl VoiceState {
     }
 }
 
-/// What changes often about a voice channel, and is told on request.
+/// What changes often about a voice channel, and is sent on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

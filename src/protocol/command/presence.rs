@@ -10,7 +10,7 @@ use super::InvalidCommand;
 /// The longest name and state of an activity, in characters. Discord's documentation of the gateway
 /// names no limit; this is the one that other libraries keep to (JDA:
 /// `Activity.MAX_ACTIVITY_NAME_LENGTH`).
-const LONGEST_TEXT: usize = 128;
+const MAX_TEXT: usize = 128;
 
 /// The sites whose streams Discord shows.
 ///
@@ -21,7 +21,8 @@ const STREAMING_SITES: [&str; 2] = ["twitch.tv", "youtube.com"];
 /// How a bot looks to others: its status and what it does.
 ///
 /// ```
-/// # use threadcord::{Activity, OnlineStatus, Presence};
+/// # use threadcord::command::{Activity, OnlineStatus};
+/// # use threadcord::Presence;
 /// let presence = Presence::new(OnlineStatus::Online).activity(Activity::watching("the gateway"));
 /// ```
 ///
@@ -36,11 +37,11 @@ pub struct Presence {
     pub activities: Vec<Activity>,
     /// Whether it is there.
     pub status: OnlineStatus,
-    /// Whether it is away from the keyboard. Of no use to bots.
+    /// Whether it is away from the keyboard. Has no effect for bots.
     pub afk: bool,
 }
 
-/// Whether somebody is there.
+/// A user's status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnlineStatus {
@@ -197,7 +198,7 @@ impl Activity {
 
     fn check(&self, at: usize) -> Result<(), InvalidCommand> {
         let field = |name| format!("activities[{at}].{name}");
-        let is_short = |text: &str, least| (least..=LONGEST_TEXT).contains(&text.chars().count());
+        let is_short = |text: &str, least| (least..=MAX_TEXT).contains(&text.chars().count());
         let length = |text: &str| format!("{} characters long", text.chars().count());
         if !is_short(&self.name, 1) {
             return Err(InvalidCommand::field(

@@ -8,7 +8,7 @@ use super::super::io::{Notice, Output};
 use super::super::member_requests::{Claim, MemberRequest, MembersFailure};
 use super::super::payload::Payload;
 use super::super::session::Session;
-use super::{LONGEST_INTERVAL, Machine};
+use super::{MAX_INTERVAL, Machine};
 
 impl Machine {
     pub(super) fn request_members(&mut self, request: MemberRequest) {
@@ -51,7 +51,7 @@ impl Machine {
         let Some(limited) = limited.as_ref().and_then(RateLimited::members) else {
             return;
         };
-        let pause = limited.pause.min(LONGEST_INTERVAL) + self.timing.guard;
+        let pause = limited.pause.min(MAX_INTERVAL) + self.timing.guard;
         self.outgoing.pause_members(now, limited.guild, pause);
 
         // The same request once more, which waits for the pause.

@@ -55,7 +55,7 @@ impl Rig {
             1,
             &json!({"session_id": "s1", "resume_gateway_url": "wss://r", "user": {"id": "5"}}),
         );
-        assert_eq!(rig.machine.stage(), Stage::Ready);
+        assert_eq!(rig.machine.stage(), ShardState::Ready);
         rig.said.clear();
         rig
     }
@@ -104,7 +104,7 @@ impl Rig {
     }
 
     /// Sleeps until a connection is asked for; returns where to and how long it took.
-    fn reconnect(&mut self) -> (Target, Duration) {
+    fn reconnect(&mut self) -> (Endpoint, Duration) {
         let start = self.now;
         for _ in 0..10 {
             for output in &self.said {
@@ -183,16 +183,16 @@ fn a_fresh_shard_identifies_with_a_permit_alone() {
         rig.said[0],
         Output::Report(Notice::Connecting { resuming: false })
     );
-    assert_eq!(rig.said[1], Output::Connect(Target::Main));
-    assert_eq!(rig.machine.stage(), Stage::Connecting);
+    assert_eq!(rig.said[1], Output::Connect(Endpoint::Main));
+    assert_eq!(rig.machine.stage(), ShardState::Connecting);
     rig.input(Input::Connected);
-    assert_eq!(rig.machine.stage(), Stage::AwaitingHello);
+    assert_eq!(rig.machine.stage(), ShardState::AwaitingHello);
     rig.hello();
-    assert_eq!(rig.machine.stage(), Stage::Queued);
+    assert_eq!(rig.machine.stage(), ShardState::Queued);
     assert_eq!(rig.said.last(), Some(&Output::RequestPermit));
     assert!(rig.sent().is_empty());
     rig.input(Input::Permit);
-    assert_eq!(rig.machine.stage(), Stage::Identifying);
+    assert_eq!(rig.machine.stage(), ShardState::Identifying);
     let sent = rig.sent();
     assert_eq!((sent.len(), sent[0].0), (1, 2));
     assert_eq!(sent[0].1["shard"], json!([1, 2]));
@@ -242,7 +242,7 @@ fn op_1_is_answered_at_once_and_moves_nothing() {
     assert_eq!(rig.drive(), due);
     rig.sleep();
     rig.input(Input::Drained);
-    assert_eq!(rig.machine.stage(), Stage::Ready, "no false zombie");
+    assert_eq!(rig.machine.stage(), ShardState::Ready, "no false zombie");
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_silent_server_is_dropped_and_resumed() {
     let mut rig = Rig::ready();
     rig.sleep();
     rig.input(Input::Drained);
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     rig.sleep();
     rig.said.clear();
     rig.input(Input::Drained);
@@ -259,7 +259,7 @@ fn a_silent_server_is_dropped_and_resumed() {
         "without waiting for a close frame"
     );
     let (target, _) = rig.reconnect();
-    assert_eq!(target, Target::Resume("wss://r".into()));
+    assert_eq!(target, Endpoint::Resume("wss://r".into()));
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn an_ack_keeps_the_connection_and_gives_the_latency() {
         rig.now += Duration::from_millis(30);
         rig.payload(&json!({"op": 11}));
     }
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     assert_eq!(rig.machine.latency(), Some(Duration::from_millis(30)));
 }
 
@@ -286,7 +286,7 @@ fn a_heartbeat_without_an_answer_is_missed_once() {
     rig.sleep();
     rig.sleep();
     rig.input(Input::Drained);
-    assert_eq!(rig.machine.stage(), Stage::Connecting);
+    assert_eq!(rig.machine.stage(), ShardState::Connecting);
     let beats = rig.machine.beats();
     assert_eq!((beats.missed, beats.sent), (1, before.sent + 2));
 }
@@ -304,7 +304,7 @@ fn a_new_connection_is_no_zombie_and_has_one_schedule() {
         rig.input(Input::Drained);
         rig.dispatch("RESUMED", 1, &json!({}));
         rig.input(Input::Drained);
-        assert_eq!(rig.machine.stage(), Stage::Ready);
+        assert_eq!(rig.machine.stage(), ShardState::Ready);
     }
     rig.said.clear();
     let end = rig.now + INTERVAL * 10;
@@ -327,10 +327,14 @@ fn after_a_stall_an_ack_has_its_whole_time() {
     rig.now += Duration::from_secs(30);
     rig.input(Input::Stalled);
     rig.input(Input::Drained);
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     rig.now += INTERVAL;
     rig.input(Input::Drained);
-    assert_ne!(rig.machine.stage(), Stage::Ready, "but no more than that");
+    assert_ne!(
+        rig.machine.stage(),
+        ShardState::Ready,
+        "but no more than that"
+    );
 }
 
 #[test]
@@ -371,11 +375,11 @@ fn a_session_that_cannot_get_past_an_event_is_given_up() {
         rig.reconnect();
         rig.input(Input::Connected);
         rig.hello();
-        assert_eq!(rig.machine.stage(), Stage::Resuming);
+        assert_eq!(rig.machine.stage(), ShardState::Resuming);
     }
     rig.input(Input::Payload(Bytes::from_static(b"unreadable")));
     assert!(rig.lost_session());
-    assert_eq!(rig.reconnect().0, Target::Main);
+    assert_eq!(rig.reconnect().0, Endpoint::Main);
 }
 
 #[test]
@@ -398,10 +402,10 @@ fn an_unread_ack_is_not_missing() {
         assert_eq!(rig.sleep(), Timer::Heartbeat);
         rig.input(Input::Stalled);
     }
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     rig.payload(&json!({"op": 11}));
     rig.input(Input::Drained);
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
 }
 
 #[test]
@@ -412,7 +416,7 @@ fn op_7_resumes_at_once_in_every_state() {
     assert!(rig.said(&Output::Disconnect(Some(RESUMABLE))));
     assert_eq!(
         rig.reconnect(),
-        (Target::Resume("wss://r".into()), Duration::ZERO)
+        (Endpoint::Resume("wss://r".into()), Duration::ZERO)
     );
     // Before HELLO.
     rig.input(Input::Connected);
@@ -421,9 +425,9 @@ fn op_7_resumes_at_once_in_every_state() {
     // In place of RESUMED.
     rig.input(Input::Connected);
     rig.hello();
-    assert_eq!(rig.machine.stage(), Stage::Resuming);
+    assert_eq!(rig.machine.stage(), ShardState::Resuming);
     rig.payload(&reconnect);
-    assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+    assert_eq!(rig.reconnect().0, Endpoint::Resume("wss://r".into()));
     // In place of READY.
     let mut rig = Rig::new(None);
     rig.said.clear();
@@ -436,18 +440,18 @@ fn op_7_resumes_at_once_in_every_state() {
             .iter()
             .any(|output| matches!(output, Output::Report(Notice::Ready(_))))
     );
-    assert_eq!(rig.reconnect().0, Target::Main);
+    assert_eq!(rig.reconnect().0, Endpoint::Main);
     // In the queue.
     rig.input(Input::Connected);
     rig.hello();
     rig.payload(&reconnect);
-    assert_eq!(rig.reconnect().0, Target::Main);
+    assert_eq!(rig.reconnect().0, Endpoint::Main);
 }
 
 #[test]
 fn a_resume_replays_in_order_and_drops_what_came_before() {
     let mut rig = Rig::new(Some(session(10)));
-    assert!(rig.said(&Output::Connect(Target::Resume("wss://resume".into()))));
+    assert!(rig.said(&Output::Connect(Endpoint::Resume("wss://resume".into()))));
     rig.input(Input::Connected);
     rig.said.clear();
     rig.hello();
@@ -459,9 +463,9 @@ fn a_resume_replays_in_order_and_drops_what_came_before() {
         rig.dispatch("MESSAGE_CREATE", sequence, &json!({}));
     }
     assert_eq!(rig.delivered(), [11, 12]);
-    assert_eq!(rig.machine.stage(), Stage::Resuming);
+    assert_eq!(rig.machine.stage(), ShardState::Resuming);
     rig.dispatch("RESUMED", 12, &json!({}));
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     assert!(rig.said(&Output::Report(Notice::Resumed)));
     assert_eq!(
         rig.delivered(),
@@ -476,7 +480,7 @@ fn a_resume_takes_no_permit() {
     rig.input(Input::Connected);
     rig.hello();
     rig.dispatch("RESUMED", 10, &json!({}));
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     assert!(!rig.said(&Output::RequestPermit));
 }
 
@@ -495,7 +499,7 @@ fn a_ready_that_comes_again_starts_no_session() {
     rig.dispatch("READY", 1, &again);
     assert_eq!(
         (rig.machine.stage(), rig.delivered(), rig.lost_session()),
-        (Stage::Resuming, vec![], false)
+        (ShardState::Resuming, vec![], false)
     );
 
     // Of a stored session, of which nothing has been handled, it is the first event missed.
@@ -561,11 +565,11 @@ fn op_9_false_to_a_resume_gives_up_the_session() {
     rig.payload(&json!({"op": 9, "d": false}));
     assert!(rig.lost_session());
     let (target, pause) = rig.reconnect();
-    assert_eq!(target, Target::Main);
+    assert_eq!(target, Endpoint::Main);
     assert!((1.0..=5.0).contains(&pause.as_secs_f64()), "{pause:?}");
     rig.input(Input::Connected);
     rig.hello();
-    assert_eq!(rig.machine.stage(), Stage::Queued);
+    assert_eq!(rig.machine.stage(), ShardState::Queued);
     assert_eq!(rig.machine.session(), None);
 }
 
@@ -574,7 +578,7 @@ fn op_9_true_keeps_the_session() {
     let mut rig = Rig::ready();
     rig.payload(&json!({"op": 9, "d": true}));
     assert!(!rig.lost_session());
-    assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+    assert_eq!(rig.reconnect().0, Endpoint::Resume("wss://r".into()));
 }
 
 #[test]
@@ -611,9 +615,9 @@ fn close_codes_decide_what_follows() {
         rig.input(Input::Closed(code));
         assert_eq!(rig.lost_session(), !resumes, "{code:?}");
         let target = if resumes {
-            Target::Resume("wss://r".into())
+            Endpoint::Resume("wss://r".into())
         } else {
-            Target::Main
+            Endpoint::Main
         };
         assert_eq!(rig.reconnect().0, target, "{code:?}");
     }
@@ -665,7 +669,7 @@ fn close_ends_the_session_and_suspend_keeps_it() {
     assert_eq!(rig.machine.session().unwrap().id, "s1");
     // Between two connections there is nothing to close.
     let mut rig = Rig::ready();
-    rig.input(Input::Failed(Disconnect::Cut));
+    rig.input(Input::Failed(Disconnect::ConnectionLost));
     rig.input(Input::Failed(Disconnect::ConnectFailed));
     rig.said.clear();
     rig.input(Input::Stop(StopReason::Suspended));
@@ -679,10 +683,10 @@ fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
     let stored = session(5).with_intents(Intents::GUILD_MESSAGES);
     let mut rig = Rig::new(Some(stored.clone()));
     assert!(rig.said(&Output::Report(Notice::SessionLost(stored))));
-    assert!(rig.said(&Output::Connect(Target::Main)));
+    assert!(rig.said(&Output::Connect(Endpoint::Main)));
     rig.input(Input::Connected);
     rig.hello();
-    assert_eq!(rig.machine.stage(), Stage::Queued);
+    assert_eq!(rig.machine.stage(), ShardState::Queued);
     // One that is live when its shard is restarted with other intents: it is ended.
     let mut rig = Rig::ready();
     let identity = Identity {
@@ -692,7 +696,7 @@ fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
     rig.input(Input::Restart(Box::new(identity)));
     assert_eq!(rig.said[0], Output::Disconnect(Some(1000)));
     assert!(rig.lost_session());
-    assert!(rig.said(&Output::Connect(Target::Main)));
+    assert!(rig.said(&Output::Connect(Endpoint::Main)));
     // One of which they are not known is resumed.
     let rig = Rig::new(Some(session(5)));
     assert!(rig.machine.session().is_some());
@@ -713,13 +717,13 @@ fn what_came_while_the_process_was_frozen_is_read_before_anything_is_missed() {
             .handle(rig.now, Input::Payload(payload.to_string().into()));
     };
     read(&mut rig, &hello);
-    assert_eq!(rig.machine.stage(), Stage::Queued);
+    assert_eq!(rig.machine.stage(), ShardState::Queued);
     rig.input(Input::Permit);
     rig.now += frozen;
     let data = json!({"session_id": "s1", "user": {"id": "5"}});
     read(&mut rig, &json!({"op": 11}));
     read(&mut rig, &json!({"op": 0, "t": "READY", "s": 1, "d": data}));
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     assert!(!rig.sent().is_empty());
 }
 
@@ -736,10 +740,10 @@ fn ready_needs_its_session_alone() {
         rig.input(Input::Permit);
         let data = json!({"session_id": "s1", "resume_gateway_url": url, "user": user});
         rig.dispatch("READY", 1, &data);
-        assert_eq!(rig.machine.stage(), Stage::Ready, "{data}");
+        assert_eq!(rig.machine.stage(), ShardState::Ready, "{data}");
         rig.said.clear();
         rig.input(Input::Closed(None));
-        assert_eq!(rig.reconnect().0, Target::Main, "{data}");
+        assert_eq!(rig.reconnect().0, Endpoint::Main, "{data}");
     }
 }
 
@@ -761,7 +765,7 @@ fn a_limiter_that_fails_is_asked_again_after_a_pause_that_grows() {
     }
     assert_eq!(
         rig.machine.stage(),
-        Stage::Queued,
+        ShardState::Queued,
         "it heartbeats meanwhile"
     );
     assert!(pauses[0] >= Duration::from_millis(500), "{pauses:?}");
@@ -853,12 +857,12 @@ fn nobody_waits_forever() {
     assert_eq!(rig.sleep(), Timer::Connect);
     assert_eq!(
         rig.machine.stage(),
-        Stage::Connecting,
+        ShardState::Connecting,
         "the first retry is at once"
     );
     rig.input(Input::Connected);
     assert_eq!(rig.sleep(), Timer::Hello);
-    assert_eq!(rig.machine.stage(), Stage::Waiting);
+    assert_eq!(rig.machine.stage(), ShardState::Waiting);
     assert_eq!(rig.sleep(), Timer::Reconnect);
     rig.input(Input::Connected);
     rig.hello();
@@ -866,7 +870,7 @@ fn nobody_waits_forever() {
     while rig.sleep() != Timer::Answer {
         rig.payload(&json!({"op": 11}));
     }
-    let answer = Disconnect::AnswerTimeout;
+    let answer = Disconnect::ReadyTimeout;
     let disconnected = |output: &Output| matches!(output, Output::Report(Notice::Disconnected { reason, .. }) if *reason == answer);
     assert!(rig.said.iter().any(disconnected));
 }
@@ -883,7 +887,7 @@ fn a_replay_extends_its_deadline_and_a_stall_too() {
         rig.now += Duration::from_secs(50);
         rig.input(Input::Stalled);
     }
-    assert_eq!(rig.machine.stage(), Stage::Resuming);
+    assert_eq!(rig.machine.stage(), ShardState::Resuming);
 }
 
 #[test]
@@ -891,10 +895,10 @@ fn a_dead_resume_url_gives_way_to_the_main_one() {
     let mut rig = Rig::ready();
     rig.input(Input::Closed(None));
     for _ in 0..3 {
-        assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+        assert_eq!(rig.reconnect().0, Endpoint::Resume("wss://r".into()));
         rig.input(Input::Failed(Disconnect::ConnectFailed));
     }
-    assert_eq!(rig.reconnect().0, Target::Main);
+    assert_eq!(rig.reconnect().0, Endpoint::Main);
     rig.input(Input::Connected);
     rig.said.clear();
     rig.hello();
@@ -924,7 +928,7 @@ fn a_foreign_session_is_not_used() {
     let mut foreign = session(3);
     foreign.shard = ShardId::new(1, 4).unwrap();
     let rig = Rig::new(Some(foreign));
-    assert!(rig.said(&Output::Connect(Target::Main)));
+    assert!(rig.said(&Output::Connect(Endpoint::Main)));
     assert_eq!(rig.machine.session(), None);
 }
 
@@ -1188,7 +1192,7 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     }
     assert_eq!(
         rig.machine.stage(),
-        Stage::Ready,
+        ShardState::Ready,
         "what it does not understand is an event like others"
     );
 }
@@ -1213,7 +1217,7 @@ fn malformed_payloads_reconnect_and_resume() {
             "{}",
             String::from_utf8_lossy(bytes)
         );
-        assert_eq!(rig.reconnect().0, Target::Resume("wss://r".into()));
+        assert_eq!(rig.reconnect().0, Endpoint::Resume("wss://r".into()));
     }
 }
 
@@ -1239,7 +1243,7 @@ fn impossible_heartbeat_intervals_are_malformed() {
 fn unknown_opcodes_and_stray_events_are_ignored() {
     let mut rig = Rig::ready();
     rig.payload(&json!({"op": 99, "d": [1]}));
-    assert_eq!(rig.machine.stage(), Stage::Ready);
+    assert_eq!(rig.machine.stage(), ShardState::Ready);
     let mut rig = Rig::new(None);
     rig.input(Input::Connected);
     rig.hello();
@@ -1247,7 +1251,7 @@ fn unknown_opcodes_and_stray_events_are_ignored() {
     rig.dispatch("RESUMED", 5, &json!({}));
     assert_eq!(
         (rig.machine.stage(), rig.delivered()),
-        (Stage::Queued, Vec::new())
+        (ShardState::Queued, Vec::new())
     );
 }
 
@@ -1426,7 +1430,7 @@ impl Observer {
         match step {
             Step::Connected => self.rig.input(Input::Connected),
             Step::Hello(interval) => {
-                let greeted = self.rig.machine.stage() == Stage::AwaitingHello;
+                let greeted = self.rig.machine.stage() == ShardState::AwaitingHello;
                 self.rig
                     .payload(&json!({"op": 10, "d": {"heartbeat_interval": interval}}));
                 if let (true, Some(link)) = (greeted, self.rig.machine.state.link()) {
@@ -1445,9 +1449,9 @@ impl Observer {
                 .input(Input::Payload(Bytes::copy_from_slice(payload.as_bytes()))),
             Step::Bytes(bytes) => self.rig.input(Input::Payload(bytes.into())),
             Step::Closed(code) => self.rig.input(Input::Closed(code)),
-            Step::Failed => self.rig.input(Input::Failed(Disconnect::Cut)),
+            Step::Failed => self.rig.input(Input::Failed(Disconnect::ConnectionLost)),
             Step::Permit => {
-                if self.rig.machine.stage() == Stage::Queued {
+                if self.rig.machine.stage() == ShardState::Queued {
                     self.permits += 1;
                 }
                 self.rig.input(Input::Permit);
@@ -1505,7 +1509,7 @@ proptest! {
 fn sessions_that_never_last_open_the_circuit() {
     let new = || {
         let mut rig = Rig::new(None);
-        rig.machine = rig.machine.with_most_short_sessions(NonZeroU32::new(3));
+        rig.machine = rig.machine.with_max_short_sessions(NonZeroU32::new(3));
         rig
     };
     let lose = |rig: &mut Rig, after: Duration| {
@@ -1524,7 +1528,10 @@ fn sessions_that_never_last_open_the_circuit() {
         rig.reconnect();
     }
     lose(&mut rig, Duration::from_secs(9));
-    assert_eq!(rig.machine.stage(), Stage::Stopped(StopReason::CircuitOpen));
+    assert_eq!(
+        rig.machine.stage(),
+        ShardState::Stopped(StopReason::CircuitOpen)
+    );
     assert!(rig.lost_session());
     // One that lasted between them, or ten minutes: it goes on.
     for (last, away) in [(11, 0), (9, 10 * 60)] {
@@ -1561,7 +1568,7 @@ fn a_restart_resumes_at_once_in_every_state() {
     assert_eq!(rig.said[0], Output::Disconnect(Some(4000)));
     assert!(
         rig.said
-            .contains(&Output::Connect(Target::Resume("wss://r".into()))),
+            .contains(&Output::Connect(Endpoint::Resume("wss://r".into()))),
         "{:?}",
         rig.said
     );
@@ -1598,13 +1605,13 @@ fn a_restart_resumes_at_once_in_every_state() {
     }
     rig.input(Input::Failed(Disconnect::ConnectFailed));
     restart(&mut rig);
-    assert!(rig.said.contains(&Output::Connect(Target::Main)));
+    assert!(rig.said.contains(&Output::Connect(Endpoint::Main)));
     rig.input(Input::Failed(Disconnect::ConnectFailed));
     assert_eq!(rig.reconnect().1, Duration::ZERO, "the first failure again");
     // Once it has stopped, nothing.
     rig.input(Input::Stop(StopReason::Closed));
     restart(&mut rig);
-    assert!(matches!(rig.machine.stage(), Stage::Stopped(_)));
+    assert!(matches!(rig.machine.stage(), ShardState::Stopped(_)));
 }
 
 /// A machine that asks before it resumes, is connected again, and has asked.
@@ -1620,7 +1627,7 @@ fn connect_and_ask(rig: &mut Rig) {
     rig.reconnect();
     rig.input(Input::Connected);
     rig.hello();
-    assert_eq!(rig.machine.stage(), Stage::Confirming);
+    assert_eq!(rig.machine.stage(), ShardState::Confirming);
     assert!(rig.said.contains(&Output::RequestConfirmation));
     assert_eq!(rig.sent(), []);
 }
@@ -1649,7 +1656,7 @@ fn a_session_is_resumed_once_it_is_confirmed() {
     assert!(!resumes_within(&mut rig, Duration::from_secs(29)));
     rig.input(Input::Permit);
     assert_eq!(rig.sent()[0].0, 6);
-    assert_eq!(rig.machine.stage(), Stage::Resuming);
+    assert_eq!(rig.machine.stage(), ShardState::Resuming);
 
     // A store that fails is asked again, after a pause.
     let mut rig = asking();

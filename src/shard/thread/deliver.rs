@@ -6,7 +6,7 @@ use crate::clock;
 use crate::event::{Dispatch, Event, EventKind, Lease};
 use crate::intents::Intents;
 use crate::log_shard::log_shard;
-use crate::protocol::{ChunkOf, EventName, Payload, Stage};
+use crate::protocol::{ChunkOf, EventName, Payload, ShardState};
 use crate::transport::Connector;
 
 impl<C: Connector> Thread<C> {
@@ -106,7 +106,7 @@ impl<C: Connector> Thread<C> {
 
     /// Says when all guilds are in.
     pub(super) fn poll_guilds(&mut self) {
-        if self.guilds.deadline().is_none() || self.machine.stage() != Stage::Ready {
+        if self.guilds.deadline().is_none() || self.machine.stage() != ShardState::Ready {
             return;
         }
         if let Some(AllIn { guilds, missing }) = self.guilds.poll(clock::now()) {

@@ -24,7 +24,7 @@ use crate::event::Room;
 use crate::limit::{Permit, Ticket};
 use crate::log_shard::log_shard;
 use crate::protocol::{
-    Beats, Command, Disconnect, Input, Machine, Output, Stage, StopReason, Timer,
+    Beats, Command, Disconnect, Input, Machine, Output, ShardState, StopReason, Timer,
 };
 use crate::shard_id::ShardId;
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
@@ -71,7 +71,7 @@ pub(crate) struct Thread<C: Connector> {
     /// When a heartbeat may be sent again to learn that, while two sets are compared.
     probe_at: Instant,
     /// What the owner was last told.
-    stage: Option<Stage>,
+    stage: Option<ShardState>,
     /// Something has come that the report does not know of.
     has_heard: bool,
     /// Since when it waits for its turn to identify.
@@ -205,7 +205,7 @@ impl<C: Connector> Thread<C> {
     /// The shard has stopped.
     pub(crate) fn end(&mut self, reason: StopReason) {
         guarded(|| self.close(reason));
-        self.tell(Change::Stage(Stage::Stopped(reason)));
+        self.tell(Change::ShardState(ShardState::Stopped(reason)));
     }
 
     /// Does what the machine asks for at once.
@@ -262,7 +262,7 @@ impl<C: Connector> Thread<C> {
                 }
                 Order::Probe => self.handle(Input::Probe),
                 // It has stopped, and only says goodbye.
-                Order::Restart(_) if matches!(self.machine.stage(), Stage::Stopped(_)) => {
+                Order::Restart(_) if matches!(self.machine.stage(), ShardState::Stopped(_)) => {
                     self.missed_restart = true;
                 }
                 Order::Restart(mut identity) => {
@@ -303,15 +303,15 @@ impl<C: Connector> Thread<C> {
         let guilds = self
             .guilds
             .deadline()
-            .filter(|_| self.machine.stage() == Stage::Ready);
-        let is_compared = self.outlet.is_merging() && self.machine.stage() == Stage::Ready;
+            .filter(|_| self.machine.stage() == ShardState::Ready);
+        let is_compared = self.outlet.is_merging() && self.machine.stage() == ShardState::Ready;
         let probe = is_compared.then_some(self.probe_at);
         let until = until.map(|(at, _)| at);
         let until = until.into_iter().chain(guilds).chain(probe).min();
 
         let (room, stage) = (self.room(), self.machine.stage());
         let ledger = &self.shared.ledger;
-        let is_live = stage == Stage::Ready;
+        let is_live = stage == ShardState::Ready;
         let turn = self
             .pace
             .turn(self.now, room, is_live, || ledger.is_stalled());
@@ -348,8 +348,8 @@ impl<C: Connector> Thread<C> {
         }
         self.look_around();
         if self.pace.shrinks(self.now, pause.shrink_at) {
-            self.transport.rest();
-            self.shared.ledger.rest();
+            self.transport.shrink();
+            self.shared.ledger.shrink();
         }
     }
 
@@ -371,7 +371,7 @@ impl<C: Connector> Thread<C> {
         match self.transport.read() {
             Ok(Received::Payload(bytes)) => {
                 self.has_heard = true;
-                let is_live = self.machine.stage() == Stage::Ready;
+                let is_live = self.machine.stage() == ShardState::Ready;
                 self.pace.has_read(bytes.len());
                 self.machine.handle(self.now, Input::Payload(bytes));
                 if is_live {
@@ -388,7 +388,10 @@ impl<C: Connector> Thread<C> {
                 self.tell_of_events();
                 self.handle(Input::Drained);
                 self.pace.has_drained();
-                if matches!(self.machine.stage(), Stage::Queued | Stage::Confirming) {
+                if matches!(
+                    self.machine.stage(),
+                    ShardState::Queued | ShardState::Confirming
+                ) {
                     self.use_permit();
                 }
             }
@@ -399,7 +402,7 @@ impl<C: Connector> Thread<C> {
     /// Whether the shard may read. Handshakes bring no events, so they go on.
     fn room(&self) -> Room {
         match self.machine.stage() {
-            Stage::Ready | Stage::Resuming => self.shared.ledger.check(),
+            ShardState::Ready | ShardState::Resuming => self.shared.ledger.check(),
             _ => Room::Free,
         }
     }
@@ -413,9 +416,9 @@ impl<C: Connector> Thread<C> {
 
     fn fail(&mut self, error: &TransportError) {
         let reason = match self.machine.stage() {
-            Stage::Connecting => Disconnect::ConnectFailed,
+            ShardState::Connecting => Disconnect::ConnectFailed,
             _ if error.is_malformed() => Disconnect::Malformed,
-            _ => Disconnect::Cut,
+            _ => Disconnect::ConnectionLost,
         };
         let cause = error.report();
         log_shard!(warn, self.shard(), "{cause}");

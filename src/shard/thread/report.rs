@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::{CloseCause, ConnectionClosed};
 use crate::event::{Event, EventKind};
 use crate::log_shard::log_shard;
-use crate::protocol::{Input, MembersFailure, Notice, Session, Stage, StopReason};
+use crate::protocol::{Input, MembersFailure, Notice, Session, ShardState, StopReason};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
@@ -147,7 +147,7 @@ impl<C: Connector> Thread<C> {
             .counters
             .count(|counters| counters.stalled_for += stalled_for);
         self.tell(Change::Stalled(false));
-        self.emit(EventKind::Unstalled { stalled_for });
+        self.emit(EventKind::StallEnded { stalled_for });
     }
 
     /// Tells the shard's owner.
@@ -174,7 +174,7 @@ impl<C: Connector> Thread<C> {
             }
         }
         if self.outlet.is_merging()
-            && self.machine.stage() == Stage::Ready
+            && self.machine.stage() == ShardState::Ready
             && self.now >= self.probe_at
         {
             self.probe_at = self.now + self.context.timing.session_skew * SKEWS_PER_PROBE;
@@ -188,7 +188,9 @@ impl<C: Connector> Thread<C> {
             self.shared.report.lock().heard_at = Some(self.now);
         }
         self.count_beats();
-        self.forget_written();
+        if !self.unwritten.is_empty() {
+            self.forget_written();
+        }
 
         let stage = self.machine.stage();
         let queued = (
@@ -204,7 +206,7 @@ impl<C: Connector> Thread<C> {
             // Only a session that is live is asked how far it has been read.
             self.shared.probes.store(false, Ordering::Release);
             self.shared.report.lock().enter(stage, clock::now());
-            self.tell(Change::Stage(stage));
+            self.tell(Change::ShardState(stage));
         }
     }
 
@@ -235,7 +237,7 @@ impl<C: Connector> Thread<C> {
         }
         let stalled_since = {
             let mut report = self.shared.report.lock();
-            report.enter(Stage::Stopped(reason), clock::now());
+            report.enter(ShardState::Stopped(reason), clock::now());
             report.latency = None;
             report.stalled_since.take()
         };

@@ -8,15 +8,15 @@ use crate::clock;
 use crate::error::Error;
 use crate::limit::LimitError;
 use crate::log_shard::log_shard;
-use crate::protocol::{Command, Input, Secret, Stage, StopReason, Target};
+use crate::protocol::{Command, Endpoint, Input, Secret, ShardState, StopReason};
 use crate::transport::{Connector, Transport};
 
 impl<C: Connector> Thread<C> {
-    pub(super) fn connect(&mut self, target: &Target) {
+    pub(super) fn connect(&mut self, target: &Endpoint) {
         let (addresses, compression) = (&self.context.addresses, self.config.compression);
         let url = match target {
-            Target::Main => addresses.main(compression),
-            Target::Resume(url) => addresses.resume(url, compression).unwrap_or_else(|| {
+            Endpoint::Main => addresses.main(compression),
+            Endpoint::Resume(url) => addresses.resume(url, compression).unwrap_or_else(|| {
                 log_shard!(
                     warn,
                     self.shard(),
@@ -82,14 +82,14 @@ impl<C: Connector> Thread<C> {
                     "the permit expired before it could be used; asking for another"
                 );
                 self.permit = None;
-                if self.machine.stage() == Stage::Confirming {
+                if self.machine.stage() == ShardState::Confirming {
                     self.request_confirmation();
                 } else {
                     self.request_permit();
                 }
             }
             Some(_) => {
-                if self.machine.stage() == Stage::Confirming {
+                if self.machine.stage() == ShardState::Confirming {
                     // It is for nothing but the answer.
                     self.permit = None;
                 }
@@ -101,7 +101,7 @@ impl<C: Connector> Thread<C> {
 
     /// The limiter or the session store refuses: for good, or for now.
     pub(super) fn refuse_permit(&mut self, error: &LimitError) {
-        if *error == LimitError::Closed && self.machine.stage() == Stage::Confirming {
+        if *error == LimitError::Closed && self.machine.stage() == ShardState::Confirming {
             return self.handle(Input::Stop(StopReason::OwnershipLost));
         }
         if *error == LimitError::Closed {

@@ -206,7 +206,7 @@ impl From<ShardId> for Target {
 
 /// A word that names no fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is no fault; allowed: {allowed}")]
+#[error("unknown fault {given:?}; expected one of {allowed}")]
 pub struct FaultError {
     given: String,
     allowed: String,

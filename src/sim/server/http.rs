@@ -11,8 +11,8 @@ use super::super::world::{Answered, Incoming, Manner, Reply};
 use super::connection::Then;
 
 /// The longest body, in bytes: more than Discord takes of files.
-const LONGEST_BODY: usize = 32 << 20;
-const LONGEST_HEAD: usize = 64 << 10;
+const MAX_BODY: usize = 32 << 20;
+const MAX_HEAD: usize = 64 << 10;
 const HEADERS: usize = 100;
 
 /// What no client of HTTP sends, or more than is taken.
@@ -98,7 +98,7 @@ impl Reader {
         } else {
             let length = head.header("content-length").map_or(Ok(0), str::parse);
             let length: usize = length.map_err(|_| Unreadable::NotHttp)?;
-            if length > LONGEST_BODY {
+            if length > MAX_BODY {
                 return Err(Unreadable::TooLarge);
             }
             let end = head.length + length;
@@ -120,7 +120,7 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, Unreadable> {
     let mut request = httparse::Request::new(&mut headers);
     let parsed = request.parse(bytes).map_err(|_| Unreadable::NotHttp)?;
     let httparse::Status::Complete(length) = parsed else {
-        return if bytes.len() < LONGEST_HEAD {
+        return if bytes.len() < MAX_HEAD {
             Ok(None)
         } else {
             Err(Unreadable::TooLarge)
@@ -150,14 +150,14 @@ impl Chunks {
             let rest = bytes.get(self.at..).unwrap_or_default();
             let parsed = httparse::parse_chunk_size(rest).map_err(|_| Unreadable::NotHttp)?;
             let httparse::Status::Complete((start, size)) = parsed else {
-                return if rest.len() < LONGEST_HEAD {
+                return if rest.len() < MAX_HEAD {
                     Ok(false)
                 } else {
                     Err(Unreadable::TooLarge)
                 };
             };
             let size = usize::try_from(size).unwrap_or(usize::MAX);
-            if size > LONGEST_BODY - self.body.len() {
+            if size > MAX_BODY - self.body.len() {
                 return Err(Unreadable::TooLarge);
             }
 
@@ -391,7 +391,7 @@ mod tests {
                 Unreadable::NotHttp,
             ),
             (
-                format!("GET /{}", "a".repeat(LONGEST_HEAD)),
+                format!("GET /{}", "a".repeat(MAX_HEAD)),
                 Unreadable::TooLarge,
             ),
         ] {

@@ -10,9 +10,9 @@ use super::rest::Message;
 use super::{Guild, Timer, World, payloads};
 
 /// How many of a guild's members act by themselves.
-const MOST_ACTIVE: usize = 1000;
+const MAX_ACTIVE: usize = 1000;
 /// How far the traffic of a machine that stood still may lie behind.
-const LONGEST_LAG: Duration = Duration::from_millis(100);
+const MAX_LAG: Duration = Duration::from_millis(100);
 
 impl World {
     pub(in crate::sim) fn set_activity(&mut self, now: Instant, events_per_second: f64) {
@@ -29,7 +29,7 @@ impl World {
         let pause = Duration::try_from_secs_f64(1.0 / self.settings.activity)
             .unwrap_or(LONGEST)
             .min(LONGEST);
-        let oldest = now.checked_sub(LONGEST_LAG).unwrap_or(now);
+        let oldest = now.checked_sub(MAX_LAG).unwrap_or(now);
         self.set_timer(due.max(oldest) + pause, Timer::Traffic);
         let Some(at) = self.rng.usize(..).checked_rem(self.guilds.len()) else {
             return;
@@ -43,7 +43,7 @@ impl World {
     fn happen(&mut self, now: Instant, guild: Guild, name: &str) {
         let channel = guild.channel();
         // After the bot and the owner, who stay.
-        let others = self.member_ids(guild).skip(2).take(MOST_ACTIVE);
+        let others = self.member_ids(guild).skip(2).take(MAX_ACTIVE);
         let others: Vec<u64> = others.collect();
         let Some(member) = self.any(&others) else {
             return self.join(guild);

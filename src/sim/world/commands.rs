@@ -12,7 +12,7 @@ const PRESENCES: usize = 5;
 /// All members of a guild are told once in this time.
 const MEMBERS_WINDOW: Duration = Duration::from_secs(30);
 const CHUNK: usize = 1000;
-const LONGEST_NONCE: usize = 32;
+const MAX_NONCE: usize = 32;
 /// How many members may be asked for by their ids, and how many a prefix finds.
 const MEMBERS: usize = 100;
 
@@ -193,7 +193,7 @@ impl World {
         }
         let nonce = data["nonce"]
             .as_str()
-            .filter(|nonce| nonce.len() <= LONGEST_NONCE)
+            .filter(|nonce| nonce.len() <= MAX_NONCE)
             .map(str::to_owned);
         let presences = data["presences"] == true;
         let limit = limit.unwrap_or_default();

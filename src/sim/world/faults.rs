@@ -16,8 +16,8 @@ pub(super) const RECONNECT: &str = r#"{"op":7,"s":null,"t":null,"d":null}"#;
 const LATE: usize = 4;
 
 /// Between two faults by chance, in seconds; time has to pass.
-const SHORTEST_WAIT: f64 = 1e-6;
-const LONGEST_WAIT: f64 = 86_400.0;
+const MIN_WAIT: f64 = 1e-6;
+const MAX_WAIT: f64 = 86_400.0;
 
 /// The most that a bomb unpacks to: 1 GiB.
 const LARGEST_BOMB: usize = 1 << 30;
@@ -93,7 +93,7 @@ impl World {
         // Independent of each other, as accidents are.
         let wait = -(1.0 - self.rng.f64()).ln() / per_second;
         self.set_timer(
-            now + Duration::from_secs_f64(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)),
+            now + Duration::from_secs_f64(wait.clamp(MIN_WAIT, MAX_WAIT)),
             Timer::RandomFault,
         );
     }

@@ -11,7 +11,7 @@ use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
 /// Of a guild with more members, `GUILD_CREATE` lists none.
-const MOST_SHOWN: usize = 75_000;
+const MAX_SHOWN: usize = 75_000;
 
 impl World {
     pub(in crate::sim) fn add_guilds(&mut self, count: u32) {
@@ -43,7 +43,7 @@ impl World {
     /// Create](https://docs.discord.com/developers/events/gateway-events#guild-create).
     pub(super) fn guild_create(&self, guild: Guild, intents: Intents, threshold: usize) -> Value {
         let count = self.member_count(guild);
-        let shows_all = intents.contains(Intents::GUILD_PRESENCES) && count <= MOST_SHOWN;
+        let shows_all = intents.contains(Intents::GUILD_PRESENCES) && count <= MAX_SHOWN;
         // Of the others those only that are in a voice channel, where nobody is.
         let most = if shows_all { threshold } else { 1 };
         let ids: Vec<u64> = self.member_ids(guild).take(most).collect();

@@ -9,7 +9,7 @@ use super::super::request::Request;
 use super::{World, rest};
 
 /// What is kept of a payload that breaks a rule, in bytes.
-const LONGEST_SENT: usize = 400;
+const MAX_SENT: usize = 400;
 impl World {
     /// A rule is broken: the connection is closed with Discord's code for it.
     pub(super) fn refuse(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
@@ -127,10 +127,8 @@ pub(super) fn shown(op: &Value, data: &Value) -> String {
 }
 
 pub(super) fn shortened(mut text: String) -> String {
-    if text.len() > LONGEST_SENT {
-        let boundary = (0..=LONGEST_SENT)
-            .rev()
-            .find(|at| text.is_char_boundary(*at));
+    if text.len() > MAX_SENT {
+        let boundary = (0..=MAX_SENT).rev().find(|at| text.is_char_boundary(*at));
         text.truncate(boundary.unwrap_or_default());
         text.push('…');
     }

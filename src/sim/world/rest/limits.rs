@@ -14,7 +14,7 @@ use super::Headers;
 const GLOBAL_WINDOW: Duration = Duration::from_secs(1);
 
 /// Above this number of buckets, those whose window is over are removed.
-const MOST_BUCKETS: usize = 10_000;
+const MAX_BUCKETS: usize = 10_000;
 
 /// The requests of each bucket within its window.
 #[derive(Default)]
@@ -29,7 +29,7 @@ struct Bucket {
 impl Buckets {
     /// Counts a request: how the bucket is then, and whether it had room.
     fn count(&mut self, now: Instant, name: &str, limit: u32, window: Duration) -> (Bucket, bool) {
-        if self.0.len() > MOST_BUCKETS {
+        if self.0.len() > MAX_BUCKETS {
             self.0.retain(|_, bucket| bucket.reset_at > now);
         }
         let fresh = Bucket {

@@ -17,7 +17,7 @@ use super::{Call, Desk};
 
 /// Messages that each channel keeps.
 const MESSAGES: usize = 100;
-const LONGEST_TEXT: usize = 2000;
+const MAX_TEXT: usize = 2000;
 
 /// Flags of messages.
 pub(super) const EPHEMERAL: u64 = 1 << 6;
@@ -511,7 +511,7 @@ fn text_of(body: &Value) -> Result<Option<&str>, Refusal> {
             return Err(invalid_form("content", "STRING_TYPE_CONVERT", message));
         }
     };
-    if text.chars().count() > LONGEST_TEXT {
+    if text.chars().count() > MAX_TEXT {
         let message = "Must be 2000 or fewer in length.";
         return Err(invalid_form("content", "BASE_TYPE_BAD_LENGTH", message));
     }
