@@ -57,19 +57,6 @@ struct Tls {
 }
 
 impl WebSocketConnector {
-    /// `tls` is used for `wss`. For this crate's own benches: the type is another crate's.
-    #[doc(hidden)]
-    pub fn new(tls: TlsConnector) -> Self {
-        let tls = Tls {
-            root_certificates: None,
-            connector: tls.into(),
-        };
-        Self {
-            tls: Arc::new(tls),
-            dialer: Arc::default(),
-        }
-    }
-
     /// With these root certificates (PEM) in place of the system's, and through this proxy. The
     /// system's are read by [`read_certificates`](Self::read_certificates) or when the first
     /// connection needs them.
