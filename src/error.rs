@@ -90,8 +90,8 @@ pub enum Error {
     /// Discord is about to block this address. None is sent until there are fewer. Find out why
     /// they are refused.
     #[error(
-        "{request} was not sent: Discord has refused {count} requests within 10 minutes and blocks \
-         this address at 10,000; find out why it refuses them, and try again in {} s",
+        "{request} was not sent: {count} requests in the last 10 minutes got a 401, 403 or 429; \
+         Discord blocks this IP address at 10,000; find out why they fail, and retry in {} s",
         retry_after.as_secs()
     )]
     TooManyInvalidRequests {
@@ -140,7 +140,7 @@ pub enum Error {
     #[error("TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operating system refused something.
-    #[error("the operating system refused: {what}")]
+    #[error("the operating system could not provide {what}")]
     Io {
         /// What was tried.
         what: &'static str,
@@ -200,7 +200,7 @@ pub enum Error {
         running: &'static str,
     },
     /// Something takes longer than the caller waits; it goes on.
-    #[error("not done in {}", .waiting_for.first().map_or("time".into(), |shard| format!("time, waiting for shard {shard}")))]
+    #[error("not finished in {}", .waiting_for.first().map_or("time".into(), |shard| format!("time, waiting for shard {shard}")))]
     TimedOut {
         /// The shards that it waits for.
         waiting_for: Vec<ShardId>,
@@ -214,7 +214,11 @@ pub enum Error {
         bot_user_id: u64,
     },
     /// Fewer IDENTIFYs are left than are needed.
-    #[error("{needed} shards are to identify, and {remaining} of {total} IDENTIFYs are left; there are more in {} s", reset_after.as_secs())]
+    #[error(
+        "{needed} shards must identify, but only {remaining} of {total} IDENTIFYs are left; the \
+         limit resets in {} s",
+        reset_after.as_secs()
+    )]
     SessionStartLimit {
         /// How many are needed.
         needed: usize,
@@ -283,7 +287,7 @@ pub enum SendFailure {
     /// As many commands as are allowed are queued already
     /// ([`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)).
     #[error(
-        "{waiting} commands of shard {shard} wait already: try later, or wait with `send_timeout`"
+        "{waiting} commands of shard {shard} are queued already: retry later, or use `send_timeout`"
     )]
     Full {
         /// The shard.
@@ -292,7 +296,7 @@ pub enum SendFailure {
         waiting: usize,
     },
     /// As many waited for as long as the caller did.
-    #[error("{waiting} commands of shard {shard} still wait: Discord takes 120 a minute")]
+    #[error("{waiting} commands of shard {shard} are still queued: Discord accepts 120 a minute")]
     TimedOut {
         /// The shard.
         shard: ShardId,
@@ -347,6 +351,7 @@ impl Error {
             | Self::Limit(_)
             | Self::Http { .. }
             | Self::Io { .. }
+            | Self::Redis(_)
             | Self::NotReady { .. }
             | Self::Busy { .. }
             | Self::TimedOut { .. }
@@ -448,7 +453,7 @@ impl Error {
 /// For how long, if that is known.
 fn shown_wait(wait: Duration) -> String {
     if wait.is_zero() {
-        ": its turn did not come in time".into()
+        " and its turn did not come in time".into()
     } else {
         format!(" for {:.3} s", wait.as_secs_f64())
     }
@@ -488,7 +493,7 @@ mod tests {
         };
         assert_eq!(
             error.report(),
-            "the operating system refused: a thread: no memory"
+            "the operating system could not provide a thread: no memory"
         );
     }
 }

@@ -27,11 +27,11 @@ pub(crate) const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 ///
 /// A manager loads them once, before it starts, and saves them at once to see whether it can. Then,
 /// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is
-/// ready or stops; and when it ends itself: all of them after `suspend`, none after `close`. A
-/// store that several managers share must keep their sessions apart. Sessions of other bots, second
-/// ones of a shard, and those of shards that are not in the plan are reported and not used.
+/// ready or stops. When the manager ends, it saves all sessions after `suspend`, and none after
+/// `close`. A store that several managers share must keep their sessions apart. Sessions of other
+/// bots, duplicates, and sessions of shards that are not in the plan are logged and not used.
 pub trait SessionStore: Send + Sync {
-    /// What was saved last; nothing if there is nothing that can be used.
+    /// Returns what was saved last, or `Saved::default()` if there is nothing usable.
     fn load(&self) -> Result<Saved, StoreError>;
 
     /// Replaces what was saved. It must leave either the old or the new, whenever the process dies.
@@ -44,9 +44,9 @@ pub trait SessionStore: Send + Sync {
     /// [`Error::OwnershipLost`]: crate::Error::OwnershipLost
     fn save(&self, saved: &Saved) -> Result<(), StoreError>;
 
-    /// Asks whether the sessions are still this process's own. A shard that has lost its connection
-    /// asks this once it is connected again, and resumes when the ticket is granted: what the store
-    /// knows must be of a time after this call, since the process may have been stopped for long.
+    /// Asks whether this process still owns its sessions. A shard calls this after each reconnect,
+    /// and resumes when the ticket is granted. The answer must come from a check made after this
+    /// call, not from a cache: the process may have been suspended for a long time.
     /// Like [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request) it must not block.
     ///
     /// A ticket that is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed) says

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// How long things take and how long they may take. The default is what Discord asks for.
+/// Time-outs, pauses and rate limit windows. Each field says whether its default is prescribed by
+/// Discord ("Discord's") or chosen by this library ("Ours").
 ///
 /// Shorter windows are for simulators: a configuration whose windows are shorter than Discord's is
 /// refused together with one of Discord's hosts.
@@ -52,8 +53,8 @@ pub struct Timing {
     /// Added to each window that Discord measures too, for what the network adds and takes away.
     /// Ours: 100 ms.
     pub guard: Duration,
-    /// How much later than announced the daily total is taken to start anew, for clocks that drift:
-    /// an IDENTIFY too many costs the bot its token. Ours: 30 s.
+    /// Margin after the announced reset of the daily IDENTIFY total, for clock drift: one IDENTIFY
+    /// too many makes Discord reset the bot's token. Ours: 30 s.
     pub reset_guard: Duration,
     /// How long a permit to identify is valid that a [`FileLimit`](crate::limit::FileLimit), or
     /// another limiter of several processes, has granted. Ours: 2 s.
@@ -72,7 +73,7 @@ pub struct Timing {
     /// How long a reshard may take before it is given up, besides the time that the identify limit
     /// costs its shards. Ours: 1 h.
     pub reshard_timeout: Duration,
-    /// By how much sooner one session may receive an event than another: Discord promises no order
+    /// How much earlier one session may receive an event than another. Discord guarantees no order
     /// between connections. Ours: 1 s.
     pub session_skew: Duration,
     /// How long a session store may take to say whether a session may be resumed, before it is

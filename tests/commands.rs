@@ -94,7 +94,7 @@ fn the_queue_is_bounded_and_gives_commands_back() {
     assert!(
         refused
             .to_string()
-            .contains("10 commands of shard 0/1 wait already"),
+            .contains("10 commands of shard 0/1 are queued already"),
         "{refused}"
     );
     assert_eq!(

@@ -409,7 +409,7 @@ fn raw_commands_are_checked_and_sent() {
         assert!(Command::raw(&refused).is_err(), "{refused}");
     }
     let error = Command::raw(&json!({"op": 31, "d": "x".repeat(5000)})).unwrap_err();
-    assert!(error.to_string().contains("allowed are 4096"), "{error}");
+    assert!(error.to_string().contains("at most 4096"), "{error}");
     let presence =
         json!({"op": 3, "d": {"since": null, "activities": [], "status": "idle", "afk": false}});
     shard.send(Command::raw(&presence).unwrap()).unwrap();

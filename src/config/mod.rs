@@ -103,7 +103,7 @@ pub struct Config {
     pub limiter: Option<Arc<dyn IdentifyLimiter>>,
     /// From when the default limiter's window counts. Default: from the IDENTIFY.
     pub release_after: ReleaseAfter,
-    /// Durations. Default: Discord's.
+    /// Time-outs, pauses and rate limit windows. Default: [`Timing::default`].
     pub timing: Timing,
 }
 

@@ -27,14 +27,13 @@ pub enum Plan {
         /// How many shards there are in all.
         total: u32,
     },
-    /// The shards whose sessions are stored, if those have every guild once, whatever their totals:
-    /// as they were before, after any number of splits and reshards. If they are some of one total,
-    /// all of that total. Else as many as Discord recommends.
+    /// The shards whose sessions are stored, if together they cover every guild exactly once: the
+    /// same shards as before, even after splits and reshards. If the stored shards are incomplete
+    /// but have one total, all shards of that total. Otherwise as many as Discord recommends.
     Stored,
-    /// The share of one process of several: the shards whose number leaves `index` when divided by
-    /// `of`. If `of` divides `max_concurrency`, no two processes share a rate limit key, so that
-    /// each may have a limit of its own (of the day's IDENTIFYs each still knows only what it
-    /// spent).
+    /// The share of one process of several: the shards whose number modulo `of` is `index`. If
+    /// `max_concurrency` is a multiple of `of`, no two processes share a rate limit key, so each
+    /// may have its own limiter. Each then counts only its own IDENTIFYs against the daily total.
     Bucket {
         /// Which process, from 0.
         index: u32,
@@ -120,7 +119,8 @@ impl Plan {
                 return Self::Total(total).shards(total);
             }
             log::info!(
-                "the stored sessions are not those of a whole fleet: it starts with the recommended shards"
+                "the stored sessions do not cover all guilds: \
+                 starting the recommended shards"
             );
         }
         self.shards(recommended)

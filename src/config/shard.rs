@@ -16,7 +16,7 @@ use crate::transport::Compression;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ShardConfig {
-    /// What the bot wants to hear about.
+    /// The gateway intents.
     pub intents: Intents,
     /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
     pub compression: Compression,
@@ -28,18 +28,18 @@ pub struct ShardConfig {
     pub presence: Option<Presence>,
     /// Which events pass. Default: all.
     pub events: EventFilter,
-    /// After how many sessions in a row that never lasted, within 10 minutes
-    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), a shard stops with
+    /// A shard whose sessions keep ending early stops with
     /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
-    /// IDENTIFYs; a restart has it try again. With `None` it tries for ever, with longer and longer
-    /// pauses. Default: 5.
+    /// IDENTIFYs: after this many such sessions in a row within 10 minutes
+    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)). Restart it to retry. With
+    /// `None` it retries forever, with increasing pauses. Default: 5.
     pub max_short_sessions: Option<NonZeroU32>,
     /// How many events of a shard may be outstanding before it stops reading, at least 1. Default:
     /// 1,024.
     pub max_outstanding_events: usize,
-    /// How many bytes the payloads of a shard's events may have, uncompressed, before it stops
-    /// reading, at least 1; one event always fits. Small ones share blocks of 16 KiB with others
-    /// that came beside them, so that one alone may hold that much. Default: 1 MiB.
+    /// How many bytes of uncompressed payloads may be outstanding before the shard stops reading,
+    /// at least 1; one event always fits. Small events share blocks of 16 KiB, so a single small
+    /// event may keep a whole block in memory. Default: 1 MiB.
     pub max_outstanding_bytes: usize,
     /// How many commands of a shard may wait to be sent, at least 1. Presences do not count: only
     /// the latest waits. Default: 1,024.

@@ -1,11 +1,11 @@
 //! The fan-in: every shard's events in one place.
 
-mod bell;
-mod inlet;
+mod feed;
 mod lanes;
-mod leftovers;
 mod merge;
-mod outlet;
+mod notify;
+mod put_back;
+mod sender;
 mod workers;
 
 use std::collections::BTreeSet;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use self::bell::Bell;
-use self::inlet::{Entry, Inlet};
+pub(crate) use self::feed::Feed;
 pub(crate) use self::lanes::Lanes;
-use self::leftovers::Leftovers;
-pub(crate) use self::outlet::Outlet;
+use self::notify::Notify;
+use self::put_back::PutBack;
+use self::sender::{Entry, EventSender};
 pub(crate) use self::workers::{Panicked, Workers};
 use crate::event::Event;
 use crate::shard_id::ShardId;
@@ -52,25 +52,25 @@ use crate::shard_id::ShardId;
 #[derive(Clone, Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
-    bell: Arc<Bell>,
+    notify: Arc<Notify>,
     /// What a handler that was stopped had not come to; older than what is in the channel.
-    leftovers: Arc<Leftovers>,
+    put_back: Arc<PutBack>,
     entry: Arc<Entry>,
 }
 
-/// The fan-in channel: shards get clones of its inlet.
-pub(crate) fn channel() -> (Inlet, Events) {
+/// The fan-in channel: shards get clones of its sender.
+pub(crate) fn channel() -> (EventSender, Events) {
     let (sender, receiver) = crossbeam_channel::unbounded();
-    let bell = Arc::new(Bell::default());
-    let entry = Entry::new(sender, Arc::clone(&bell));
-    let inlet = Inlet::new(&entry);
+    let notify = Arc::new(Notify::default());
+    let entry = Entry::new(sender, Arc::clone(&notify));
+    let sender = EventSender::new(&entry);
     let events = Events {
         receiver,
-        bell,
-        leftovers: Arc::default(),
+        notify,
+        put_back: Arc::default(),
         entry,
     };
-    (inlet, events)
+    (sender, events)
 }
 
 impl Events {
@@ -87,7 +87,7 @@ impl Events {
     /// The next event, if one is there. Never blocks.
     pub fn try_recv(&self) -> Result<Event, TryRecvError> {
         let next = self
-            .leftovers
+            .put_back
             .pop()
             .map_or_else(|| self.receiver.try_recv(), Ok);
         next.inspect(Event::take)
@@ -109,16 +109,16 @@ impl Events {
         let look =
             || Some(self.try_recv()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
         let next = look().or_else(|| {
-            let next = self.bell.wait(deadline, look);
+            let next = self.notify.wait(deadline, look);
             if next.as_ref().is_some_and(Result::is_err) || self.is_there_more() {
                 // There is something for the next one, too.
-                self.bell.ring();
+                self.notify.wake_one();
             }
             next
         });
         // What was put back while the stream ended comes before the end, too.
         match next {
-            Some(Err(error)) => Some(self.leftovers.pop().ok_or(error).inspect(Event::take)),
+            Some(Err(error)) => Some(self.put_back.pop().ok_or(error).inspect(Event::take)),
             next => next,
         }
     }
@@ -156,12 +156,12 @@ impl Events {
     }
 
     fn is_there_more(&self) -> bool {
-        self.leftovers.len() > 0 || !self.receiver.is_empty()
+        self.put_back.len() > 0 || !self.receiver.is_empty()
     }
 
     /// How many there are that were not taken, and that no handler has begun.
     pub(crate) fn len(&self) -> usize {
-        self.leftovers.len() + self.receiver.len() + self.entry.len()
+        self.put_back.len() + self.receiver.len() + self.entry.len()
     }
 }
 
@@ -200,7 +200,7 @@ mod tests {
             let (mut events, woken) = (events.clone(), woken.clone());
             std::thread::spawn(move || woken.send(events.next().is_some()));
         }
-        while events.bell.waiting() < 3 {
+        while events.notify.waiting() < 3 {
             std::thread::yield_now();
         }
         let event = || Event::new(ShardId::ONE, EventKind::Resumed);

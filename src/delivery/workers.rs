@@ -209,7 +209,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::delivery::{self, Inlet};
+    use crate::delivery::{self, EventSender};
     use crate::event::EventKind;
 
     fn shard(number: u32) -> ShardId {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     /// A stream of numbered events of eight shards, by turns.
-    fn stream(count: usize) -> (Inlet, Events) {
+    fn stream(count: usize) -> (EventSender, Events) {
         let (sender, events) = delivery::channel();
         (0..count).for_each(|n| sender.put(numbered(n)));
         (sender, events)
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn what_was_not_handled_when_they_stop_is_put_back_in_order() {
         for count in [1, 4] {
-            let (inlet, events) = stream(1000);
+            let (sender, events) = stream(1000);
             let workers = workers(&events, count, &|_| {});
             let handled = Mutex::new(Vec::new());
             workers
@@ -338,7 +338,7 @@ mod tests {
                 })
                 .unwrap();
             // What comes later stays behind what was put back.
-            inlet.put(numbered(1000));
+            sender.put(numbered(1000));
             let mut all = handled.into_inner();
             assert!(
                 (100..=100 + count).contains(&all.len()),
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn an_iterator_waits_while_a_handler_runs_and_goes_on_with_what_that_leaves() {
-        let (inlet, events) = stream(8);
+        let (sender, events) = stream(8);
         let workers = workers(&events, 2, &|_| {});
         let handled = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -387,8 +387,8 @@ mod tests {
             // The handler may have begun or not: none of these is the iterator's alone.
             let next = scope.spawn(move || waiting.next());
             for n in 8..400 {
-                inlet.put(numbered(n));
-                inlet.announce(shard(u32::try_from(n % 8).unwrap()));
+                sender.put(numbered(n));
+                sender.announce(shard(u32::try_from(n % 8).unwrap()));
             }
             run.join().unwrap().unwrap();
             assert!(next.join().unwrap().is_some());

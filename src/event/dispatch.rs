@@ -133,9 +133,9 @@ pub struct DecodeError {
     pub event: EventName,
     /// Its sequence.
     pub sequence: u64,
-    /// The field, for example `member.roles[2]`, down to 128 steps; or what it is the last part of, where its type
-    /// refused it only after it was read (`try_from`, `deserialize_with`); empty if it is the data
-    /// as a whole.
+    /// The path of the field, for example `member.roles[2]`, up to 128 levels deep. If a type
+    /// rejects its value only after reading it (`try_from`, `deserialize_with`), the path may be
+    /// that of the last field inside it. Empty if the error is about the data as a whole.
     pub path: String,
     /// How many bytes of the data were read.
     pub byte: usize,

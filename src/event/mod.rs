@@ -28,11 +28,11 @@ pub(crate) const HANDLER_PANICKED: &str = "HandlerPanicked";
 /// until then it counts as not handled, and comes again if the process ends and starts again from
 /// the shard's session.
 ///
-/// Events may be handled in any order, on any thread. One that is kept, in a cache or by
-/// [`std::mem::forget`], keeps its credit, and the session's low-water mark before it: what came
-/// later comes again after a restart, and enough of them [stall](EventKind::Stalled) the shard for
-/// good. A program that wants to keep what is in an event takes that out, or
-/// [releases](Self::release) the event, which still holds its memory then (see [`Dispatch`]).
+/// Events may be handled in any order, on any thread. An event that is kept, in a cache or by
+/// [`std::mem::forget`], stays unhandled: it and all later events are redelivered after a restart,
+/// and enough such events [stall](EventKind::Stalled) the shard permanently. To keep an event's
+/// content, copy it out, or [release](Self::release) the event; a released event still uses its
+/// memory (see [`Dispatch`]).
 #[derive(Debug)]
 pub struct Event {
     shard: ShardId,
@@ -102,9 +102,9 @@ pub enum EventKind {
     /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) its sessions never lasted, and
     /// a restart has it try again.
     Stopped(StopReason),
-    /// A handler panicked at an event of this shard. That event counts as handled, and the next one
-    /// follows. It holds credit as events of Discord do; a handler that panics at this very event
-    /// is not told of that.
+    /// A handler panicked while handling an event of this shard. That event counts as handled, and
+    /// the next one follows. `HandlerPanicked` counts as outstanding like Discord's events. A panic
+    /// while handling `HandlerPanicked` itself is only logged and counted.
     HandlerPanicked {
         /// The [`name`](Event::name) of the event.
         event: String,

@@ -54,15 +54,15 @@ pub type AskLimits = Arc<dyn Fn() -> Result<Limits, Error> + Send + Sync>;
 /// - serve the shards of a key in the order they asked;
 /// - refuse a ticket with [`LimitError::Failed`] where it cannot tell for now, so that the shard
 ///   asks again later, and with [`LimitError::Closed`] only when there is no use in asking;
-/// - heed each [`Report`]: one who leaves unused frees the slot at once.
+/// - act on each [`Report`]: [`Report::Left`] for an unused permit frees its slot at once.
 ///
 /// With the feature `sim`, the module `limit::contract` checks an implementation for all of this.
 pub trait IdentifyLimiter: Send + Sync {
     /// A shard wants to identify.
     fn request(&self, shard: ShardId, wake: Wake) -> Ticket;
 
-    /// Discord says what its limits are, as `/gateway/bot` gives them. It was asked at `asked_at`:
-    /// of IDENTIFYs that were sent since then the answer may not know. The default does nothing.
+    /// Discord says what its limits are, as `/gateway/bot` gives them. The request was
+    /// sent at `asked_at`, so the limits may not count later IDENTIFYs. The default does nothing.
     fn update(&self, limits: Limits, asked_at: Instant) {
         let _ = (limits, asked_at);
     }
@@ -90,7 +90,7 @@ pub struct LimitStatus {
     pub remaining: u32,
     /// IDENTIFYs a day.
     pub total: u32,
-    /// When there are more; `None` if none was spent since the last time.
+    /// Time until the reset; `None` if no IDENTIFY was spent since the last reset.
     #[serde(serialize_with = "seconds::serialize_option")]
     pub reset_after: Option<Duration>,
     /// How many may identify at once.

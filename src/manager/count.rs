@@ -33,7 +33,7 @@ pub(super) fn rounded(
     match total.checked_next_multiple_of(gateway.shards.get()) {
         Some(multiple) if multiple != total && is_large() => {
             log::warn!(
-                "a large bot's shard count is a multiple of {}: {multiple} in place of {total}",
+                "a large bot needs a multiple of {} shards: using {multiple} instead of {total}",
                 gateway.shards
             );
             plan.with_total(multiple)

@@ -17,9 +17,10 @@ use crate::shard_id::ShardId;
 /// be kept anywhere.
 ///
 /// It does not keep the manager alive. Once that is gone there are no shards, the status is empty,
-/// and operations fail with [`Error::Closed`]. None of its methods blocks, but
-/// [`reshard`](Self::reshard) and [`rest`](Self::rest)'s requests; so any of them may be called from
-/// handlers. What takes a while is an [`Operation`], which goes on by itself and can be waited for.
+/// and operations fail with [`Error::Closed`]. Its methods may be called from handlers. They do not
+/// block, except [`reshard`](Self::reshard), REST requests, and
+/// [`open_shard`](Self::open_shard) and [`resume_shard`](Self::resume_shard) with a session store
+/// that is shared over a network. Long-running work returns an [`Operation`] to wait for.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) hub: Weak<Hub>,
@@ -85,10 +86,10 @@ impl Handle {
         self.hub()?.ask(Request::Close(id))
     }
 
-    /// Has one shard connect anew. If it has a session it resumes, and no event is missed; what
-    /// went wrong before is forgotten, and [`Config::for_shard`](crate::Config::for_shard) is asked
-    /// again. One that has stopped, for example with an open circuit, is opened again as
-    /// [`open_shard`](Self::open_shard) does. Done when it is ready.
+    /// Reconnects one shard. If it has a session it resumes and misses no event. Its failure counts
+    /// are reset, and [`Config::for_shard`](crate::Config::for_shard) is called again. A shard that
+    /// has stopped, for example with [`StopReason::CircuitOpen`], is opened as by
+    /// [`open_shard`](Self::open_shard). Done when it is ready.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
@@ -96,8 +97,9 @@ impl Handle {
         self.hub()?.restart(id)
     }
 
-    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does: at most `max_unavailable` at
-    /// once, and of a rate limit key one after the other. Done when all are ready again.
+    /// Restarts every shard as [`restart_shard`](Self::restart_shard) does:
+    /// at most `max_unavailable` at once, and one at a time per rate limit key. Done when all
+    /// are ready again.
     ///
     /// # Errors
     /// [`Error::Setting`] if `max_unavailable` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
@@ -107,28 +109,30 @@ impl Handle {
 
     /// Replaces all shards by those of another plan, without a gap in what is delivered.
     ///
-    /// The new shards start beside the old ones, as their turn to identify comes; their events are
-    /// held. When all are ready and their guilds are in, both sets are heard for
-    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old ones have
-    /// caught up with what they were sent before; new ones that lag are waited for, up to the
-    /// overlap once more. Handlers finish what only the old ones received, the old ones close, and
-    /// handlers finish the rest (each for up to
-    /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)). Then one event says so:
-    /// [`EventKind::Resharded`](crate::EventKind::Resharded). From there on the events are those of
+    /// The new shards start beside the old ones, as the identify limit allows; their events are
+    /// held back. When all are ready and their guilds are available, both sets run for
+    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old shards have
+    /// caught up. New shards that lag get up to the same time again. Handlers finish the events
+    /// that only the old shards received, the old shards close, and handlers finish the rest (each
+    /// step takes up to [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)). Then
+    /// [`EventKind::Resharded`](crate::EventKind::Resharded) is delivered.
+    /// From there on the events are those of
     /// the new shards, beginning with those that the old ones had not delivered. READY and the
     /// arrival of guilds are not delivered again. Two events count as the same if name and data
     /// are; equal events of a guild are delivered as often as Discord sent them. An event is
     /// repeated, and then late, only if a new shard is away or behind for longer than that, or if the
     /// process ends before it has caught up.
     ///
-    /// What an old shard misses meanwhile because it has no session is not lost but comes late, at
-    /// the hand-over. What is held counts as outstanding, so a new shard may stall if the old ones
-    /// deliver slowly; nothing is lost by that. Look-ups find the old shards until those close.
+    /// Events that an old shard misses because it has no session are not lost: they are delivered
+    /// late, when the new shards take over. Held events count as outstanding, so a new shard may
+    /// stall while the old ones are slow; that loses nothing. Look-ups find the old shards until
+    /// they close.
     /// Done when the new ones have taken over. If one of them stops before the old ones close, or
     /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) is over, the reshard is given up
     /// and the old shards go on as they were.
     ///
-    /// It blocks for up to two requests of [`Rest`], but for a gateway proxy's.
+    /// It blocks for up to two REST requests; for none if `gateway_url` and `limiter` are set and
+    /// the plan names its shards.
     ///
     /// # Errors
     /// [`Error::Busy`] while another reshard, a start, split or restart is under way;

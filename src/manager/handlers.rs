@@ -126,7 +126,7 @@ impl Hub {
         if at.kind == HANDLER_PANICKED {
             return;
         }
-        let Some((outlet, shard)) = self.outlet_and_shard(at.shard) else {
+        let Some((feed, shard)) = self.feed_and_shard(at.shard) else {
             return;
         };
         let event = at.name().to_owned();
@@ -138,6 +138,6 @@ impl Hub {
         // With credit, so that a handler that always panics, and one that is stuck, do not pile
         // them up.
         let lease = shard.map(|shard| shard.hold());
-        outlet.tell(Event::new(at.shard, kind).with_lease(lease));
+        feed.deliver(Event::new(at.shard, kind).with_lease(lease));
     }
 }

@@ -41,7 +41,7 @@ pub use self::starting::Starting;
 pub use self::status::ManagerStatus;
 use crate::clock;
 use crate::config::Config;
-use crate::delivery::{self, Events, Outlet};
+use crate::delivery::{self, Events, Feed};
 use crate::error::Error;
 use crate::event::Event;
 use crate::protocol::{Session, StopReason};
@@ -224,7 +224,7 @@ impl ShardManager {
         &self.handle
     }
 
-    /// Blocks until every shard that is to run is ready at once.
+    /// Blocks until all shards are ready at the same time.
     ///
     /// A session that is resumed is ready once all that it missed has been replayed. If that is
     /// more than its shard's credit, another thread must take the events meanwhile.
@@ -260,7 +260,7 @@ impl ShardManager {
     pub fn suspend_shard(&self, id: ShardId) -> Result<SuspendedShard, Error> {
         if self.is_own_thread() {
             return Err(Error::Busy {
-                running: "a callback on this thread",
+                running: "a callback on this thread, which cannot wait for itself,",
             });
         }
         self.hub.suspend_shard(id)
@@ -286,8 +286,9 @@ impl ShardManager {
     /// stream.
     ///
     /// Calling this from a handler, or on the thread that consumes events, always waits for the full
-    /// `handlers_timeout`: set that to zero, or use [`Handle::request_suspend`]. Where [`close`](Self::close) does not wait, this does not
-    /// either, and the sessions may be behind.
+    /// `handlers_timeout`: set that to zero, or use [`Handle::request_suspend`].
+    /// On a thread where [`close`](Self::close) does not wait, this does not wait either,
+    /// and the returned sessions may be older.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -353,7 +354,7 @@ fn assemble<C: Connector>(
         identified,
     } = prepared;
 
-    let (inlet, events) = delivery::channel();
+    let (sender, events) = delivery::channel();
     let settings = Settings {
         max_concurrency,
         timing: config.timing.clone(),
@@ -374,7 +375,7 @@ fn assemble<C: Connector>(
         Arc::clone(&limiter),
         Reconciler::new(clock::now(), settings, shards, sessions),
         identified,
-        (Outlet::new(inlet), events),
+        (Feed::new(sender), events),
     );
     let observer = Arc::downgrade(&hub);
     let context = Arc::new(Context {

@@ -90,7 +90,7 @@ impl SessionWriter {
         if let Err(error) = result
             && error.is::<OwnershipLost>()
         {
-            let said = || log::error!("{error}: this one drops its connections");
+            let said = || log::error!("{error}; dropping this process's connections");
             // A logger that panics must not keep the shards.
             let _ = catch_unwind(AssertUnwindSafe(said));
             return self.hub.stop(StopReason::OwnershipLost);

@@ -245,7 +245,8 @@ pub(super) fn check_identifies(
     }
 
     log::warn!(
-        "{needed} shards are to identify, and {remaining} of {total} IDENTIFYs are left; the others wait {} s for the reset",
+        "{needed} shards must identify, but only {remaining} of {total} IDENTIFYs are left; \
+         the rest wait {} s for the reset",
         reset_after.as_secs(),
     );
     Ok(())

@@ -118,14 +118,14 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             Output::AskGateway(question) => self.crew.ask(&self.hub, question),
             Output::Store(store) => self.hub.set_store(store),
             Output::Replace { old, new } => {
-                if let Some(outlet) = self.hub.outlet() {
-                    self.hub.set_incoming(outlet.successor(&old, &new));
+                if let Some(feed) = self.hub.feed() {
+                    self.hub.set_incoming(feed.successor(&old, &new));
                 }
             }
             Output::Abandon => {
-                let (outlet, incoming) = (self.hub.outlet(), self.hub.take_incoming());
-                if let Some(outlet) = outlet {
-                    outlet.stay();
+                let (feed, incoming) = (self.hub.feed(), self.hub.take_incoming());
+                if let Some(feed) = feed {
+                    feed.stay();
                 }
                 drop(incoming);
             }
@@ -167,8 +167,8 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
     }
 
     fn emit(&self, shard: ShardId, kind: EventKind) {
-        if let Some(outlet) = self.hub.outlet() {
-            outlet.tell(Event::new(shard, kind));
+        if let Some(feed) = self.hub.feed() {
+            feed.deliver(Event::new(shard, kind));
         }
     }
 
@@ -205,7 +205,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         config: ShardConfig,
     ) -> io::Result<()> {
         let given = session.as_ref().map(|session| session.id.clone());
-        let Some((outlet, beginning)) = self.hub.beginning(run, previous, session, set) else {
+        let Some((feed, beginning)) = self.hub.beginning(run, previous, session, set) else {
             // The manager is stopping.
             self.hub.handle(Input::Failed(run, Why::Stopped));
             return Ok(());
@@ -215,7 +215,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             let session = previous.session();
             given.is_none() || session.is_some_and(|session| Some(session.id) == given)
         });
-        let prepared = Shard::prepare(run, beginning, config, Arc::clone(&self.context), outlet)?;
+        let prepared = Shard::prepare(run, beginning, config, Arc::clone(&self.context), feed)?;
         let (shard, Spawned { thread, start }) = prepared.spawn(|thread| self.crew.run(thread))?;
 
         let wanted = self
@@ -288,10 +288,10 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
 
     fn hand_over(&self, from: &[Run], to: Vec<ShardId>) {
         let old = self.hub.shards_of(from);
-        if let (Some(outlet), Some(first)) = (self.hub.take_incoming(), to.first().copied()) {
+        if let (Some(feed), Some(first)) = (self.hub.take_incoming(), to.first().copied()) {
             let from = old.iter().map(Shard::id).collect();
             let event = Event::new(first, EventKind::Resharded { from, to });
-            outlet.take_over(clock::now(), event);
+            feed.take_over(clock::now(), event);
         }
         for command in old.iter().flat_map(Shard::take_unsent) {
             self.pass_on(command);

@@ -193,7 +193,7 @@ impl fmt::Display for StopReason {
             Self::Closed => "closed on request",
             Self::Suspended => "suspended on request",
             Self::CircuitOpen => {
-                "too many sessions in a row never lasted; restart it once the cause is mended"
+                "too many sessions in a row ended early; restart the shard once the cause is fixed"
             }
             Self::LimiterClosed => "the identify limiter is closed",
             Self::OwnershipLost => "another process has taken the session over",

@@ -94,7 +94,7 @@ impl Heartbeat {
 
     /// The shard has not read for a while: a connection is not dead because of ACKs that it did not
     /// read.
-    pub(crate) fn excuse(&mut self, now: Instant) {
+    pub(crate) fn extend_ack_deadline(&mut self, now: Instant) {
         if let Some(sent) = &mut self.unanswered {
             *sent = now;
         }

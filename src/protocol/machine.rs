@@ -144,7 +144,7 @@ impl Machine {
                     self.lose(now, reason);
                 }
             }
-            Input::Stalled => self.excuse(now),
+            Input::Stalled => self.extend_deadlines(now),
             Input::Closed(code) => {
                 self.lose(
                     now,
@@ -278,9 +278,9 @@ impl Machine {
     }
 
     /// What has not been read is not late.
-    fn excuse(&mut self, now: Instant) {
+    fn extend_deadlines(&mut self, now: Instant) {
         if let Some(link) = self.state.link_mut() {
-            link.heartbeat.excuse(now);
+            link.heartbeat.extend_ack_deadline(now);
         }
         if let State::Resuming { deadline, .. } = &mut self.state {
             *deadline = now + self.timing.answer_timeout;
@@ -406,7 +406,7 @@ impl Machine {
         let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state
         else {
             let name = payload.name().map_or("", EventName::as_str);
-            log_shard!(warn, self.shard, "{name} outside a session ignored");
+            log_shard!(warn, self.shard, "ignored {name}: no session is live");
             return;
         };
         let sequence = payload.sequence().unwrap_or(0);

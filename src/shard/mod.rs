@@ -26,7 +26,7 @@ pub(crate) use thread::Thread;
 pub(crate) use thread::{Pause, Step};
 
 use self::members::Request;
-use self::queue::{Order, Queue, Refusal};
+use self::queue::{Message, Queue, Refusal};
 use self::status::Report;
 pub use self::status::ShardStatus;
 use crate::clock;
@@ -180,11 +180,11 @@ impl Shard {
     /// Asks for members of a guild of this shard and gathers the answer. Does not block; taking
     /// from [`Members`] does.
     ///
-    /// Many may run at once. All members of a guild are asked for once per 30 s: a second request
-    /// waits. So does one that Discord answers with `RATE_LIMITED`, because another process has
-    /// asked, or this one before the shard was opened anew. After a cut connection or a lost
-    /// session it is asked again if nothing had come; if something had, a lost session ends it with
-    /// an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
+    /// Several requests may run at once. Discord allows one request for all members of a guild per
+    /// 30 s: a second one is queued. A request that Discord answers with `RATE_LIMITED`, for
+    /// example because another process has sent one, is retried. After a disconnect or a lost
+    /// session, a request that has received nothing is sent again; if chunks had arrived, a lost
+    /// session ends it with an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, MemberQuery, ShardManager, Token, sim};
@@ -242,22 +242,22 @@ impl Shard {
     /// bot is offline in its guilds.
     pub fn request_close(&self) {
         // One that has stopped already is what was asked for.
-        let _ = self.order(Order::Stop(StopReason::Closed));
+        let _ = self.post(Message::Stop(StopReason::Closed));
     }
 
     /// Asks the shard to stop so that its session can be resumed, and returns at once.
     pub fn request_suspend(&self) {
-        let _ = self.order(Order::Stop(StopReason::Suspended));
+        let _ = self.post(Message::Stop(StopReason::Suspended));
     }
 
     /// Asks the shard to drop its connection, because another process has taken its session over.
     pub(crate) fn request_leave(&self) {
-        let _ = self.order(Order::Stop(StopReason::OwnershipLost));
+        let _ = self.post(Message::Stop(StopReason::OwnershipLost));
     }
 
     /// Has it connect anew and resume; what went wrong before is forgotten.
     pub(crate) fn restart(&self, identity: Identity) -> Result<(), Error> {
-        self.order(Order::Restart(Box::new(identity)))
+        self.post(Message::Restart(Box::new(identity)))
             .map_err(|failure| match failure {
                 SendFailure::Stopped { shard, reason } => Error::Stopped { shard, reason },
                 _ => Error::Closed,
@@ -300,7 +300,7 @@ impl Shard {
     /// The answer to a request for members is not wanted any more.
     fn forget_members(&self, id: u32) {
         // One that has stopped has forgotten it.
-        let _ = self.order(Order::ForgetMembers(id));
+        let _ = self.post(Message::ForgetMembers(id));
     }
 
     /// What had not been sent when it stopped.
@@ -320,7 +320,7 @@ impl Shard {
     pub(crate) fn probe(&self) {
         if !self.0.probes.swap(true, Ordering::AcqRel) {
             // One that has stopped is not waited for.
-            let _ = self.order(Order::Probe);
+            let _ = self.post(Message::Probe);
         }
     }
 
@@ -380,10 +380,10 @@ impl Shard {
     }
 
     /// Has the thread do something. One that has stopped does nothing any more.
-    fn order(&self, order: Order) -> Result<(), SendFailure> {
+    fn post(&self, message: Message) -> Result<(), SendFailure> {
         self.0
             .queue
-            .push(order)
+            .push(message)
             .map_err(|refusal| self.failure(refusal))?;
         self.0.waker.wake();
         Ok(())

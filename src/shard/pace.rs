@@ -126,7 +126,7 @@ impl Pace {
     }
 
     /// Everything is looked at before the next message.
-    pub(super) fn look_around(&mut self) {
+    pub(super) fn tick(&mut self) {
         self.reads_left = 0;
     }
 
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(read(&mut pace), READS_AT_ONCE as usize);
         assert_eq!(pace.turn(now, Room::Free, true, || false), Turn::Read);
         assert!(pace.may_read());
-        pace.look_around();
+        pace.tick();
         assert!(!pace.may_read());
 
         pace.turn(now, Room::Free, true, || false);

@@ -11,7 +11,7 @@ use crate::protocol::{Command, Identity, StopReason};
 
 /// Something that a handle wants of the thread. The first two have something to send.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum Message {
     Command(Command),
     RequestMembers(Box<Request>),
     /// Nobody waits for the answer to that request any more.
@@ -21,7 +21,7 @@ pub(super) enum Order {
     Stop(StopReason),
 }
 
-/// The orders that the thread has not taken, bounded as far as they are to be sent to Discord.
+/// The messages that the thread has not taken, bounded as far as they are to be sent to Discord.
 #[derive(Debug)]
 pub(super) struct Queue {
     max_commands: usize,
@@ -32,7 +32,7 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    orders: VecDeque<Order>,
+    messages: VecDeque<Message>,
     /// How many of them are to be sent.
     commands: usize,
     /// How many more the machine has, which wait for Discord's limits.
@@ -45,7 +45,7 @@ struct State {
     is_closed: bool,
 }
 
-/// Why an order is not taken.
+/// Why a message is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Closed,
@@ -80,7 +80,7 @@ impl Queue {
         match self.room(deadline) {
             Ok(mut state) => {
                 state.commands += 1;
-                state.orders.push_back(Order::Command(command));
+                state.messages.push_back(Message::Command(command));
                 Ok(())
             }
             Err(refusal) => Err((command, refusal)),
@@ -91,7 +91,7 @@ impl Queue {
     pub(super) fn request(&self, request: Box<Request>) -> Result<(), Refusal> {
         let mut state = self.room(None)?;
         state.commands += 1;
-        state.orders.push_back(Order::RequestMembers(request));
+        state.messages.push_back(Message::RequestMembers(request));
         Ok(())
     }
 
@@ -102,17 +102,17 @@ impl Queue {
             return Err(Refusal::Closed);
         }
         state.commands += 1;
-        state.orders.push_back(Order::Command(command));
+        state.messages.push_back(Message::Command(command));
         Ok(())
     }
 
-    /// Takes an order that sends nothing, for which there is always room.
-    pub(super) fn push(&self, order: Order) -> Result<(), Refusal> {
+    /// Takes a message that sends nothing, for which there is always room.
+    pub(super) fn push(&self, message: Message) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.is_closed {
             return Err(Refusal::Closed);
         }
-        state.orders.push_back(order);
+        state.messages.push_back(message);
         Ok(())
     }
 
@@ -133,13 +133,13 @@ impl Queue {
         }
     }
 
-    /// Takes the orders out; the newest presence comes last.
-    pub(super) fn take(&self) -> VecDeque<Order> {
+    /// Takes the messages out; the newest presence comes last.
+    pub(super) fn take(&self) -> VecDeque<Message> {
         let mut state = self.state.lock();
         state.in_machine += mem::take(&mut state.commands);
-        let mut orders = mem::take(&mut state.orders);
-        orders.extend(state.presence.take().map(Order::Command));
-        orders
+        let mut messages = mem::take(&mut state.messages);
+        messages.extend(state.presence.take().map(Message::Command));
+        messages
     }
 
     /// The machine has so many commands that wait, and perhaps a presence.
@@ -171,8 +171,8 @@ impl Queue {
     /// Whether the thread was asked to stop, and has not taken that.
     pub(super) fn has_stop(&self) -> bool {
         let state = self.state.lock();
-        let mut orders = state.orders.iter();
-        orders.any(|order| matches!(order, Order::Stop(_)))
+        let mut messages = state.messages.iter();
+        messages.any(|message| matches!(message, Message::Stop(_)))
     }
 
     /// Takes nothing any more. Returns the commands that the thread has not taken, which it never
@@ -181,20 +181,20 @@ impl Queue {
         let mut state = self.state.lock();
         state.is_closed = true;
         let (mut kept, mut commands) = (VecDeque::new(), Vec::new());
-        for order in mem::take(&mut state.orders) {
-            match order {
-                Order::Command(command) => commands.push(command),
-                order => kept.push_back(order),
+        for message in mem::take(&mut state.messages) {
+            match message {
+                Message::Command(command) => commands.push(command),
+                message => kept.push_back(message),
             }
         }
-        state.orders = kept;
+        state.messages = kept;
         state.commands = 0;
         self.changed.notify_all();
         commands
     }
 
     /// Takes nothing any more. Returns what the thread has not taken.
-    pub(super) fn close(&self) -> VecDeque<Order> {
+    pub(super) fn close(&self) -> VecDeque<Message> {
         let mut state = self.state.lock();
         state.is_closed = true;
         state.in_machine = 0;
@@ -202,7 +202,7 @@ impl Queue {
         state.presence = None;
         state.presence_in_machine = false;
         self.changed.notify_all();
-        mem::take(&mut state.orders)
+        mem::take(&mut state.messages)
     }
 }
 
@@ -251,7 +251,7 @@ mod tests {
         );
         queue.set_in_machine(1, false);
         queue.send(command(3), None).unwrap();
-        queue.push(Order::Probe).unwrap();
+        queue.push(Message::Probe).unwrap();
         queue.send(presence(OnlineStatus::Idle), None).unwrap();
         assert_eq!(
             queue.waiting_commands(),
@@ -266,10 +266,10 @@ mod tests {
         for status in [OnlineStatus::Idle, OnlineStatus::Online] {
             queue.send(presence(status), None).unwrap();
         }
-        let orders = queue.take();
-        assert_eq!(orders.len(), 1);
-        let Some(Order::Command(taken)) = orders.front() else {
-            panic!("{orders:?}")
+        let messages = queue.take();
+        assert_eq!(messages.len(), 1);
+        let Some(Message::Command(taken)) = messages.front() else {
+            panic!("{messages:?}")
         };
         assert_eq!(taken.data()["status"], "online");
         assert_eq!(queue.last_presence().as_ref(), Some(taken));

@@ -15,7 +15,7 @@ use super::thread::Thread;
 use super::{Context, Counters, Run, Shard, Shared};
 use crate::clock;
 use crate::config::ShardConfig;
-use crate::delivery::Outlet;
+use crate::delivery::Feed;
 use crate::event::{Credit, Ledger};
 use crate::protocol::{Command, Machine, Session};
 use crate::transport::{Connector, Settings, Transport, Waker};
@@ -64,7 +64,7 @@ impl Shard {
         beginning: Beginning,
         config: ShardConfig,
         context: Arc<Context<C>>,
-        outlet: Arc<Outlet>,
+        feed: Arc<Feed>,
     ) -> io::Result<Prepared<C>> {
         let settings = Settings::new(config.compression, config.max_payload);
         let transport = context.connector.transport(run.shard, settings)?;
@@ -93,7 +93,7 @@ impl Shard {
         let shard = Self(Arc::clone(&shared));
         Ok(Prepared {
             shard,
-            thread: Thread::new(machine, transport, shared, config, context, outlet),
+            thread: Thread::new(machine, transport, shared, config, context, feed),
             session,
             is_continued: books.is_continued,
             previous,

@@ -230,7 +230,7 @@ pub enum EmitError {
     )]
     UnknownComponent(String),
     /// A command or a menu has no such option, or that is no value for it.
-    #[error("{of:?} has no option {given}, or that is no value for it")]
+    #[error("{of:?} has no option {given}, or its value is not valid")]
     UnknownOption {
         /// The command, or the menu.
         of: String,

@@ -3,8 +3,6 @@
 //! [`Transport`] is the seam between a shard's thread and the network; [`WebSocketConnector`] is
 //! what stands behind it.
 
-#[cfg(test)]
-mod fuzz;
 mod inflate;
 mod pages;
 mod stream;
@@ -273,6 +271,8 @@ impl From<tungstenite::Error> for TransportError {
 
 #[cfg(test)]
 mod tests {
+    mod fuzz;
+
     use std::sync::atomic::AtomicU32;
 
     use super::*;

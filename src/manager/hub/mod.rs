@@ -26,7 +26,7 @@ use super::reconciler::{
 };
 use crate::clock;
 use crate::config::Config;
-use crate::delivery::{Events, Outlet};
+use crate::delivery::{Events, Feed};
 use crate::error::{Error, SendError, SendFailure};
 use crate::limit::IdentifyLimiter;
 use crate::protocol::{Command, Presence, Session, ShardState, StopReason};
@@ -86,9 +86,9 @@ struct Shards {
     /// The threads of shards that were replaced.
     retired: Vec<Entry>,
     /// Gone when there will be no more events but those of shards that run.
-    outlet: Option<Arc<Outlet>>,
+    feed: Option<Arc<Feed>>,
     /// That of a set which will replace the active one, or has just done so.
-    incoming: Option<Arc<Outlet>>,
+    incoming: Option<Arc<Feed>>,
 }
 
 struct Entry {
@@ -122,7 +122,7 @@ impl Facts for Shards {
 
     fn is_in_doubt(&self) -> bool {
         let incoming = self.incoming.as_ref();
-        incoming.is_some_and(|outlet| outlet.is_in_doubt())
+        incoming.is_some_and(|feed| feed.is_in_doubt())
     }
 }
 
@@ -144,7 +144,7 @@ impl Hub {
         limiter: Arc<dyn IdentifyLimiter>,
         reconciler: Reconciler,
         identified: Vec<Identified>,
-        (outlet, events): (Arc<Outlet>, Events),
+        (feed, events): (Arc<Feed>, Events),
     ) -> Arc<Self> {
         let identified = identified.into_iter().map(|last| (last.key, last));
         let state = State {
@@ -152,7 +152,7 @@ impl Hub {
             shards: Shards {
                 by_run: BTreeMap::new(),
                 retired: Vec::new(),
-                outlet: Some(outlet),
+                feed: Some(feed),
                 incoming: None,
             },
             operations: HashMap::new(),
@@ -353,11 +353,11 @@ impl Hub {
     }
 
     /// Where the events of a shard go, and its newest run.
-    pub(super) fn outlet_and_shard(&self, id: ShardId) -> Option<(Arc<Outlet>, Option<Shard>)> {
+    pub(super) fn feed_and_shard(&self, id: ShardId) -> Option<(Arc<Feed>, Option<Shard>)> {
         let state = self.state.lock();
-        let outlet = state.shards.outlet.clone()?;
+        let feed = state.shards.feed.clone()?;
         let run = state.reconciler.newest(id);
-        Some((outlet, run.and_then(|run| state.shards.get(run).cloned())))
+        Some((feed, run.and_then(|run| state.shards.get(run).cloned())))
     }
 
     /// Sends a command to the shard that has a guild.
@@ -461,13 +461,13 @@ impl Hub {
         previous: Option<Run>,
         session: Option<Session>,
         set: Set,
-    ) -> Option<(Arc<Outlet>, Beginning)> {
+    ) -> Option<(Arc<Feed>, Beginning)> {
         let state = self.state.lock();
         if state.reconciler.stopping().is_some() {
             return None;
         }
-        let outlet = match set {
-            Set::Active => state.shards.outlet.clone()?,
+        let feed = match set {
+            Set::Active => state.shards.feed.clone()?,
             Set::Incoming => state.shards.incoming.clone()?,
         };
         let beginning = Beginning {
@@ -475,7 +475,7 @@ impl Hub {
             presence: state.presence_of(run.shard),
             previous: previous.and_then(|previous| state.shards.get(previous).cloned()),
         };
-        Some((outlet, beginning))
+        Some((feed, beginning))
     }
 
     /// A run's thread exists. Returns the presence that it should have.
@@ -532,29 +532,29 @@ impl Hub {
     }
 
     /// Where events go that are no shard's.
-    pub(super) fn outlet(&self) -> Option<Arc<Outlet>> {
-        self.state.lock().shards.outlet.clone()
+    pub(super) fn feed(&self) -> Option<Arc<Feed>> {
+        self.state.lock().shards.feed.clone()
     }
 
     /// A set is going to replace the active one.
-    pub(super) fn set_incoming(&self, incoming: Arc<Outlet>) {
+    pub(super) fn set_incoming(&self, incoming: Arc<Feed>) {
         self.state.lock().shards.incoming = Some(incoming);
     }
 
     /// The set that was to replace the active one, or has.
-    pub(super) fn take_incoming(&self) -> Option<Arc<Outlet>> {
+    pub(super) fn take_incoming(&self) -> Option<Arc<Feed>> {
         self.state.lock().shards.incoming.take()
     }
 
-    /// The new set is the active one. Returns the old one's outlet.
-    pub(super) fn make_incoming_active(&self) -> Option<Arc<Outlet>> {
+    /// The new set is the active one. Returns the old one's feed.
+    pub(super) fn make_incoming_active(&self) -> Option<Arc<Feed>> {
         let shards = &mut self.state.lock().shards;
         let incoming = shards.incoming.clone();
-        std::mem::replace(&mut shards.outlet, incoming)
+        std::mem::replace(&mut shards.feed, incoming)
     }
 
     /// Ends the stream: no shard runs, or will. A thread that is looking a name up may still have an
-    /// outlet, but what it puts there is dropped.
+    /// feed, but what it puts there is dropped.
     pub(super) fn end_stream(&self) {
         drop(self.take_outlets());
         self.events.end();
@@ -564,9 +564,9 @@ impl Hub {
         }
     }
 
-    fn take_outlets(&self) -> [Option<Arc<Outlet>>; 2] {
+    fn take_outlets(&self) -> [Option<Arc<Feed>>; 2] {
         let shards = &mut self.state.lock().shards;
-        [shards.outlet.take(), shards.incoming.take()]
+        [shards.feed.take(), shards.incoming.take()]
     }
 
     /// A request has ended.

@@ -308,10 +308,10 @@ pub enum InvalidCommand {
         allowed: &'static str,
     },
     /// Discord answers one kind of question at a time.
-    #[error("a request for members has one of `query` and `user_ids`")]
+    #[error("a member request needs exactly one of `query` and `user_ids`")]
     QueryOrUserIds,
     /// Discord would close the connection.
-    #[error("the payload has {bytes} bytes, allowed are {allowed}")]
+    #[error("the payload has {bytes} bytes; at most {allowed} are allowed")]
     TooLarge {
         /// How many it has.
         bytes: usize,
@@ -534,7 +534,7 @@ mod tests {
         );
         assert!(refused(Command::voice_state(&VoiceState::leave(0))).contains("`guild_id`"));
         assert!(refused(Command::soundboard_sounds(&[])).contains("`guild_ids` is empty"));
-        assert!(refused(Command::soundboard_sounds(&[u64::MAX; 200])).contains("allowed are 4096"));
+        assert!(refused(Command::soundboard_sounds(&[u64::MAX; 200])).contains("at most 4096"));
         assert!(refused(Command::channel_info(1, &[])).contains("`fields` is empty"));
         assert!(
             refused(Command::channel_info(0, &[ChannelField::Status])).contains("`guild_id` is 0")

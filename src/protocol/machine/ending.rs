@@ -105,7 +105,7 @@ impl Machine {
         log_shard!(
             error,
             self.shard,
-            "{count} sessions in a row never lasted; it stops until it is restarted"
+            "{count} sessions in a row ended early; the shard stops until it is restarted"
         );
         if let Some(session) = self.session().cloned() {
             self.lose_session(session);

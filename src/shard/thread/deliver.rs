@@ -23,9 +23,9 @@ impl<C: Connector> Thread<C> {
         let lease = self.lease(&dispatch);
         let event = Event::dispatch_of(self.shard(), dispatch, lease);
         if is_arrival {
-            self.outlet.put_arrival(self.now, event);
+            self.feed.put_arrival(self.now, event);
         } else {
-            self.outlet.put(self.now, event);
+            self.feed.put(self.now, event);
         }
         self.pace.has_delivered();
     }
@@ -54,15 +54,15 @@ impl<C: Connector> Thread<C> {
         let batch = self.pace.begins_batch().then_some(self.now);
         let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size, batch);
         if !has_room {
-            self.pace.look_around();
+            self.pace.tick();
         }
         lease
     }
 
     /// Wakes whoever waits for events, if there are any.
-    pub(super) fn tell_of_events(&mut self) {
+    pub(super) fn notify_of_events(&mut self) {
         if self.pace.take_unannounced() {
-            self.outlet.announce(self.shard());
+            self.feed.announce(self.shard());
         }
     }
 
@@ -117,7 +117,7 @@ impl<C: Connector> Thread<C> {
                 guilds - missing
             );
             self.emit(EventKind::GuildsReady { guilds, missing });
-            self.tell_guilds_in();
+            self.notify_guilds_in();
         }
     }
 }

@@ -15,11 +15,11 @@ use std::time::{Instant, SystemTime};
 use super::guilds::Guilds;
 use super::members::{Request, Waiting};
 use super::pace::{Pace, Turn};
-use super::queue::Order;
+use super::queue::Message;
 use super::{Change, Context, Run, Shared};
 use crate::clock;
 use crate::config::ShardConfig;
-use crate::delivery::Outlet;
+use crate::delivery::Feed;
 use crate::event::Room;
 use crate::limit::{Permit, Ticket};
 use crate::log_shard::log_shard;
@@ -47,7 +47,7 @@ pub(crate) struct Thread<C: Connector> {
     shared: Arc<Shared>,
     config: ShardConfig,
     context: Arc<Context<C>>,
-    outlet: Arc<Outlet>,
+    feed: Arc<Feed>,
     guilds: Guilds,
     /// Requests for members that are not over.
     members: Waiting,
@@ -117,7 +117,7 @@ impl<C: Connector> Thread<C> {
         shared: Arc<Shared>,
         config: ShardConfig,
         context: Arc<Context<C>>,
-        outlet: Arc<Outlet>,
+        feed: Arc<Feed>,
     ) -> Box<Self> {
         Box::new(Self {
             machine: Box::new(machine),
@@ -127,7 +127,7 @@ impl<C: Connector> Thread<C> {
             guilds: Guilds::new(context.timing.guilds_timeout),
             config,
             context,
-            outlet,
+            feed,
             now: clock::now(),
             wall: clock::wall(),
             heard_at: None,
@@ -187,7 +187,7 @@ impl<C: Connector> Thread<C> {
         }
         loop {
             if self.shared.waker.take() {
-                self.take_orders();
+                self.take_messages();
             }
             match self.machine.poll(self.now) {
                 Output::Wait(until) => {
@@ -205,7 +205,7 @@ impl<C: Connector> Thread<C> {
     /// The shard has stopped.
     pub(crate) fn end(&mut self, reason: StopReason) {
         guarded(|| self.close(reason));
-        self.tell(Change::ShardState(ShardState::Stopped(reason)));
+        self.notify(Change::ShardState(ShardState::Stopped(reason)));
     }
 
     /// Does what the machine asks for at once.
@@ -216,7 +216,7 @@ impl<C: Connector> Thread<C> {
             Output::RequestConfirmation => self.request_confirmation(),
             Output::Identify(secret) => self.identify(&secret),
             Output::Resume(secret) => {
-                self.outlet.begin(self.shared.run.shard, false);
+                self.feed.begin(self.shared.run.shard, false);
                 self.send_secret(&secret);
             }
             Output::Send(json) => self.send(json),
@@ -234,43 +234,43 @@ impl<C: Connector> Thread<C> {
 
     fn handle(&mut self, input: Input) {
         self.pace.may_have_more();
-        self.look_around();
+        self.tick();
         self.machine.handle(self.now, input);
     }
 
     /// Looks at the clock, and at everything else before the next message.
-    fn look_around(&mut self) {
+    fn tick(&mut self) {
         self.now = clock::now();
-        self.pace.look_around();
+        self.pace.tick();
     }
 
     /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the
     /// wake-up.)
-    fn take_orders(&mut self) {
+    fn take_messages(&mut self) {
         self.pace.may_have_more();
-        for order in self.shared.queue.take() {
-            match order {
-                Order::Command(command) => self.handle(Input::Command(command)),
-                Order::RequestMembers(request) => {
+        for message in self.shared.queue.take() {
+            match message {
+                Message::Command(command) => self.handle(Input::Command(command)),
+                Message::RequestMembers(request) => {
                     let Request { request, replies } = *request;
                     self.members.insert(request.id(), replies);
                     self.handle(Input::RequestMembers(request));
                 }
-                Order::ForgetMembers(id) => {
+                Message::ForgetMembers(id) => {
                     self.members.remove(id);
                     self.handle(Input::CancelMembers(id));
                 }
-                Order::Probe => self.handle(Input::Probe),
+                Message::Probe => self.handle(Input::Probe),
                 // It has stopped, and only says goodbye.
-                Order::Restart(_) if matches!(self.machine.stage(), ShardState::Stopped(_)) => {
+                Message::Restart(_) if matches!(self.machine.stage(), ShardState::Stopped(_)) => {
                     self.missed_restart = true;
                 }
-                Order::Restart(mut identity) => {
+                Message::Restart(mut identity) => {
                     // The transport stays as it is.
                     identity.compress = self.config.compression == Compression::Payload;
                     self.handle(Input::Restart(identity));
                 }
-                Order::Stop(reason) => self.handle(Input::Stop(reason)),
+                Message::Stop(reason) => self.handle(Input::Stop(reason)),
             }
         }
 
@@ -304,7 +304,7 @@ impl<C: Connector> Thread<C> {
             .guilds
             .deadline()
             .filter(|_| self.machine.stage() == ShardState::Ready);
-        let is_compared = self.outlet.is_merging() && self.machine.stage() == ShardState::Ready;
+        let is_compared = self.feed.is_merging() && self.machine.stage() == ShardState::Ready;
         let probe = is_compared.then_some(self.probe_at);
         let until = until.map(|(at, _)| at);
         let until = until.into_iter().chain(guilds).chain(probe).min();
@@ -321,7 +321,7 @@ impl<C: Connector> Thread<C> {
             Turn::ReportStall => self.report_stall(),
             Turn::ReportStallEnded(stalled_for) => self.report_stall_ended(stalled_for),
             Turn::WaitForCredit => {
-                self.tell_of_events();
+                self.notify_of_events();
                 self.handle(Input::Stalled);
                 return Some(Pause {
                     until,
@@ -346,7 +346,7 @@ impl<C: Connector> Thread<C> {
         if !pause.is_reading {
             return self.handle(Input::Stalled);
         }
-        self.look_around();
+        self.tick();
         if self.pace.shrinks(self.now, pause.shrink_at) {
             self.transport.shrink();
             self.shared.ledger.shrink();
@@ -362,7 +362,7 @@ impl<C: Connector> Thread<C> {
             }
         }
         if self.pace.lets_others_run() {
-            self.tell_of_events();
+            self.notify_of_events();
             std::thread::yield_now();
         }
     }
@@ -385,7 +385,7 @@ impl<C: Connector> Thread<C> {
                 self.handle(Input::Closed(code));
             }
             Ok(Received::Nothing) => {
-                self.tell_of_events();
+                self.notify_of_events();
                 self.handle(Input::Drained);
                 self.pace.has_drained();
                 if matches!(

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::super::Change;
 use super::super::members;
-use super::super::queue::Order;
+use super::super::queue::Message;
 use super::{SKEWS_PER_PROBE, Thread, guarded};
 use crate::clock;
 use crate::config::{CloseCause, ConnectionClosed};
@@ -60,26 +60,26 @@ impl<C: Connector> Thread<C> {
         let mark = session.sequence.saturating_sub(1);
         log_shard!(info, self.shard(), { session = session.id }, "ready");
         self.shared.ledger.begin(session, mark);
-        self.outlet.ready(self.now, self.shard());
+        self.feed.ready(self.now, self.shard());
         EventKind::SessionStarted
     }
 
     fn resume_session(&mut self) -> EventKind {
         self.shared.counters.count(|counters| counters.resumes += 1);
-        self.outlet.ready(self.now, self.shard());
+        self.feed.ready(self.now, self.shard());
         self.guilds.resumed(clock::now());
         let session = self.machine.session().map_or("", |session| &session.id);
         log_shard!(info, self.shard(), { session = session }, "resumed");
         if self.guilds.deadline().is_none() {
             // They had arrived before, perhaps in an earlier process.
-            self.tell_guilds_in();
+            self.notify_guilds_in();
         }
         EventKind::Resumed
     }
 
-    pub(super) fn tell_guilds_in(&self) {
+    pub(super) fn notify_guilds_in(&self) {
         self.shared.report.lock().guilds_in = true;
-        self.tell(Change::GuildsIn);
+        self.notify(Change::GuildsIn);
     }
 
     fn lose_session(&mut self, session: Session) -> EventKind {
@@ -123,16 +123,16 @@ impl<C: Connector> Thread<C> {
     }
 
     pub(super) fn report_stall(&mut self) {
-        self.tell_of_events();
+        self.notify_of_events();
         let (events, bytes) = self.shared.ledger.outstanding();
         log_shard!(
             warn,
             self.shard(),
-            "stalled, {events} events of {bytes} bytes are not handled"
+            "stalled: {events} events ({bytes} bytes in all) are not handled yet"
         );
         self.shared.report.lock().stalled_since = Some(self.now);
         self.shared.counters.count(|counters| counters.stalls += 1);
-        self.tell(Change::Stalled(true));
+        self.notify(Change::Stalled(true));
         self.emit(EventKind::Stalled { events, bytes });
     }
 
@@ -146,18 +146,18 @@ impl<C: Connector> Thread<C> {
         self.shared
             .counters
             .count(|counters| counters.stalled_for += stalled_for);
-        self.tell(Change::Stalled(false));
+        self.notify(Change::Stalled(false));
         self.emit(EventKind::StallEnded { stalled_for });
     }
 
     /// Tells the shard's owner.
-    pub(super) fn tell(&self, change: Change) {
+    pub(super) fn notify(&self, change: Change) {
         (self.context.observer)(self.shared.run, change);
     }
 
     pub(super) fn emit(&self, kind: EventKind) {
-        self.outlet.put(self.now, Event::new(self.shard(), kind));
-        self.outlet.announce(self.shard());
+        self.feed.put(self.now, Event::new(self.shard(), kind));
+        self.feed.announce(self.shard());
     }
 
     /// Says how far the session has been read. With a connection its heartbeats are gone, and with
@@ -170,10 +170,10 @@ impl<C: Connector> Thread<C> {
             self.shared.probes.store(false, Ordering::Release);
             let skew = self.context.timing.session_skew;
             if let Some(at) = read_up_to.and_then(|at| at.checked_sub(skew)) {
-                self.outlet.has_read(self.shard(), at);
+                self.feed.has_read(self.shard(), at);
             }
         }
-        if self.outlet.is_merging()
+        if self.feed.is_merging()
             && self.machine.stage() == ShardState::Ready
             && self.now >= self.probe_at
         {
@@ -206,7 +206,7 @@ impl<C: Connector> Thread<C> {
             // Only a session that is live is asked how far it has been read.
             self.shared.probes.store(false, Ordering::Release);
             self.shared.report.lock().enter(stage, clock::now());
-            self.tell(Change::ShardState(stage));
+            self.notify(Change::ShardState(stage));
         }
     }
 
@@ -224,7 +224,7 @@ impl<C: Connector> Thread<C> {
     /// The shard has stopped: nothing is accepted any more, and users learn why.
     #[cold]
     pub(super) fn close(&mut self, reason: StopReason) {
-        guarded(|| self.tell_of_events());
+        guarded(|| self.notify_of_events());
         if reason == StopReason::Panicked {
             guarded(|| {
                 log_shard!(error, self.shard(), "the thread panicked; this is a bug");
@@ -260,7 +260,7 @@ impl<C: Connector> Thread<C> {
         });
         guarded(|| self.call_on_close(CloseCause::Stopped(reason)));
         guarded(|| self.emit(EventKind::Stopped(reason)));
-        guarded(|| self.outlet.end(self.shard()));
+        guarded(|| self.feed.end(self.shard()));
         let (ticket, permit) = (self.ticket.take(), self.permit.take());
         guarded(|| drop(ticket));
         guarded(|| drop(permit));
@@ -273,18 +273,18 @@ impl<C: Connector> Thread<C> {
         self.members.fail_all(MembersFailure::Stopped(reason));
         let mut missed_restart = self.missed_restart;
         let mut queued = Vec::new();
-        for order in self.shared.queue.close() {
-            match order {
-                Order::Command(command) => queued.push(command),
-                Order::RequestMembers(request) => {
+        for message in self.shared.queue.close() {
+            match message {
+                Message::Command(command) => queued.push(command),
+                Message::RequestMembers(request) => {
                     members::fail(&request.replies, MembersFailure::Stopped(reason));
                 }
-                Order::Restart(_) => missed_restart = true,
-                Order::ForgetMembers(_) | Order::Probe | Order::Stop(_) => {}
+                Message::Restart(_) => missed_restart = true,
+                Message::ForgetMembers(_) | Message::Probe | Message::Stop(_) => {}
             }
         }
         if missed_restart {
-            self.tell(Change::MissedRestart);
+            self.notify(Change::MissedRestart);
         }
         let unsent = self.machine.take_commands().into_iter().chain(queued);
         self.shared.unsent.lock().extend(unsent);

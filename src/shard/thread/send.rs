@@ -27,7 +27,7 @@ impl<C: Connector> Thread<C> {
         };
 
         // The look-up of the host may take long.
-        self.tell_of_events();
+        self.notify_of_events();
         log_shard!(
             debug,
             self.shard(),
@@ -127,7 +127,7 @@ impl<C: Connector> Thread<C> {
         self.shared
             .intents
             .store(self.machine.intents().bits(), Ordering::Relaxed);
-        self.outlet.begin(self.shard(), true);
+        self.feed.begin(self.shard(), true);
         permit.spend(|| self.send_secret(secret));
         // A limiter that counts from READY wants it back then.
         self.permit = Some(permit);
@@ -170,7 +170,7 @@ impl<C: Connector> Thread<C> {
         self.ticket = None;
         self.permit = None;
         // The peer's answer may take long.
-        self.tell_of_events();
+        self.notify_of_events();
         self.transport
             .disconnect(code, clock::now() + self.context.timing.close_timeout);
         self.forget_written();

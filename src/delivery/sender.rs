@@ -6,14 +6,14 @@ use crossbeam_channel::{SendError, Sender};
 use parking_lot::RwLock;
 
 use super::Events;
-use super::bell::Bell;
 use super::lanes::{Lane, Lanes};
+use super::notify::Notify;
 use crate::event::Event;
 use crate::shard_id::ShardId;
 
 /// The way into the stream; shards get clones.
 #[derive(Clone, Debug)]
-pub(crate) struct Inlet(Arc<Entry>);
+pub(crate) struct EventSender(Arc<Entry>);
 
 /// What leads to the stream, and to the lanes of a handler.
 ///
@@ -22,7 +22,7 @@ pub(crate) struct Inlet(Arc<Entry>);
 #[derive(Debug)]
 pub(super) struct Entry {
     way: RwLock<Way>,
-    bell: Arc<Bell>,
+    notify: Arc<Notify>,
 }
 
 /// Where events go.
@@ -44,7 +44,7 @@ struct Assigned {
     lane_of: Vec<(ShardId, usize)>,
 }
 
-impl Inlet {
+impl EventSender {
     pub(super) fn new(entry: &Arc<Entry>) -> Self {
         Self(Arc::clone(entry))
     }
@@ -73,7 +73,7 @@ impl Inlet {
             handler.map(|handler| (Arc::clone(&handler.lanes), handler.lane_of(shard)))
         };
         match lanes {
-            None => self.0.bell.ring(),
+            None => self.0.notify.wake_one(),
             Some((lanes, Some(lane))) => lanes.all()[lane].announce(),
             // None of its events is there.
             Some((_, None)) => {}
@@ -84,19 +84,19 @@ impl Inlet {
     pub(super) fn announce_all(&self) {
         let lanes = self.0.way.read().lanes();
         match lanes {
-            None => self.0.bell.ring(),
+            None => self.0.notify.wake_one(),
             Some(lanes) => lanes.all().iter().for_each(Lane::announce),
         }
     }
 }
 
 impl Entry {
-    pub(super) fn new(sender: Sender<Event>, bell: Arc<Bell>) -> Arc<Self> {
+    pub(super) fn new(sender: Sender<Event>, notify: Arc<Notify>) -> Arc<Self> {
         let way = RwLock::new(Way {
             sender: Some(sender),
             handler: None,
         });
-        Arc::new(Self { way, bell })
+        Arc::new(Self { way, notify })
     }
 
     /// Ends the stream. What is in it can still be taken.
@@ -109,7 +109,7 @@ impl Entry {
         if let Some(lanes) = lanes {
             lanes.end();
         }
-        self.bell.ring();
+        self.notify.wake_one();
     }
 
     /// Sends events to a handler, into the first `count` of its lanes: what is in the stream, then
@@ -141,9 +141,9 @@ impl Entry {
         if let Some(handler) = way.handler.take() {
             taken.extend(handler.lanes.all().iter().flat_map(Lane::take));
         }
-        events.leftovers.put_back(taken);
+        events.put_back.put_back(taken);
         drop(way);
-        self.bell.ring();
+        self.notify.wake_one();
     }
 
     /// How many of the events in the stream and in the lanes are of a kind.
@@ -151,9 +151,9 @@ impl Entry {
         // Nothing moves between the stream and the lanes meanwhile.
         let way = self.way.write();
         // A channel cannot be looked into.
-        events.leftovers.append(events.receiver.try_iter());
+        events.put_back.append(events.receiver.try_iter());
         let in_lanes: usize = way.sum(|lane| lane.count_of(&is_counted));
-        in_lanes + events.leftovers.count_of(is_counted)
+        in_lanes + events.put_back.count_of(is_counted)
     }
 
     /// How many events wait in lanes.
@@ -246,10 +246,10 @@ mod tests {
 
     #[test]
     fn shards_take_turns_and_a_split_one_is_not_overtaken() {
-        let (inlet, events) = delivery::channel();
+        let (sender, events) = delivery::channel();
         let put = |number, total| {
             let shard = ShardId::new(number, total).unwrap();
-            inlet.put(Event::new(shard, EventKind::Resumed));
+            sender.put(Event::new(shard, EventKind::Resumed));
         };
         put(0, 3);
         put(1, 3);

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::inlet::Inlet;
 use super::merge::{Digest, Lane, Merge, Verdict};
+use super::sender::EventSender;
 use crate::event::{Event, EventKind, Twin};
 use crate::protocol::EventName;
 use crate::shard_id::ShardId;
@@ -16,8 +16,8 @@ use crate::shard_id::ShardId;
 /// The way of a set of shards into the stream of events. A set that replaces another, and one that
 /// is replaced, share a [`Merge`] with the other; for all others an event costs one look at a flag.
 #[derive(Debug)]
-pub(crate) struct Outlet {
-    inlet: Inlet,
+pub(crate) struct Feed {
+    sender: EventSender,
     is_merging: AtomicBool,
     merging: Mutex<Neighbours>,
 }
@@ -71,16 +71,16 @@ impl Drop for Pair {
     }
 }
 
-impl Outlet {
-    pub(crate) fn new(inlet: Inlet) -> Arc<Self> {
+impl Feed {
+    pub(crate) fn new(sender: EventSender) -> Arc<Self> {
         Arc::new(Self {
-            inlet,
+            sender,
             is_merging: AtomicBool::new(false),
             merging: Mutex::default(),
         })
     }
 
-    /// An outlet for the shards `new`, which will replace the shards `old` of this one. From now on
+    /// An feed for the shards `new`, which will replace the shards `old` of this one. From now on
     /// this one's events are noted, and the new one's held.
     pub(crate) fn successor(&self, old: &[ShardId], new: &[ShardId]) -> Arc<Self> {
         let firsts = [old, new].map(|set| set.iter().min().copied());
@@ -90,7 +90,7 @@ impl Outlet {
             hasher: RandomState::new(),
         };
         self.change(|neighbours| neighbours.after = Some(merging.clone()));
-        let successor = Self::new(self.inlet.clone());
+        let successor = Self::new(self.sender.clone());
         successor.change(|neighbours| neighbours.before = Some(merging));
         successor
     }
@@ -143,7 +143,7 @@ impl Outlet {
 
     /// Wakes a consumer of the events that a shard has [put](Self::put) in.
     pub(crate) fn announce(&self, shard: ShardId) {
-        self.inlet.announce(shard);
+        self.sender.announce(shard);
     }
 
     /// An event of Discord, or of the shard. A consumer that sleeps wakes up when it is
@@ -152,7 +152,7 @@ impl Outlet {
         if self.is_merging() {
             self.merge(now, event, false);
         } else {
-            self.inlet.put(event);
+            self.sender.put(event);
         }
     }
 
@@ -162,21 +162,21 @@ impl Outlet {
         if self.is_merging() {
             self.merge(now, event, true);
         } else {
-            self.inlet.put(event);
+            self.sender.put(event);
         }
     }
 
     /// Something that is no shard's to tell: it is delivered at once, whoever takes over from whom.
-    pub(crate) fn tell(&self, event: Event) {
+    pub(crate) fn deliver(&self, event: Event) {
         let shard = event.shard();
-        self.inlet.put(event);
+        self.sender.put(event);
         self.announce(shard);
     }
 
     /// The set that this one replaces has ended: `first` is delivered, then what was held, then
     /// everything as it comes.
     pub(crate) fn take_over(&self, now: Instant, first: Event) {
-        self.inlet.put(first);
+        self.sender.put(first);
         let before = self.merging.lock().before.clone();
         if let Some(merging) = before {
             // While this puts in what was held, more may be held, which must not be overtaken.
@@ -186,11 +186,11 @@ impl Outlet {
                     break;
                 }
                 for event in held {
-                    self.inlet.put(event);
+                    self.sender.put(event);
                 }
             }
         }
-        self.inlet.announce_all();
+        self.sender.announce_all();
     }
 
     /// Holds an event against those of the other sets.
@@ -204,7 +204,7 @@ impl Outlet {
         if let Some(merging) = after {
             merging.note(now, &mut event);
         }
-        self.inlet.put(event);
+        self.sender.put(event);
     }
 
     /// Tells the merge with the set that this one replaces, until that is over.

@@ -57,8 +57,8 @@ struct Play<'a> {
     stream: &'a [u64],
     handler: Handler,
     start: Instant,
-    old: Arc<Outlet>,
-    new: Arc<Outlet>,
+    old: Arc<Feed>,
+    new: Arc<Feed>,
     ledgers: [Arc<Ledger>; 2],
     events: Events,
     begins: Option<usize>,
@@ -77,8 +77,8 @@ struct Play<'a> {
 
 impl<'a> Play<'a> {
     fn new(start: Instant, stream: &'a [u64], handler: Handler) -> Self {
-        let (inlet, events) = delivery::channel();
-        let old = Outlet::new(inlet);
+        let (sender, events) = delivery::channel();
+        let old = Feed::new(sender);
         let new = old.successor(&[OLD], &[new()]);
         let ledger = |shard| {
             let ledger = Ledger::new(Credit::new(100, 100_000), Arc::default(), || {});
@@ -357,14 +357,14 @@ fn what_every_session_is_sent_takes_no_equal_event_away() {
             .map(|number| ShardId::new(number, total).unwrap())
             .collect::<Vec<_>>()
     });
-    let (inlet, events) = delivery::channel();
-    let old = Outlet::new(inlet);
+    let (sender, events) = delivery::channel();
+    let old = Feed::new(sender);
     let new = old.successor(&sets[0], &sets[1]);
-    let put = |outlet: &Outlet, set: &[ShardId]| {
+    let put = |feed: &Feed, set: &[ShardId]| {
         for shard in set {
             let json = r#"{"op":0,"s":2,"t":"USER_UPDATE","d":{"id":"1"}}"#;
             let dispatch = Dispatch::from_json(json).unwrap();
-            outlet.put(now, Event::new(*shard, EventKind::Dispatch(dispatch)));
+            feed.put(now, Event::new(*shard, EventKind::Dispatch(dispatch)));
         }
     };
     let came = || std::iter::from_fn(|| events.try_recv().ok()).count();
@@ -387,13 +387,13 @@ fn what_every_session_is_sent_takes_no_equal_event_away() {
 #[test]
 fn the_answer_to_a_command_is_nobody_elses() {
     let now = Instant::now();
-    let (inlet, events) = delivery::channel();
-    let old = Outlet::new(inlet);
+    let (sender, events) = delivery::channel();
+    let old = Feed::new(sender);
     let new_outlet = old.successor(&[OLD], &[new()]);
-    let put = |outlet: &Outlet, shard| {
+    let put = |feed: &Feed, shard| {
         let json = r#"{"op":0,"s":2,"t":"SOUNDBOARD_SOUNDS","d":{"guild_id":"4194304","soundboard_sounds":[]}}"#;
         let dispatch = Dispatch::from_json(json).unwrap();
-        outlet.put(now, Event::new(shard, EventKind::Dispatch(dispatch)));
+        feed.put(now, Event::new(shard, EventKind::Dispatch(dispatch)));
     };
     let came = || std::iter::from_fn(|| events.try_recv().ok()).count();
     new_outlet.begin(new(), true);

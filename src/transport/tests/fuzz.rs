@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use tungstenite::WebSocket;
 use tungstenite::protocol::Role;
 
-use super::inflate::{Compression, Inflater};
-use super::websocket::{Socket, settings};
-use super::{Received, TransportError};
+use super::super::inflate::{Compression, Inflater};
+use super::super::websocket::{Socket, settings};
+use super::super::{Received, TransportError};
 use crate::environment;
 use crate::intents::Intents;
 use crate::protocol::{Disconnect, Identity, Input, Machine, Output, ShardState};

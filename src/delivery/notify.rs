@@ -1,32 +1,32 @@
-//! Waking whoever waits for events: once for many of them.
+//! Wakes threads that wait for events, once for many events.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// What those who wait for events sleep on.
+/// What threads that wait for events sleep on.
 ///
 /// The channel would wake them as well, but at each event, and it has them spin before they sleep,
 /// which costs more than all else that an event does if events come one at a time.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub(super) struct Notify {
     waiting: AtomicUsize,
     lock: Mutex<()>,
-    rung: Condvar,
+    notified: Condvar,
 }
 
-impl Bell {
-    /// Wakes one who waits, if anybody does. Whoever wakes up and leaves something for others rings
-    /// again.
-    pub(super) fn ring(&self) {
+impl Notify {
+    /// Wakes one waiting thread, if there is one. A thread that leaves something for others wakes the
+    /// next one.
+    pub(super) fn wake_one(&self) {
         // Either this sees who waits, or they see what was put into the channel before this.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) > 0 {
-            // Whoever holds the lock has looked before this, and sleeps by now or has not slept at
-            // all.
+            // A thread that holds the lock has looked before this, and sleeps by now or has not slept
+            // at all.
             drop(self.lock.lock());
-            self.rung.notify_one();
+            self.notified.notify_one();
         }
     }
 
@@ -50,8 +50,8 @@ impl Bell {
             let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             match deadline {
                 _ if found.is_some() || is_late => break found,
-                None => self.rung.wait(&mut guard),
-                Some(deadline) => drop(self.rung.wait_until(&mut guard, deadline)),
+                None => self.notified.wait(&mut guard),
+                Some(deadline) => drop(self.notified.wait_until(&mut guard, deadline)),
             }
         };
         drop(guard);
@@ -70,15 +70,15 @@ mod tests {
 
     #[test]
     fn whoever_waits_wakes_up_and_nobody_waits_too_long() {
-        let bell = Arc::new(Bell::default());
+        let notify = Arc::new(Notify::default());
         let (sender, receiver) = crossbeam_channel::unbounded();
         let waiters: Vec<_> = (0..4)
             .map(|_| {
-                let (bell, receiver) = (Arc::clone(&bell), receiver.clone());
+                let (notify, receiver) = (Arc::clone(&notify), receiver.clone());
                 thread::spawn(move || {
                     let mut taken = 0;
-                    while let Some(n) = bell.wait(None, || receiver.try_recv().ok()) {
-                        bell.ring();
+                    while let Some(n) = notify.wait(None, || receiver.try_recv().ok()) {
+                        notify.wake_one();
                         if n == 0 {
                             break;
                         }
@@ -91,7 +91,7 @@ mod tests {
         for n in (1..=10_000).chain([0; 4]) {
             sender.send(n).unwrap();
             if n % 7 == 0 {
-                bell.ring();
+                notify.wake_one();
             }
         }
         assert_eq!(
@@ -102,6 +102,6 @@ mod tests {
             10_000
         );
         let soon = Instant::now() + Duration::from_millis(10);
-        assert_eq!(bell.wait(Some(soon), || None::<()>), None);
+        assert_eq!(notify.wait(Some(soon), || None::<()>), None);
     }
 }

@@ -9,13 +9,13 @@ use crate::event::Event;
 
 /// What handlers that were stopped had not come to, in the order in which it came.
 #[derive(Debug, Default)]
-pub(super) struct Leftovers {
+pub(super) struct PutBack {
     /// So that whoever finds none, as almost always, takes no lock.
     count: AtomicUsize,
     events: Mutex<VecDeque<Event>>,
 }
 
-impl Leftovers {
+impl PutBack {
     pub(super) fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
