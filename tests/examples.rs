@@ -505,6 +505,17 @@ fn fleet_goes_on_with_the_sessions_of_a_process_that_is_killed() {
     first.says("0/1 identified");
     let mut second = start();
     second.says("waits for part 0 of 1");
+    // A process that is killed before its first save leaves nothing to resume.
+    let mut admin = server.admin();
+    eventually("the session is stored", || {
+        let mut keys = redis::cmd("KEYS");
+        let keys: Vec<String> = keys.arg("*:sessions:*").query(&mut admin).unwrap();
+        keys.iter().any(|key| {
+            let mut get = redis::cmd("GET");
+            let text: Option<String> = get.arg(key).query(&mut admin).unwrap();
+            text.is_some_and(|text| text.contains("resume_url"))
+        })
+    });
     first.child.kill().unwrap();
     second.says("0/1 resumed");
     gateway.assert_lawful();
