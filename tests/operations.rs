@@ -518,7 +518,7 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
             .wait_ready(PATIENCE)
             .unwrap_err()
             .to_string()
-            .contains("restart it")
+            .contains("restart the shard")
     );
     let spent = identifies(&gateway);
     manager
