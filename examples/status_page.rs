@@ -7,8 +7,8 @@
 //! STATUS_ADDRESS=0.0.0.0:9000 cargo run --example status_page    # for other machines, too
 //! ```
 //!
-//! Nothing secret is on it. Whoever can reach the address can read it: put a login before it, or
-//! leave it on the loopback. Ctrl-C closes the bot.
+//! It shows no secret, but anyone who can reach the address can read it: put a login in front of it,
+//! or leave it on the loopback. Ctrl-C closes the bot.
 
 mod common;
 
@@ -160,7 +160,7 @@ fn page(target: &str, manager: &ShardManager) -> (&'static str, &'static str, St
             "text/plain; version=0.0.4",
             manager.handle().status().prometheus(),
         ),
-        // A process that fails this is to be started anew.
+        // If this fails, the process should be restarted.
         "/healthz" => match manager.check() {
             Ok(()) => (OK, "text/plain", "ok\n".to_owned()),
             Err(error) => (UNAVAILABLE, "text/plain", format!("{}\n", error.report())),

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an
-//! argument: [`protocol::Machine`], the schedule behind [`limit::SessionLimit`], the limits behind
+//! argument: the protocol of a shard (`protocol::Machine`), the schedule behind [`limit::SessionLimit`], the limits behind
 //! [`rest::Rest`], the credit behind
 //! each [`Event`], the transition behind [`ShardManager`], the merge of two sets of shards. Every
 //! thread is a short loop around one of them.

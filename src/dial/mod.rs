@@ -206,7 +206,7 @@ pub(crate) struct Dial {
     tunnel: Option<(TcpStream, SocketAddr, Tunnel)>,
     /// Host and port.
     target: String,
-    /// When a proxy is to have answered.
+    /// When a proxy must have answered.
     answer_by: Instant,
 }
 
@@ -332,7 +332,7 @@ fn is_connected(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-/// Says to a proxy what is to be said, and hears it. Returns whether it has opened the connection.
+/// Sends the request to a proxy and reads its answer. Returns whether it has opened the connection.
 fn dig(stream: &mut TcpStream, tunnel: &mut Tunnel) -> Result<bool, ProxyError> {
     while !tunnel.unsent().is_empty() {
         match stream.write(tunnel.unsent()) {

@@ -44,7 +44,7 @@ struct Sample {
     serial: u64,
     delivered_at: Instant,
     taken_at: Option<Instant>,
-    /// How many events it stands for.
+    /// How many events it represents.
     weight: u64,
     /// A later event has been handled.
     is_overtaken: bool,

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::limit::{IdentifyLimiter, Limits};
 use crate::protocol::Session;
-use crate::rest::{GatewayBot, Rest, check_proxy};
+use crate::rest::{GatewayBot, Rest};
 use crate::shard::Addresses;
 use crate::shard_id::ShardId;
 use crate::store::Identified;
@@ -45,10 +45,8 @@ pub(super) struct Prepared {
 pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepared, Error> {
     config.validate()?;
     let rest = config.rest()?;
-    let websockets = WebSocketConnector::with_settings(
-        config.root_certificates.as_deref(),
-        check_proxy(config.proxy.as_deref(), &[])?,
-    )?;
+    let websockets =
+        WebSocketConnector::with_settings(config.root_certificates.as_deref(), rest.dialer())?;
     let is_plain = |url: &String| url.starts_with("ws:");
     let needs_tls = !config.gateway_url.as_ref().is_some_and(is_plain);
     let gateway = thread::scope(|scope| {

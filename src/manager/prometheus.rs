@@ -35,7 +35,7 @@ impl ManagerStatus {
     /// | `threadcord_stalls_total` | counter | `shard`, `shards` | how often it stopped reading because events were not handled |
     /// | `threadcord_stalled_seconds_total` | counter | `shard`, `shards` | for how long, in stalls that have ended |
     /// | `threadcord_connects_total` | counter | `shard`, `shards` | connections started |
-    /// | `threadcord_disconnects_total` | counter | `shard`, `shards`, `reason` | connections lost: `zombied`, `cut`, `close_4009`, ... |
+    /// | `threadcord_disconnects_total` | counter | `shard`, `shards`, `reason` | connections lost: `zombied`, `connection_lost`, `close_4009`, ... |
     /// | `threadcord_identifies_total` | counter | `shard`, `shards` | IDENTIFYs sent |
     /// | `threadcord_resumes_total` | counter | `shard`, `shards` | sessions resumed |
     /// | `threadcord_sessions_lost_total` | counter | `shard`, `shards` | sessions lost |

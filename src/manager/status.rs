@@ -135,6 +135,7 @@ impl fmt::Display for ManagerStatus {
                     .map(|shard| row(shard, " (to replace others)")),
             )
             .collect();
+
         let mut widths = HEADS.map(str::len);
         for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -165,22 +166,22 @@ impl fmt::Display for ManagerStatus {
         if self.handler_panics > 0 {
             write!(f, ", {} panics of handlers", self.handler_panics)?;
         }
-        let Some(limit) = &self.limit else {
-            return Ok(());
-        };
-        write!(f, "\n{} of {} IDENTIFYs left", limit.remaining, limit.total)?;
-        if let Some(reset_after) = limit.reset_after {
-            write!(f, ", all of them again in {}", span(reset_after))?;
-        }
-        if let [first, ..] = limit.waiting[..] {
-            write!(
-                f,
-                "; {} wait for a turn, first shard {first}",
-                limit.waiting.len()
-            )?;
-        }
-        Ok(())
+        self.limit
+            .as_ref()
+            .map_or(Ok(()), |limit| write_limit(f, limit))
     }
+}
+
+fn write_limit(f: &mut fmt::Formatter<'_>, limit: &LimitStatus) -> fmt::Result {
+    write!(f, "\n{} of {} IDENTIFYs left", limit.remaining, limit.total)?;
+    if let Some(reset_after) = limit.reset_after {
+        write!(f, ", all of them again in {}", span(reset_after))?;
+    }
+    if let [first, ..] = limit.waiting[..] {
+        let count = limit.waiting.len();
+        write!(f, "; {count} wait for a turn, first shard {first}")?;
+    }
+    Ok(())
 }
 
 fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12] {

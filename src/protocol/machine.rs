@@ -509,24 +509,12 @@ impl Machine {
 
     /// What a connection with HELLO behind it asks for: heartbeats first, then commands.
     fn poll_link(&mut self, now: Instant) -> Output {
-        let sequence = self.session().map(|session| session.sequence);
-        let Some(link) = self.state.link_mut() else {
+        if let Some(heartbeat) = self.poll_heartbeat(now) {
+            return heartbeat;
+        }
+        let Some(link) = self.state.link() else {
             return Output::Wait(None);
         };
-
-        match link.heartbeat.poll(now) {
-            Some(Beat::Requested) if !link.budget.allows_requested_beat(now) => {
-                link.heartbeat.refuse_request();
-            }
-            Some(beat) => {
-                self.beats.sent += 1;
-                self.beats.missed += u64::from(link.heartbeat.is_missed(beat));
-                link.heartbeat.sent(now, beat);
-                link.budget.record(now, false);
-                return Output::Send(command::heartbeat(sequence));
-            }
-            None => {}
-        }
 
         let mut wait = (link.heartbeat.next(), Timer::Heartbeat);
         match &mut self.state {
@@ -574,6 +562,23 @@ impl Machine {
             _ => {}
         }
         Output::Wait(Some(wait))
+    }
+
+    /// The heartbeat that is due, if there is one.
+    fn poll_heartbeat(&mut self, now: Instant) -> Option<Output> {
+        let sequence = self.session().map(|session| session.sequence);
+        let link = self.state.link_mut()?;
+        let beat = link.heartbeat.poll(now)?;
+        if beat == Beat::Requested && !link.budget.allows_requested_beat(now) {
+            link.heartbeat.refuse_request();
+            return None;
+        }
+
+        self.beats.sent += 1;
+        self.beats.missed += u64::from(link.heartbeat.is_missed(beat));
+        link.heartbeat.sent(now, beat);
+        link.budget.record(now, false);
+        Some(Output::Send(command::heartbeat(sequence)))
     }
 
     /// Replaces the state by what `next` makes of it.

@@ -127,11 +127,12 @@ impl RestBuilder {
             dialer: Arc::clone(&dialer),
             system: DefaultResolver::default(),
         };
-        let connector = Tcp(dialer)
+        let connector = Tcp(Arc::clone(&dialer))
             .chain(NativeTlsConnector::default())
             .chain(secrets.clone());
         Ok(Rest(Arc::new(Inner {
             agent: Agent::with_parts(config, connector, names),
+            dialer,
             secrets,
             token: self.token,
             base_url: base_url.as_str().trim_end_matches('/').to_owned(),

@@ -36,7 +36,7 @@ use self::secrets::Secrets;
 pub(crate) use self::thread::handle_events;
 use self::turns::{Held, Place, Turns};
 use crate::clock;
-use crate::dial::{ProxyError, ProxyFailure};
+use crate::dial::{Dialer, ProxyError, ProxyFailure};
 use crate::error::{Error, StatusError};
 use crate::token::Token;
 
@@ -75,6 +75,7 @@ pub struct Rest(Arc<Inner>);
 
 struct Inner {
     agent: Agent,
+    dialer: Arc<Dialer>,
     secrets: Secrets,
     token: Token,
     base_url: String,
@@ -201,6 +202,11 @@ impl Rest {
     /// What became of the requests so far, of this one and its clones.
     pub fn counters(&self) -> RestCounters {
         self.0.counters.lock().clone()
+    }
+
+    /// How it connects, for what connects in the same way.
+    pub(crate) fn dialer(&self) -> Arc<Dialer> {
+        Arc::clone(&self.0.dialer)
     }
 
     /// Ends the calls that wait for their turn, and all waits to come.
@@ -423,16 +429,13 @@ impl Failure {
             Self::Status(status, body) => {
                 Error::Status(Box::new(StatusError::new(request, status, body)))
             }
-            Self::Http(ureq::Error::Other(source)) if source.is::<ProxyError>() => {
-                // It was just seen to be one.
-                match source.downcast() {
-                    Ok(error) => Error::Proxy(*error),
-                    Err(source) => Error::Http {
-                        request,
-                        source: Box::new(ureq::Error::Other(source)),
-                    },
-                }
-            }
+            Self::Http(ureq::Error::Other(source)) => match source.downcast() {
+                Ok(error) => Error::Proxy(*error),
+                Err(source) => Error::Http {
+                    request,
+                    source: Box::new(ureq::Error::Other(source)),
+                },
+            },
             Self::Http(source) => Error::Http {
                 request,
                 source: Box::new(source),

@@ -14,13 +14,13 @@ use crate::protocol::{Disconnect, EventName};
 use crate::seconds;
 use crate::shard_id::ShardId;
 
-/// Stands for the names that Discord does not document, in counts by name.
+/// The name under which events are counted that Discord does not document.
 const UNDOCUMENTED: &str = "UNDOCUMENTED";
 
 /// What a shard has been through since the manager was started. No count ever goes back: they go on
 /// when the shard is closed and opened again, and stay when a reshard replaces it.
 ///
-/// It serialises with durations in seconds. What each count is called for Prometheus stands at
+/// It serialises with durations in seconds. Their names for Prometheus are listed at
 /// [`ManagerStatus::prometheus`](crate::ManagerStatus::prometheus).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -61,7 +61,7 @@ pub struct ShardCounters {
     /// How long the shard waited for its turn to identify, from HELLO to IDENTIFY.
     pub identify_wait: Histogram,
     /// How long events waited, from the socket to the handler or the caller that takes them.
-    /// Measured at one event of each batch, which stands for those since the one before. With
+    /// Measured at one event of each batch, which represents those since the one before. With
     /// [`Events::receiver`](crate::Events::receiver) it includes the time that they are handled.
     pub event_wait: Histogram,
     /// How long they were handled: from then until they were dropped or released. Measured at the

@@ -126,7 +126,7 @@ impl Members {
         let until = until.min(self.deadline);
         while !self.is_over {
             match self.replies.recv_deadline(until) {
-                // One that comes again is dropped.
+                // A duplicate is dropped.
                 Ok(Reply::Chunk(chunk)) if !self.seen.insert(chunk.index) => drop(chunk),
                 Ok(Reply::Chunk(chunk)) => {
                     self.is_over = self.seen.len() >= chunk.count as usize;

@@ -21,7 +21,7 @@ pub(super) enum Message {
     Stop(StopReason),
 }
 
-/// The messages that the thread has not taken, bounded as far as they are to be sent to Discord.
+/// The messages that the thread has not taken. Those with something to send to Discord are bounded.
 #[derive(Debug)]
 pub(super) struct Queue {
     max_commands: usize,

@@ -25,7 +25,7 @@ use url::{Host, Url};
 use super::inflate::Inflater;
 use super::stream::{Buffered, Followed, Line, SMALL, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
-use crate::dial::{Dial, Dialer, Proxy};
+use crate::dial::{Dial, Dialer};
 use crate::protocol::USER_AGENT;
 use crate::shard_id::ShardId;
 
@@ -57,12 +57,12 @@ struct Tls {
 }
 
 impl WebSocketConnector {
-    /// With these root certificates (PEM) in place of the system's, and through this proxy. The
+    /// With these root certificates (PEM) in place of the system's, connecting in this way. The
     /// system's are read by [`read_certificates`](Self::read_certificates) or when the first
     /// connection needs them.
     pub(crate) fn with_settings(
         pem: Option<&str>,
-        proxy: Option<Proxy>,
+        dialer: Arc<Dialer>,
     ) -> native_tls::Result<Self> {
         let stack = pem.map(|pem| Certificate::stack_from_pem(pem.as_bytes()));
         let tls = Tls {
@@ -71,7 +71,7 @@ impl WebSocketConnector {
         };
         Ok(Self {
             tls: Arc::new(tls),
-            dialer: Arc::new(Dialer::new(proxy)),
+            dialer,
         })
     }
 
@@ -162,12 +162,12 @@ pub(super) struct Socket<S> {
     inflater: Inflater,
 }
 
-/// What a connection is to be, until it is open.
+/// A connection that is being opened.
 struct Opening {
     url: Url,
     /// Where it leads, once that is known.
     address: Option<SocketAddr>,
-    /// When it is to be open.
+    /// When opening it times out.
     deadline: Instant,
     has_failed: bool,
 }
@@ -365,7 +365,7 @@ impl WebSocketTransport {
         Ok(Received::Nothing)
     }
 
-    /// Whether the next address of a host is to be tried.
+    /// Whether it is time to try the next address of a host.
     fn is_dial_due(&self) -> bool {
         match &self.link {
             Link::Dial(dial) => {

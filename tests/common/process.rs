@@ -1,12 +1,30 @@
 //! Real processes: a test that starts itself again, once for each.
 
 use std::env;
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
+
+/// Fails where no test may be skipped, which the variable tells; else says on standard error that
+/// this one is, because of a program.
+pub fn skip(test: &str, program: &str, variable: &str) {
+    assert!(
+        env::var_os(variable).is_none(),
+        "{program} is not installed"
+    );
+    // Not through `eprintln!`, which a test that passes does not show.
+    let _ = writeln!(io::stderr(), "SKIPPED {test}: {program} is not installed");
+}
+
+/// A port that nobody listens on. Another program may take it before the caller does.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
 
 /// A process that runs one test of this binary, and is killed with this.
 pub struct Process(Child);

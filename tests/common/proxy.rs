@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{fs, thread};
 
 use parking_lot::Mutex;
+
+use super::process::{free_port, skip};
 
 /// What a proxy answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,19 +145,13 @@ impl Program {
         let paths = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
         let paths = paths.map(|folder| Path::new(folder).join(name));
         let Some(path) = paths.iter().find(|path| path.exists()) else {
-            assert!(
-                env::var_os("THREADCORD_NEEDS_PROXIES").is_none(),
-                "{name} is not installed"
-            );
-            // Not through `eprintln!`, which a test that passes does not show.
-            let _ = writeln!(io::stderr(), "SKIPPED {test}: {name} is not installed");
+            skip(test, name, "THREADCORD_NEEDS_PROXIES");
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
         // Another program may take the port in between.
         let started = (0..10).find_map(|_| {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = port.local_addr().unwrap().port();
+            let port = free_port();
             let file = folder.path().join("config");
             fs::write(&file, config(port, folder.path())).unwrap();
             spawn(path, &file, port).map(|child| (child, port))

@@ -1,12 +1,12 @@
 //! A Redis server for one test.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, thread};
 
-use super::process::signal;
+use super::process::{free_port, signal, skip};
 
 /// How long the server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,15 +28,7 @@ impl RedisServer {
     pub fn start(test: &str, arguments: &[&str]) -> Option<Self> {
         let version = Command::new("redis-server").arg("--version").output();
         if version.is_err() {
-            assert!(
-                env::var_os("THREADCORD_NEEDS_REDIS").is_none(),
-                "redis-server is not installed"
-            );
-            // Not through `eprintln!`, which a test that passes does not show.
-            let _ = writeln!(
-                io::stderr(),
-                "SKIPPED {test}: redis-server is not installed"
-            );
+            skip(test, "redis-server", "THREADCORD_NEEDS_REDIS");
             return None;
         }
         let arguments: Vec<_> = arguments.iter().map(|text| (*text).to_owned()).collect();
@@ -97,11 +89,6 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 fn spawn(port: u16, arguments: &[String], folder: &tempfile::TempDir) -> Option<Child> {

@@ -135,7 +135,7 @@ impl Process {
     ) -> Result<Self, Error> {
         let rest = config.rest()?;
         // Nothing connects with it, so that it reads no certificates.
-        let websockets = WebSocketConnector::with_settings(None, None)?;
+        let websockets = WebSocketConnector::with_settings(None, rest.dialer())?;
         let mut prepared = prepare::with_gateway(config, rest, websockets, Some(gateway))?;
         let limits: Limits = start::limits(&gateway.session_start_limit);
         let limiter = start::own_limit(&prepared.config, limits, &prepared.identified);
