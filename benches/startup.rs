@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use threadcord::transport::{
-    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
+    Connector, Received, Settings, Transport, TransportError, Uri, Waker, WebSocketConnector,
     WebSocketTransport,
 };
 use threadcord::{Config, Intents, ShardId, ShardManager, Timing, Token, sim};
-use url::Url;
 
 const READY_DELAY: Duration = Duration::from_millis(300);
 const WINDOW: Duration = Duration::from_secs(5);
@@ -203,7 +202,7 @@ impl Connector for Timed {
 }
 
 impl Transport for TimedTransport {
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
+    fn connect(&mut self, url: &Uri, deadline: Instant) -> Result<(), TransportError> {
         self.inner.connect(url, deadline)
     }
 

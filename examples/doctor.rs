@@ -15,8 +15,8 @@ use std::{env, fmt, process};
 use native_tls::TlsConnector;
 use serde_json::Value;
 use threadcord::rest::{GatewayBot, Rest};
+use threadcord::transport::Uri;
 use threadcord::{Error, Intents, Token};
-use url::Url;
 
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -293,11 +293,14 @@ fn check_machine(_: &mut Report, _: u32) {}
 
 /// Whether the gateway's name resolves, and whether a TLS connection to it can be trusted.
 fn check_way(report: &mut Report, url: &str) {
-    let Ok(url) = Url::parse(url) else {
+    let Ok(url) = url.parse::<Uri>() else {
         return report.line(Verdict::Wrong, "DNS", format!("{url} is no URL"));
     };
-    let host = url.host_str().unwrap_or_default();
-    let port = url.port_or_known_default().unwrap_or(443);
+    let host = url.host().unwrap_or_default();
+    let is_encrypted = url.scheme_str() == Some("wss");
+    let port = url
+        .port_u16()
+        .unwrap_or(if is_encrypted { 443 } else { 80 });
     let start = Instant::now();
     let name = host.trim_start_matches('[').trim_end_matches(']');
     let addresses: Vec<SocketAddr> = match (name, port).to_socket_addrs() {
@@ -325,8 +328,8 @@ fn check_way(report: &mut Report, url: &str) {
                 continue;
             }
         };
-        has_worked |= url.scheme() != "wss";
-        if url.scheme() != "wss" {
+        has_worked |= !is_encrypted;
+        if !is_encrypted {
             report.line(Verdict::Warning, "TLS", format!("{url} is not encrypted"));
             continue;
         }

@@ -19,9 +19,9 @@ use std::{env, process};
 use native_tls::TlsConnector;
 use serde_json::{Value, json};
 use threadcord::rest::Rest;
+use threadcord::transport::Uri;
 use threadcord::{Intents, Token};
 use tungstenite::{Message, WebSocket};
-use url::Url;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -213,25 +213,24 @@ enum Input {
 impl Connection {
     /// Connects, and reads HELLO.
     fn open(url: &str) -> Outcome<Self> {
-        let mut url = Url::parse(url)?;
-        url.set_query(Some("v=10&encoding=json"));
-        let host = url
-            .host_str()
-            .ok_or("a gateway url without a host")?
-            .to_owned();
+        let url: Uri = url.parse()?;
+        let host = url.host().ok_or("a gateway URL without a host")?;
+        let is_encrypted = url.scheme_str() == Some("wss");
         let port = url
-            .port_or_known_default()
-            .ok_or("a gateway url without a port")?;
+            .port_u16()
+            .unwrap_or(if is_encrypted { 443 } else { 80 });
+        let request = format!("{url}?v=10&encoding=json");
 
-        let stream = TcpStream::connect((&*host, port))?;
+        let stream = TcpStream::connect((host, port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let control = stream.try_clone()?;
-        let stream: Box<dyn Stream> = match url.scheme() {
-            "wss" => Box::new(TlsConnector::new()?.connect(&host, stream)?),
-            _ => Box::new(stream),
+        let stream: Box<dyn Stream> = if is_encrypted {
+            Box::new(TlsConnector::new()?.connect(host, stream)?)
+        } else {
+            Box::new(stream)
         };
         let (socket, _) =
-            tungstenite::client(url.as_str(), stream).map_err(|error| error.to_string())?;
+            tungstenite::client(request, stream).map_err(|error| error.to_string())?;
         control.set_read_timeout(Some(TICK))?;
 
         let mut connection = Self {

@@ -1,39 +1,93 @@
-//! Where a URL leads to.
+//! URLs that users set, and where they lead.
 
-use url::{Host, Url};
+use std::net::{IpAddr, Ipv6Addr};
+
+use http::Uri;
+
+/// Reads a URL that has one of these schemes, a host, and no user. Its host comes back in lower
+/// case. What follows a `#` is dropped.
+pub(crate) fn parse_url(given: &str, schemes: [&str; 2]) -> Option<Uri> {
+    let mut parts = given.parse::<Uri>().ok()?.into_parts();
+    if !schemes.contains(&parts.scheme.as_ref()?.as_str()) {
+        return None;
+    }
+
+    let authority = parts.authority?.as_str().to_ascii_lowercase();
+    let (host, port) = match authority.rfind(':') {
+        Some(at) if !authority.ends_with(']') => (&authority[..at], Some(&authority[at + 1..])),
+        _ => (&*authority, None),
+    };
+    let is_host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains(['@', ':', '%']),
+    };
+    if !is_host || !port.is_none_or(is_port) {
+        return None;
+    }
+
+    parts.authority = Some(authority.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Whether a text is the number of a port that can be connected to.
+pub(crate) fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// A URL's host as the resolver and TLS want it: an IPv6 address without its brackets.
+pub(crate) fn host(url: &Uri) -> &str {
+    let host = url.host().unwrap_or_default();
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Whether what is sent to a URL is encrypted.
+pub(crate) fn is_encrypted(url: &Uri) -> bool {
+    matches!(url.scheme_str(), Some("https" | "wss"))
+}
+
+/// A URL's port: the one it names, or its scheme's.
+pub(crate) fn port(url: &Uri) -> u16 {
+    let default = if is_encrypted(url) { 443 } else { 80 };
+    url.port_u16().unwrap_or(default)
+}
 
 /// Whether a URL leads to Discord.
-pub(crate) fn is_discord(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
+pub(crate) fn is_discord(url: &Uri) -> bool {
     ["discord.com", "discord.gg", "discordapp.com"]
         .iter()
-        .any(|domain| is_under(host, domain))
+        .any(|domain| is_under(host(url), domain))
 }
 
 /// Whether a URL leads to this machine.
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => is_under(name, "localhost"),
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
+fn is_loopback(url: &Uri) -> bool {
+    let host = host(url);
+    match host.parse::<IpAddr>() {
+        Ok(ip) => ip.is_loopback(),
+        Err(_) => is_under(host, "localhost"),
     }
 }
 
 /// Whether a secret can be sent to a URL: encrypted, or to this machine.
-pub(crate) fn is_private(url: &Url) -> bool {
-    matches!(url.scheme(), "https" | "wss") || is_loopback(url)
+pub(crate) fn is_private(url: &Uri) -> bool {
+    is_encrypted(url) || is_loopback(url)
 }
 
-/// Whether a host is a domain or one below it.
+/// Whether a host, in lower case, is a domain or one below it. The dot that may end a full name
+/// changes nothing.
 pub(crate) fn is_under(host: &str, domain: &str) -> bool {
-    host.strip_suffix(domain)
+    host.strip_suffix('.')
+        .unwrap_or(host)
+        .strip_suffix(domain)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn url(given: &str) -> Option<Uri> {
+        parse_url(given, ["wss", "ws"])
+    }
 
     #[test]
     fn domains_are_compared_by_their_labels() {
@@ -44,5 +98,66 @@ mod tests {
             !is_under("evildiscord.gg", "discord.gg")
                 && !is_under("discord.gg.evil.com", "discord.gg")
         );
+    }
+
+    #[test]
+    fn urls_have_a_scheme_a_host_and_perhaps_a_port() {
+        let read = url("wss://Gateway.Example:444/Path?Query#fragment").unwrap();
+        assert_eq!(read.to_string(), "wss://gateway.example:444/Path?Query");
+        assert_eq!((host(&read), port(&read)), ("gateway.example", 444));
+        let read = url("ws://[::1]").unwrap();
+        assert_eq!((host(&read), port(&read)), ("::1", 80));
+        assert_eq!(port(&url("wss://[::1]:5").unwrap()), 5);
+
+        for wrong in [
+            "",
+            "/",
+            "gateway.example",
+            "gateway.example:443",
+            "https://gateway.example",
+            "wss://",
+            "wss:///path",
+            "wss://:443",
+            "wss://host:",
+            "wss://host:0",
+            "wss://host:+5",
+            "wss://host:65536",
+            "wss://host:1:2",
+            "wss://::1",
+            "wss://[::1",
+            "wss://[host]",
+            "wss://[::1]x",
+            "wss://user@host",
+            "wss://user:password@host",
+            "wss://ho st",
+            "wss://ho%73t",
+            "wss:\\\\host",
+            "wss://host\\@other",
+        ] {
+            assert!(url(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_have_a_case_and_may_end_with_a_dot() {
+        for discord in ["wss://GATEWAY.discord.gg", "wss://gateway.discord.gg./x"] {
+            assert!(is_discord(&url(discord).unwrap()), "{discord}");
+        }
+        for private in [
+            "ws://LOCALHOST",
+            "ws://a.localhost.:1",
+            "ws://127.1.2.3",
+            "ws://[::1]:5",
+        ] {
+            assert!(is_private(&url(private).unwrap()), "{private}");
+        }
+        for public in [
+            "ws://localhost.example",
+            "ws://10.0.0.1",
+            "ws://[::2]",
+            "ws://127.1",
+        ] {
+            assert!(!is_private(&url(public).unwrap()), "{public}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, config, eventually, gateway};
@@ -76,11 +76,12 @@ fn forward(port: u16, to: SocketAddr) {
 fn it_starts_once_discord_can_be_reached() {
     let gateway = gateway().start().unwrap();
     let port = free_port();
-    let rest_url = url::Url::parse(&gateway.rest_url()).unwrap();
-    let to = rest_url.socket_addrs(|| None).unwrap()[0];
-    let mut elsewhere = rest_url.clone();
-    elsewhere.set_port(Some(port)).unwrap();
-    let settings = config(&gateway).rest_url(elsewhere.as_str());
+    let rest_url = gateway.rest_url();
+    let address = rest_url.split('/').nth(2).unwrap();
+    let to = address.to_socket_addrs().unwrap().next().unwrap();
+    let elsewhere = rest_url.replace(&format!(":{}/", to.port()), &format!(":{port}/"));
+    assert_ne!(elsewhere, rest_url);
+    let settings = config(&gateway).rest_url(elsewhere);
     let mut starting =
         ShardManager::start_in_background(settings.retry_start_for(PATIENCE)).unwrap();
     // By then it has been refused, with luck: if not, this shows less, but is no less true.

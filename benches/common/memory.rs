@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use threadcord::transport::{Connector, Received, Settings, Transport, TransportError, Waker};
+use threadcord::transport::{Connector, Received, Settings, Transport, TransportError, Uri, Waker};
 use threadcord::{Config, Intents, Plan, ShardId, ShardManager, Token};
-use url::Url;
 
 use super::payload;
 
@@ -92,7 +91,7 @@ pub(crate) struct Line {
 }
 
 impl Transport for Line {
-    fn connect(&mut self, _url: &Url, _deadline: Instant) -> Result<(), TransportError> {
+    fn connect(&mut self, _url: &Uri, _deadline: Instant) -> Result<(), TransportError> {
         Ok(())
     }
 

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use url::Url;
-
 use super::{AutoReshard, Config, Plan, ShardConfig};
 use crate::error::Error;
-use crate::hosts::{is_discord, is_private};
+use crate::hosts::{is_discord, is_encrypted};
 use crate::intents::Intents;
 use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
-use crate::rest::{check_proxy, check_url};
+use crate::rest::{check_proxy, check_rest_url, check_url};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 use crate::token::Token;
@@ -38,7 +36,7 @@ impl Config {
         }
         self.shard.validate(&self.token)?;
 
-        let rest = check_url("rest_url", &self.rest_url, self.allow_plaintext)?;
+        let rest = check_rest_url("rest_url", &self.rest_url, self.allow_plaintext)?;
         check_proxy(self.proxy.as_deref(), &[&rest])?;
         match &self.gateway_url {
             Some(gateway) => self.validate_gateway(gateway),
@@ -49,10 +47,9 @@ impl Config {
 
     /// Whether the settings go with this gateway, which the user or `/gateway/bot` has named.
     pub(crate) fn validate_gateway(&self, gateway: &str) -> Result<(), Error> {
-        let given = url("gateway_url", gateway, ["wss", "ws"])?;
-        if self.gateway_url.is_none()
-            && given.scheme() == "ws"
-            && self.rest_url.starts_with("https")
+        let schemes = ["wss", "ws"];
+        let given = check_url("gateway_url", gateway, schemes, self.allow_plaintext)?;
+        if self.gateway_url.is_none() && !is_encrypted(&given) && self.rest_url.starts_with("https")
         {
             return Err(Error::setting(
                 "gateway_url",
@@ -60,22 +57,8 @@ impl Config {
                 "one with wss://, where it was named over https://",
             ));
         }
-        self.check_plaintext("gateway_url", &given)?;
         check_proxy(self.proxy.as_deref(), &[&given])?;
         self.validate_timing(is_discord(&given))
-    }
-
-    /// The token goes over the line in the clear only where nobody else can listen, or the user
-    /// says so.
-    fn check_plaintext(&self, setting: &'static str, url: &Url) -> Result<(), Error> {
-        if self.allow_plaintext || is_private(url) {
-            return Ok(());
-        }
-        let allowed = format!(
-            "{}s://, a loopback host such as localhost, or any host with `allow_plaintext(true)`",
-            url.scheme()
-        );
-        Err(Error::setting(setting, url.as_str(), allowed))
     }
 
     fn validate_timing(&self, is_discord: bool) -> Result<(), Error> {
@@ -189,20 +172,6 @@ fn within(setting: &'static str, given: usize, least: usize, most: usize) -> Res
             format!("{least} to {most}")
         },
     ))
-}
-
-fn url(setting: &'static str, given: &str, schemes: [&'static str; 2]) -> Result<Url, Error> {
-    match Url::parse(given) {
-        Ok(url) if schemes.contains(&url.scheme()) && url.has_host() => Ok(url),
-        _ => Err(Error::setting(
-            setting,
-            given,
-            format!(
-                "a url that starts with {}:// or {}://",
-                schemes[0], schemes[1]
-            ),
-        )),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::{fmt, io, mem};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
-use url::Url;
+
+use crate::hosts::{parse_url, port};
 
 /// The longest head of an answer that is read.
 const MAX_HEAD: usize = 16 << 10;
@@ -25,28 +26,37 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// From a URL such as `http://user:password@proxy.example:3128`. Says what is wrong with it,
     /// without the password.
-    pub(crate) fn parse(url: &str) -> Result<Self, String> {
-        let url = Url::parse(url).map_err(|error| format!("no URL ({error})"))?;
-        if url.scheme() != "http" {
-            return Err(format!("a URL with {}://", url.scheme()));
-        }
-        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
-            return Err("a URL without a host".into());
+    pub(crate) fn parse(given: &str) -> Result<Self, String> {
+        let Some((scheme, rest)) = given.split_once("://") else {
+            return Err("no URL".into());
         };
-        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        if !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err("no URL".into());
+        }
+        if scheme != "http" {
+            return Err(format!("a URL with {scheme}://"));
+        }
+        // The last @ ends the password; what it cuts off a path is no host then.
+        let (login, host) = match rest.rsplit_once('@') {
+            Some((login, host)) => (Some(login), host),
+            None => (None, rest),
+        };
+        let url = parse_url(&format!("http://{host}"), ["http", "http"]);
+        let url = url.ok_or("a URL with a host or a port that is none")?;
+        let has_more = url.path() != "/" || url.query().is_some() || given.contains('#');
+        if has_more || login.is_some_and(|login| login.contains(['/', '?', '\\'])) {
             // A password that is not escaped may be in it.
             return Err("a URL with more than a user, a password, a host and a port".into());
         }
 
-        let decode = |text| percent_decode_str(text).collect::<Vec<u8>>();
-        let authorization = (!url.username().is_empty() || url.password().is_some()).then(|| {
-            let user = decode(url.username());
-            let password = decode(url.password().unwrap_or_default());
-            BASE64_STANDARD.encode([&user[..], b":", &password].concat())
+        let authorization = login.map(|login| {
+            let (user, password) = login.split_once(':').unwrap_or((login, ""));
+            let decode = |text| percent_decode_str(text).collect::<Vec<u8>>();
+            BASE64_STANDARD.encode([&decode(user)[..], b":", &decode(password)].concat())
         });
         Ok(Self {
-            host: host.to_owned(),
-            port: url.port_or_known_default().unwrap_or(80),
+            host: url.host().unwrap_or_default().to_owned(),
+            port: port(&url),
             authorization: authorization.map(|encoded| format!("Basic {encoded}")),
         })
     }
@@ -229,6 +239,7 @@ mod tests {
             "http://user:secret@p/path",
             "http://user:secret@[p",
             "http://user:secret@p:99999",
+            "user:secret@p://",
         ] {
             let wrong = Proxy::parse(leaking).unwrap_err();
             assert!(!wrong.contains("secret"), "{wrong}");

@@ -5,12 +5,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use parking_lot::Mutex;
 use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, NativeTlsConnector};
-use url::Url;
 
 use super::connect::{Names, Tcp};
 use super::secrets::Secrets;
@@ -18,7 +18,7 @@ use super::turns::Turns;
 use super::{Inner, Rest};
 use crate::dial::{Dialer, Proxy};
 use crate::error::Error;
-use crate::hosts::{is_discord, is_private};
+use crate::hosts::{is_discord, is_encrypted, is_private, parse_url};
 use crate::protocol::USER_AGENT;
 use crate::token::Token;
 
@@ -135,14 +135,14 @@ impl RestBuilder {
             dialer,
             secrets,
             token: self.token,
-            base_url: base_url.as_str().trim_end_matches('/').to_owned(),
+            base_url: base_url.to_string().trim_end_matches('/').to_owned(),
             turns: Turns::new(self.rate_limit, self.window),
             counters: Mutex::default(),
         })))
     }
 
-    fn check(&self) -> Result<Url, Error> {
-        let url = check_url("base_url", &self.base_url, self.allow_plaintext)?;
+    fn check(&self) -> Result<Uri, Error> {
+        let url = check_rest_url("base_url", &self.base_url, self.allow_plaintext)?;
         if self.window > MAX_WINDOW || (is_discord(&url) && self.window < WINDOW) {
             let given = format!("for a window of {:?}", self.window);
             let allowed = "1 s to 7 days, or less than that for a simulator";
@@ -161,45 +161,57 @@ impl fmt::Debug for RestBuilder {
     }
 }
 
-/// Whether paths can be put below a URL, and the token be sent there.
+/// Reads a URL that the token is sent to. It has no user and no password, and no fragment.
 pub(crate) fn check_url(
     setting: &'static str,
     given: &str,
+    schemes: [&'static str; 2],
     allow_plaintext: bool,
-) -> Result<Url, Error> {
-    let url = Url::parse(given).ok();
-    let url = url.filter(|url| matches!(url.scheme(), "https" | "http") && url.host().is_some());
-    let has_password =
-        |url: &Url| !url.username().is_empty() || url.password().is_some() || given.contains('@');
-    if url.as_ref().map_or(given.contains('@'), has_password) {
-        // It is not shown.
+) -> Result<Uri, Error> {
+    let [encrypted, plain] = schemes;
+    if given.contains('@') {
+        // A password is not shown.
         let allowed = "a URL without a user and a password";
-        return Err(Error::setting(setting, "a URL with a password", allowed));
+        return Err(Error::setting(setting, "a URL with an @", allowed));
     }
-
-    let refuse = |allowed: &str| Err(Error::setting(setting, given, allowed));
-    let Some(url) = url else {
-        return refuse("a url that starts with https:// or http://");
+    let refuse = |allowed: String| Err(Error::setting(setting, given, allowed));
+    let Some(url) = parse_url(given, schemes) else {
+        let allowed = format!("a URL that starts with {encrypted}:// or {plain}://, then a host");
+        return refuse(allowed);
     };
-    if url.query().is_some() || url.fragment().is_some() {
-        return refuse("a URL without a query and a fragment");
+    if given.contains('#') {
+        return refuse("a URL without a fragment".into());
     }
     if !allow_plaintext && !is_private(&url) {
-        return refuse(
-            "https://, a loopback host such as localhost, or any host with `allow_plaintext(true)`",
-        );
+        return refuse(format!(
+            "{encrypted}://, a loopback host such as localhost, or any host with \
+             `allow_plaintext(true)`"
+        ));
+    }
+    Ok(url)
+}
+
+/// Reads a URL that paths are put below.
+pub(crate) fn check_rest_url(
+    setting: &'static str,
+    given: &str,
+    allow_plaintext: bool,
+) -> Result<Uri, Error> {
+    let url = check_url(setting, given, ["https", "http"], allow_plaintext)?;
+    if url.query().is_some() {
+        return Err(Error::setting(setting, given, "a URL without a query"));
     }
     Ok(url)
 }
 
 /// The proxy to connect through, if one is given. Nothing goes through it in the clear.
-pub(crate) fn check_proxy(given: Option<&str>, to: &[&Url]) -> Result<Option<Proxy>, Error> {
+pub(crate) fn check_proxy(given: Option<&str>, to: &[&Uri]) -> Result<Option<Proxy>, Error> {
     let Some(given) = given else { return Ok(None) };
     let proxy = Proxy::parse(given).map_err(|why| {
         let allowed = "http://host:port or http://user:password@host:port";
         Error::setting("proxy", why, allowed)
     })?;
-    if let Some(plain) = to.iter().find(|url| matches!(url.scheme(), "http" | "ws")) {
+    if let Some(plain) = to.iter().find(|url| !is_encrypted(url)) {
         let given = format!("one for {plain}, which would show it the token");
         let allowed = "used with https:// and wss:// alone";
         return Err(Error::setting("proxy", given, allowed));
@@ -270,7 +282,7 @@ mod tests {
         }
         let rest = build("https://discord.com/api/v10/", false).unwrap();
         assert_eq!(rest.base_url(), "https://discord.com/api/v10");
-        let rest = build(" https:/discord.com/api\n", false).unwrap();
+        let rest = build("HTTPS://Discord.com/api", false).unwrap();
         assert_eq!(rest.base_url(), "https://discord.com/api");
     }
 }

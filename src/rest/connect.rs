@@ -16,6 +16,7 @@ use ureq::unversioned::transport::{
 use ureq::{Error, Timeout};
 
 use crate::dial::{DialError, Dialer};
+use crate::hosts::port;
 
 /// No connection takes longer, whatever its call may.
 const MAX_CONNECT: Duration = Duration::from_secs(60);
@@ -102,13 +103,7 @@ impl Connector for Tcp {
 }
 
 fn host_and_port(uri: &Uri) -> (&str, u16) {
-    let default = if uri.scheme() == Some(&Scheme::HTTP) {
-        80
-    } else {
-        443
-    };
-    let port = uri.port_u16().unwrap_or(default);
-    (uri.host().unwrap_or_default(), port)
+    (uri.host().unwrap_or_default(), port(uri))
 }
 
 /// A TCP connection of the HTTP client.

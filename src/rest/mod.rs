@@ -24,7 +24,7 @@ use ureq::http::{self, HeaderMap, Method};
 use ureq::{Agent, Body};
 
 pub use self::builder::RestBuilder;
-pub(crate) use self::builder::{check_proxy, check_url};
+pub(crate) use self::builder::{check_proxy, check_rest_url, check_url};
 pub use self::counters::RestCounters;
 use self::limits::Answer;
 use self::request::Parts;

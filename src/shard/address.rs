@@ -1,10 +1,10 @@
 //! Where a shard may connect to, and with it who gets to see the token.
 #![deny(clippy::disallowed_methods)]
 
-use url::Url;
+use http::Uri;
 
 use crate::error::Error;
-use crate::hosts::is_under;
+use crate::hosts::{is_encrypted, is_port, is_under, parse_url};
 use crate::transport::Compression;
 
 /// The version of the gateway's interface that this library speaks.
@@ -13,69 +13,83 @@ const API_VERSION: &str = "10";
 /// Discord's own domain for gateways.
 const DISCORD: &str = "discord.gg";
 
+/// The schemes of gateways.
+const SCHEMES: [&str; 2] = ["wss", "ws"];
+
 /// The gateway's address, and the rule for the addresses that sessions name.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
-    main: Url,
+    main: Uri,
     resume_hosts: Vec<String>,
 }
 
 impl Addresses {
     /// `gateway` comes from the configuration or from `/gateway/bot`.
     pub(crate) fn new(gateway: &str, resume_hosts: Vec<String>) -> Result<Self, Error> {
-        let main = parse(gateway).ok_or_else(|| {
+        let main = parse_url(gateway, SCHEMES).ok_or_else(|| {
             Error::setting(
                 "gateway_url",
                 gateway,
-                "a url that starts with wss:// or ws://",
+                "a URL that starts with wss:// or ws://",
             )
         })?;
         Ok(Self { main, resume_hosts })
     }
 
     /// The gateway itself.
-    pub(crate) fn main(&self, compression: Compression) -> Url {
+    pub(crate) fn main(&self, compression: Compression) -> Uri {
         with_query(self.main.clone(), compression)
     }
 
     /// A session's own address, if the token may go there: to the gateway's host, below
     /// `discord.gg` if the gateway is, or to a host that the user listed; and never in the clear
     /// where the gateway is not.
-    pub(crate) fn resume(&self, url: &str, compression: Compression) -> Option<Url> {
-        let url = parse(url)?;
-        let (host, main) = (url.host_str()?, self.main.host_str()?);
+    pub(crate) fn resume(&self, url: &str, compression: Compression) -> Option<Uri> {
+        let url = parse_resume(url)?;
+        let (host, main) = (url.host()?, self.main.host()?);
         let trusted = host == main
             || (is_under(host, DISCORD) && is_under(main, DISCORD))
             || self.resume_hosts.iter().any(|listed| listed == host);
-        let downgraded = self.main.scheme() == "wss" && url.scheme() != "wss";
+        let downgraded = is_encrypted(&self.main) && !is_encrypted(&url);
         (trusted && !downgraded).then(|| with_query(url, compression))
     }
 }
 
-fn parse(url: &str) -> Option<Url> {
-    let url = Url::parse(url).ok()?;
-    (matches!(url.scheme(), "wss" | "ws") && url.has_host()).then_some(url)
+/// A session's own URL, if it has the form of Discord's: a scheme, a name in lower case, perhaps a
+/// port, perhaps a slash. Of a URL with more in it, two readers may disagree which host it names.
+fn parse_resume(given: &str) -> Option<Uri> {
+    let (_, rest) = given.split_once("://")?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (name, port) = match rest.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (rest, None),
+    };
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        !label.is_empty() && bytes.all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    (name.split('.').all(is_label) && port.is_none_or(is_port))
+        .then(|| parse_url(given, SCHEMES))
+        .flatten()
 }
 
-/// The url with Discord's parameters, whatever of them it had; other ones stay.
-fn with_query(mut url: Url, compression: Compression) -> Url {
-    let own: Vec<(String, String)> = url
-        .query_pairs()
-        .filter(|(key, _)| !matches!(&**key, "v" | "encoding" | "compress"))
-        .map(|(key, value)| (key.into_owned(), value.into_owned()))
-        .collect();
-    let mut pairs = url.query_pairs_mut();
-    pairs
-        .clear()
-        .append_pair("v", API_VERSION)
-        .append_pair("encoding", "json");
+/// The URL with Discord's parameters, whatever it has of them. Other parameters stay.
+fn with_query(url: Uri, compression: Compression) -> Uri {
+    let mut query = format!("v={API_VERSION}&encoding=json");
     if let Some(compress) = compression.query() {
-        pairs.append_pair("compress", compress);
+        query.extend(["&compress=", compress]);
     }
-    pairs.extend_pairs(own);
-    drop(pairs);
-    url.set_fragment(None);
-    url
+    for own in url.query().unwrap_or_default().split('&') {
+        let key = own.split('=').next().unwrap_or_default();
+        if !matches!(key, "" | "v" | "encoding" | "compress") {
+            query.extend(["&", own]);
+        }
+    }
+
+    let path_and_query = format!("{}?{query}", url.path()).parse();
+    let mut parts = url.into_parts();
+    parts.path_and_query = Some(path_and_query.expect("made of a path and queries"));
+    Uri::from_parts(parts).expect("only its query has changed")
 }
 
 #[cfg(test)]
@@ -91,30 +105,27 @@ mod tests {
         let discord = addresses("wss://gateway.discord.gg");
         let zstd = Compression::ZstdStream;
         assert_eq!(
-            discord.main(zstd).as_str(),
+            discord.main(zstd).to_string(),
             "wss://gateway.discord.gg/?v=10&encoding=json&compress=zstd-stream"
         );
-        for url in [
-            "wss://a.discord.gg",
-            "wss://a.discord.gg/",
-            "wss://a.discord.gg/?v=9&compress=zlib-stream#x",
+        for (url, expected) in [
+            ("wss://a.discord.gg", "wss://a.discord.gg/"),
+            ("wss://a.discord.gg/", "wss://a.discord.gg/"),
+            ("wss://a-1.discord.gg:444/", "wss://a-1.discord.gg:444/"),
         ] {
-            let resume = discord.resume(url, zstd).unwrap();
-            assert_eq!(
-                resume.as_str(),
-                "wss://a.discord.gg/?v=10&encoding=json&compress=zstd-stream"
-            );
+            let resume = discord.resume(url, zstd).unwrap().to_string();
+            let query = "?v=10&encoding=json&compress=zstd-stream";
+            assert_eq!(resume, format!("{expected}{query}"));
         }
-        let resume = discord
-            .resume("wss://a.discord.gg:444/path/?shard=1", zstd)
-            .unwrap();
+
+        let own = addresses("wss://Gateway.Example/a/?v=9&shard=1&compress=zlib-stream#x");
         assert_eq!(
-            resume.as_str(),
-            "wss://a.discord.gg:444/path/?v=10&encoding=json&compress=zstd-stream&shard=1"
+            own.main(zstd).to_string(),
+            "wss://gateway.example/a/?v=10&encoding=json&compress=zstd-stream&shard=1"
         );
         let plain = Addresses::new("ws://localhost:1/x", Vec::new()).unwrap();
         assert_eq!(
-            plain.main(Compression::Payload).as_str(),
+            plain.main(Compression::Payload).to_string(),
             "ws://localhost:1/x?v=10&encoding=json"
         );
     }
@@ -138,5 +149,42 @@ mod tests {
         assert!(resume(&local, "ws://localhost:2") && resume(&local, "wss://localhost"));
         assert!(!resume(&local, "wss://gateway.discord.gg"));
         assert!(Addresses::new("https://x", Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_resume_url_has_one_form_alone() {
+        let discord = addresses("wss://gateway.discord.gg");
+        for form in [
+            "gateway.discord.gg",
+            "wss:gateway.discord.gg",
+            "WSS://gateway.discord.gg",
+            "wss://Gateway.discord.gg",
+            "wss://gateway.discord.gg.",
+            "wss://gateway..discord.gg",
+            "wss://.discord.gg",
+            "wss://gateway.discord.gg:",
+            "wss://gateway.discord.gg:0",
+            "wss://gateway.discord.gg:65536",
+            "wss://gateway.discord.gg:+444",
+            "wss://gateway.discord.gg:444:444",
+            "wss://gateway.discord.gg//",
+            "wss://gateway.discord.gg/path",
+            "wss://gateway.discord.gg?v=10",
+            "wss://gateway.discord.gg/?v=10",
+            "wss://gateway.discord.gg#x",
+            "wss://user@gateway.discord.gg",
+            "wss://user:password@gateway.discord.gg",
+            "wss://evil.example@gateway.discord.gg",
+            "wss://gateway.discord.gg@evil.example",
+            "wss://evil.example\\.discord.gg",
+            "wss://evil.example%2f.discord.gg",
+            "wss://evil.example\0.discord.gg",
+            " wss://gateway.discord.gg",
+            "wss://gateway.discord.gg ",
+            "wss://gäteway.discord.gg",
+            "wss://[::1]",
+        ] {
+            assert_eq!(discord.resume(form, Compression::None), None, "{form}");
+        }
     }
 }

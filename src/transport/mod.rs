@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 pub use bytes::Bytes;
+pub use http::Uri;
 pub use inflate::{Compression, InflateError, Inflater};
 use parking_lot::Mutex;
-use url::Url;
 pub use websocket::{WebSocketConnector, WebSocketTransport};
 
 use crate::dial::{DialError, ProxyError};
@@ -70,7 +70,7 @@ impl Settings {
 ///    [`disconnect`](Self::disconnect) ends it.
 pub trait Transport: Send {
     /// Starts a connection that has until `deadline` to open; the caller keeps the deadline.
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError>;
+    fn connect(&mut self, url: &Uri, deadline: Instant) -> Result<(), TransportError>;
 
     /// What came next. Never blocks.
     fn read(&mut self) -> Result<Received, TransportError>;

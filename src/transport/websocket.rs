@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use http::{HeaderValue, Uri};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use native_tls::{
@@ -15,17 +16,16 @@ use native_tls::{
 use tungstenite::client::IntoClientRequest;
 use tungstenite::handshake::client::{ClientHandshake, Response};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
-use tungstenite::http::HeaderValue;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
-use url::{Host, Url};
 
 use super::inflate::Inflater;
 use super::stream::{Buffered, Followed, Line, SMALL, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
 use crate::dial::{Dial, Dialer};
+use crate::hosts::{host, is_encrypted, port};
 use crate::protocol::USER_AGENT;
 use crate::shard_id::ShardId;
 
@@ -164,7 +164,7 @@ pub(super) struct Socket<S> {
 
 /// A connection that is being opened.
 struct Opening {
-    url: Url,
+    url: Uri,
     /// Where it leads, once that is known.
     address: Option<SocketAddr>,
     /// When opening it times out.
@@ -174,13 +174,12 @@ struct Opening {
 
 impl Opening {
     fn host_and_port(&self) -> (&str, u16) {
-        let host = self.url.host_str().unwrap_or_default();
-        (host, self.url.port_or_known_default().unwrap_or(443))
+        (self.url.host().unwrap_or_default(), port(&self.url))
     }
 }
 
 impl Transport for WebSocketTransport {
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
+    fn connect(&mut self, url: &Uri, deadline: Instant) -> Result<(), TransportError> {
         self.link = Link::None;
         self.flushed = true;
         self.written = 0;
@@ -419,15 +418,9 @@ impl WebSocketTransport {
         let both = Interest::READABLE | Interest::WRITABLE;
         // What the socket's edges have told so far, they tell again.
         self.poll.registry().reregister(&mut stream, SOCKET, both)?;
-        if opening.url.scheme() == "wss" {
-            let domain = match opening.url.host() {
-                Some(Host::Domain(domain)) => domain.to_owned(),
-                Some(Host::Ipv4(ip)) => ip.to_string(),
-                Some(Host::Ipv6(ip)) => ip.to_string(),
-                None => String::new(),
-            };
+        if is_encrypted(&opening.url) {
             let stream = Buffered::new(stream, SMALL);
-            let handshake = self.tls.connector()?.connect(&domain, stream);
+            let handshake = self.tls.connector()?.connect(host(&opening.url), stream);
             self.secured(handshake)
         } else {
             self.upgrade(Stream::Plain(Buffered::new(stream, 0)))
@@ -453,7 +446,7 @@ impl WebSocketTransport {
         let Some(opening) = &self.opening else {
             return Ok(false);
         };
-        let mut request = opening.url.as_str().into_client_request()?;
+        let mut request = opening.url.clone().into_client_request()?;
         let agent = HeaderValue::from_static(USER_AGENT);
         request.headers_mut().insert("user-agent", agent);
         let handshake = ClientHandshake::start(

@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use threadcord::ShardId;
 use threadcord::transport::{
-    Connector, Received, Settings, Transport, TransportError, Waker, WebSocketConnector,
+    Connector, Received, Settings, Transport, TransportError, Uri, Waker, WebSocketConnector,
 };
-use url::Url;
 
 /// What is called next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +68,7 @@ impl Wire {
 }
 
 impl Transport for Wire {
-    fn connect(&mut self, url: &Url, deadline: Instant) -> Result<(), TransportError> {
+    fn connect(&mut self, url: &Uri, deadline: Instant) -> Result<(), TransportError> {
         self.call(Call::Connect);
         self.inner.connect(url, deadline)
     }

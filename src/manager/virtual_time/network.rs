@@ -10,12 +10,11 @@ use bytes::Bytes;
 use fastrand::Rng;
 use parking_lot::Mutex;
 use serde_json::Value;
-use url::Url;
 
 use crate::clock;
 use crate::shard_id::ShardId;
 use crate::sim::{Order, UpgradeFault, World};
-use crate::transport::{self, Received, Settings, Transport, TransportError, Waker};
+use crate::transport::{self, Received, Settings, Transport, TransportError, Uri, Waker};
 
 /// How long a message takes, in milliseconds, on a good day.
 const USUAL: Range<u64> = 5..150;
@@ -391,7 +390,7 @@ impl Wire {
 }
 
 impl Transport for Wire {
-    fn connect(&mut self, _: &Url, _: Instant) -> Result<(), TransportError> {
+    fn connect(&mut self, _: &Uri, _: Instant) -> Result<(), TransportError> {
         if self.line.is_some() {
             self.leave(None, None);
         }

@@ -3,7 +3,6 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use url::Url;
 
 use super::InvalidCommand;
 
@@ -243,12 +242,12 @@ impl Activity {
 }
 
 fn is_stream(url: &str) -> bool {
-    let Ok(url) = Url::parse(url) else {
+    let Some(rest) = url.strip_prefix("https://") else {
         return false;
     };
-    let host = url.host_str().unwrap_or_default();
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = host.strip_prefix("www.").unwrap_or(host);
-    url.scheme() == "https" && STREAMING_SITES.contains(&host)
+    STREAMING_SITES.contains(&host)
 }
 
 impl Serialize for ActivityKind {

@@ -20,7 +20,7 @@ impl<C: Connector> Thread<C> {
                 log_shard!(
                     warn,
                     self.shard(),
-                    "the resume url {url} is not trusted; the gateway's is used"
+                    "the resume URL {url} is not trusted; the gateway's is used"
                 );
                 addresses.main(compression)
             }),
@@ -32,7 +32,7 @@ impl<C: Connector> Thread<C> {
             debug,
             self.shard(),
             "connecting to {}",
-            url.host_str().unwrap_or_default()
+            url.host().unwrap_or_default()
         );
 
         self.shared.resolving.store(true, Ordering::SeqCst);

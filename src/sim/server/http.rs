@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::Uri;
 use tungstenite::handshake::derive_accept_key;
-use url::Url;
 
 use super::super::fault::UpgradeFault;
 use super::super::world::{Answered, Incoming, Manner, Reply};
@@ -202,9 +202,9 @@ pub(super) fn respond(
             return Ok(Some(Response::Bytes(bytes, Then::Close)));
         }
     };
-    let base = Url::parse("ws://host/").map_err(|_| Unreadable::NotHttp)?;
-    let url = base.join(&head.target).map_err(|_| Unreadable::NotHttp)?;
-    let query: BTreeMap<String, String> = url.query_pairs().into_owned().collect();
+    let target: Uri = head.target.parse().map_err(|_| Unreadable::NotHttp)?;
+    let query = form_urlencoded::parse(target.query().unwrap_or_default().as_bytes());
+    let query: BTreeMap<String, String> = query.into_owned().collect();
     if let Some(key) = head.header("sec-websocket-key") {
         let tail = std::mem::take(&mut reader.bytes);
         return Ok(Some(upgrade(key, &query, tail, responder)));
@@ -213,7 +213,7 @@ pub(super) fn respond(
     let is_last = head.is_last;
     let incoming = Incoming {
         method: &head.method,
-        path: url.path(),
+        path: target.path(),
         query,
         headers: head.headers,
         body: &body,

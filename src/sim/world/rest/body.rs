@@ -24,7 +24,7 @@ pub(super) fn read(content_type: Option<&str>, body: &[u8]) -> Result<(Value, Ve
         });
     }
     let json = if content_type.starts_with("application/x-www-form-urlencoded") {
-        let pairs = url::form_urlencoded::parse(body).into_owned();
+        let pairs = form_urlencoded::parse(body).into_owned();
         fields(pairs.map(|(name, value)| (name, value.into())).collect())?
     } else {
         serde_json::from_slice(body).map_err(|_| NOT_JSON)?
