@@ -34,53 +34,35 @@ fn decode(criterion: &mut Criterion) {
     );
     let mut group = criterion.benchmark_group("decode");
     group.throughput(Throughput::Elements(messages.len() as u64));
-    let borrowed = |dispatch: &Dispatch| {
+    let mut measure = |name, is_decoded: fn(&Dispatch) -> bool| {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                black_box(&messages)
+                    .iter()
+                    .filter(|message| is_decoded(message))
+                    .count()
+            });
+        });
+    };
+
+    measure("a struct that borrows", |dispatch| {
         dispatch
             .decode::<Borrowed<'_>>()
             .is_ok_and(|message| !message.channel_id.is_empty() && !message.content.is_empty())
-    };
-    let owned = |dispatch: &Dispatch| {
+    });
+    measure("a struct that owns", |dispatch| {
         dispatch
             .decode::<Owned>()
             .is_ok_and(|message| !message.channel_id.is_empty() && !message.content.is_empty())
-    };
-    let value = |dispatch: &Dispatch| {
+    });
+    measure("serde_json::Value", |dispatch| {
         dispatch.decode::<Value>().is_ok_and(|message| {
             message["channel_id"].is_string() && message["content"].is_string()
         })
-    };
-    group.bench_function("a struct that borrows", |bencher| {
-        bencher.iter(|| {
-            black_box(&messages)
-                .iter()
-                .filter(|message| borrowed(message))
-                .count()
-        });
-    });
-    group.bench_function("a struct that owns", |bencher| {
-        bencher.iter(|| {
-            black_box(&messages)
-                .iter()
-                .filter(|message| owned(message))
-                .count()
-        });
-    });
-    group.bench_function("serde_json::Value", |bencher| {
-        bencher.iter(|| {
-            black_box(&messages)
-                .iter()
-                .filter(|message| value(message))
-                .count()
-        });
     });
     #[cfg(feature = "model")]
-    group.bench_function("typed, with twilight-model", |bencher| {
-        bencher.iter(|| {
-            black_box(&messages)
-                .iter()
-                .filter(|message| message.typed().is_ok())
-                .count()
-        });
+    measure("typed, with twilight-model", |dispatch| {
+        dispatch.typed().is_ok()
     });
     group.finish();
 }

@@ -84,12 +84,14 @@ fn main() {
     if let Some(at) = arguments.iter().position(|argument| argument == "client") {
         return client(&Orders::read(&arguments[at + 1..]));
     }
+
     let value = |flag| {
         arguments
             .iter()
             .skip_while(|argument| **argument != flag)
             .nth(1)
     };
+
     let rounds = value("--rounds").map_or(5, |rounds| rounds.parse().expect("a number"));
     let peers: Vec<String> = value("--peer").into_iter().cloned().collect();
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
@@ -99,6 +101,7 @@ fn main() {
         events.len(),
         mean(events.iter().map(String::len))
     );
+
     if !has("paced") {
         for (compression, shards) in ["none", "zlib", "zstd"]
             .into_iter()
@@ -107,6 +110,7 @@ fn main() {
             burst(compression, shards, rounds, &peers);
         }
     }
+
     if !has("burst") {
         paced(rounds, &peers);
     }
@@ -358,6 +362,7 @@ fn threadcord(orders: &Orders) -> Report {
             _ => with_loop(&manager, orders, markers),
         }
     };
+
     take(orders.warm);
     let meter = Meter::start();
     let latencies = take(orders.count);
@@ -371,6 +376,7 @@ impl Orders {
             "zstd" => Compression::ZstdStream,
             _ => Compression::None,
         };
+
         let filter = match self.client.as_str() {
             FILTERED => EventFilter::only([MARKER]).expect("a documented name"),
             _ => EventFilter::ALL,
@@ -385,7 +391,7 @@ impl Orders {
     }
 }
 
-/// Takes events until so many markers have come. Returns the latencies, if events come one at a
+/// Takes events until this many markers have come. Returns the latencies, if events come one at a
 /// time.
 fn with_loop(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<u64> {
     let (mut latencies, mut decoded, mut left) = (Vec::new(), 0, markers);
@@ -423,14 +429,14 @@ fn with_handler(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<
         };
         if orders.rate > 0 {
             let latency = latency(dispatch.data());
-            latencies.lock().expect("nobody panics").extend(latency);
+            latencies.lock().expect("no thread panics").extend(latency);
         }
         if is_marker(dispatch) && left.fetch_sub(1, Ordering::Relaxed) == 1 {
             handle.stop();
         }
     });
     run.expect("the handler runs");
-    latencies.into_inner().expect("nobody panics")
+    latencies.into_inner().expect("no thread panics")
 }
 
 fn is_marker(dispatch: &Dispatch) -> bool {
@@ -454,7 +460,7 @@ fn decode(dispatch: &Dispatch) -> bool {
 trait Client {
     /// Says something.
     fn send(&mut self, text: &str);
-    /// Takes events, and lets somebody see each payload.
+    /// Takes events, and passes each payload to a closure.
     fn take(&mut self, count: usize, see: impl FnMut(&[u8]));
 }
 
@@ -493,7 +499,7 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
                 barrier.wait();
                 latencies
                     .lock()
-                    .expect("nobody panics")
+                    .expect("no thread panics")
                     .extend(own.split_off(orders.warm.min(own.len())));
             });
         }
@@ -504,7 +510,7 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
         // (Those of the threads are in once they have ended.)
         meter.stop(Vec::new())
     })
-    .with(latencies.into_inner().expect("nobody panics"))
+    .with(latencies.into_inner().expect("no thread panics"))
 }
 
 impl Report {
@@ -579,7 +585,7 @@ impl Inflater {
     }
 }
 
-/// A blocking socket, frames read by hand, and the decompressor: what nobody can do without.
+/// A blocking socket, frames read by hand, and the decompressor: the least that any client must do.
 struct Floor {
     stream: TcpStream,
     inflater: Inflater,
@@ -601,12 +607,14 @@ impl Floor {
             orders.query()
         )
         .expect("it is sent");
+
         let mut answer = Vec::new();
         let mut byte = [0];
         while !answer.ends_with(b"\r\n\r\n") {
             stream.read_exact(&mut byte).expect("an answer");
             answer.push(byte[0]);
         }
+
         Self {
             stream,
             inflater: Inflater::new(&orders.compression),

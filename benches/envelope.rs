@@ -29,6 +29,7 @@ fn envelope(criterion: &mut Criterion) {
         .iter()
         .map(|event| event.clone().into_bytes())
         .collect();
+
     // The same with `d` in front, so that nothing can be read from the first bytes.
     let odd = events
         .iter()
@@ -43,6 +44,7 @@ fn envelope(criterion: &mut Criterion) {
         .filter(|event| event.len() > 64 << 10)
         .cloned()
         .collect();
+
     for (name, payloads) in [("usual order", usual), ("odd order", odd), ("huge d", huge)] {
         println!(
             "{name}: {} payloads, {} bytes each",

@@ -1,4 +1,4 @@
-//! From the text of an event's name to the name.
+//! How long it takes to turn the text of an event's name into an `EventName`.
 
 mod common;
 
@@ -23,7 +23,8 @@ fn event_name(criterion: &mut Criterion) {
                 .count()
         });
     });
-    group.bench_function("a String of its own", |bencher| {
+
+    group.bench_function("a String", |bencher| {
         bencher.iter(|| {
             names
                 .iter()
@@ -32,7 +33,8 @@ fn event_name(criterion: &mut Criterion) {
                 .count()
         });
     });
-    // For every documented name once, which the usual mix is not.
+
+    // Each documented name once: the usual mix repeats few names and lacks others.
     let all: Vec<String> = EventName::documented()
         .map(|name| name.to_string())
         .collect();
@@ -46,7 +48,10 @@ fn event_name(criterion: &mut Criterion) {
         });
     });
     group.finish();
-    // Reading an event as a whole, for comparison.
+}
+
+/// Reads whole events, for comparison.
+fn envelope(criterion: &mut Criterion) {
     let events = common::events();
     println!(
         "{} events, {} bytes each",
@@ -71,5 +76,5 @@ fn event_name(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, event_name);
+criterion_group!(benches, event_name, envelope);
 criterion_main!(benches);

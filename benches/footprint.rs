@@ -4,7 +4,7 @@
 //! `cargo bench --bench footprint [-- --shards 1,100,1000 --idle SECONDS --calls --trim]`
 //!
 //! A gateway that has encoded all that it says serves from a process of its own. For each
-//! compression, with TLS and without, a second process connects so many shards and is looked at:
+//! compression, with TLS and without, a second process connects that many shards and is measured:
 //! when all are ready, after it was idle, and again after each shard has had 500 events, 32 of them
 //! `GUILD_CREATE`s of about 100 KB, and was idle for 10 s. With `--calls`, `strace` counts the
 //! system calls of half a minute. With `--trim`, the program gives memory back when nothing has
@@ -63,12 +63,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(at) = arguments.iter().position(|argument| argument == "client") {
         return client(&arguments[at + 1..]);
     }
+
     let value = |flag| {
         arguments
             .iter()
             .skip_while(|argument| **argument != flag)
             .nth(1)
     };
+
     let shards = value("--shards").map_or("1,100,1000", String::as_str);
     let shards = shards
         .split(',')
@@ -82,6 +84,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         TRACED.as_secs()
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+
     for (tls, compression) in ["plain", "tls"]
         .into_iter()
         .flat_map(|tls| ["none", "zlib", "zstd"].map(|c| (tls, c)))
@@ -102,6 +105,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             );
         }
     }
+
     if idle > 0 {
         idle_for(
             Duration::from_secs(idle),
@@ -135,7 +139,8 @@ fn burst() -> Script {
     }
 }
 
-/// Measures a process with so many shards. Returns what it holds when idle and after the burst.
+/// Measures a process with this many shards. Returns its memory when idle and after the burst, in
+/// KiB.
 fn row(
     server: &Server,
     tls: &str,
@@ -164,7 +169,7 @@ fn row(
     Ok((idle.resident, after.resident))
 }
 
-/// What shards cost that beat and do nothing else.
+/// Measures shards that only heartbeat.
 fn idle_for(time: Duration, shards: usize) -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::start(&["plain", "none"]);
     let mut process = Process::start(&server, "none", shards)?;
@@ -222,8 +227,8 @@ impl Process {
         let output = strace.arg(self.child.id().to_string()).output().ok()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let total = said.lines().find(|line| line.ends_with(" total"));
-        // Nothing is listed where nothing was called; and a call that lasts all the time does not
-        // count.
+
+        // Without a call, strace lists nothing. A call that lasts the whole time is not counted.
         total.map_or(said.contains("attached").then_some(0), |line| {
             line.split_whitespace().nth(3)?.parse().ok()
         })
@@ -232,7 +237,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has ended by itself, or does now.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -246,6 +251,7 @@ fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
         "zstd" => Compression::ZstdStream,
         _ => Compression::None,
     };
+
     let mut config = Config::new(Token::new("aaa.bbb.ccc")?, Intents::empty())
         .gateway_url(url)
         .limiter(Arc::new(Unlimited))
@@ -256,6 +262,7 @@ fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let manager = ShardManager::start(config)?;
     manager.wait_ready(Duration::from_secs(120))?;
     report(start.elapsed())?;
+
     for line in std::io::stdin().lines() {
         let start = Instant::now();
         match line?.as_str() {

@@ -22,6 +22,7 @@ fn inflate(criterion: &mut Criterion) {
         events.len(),
         common::mean(events.iter().map(String::len))
     );
+
     for (name, compression) in [
         ("none", Compression::None),
         ("zlib", Compression::ZlibStream),

@@ -80,6 +80,7 @@ fn session_limit(criterion: &mut Criterion) {
             );
         });
     }
+
     group.finish();
     wake_one();
 }
@@ -89,7 +90,7 @@ fn session_limit(criterion: &mut Criterion) {
 fn wake_one() {
     let limit = Arc::new(limit());
     let shard = ShardId::new(0, 1).expect("a shard");
-    let mut held = limit.enter(shard).expect("nobody else is here");
+    let mut held = limit.enter(shard).expect("no other shard holds it");
     let waiter = |_| {
         let limit = Arc::clone(&limit);
         let wait = move || {
@@ -102,10 +103,12 @@ fn wake_one() {
             .spawn(wait)
             .expect("a thread")
     };
+
     let threads: Vec<_> = (0..WAITERS).map(waiter).collect();
     while limit.waiting() < WAITERS as usize {
         thread::yield_now();
     }
+
     // All of them sleep, so that whatever happens now is the releases' doing.
     thread::sleep(Duration::from_millis(200));
     let start = Instant::now();

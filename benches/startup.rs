@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         scale: 1.0,
         guard,
     };
+
     let fleets = [
         Fleet {
             name: "wss",
@@ -106,7 +107,22 @@ impl Fleet {
         })?;
         manager.wait_ready(least * 2 + Duration::from_secs(60))?;
         let took = start.elapsed();
-        let seen = gateway.observed();
+
+        let sent = mem::take(&mut *sent.lock().expect("no thread panics"));
+        self.report(least, took, start, sent, &gateway.observed());
+        Ok(())
+    }
+
+    /// Prints the row of one fleet.
+    fn report(
+        &self,
+        least: Duration,
+        took: Duration,
+        start: Instant,
+        sent: Vec<Sent>,
+        seen: &sim::Observed,
+    ) {
+        let window = WINDOW.mul_f64(self.scale);
         let read = seen
             .records
             .iter()
@@ -124,7 +140,7 @@ impl Fleet {
             .iter()
             .filter(is_wasted)
             .count();
-        let sent = mem::take(&mut *sent.lock().expect("nobody panics"));
+
         assert!(
             sent.len() >= self.shards as usize,
             "{} IDENTIFYs seen",
@@ -152,7 +168,6 @@ impl Fleet {
             seen.violations.len(),
             first.as_secs_f64() * 1000.0,
         );
-        Ok(())
     }
 }
 
@@ -224,7 +239,7 @@ impl Transport for TimedTransport {
                 before,
                 after: Instant::now(),
             };
-            self.sent.lock().expect("nobody panics").push(sent);
+            self.sent.lock().expect("no thread panics").push(sent);
         }
         result
     }

@@ -40,6 +40,7 @@ fn serve(mut client: WebSocket<TcpStream>, arrivals: &Sender<Instant>) {
     client
         .send(Message::text(hello.to_string()))
         .expect("it is sent");
+
     while let Ok(message) = client.read() {
         let now = Instant::now();
         let Ok(payload) = serde_json::from_slice::<Value>(&message.into_data()) else {
@@ -130,6 +131,7 @@ fn wake(criterion: &mut Criterion) {
         floors.push(floor.once());
         took
     };
+
     criterion.bench_function("wake/send to the wire", |bencher| {
         bencher.iter_custom(|count| (0..count).map(|_| once()).sum());
     });

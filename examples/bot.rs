@@ -52,6 +52,7 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
         .ready_delay(Duration::from_millis(300))
         .heartbeat_interval(Duration::from_secs(3))
         .start()?;
+
     println!(
         "no DISCORD_TOKEN: a simulated gateway serves {}, with 24 guilds on 4 shards",
         gateway.url()
@@ -65,14 +66,14 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
     let gateway = Arc::new(gateway);
     let (done, finished) = bounded(1);
     let world = Arc::clone(&gateway);
-    // Nobody waits for it: after Ctrl-C the play is over, wherever it is.
+    // No thread joins it: Ctrl-C ends the program wherever the play is.
     thread::spawn(move || done.send(play(&world, &handle)));
     let code = bot.run(&finished)?;
     show_identifies(&gateway);
     Ok(code)
 }
 
-/// What happens in the simulated world, once every shard is ready.
+/// The script of the simulated world, once every shard is ready.
 fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     let shard = |number| ShardId::new(number, 4).map_err(|error| error.to_string());
     let live = |count: usize| gateway.wait_for(PATIENCE, |seen| seen.live.len() == count);
@@ -88,11 +89,13 @@ fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     until("it resumes", || {
         counters(reconnected).is_some_and(|counters| counters.resumes == 1)
     })?;
+
     println!("--- shard {cut} is cut off");
     gateway.inject(cut, sim::Fault::Cut);
     until("it resumes", || {
         counters(cut).is_some_and(|counters| counters.resumes == 1)
     })?;
+
     println!(
         "--- the session of shard {invalidated} is declared invalid (op 9 false): it has to identify again"
     );
@@ -103,7 +106,7 @@ fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
         })
     })?;
 
-    println!("--- somebody writes !ping");
+    println!("--- a user writes !ping");
     let guild = gateway.guild_ids()[0];
     let channel = gateway
         .channel_of(guild)
@@ -119,7 +122,7 @@ fn until(what: &str, condition: impl Fn() -> bool) -> Result<(), String> {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         if Instant::now() > deadline {
-            return Err(format!("waited in vain: {what}"));
+            return Err(format!("timed out: {what}"));
         }
         thread::sleep(Duration::from_millis(10));
     }
@@ -200,6 +203,7 @@ impl Bot {
                 }
             }
         }
+
         println!("every shard has stopped");
         Ok(ExitCode::FAILURE)
     }
@@ -219,6 +223,7 @@ impl Bot {
                 {
                     self.answer(event.shard(), &message);
                 }
+
                 if self.shown.elapsed() > Duration::from_millis(100) {
                     self.shown = Instant::now();
                     println!(
@@ -252,7 +257,7 @@ impl Bot {
         }
     }
 
-    /// A line that changes in place, while shards are on their way.
+    /// A line that is updated in place until all shards are ready.
     fn show_progress(&mut self) {
         let stages: Vec<String> = self
             .manager
@@ -262,12 +267,14 @@ impl Bot {
             .map(|shard| format!("{} {}", shard.id(), shard.status().state))
             .collect();
         let progress = stages.join(" | ");
+
         if stages.iter().all(|stage| stage.ends_with(" ready")) || progress == self.progress {
             return;
         }
+
         if std::io::stdout().is_terminal() {
             print!("\r\x1b[K{progress}\r");
-            // What a terminal does not take now, it takes with the next line.
+            // If it fails, the next line is flushed with it.
             let _ = std::io::stdout().flush();
         } else {
             println!("{progress}");
@@ -280,6 +287,7 @@ impl Bot {
         println!(
             "\n  shard   events  resumes  identifies  latency  gaps  duplicates  sessions lost"
         );
+
         let (mut faults, mut lost) = (0, 0);
         for shard in self.manager.handle().shards() {
             let (counters, row) = (shard.counters(), &self.rows[&shard.id()]);
@@ -300,6 +308,7 @@ impl Bot {
             faults += row.gaps + row.duplicates;
             lost += counters.sessions_lost;
         }
+
         println!("answered over REST: {} of 1", self.pongs);
         faults == 0 && lost == 1 && self.pongs == 1
     }
@@ -316,6 +325,7 @@ fn show_identifies(gateway: &sim::Gateway) {
     let Some(first) = identifies.first().map(|record| record.at) else {
         return;
     };
+
     for key in 0..2 {
         let of_key: Vec<String> = identifies
             .iter()
@@ -329,6 +339,7 @@ fn show_identifies(gateway: &sim::Gateway) {
             .collect();
         println!("IDENTIFYs of key {key}: {}", of_key.join(", "));
     }
+
     println!(
         "rules broken, as the gateway saw it: {}",
         seen.violations.len()

@@ -94,6 +94,7 @@ fn client(report: &mut Report) -> Option<Rest> {
         );
         return None;
     };
+
     let url = env::var("DISCORD_REST_URL").ok();
     let client = Token::new(token).map_err(Error::from).and_then(|token| {
         let rest = Rest::builder(token);
@@ -139,6 +140,7 @@ fn check_intents(report: &mut Report, rest: &Rest) {
         (Intents::GUILD_MEMBERS, 1 << 14 | 1 << 15),
         (Intents::MESSAGE_CONTENT, 1 << 18 | 1 << 19),
     ];
+
     let mut intents = Intents::empty();
     for name in env::args().skip(1) {
         match Intents::from_name(&name) {
@@ -150,6 +152,7 @@ fn check_intents(report: &mut Report, rest: &Rest) {
             ),
         }
     }
+
     let application = match rest.get("/applications/@me").send() {
         Ok(answer) => answer.json::<Value>(),
         Err(error) => Err(error),
@@ -159,6 +162,7 @@ fn check_intents(report: &mut Report, rest: &Rest) {
         Err(error) => return report.line(Verdict::Warning, "intents", error.report()),
     };
     let allowed = application["flags"].as_u64().unwrap_or_default();
+
     for (intent, flag) in flags {
         let name = intent.iter_names().next().map_or("", |(name, _)| name);
         match (intents.contains(intent), allowed & flag != 0) {
@@ -172,6 +176,7 @@ fn check_intents(report: &mut Report, rest: &Rest) {
             (false, _) => {}
         }
     }
+
     if !intents.intersects(Intents::PRIVILEGED) {
         report.line(Verdict::Ok, "intents", "no privileged ones were named");
     }
@@ -216,12 +221,14 @@ fn check_clock(report: &mut Report, rest: &Rest) {
             "not compared: the answer has no date",
         );
     };
+
     let ours = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (before, after) = (ours(before), ours(SystemTime::now()));
     let theirs = Duration::from_secs(theirs);
     let behind = theirs.saturating_sub(after);
     let ahead = before.saturating_sub(theirs + Duration::from_secs(1));
     let skew = behind.max(ahead);
+
     if skew > MAX_SKEW {
         let word = if behind > ahead { "behind" } else { "ahead of" };
         let found = format!("{} s {word} Discord's: have NTP set it", skew.as_secs());
@@ -301,6 +308,7 @@ fn check_way(report: &mut Report, url: &str) {
     let port = url
         .port_u16()
         .unwrap_or(if is_encrypted { 443 } else { 80 });
+
     let start = Instant::now();
     let name = host.trim_start_matches('[').trim_end_matches(']');
     let addresses: Vec<SocketAddr> = match (name, port).to_socket_addrs() {
@@ -333,15 +341,8 @@ fn check_way(report: &mut Report, url: &str) {
             report.line(Verdict::Warning, "TLS", format!("{url} is not encrypted"));
             continue;
         }
-        let _ = stream.set_read_timeout(Some(PATIENCE));
-        let connector = TlsConnector::new();
-        let secured = connector.map_err(|error| error.to_string());
-        let secured = secured.and_then(|connector| {
-            let secured = connector.connect(name, stream);
-            secured.map_err(|error| error.to_string())
-        });
-        match secured {
-            Ok(_) => {
+        match secure(name, stream) {
+            Ok(()) => {
                 has_worked = true;
                 let found = format!(
                     "{address}: its certificate is good, in {:.0?}",
@@ -352,7 +353,17 @@ fn check_way(report: &mut Report, url: &str) {
             Err(error) => report.line(Verdict::Wrong, "TLS", format!("{address}: {error}")),
         }
     }
+
     if !has_worked {
-        report.line(Verdict::Wrong, "connection", "none to the gateway works");
+        let found = "cannot connect to the gateway";
+        report.line(Verdict::Wrong, "connection", found);
     }
+}
+
+/// Whether a TLS handshake succeeds.
+fn secure(name: &str, stream: TcpStream) -> Result<(), String> {
+    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let connector = TlsConnector::new().map_err(|error| error.to_string())?;
+    let secured = connector.connect(name, stream);
+    secured.map(drop).map_err(|error| error.to_string())
 }

@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Release))?;
     let intents = Intents::GUILD_MESSAGES | Intents::MESSAGE_CONTENT;
     let manager = ShardManager::start(common::config(intents)?)?;
+
     let (events, mut world) = (manager.events(), World::default());
     while !INTERRUPTED.load(Ordering::Acquire) {
         let next_frame = Instant::now() + FRAME;
@@ -46,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         world.draw();
         thread::sleep(next_frame.saturating_duration_since(Instant::now()));
     }
+
     let sessions = manager.suspend();
     println!(
         "\n{} frames; {} sessions could be resumed",

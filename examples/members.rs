@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Needs GUILD_MEMBERS, which has to be switched on in the developer portal.
         None => MemberQuery::all(),
     };
-    // No event is wanted; the answer comes to whoever has asked.
+
+    // The answer is returned by `request_members`, so no event is needed.
     let config =
         common::config(Intents::GUILDS | Intents::GUILD_MEMBERS)?.events(EventFilter::NONE);
     let manager = ShardManager::start(config)?;
@@ -40,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .handle()
         .shard_by_guild(guild)
         .ok_or("no shard that runs here has this guild")?;
+
     let mut count = 0;
     for chunk in shard.request_members(guild, &query)? {
         let chunk = chunk?;
@@ -48,6 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             count += 1;
         }
     }
+
     eprintln!("{count} members");
     Ok(())
 }

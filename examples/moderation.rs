@@ -103,6 +103,7 @@ fn warn(rest: &Rest, user: &str) -> Result<(), Error> {
         .post(&format!("/channels/{id}/messages"))
         .json(&json!({"content": "please mind your language"}))
         .send();
+
     match warned {
         Err(error) if error.is_closed_to_messages() => println!("{user} takes no messages"),
         other => {

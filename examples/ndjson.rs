@@ -27,7 +27,7 @@ fn main() -> Result<(), Error> {
             write(&mut out, &event).and_then(|()| if is_last { out.flush() } else { Ok(()) });
         match written {
             Ok(()) => {}
-            // Whoever reads has seen enough.
+            // The reader has closed the pipe.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             Err(source) => {
                 return Err(Error::Io {
@@ -62,6 +62,7 @@ fn write(out: &mut io::BufWriter<StdoutLock<'_>>, event: &Event) -> io::Result<(
         r#"{{"shard":[{number},{total}],"s":{},"t":{name},"d":"#,
         dispatch.sequence()
     )?;
+
     // JSON may have line ends between its tokens, where blanks are as good; within texts it never
     // has.
     for (at, part) in dispatch

@@ -19,6 +19,7 @@ fn main() -> Result<(), Error> {
         Presence::new(OnlineStatus::Idle).activity(Activity::playing("with threads")),
     ];
     let mut presences = presences.iter().cycle();
+
     // Shards that start begin with it, and so do sessions that start later.
     let config = common::config(Intents::GUILDS)?;
     let manager = ShardManager::start(match presences.next() {
@@ -26,6 +27,7 @@ fn main() -> Result<(), Error> {
         None => config,
     })?;
     let (events, period) = (manager.events(), tick(PERIOD));
+
     loop {
         select! {
             recv(period) -> _ => presences.next().map_or(Ok(()), |presence| manager.handle().broadcast(presence))?,

@@ -31,6 +31,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .start()?;
     let config =
         Config::new(Token::new(gateway.token())?, Intents::all()).rest_url(gateway.rest_url());
+
     let manager = ShardManager::start(config)?;
     let events = manager.events();
     let counting = thread::spawn(move || count(events));
@@ -41,12 +42,14 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
         move || talk(&gateway, &stop)
     });
+
     for total in [6, 4] {
         println!("--- to {total} shards");
         let start = Instant::now();
         let reshard = manager.handle().reshard(&Plan::Total(total))?;
         thread::sleep(Duration::from_secs(3));
         println!("{}\n", manager.handle().status());
+
         reshard.wait(PATIENCE)?;
         println!(
             "--- {total} shards run, {:.1} s later",
@@ -54,6 +57,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         );
         println!("{}\n", manager.handle().status());
     }
+
     stop.store(true, Ordering::Release);
     let sent = talking
         .join()
@@ -64,26 +68,27 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .join()
         .map_err(|_| "the thread that counts has panicked")?;
     let expected = sent * u64::from(GUILDS);
+    Ok(show(expected, &counted, &gateway))
+}
+
+/// Prints what was counted, and says whether all is as it should be.
+fn show(expected: u64, counted: &Counted, gateway: &sim::Gateway) -> ExitCode {
     println!(
-        "events sent {expected}, received {}, out of order or repeated {}",
+        "events sent {expected}, received {}, out of order or delivered twice {}",
         counted.events, counted.wrong
     );
     println!(
         "longest time without an event of some guild: {:.0} ms",
         counted.silence.as_secs_f64() * 1e3
     );
-    println!(
-        "rules broken, as the gateway saw it: {}",
-        gateway.observed().violations.len()
-    );
-    let good = counted.events == expected
-        && counted.wrong == 0
-        && gateway.observed().violations.is_empty();
-    Ok(if good {
+    let violations = gateway.observed().violations.len();
+    println!("rules broken, as the gateway saw it: {violations}");
+
+    if counted.events == expected && counted.wrong == 0 && violations == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
 /// Numbered events in every guild, until it is told to stop. Returns how many each guild got.

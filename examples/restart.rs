@@ -70,6 +70,7 @@ fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>>
         }
         handle.request_suspend();
     });
+
     for event in manager.events() {
         let Some(dispatch) = event
             .dispatch()
@@ -81,6 +82,7 @@ fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>>
         // One write for each event: whatever is in the file has been handled.
         handled.write_all(format!("{} {}\n", typing.guild_id, typing.timestamp).as_bytes())?;
     }
+
     manager.suspend();
     Ok(())
 }
@@ -91,33 +93,36 @@ struct Typing {
     timestamp: u64,
 }
 
+/// Starts a bot in a process of its own, and waits until its shards are ready.
+fn start(gateway: &sim::Gateway, folder: &Path) -> Result<Child, Box<dyn Error>> {
+    let child = Command::new(std::env::current_exe()?)
+        .args(["bot", &gateway.rest_url(), gateway.token()])
+        .arg(folder)
+        .spawn()?;
+    gateway.expect("its shards are ready", PATIENCE, |seen| {
+        seen.live.len() == SHARDS as usize
+    });
+    println!("process {} runs", child.id());
+    Ok(child)
+}
+
 fn play(gateway: &Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Error>> {
-    let start = || -> Result<Child, Box<dyn Error>> {
-        let child = Command::new(std::env::current_exe()?)
-            .args(["bot", &gateway.rest_url(), gateway.token()])
-            .arg(folder)
-            .spawn()?;
-        gateway.expect("its shards are ready", PATIENCE, |seen| {
-            seen.live.len() == SHARDS as usize
-        });
-        println!("process {} runs", child.id());
-        Ok(child)
-    };
-    let mut first = start()?;
+    let mut first = start(gateway, folder)?;
     let stop = Arc::new(AtomicBool::new(false));
     let talking = thread::spawn({
         let (gateway, stop) = (Arc::clone(gateway), Arc::clone(&stop));
         move || talk(&gateway, &stop)
     });
+
     thread::sleep(Duration::from_secs(7));
     File::create(folder.join("stop"))?;
     first.wait()?;
     fs::remove_file(folder.join("stop"))?;
     let at_suspend = repeats(&handled(folder)?);
-    println!("it has suspended; events go on at Discord");
+    println!("it has suspended; Discord keeps its events");
     thread::sleep(Duration::from_secs(1));
 
-    let mut second = start()?;
+    let mut second = start(gateway, folder)?;
     thread::sleep(Duration::from_secs(7));
     second.kill()?;
     second.wait()?;
@@ -125,11 +130,12 @@ fn play(gateway: &Arc<sim::Gateway>, folder: &Path) -> Result<bool, Box<dyn Erro
     println!("it was killed; its sessions were last written up to 5 s ago");
     thread::sleep(Duration::from_secs(1));
 
-    let mut third = start()?;
+    let mut third = start(gateway, folder)?;
     stop.store(true, Ordering::Release);
     let sent = talking
         .join()
         .map_err(|_| "the thread that talks has panicked")?;
+
     let deadline = Instant::now() + PATIENCE;
     while missing(&handled(folder)?, sent) > 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));

@@ -79,6 +79,7 @@ fn answer(mut stream: TcpStream, manager: &ShardManager) -> io::Result<()> {
         Ok(target) => page(&target, manager),
         Err(status) => (status, "text/plain", status.to_owned()),
     };
+
     let head = format!(
         "HTTP/1.1 {status}\r\ncontent-type: {kind}; charset=utf-8\r\ncontent-length: {}\r\n\
          cache-control: no-store\r\nx-content-type-options: nosniff\r\n\
@@ -89,6 +90,7 @@ fn answer(mut stream: TcpStream, manager: &ShardManager) -> io::Result<()> {
     );
     let deadline = Instant::now() + PATIENCE;
     let answer = head + &body;
+
     let mut unsent = answer.as_bytes();
     while !unsent.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -102,29 +102,15 @@ fn ask_all(rest: &Rest, token: &str, channel: &str, watch: Duration) -> Outcome<
     state.sequence = from;
     let (mut new, answer, replayed) = resume(token, &state)?;
     println!(
-        "   {answer}; {} of {written} messages came again",
+        "   {answer}; {} of {written} messages were redelivered",
         messages(&replayed)
     );
 
     println!("3. the order of an acknowledgement and of replayed events:");
     write_messages(rest, channel, &mut new, 3)?;
     drop(new);
-    let mut new = Connection::open(&state.url)?;
-    new.send(&resume_of(token, &state))?;
-    new.heartbeat()?;
-    let order = new.until("RESUMED or op 9", ends_resume)?;
-    let ack = order.iter().position(|payload| payload["op"] == 11);
-    let before = ack.map(|ack| messages(&order[..ack]));
-    println!(
-        "   {}",
-        before.map_or(
-            "the acknowledgement comes after RESUMED".into(),
-            |before| format!(
-                "the acknowledgement comes after {before} of {} replayed messages",
-                messages(&order)
-            )
-        )
-    );
+    let (mut new, order) = resume_with_heartbeat(token, &state)?;
+    println!("   {order}");
     state.sequence = new.sequence;
 
     println!("4. a presence without `since`:");
@@ -136,6 +122,7 @@ fn ask_all(rest: &Rest, token: &str, channel: &str, watch: Duration) -> Outcome<
     println!("   {}", new.watch_op_7(watch)?);
     state.sequence = new.sequence.max(state.sequence);
     drop(new);
+
     println!("6. on another machine, within a minute:");
     println!(
         "   verify resume '{}' {} {}",
@@ -144,7 +131,25 @@ fn ask_all(rest: &Rest, token: &str, channel: &str, watch: Duration) -> Outcome<
     Ok(())
 }
 
-/// Resumes on a connection of its own. Returns what the answer was, and all that came until then.
+/// Resumes on a new connection and heartbeats at once. Returns when the acknowledgement came.
+fn resume_with_heartbeat(token: &str, state: &State) -> Outcome<(Connection, String)> {
+    let mut connection = Connection::open(&state.url)?;
+    connection.send(&resume_of(token, state))?;
+    connection.heartbeat()?;
+    let order = connection.until("RESUMED or op 9", ends_resume)?;
+
+    let found = match order.iter().position(|payload| payload["op"] == 11) {
+        Some(ack) => format!(
+            "the acknowledgement comes after {} of {} replayed messages",
+            messages(&order[..ack]),
+            messages(&order)
+        ),
+        None => "the acknowledgement comes after RESUMED".into(),
+    };
+    Ok((connection, found))
+}
+
+/// Resumes on a new connection. Returns the answer, and all payloads up to it.
 fn resume(token: &str, state: &State) -> Outcome<(Connection, String, Vec<Value>)> {
     let mut connection = Connection::open(&state.url)?;
     connection.send(&resume_of(token, state))?;

@@ -47,7 +47,7 @@ impl Memory {
         manager
     }
 
-    /// Has each shard say so many more events.
+    /// Has each shard deliver this many more events.
     pub(crate) fn say(&self, manager: &ShardManager, count: usize) {
         self.wanted.fetch_add(count, Ordering::Release);
         for shard in manager.handle().shards() {

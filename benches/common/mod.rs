@@ -65,6 +65,7 @@ fn collect(
     .large_threshold(250)
     .timing(Timing::scaled(0.01));
     let manager = ShardManager::start(config).expect("the shard starts");
+
     let (mut events, mut names) = (Vec::new(), BTreeSet::new());
     for event in manager.events() {
         let Some(dispatch) = event.dispatch() else {

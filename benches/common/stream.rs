@@ -25,7 +25,7 @@ use zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
 
 use super::probe;
 
-/// One event in so many is a marker.
+/// One of this many events is a marker.
 pub(crate) const BLOCK: usize = 1000;
 
 /// The name of the event that ends a block. The others never have it.
@@ -92,11 +92,13 @@ impl Stream {
             encoder.frame(&hello),
             encoder.frame(&super::payload("READY", 1, &script.ready)),
         );
+
         let (mut events, mut bounds) = (Vec::new(), vec![0]);
         for ((name, data), sequence) in script.events.iter().zip(2..) {
             events.extend(encoder.frame(&super::payload(name, sequence, data)));
             bounds.push(events.len());
         }
+
         Self {
             greeting,
             ready,
@@ -199,6 +201,7 @@ pub(crate) fn serve_if_asked(script: impl FnOnce(&[String]) -> Script) {
     } else {
         (None, None)
     };
+
     let compressions = ["none", "zlib", "zstd"]
         .into_iter()
         .filter(|name| arguments.iter().any(|a| a == name));
@@ -216,11 +219,13 @@ pub(crate) fn serve_if_asked(script: impl FnOnce(&[String]) -> Script) {
         "{}",
         json!({"url": format!("{scheme}://{}", listener.local_addr().expect("bound")), "pem": pem})
     );
+
     // It ends with the process that started it.
     thread::spawn(|| {
         let _ = io::stdin().read_line(&mut String::new());
         std::process::exit(0);
     });
+
     for stream in listener.incoming() {
         let gateway = Arc::clone(&gateway);
         let thread = thread::Builder::new().stack_size(256 << 10);
@@ -274,6 +279,7 @@ impl Gateway {
             .find(is_wanted)
             .expect("a compression that was announced");
         client.get_mut().write_all(&stream.greeting)?;
+
         let mut at = 0;
         loop {
             let message = client.read()?;
@@ -366,6 +372,7 @@ impl Server {
         } else {
             url
         };
+
         let pem = serde_json::from_value(said["pem"].take()).expect("a certificate or none");
         Self { child, url, pem }
     }

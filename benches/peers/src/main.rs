@@ -38,10 +38,11 @@ fn main() {
         rate: number(5) as u64,
         url: words[6].clone(),
     };
+
     let mut core = rustix::thread::CpuSet::new();
     core.set(0);
     rustix::thread::sched_setaffinity(None, &core).expect("a core");
-    rustls::crypto::ring::default_provider().install_default().expect("nobody else has");
+    rustls::crypto::ring::default_provider().install_default().expect("it is installed once");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(LocalSet::new().run_until(run(orders)));
 }
@@ -66,6 +67,7 @@ async fn run(orders: Orders) {
             barrier.wait().await;
         });
     }
+
     barrier.wait().await;
     let (cpu, switches) = (cpu(), switches());
     barrier.wait().await;
@@ -84,6 +86,7 @@ async fn take(
     let mut ids = vec![count.to_string()];
     ids.extend((orders.rate > 0).then(|| orders.rate.to_string()));
     shard.send(json!({"op": 31, "d": {"guild_ids": ids}}).to_string());
+
     let mut left = count / BLOCK;
     while left > 0 {
         let is_marker = if orders.typed {
