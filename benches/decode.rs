@@ -1,5 +1,5 @@
-//! Reading the data of messages: into a small struct that borrows, into one that owns, as
-//! `serde_json::Value`, and typed.
+//! Measures decoding the data of messages: into a small struct that borrows, into one that owns,
+//! into `serde_json::Value`, and into the typed model.
 
 mod common;
 

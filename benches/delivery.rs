@@ -1,5 +1,5 @@
-//! From a shard's thread to the program, without sockets: one stream, and handlers on several
-//! threads.
+//! Measures delivery from a shard's thread to the program, without sockets: to one stream, and to
+//! handlers on several threads.
 
 mod common;
 
@@ -13,10 +13,10 @@ use threadcord::ShardManager;
 
 const SHARDS: u32 = 4;
 
-/// Events of each shard at a time.
+/// The number of events per shard and round.
 const EVENTS: usize = 5000;
 
-/// Events at a time where each takes a while.
+/// The number of events per round if handling each takes 1 ms.
 const SLOW: usize = 1000;
 
 const ALL: usize = EVENTS * SHARDS as usize;
@@ -66,10 +66,10 @@ fn delivery(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Threads over clones of the stream.
+/// Handles events on several threads, each with its own clone of the stream.
 fn with_pool(memory: &Memory, manager: &ShardManager, threads: usize) {
     memory.say(manager, SLOW);
-    // READY comes besides, once: it may be one less than none in the end.
+    // READY is counted as well in the first round, so that this may end at -1.
     let left = AtomicIsize::new(SLOW.cast_signed());
     thread::scope(|scope| {
         for _ in 0..threads {

@@ -1,18 +1,18 @@
-//! What an event costs from the socket to the program, beside the least that it can cost.
+//! Measures what an event costs from the socket to the program, compared with the minimum.
 //!
 //! `cargo bench --features model --bench end_to_end [-- burst|paced --rounds N --peer PROGRAM]`
 //!
-//! A gateway on the second core has encoded some ten thousand events before anybody connects, and
-//! sends them as fast as they are taken (`burst`), or each shard one a millisecond (`paced`). The
-//! clients run one after the other on the first core, each in a process of its own, and read the
-//! processor's time of all their threads. All of them have a turn in each round, so that a busy
-//! machine strikes all alike; what counts is the median of the differences to the bare tungstenite
-//! loop of the same round. (Criterion would measure one after the other.)
+//! A gateway on the second core encodes some ten thousand events before a client connects. It
+//! sends them as fast as the client reads them (`burst`), or one per shard and millisecond
+//! (`paced`). The clients run one after the other on the first core, each in a separate process,
+//! and measure the CPU time of all their threads. Every client has a turn in each round, so that a
+//! busy machine affects all of them equally. The result is the median of the differences to the
+//! bare tungstenite loop of the same round. (Criterion would finish one client before the next.)
 //!
-//! `--peer` names a program that takes the same orders, such as that of `benches/peers`; `{}` in it
-//! stands for the compression.
+//! `--peer` names a program that takes the same arguments, such as that of `benches/peers`; `{}` in
+//! it is replaced with the compression.
 
-#![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
+#![allow(clippy::cast_precision_loss, reason = "figures are only printed")]
 
 mod common;
 
@@ -36,11 +36,11 @@ use threadcord::{
 use tungstenite::{Message, WebSocket};
 use zstd_safe::{DCtx, InBuffer, OutBuffer};
 
-/// Events of a shard before anything is measured, and those that are.
+/// The number of events of a shard before the measurement starts, and of those that are measured.
 const WARM: usize = 4 * BLOCK;
 const COUNT: usize = 16 * BLOCK;
 
-/// The same where they come one at a time.
+/// The same for events that are sent one at a time.
 const PACED_WARM: usize = BLOCK;
 const PACED_COUNT: usize = 4 * BLOCK;
 const PACE: u64 = 1000;
@@ -54,7 +54,7 @@ const FILTERED: &str = "threadcord, all but a few filtered";
 const DECODE: &str = "threadcord, decode";
 const TYPED: &str = "threadcord, typed";
 
-/// A client's orders.
+/// The arguments of a client.
 #[derive(Clone, Debug)]
 struct Orders {
     client: String,
@@ -62,7 +62,7 @@ struct Orders {
     shards: usize,
     warm: usize,
     count: usize,
-    /// Events a second for each shard; 0 for as many as it takes.
+    /// Events per second for each shard; 0 sends them as fast as the client reads.
     rate: u64,
     url: String,
 }
@@ -70,11 +70,11 @@ struct Orders {
 /// What a client measured.
 #[derive(Debug, Default, Deserialize, Serialize)]
 struct Report {
-    /// Processor time in nanoseconds, of all events after the first ones.
+    /// CPU time in nanoseconds for all events after the warm-up.
     cpu: u64,
-    /// How often its threads were switched away from.
+    /// Context switches of its threads.
     switches: u64,
-    /// From the socket to the program, in nanoseconds, if the events came one at a time.
+    /// From the socket to the program, in nanoseconds, if events are sent one at a time.
     latencies: Vec<u64>,
 }
 
@@ -116,7 +116,7 @@ fn main() {
     }
 }
 
-/// The clients of this program, and what else takes their orders: a name and a program.
+/// The clients of this program, and those of other programs: each a name and a program.
 fn clients(
     compression: &str,
     names: &[&str],
@@ -167,7 +167,7 @@ fn burst(compression: &str, shards: usize, rounds: usize, peers: &[String]) {
     }
 
     println!(
-        "| {compression}, {shards} shards | µs of processor an event | more than the bare loop |\n|---|---:|---:|"
+        "| {compression}, {shards} shards | µs of CPU time per event | difference to the bare loop |\n|---|---:|---:|"
     );
     let bare = costs[BARE].clone();
     for (client, _) in &clients {
@@ -205,7 +205,7 @@ fn paced(rounds: usize, peers: &[String]) {
     }
 
     println!(
-        "| 4 shards, {PACE} events/s each | µs of processor an event | of the floor's | switches an event | socket to program, median | 99 % |"
+        "| 4 shards, {PACE} events/s each | µs of CPU time per event | relative to the floor | context switches per event | socket to program, median | 99 % |"
     );
     println!("|---|---:|---:|---:|---:|---:|");
     let cost = |report: &Report| report.cpu as f64 / (4 * PACED_COUNT) as f64 / 1000.0;
@@ -269,7 +269,7 @@ impl Orders {
         }
     }
 
-    /// Has a program carry them out.
+    /// Runs a program with these arguments and returns its report.
     fn give(&self, program: &str) -> Report {
         let mut command = Command::new(program);
         command.args(["client", &self.client, &self.compression]);
@@ -277,12 +277,12 @@ impl Orders {
         let output = command
             .args([self.rate.to_string(), self.url.clone()])
             .output()
-            .expect("it runs");
+            .expect("the program runs");
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{self:?}: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// What a client tells a gateway of [`common::stream`] that it wants.
+    /// The command that requests events from a gateway of [`common::stream`].
     fn request(&self, count: usize) -> threadcord::Command {
         let numbers = [count as u64, self.rate];
         threadcord::Command::soundboard_sounds(&numbers[..if self.rate == 0 { 1 } else { 2 }])
@@ -298,7 +298,7 @@ impl Orders {
     }
 }
 
-/// Is a client, and prints what it measured.
+/// Runs as a client, and prints what it measured.
 fn client(orders: &Orders) {
     probe::pin(0);
     let report = match orders.client.as_str() {
@@ -309,7 +309,7 @@ fn client(orders: &Orders) {
     println!("{}", serde_json::to_string(&report).expect("numbers"));
 }
 
-/// Counts what happens from its start to its end.
+/// Measures CPU time and context switches from its start to its end.
 struct Meter {
     cpu: Duration,
     switches: u64,
@@ -336,7 +336,7 @@ impl Meter {
     }
 }
 
-/// How long ago an event was sent that came by itself.
+/// The time since an event was sent, in nanoseconds, if events are sent one at a time.
 fn latency(data: &[u8]) -> Option<u64> {
     let digits = data.strip_prefix(br#"{"at":"#)?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
@@ -351,10 +351,12 @@ fn threadcord(orders: &Orders) -> Report {
     let manager = ShardManager::start(orders.config()).expect("the shards start");
     manager
         .wait_ready(Duration::from_secs(60))
-        .expect("they get ready");
+        .expect("the shards become ready");
     let take = |count: usize| {
         for shard in manager.handle().shards() {
-            shard.send(orders.request(count)).expect("it is taken");
+            shard
+                .send(orders.request(count))
+                .expect("the command is queued");
         }
         let markers = orders.shards * count / BLOCK;
         match orders.client.as_str() {
@@ -391,8 +393,8 @@ impl Orders {
     }
 }
 
-/// Takes events until this many markers have come. Returns the latencies, if events come one at a
-/// time.
+/// Takes events until this many markers have arrived. Returns the latencies if events are sent one
+/// at a time.
 fn with_loop(manager: &ShardManager, orders: &Orders, markers: usize) -> Vec<u64> {
     let (mut latencies, mut decoded, mut left) = (Vec::new(), 0, markers);
     for event in manager.events() {
@@ -443,7 +445,7 @@ fn is_marker(dispatch: &Dispatch) -> bool {
     *dispatch.name() == EventName::MessagePollVoteAdd
 }
 
-/// Into a small struct, as a bot has it for an event.
+/// Decodes an event into a small struct, as a bot would.
 fn decode(dispatch: &Dispatch) -> bool {
     #[derive(Deserialize)]
     struct Small<'a> {
@@ -456,9 +458,9 @@ fn decode(dispatch: &Dispatch) -> bool {
     })
 }
 
-/// A client that has a thread for each shard and hands nothing over.
+/// A client that has a thread for each shard and handles events on it.
 trait Client {
-    /// Says something.
+    /// Sends a text message.
     fn send(&mut self, text: &str);
     /// Takes events, and passes each payload to a closure.
     fn take(&mut self, count: usize, see: impl FnMut(&[u8]));
@@ -507,7 +509,7 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
         let meter = Meter::start();
         barrier.wait();
         barrier.wait();
-        // (Those of the threads are in once they have ended.)
+        // The latencies of the threads are complete only after the threads have ended.
         meter.stop(Vec::new())
     })
     .with(latencies.into_inner().expect("no thread panics"))
@@ -521,7 +523,7 @@ impl Report {
     }
 }
 
-/// `op`, `s` and `t` as they stand in front.
+/// Reads `op`, `s` and `t` from the start of a payload.
 fn fields(payload: &[u8]) -> Option<(u64, u64, &[u8])> {
     let rest = payload.strip_prefix(br#"{"t":""#)?;
     let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
@@ -540,7 +542,7 @@ fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     ))
 }
 
-/// A decompressor into a buffer that is used again and again.
+/// A decompressor that reuses one buffer.
 enum Inflater {
     Plain,
     Zlib(Decompress, Vec<u8>),
@@ -548,7 +550,7 @@ enum Inflater {
 }
 
 impl Inflater {
-    /// More than any event has.
+    /// The buffer's capacity in bytes: larger than any event.
     const ROOM: usize = 1 << 20;
 
     fn new(compression: &str) -> Self {
@@ -585,12 +587,12 @@ impl Inflater {
     }
 }
 
-/// A blocking socket, frames read by hand, and the decompressor: the least that any client must do.
+/// A blocking socket, hand-written frame parsing and the decompressor: the minimum for any client.
 struct Floor {
     stream: TcpStream,
     inflater: Inflater,
     buffer: Vec<u8>,
-    /// What of the buffer has come and has not been read.
+    /// The range of the buffer that was received and is not yet parsed.
     start: usize,
     end: usize,
 }
@@ -606,7 +608,7 @@ impl Floor {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             orders.query()
         )
-        .expect("it is sent");
+        .expect("the request is sent");
 
         let mut answer = Vec::new();
         let mut byte = [0];
@@ -644,13 +646,13 @@ impl Floor {
 
 impl Client for Floor {
     fn send(&mut self, text: &str) {
-        // Masked with zeros.
+        // The mask is zero, so that the payload stays as it is.
         let length = u8::try_from(text.len())
             .ok()
             .filter(|length| *length < 126)
             .expect("a short text");
         let frame = [&[0x81, 0x80 | length, 0, 0, 0, 0], text.as_bytes()].concat();
-        self.stream.write_all(&frame).expect("it is sent");
+        self.stream.write_all(&frame).expect("the frame is sent");
     }
 
     fn take(&mut self, mut count: usize, mut see: impl FnMut(&[u8])) {
@@ -673,12 +675,12 @@ impl Client for Floor {
             self.end += self
                 .stream
                 .read(&mut self.buffer[self.end..])
-                .expect("more comes");
+                .expect("more bytes arrive");
         }
     }
 }
 
-/// tungstenite as it comes, on a blocking socket.
+/// Plain tungstenite on a blocking socket.
 struct Bare {
     socket: WebSocket<TcpStream>,
     inflater: Inflater,
@@ -700,7 +702,9 @@ impl Bare {
 
 impl Client for Bare {
     fn send(&mut self, text: &str) {
-        self.socket.send(Message::text(text)).expect("it is sent");
+        self.socket
+            .send(Message::text(text))
+            .expect("the message is sent");
     }
 
     fn take(&mut self, count: usize, mut see: impl FnMut(&[u8])) {

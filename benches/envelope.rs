@@ -1,5 +1,5 @@
-//! Reading the envelope of a payload: the library's reader, beside `serde_json` with a `RawValue`
-//! for `d`.
+//! Measures reading the envelope of a payload: the library's reader, compared with `serde_json` and
+//! a `RawValue` for `d`.
 
 mod common;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use threadcord::protocol::Payload;
 
-/// What a program would write for itself.
+/// What a program would write without the library's reader.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     op: u64,
@@ -30,7 +30,7 @@ fn envelope(criterion: &mut Criterion) {
         .map(|event| event.clone().into_bytes())
         .collect();
 
-    // The same with `d` in front, so that nothing can be read from the first bytes.
+    // The same events with `d` first, so that the fields cannot be read from the first bytes.
     let odd = events
         .iter()
         .filter_map(|event| event.split_once(r#","d":"#))

@@ -1,4 +1,4 @@
-//! How long it takes to turn the text of an event's name into an `EventName`.
+//! Measures how long it takes to convert the text of an event's name into an `EventName`.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Whether an event passes a filter.
+//! Measures how long it takes to check whether an event passes a filter.
 
 mod common;
 

@@ -1,18 +1,18 @@
-//! What shards cost while they do nothing: memory, threads, descriptors, system calls; and what a
-//! burst leaves behind.
+//! Measures what idle shards cost (memory, threads, descriptors, system calls), and what memory a
+//! burst of events leaves behind.
 //!
 //! `cargo bench --bench footprint [-- --shards 1,100,1000 --idle SECONDS --calls --trim]`
 //!
-//! A gateway that has encoded all that it says serves from a process of its own. For each
-//! compression, with TLS and without, a second process connects that many shards and is measured:
-//! when all are ready, after it was idle, and again after each shard has had 500 events, 32 of them
-//! `GUILD_CREATE`s of about 100 KB, and was idle for 10 s. With `--calls`, `strace` counts the
-//! system calls of half a minute. With `--trim`, the program gives memory back when nothing has
-//! come for a while, as the example `ndjson` does. The slope between the numbers of shards is what
-//! one of them costs. `--idle` has shards idle for longer at the end, and tells what that took of a
-//! core.
+//! A gateway that encodes everything in advance runs in a separate process. For each compression,
+//! with TLS and without, a second process connects that many shards. It is measured when all are
+//! ready, after an idle time, and again after a burst: each shard receives 500 events, 32 of them
+//! `GUILD_CREATE`s of about 100 KB, and is then idle for 10 s. With `--calls`, `strace` counts the
+//! system calls of half a minute. With `--trim`, the program returns memory to the operating
+//! system when no event has arrived for a while, as the example `ndjson` does. The slope between
+//! the numbers of shards is the cost of one shard. `--idle` keeps the shards idle for longer at the
+//! end, and prints what share of a core that took.
 
-#![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
+#![allow(clippy::cast_precision_loss, reason = "figures are only printed")]
 
 mod common;
 #[path = "../examples/common/memory.rs"]
@@ -30,26 +30,26 @@ use serde::{Deserialize, Serialize};
 use threadcord::limit::Unlimited;
 use threadcord::{Compression, Config, Intents, Plan, ShardManager, Token};
 
-/// What each shard has in a burst.
+/// The events that each shard receives in a burst, and how many of them are large.
 const EVENTS: usize = 500;
 const GUILDS: usize = 32;
 
-/// Until what is given back when nothing comes has been given back.
+/// Idle time before a measurement: idle shards have returned their buffers by then.
 const REST: Duration = Duration::from_secs(4);
 const AFTER_BURST: Duration = Duration::from_secs(10);
 
-/// After so long without an event the program gives memory back, if it was told to.
+/// After this time without an event, the program trims its memory if `--trim` is given.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// For so long system calls are counted.
+/// How long system calls are counted.
 const TRACED: Duration = Duration::from_secs(30);
 
-/// What a process says of itself.
+/// What a process reports about itself.
 #[derive(Debug, Deserialize, Serialize)]
 struct Report {
-    /// How long what it was asked for has taken, in milliseconds.
+    /// How long the requested step took, in milliseconds.
     took: u64,
-    /// Processor time since it began, in milliseconds.
+    /// CPU time since the process started, in milliseconds.
     cpu: u64,
     /// Resident memory in KiB.
     resident: u64,
@@ -80,7 +80,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (traces, trims) = (has("--calls"), has("--trim"));
     let idle = value("--idle").map_or(Ok(0), |idle| idle.parse())?;
     println!(
-        "| | shards | all ready after | processor for it | resident, idle | after the burst | threads | descriptors | calls in {} s | close |",
+        "| | shards | all ready after | CPU time until then | resident, idle | after the burst | threads | descriptors | calls in {} s | close |",
         TRACED.as_secs()
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
@@ -115,7 +115,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The events of a burst, the large ones spread among the small.
+/// The events of a burst, with the large ones spread evenly among the small ones.
 fn burst() -> Script {
     let corpus = Script::corpus(4000);
     let is_large =
@@ -178,11 +178,11 @@ fn idle_for(time: Duration, shards: usize) -> Result<(), Box<dyn std::error::Err
     thread::sleep(time);
     let after = process.ask("idle")?;
     let percent = (after.cpu - before.cpu) as f64 / (time + REST).as_millis() as f64 * 100.0;
-    println!("\n{shards} idle shards that beat every 41.25 s: {percent:.2} % of a core");
+    println!("\n{shards} idle shards that heartbeat every 41.25 s: {percent:.2} % of a core");
     Ok(())
 }
 
-/// This program as a client, in a process of its own.
+/// This program as a client, in a separate process.
 struct Process {
     child: Child,
     answers: BufReader<ChildStdout>,
@@ -213,7 +213,7 @@ impl Process {
         self.hear()
     }
 
-    /// How many system calls its threads make, if `strace` is there to count them.
+    /// Counts the system calls of its threads. Returns `None` if `strace` is not available.
     fn count_calls(&self) -> Option<u64> {
         let mut strace = Command::new("timeout");
         strace.args([
@@ -228,7 +228,8 @@ impl Process {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let total = said.lines().find(|line| line.ends_with(" total"));
 
-        // Without a call, strace lists nothing. A call that lasts the whole time is not counted.
+        // Without any call, strace prints no total. It does not count a call that lasts the whole
+        // time.
         total.map_or(said.contains("attached").then_some(0), |line| {
             line.split_whitespace().nth(3)?.parse().ok()
         })
@@ -237,13 +238,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Connects shards, and reports whenever it is asked.
+/// Connects shards, then runs the steps named on standard input and prints a report after each.
 fn client(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let (compression, shards, url) = (&arguments[0], arguments[1].parse()?, &arguments[2]);
     let compression = match compression.as_str() {

@@ -1,5 +1,5 @@
-//! From websocket messages to payloads, beside the decompressor into a buffer that is used again
-//! and again.
+//! Measures decompressing websocket messages into payloads, compared with the decompressor alone
+//! and a reused buffer.
 
 mod common;
 
@@ -12,7 +12,7 @@ use threadcord::Compression;
 use threadcord::transport::Inflater;
 use zstd_safe::{DCtx, InBuffer, OutBuffer};
 
-/// More than any event has.
+/// The buffer's capacity in bytes: larger than any event.
 const ROOM: usize = 1 << 20;
 
 fn inflate(criterion: &mut Criterion) {
@@ -43,7 +43,7 @@ fn inflate(criterion: &mut Criterion) {
                 BatchSize::LargeInput,
             );
         });
-        // Kept, as a program keeps it for a moment, and dropped, as a filter does.
+        // Payloads are kept for a moment, as by a program, or dropped at once, as by a filter.
         for keeps in [true, false] {
             let label = if keeps {
                 "the library"
@@ -92,8 +92,8 @@ fn library(mut inflater: Inflater, is_text: bool, messages: &[Vec<u8>], keeps: b
         let payload = if is_text {
             inflater.text(message)
         } else {
-            let inflated = inflater.binary(message).expect("it inflates");
-            inflated.expect("a whole one")
+            let inflated = inflater.binary(message).expect("a valid message");
+            inflated.expect("a complete payload")
         };
         if keeps {
             if kept.len() == kept.capacity() {

@@ -1,4 +1,4 @@
-//! How long the protocol's state machine takes for an input, without threads or sockets.
+//! Measures the time per input of the protocol's state machine, without threads or sockets.
 
 mod common;
 

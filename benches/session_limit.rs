@@ -1,6 +1,7 @@
-//! The identify limit: what a grant costs with ever more waiting, and whom a release wakes.
+//! Measures the identify limit: the cost of a grant with a growing number of waiting tickets, and
+//! how many threads a release wakes.
 
-#![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
+#![allow(clippy::cast_precision_loss, reason = "figures are only printed")]
 
 mod common;
 
@@ -16,10 +17,10 @@ use threadcord::{ShardId, Timing};
 
 const KEYS: u32 = 16;
 
-/// Threads that wait in `enter`.
+/// The number of threads that wait in `enter`.
 const WAITERS: u32 = 1000;
 
-/// A limit whose windows have no length, so that a slot is free as soon as its IDENTIFY is sent.
+/// A limit with windows of length zero: a slot is free as soon as its IDENTIFY is sent.
 fn limit() -> SessionLimit {
     let mut timing = Timing::scaled(0.0);
     timing.guard = Duration::ZERO;
@@ -40,12 +41,12 @@ fn tickets(limit: &SessionLimit, count: u32) -> Vec<Ticket> {
         .collect()
 }
 
-/// Each has its turn, spends it, and is gone.
+/// Takes the permit of each ticket, marks it as used, and drops the ticket.
 fn grant_all(tickets: Vec<Ticket>) {
     for mut ticket in tickets {
         let mut permit = ticket
             .poll()
-            .expect("it is open")
+            .expect("the limit is open")
             .expect("its turn has come");
         permit.used();
     }
@@ -85,8 +86,8 @@ fn session_limit(criterion: &mut Criterion) {
     wake_one();
 }
 
-/// How often a thread wakes up that waits with a thousand others until it has its turn: once, if a
-/// release wakes one.
+/// Measures how often each of a thousand waiting threads wakes up until it has its turn. The result
+/// is 1 if a release wakes only one thread.
 fn wake_one() {
     let limit = Arc::new(limit());
     let shard = ShardId::new(0, 1).expect("a shard");
@@ -109,7 +110,7 @@ fn wake_one() {
         thread::yield_now();
     }
 
-    // All of them sleep, so that whatever happens now is the releases' doing.
+    // All threads are asleep now, so that every wake-up counted below is caused by a release.
     thread::sleep(Duration::from_millis(200));
     let start = Instant::now();
     held.used();

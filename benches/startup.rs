@@ -1,12 +1,12 @@
-//! How long a fleet takes until every shard is ready, against the least that Discord's limit
-//! allows.
+//! Measures the time until every shard of a fleet is ready, compared with the minimum that
+//! Discord's limit allows.
 //!
-//! `cargo bench --bench startup`: 8 shards, two at a time, in real time: without and with TLS, and
-//! with jitter on the wire; then a thousand, sixteen at a time, in a tenth of Discord's time.
+//! `cargo bench --bench startup`: 8 shards, two at a time, in real time, without and with TLS, and
+//! with network jitter; then a thousand, sixteen at a time, ten times as fast as Discord.
 //!
-//! The gateway judges by when it has read an IDENTIFY, which on a busy machine is later than when
-//! it came; the next one of the key looks early then. So the client's own clock is asked as well:
-//! from the end of one send to the start of the next.
+//! The gateway judges an IDENTIFY by the time at which it was read, which on a busy machine is
+//! later than its arrival; the next one of the key then looks early. So the client's own clock is
+//! used as well: it measures from the end of one send to the start of the next.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -22,15 +22,15 @@ use threadcord::{Config, Intents, ShardId, ShardManager, Timing, Token, sim};
 const READY_DELAY: Duration = Duration::from_millis(300);
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// A fleet, and the circumstances in which it starts.
+/// A fleet, and the conditions under which it starts.
 struct Fleet {
     name: &'static str,
     shards: u32,
     max_concurrency: u32,
     tls: bool,
-    /// What each message may take on the wire, in each direction.
+    /// The maximum network delay of each message, in each direction.
     jitter: Duration,
-    /// Of Discord's time.
+    /// All durations as a fraction of Discord's; 1.0 is real time.
     scale: f64,
     guard: Duration,
 }
@@ -58,8 +58,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             jitter: Duration::from_millis(80),
             ..fleet
         },
-        // The guard makes up for the wire, which does not become faster with the clock; on this
-        // machine it is short.
+        // The guard compensates for network delay, which does not scale with the clock. Within one
+        // machine the delay is short, so that a shorter guard is enough.
         Fleet {
             name: "ws",
             shards: 1000,
@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fleet,
     ];
     println!(
-        "| | shards, at once | least possible | ready after | more | violations | sent too early | windows wasted | first IDENTIFY after | the next of a key, after its window |"
+        "| | shards, at once | minimum possible | ready after | difference | violations | sent too early | windows wasted | first IDENTIFY after | the next IDENTIFY of a key, after the window's end |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     fleets.iter().rev().try_for_each(Fleet::measure)
@@ -134,7 +134,7 @@ impl Fleet {
                 after: record.at,
             })
         });
-        // A key that identified later than half a window after its window has let one go by.
+        // A key that identified more than half a window after its window's end has wasted a window.
         let is_wasted = |late: &&f64| **late > window.as_secs_f64() * 500.0;
         let wasted = after_window(read.collect(), self.max_concurrency, window)
             .iter()
@@ -171,8 +171,8 @@ impl Fleet {
     }
 }
 
-/// How many milliseconds after the window of the last one of their key IDENTIFYs were sent, in
-/// order; less than none is too early.
+/// How many milliseconds each IDENTIFY was sent after the end of the window of the previous one of
+/// its key, sorted. A negative value means too early.
 fn after_window(mut sent: Vec<Sent>, max_concurrency: u32, window: Duration) -> Vec<f64> {
     let mut last: BTreeMap<u32, Instant> = BTreeMap::new();
     sent.sort_unstable_by_key(|sent| sent.before);
@@ -185,14 +185,14 @@ fn after_window(mut sent: Vec<Sent>, max_concurrency: u32, window: Duration) -> 
     late
 }
 
-/// When an IDENTIFY was handed to the socket.
+/// The time before and after an IDENTIFY was written to the socket.
 struct Sent {
     shard: ShardId,
     before: Instant,
     after: Instant,
 }
 
-/// Notes when IDENTIFYs are sent.
+/// Records when IDENTIFYs are sent.
 struct Timed {
     inner: WebSocketConnector,
     sent: Arc<Mutex<Vec<Sent>>>,

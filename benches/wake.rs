@@ -1,5 +1,5 @@
-//! From `Shard::send` on one thread to the bytes at the other end of an idle shard's connection;
-//! and, by turns, the same with the least in between.
+//! Measures the time from `Shard::send` on one thread to the bytes at the other end of an idle
+//! shard's connection and, in turn with it, the minimum: a thread that is woken and writes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,10 +17,10 @@ use threadcord::{
 };
 use tungstenite::{Message, WebSocket};
 
-/// So long nothing happens before a command, so that the shard is asleep.
+/// The pause before each command, so that the shard is asleep.
 const IDLE: Duration = Duration::from_micros(500);
 
-/// A gateway that says when commands arrive, and nothing else.
+/// A gateway that only reports when commands arrive.
 fn gateway() -> (String, Receiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("ws://{}", listener.local_addr().expect("an address"));
@@ -56,7 +56,8 @@ fn serve(mut client: WebSocket<TcpStream>, arrivals: &Sender<Instant>) {
     }
 }
 
-/// A thread that sleeps until it is asked, and then writes what a command takes to a socket.
+/// A thread that sleeps until it is woken, and then writes as many bytes as a command has to a
+/// socket.
 struct Floor {
     thread: thread::Thread,
     is_asked: Arc<AtomicBool>,
@@ -104,7 +105,7 @@ impl Floor {
 fn wake(criterion: &mut Criterion) {
     let (url, arrivals) = gateway();
     let mut timing = Timing::default();
-    // No limit is to be measured.
+    // The send limit must not delay the commands.
     timing.send_window = Duration::from_micros(1);
     timing.guard = Duration::ZERO;
     let token = Token::new("aaa.bbb.ccc").expect("a token");
@@ -117,7 +118,7 @@ fn wake(criterion: &mut Criterion) {
     let manager = ShardManager::start(config).expect("the shard starts");
     manager
         .wait_ready(Duration::from_secs(60))
-        .expect("it gets ready");
+        .expect("the shard becomes ready");
     let shard = manager.handle().shard(ShardId::ONE).expect("it runs");
     let command = Command::soundboard_sounds(&[1]).expect("a command");
     let floor = Floor::start();
@@ -125,7 +126,7 @@ fn wake(criterion: &mut Criterion) {
     let mut once = || {
         thread::sleep(IDLE);
         let sent = Instant::now();
-        shard.send(command.clone()).expect("it is taken");
+        shard.send(command.clone()).expect("the command is queued");
         let took = arrivals.recv().expect("it arrives") - sent;
         all.push(took);
         floors.push(floor.once());
@@ -135,7 +136,7 @@ fn wake(criterion: &mut Criterion) {
     criterion.bench_function("wake/send to the wire", |bencher| {
         bencher.iter_custom(|count| (0..count).map(|_| once()).sum());
     });
-    for (name, mut all) in [("commands", all), ("times the least", floors)] {
+    for (name, mut all) in [("commands", all), ("minimum", floors)] {
         all.sort_unstable();
         let percentile = |percent: usize| {
             all.get(all.len() * percent / 100)

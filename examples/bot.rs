@@ -1,7 +1,7 @@
-//! A bot that answers `!ping`, and shows what its shards go through.
+//! A bot that answers `!ping`, and shows the events of its shards' connections.
 //!
 //! With `DISCORD_TOKEN` it connects to Discord. Without, it starts a simulated gateway over TLS,
-//! lets three faults happen to it, and ends with a table. Ctrl-C suspends it.
+//! injects three faults, and ends with a table. Ctrl-C suspends it.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,7 +21,7 @@ use threadcord::{
 /// How long the simulated bot just listens before the first fault and after the last.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// How long the simulated world may take for anything.
+/// The timeout for each step of the simulation.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -66,14 +66,14 @@ fn start() -> Result<ExitCode, Box<dyn Error>> {
     let gateway = Arc::new(gateway);
     let (done, finished) = bounded(1);
     let world = Arc::clone(&gateway);
-    // No thread joins it: Ctrl-C ends the program wherever the play is.
+    // No thread joins it: Ctrl-C ends the program at any point of the script.
     thread::spawn(move || done.send(play(&world, &handle)));
     let code = bot.run(&finished)?;
     show_identifies(&gateway);
     Ok(code)
 }
 
-/// The script of the simulated world, once every shard is ready.
+/// The script of the simulation; it begins when every shard is ready.
 fn play(gateway: &sim::Gateway, handle: &Handle) -> Result<(), String> {
     let shard = |number| ShardId::new(number, 4).map_err(|error| error.to_string());
     let live = |count: usize| gateway.wait_for(PATIENCE, |seen| seen.live.len() == count);
@@ -138,7 +138,7 @@ struct Bot {
     progress: String,
 }
 
-/// What was seen of a shard.
+/// What was counted for a shard.
 #[derive(Default)]
 struct Row {
     events: u64,
@@ -179,7 +179,7 @@ impl Bot {
         })
     }
 
-    /// Takes events until Ctrl-C, until the simulated world has played its part, or until every
+    /// Takes events until Ctrl-C, until the script of the simulation has ended, or until every
     /// shard has stopped.
     fn run(mut self, finished: &Receiver<Result<(), String>>) -> Result<ExitCode, Box<dyn Error>> {
         let events = self.manager.events();
@@ -274,7 +274,7 @@ impl Bot {
 
         if std::io::stdout().is_terminal() {
             print!("\r\x1b[K{progress}\r");
-            // If it fails, the next line is flushed with it.
+            // If flushing fails, this line is flushed together with the next one.
             let _ = std::io::stdout().flush();
         } else {
             println!("{progress}");
@@ -282,7 +282,7 @@ impl Bot {
         self.progress = progress;
     }
 
-    /// The table, and whether all is as it should be.
+    /// Prints the table, and returns whether everything is as expected.
     fn show_table(&self) -> bool {
         println!(
             "\n  shard   events  resumes  identifies  latency  gaps  duplicates  sessions lost"
@@ -314,7 +314,7 @@ impl Bot {
     }
 }
 
-/// When the shards identified, and how far apart those of a key were.
+/// Prints when the shards identified, and the time between the IDENTIFYs of each key.
 fn show_identifies(gateway: &sim::Gateway) {
     let seen = gateway.observed();
     let identifies: Vec<_> = seen

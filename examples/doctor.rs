@@ -1,12 +1,12 @@
-//! Looks whether a bot can start here: the token, the intents, the limits, the clock, this machine
-//! and the way to Discord. It identifies nothing.
+//! Checks whether a bot can start here: the token, the intents, the limits, the clock, this machine
+//! and the connection to Discord. It sends no IDENTIFY.
 //!
 //! ```sh
 //! DISCORD_TOKEN=... cargo run --example doctor -- GUILDS MESSAGE_CONTENT    # the bot's intents
 //! DISCORD_TOKEN=... SHARDS=64 cargo run --example doctor    # more shards than are recommended
 //! ```
 //!
-//! It ends with 1 if something is wrong.
+//! It exits with status 1 if something is wrong.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,7 +21,8 @@ use threadcord::{Error, Intents, Token};
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A clock that is off by more makes interactions look late, and `SystemTime`s in logs wrong.
+/// The largest tolerated clock error. With a larger one, interactions look late and `SystemTime`s
+/// in logs are wrong.
 const MAX_SKEW: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,7 +75,7 @@ fn main() {
     report.end()
 }
 
-/// As many as `SHARDS` says, or Discord.
+/// The number of shards in `SHARDS`, or else the number that Discord recommends.
 fn shards(gateway: &GatewayBot) -> u32 {
     let Ok(given) = env::var("SHARDS") else {
         return gateway.shards.get();
@@ -131,10 +132,10 @@ fn check_token(report: &mut Report, rest: &Rest) -> Option<GatewayBot> {
     }
 }
 
-/// The privileged intents among the arguments must be switched on in the developer portal, which
-/// the application's flags show.
+/// Checks that the privileged intents among the arguments are switched on in the developer portal,
+/// which the application's flags show.
 fn check_intents(report: &mut Report, rest: &Rest) {
-    // Approved, and for bots in fewer than 100 guilds.
+    // Two flags for each intent: approved, and for bots in fewer than 100 guilds.
     let flags = [
         (Intents::GUILD_PRESENCES, 1 << 12 | 1 << 13),
         (Intents::GUILD_MEMBERS, 1 << 14 | 1 << 15),
@@ -208,7 +209,7 @@ fn check_limit(report: &mut Report, gateway: &GatewayBot) {
     }
 }
 
-/// Holds this machine's clock against the date of an answer, which has whole seconds.
+/// Compares this machine's clock with the date of a response, which is in whole seconds.
 fn check_clock(report: &mut Report, rest: &Rest) {
     let before = SystemTime::now();
     let Ok(answer) = rest.get("/gateway").send() else {
@@ -251,7 +252,7 @@ fn seconds_of(date: &str) -> Option<u64> {
     };
     let month = MONTHS.find(month)? as u64 / 3 + 1;
     let number = |text: &str| text.parse::<u64>().ok().filter(|number| *number < 10_000);
-    // Years begin in March, so that a leap day is the last of its year.
+    // Years begin in March here, so that a leap day is the last day of its year.
     let year = number(year)?.checked_sub(u64::from(month < 3))?;
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + number(day)?.checked_sub(1)?;
     let days = year * 365 + year / 4 - year / 100 + year / 400 + day_of_year;
@@ -259,7 +260,8 @@ fn seconds_of(date: &str) -> Option<u64> {
     Some(since_1970 * 86_400 + number(hour)? * 3600 + number(minute)? * 60 + number(second)?)
 }
 
-/// A shard has a thread and three descriptors; the program has some of its own.
+/// Checks the process limits. A shard needs a thread and three descriptors, and the program needs
+/// some more.
 #[cfg(unix)]
 fn check_machine(report: &mut Report, shards: u32) {
     let needs = [
@@ -298,7 +300,7 @@ fn check_machine(report: &mut Report, shards: u32) {
 #[cfg(not(unix))]
 fn check_machine(_: &mut Report, _: u32) {}
 
-/// Whether the gateway's name resolves, and whether a TLS connection to it can be trusted.
+/// Checks that the gateway's name resolves, and that a TLS connection to it can be trusted.
 fn check_way(report: &mut Report, url: &str) {
     let Ok(url) = url.parse::<Uri>() else {
         return report.line(Verdict::Wrong, "DNS", format!("{url} is no URL"));
@@ -360,7 +362,7 @@ fn check_way(report: &mut Report, url: &str) {
     }
 }
 
-/// Whether a TLS handshake succeeds.
+/// Tries a TLS handshake.
 fn secure(name: &str, stream: TcpStream) -> Result<(), String> {
     let _ = stream.set_read_timeout(Some(PATIENCE));
     let connector = TlsConnector::new().map_err(|error| error.to_string())?;

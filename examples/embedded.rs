@@ -1,5 +1,5 @@
-//! Discord inside a loop that must not block, as that of a game or of a user interface: each frame
-//! takes some events, and no more than fit into it.
+//! Discord inside a loop that must not block, such as that of a game or a user interface. Each
+//! frame takes only as many events as it has time for.
 
 mod common;
 
@@ -13,8 +13,8 @@ use threadcord::{Error, Event, EventKind, Intents, ShardManager};
 
 const FRAME: Duration = Duration::from_millis(16);
 
-/// What a frame has time for. What is left waits for the next one; if that becomes too much, the
-/// shard stops reading until it has been taken, and nothing is lost.
+/// The maximum number of events per frame. The others wait for the next frame. If too many wait,
+/// the shard stops reading until they are taken; nothing is lost.
 const EVENTS_PER_FRAME: usize = 100;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -66,7 +66,7 @@ impl World {
                     self.last = content;
                 }
             }
-            // A wrong token, for example: only you can mend it.
+            // A wrong token, for example: the library cannot fix it.
             EventKind::Stopped(reason) if reason.is_fatal() => {
                 return Err(Error::Stopped {
                     shard: event.shard(),

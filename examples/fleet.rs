@@ -1,11 +1,12 @@
-//! One of several processes of a bot, each with a part of its shards, over Redis. A second process
-//! with the same part waits, and goes on with its sessions when the first is stopped or killed.
+//! One of several processes of a bot, coordinated by Redis, each with a part of its shards. A
+//! second process with the same part waits, and resumes its sessions when the first is stopped or
+//! killed.
 //!
 //! ```sh
 //! cargo run --features redis --example fleet -- 0 2    # part 0 of 2; again in other terminals
 //! ```
 //!
-//! It takes the address of Redis from `REDIS_URL`. Ctrl-C suspends.
+//! The URL of Redis is taken from `REDIS_URL`. Ctrl-C suspends.
 
 mod common;
 

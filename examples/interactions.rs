@@ -1,5 +1,5 @@
-//! All kinds of interactions: a command that completes what is typed, an answer that takes longer
-//! than 3 s, a button, a modal.
+//! All kinds of interactions: a command with autocomplete, an answer that takes longer than 3 s, a
+//! button, a modal.
 
 mod common;
 
@@ -120,7 +120,7 @@ fn answer(rest: &Rest, interaction: Interaction, chosen: &str) -> Result<(), Err
     }
 }
 
-/// What takes a while.
+/// Work that takes longer than the 3 s that Discord allows for an answer.
 fn peel(rest: &Rest, interaction: &Interaction, fruit: &str) -> Result<(), Error> {
     thread::sleep(Duration::from_secs(1));
     interaction.edit_original(rest, &json!({"content": format!("peeled the {fruit}")}))?;

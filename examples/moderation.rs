@@ -1,5 +1,5 @@
-//! Deletes messages with forbidden words (those given on the command line), warns their authors, and
-//! removes them from the guild the third time. (`MESSAGE_CONTENT` has to be switched on in the
+//! Deletes messages with forbidden words (given on the command line), warns their authors, and
+//! kicks them from the guild the third time. (`MESSAGE_CONTENT` has to be switched on in the
 //! developer portal, and the bot needs the permissions to delete messages and to kick members.)
 
 mod common;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use threadcord::rest::Rest;
 use threadcord::{Dispatch, Error, EventFilter, Intents, ShardManager};
 
-/// How often an author is warned before that.
+/// How often an author is warned before being kicked.
 const WARNINGS: u32 = 2;
 
 #[derive(Deserialize)]
@@ -77,7 +77,7 @@ fn moderate(rest: &Rest, message: &Message, count: u32) -> Result<(), Error> {
         .reason("a forbidden word")
         .send();
     match deleted {
-        // The author, or another bot, was faster.
+        // The author or another bot has deleted it already.
         Err(error) if error.is_unknown_message() => {}
         other => drop(other?),
     }

@@ -1,6 +1,6 @@
 //! Writes one event a line: `cargo run --example ndjson | jq -c 'select(.t == "MESSAGE_CREATE") |
-//! .d.content'`. When nothing comes for a while, what a burst has left behind goes back to the
-//! operating system.
+//! .d.content'`. When no event arrives for a while, it returns the memory that a burst has left
+//! behind to the operating system.
 
 mod common;
 #[path = "common/memory.rs"]
@@ -12,7 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::RecvTimeoutError;
 use threadcord::{Error, Event, Events, Intents, ShardManager};
 
-/// Longer than it takes a shard to give its own buffers back, which is 2 s.
+/// Longer than the 2 s after which an idle shard frees its own buffers.
 const QUIET: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Error> {
@@ -21,7 +21,7 @@ fn main() -> Result<(), Error> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut events = manager.events();
     while let Some(event) = next(&mut events) {
-        // What is there goes out at once; the buffer makes one write of many when there is much.
+        // Flushes when no event is waiting; under load, the buffer combines many lines in a write.
         let is_last = events.receiver().is_empty();
         let written =
             write(&mut out, &event).and_then(|()| if is_last { out.flush() } else { Ok(()) });
@@ -63,8 +63,8 @@ fn write(out: &mut io::BufWriter<StdoutLock<'_>>, event: &Event) -> io::Result<(
         dispatch.sequence()
     )?;
 
-    // JSON may have line ends between its tokens, where blanks are as good; within texts it never
-    // has.
+    // JSON may have line breaks between its tokens, where spaces mean the same; inside strings it
+    // never has any.
     for (at, part) in dispatch
         .data()
         .split(|byte| matches!(byte, b'\n' | b'\r'))

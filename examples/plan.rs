@@ -1,4 +1,4 @@
-//! Draws how long it takes until all shards of a bot run.
+//! Draws a chart of how long it takes until all shards of a bot run.
 //!
 //! ```sh
 //! cargo run --example plan -- 320 16        # 320 shards, max_concurrency 16
@@ -66,7 +66,7 @@ fn usage() -> ! {
     process::exit(2)
 }
 
-/// How many shards Discord recommends, and the bot's limit, if there is a token to ask with.
+/// The number of shards that Discord recommends, and the bot's limit, if a token is set.
 fn ask_discord() -> Result<Option<(usize, SessionStartLimit)>, Box<dyn Error>> {
     let Ok(token) = env::var("DISCORD_TOKEN") else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Gives all shards another presence every few seconds, as often as Discord takes it.
+//! Changes the presence of all shards every few seconds, as often as Discord accepts it.
 
 mod common;
 
@@ -8,7 +8,7 @@ use crossbeam_channel::{select, tick};
 use threadcord::command::{Activity, OnlineStatus};
 use threadcord::{Error, Intents, Presence, ShardManager};
 
-/// Discord takes 5 presences in 20 s. Of more the library would send the newest.
+/// Discord accepts 5 presences in 20 s. If there were more, the library would send only the latest.
 const PERIOD: Duration = Duration::from_secs(4);
 
 fn main() -> Result<(), Error> {
@@ -20,7 +20,7 @@ fn main() -> Result<(), Error> {
     ];
     let mut presences = presences.iter().cycle();
 
-    // Shards that start begin with it, and so do sessions that start later.
+    // Shards start with this presence, and so do sessions that start later.
     let config = common::config(Intents::GUILDS)?;
     let manager = ShardManager::start(match presences.next() {
         Some(first) => config.presence(first.clone()),

@@ -1,6 +1,6 @@
-//! Reshards a bot from 4 shards to 6 and back while 2,000 events a second come in, against the
-//! simulated gateway with Discord's real windows: nothing is lost, repeated or out of order, and no
-//! guild notices.
+//! Reshards a bot from 4 shards to 6 and back while 2,000 events a second arrive, against the
+//! simulated gateway with Discord's real windows. No event is lost, repeated or out of order, and
+//! no guild is interrupted.
 //!
 //! ```sh
 //! cargo run --example reshard
@@ -71,7 +71,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(show(expected, &counted, &gateway))
 }
 
-/// Prints what was counted, and says whether all is as it should be.
+/// Prints the counts, and returns whether everything is as expected.
 fn show(expected: u64, counted: &Counted, gateway: &sim::Gateway) -> ExitCode {
     println!(
         "events sent {expected}, received {}, out of order or delivered twice {}",
@@ -91,7 +91,7 @@ fn show(expected: u64, counted: &Counted, gateway: &sim::Gateway) -> ExitCode {
     }
 }
 
-/// Numbered events in every guild, until it is told to stop. Returns how many each guild got.
+/// Sends numbered events in every guild until it is stopped. Returns the number for each guild.
 fn talk(gateway: &sim::Gateway, stop: &AtomicBool) -> u64 {
     let (start, mut sent) = (Instant::now(), 0);
     let guilds = gateway.guild_ids();

@@ -1,6 +1,6 @@
-//! A bot's process ends twice, once as it should and once by `kill -9`, while 2,000 events a second
-//! come in, against the simulated gateway. Each time the next process goes on where the last one
-//! was: no event is missed, and no IDENTIFY spent.
+//! A bot's process ends twice, once cleanly and once by `kill -9`, while 2,000 events a second
+//! arrive from the simulated gateway. Each time the next process continues where the last one was:
+//! no event is missed, and no IDENTIFY is spent.
 //!
 //! ```sh
 //! cargo run --example restart
@@ -52,7 +52,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
-/// The bot. It notes each event that it has handled, and ends when a file called `stop` appears.
+/// The bot. It records each event that it has handled, and ends when a file called `stop` appears.
 fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>> {
     let config = Config::new(Token::new(token)?, Intents::all())
         .rest_url(rest_url)
@@ -79,7 +79,7 @@ fn bot(rest_url: &str, token: &str, folder: &Path) -> Result<(), Box<dyn Error>>
             continue;
         };
         let typing: Typing = dispatch.decode()?;
-        // One write for each event: whatever is in the file has been handled.
+        // One write for each event, so that every event in the file has been handled.
         handled.write_all(format!("{} {}\n", typing.guild_id, typing.timestamp).as_bytes())?;
     }
 
@@ -93,7 +93,7 @@ struct Typing {
     timestamp: u64,
 }
 
-/// Starts a bot in a process of its own, and waits until its shards are ready.
+/// Starts a bot in a separate process, and waits until its shards are ready.
 fn start(gateway: &sim::Gateway, folder: &Path) -> Result<Child, Box<dyn Error>> {
     let child = Command::new(std::env::current_exe()?)
         .args(["bot", &gateway.rest_url(), gateway.token()])
@@ -181,7 +181,7 @@ fn missing(handled: &HashMap<String, u64>, sent: u64) -> u64 {
     (sent * u64::from(GUILDS)).saturating_sub(handled.len() as u64)
 }
 
-/// Numbered events in every guild, until it is told to stop. Returns how many each guild got.
+/// Sends numbered events in every guild until it is stopped. Returns the number for each guild.
 fn talk(gateway: &sim::Gateway, stop: &AtomicBool) -> u64 {
     let (start, mut sent) = (Instant::now(), 0);
     let guilds = gateway.guild_ids();

@@ -6,7 +6,7 @@ use serde_json::json;
 use threadcord::{Error, Handle, Intents, Interaction, ShardManager};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // Interactions come without any intent.
+    // Interactions are delivered without any intent.
     let manager = ShardManager::start(common::config(Intents::empty())?)?;
     register(manager.handle())?;
     manager.run(4, |handle, event| {

@@ -1,14 +1,14 @@
-//! A page that shows what every shard is doing, for people and for programs: `/` for a browser,
-//! `/status.json`, `/metrics` for Prometheus, `/healthz` (whether it runs on) and `/readyz` (whether
-//! every shard is ready).
+//! A page that shows the state of every shard, for people and for programs: `/` for a browser,
+//! `/status.json`, `/metrics` for Prometheus, `/healthz` (whether the bot still runs) and `/readyz`
+//! (whether every shard is ready).
 //!
 //! ```sh
 //! cargo run --example status_page    # then open http://127.0.0.1:8080
 //! STATUS_ADDRESS=0.0.0.0:9000 cargo run --example status_page    # for other machines, too
 //! ```
 //!
-//! It shows no secret, but anyone who can reach the address can read it: put a login in front of it,
-//! or leave it on the loopback. Ctrl-C closes the bot.
+//! It shows no secret, but everyone who can reach the address can read it: put a login in front of
+//! it, or keep it on the loopback interface. Ctrl-C closes the bot.
 
 mod common;
 
@@ -24,13 +24,13 @@ use threadcord::{Intents, ShardManager};
 
 const PAGE: &str = include_str!("status_page.html");
 
-/// How many requests are served at once; more are turned away.
+/// How many requests are served at once; more are refused.
 const MAX_REQUESTS: usize = 32;
 
-/// How long a request may take to come, and its answer to be read.
+/// How long a client may take to send a request, and to read the response.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest head of a request.
+/// The maximum length of a request's head.
 const MAX_HEAD: usize = 8 << 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -48,13 +48,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Answers requests, each on a thread of its own, so that a slow client keeps no other waiting.
+/// Answers each request on a separate thread, so that a slow client does not block others.
 fn serve(listener: &TcpListener, manager: &ShardManager) {
     let open = AtomicUsize::new(0);
     thread::scope(|scope| {
         for stream in listener.incoming() {
             let Ok(stream) = stream else {
-                // No descriptor is left: others may end.
+                // No descriptor is left. Other requests may end and free some.
                 thread::sleep(Duration::from_millis(100));
                 continue;
             };
@@ -64,10 +64,10 @@ fn serve(listener: &TcpListener, manager: &ShardManager) {
                 continue;
             }
             let thread = thread::Builder::new().name("status".into());
-            // If there is no thread left, the client is turned away.
+            // If no thread can be started, the client is refused.
             let _ = thread.spawn_scoped(scope, move || {
                 let _place = place;
-                // The client may have gone: that is its own business.
+                // An error means that the client has disconnected, which needs no action.
                 let _ = answer(stream, manager);
             });
         }
@@ -113,7 +113,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// What a GET asks for, or the status of a refusal.
+/// The path of a GET request, or the status with which the request is refused.
 fn read_target(stream: &mut TcpStream) -> io::Result<Result<String, &'static str>> {
     let deadline = Instant::now() + PATIENCE;
     let mut head = Vec::new();
@@ -147,7 +147,7 @@ fn read_target(stream: &mut TcpStream) -> io::Result<Result<String, &'static str
     }
 }
 
-/// Status, type and body.
+/// The status, content type and body of a response.
 fn page(target: &str, manager: &ShardManager) -> (&'static str, &'static str, String) {
     const OK: &str = "200 OK";
     const UNAVAILABLE: &str = "503 Service Unavailable";

@@ -1,13 +1,13 @@
-//! Forwards every event to Redis Streams, one stream per shard, and counts it as handled only once
-//! Redis has it: a crash loses nothing, and repeats what Redis took just before it.
+//! Forwards every event to Redis Streams, one stream per shard. An event counts as handled only
+//! when Redis has it: a crash loses nothing, but may repeat the events that Redis took just before.
 //!
 //! ```sh
 //! REDIS_URL=redis://127.0.0.1/ cargo run --features redis --example streams
 //! redis-cli XREAD COUNT 1 STREAMS events:0 0
 //! ```
 //!
-//! Each entry has the shard, the sequence, the name and the data. Entries of a shard are in order.
-//! One that is repeated has the same sequence and data as before.
+//! Each entry has the shard, the sequence, the name and the data. The entries of a shard are in
+//! order. A repeated entry has the same sequence and data as before.
 
 mod common;
 
@@ -18,10 +18,11 @@ use redis::{Client, Connection, RedisResult};
 use threadcord::store::FileStore;
 use threadcord::{Event, Intents, ShardManager};
 
-/// Events of one call. More wait in the shards, which stop reading when they have too many.
+/// The maximum number of events per call to Redis. More events wait in the shards, which stop
+/// reading when too many wait.
 const BATCH: usize = 500;
 
-/// Old entries go once a stream is about this long.
+/// Old entries are removed when a stream is longer than about this.
 const KEPT: usize = 1_000_000;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,13 +41,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         batch.push(first);
         batch.extend(events.receiver().try_iter().take(BATCH - 1));
         while let Err(error) = forward(&client, &mut connection, &batch) {
-            // All of them are sent again, also those that Redis has.
+            // All of them are sent again, including those that Redis has already.
             eprintln!("Redis has not taken {} events: {error}", batch.len());
             connection = None;
             thread::sleep(Duration::from_secs(1));
         }
         count += u32::try_from(batch.len()).unwrap_or_default();
-        // Now they are handled.
+        // Redis has them, so that they count as handled.
         batch.clear();
         if last.elapsed() >= Duration::from_secs(5) {
             println!(

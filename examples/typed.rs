@@ -1,5 +1,4 @@
-//! Prints what is said, with the types of twilight-model: `cargo run --features model --example
-//! typed`.
+//! Prints messages, with the types of twilight-model: `cargo run --features model --example typed`.
 
 mod common;
 
@@ -15,7 +14,7 @@ fn main() -> Result<(), Error> {
             }
             Some(Ok(Event::GuildCreate(guild))) => println!("guild {}", guild.id()),
             Some(Ok(other)) => println!("{:?}", other.kind()),
-            // New events of Discord have no type yet.
+            // Events that are new at Discord have no type yet.
             Some(Err(error)) => eprintln!("{error}"),
             None => println!("shard {}: {}", event.shard(), event.name()),
         }

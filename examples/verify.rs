@@ -1,14 +1,14 @@
-//! Asks Discord what it does not document and several processes rest on, and prints a report. It
-//! takes a bot for tests, alone in a guild, and a channel there in which it may write. It
+//! Tests undocumented behavior of Discord on which several processes rely, and prints a report. It
+//! needs a test bot that is alone in a guild, and a channel there in which the bot may write. It
 //! identifies once, writes six messages, and takes up to five minutes.
 //!
 //! ```sh
 //! DISCORD_TOKEN=... cargo run --example verify -- CHANNEL_ID
 //! ```
 //!
-//! A second argument says for how many seconds it watches what may do nothing (30). The report ends
-//! with a line to run on another machine within a minute, which asks whether a
-//! session can be resumed from there.
+//! A second argument sets for how many seconds it watches a connection on which nothing may happen
+//! (default: 30). The report ends with a command to run on another machine within a minute, which
+//! tests whether a session can be resumed from there.
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
@@ -26,13 +26,13 @@ use tungstenite::{Message, WebSocket};
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// For how many seconds something is watched that may do nothing.
+/// For how many seconds a connection is watched on which nothing may happen.
 const WATCH: u64 = 30;
 
-/// How often a socket is looked at.
+/// How often a socket is polled.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Fewer IDENTIFYs than this are left to the bot's owner.
+/// If fewer IDENTIFYs than this are left, none is spent: the bot's owner may need them.
 const SPARE: u32 = 20;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -196,7 +196,7 @@ fn write_messages(
     Ok(count)
 }
 
-/// A connection to the gateway that does nothing by itself but send heartbeats.
+/// A connection to the gateway that sends only heartbeats by itself.
 struct Connection {
     socket: WebSocket<Box<dyn Stream>>,
     heartbeat_interval: Duration,
@@ -208,7 +208,7 @@ trait Stream: Read + Write {}
 
 impl<T: Read + Write> Stream for T {}
 
-/// What a connection gives.
+/// What a connection receives.
 enum Input {
     Payload(Value),
     Closed(String),
@@ -282,7 +282,7 @@ impl Connection {
         self.send(&json!({"op": 1, "d": sequence}))
     }
 
-    /// What comes next, within a moment. Heartbeats that are due are sent.
+    /// Waits a moment for the next input. Sends heartbeats that are due.
     fn next(&mut self) -> Outcome<Input> {
         if Instant::now() >= self.next_heartbeat {
             self.heartbeat()?;
@@ -309,7 +309,7 @@ impl Connection {
         }
     }
 
-    /// All that comes up to a payload.
+    /// Returns all payloads up to one that satisfies a condition.
     fn until(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Outcome<Vec<Value>> {
         let deadline = Instant::now() + PATIENCE;
         let mut came = Vec::new();
@@ -328,7 +328,7 @@ impl Connection {
         Err(format!("{what} did not come within {PATIENCE:?}").into())
     }
 
-    /// What becomes of the connection within a while.
+    /// Describes what happens on the connection within a time.
     fn watch(&mut self, time: Duration) -> Outcome<String> {
         let start = Instant::now();
         while start.elapsed() < time {

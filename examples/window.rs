@@ -1,5 +1,5 @@
-//! A window that shows events as they come: each is a dot that falls, one column for each shard and
-//! name. The loop that draws it never waits for Discord, not even while the bot starts.
+//! A window that shows events as they arrive: each is a falling dot, with one column for each shard
+//! and event name. The drawing loop never waits for Discord, not even while the bot starts.
 //!
 //! ```sh
 //! cargo run --example window    # Escape closes it
@@ -19,10 +19,10 @@ use threadcord::{Event, Intents, ShardManager, Starting};
 const WIDTH: usize = 640;
 const HEIGHT: usize = 360;
 
-/// The side of a dot.
+/// The side length of a dot in pixels.
 const DOT: usize = 4;
 
-/// What a frame has time for. What is left waits for the next one.
+/// The maximum number of events per frame. The others wait for the next frame.
 const EVENTS_PER_FRAME: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for event in bot.events().take(EVENTS_PER_FRAME) {
             rain.add(&event);
         }
-        // The window waits for the next frame, and is not counted.
+        // The window waits for the next frame here; that time is not counted.
         longest = longest.max(start.elapsed());
         window.set_title(&format!("{} events: {}", rain.count, rain.last));
         window.update_with_buffer(&rain.pixels, WIDTH, HEIGHT)?;
@@ -73,7 +73,7 @@ impl Bot {
         }
     }
 
-    /// The events that are there.
+    /// The events that are waiting.
     fn events(&self) -> impl Iterator<Item = Event> {
         let events = match self {
             Self::Starting(_) => None,
@@ -83,12 +83,12 @@ impl Bot {
     }
 }
 
-/// Dots that fall.
+/// The falling dots.
 struct Rain {
     pixels: Vec<u32>,
     count: u64,
     last: String,
-    /// How many dots each column has got in this frame.
+    /// How many dots each column has received in this frame.
     taken: HashMap<usize, usize>,
 }
 
@@ -125,7 +125,7 @@ impl Rain {
         *row += 1;
         for line in top..top + DOT {
             let start = line * WIDTH + column * DOT;
-            // Never too dark to see.
+            // The color is never too dark to see.
             let color = 0x0040_4040 | u32::try_from(color % 0x0100_0000).unwrap_or_default();
             self.pixels[start..start + DOT - 1].fill(color);
         }

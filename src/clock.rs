@@ -1,10 +1,11 @@
-//! The time, as the shells of the pure cores take it.
+//! The clock of the code around the pure state machines, which themselves take the time as an
+//! argument.
 //!
-//! A test can set it for its own thread, where it then stands still until it is set again.
+//! A test can set the time for its own thread. There it stays the same until it is set again.
 
 use std::time::{Instant, SystemTime};
 
-/// The time that only goes on.
+/// The monotonic time.
 pub(crate) fn now() -> Instant {
     #[cfg(test)]
     if let Some((now, _)) = set::get() {
@@ -13,7 +14,7 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// The time of the calendar.
+/// The wall-clock time, which may be set back.
 pub(crate) fn wall() -> SystemTime {
     #[cfg(test)]
     if let Some((_, wall)) = set::get() {
@@ -38,12 +39,12 @@ mod set {
         TIME.get()
     }
 
-    /// Whether the calling thread has a time of its own.
+    /// Whether the time was set for the calling thread.
     pub(crate) fn is_set() -> bool {
         get().is_some()
     }
 
-    /// From now on this is the time on the calling thread.
+    /// Sets the time for the calling thread.
     pub(crate) fn set(now: Instant, wall: SystemTime) {
         TIME.set(Some((now, wall)));
     }

@@ -1,7 +1,7 @@
-//! What the environment sets for tests.
+//! Environment variables for tests.
 
-/// The variable with that name, as a number.
+/// Returns a variable as a number; `None` if it is not set.
 pub(crate) fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().expect("it is a number"))
+    Some(value.parse().expect("the variable is a number"))
 }

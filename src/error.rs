@@ -1,4 +1,4 @@
-//! What can go wrong, graded by whose fault it is.
+//! The errors of this crate, and whose fault each one is.
 
 mod status;
 
@@ -16,7 +16,7 @@ pub use crate::token::InvalidToken;
 use crate::protocol::{Command, Disconnect, InvalidCommand, ShardState, StopReason, visible};
 use crate::shard_id::ShardId;
 
-/// Why a session store does not work.
+/// Why a session store failed.
 pub type StoreError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of this crate. The source chain carries the details.
@@ -33,62 +33,63 @@ pub enum Error {
         /// What is allowed, and what to do.
         allowed: String,
     },
-    /// A text that is no bot token.
+    /// A string that is not a bot token.
     #[error(transparent)]
     Token(#[from] InvalidToken),
-    /// Bits that stand for no intent.
+    /// Bits that are not those of an intent.
     #[error(transparent)]
     Intents(#[from] UnknownIntents),
     /// A shard number that is not below its total.
     #[error(transparent)]
     ShardId(#[from] InvalidShardId),
-    /// Something that cannot be sent.
+    /// A command that is invalid and cannot be sent.
     #[error(transparent)]
     Command(#[from] InvalidCommand),
-    /// A name that no event of Discord has.
+    /// A name that is not the name of a Discord event.
     #[error(transparent)]
     EventName(#[from] UnknownEventName),
-    /// An identify limit grants no turn: a [`LimitError`](crate::limit::LimitError).
+    /// An identify limiter grants no permit: a [`LimitError`](crate::limit::LimitError).
     #[error(transparent)]
     Limit(Box<dyn std::error::Error + Send + Sync>),
-    /// A command that was not taken.
+    /// A command that was not queued.
     #[error(transparent)]
     Unsent(#[from] SendError),
-    /// Members that were asked for have not all arrived.
+    /// Not all requested members have arrived.
     #[error("members of guild {guild_id}: {failure}, after {received} chunks")]
     Members {
         /// The guild.
         guild_id: u64,
-        /// How many parts (of up to 1,000 members) arrived.
+        /// How many chunks (of up to 1,000 members each) arrived.
         received: u32,
         /// What went wrong.
         failure: MembersFailure,
     },
-    /// Another call of `run` hands the events to its handler.
+    /// Another call of `run` is delivering the events to its handler.
     #[error("a handler is running already: `Handle::stop` ends it")]
     HandlerRunning,
-    /// Discord does not accept the token (HTTP 401). Trying again gives the same answer.
+    /// Discord does not accept the token (HTTP 401). A retry gives the same answer.
     #[error(
         "Discord refused the token: copy the current one from the Bot page of the developer portal"
     )]
     Unauthorized,
-    /// Discord answered a REST request with another status than success.
+    /// Discord answered a REST request with a status other than success.
     #[error(transparent)]
     Status(Box<StatusError>),
-    /// A REST request would have to wait for longer than its call may take, because of a rate
-    /// limit. It was not sent, or Discord answered it with a 429. Try again after that time.
+    /// A rate limit would delay a REST request beyond its timeout. The request was not sent, or
+    /// Discord answered it with a 429. Retry after `retry_after`.
     #[error("{request} is rate limited{}{}", shown_wait(*retry_after), text.as_deref().map_or(String::new(), |text| format!(": {text}")))]
     RateLimited {
         /// Method and path, without secrets.
         request: String,
-        /// How long to wait, at least; zero if only the answers to earlier requests could tell.
+        /// The minimum time to wait; zero if it is unknown until earlier requests are answered.
         retry_after: Duration,
-        /// More about it: what was answered, if this machine's address is blocked.
+        /// Details, if any: Discord's answer if it blocks this machine's IP address, or how many
+        /// times in a row the request was rate limited.
         text: Option<String>,
     },
-    /// There were too many invalid REST requests (answered with 401, 403 or 429) within 10 minutes:
-    /// Discord is about to block this address. None is sent until there are fewer. Find out why
-    /// they are refused.
+    /// There were too many invalid REST requests (answered with 401, 403 or 429) within 10 minutes,
+    /// and Discord is about to block this IP address. No request is sent until there are fewer.
+    /// Find out why they are refused.
     #[error(
         "{request} was not sent: {count} requests in the last 10 minutes got a 401, 403 or 429; \
          Discord blocks this IP address at 10,000; find out why they fail, and retry in {} s",
@@ -97,20 +98,20 @@ pub enum Error {
     TooManyInvalidRequests {
         /// Method and path, without secrets.
         request: String,
-        /// How many it refused.
+        /// How many requests Discord refused.
         count: u32,
-        /// When requests are sent again.
+        /// How long until requests are sent again.
         retry_after: Duration,
     },
-    /// An interaction was answered too late, or twice.
+    /// An interaction was answered too late, or was answered already.
     #[error(
-        "the interaction, which was read {} s ago, could not be answered: the one first answer (which \
-         may be `defer`) is due within 3 s of its arrival, and more can follow for 15 minutes",
+        "the interaction, read {} s ago, could not be answered: send exactly one first answer (which \
+         may be `defer`) within 3 s of its arrival, and any others within 15 minutes",
         age.as_secs_f32()
     )]
     Interaction {
-        /// How long ago [`Interaction::from`](crate::Interaction::from) read it; it may have waited
-        /// behind other events before.
+        /// How long ago [`Interaction::from`](crate::Interaction::from) read it. Before that, it
+        /// may have waited behind other events.
         age: Duration,
         /// What Discord answered.
         source: Box<StatusError>,
@@ -125,7 +126,8 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// A request did not get through.
+    /// A REST request failed, for example because Discord could not be reached or did not answer in
+    /// time.
     #[error("{request} failed")]
     Http {
         /// Method and path.
@@ -133,21 +135,21 @@ pub enum Error {
         /// Why.
         source: Box<ureq::Error>,
     },
-    /// The proxy opens no connection.
+    /// The proxy did not open a connection.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The operating system refused something.
+    /// The operating system could not provide something, for example a thread.
     #[error("the operating system could not provide {what}")]
     Io {
-        /// What was tried.
+        /// What it could not provide.
         what: &'static str,
         /// Why it failed.
         source: io::Error,
     },
-    /// A shard stopped for good.
+    /// A shard stopped permanently.
     #[error("shard {shard} stopped: {reason}")]
     Stopped {
         /// The shard.
@@ -162,55 +164,55 @@ pub enum Error {
         last_disconnect.map_or(String::new(), |reason| format!(", last disconnected because {reason}"))
     )]
     NotReady {
-        /// How many were.
+        /// How many shards were ready.
         ready: usize,
-        /// Of how many.
+        /// How many shards there are.
         total: usize,
-        /// The first that was not.
+        /// The first shard that was not ready.
         shard: ShardId,
-        /// Where it stands; `None` if it has not been opened.
+        /// Its state; `None` if it has not been opened.
         state: Option<ShardState>,
         /// Why it last lost a connection.
         last_disconnect: Option<Disconnect>,
     },
-    /// A shard is to be opened that runs already.
+    /// The shard to open is already running.
     #[error("shard {shard} is open already: close it first, or restart it")]
     AlreadyOpen {
         /// The shard.
         shard: ShardId,
     },
-    /// A shard that does not run was to be closed or restarted.
+    /// The shard to close, suspend or restart is not running.
     #[error("shard {shard} is not open here")]
     NotOpen {
         /// The shard.
         shard: ShardId,
     },
-    /// A shard is to be opened whose guilds another one has, since their totals differ.
+    /// The shard to open has a different total than a running shard, and shares guilds with it.
     #[error("shard {shard} overlaps running shard {with}: use the same total, or reshard")]
     Overlaps {
         /// The shard.
         shard: ShardId,
-        /// The one that runs.
+        /// The running shard.
         with: ShardId,
     },
-    /// Shards are on their way; this cannot be done meanwhile.
+    /// The call conflicts with something that is in progress, for example a reshard.
     #[error("busy: {running} is in progress; wait for it, then try again")]
     Busy {
-        /// What runs.
+        /// What is in progress.
         running: &'static str,
     },
-    /// Something takes longer than the caller waits; it goes on.
+    /// An operation takes longer than the caller waits. It continues.
     #[error("not finished in {}", .waiting_for.first().map_or("time".into(), |shard| format!("time, waiting for shard {shard}")))]
     TimedOut {
-        /// The shards that it waits for.
+        /// The shards that the operation waits for.
         waiting_for: Vec<ShardId>,
     },
-    /// A session that another bot has left.
+    /// A session that belongs to another bot.
     #[error("the session of shard {shard} belongs to another bot, with the user id {bot_user_id}")]
     ForeignSession {
         /// The session's shard.
         shard: ShardId,
-        /// Its bot.
+        /// The user id of that bot.
         bot_user_id: u64,
     },
     /// Fewer IDENTIFYs are left than are needed.
@@ -224,48 +226,49 @@ pub enum Error {
         needed: usize,
         /// How many are left.
         remaining: u32,
-        /// How many there are a day.
+        /// How many there are per day.
         total: u32,
-        /// When there are more.
+        /// How long until the limit resets.
         reset_after: Duration,
     },
-    /// A session store does not work.
+    /// A session store failed.
     #[error("the session store cannot be {what}")]
     Store {
-        /// What was tried.
+        /// What could not be done: `read` or `written`.
         what: &'static str,
         /// Why it failed.
         source: StoreError,
     },
-    /// Another process has taken the sessions over, as the session store says. The shards have
-    /// stopped; their sessions go on there.
-    #[error("another process has taken the sessions over")]
+    /// The session store reports that another process has taken over the sessions. The shards have
+    /// stopped, and their sessions continue in that process.
+    #[error("another process has taken over the sessions")]
     OwnershipLost,
-    /// Redis cannot be used: it does not answer, refuses the login, lacks a right, or holds what
-    /// another version has written.
+    /// Redis cannot be used: it does not answer, refuses the login, denies a permission, or holds
+    /// data that another version has written.
     #[error("Redis cannot be used")]
     Redis(#[source] StoreError),
-    /// A reshard was given up because it took longer than
-    /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) allows; the old shards go on.
+    /// A reshard was cancelled because it took longer than
+    /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) allows. The old shards keep
+    /// running.
     #[error("the reshard took too long")]
     ReshardTimeout,
-    /// A reshard was given up because that was asked for; the old shards go on.
+    /// A reshard was cancelled at the caller's request. The old shards keep running.
     #[error("the reshard was cancelled")]
     Cancelled,
-    /// The manager is closed or gone: what was asked of it, or a REST call that would have to wait,
-    /// ends with it.
+    /// The manager is closed or dropped. Its pending operations end with this error, and so do REST
+    /// calls that would have to wait.
     #[error("the manager is closed")]
     Closed,
 }
 
-/// A command that was not taken, with the command.
+/// Returned if a command was not queued; contains the command.
 #[derive(Debug, thiserror::Error)]
 #[error("{failure}")]
 #[non_exhaustive]
 pub struct SendError {
-    /// The command, to be sent another time.
+    /// The command, so that it can be sent later.
     pub command: Command,
-    /// Why it was not taken.
+    /// Why it was not queued.
     pub failure: SendFailure,
 }
 
@@ -274,17 +277,17 @@ impl SendError {
         Self { command, failure }
     }
 
-    /// The command, to be sent another time.
+    /// Returns the command, so that it can be sent later.
     pub fn into_command(self) -> Command {
         self.command
     }
 }
 
-/// Why a command was not taken.
+/// Why a command was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendFailure {
-    /// As many commands as are allowed are queued already
+    /// The shard's queue is full
     /// ([`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)).
     #[error(
         "{waiting} commands of shard {shard} are queued already: retry later, or use `send_timeout`"
@@ -292,15 +295,15 @@ pub enum SendFailure {
     Full {
         /// The shard.
         shard: ShardId,
-        /// How many.
+        /// How many commands are queued.
         waiting: usize,
     },
-    /// As many waited for as long as the caller did.
+    /// The shard's queue stayed full for as long as the caller waited.
     #[error("{waiting} commands of shard {shard} are still queued: Discord accepts 120 a minute")]
     TimedOut {
         /// The shard.
         shard: ShardId,
-        /// How many.
+        /// How many commands are queued.
         waiting: usize,
     },
     /// The shard has stopped.
@@ -311,8 +314,8 @@ pub enum SendFailure {
         /// Why.
         reason: StopReason,
     },
-    /// No shard that has been opened here has the guild.
-    #[error("no shard that runs here has guild {guild_id}")]
+    /// No shard that is open here has the guild.
+    #[error("no shard that is open here has guild {guild_id}")]
     NoShard {
         /// The guild.
         guild_id: u64,
@@ -322,11 +325,11 @@ pub enum SendFailure {
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The caller's: mend the program or its configuration.
+    /// The caller's: fix the program or its configuration.
     Caller,
-    /// Discord's: it sent what it should not.
+    /// Discord's: it answered with a server error or with invalid data.
     Discord,
-    /// The network's or the machine's: trying again may help.
+    /// The network's or the machine's: a retry may help.
     Network,
 }
 
@@ -337,7 +340,7 @@ impl From<native_tls::Error> for Error {
 }
 
 impl Error {
-    /// Whose fault it is.
+    /// Returns whose fault the error is.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Status(error) if error.status >= 500 => ErrorKind::Discord,
@@ -366,12 +369,12 @@ impl Error {
         }
     }
 
-    /// Whether trying again gives the same answer.
+    /// Whether a retry would fail again: the error is the [caller's](ErrorKind::Caller) fault.
     pub fn is_fatal(&self) -> bool {
         self.kind() == ErrorKind::Caller
     }
 
-    /// What Discord answered, if it refused a REST request.
+    /// Returns Discord's answer, if it refused a REST request.
     pub fn status(&self) -> Option<&StatusError> {
         match self {
             Self::Status(error) | Self::Interaction { source: error, .. } => Some(error),
@@ -379,8 +382,8 @@ impl Error {
         }
     }
 
-    /// Discord's code for why it refused a REST request, for example 50007 for a user who takes no
-    /// direct messages.
+    /// Returns Discord's code for why it refused a REST request, for example 50007 for a user who
+    /// accepts no direct messages.
     ///
     /// Source: [Discord, JSON error
     /// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#json-json-error-codes).
@@ -388,7 +391,7 @@ impl Error {
         self.status()?.code
     }
 
-    /// Whether the message does not exist, for example because it was deleted meanwhile (10008).
+    /// Whether the message does not exist, for example because it was deleted (10008).
     pub fn is_unknown_message(&self) -> bool {
         self.code() == Some(10008)
     }
@@ -403,7 +406,7 @@ impl Error {
         self.code() == Some(10007)
     }
 
-    /// Whether the interaction is over, or its first answer came later than 3 s after it (10062).
+    /// Whether the interaction has expired, or its first answer came later than 3 s (10062).
     pub fn is_unknown_interaction(&self) -> bool {
         self.code() == Some(10062)
     }
@@ -413,18 +416,18 @@ impl Error {
         self.code() == Some(40060)
     }
 
-    /// Whether the bot lacks a permission (50013) or may not see what it asked for (50001).
+    /// Whether the bot lacks a permission (50013) or access to the resource (50001).
     pub fn is_missing_permissions(&self) -> bool {
         matches!(self.code(), Some(50001 | 50013))
     }
 
-    /// Whether the user takes no direct messages from the bot (50007).
+    /// Whether the user accepts no direct messages from the bot (50007).
     pub fn is_closed_to_messages(&self) -> bool {
         self.code() == Some(50007)
     }
 
-    /// The error and its causes, in one line. A cause that only repeats what stands there is left
-    /// out.
+    /// Returns the error and its causes in one line. A cause that only repeats the text before it
+    /// is omitted.
     pub fn report(&self) -> String {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
         causes.fold(self.to_string(), |report, cause| {
@@ -450,7 +453,7 @@ impl Error {
     }
 }
 
-/// For how long, if that is known.
+/// How long a rate limit lasts, for the error text; zero means that this is unknown.
 fn shown_wait(wait: Duration) -> String {
     if wait.is_zero() {
         " and its turn did not come in time".into()

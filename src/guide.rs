@@ -1,4 +1,4 @@
-//! Guides, one task each.
+//! Guides, one for each task.
 
 #[doc = include_str!("../docs/first_bot.md")]
 pub mod first_bot {}

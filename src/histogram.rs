@@ -1,4 +1,4 @@
-//! How long things took.
+//! Histograms of durations.
 #![deny(clippy::disallowed_methods)]
 
 use std::iter;
@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-/// How many of something took how long, in buckets of fixed bounds. It never forgets.
+/// Counts durations in buckets with fixed bounds, since its creation.
 ///
-/// It serialises as its count, its sum in seconds, and those of its buckets that are not empty: each
-/// an upper bound in seconds (`null` for the last) and how many lie between that and the one before.
+/// It serialises as its count, its sum in seconds, and its buckets that are not empty. Each bucket
+/// is an upper bound in seconds (`null` for the last), and the number of durations between the
+/// previous bound and this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     counts: [u64; Self::BOUNDS.len() + 1],
@@ -18,8 +19,8 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// The upper bounds of the buckets, from 10 µs to a minute. The last bucket, for what takes
-    /// longer, has none.
+    /// The upper bounds of the buckets, from 10 µs to 1 minute. The last bucket, for longer
+    /// durations, has no bound.
     pub const BOUNDS: [Duration; 14] = [
         Duration::from_micros(10),
         Duration::from_micros(50),
@@ -37,30 +38,30 @@ impl Histogram {
         Duration::from_secs(60),
     ];
 
-    /// How many there are.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// How long all of them took together.
+    /// The sum of the durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }
 
-    /// How long one took on average; `None` if there is none.
+    /// The mean of the durations; `None` if there are none.
     pub fn mean(&self) -> Option<Duration> {
         let nanos = self.sum.as_nanos().checked_div(self.count().into())?;
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
-    /// Each bucket: its upper bound, `None` for the last, and how many lie between that and the
-    /// bound before.
+    /// Returns the buckets: the upper bound of each (`None` for the last), and the number of
+    /// durations between the previous bound and this one.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> + '_ {
         let bounds = Self::BOUNDS.into_iter().map(Some).chain(iter::once(None));
         bounds.zip(self.counts)
     }
 
-    /// `weight` of them took so long each.
+    /// Adds a duration `weight` times.
     pub(crate) fn record(&mut self, duration: Duration, weight: u64) {
         let bucket = Self::BOUNDS.partition_point(|bound| *bound < duration);
         self.counts[bucket] += weight;
@@ -69,7 +70,7 @@ impl Histogram {
         self.sum = self.sum.saturating_add(sum);
     }
 
-    /// Those of another one, too.
+    /// Adds the durations of another histogram.
     pub(crate) fn add(&mut self, other: &Self) {
         for (count, others) in self.counts.iter_mut().zip(other.counts) {
             *count += others;

@@ -1,11 +1,11 @@
-//! URLs that users set, and where they lead.
+//! Parses the URLs that users set, and checks to which hosts they lead.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
 
-/// Reads a URL that has one of these schemes, a host, and no user. Its host comes back in lower
-/// case. What follows a `#` is dropped.
+/// Parses a URL with one of these schemes, a host, and no user. The host is returned in lower case.
+/// A `#` and what follows it are dropped. `None` if the URL is different.
 pub(crate) fn parse_url(given: &str, schemes: [&str; 2]) -> Option<Uri> {
     let mut parts = given.parse::<Uri>().ok()?.into_parts();
     if !schemes.contains(&parts.scheme.as_ref()?.as_str()) {
@@ -29,12 +29,12 @@ pub(crate) fn parse_url(given: &str, schemes: [&str; 2]) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Whether a text is the number of a port that can be connected to.
+/// Whether a string is a valid port number, 1 to 65535.
 pub(crate) fn is_port(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
-/// A URL's host as the resolver and TLS want it: an IPv6 address without its brackets.
+/// A URL's host in the form for the resolver and TLS: an IPv6 address has no brackets.
 pub(crate) fn host(url: &Uri) -> &str {
     let host = url.host().unwrap_or_default();
     host.trim_start_matches('[').trim_end_matches(']')
@@ -45,7 +45,7 @@ pub(crate) fn is_encrypted(url: &Uri) -> bool {
     matches!(url.scheme_str(), Some("https" | "wss"))
 }
 
-/// A URL's port: the one it names, or its scheme's.
+/// A URL's port: the one in the URL, or the default of its scheme.
 pub(crate) fn port(url: &Uri) -> u16 {
     let default = if is_encrypted(url) { 443 } else { 80 };
     url.port_u16().unwrap_or(default)
@@ -67,13 +67,13 @@ fn is_loopback(url: &Uri) -> bool {
     }
 }
 
-/// Whether a secret can be sent to a URL: encrypted, or to this machine.
+/// Whether a secret may be sent to a URL: it is encrypted, or leads to this machine.
 pub(crate) fn is_private(url: &Uri) -> bool {
     is_encrypted(url) || is_loopback(url)
 }
 
-/// Whether a host, in lower case, is a domain or one below it. The dot that may end a full name
-/// changes nothing.
+/// Whether a host, in lower case, is this domain or a subdomain. A dot at the end of the host is
+/// ignored.
 pub(crate) fn is_under(host: &str, domain: &str) -> bool {
     host.strip_suffix('.')
         .unwrap_or(host)

@@ -1,12 +1,12 @@
-//! What a bot wants to hear about.
+//! The groups of events that a bot receives.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 bitflags::bitflags! {
-    /// The groups of events that Discord sends; a bot names them when it identifies.
+    /// The groups of events that Discord sends to a bot. A bot requests them when it identifies.
     ///
-    /// The default is all that need no approval; [`Intents::PRIVILEGED`] must be switched on in the
-    /// developer portal first, else Discord closes the connection with 4014.
+    /// The default is all groups that need no approval. Those of [`Intents::PRIVILEGED`] must first
+    /// be enabled in the developer portal; otherwise Discord closes the connection with 4014.
     ///
     /// Source: [Discord, Gateway
     /// intents](https://docs.discord.com/developers/events/gateway#gateway-intents).
@@ -58,12 +58,12 @@ bitflags::bitflags! {
 }
 
 impl Intents {
-    /// Those that must be switched on in the developer portal.
+    /// The intents that must be enabled in the developer portal.
     pub const PRIVILEGED: Self = Self::GUILD_MEMBERS
         .union(Self::GUILD_PRESENCES)
         .union(Self::MESSAGE_CONTENT);
 
-    /// The intents with these bits, if each bit is one that Discord documents.
+    /// Converts bits to intents, if Discord documents each bit.
     pub fn try_from_bits(bits: u64) -> Result<Self, UnknownIntents> {
         Self::from_bits(bits).ok_or(UnknownIntents(bits & !Self::all().bits()))
     }
@@ -83,7 +83,7 @@ impl From<Intents> for twilight_model::gateway::Intents {
     }
 }
 
-/// As the number that Discord takes.
+/// Serialises as the number that Discord expects.
 impl Serialize for Intents {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.bits().serialize(serializer)
@@ -102,9 +102,9 @@ impl Default for Intents {
     }
 }
 
-/// Bits that stand for no intent; Discord would close with 4013.
+/// Bits that are not those of an intent. Discord would close the connection with 4013.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown intent bits {0:#x}: allowed are those of `Intents::all()`")]
+#[error("unknown intent bits {0:#x}; allowed: those of `Intents::all()`")]
 pub struct UnknownIntents(pub u64);
 
 #[cfg(test)]

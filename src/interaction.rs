@@ -12,19 +12,19 @@ use crate::event::Dispatch;
 use crate::protocol::EventName;
 use crate::rest::{Request, Rest, not_json};
 
-/// Codes with which Discord refuses an answer because the interaction is over or has been answered:
-/// unknown webhook, unknown interaction, already acknowledged, invalid webhook token.
+/// Codes with which Discord refuses an answer because the interaction has expired or has been
+/// answered: unknown webhook, unknown interaction, already acknowledged, invalid webhook token.
 const NOT_OPEN: [u64; 4] = [10015, 10062, 40060, 50027];
 
-/// An interaction of a user with the bot, to be answered.
+/// An interaction of a user with the bot, which the bot must answer.
 ///
-/// Discord wants one first answer within 3 s: [`reply`](Self::reply), or [`defer`](Self::defer) and
-/// the real answer later, with [`edit_original`](Self::edit_original). More messages can [follow
-/// up](Self::follow_up) for 15 minutes. What a bot does with the interaction before its first
-/// answer, and the events that wait before it, count towards the 3 s; see [the guide on
-/// answering](crate::guide::answering).
+/// Discord requires exactly one first answer within 3 s: either [`reply`](Self::reply), or
+/// [`defer`](Self::defer) and later the real answer with [`edit_original`](Self::edit_original).
+/// More messages can [follow up](Self::follow_up) for 15 minutes. The 3 s include the time that the
+/// interaction waits behind other events, and the time that the bot needs before its first answer;
+/// see [the guide on answering](crate::guide::answering).
 ///
-/// What a user chose is in the event: decode it into a type of your own.
+/// The user's input is in the event: decode it into your own type.
 ///
 /// ```no_run
 /// # fn f(handle: &threadcord::Handle, event: &threadcord::Event) -> Result<(), threadcord::Error> {
@@ -51,7 +51,8 @@ pub struct Interaction {
 }
 
 impl Interaction {
-    /// Reads an `INTERACTION_CREATE`; `None` for any other event.
+    /// Decodes an `INTERACTION_CREATE`. Returns `None` for any other event, and for one that cannot
+    /// be decoded, which is logged.
     pub fn from(dispatch: &Dispatch) -> Option<Self> {
         #[derive(Deserialize)]
         struct Data {
@@ -72,7 +73,7 @@ impl Interaction {
         }
 
         let event = dispatch.decode::<Event>().inspect_err(|error| {
-            log::error!("an interaction cannot be read: {error}");
+            log::error!("failed to decode an interaction: {error}");
         });
         let Event {
             id,
@@ -91,12 +92,12 @@ impl Interaction {
         })
     }
 
-    /// Its id.
+    /// The id of the interaction.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Its type: 2 a command, 3 a component, 4 an autocomplete, 5 a modal.
+    /// The type of the interaction: 2 is a command, 3 a component, 4 an autocomplete, 5 a modal.
     ///
     /// Source: [Discord, Interaction
     /// type](https://docs.discord.com/developers/interactions/receiving-and-responding#interaction-object-interaction-type).
@@ -109,13 +110,13 @@ impl Interaction {
         self.name.as_deref()
     }
 
-    /// Answers with a message, whose fields are those of a webhook message.
+    /// Answers with a message, which has the fields of a webhook message.
     pub fn reply(&self, rest: &Rest, message: &(impl Serialize + ?Sized)) -> Result<(), Error> {
         self.respond(rest, 4, message)
     }
 
-    /// Answers that a message will come: the user sees that the bot is thinking, for up to 15
-    /// minutes. [`edit_original`](Self::edit_original) gives the message.
+    /// Answers that a message will follow. The user sees that the bot is thinking, for up to 15
+    /// minutes. Send the message with [`edit_original`](Self::edit_original).
     pub fn defer(&self, rest: &Rest) -> Result<(), Error> {
         self.respond(rest, 5, &json!({}))
     }
@@ -139,9 +140,11 @@ impl Interaction {
         self.respond(rest, 9, modal)
     }
 
-    /// Answers in a way that has no method of its own, by its type and its data.
+    /// Answers with a callback of any type and its data, for types without a separate method.
     ///
-    /// [`Error::Interaction`] if it is over, or has been answered.
+    /// # Errors
+    /// [`Error::Interaction`] if the interaction has expired or has been answered, and the errors
+    /// of [`Request::send`](crate::rest::Request::send).
     ///
     /// Source: [Discord, Interaction callback
     /// type](https://docs.discord.com/developers/interactions/receiving-and-responding#interaction-response-object-interaction-callback-type).
@@ -156,8 +159,8 @@ impl Interaction {
             .map(drop)
     }
 
-    /// Changes the first answer, within 15 minutes; after [`defer`](Self::defer) this is the
-    /// message. Returns it.
+    /// Changes the first answer, within 15 minutes. After [`defer`](Self::defer) this sends the
+    /// message. Returns the message.
     pub fn edit_original(
         &self,
         rest: &Rest,
@@ -171,7 +174,7 @@ impl Interaction {
         self.send(rest.delete(&self.original_path())).map(drop)
     }
 
-    /// Sends another message, within 15 minutes and after the first answer. Returns it.
+    /// Sends another message, after the first answer and within 15 minutes. Returns the message.
     pub fn follow_up(
         &self,
         rest: &Rest,
@@ -181,18 +184,18 @@ impl Interaction {
         self.send(request.json(message))
     }
 
-    /// Where the first answer goes, for a [request](Rest::post) with files. It holds the
-    /// interaction's secret token, as the other paths do.
+    /// The path to send the first answer to, for a [request](Rest::post) with files. Like the other
+    /// paths, it contains the interaction's secret token.
     pub fn callback_path(&self) -> String {
         format!("/interactions/{}/{}/callback", self.id, self.token)
     }
 
-    /// Where the first answer is, for a [request](Rest::patch) with files.
+    /// The path of the first answer, for a [request](Rest::patch) with files.
     pub fn original_path(&self) -> String {
         format!("{}/messages/@original", self.follow_up_path())
     }
 
-    /// Where other messages go, for a [request](Rest::post) with files.
+    /// The path to send other messages to, for a [request](Rest::post) with files.
     pub fn follow_up_path(&self) -> String {
         format!("/webhooks/{}/{}", self.application_id, self.token)
     }
@@ -219,7 +222,7 @@ fn value_of(data: &(impl Serialize + ?Sized)) -> Result<Value, Error> {
     serde_json::to_value(data).map_err(|error| not_json(&error))
 }
 
-/// Without the token, with which anybody could answer.
+/// Omits the token, because anyone who has it can answer.
 impl fmt::Debug for Interaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Interaction")

@@ -4,38 +4,48 @@
 //!
 //! ```text
 //!   ShardManager ── opens, replaces, joins ──┐         for event in manager.events()
-//!                                            │                    ▲
-//!       your commands                        ▼                    │ crossbeam channel, bounded by credit
+//!                                            │                    ▲ crossbeam channel,
+//!       your commands                        ▼                    │ limited outstanding events
 //!            └── Shard::send ──▶ [ shard: one thread each ] ── delivery ── event
 //!                                    │              │
-//!               limit: whose turn    │              └── protocol: what to say and when (pure)
-//!               to identify (pure) ◀─┘
+//!               limit: when to       │              └── protocol: what to send and when (pure)
+//!               identify (pure)    ◀─┘
 //!                                    └── transport: mio, native-tls, tungstenite, inflate
 //! ```
 //!
-//! Whatever depends on time or on the order of inputs is a plain struct that takes `now` as an
-//! argument: the protocol of a shard (`protocol::Machine`), the schedule behind [`limit::SessionLimit`], the limits behind
-//! [`rest::Rest`], the credit behind
-//! each [`Event`], the transition behind [`ShardManager`], the merge of two sets of shards. Every
-//! thread is a short loop around one of them.
+//! All logic that depends on time or on the order of inputs is in plain structs, which take `now`
+//! as an argument and do no I/O ("pure"):
+//! - the protocol of a shard (`protocol::Machine`),
+//! - the schedule behind [`limit::SessionLimit`],
+//! - the rate limits behind [`rest::Rest`],
+//! - the limit on outstanding events behind each [`Event`],
+//! - the transition between sets of shards behind [`ShardManager`],
+//! - the merge of the events of two sets of shards.
+//!
+//! Every thread is a short loop around one of them.
 //!
 //! # Log levels
 //!
-//! Through [`log`], never with the token. The targets are the modules, so that one can be turned up
-//! or down by itself: `threadcord::shard`, `threadcord::manager`, `threadcord::protocol`,
-//! `threadcord::limit`, ... A line about a shard begins with it, and has it as the field `shard`,
-//! too; the id of its session, where one starts, goes on or is lost, is the field `session`; why a
-//! connection or a shard has ended is the field `reason`.
+//! The library logs through [`log`], and never logs the token. The targets are the modules, so that
+//! each has its own level: `threadcord::shard`, `threadcord::manager`, `threadcord::protocol`,
+//! `threadcord::limit`, ...
+//!
+//! A line about a shard begins with the shard, and has these structured fields:
+//! - `shard`: the shard.
+//! - `session`: the id of its session, where a session starts, continues or is lost.
+//! - `reason`: why a connection or a shard has ended.
+//!
+//! The levels are:
 //! - **error**: something that the user, Discord or this library did wrong: a fatal close code, a
-//!   malformed payload, an open circuit, a reshard that is given up, a panic.
-//! - **warn**: something was lost or runs short: a session, credit, IDENTIFYs, room in a shard; and
-//!   why a connection failed.
-//! - **info**: a shard is ready, has resumed, has lost its connection, has stopped; others have
-//!   taken over; a REST request is rate limited or sent again.
+//!   malformed payload, an open circuit, a failed reshard, a panic.
+//! - **warn**: something was lost or is running out: a session, the limit on outstanding events,
+//!   IDENTIFYs, room in a shard; and why a connection failed.
+//! - **info**: a shard is ready, has resumed, has lost its connection or has stopped; new shards
+//!   have taken over; a REST request is rate limited or retried.
 //! - **debug**: each step of a connection; unknown opcodes.
 //!
-//! The libraries below log too. At trace level `tungstenite` shows the payloads, but not those with
-//! the token; the HTTP client's `ureq_proto` shows whole requests, with placeholders for tokens.
+//! The libraries below log too. At trace level, `tungstenite` logs the payloads, except those with
+//! the token, and the HTTP client's `ureq_proto` logs whole requests, with placeholders for tokens.
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -72,7 +82,7 @@ mod timing;
 mod token;
 pub mod transport;
 
-/// What a bot can say over the gateway, besides [`Command`] itself.
+/// The types of the commands that a bot can send over the gateway, besides [`Command`] itself.
 pub mod command {
     #[doc(inline)]
     pub use crate::protocol::{
@@ -80,7 +90,7 @@ pub mod command {
     };
 }
 
-/// What a [`ManagerStatus`] consists of.
+/// The parts of a [`ManagerStatus`].
 pub mod status {
     #[doc(inline)]
     pub use crate::histogram::Histogram;

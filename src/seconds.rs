@@ -1,4 +1,4 @@
-//! Durations as they are serialised: in seconds.
+//! Serialises durations as seconds.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub(crate) fn serialize<S: Serializer>(
     serializer.serialize_f64(duration.as_secs_f64())
 }
 
-#[expect(clippy::ref_option, reason = "serde gives it so")]
+#[expect(clippy::ref_option, reason = "serde passes a reference")]
 pub(crate) fn serialize_option<S: Serializer>(
     duration: &Option<Duration>,
     serializer: S,

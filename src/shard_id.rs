@@ -1,14 +1,14 @@
-//! Which part of a bot's guilds a connection serves.
+//! The id of a shard, which defines the guilds that it serves.
 
 use std::fmt;
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-/// One shard: its number and how many there are in all.
+/// The id of a shard: its number, and the total number of shards.
 ///
-/// Displays as `3/16`. The number is always below the total, so a `ShardId` never needs checking
-/// again, and a total can never be passed where an id is meant.
+/// It is displayed as `3/16`. The number is always below the total, so a `ShardId` need not be
+/// checked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "(u32, u32)", into = "(u32, u32)")]
 pub struct ShardId {
@@ -17,13 +17,16 @@ pub struct ShardId {
 }
 
 impl ShardId {
-    /// The only shard of a bot that does not shard.
+    /// The only shard of a bot that does not use sharding.
     pub const ONE: Self = Self {
         number: 0,
         total: 1,
     };
 
-    /// Shard `number` (counted from 0) of `total`.
+    /// Creates the id of shard `number` (counted from 0) of `total`.
+    ///
+    /// # Errors
+    /// If `number` is not below `total`.
     pub fn new(number: u32, total: u32) -> Result<Self, InvalidShardId> {
         if number < total {
             Ok(Self { number, total })
@@ -32,7 +35,7 @@ impl ShardId {
         }
     }
 
-    /// The shard of `total` that receives the events of a guild; `None` if there are no shards.
+    /// Returns the shard of `total` that receives the events of a guild; `None` if `total` is 0.
     ///
     /// Source: [Discord, Sharding](https://docs.discord.com/developers/events/gateway#sharding):
     /// `(guild_id >> 22) % num_shards`.
@@ -41,8 +44,8 @@ impl ShardId {
         Some(Self { number, total })
     }
 
-    /// The `count` shards of `count` times the total that have the same guilds together; `None` if
-    /// `count` is below 2 or the total grows too large.
+    /// Splits the shard into `count` shards that together have the same guilds. Their total is
+    /// `count` times as large. Returns `None` if `count` is below 2 or the new total exceeds `u32`.
     ///
     /// ```
     /// # use threadcord::ShardId;
@@ -62,14 +65,16 @@ impl ShardId {
         )
     }
 
-    /// Whether some guild belongs to both. Two shards of one total never share one.
+    /// Whether a guild can belong to both shards. Two different shards with the same total never
+    /// share a guild.
     pub fn overlaps(self, other: Self) -> bool {
         let (mut divisor, mut rest) = (self.total, other.total);
         while rest > 0 {
             (divisor, rest) = (rest, divisor % rest);
         }
-        // The numbers that leave one remainder with one total and another with the other exist if
-        // the remainders agree by the greatest common divisor.
+        // By the Chinese remainder theorem, an integer has one remainder for one total and another
+        // remainder for the other total if both remainders are congruent modulo the greatest common
+        // divisor.
         self.number % divisor == other.number % divisor
     }
 
@@ -78,12 +83,13 @@ impl ShardId {
         self.number
     }
 
-    /// How many shards there are in all.
+    /// The total number of shards.
     pub fn total(self) -> u32 {
         self.total
     }
 
-    /// The key that this shard shares its identify limit with: `number % max_concurrency`.
+    /// The rate limit key: `number % max_concurrency`. Shards with the same key share an identify
+    /// limit.
     ///
     /// Source: [Discord, Sharding for very large
     /// bots](https://docs.discord.com/developers/events/gateway#max-concurrency).
@@ -115,7 +121,7 @@ impl From<ShardId> for (u32, u32) {
 #[cfg(feature = "model")]
 impl From<twilight_model::gateway::ShardId> for ShardId {
     fn from(id: twilight_model::gateway::ShardId) -> Self {
-        // Theirs is checked as ours is.
+        // Twilight also checks that the number is below the total.
         Self {
             number: id.number(),
             total: id.total(),
@@ -133,7 +139,7 @@ impl From<ShardId> for twilight_model::gateway::ShardId {
 /// A shard number that is not below its total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "shard {number} of {total} does not exist: numbers go from 0 to the total less one, and the total is at least 1"
+    "shard {number} of {total} does not exist: the number must be below the total, and the total at least 1"
 )]
 pub struct InvalidShardId {
     number: u32,

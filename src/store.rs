@@ -1,4 +1,4 @@
-//! Where sessions are kept for the next process.
+//! Stores for sessions, so that the next process can resume them.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -17,28 +17,31 @@ use crate::limit::{Ticket, Wake};
 use crate::protocol::Session;
 use crate::shard_id::ShardId;
 
-/// The version of what is written.
+/// The version of the stored format.
 const VERSION: u32 = 1;
 
-/// How old a session may be to be tried, if the user does not say.
+/// The default maximum age of a session that is resumed.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
-/// Keeps the sessions of one manager for the next process.
+/// Stores the sessions of one manager for the next process.
 ///
-/// A manager loads them once, before it starts, and saves them at once to see whether it can. Then,
-/// on a thread of its own, it saves them every few seconds and whenever a shard identifies, is
-/// ready or stops. When the manager ends, it saves all sessions after `suspend`, and none after
-/// `close`. A store that several managers share must keep their sessions apart. Sessions of other
-/// bots, duplicates, and sessions of shards that are not in the plan are logged and not used.
+/// A manager loads the sessions once, before it starts, and immediately saves them to check that
+/// the store is writable. Then a separate thread saves them every few seconds, and whenever a shard
+/// identifies, is ready or stops. When the manager ends, it saves all sessions after `suspend`, and
+/// none after `close`.
+///
+/// If several managers share a store, it must keep their sessions separate. Sessions of other bots,
+/// duplicates, and sessions of shards that are not in the plan are logged and not used.
 pub trait SessionStore: Send + Sync {
-    /// Returns what was saved last, or `Saved::default()` if there is nothing usable.
+    /// Returns what was last saved, or `Saved::default()` if there is nothing usable.
     fn load(&self) -> Result<Saved, StoreError>;
 
-    /// Replaces what was saved. It must leave either the old or the new, whenever the process dies.
+    /// Replaces what was saved. Whenever the process dies, the store must contain either the old or
+    /// the new state.
     ///
-    /// A store that several processes share, and in which another one has taken these sessions
-    /// over, fails with [`OwnershipLost`]: the manager then drops its connections, so that the
-    /// sessions go on there, and [`ShardManager::run`](crate::ShardManager::run) returns
+    /// If several processes share the store and another one has taken over these sessions, this
+    /// fails with [`OwnershipLost`]. The manager then drops its connections, so that the sessions
+    /// continue in the other process, and [`ShardManager::run`](crate::ShardManager::run) returns
     /// [`Error::OwnershipLost`].
     ///
     /// [`Error::OwnershipLost`]: crate::Error::OwnershipLost
@@ -46,55 +49,61 @@ pub trait SessionStore: Send + Sync {
 
     /// Asks whether this process still owns its sessions. A shard calls this after each reconnect,
     /// and resumes when the ticket is granted. The answer must come from a check made after this
-    /// call, not from a cache: the process may have been suspended for a long time.
-    /// Like [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request) it must not block.
+    /// call, not from a cache, because the process may have been suspended for a long time. Like
+    /// [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request), it must not block.
     ///
-    /// A ticket that is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed) says
-    /// that the sessions are lost, as [`OwnershipLost`] does; one that failed is asked for again.
-    /// Without an answer within [`Timing::confirm_timeout`](crate::Timing::confirm_timeout) (30 s)
-    /// the shard resumes anyway, since the store is probably away for every process; but not
-    /// again if that connection is lost within twice that time. The default is that nothing need be
-    /// asked.
+    /// If the ticket is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed), the
+    /// sessions are lost, as with [`OwnershipLost`]. After any other error the shard asks again.
+    ///
+    /// If there is no answer within [`Timing::confirm_timeout`](crate::Timing::confirm_timeout)
+    /// (30 s), the shard resumes anyway, because the store is probably unavailable to every
+    /// process. If that connection is lost within twice the timeout, the next RESUME must wait for
+    /// an answer.
+    ///
+    /// By default there is no ticket, and the shard resumes at once.
     fn confirm(&self, wake: Wake) -> Option<Ticket> {
         let _ = wake;
         None
     }
 
-    /// How often a manager saves the sessions, besides when a shard identifies, is ready or stops.
-    /// The default is as often as [`Timing::store_interval`](crate::Timing::store_interval) says
-    /// (5 s).
+    /// How often a manager saves the sessions, in addition to when a shard identifies, is ready or
+    /// stops. `None` (the default) means
+    /// [`Timing::store_interval`](crate::Timing::store_interval) (5 s).
     fn save_interval(&self) -> Option<Duration> {
         None
     }
 
-    /// How many shards there are in all, with those that other processes run; `None` if this
-    /// process may run what it likes, which is the default. A manager asks this with the shards of
-    /// its plan, when it starts and when a user asks for others. If the answer is another total, and
-    /// the plan names none, the manager runs its share of that many; else it fails.
+    /// Returns the total number of shards, including those of other processes. `None` (the default)
+    /// means that this process may run any shards.
+    ///
+    /// A manager calls this with the shards of its plan, when it starts and when the user requests
+    /// other shards. If the answer differs from the plan's total, the manager uses the answer,
+    /// provided that the plan sets no total; otherwise it fails.
     ///
     /// # Errors
-    /// If these shards are not this store's, or if it cannot tell; nothing is started then.
+    /// If the store is not for these shards, or if the total cannot be determined. Then no shard is
+    /// started.
     fn agree_on_shards(&self, shards: &[ShardId]) -> Result<Option<u32>, Error> {
         let _ = shards;
         Ok(None)
     }
 
-    /// The manager has ended, after its last save if there was one: another process may take the
-    /// sessions over. The default does nothing.
+    /// Called when the manager has ended, after its last save if there was one. Another process may
+    /// now take over the sessions. The default does nothing.
     fn release(&self) {}
 }
 
-/// Another process has taken the sessions over.
+/// Another process has taken over the sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("another process has taken the sessions over")]
+#[error("another process has taken over the sessions")]
 pub struct OwnershipLost;
 
-/// Keeps the sessions in memory: for a program that stores them elsewhere, or that starts another
-/// manager in the same process. Clones share what they keep.
+/// Stores the sessions in memory, for a program that stores them elsewhere, or that starts another
+/// manager in the same process. Clones share their sessions.
 ///
-/// It is for one manager at a time: drop the old one before the next one starts. A manager that
-/// starts removes the sessions of shards that are not in its plan, and one that is closed or
-/// dropped removes all.
+/// It is for one manager at a time: drop the old manager before the next one starts. A manager
+/// removes the sessions of shards that are not in its plan when it starts, and all sessions when it
+/// is closed or dropped.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -117,7 +126,7 @@ pub struct OwnershipLost;
 pub struct MemoryStore(Arc<Mutex<Saved>>);
 
 impl MemoryStore {
-    /// A store that holds these sessions, for example those that
+    /// Creates a store with these sessions, for example those that
     /// [`ShardManager::suspend`](crate::ShardManager::suspend) returned.
     pub fn new(sessions: Vec<Session>) -> Self {
         Self(Arc::new(Mutex::new(Saved {
@@ -126,7 +135,7 @@ impl MemoryStore {
         })))
     }
 
-    /// The sessions that were saved last.
+    /// Returns the sessions that were last saved.
     pub fn sessions(&self) -> Vec<Session> {
         self.0.lock().sessions.clone()
     }
@@ -144,13 +153,13 @@ impl SessionStore for MemoryStore {
     }
 }
 
-/// What one process leaves to the next.
+/// What one process stores for the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// The sessions, each at its low-water mark.
+    /// The sessions, each with the sequence up to which all events are handled.
     pub sessions: Vec<Session>,
-    /// When each rate limit key last identified, so that a process that starts again within
-    /// seconds does not identify too early.
+    /// When each rate limit key last identified, so that a process that restarts within seconds
+    /// does not identify too early.
     #[serde(default)]
     pub identified: Vec<Identified>,
 }
@@ -163,12 +172,12 @@ pub struct Identified {
     pub key: u32,
     /// How many keys there were (`max_concurrency`).
     pub keys: NonZeroU32,
-    /// When it was, in milliseconds since the Unix epoch.
+    /// The time of the IDENTIFY, in milliseconds since the Unix epoch.
     pub at: u64,
 }
 
 impl Identified {
-    /// A shard identifies now.
+    /// Creates an entry for a shard that identifies now.
     pub(crate) fn now(shard: ShardId, keys: NonZeroU32) -> Self {
         Self {
             key: shard.rate_limit_key(keys),
@@ -177,7 +186,7 @@ impl Identified {
         }
     }
 
-    /// How long ago it was; not at all where the clock was set back since.
+    /// How long ago the IDENTIFY was; zero if the clock was set back since then.
     pub(crate) fn ago(&self) -> Duration {
         since_epoch().saturating_sub(Duration::from_millis(self.at))
     }
@@ -189,11 +198,11 @@ pub(crate) fn since_epoch() -> Duration {
         .unwrap_or_default()
 }
 
-/// Sessions in a file that only its owner can read, since with a session and the token anyone can
-/// take it over.
+/// Stores the sessions in a file that only its owner can read on Unix, because anyone who has a
+/// session and the token can take over the session.
 ///
-/// A file that is damaged, of another version, or not a store at all is reported in the log and
-/// taken for none; so are sessions that are too old. Saving replaces the file in one step.
+/// A file that is damaged, has another version, or is not a store is logged and ignored. So are
+/// sessions that are too old. Saving replaces the file atomically.
 ///
 /// ```no_run
 /// use threadcord::store::FileStore;
@@ -219,8 +228,8 @@ struct Content {
 }
 
 impl FileStore {
-    /// A store in this file, which need not exist; its folder must. Beside it, a file with `.new`
-    /// at the end comes and goes.
+    /// Creates a store for this file, which need not exist; its directory must. Saving temporarily
+    /// creates a second file, whose name ends with `.new`, in the same directory.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -228,13 +237,14 @@ impl FileStore {
         }
     }
 
-    /// How old a session may be to be tried. Discord does not say how long it keeps one; one that
-    /// it has not kept costs a few seconds before the IDENTIFY. Default: 10 minutes.
+    /// Sets the maximum age of a session that is resumed. Discord does not document how long it
+    /// keeps a session. Trying to resume one that Discord has not kept costs a few seconds before
+    /// the IDENTIFY. Default: 10 minutes.
     pub fn max_age(self, max_age: Duration) -> Self {
         Self { max_age, ..self }
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -248,7 +258,7 @@ impl FileStore {
         decode(&text).map_err(ReadError::Content)
     }
 
-    /// An error that says which file it is about.
+    /// Adds the path of the file to an error.
     fn named(&self, what: &str, error: &io::Error) -> io::Error {
         let path = self.path.display();
         io::Error::new(error.kind(), format!("failed to {what} {path}: {error}"))
@@ -257,7 +267,7 @@ impl FileStore {
     fn write(&self, saved: &Saved) -> io::Result<()> {
         let mut new = self.path.clone().into_os_string();
         new.push(".new");
-        // One that a dead process left may be anybody's to read.
+        // A file that a killed process left behind may be readable by other users.
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -279,10 +289,7 @@ impl SessionStore for FileStore {
             Ok(saved) => saved,
             Err(ReadError::Io(error)) => return Err(Box::new(error)),
             Err(ReadError::Content(why)) => {
-                log::warn!(
-                    "{} holds no sessions that can be used: {why}",
-                    self.path.display()
-                );
+                log::warn!("{} contains no usable sessions: {why}", self.path.display());
                 return Ok(Saved::default());
             }
         };
@@ -302,7 +309,7 @@ impl SessionStore for FileStore {
     }
 }
 
-/// What one process leaves to the next, as a text.
+/// Encodes what one process stores for the next, as JSON.
 pub(crate) fn encode(saved: &Saved) -> serde_json::Result<String> {
     serde_json::to_string(&Content {
         threadcord: VERSION,
@@ -310,7 +317,7 @@ pub(crate) fn encode(saved: &Saved) -> serde_json::Result<String> {
     })
 }
 
-/// Reads such a text; what is wrong with it, if it cannot be used.
+/// Decodes such JSON. Returns what is wrong with it if it cannot be used.
 pub(crate) fn decode(text: &[u8]) -> Result<Saved, String> {
     let content: Content = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if content.threadcord == VERSION {
@@ -321,8 +328,8 @@ pub(crate) fn decode(text: &[u8]) -> Result<Saved, String> {
     }
 }
 
-/// Removes sessions that are older than `max_age` at `now`, in seconds since the Unix epoch, and
-/// says where they were.
+/// Removes sessions that are older than `max_age` at `now`, in seconds since the Unix epoch. If
+/// there are any, logs how many and their `place`.
 pub(crate) fn remove_old(saved: &mut Saved, now: u64, max_age: Duration, place: &dyn fmt::Display) {
     let count = saved.sessions.len();
     let is_fresh = |session: &Session| now.saturating_sub(session.saved_at) <= max_age.as_secs();

@@ -1,88 +1,91 @@
-//! Every duration that Discord prescribes or that we chose.
+//! The durations that Discord prescribes, and those that this library chooses.
 
 use std::time::Duration;
 
-/// Time-outs, pauses and rate limit windows. Each field says whether its default is prescribed by
+/// Timeouts, pauses and rate limit windows. Each field says whether its default is prescribed by
 /// Discord ("Discord's") or chosen by this library ("Ours").
 ///
-/// Shorter windows are for simulators: a configuration whose windows are shorter than Discord's is
-/// refused together with one of Discord's hosts.
+/// Shorter windows are for simulators: a configuration that connects to one of Discord's hosts is
+/// refused if its windows are shorter than Discord's.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Timing {
-    /// From the start of a connection to the end of the websocket upgrade, TCP and TLS included.
-    /// Ours: 20 s.
+    /// Timeout from the start of a connection to the end of the websocket upgrade, including TCP
+    /// and TLS. Ours: 20 s.
     pub connect_timeout: Duration,
-    /// From the upgrade to HELLO. Ours: 20 s.
+    /// Timeout from the upgrade to HELLO. Ours: 20 s.
     pub hello_timeout: Duration,
-    /// From IDENTIFY to READY, or from RESUME or the last replayed event to the next. Ours: 60 s.
+    /// Timeout from IDENTIFY to READY, and from RESUME or a replayed event to the next event. Ours:
+    /// 60 s.
     pub answer_timeout: Duration,
-    /// How long the peer may take to answer a close frame. Ours: 2 s.
+    /// Timeout for the server's answer to a close frame. Ours: 2 s.
     pub close_timeout: Duration,
-    /// Least pause after an invalid session (op 9). Discord's: 1 s.
+    /// Minimum pause after an invalid session (op 9). Discord's: 1 s.
     pub invalid_session_min: Duration,
-    /// Greatest pause after the first invalid session. Discord's: 5 s.
+    /// Maximum pause after the first invalid session. Discord's: 5 s.
     pub invalid_session_max: Duration,
-    /// Greatest pause after many IDENTIFYs in a row that led to no lasting session. Ours: 15 min.
+    /// Maximum of the growing pause after IDENTIFYs in a row whose sessions ended early. Ours:
+    /// 15 min.
     pub invalid_session_cap: Duration,
-    /// Pause before the second attempt to reconnect; it doubles with each failure. Ours: 1 s.
+    /// Pause before the second attempt to reconnect. It doubles with each failure. Ours: 1 s.
     pub backoff_base: Duration,
-    /// Greatest pause between attempts to reconnect. Ours: 60 s.
+    /// Maximum pause between attempts to reconnect. Ours: 60 s.
     pub backoff_cap: Duration,
-    /// Greatest pause after a connection that had been ready, unless Discord closed it because of
-    /// what the shard had sent: it may be resumed, and its events are waiting. Ours: 5 s.
+    /// Maximum pause after a connection that was ready, unless Discord closed it because of what
+    /// the shard had sent. The session can probably be resumed, and its events are waiting. Ours:
+    /// 5 s.
     pub backoff_cap_ready: Duration,
-    /// How long a connection must have been ready for its loss not to count as another failure.
-    /// Ours: 10 s.
+    /// How long a connection must have been ready to reset the count of failures. Ours: 10 s.
     pub stable_after: Duration,
-    /// The window in which sessions that never lasted are counted; see
+    /// The window in which sessions that ended early are counted; see
     /// [`ShardConfig::max_short_sessions`](crate::ShardConfig::max_short_sessions). Ours: 10 min.
     pub circuit_window: Duration,
     /// The window of [`SENDS_PER_WINDOW`](crate::protocol::SENDS_PER_WINDOW). Discord's: 60 s.
     pub send_window: Duration,
-    /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's: 20
-    /// s.
+    /// The window of [`PRESENCES_PER_WINDOW`](crate::protocol::PRESENCES_PER_WINDOW). Discord's:
+    /// 20 s.
     pub presence_window: Duration,
-    /// The time in which all members of a guild may be asked for once. Discord's: 30 s.
+    /// The window in which all members of a guild may be requested once. Discord's: 30 s.
     pub members_window: Duration,
-    /// One IDENTIFY of a rate limit key per this time. Discord's: 5 s.
+    /// The window in which each rate limit key may identify once. Discord's: 5 s.
     pub identify_window: Duration,
-    /// The time that [`Config::rest_rate_limit`](crate::Config::rest_rate_limit) is for. Discord's:
-    /// 1 s.
+    /// The window of [`Config::rest_rate_limit`](crate::Config::rest_rate_limit). Discord's: 1 s.
     pub rest_window: Duration,
-    /// Added to each window that Discord measures too, for what the network adds and takes away.
-    /// Ours: 100 ms.
+    /// Added to each window of the gateway that Discord measures, because the network delays some
+    /// messages more than others. Ours: 100 ms.
     pub guard: Duration,
-    /// Margin after the announced reset of the daily IDENTIFY total, for clock drift: one IDENTIFY
-    /// too many makes Discord reset the bot's token. Ours: 30 s.
+    /// Margin after the announced reset of the daily IDENTIFY total, for clock drift. It matters
+    /// because Discord resets the bot's token after one IDENTIFY too many. Ours: 30 s.
     pub reset_guard: Duration,
-    /// How long a permit to identify is valid that a [`FileLimit`](crate::limit::FileLimit), or
-    /// another limiter of several processes, has granted. Ours: 2 s.
+    /// How long a permit to identify is valid if it was granted by a
+    /// [`FileLimit`](crate::limit::FileLimit) or another limiter that several processes share.
+    /// Ours: 2 s.
     pub permit_validity: Duration,
-    /// The time after which the daily total of IDENTIFYs starts anew. Discord's: 24 h.
+    /// The time after which the daily total of IDENTIFYs resets. Discord's: 24 h.
     pub identify_reset: Duration,
-    /// How long after READY, or after the last one that arrived, the next guild may take to arrive.
-    /// Ours: 15 s.
+    /// Timeout for the arrival of the next guild, counted from READY or from the last guild that
+    /// arrived. Ours: 15 s.
     pub guilds_timeout: Duration,
-    /// How long handlers may take to finish what they have when sessions are suspended or handed
-    /// over. Ours: 5 s.
+    /// How long handlers may take to finish their events when sessions are suspended or
+    /// transferred. Ours: 5 s.
     pub handlers_timeout: Duration,
-    /// How long the old and the new shards of a reshard are both heard, and how much longer new
-    /// ones that lag are waited for. Ours: 10 s.
+    /// How long the old and the new shards of a reshard run together. New shards that lag get up to
+    /// the same time again. Ours: 10 s.
     pub reshard_overlap: Duration,
-    /// How long a reshard may take before it is given up, besides the time that the identify limit
-    /// costs its shards. Ours: 1 h.
+    /// How long a reshard may take before it is cancelled, in addition to the time that its shards
+    /// need under the identify limit. Ours: 1 h.
     pub reshard_timeout: Duration,
-    /// How much earlier one session may receive an event than another. Discord guarantees no order
-    /// between connections. Ours: 1 s.
+    /// How much earlier one session may receive an event than another session does, since Discord
+    /// guarantees no order between connections. Ours: 1 s.
     pub session_skew: Duration,
-    /// How long a session store may take to say whether a session may be resumed, before it is
-    /// resumed without its answer. Ours: 30 s.
+    /// How long to wait for the session store to confirm that a session may be resumed. After that,
+    /// it is resumed without an answer. Ours: 30 s.
     pub confirm_timeout: Duration,
-    /// How long a process owns a part of the shards after it last renewed its lease
-    /// (`redis::Part`). It renews it ten times as often. All processes need the same. Ours: 10 s.
+    /// How long a process owns a part of the shards (`redis::Part`) after it last renewed its
+    /// lease. It renews the lease ten times as often. All processes must use the same value. Ours:
+    /// 10 s.
     pub lease_ttl: Duration,
-    /// How often a session store is written. Ours: 5 s.
+    /// How often the session store is written. Ours: 5 s.
     pub store_interval: Duration,
 }
 
@@ -124,20 +127,21 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// The default with every pause and window multiplied by `factor`, for a simulator whose time
-    /// runs faster.
+    /// Creates the default with every pause and window multiplied by `factor`, for a simulator
+    /// whose time runs faster.
     ///
-    /// The time-outs (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
+    /// The timeouts (`connect_timeout`, `hello_timeout`, `answer_timeout`, `close_timeout`,
     /// `guilds_timeout`, `handlers_timeout`, `reshard_timeout`), `guard`, `permit_validity`,
-    /// `reshard_overlap`, `session_skew`, `confirm_timeout`, `lease_ttl` and `store_interval` stay as they are:
-    /// they make up for a slow machine or network, which a faster clock does not change.
+    /// `reshard_overlap`, `session_skew`, `confirm_timeout`, `lease_ttl` and `store_interval` keep
+    /// their defaults. They compensate for a slow machine or network, and a faster clock does not
+    /// change that.
     ///
     /// # Panics
     /// If `factor` is negative, not finite, or makes a duration overflow.
     pub fn scaled(factor: f64) -> Self {
         assert!(
             factor.is_finite() && factor >= 0.0,
-            "the factor of a scaled clock is {factor}"
+            "the factor is {factor}, allowed: a finite number that is not negative"
         );
         let mut timing = Self::default();
         for (duration, scales) in timing.durations_mut() {
@@ -160,7 +164,7 @@ impl Timing {
 
     /// Every duration, and whether a faster clock makes it shorter.
     fn durations_mut(&mut self) -> [(&mut Duration, bool); 29] {
-        // Without `..`, so that none is forgotten.
+        // No `..`, so that the compiler reports a new field that is missing here.
         let Self {
             connect_timeout,
             hello_timeout,
@@ -225,7 +229,7 @@ impl Timing {
         ]
     }
 
-    /// Whether a window is shorter than Discord's own, so that Discord's limits would be broken.
+    /// Whether a window is shorter than Discord's, so that a shard would exceed Discord's limits.
     pub fn breaks_discords_limits(&self) -> bool {
         let discord = Self::default();
         self.identify_window < discord.identify_window
@@ -238,8 +242,8 @@ impl Timing {
     }
 }
 
-/// A number of seconds from outside; what is negative or no number is none at all, and what is too
-/// large is as long as can be.
+/// Converts a number of seconds from outside. A negative number or NaN becomes zero, and a number
+/// that is too large becomes [`Duration::MAX`].
 pub(crate) fn from_secs(seconds: f64) -> Duration {
     if seconds > 0.0 {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)

@@ -1,4 +1,4 @@
-//! The bot's secret.
+//! The token of a bot.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,11 +12,11 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 pub struct Token(Arc<str>);
 
 impl Token {
-    /// Takes a bot token as the developer portal shows it; a leading `Bot ` and white space around
-    /// it are removed.
+    /// Creates a token from the text that the developer portal shows. A leading `Bot ` and
+    /// surrounding whitespace are removed.
     ///
-    /// Only its shape is checked (three parts with dots between them, of letters, digits and
-    /// `-_=+/`): whether it is valid, Discord says.
+    /// Only the format is checked: three parts of letters, digits and `-_=+/`, separated by dots.
+    /// Only Discord knows whether the token is valid.
     pub fn new(token: impl AsRef<str>) -> Result<Self, InvalidToken> {
         let given = token.as_ref().trim();
         let token = given.strip_prefix("Bot ").unwrap_or(given).trim_start();
@@ -37,8 +37,8 @@ impl Token {
         Ok(Self(token.into()))
     }
 
-    /// Takes any token that an HTTP header can carry, for servers that are not Discord's and have
-    /// tokens of another shape.
+    /// Creates a token from any printable ASCII text without spaces, for servers that are not
+    /// Discord's and use another format.
     ///
     /// ```
     /// use threadcord::Token;
@@ -58,14 +58,15 @@ impl Token {
         }
     }
 
-    /// The bot's user id, which the token begins with (in base 64); `None` if it is not there.
+    /// Returns the bot's user id, which is the first part of the token in base64; `None` if that
+    /// part is not an id.
     pub fn user_id(&self) -> Option<u64> {
         let first = self.0.split('.').next()?.trim_end_matches('=');
         let id = STANDARD_NO_PAD.decode(first).ok()?;
         str::from_utf8(&id).ok()?.parse().ok()
     }
 
-    /// The token itself, without `Bot `. Keep it out of logs.
+    /// Returns the token itself, without `Bot `. Do not log it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -91,33 +92,34 @@ impl fmt::Display for Token {
     }
 }
 
-/// Why a text is no bot token. It says where, never what.
+/// Why a string is not a bot token. It contains positions, but no part of the string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidToken {
-    /// Nothing was given.
+    /// The string is empty.
     #[error("the token is empty: copy it from the Bot page of the developer portal")]
     Empty,
-    /// White space, a quotation mark, a control character, or no ASCII.
+    /// A character that no token contains: whitespace, a quotation mark, a control character, or
+    /// one that is not ASCII.
     #[error(
-        "the token has a character that no token has, at byte {at}: give it alone, without quotes or a prefix such as `Bearer`"
+        "the token has an invalid character at byte {at}: pass only the token, without quotes or a prefix such as `Bearer`"
     )]
     Character {
         /// Byte offset of the character.
         at: usize,
     },
-    /// Not three parts with dots between them; often an application id, a public key or a client
-    /// secret.
+    /// The string does not have three parts separated by dots. It is often an application id, a
+    /// public key or a client secret.
     #[error(
-        "the token has {parts} parts separated by dots where a bot token has 3: is it a client secret or a public key?"
+        "the token has {parts} parts separated by dots, but a bot token has 3: is it a client secret or a public key?"
     )]
     Parts {
         /// How many parts were found.
         parts: usize,
     },
-    /// Two dots follow each other, or the token begins or ends with one.
+    /// Two dots are next to each other, or the token begins or ends with a dot.
     #[error("part {part} of the token is empty: copy all of it from the developer portal")]
     EmptyPart {
-        /// Which of the three parts.
+        /// Which of the three parts is empty, from 1 to 3.
         part: usize,
     },
 }

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use threadcord::sim::{Fault, Gateway};
 use threadcord::{Error, Event, EventKind, Handle, Plan, ShardId, ShardManager, StopReason};
 
-/// No rule was broken but the one that makes for splits.
+/// Checks that no rule was broken except the one that causes splits.
 fn assert_lawful(gateway: &Gateway) {
     let mut violations = gateway.observed().violations;
     violations.retain(|violation| !violation.rule.starts_with("4011"));
     assert!(violations.is_empty(), "{violations:#?}");
 }
 
-/// Every guild belongs to one shard, and one session hears of it.
+/// Checks that every guild belongs to one shard, and that one session receives its events.
 fn covered_once(gateway: &Gateway, shard_of: impl Fn(u64) -> Option<ShardId>, totals: &[u32]) {
     for guild in gateway.guild_ids() {
         let home = shard_of(guild).expect("a shard for each guild");
@@ -74,11 +74,12 @@ fn two_become_four_and_eight_while_a_slow_handler_is_busy() {
                 .or_default() += 1;
         }
     };
+
     std::thread::scope(|scope| {
         scope.spawn(|| manager.run(2, handler).unwrap());
         gateway.set_activity(1000.0);
         for total in [4, 8] {
-            // Each shard gets too full for its next session.
+            // Each shard becomes too large for its next session.
             gateway.add_guilds(8 * total - u32::try_from(gateway.guild_ids().len()).unwrap());
             for number in 0..total / 2 {
                 gateway.inject(
@@ -131,6 +132,7 @@ fn one_of_two_is_split_at_the_start_and_again() {
         .max_concurrency(4)
         .start()
         .unwrap();
+
     // Shard 1 is in another process.
     let manager =
         ShardManager::start(config(&gateway).plan(Plan::range(0..1, 2)).auto_split(2)).unwrap();
@@ -146,12 +148,14 @@ fn one_of_two_is_split_at_the_start_and_again() {
     manager.wait_ready(PATIENCE).unwrap();
     assert_eq!(gateway.observed().live.len(), 2);
     let here = |guild: &u64| (guild >> 22).is_multiple_of(2);
+
     for guild in gateway.guild_ids() {
         assert_eq!(
             manager.handle().shard_by_guild(guild).is_some(),
             here(&guild)
         );
     }
+
     manager.close();
     assert_lawful(&gateway);
 }
@@ -173,6 +177,7 @@ fn three_at_a_time_and_one_shard_alone() {
         |guild| Some(manager.handle().shard_by_guild(guild)?.id()),
         &[3],
     );
+
     // Half of it grows: its guilds are those of other totals then.
     gateway.add_guilds(3);
     gateway.inject(shard(2, 3), Fault::InvalidSession { resumable: false });
@@ -185,7 +190,8 @@ fn three_at_a_time_and_one_shard_alone() {
         |guild| Some(manager.handle().shard_by_guild(guild)?.id()),
         &[3, 9],
     );
-    // A reshard makes it one set again.
+
+    // A reshard makes all shards one set again.
     let mut events = manager.events();
     manager.handle().reshard(&Plan::Total(6)).unwrap();
     assert!(events.any(|event| event.name() == "Resharded"));
@@ -201,7 +207,7 @@ fn three_at_a_time_and_one_shard_alone() {
 }
 
 #[test]
-fn without_being_asked_for_it_stops_instead() {
+fn without_auto_split_a_full_shard_stops() {
     let gateway = gateway().guilds(10).guilds_per_shard(9).start().unwrap();
     let manager = ShardManager::start(config(&gateway)).unwrap();
     match manager.run(1, |_, _| {}) {

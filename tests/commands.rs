@@ -1,5 +1,5 @@
-//! Commands: checked when they are built, bounded while they wait, and never over a limit on the
-//! wire.
+//! Commands: checked when they are built, bounded while they are queued, and never sent faster than
+//! a limit allows.
 
 mod common;
 
@@ -27,7 +27,7 @@ fn name(presence: &serde_json::Value) -> &str {
 }
 
 #[test]
-fn every_typed_command_is_taken() {
+fn every_typed_command_is_accepted() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let (shard, guild) = (manager.handle().shard(ONE).unwrap(), gateway.guild_ids()[0]);
@@ -51,9 +51,11 @@ fn every_typed_command_is_taken() {
         Command::soundboard_sounds(&[guild]),
         Command::channel_info(guild, &[ChannelField::Status, ChannelField::VoiceStartTime]),
     ];
+
     for command in commands {
         shard.send(command.unwrap()).unwrap();
     }
+
     let events = manager.events();
     for answer in [
         "VOICE_STATE_UPDATE",
@@ -63,6 +65,7 @@ fn every_typed_command_is_taken() {
     ] {
         next(&events, |event| event.name() == answer);
     }
+
     gateway.expect("the presence", PATIENCE, |seen| {
         seen.commands(ONE, 3)
             .any(|(_, data)| *data == json!(presence))
@@ -150,7 +153,7 @@ fn the_queue_is_bounded_and_gives_commands_back() {
 }
 
 #[test]
-fn of_many_presences_the_newest_arrives_within_the_limit() {
+fn the_latest_presence_is_sent_within_the_limit() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     let shard = manager.handle().shard(ONE).unwrap();
@@ -159,6 +162,7 @@ fn of_many_presences_the_newest_arrives_within_the_limit() {
             .send(Command::presence(&playing(n.to_string())).unwrap())
             .unwrap();
     }
+
     gateway.expect("the last one", PATIENCE, |seen| {
         seen.commands(ONE, 3).any(|(_, data)| name(data) == "1000")
     });
@@ -180,6 +184,7 @@ fn the_last_presence_is_in_the_next_identify() {
             .nth(at)
             .map(|(_, data)| name(&data["presence"]).to_owned())
     };
+
     assert_eq!(in_identify(0).unwrap(), "first");
     shard
         .send(Command::presence(&playing("second")).unwrap())
@@ -191,7 +196,8 @@ fn the_last_presence_is_in_the_next_identify() {
     eventually("it identifies again", || in_identify(1).is_some());
     assert_eq!(in_identify(1).unwrap(), "second");
     manager.wait_ready(PATIENCE).unwrap();
-    // A shard that is closed and opened again has it, too.
+
+    // A shard that is closed and opened again has the presence, too.
     manager
         .handle()
         .close_shard(ONE)
@@ -208,7 +214,7 @@ fn the_last_presence_is_in_the_next_identify() {
 }
 
 #[test]
-fn a_presence_for_all_reaches_those_that_open_later() {
+fn a_broadcast_presence_reaches_shards_that_open_later() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(8)
@@ -236,8 +242,9 @@ fn a_presence_for_all_reaches_those_that_open_later() {
             .map(|(_, data)| name(&data["presence"]).to_owned())
             .unwrap()
     };
+
     assert_eq!(seen(shard(1, 2)), "for all");
-    // One that a shard was given goes with its guilds.
+    // The presence of a single shard follows that shard's guilds.
     manager
         .handle()
         .shard(shard(1, 2))
@@ -265,7 +272,7 @@ fn a_presence_for_all_reaches_those_that_open_later() {
 }
 
 #[test]
-fn a_presence_for_all_reaches_those_that_resume_later() {
+fn a_broadcast_presence_reaches_shards_that_resume_later() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(2)
@@ -287,6 +294,7 @@ fn a_presence_for_all_reaches_those_that_resume_later() {
         .unwrap()
         .wait(PATIENCE)
         .unwrap();
+
     for id in [shard(0, 2), shard(1, 2)] {
         gateway.expect("it is sent", PATIENCE, |seen| {
             seen.commands(id, 3)
@@ -306,6 +314,7 @@ fn commands_find_the_shard_of_a_guild() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway));
+
     for guild in gateway.guild_ids() {
         manager
             .handle()
@@ -317,6 +326,7 @@ fn commands_find_the_shard_of_a_guild() {
                 .any(|(_, data)| data["guild_ids"] == json!([guild.to_string()]))
         });
     }
+
     let handle = manager.handle().clone();
     manager
         .handle()
@@ -348,7 +358,7 @@ fn commands_find_the_shard_of_a_guild() {
 
 #[test]
 fn heartbeats_identifies_and_resumes_pass_a_full_queue() {
-    // A window of 60 s has 600 ms here, and the interval is a fourth of it.
+    // A window of 60 s takes 600 ms here, and the heartbeat interval is a fourth of that.
     let gateway = threadcord::sim::Gateway::builder()
         .time_scale(SCALE)
         .heartbeat_interval(Duration::from_secs(15))
@@ -371,6 +381,7 @@ fn heartbeats_identifies_and_resumes_pass_a_full_queue() {
             sent
         })
     };
+
     let beats = |seen: &threadcord::sim::Observed| {
         seen.count(|action| matches!(action, Action::Heartbeat(_)))
     };
@@ -399,7 +410,8 @@ fn a_command_reaches_an_idle_shard_without_waiting_for_a_tick() {
     next(&events, |event| {
         matches!(event.kind(), EventKind::GuildsReady { .. })
     });
-    // How fast it is, a bench measures; here a heartbeat would be 5 s away.
+
+    // A bench measures the latency. Here the next heartbeat would be 5 s away.
     for n in 1..=20 {
         let asked = Instant::now();
         shard.send(sounds(n)).unwrap();

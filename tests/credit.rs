@@ -1,4 +1,4 @@
-//! A handler that is stuck stalls its own shards alone, delays no heartbeat, and loses nothing.
+//! A stuck handler stalls only its own shards, delays no heartbeat, and loses no event.
 
 mod common;
 
@@ -11,7 +11,7 @@ use threadcord::sim::{Action, Gateway};
 use threadcord::{EventKind, ShardId};
 
 #[test]
-fn a_stuck_handler_stalls_its_shard_alone() {
+fn a_stuck_handler_stalls_only_its_shard() {
     let gateway = Gateway::builder()
         .time_scale(common::SCALE)
         .heartbeat_interval(std::time::Duration::from_secs(5))
@@ -30,10 +30,12 @@ fn a_stuck_handler_stalls_its_shard_alone() {
             .find(|id| ShardId::for_guild(*id, 2) == Some(shard))
             .unwrap()
     };
+
     let channel_of = |shard| gateway.channel_of(guild_of(shard)).unwrap();
     for n in 0..100 {
         gateway.chat(channel_of(stuck), &n.to_string()).unwrap();
     }
+
     // The events of one shard are held, as by a handler that does not return.
     let mut held = Vec::new();
     let mut stalled = false;
@@ -44,13 +46,15 @@ fn a_stuck_handler_stalls_its_shard_alone() {
             held.push(event);
         }
     }
+
     assert_eq!(status_of(&manager, stuck).outstanding_events, 20);
     // The other shard goes on.
     gateway.chat(channel_of(shard(1, 2)), "on we go").unwrap();
     next(&events, |event| {
         event.name() == "MESSAGE_CREATE" && event.shard() == shard(1, 2)
     });
-    // The stuck one goes on beating, and is not taken for dead.
+
+    // The stuck shard continues to send heartbeats, and is not considered dead.
     let beats = || {
         let records = gateway.observed().records;
         records
@@ -58,11 +62,13 @@ fn a_stuck_handler_stalls_its_shard_alone() {
             .filter(|r| r.shard == Some(stuck) && matches!(r.action, Action::Heartbeat(_)))
             .count()
     };
+
     let before = beats();
     eventually("it beats", || beats() >= before + 10);
     assert_eq!(counters_of(&manager, stuck).connects, 1);
     assert_eq!(status_of(&manager, stuck).last_disconnect, None);
     assert_eq!(status_of(&manager, stuck).outstanding_events, 20);
+
     // When the handler returns, everything follows, in order.
     let mut numbers: Vec<String> = Vec::new();
     let mut take = |event: &threadcord::Event| {
@@ -79,9 +85,11 @@ fn a_stuck_handler_stalls_its_shard_alone() {
         }
         numbers.len()
     };
+
     for event in held {
         take(&event);
     }
+
     while take(&next(&events, |event| event.shard() == stuck)) < 100 {}
     assert!(numbers.into_iter().eq((0..100).map(|n| n.to_string())));
     gateway.assert_lawful();
@@ -93,9 +101,11 @@ fn bytes_stall_too_and_a_release_counts_as_handled() {
     let manager = ready(config(&gateway).max_outstanding_bytes(10_000));
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+
     for _ in 0..10 {
         gateway.chat(channel, &"x".repeat(3000)).unwrap();
     }
+
     let mut kept = Vec::new();
     loop {
         let event = events.recv_timeout(PATIENCE).unwrap();
@@ -105,17 +115,21 @@ fn bytes_stall_too_and_a_release_counts_as_handled() {
         }
         kept.push(event);
     }
+
     for event in &mut kept {
         event.release();
     }
+
     let mut messages = kept
         .iter()
         .filter(|event| event.name() == "MESSAGE_CREATE")
         .count();
+
     while messages < 10 {
         next(&events, |event| event.name() == "MESSAGE_CREATE");
         messages += 1;
     }
+
     drop(kept);
     eventually("nothing is owed", || {
         owes_nothing(&manager.handle().shard(ShardId::ONE).unwrap())
@@ -128,9 +142,11 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
     let manager = ready(config(&gateway).max_outstanding_events(10));
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+
     for n in 0..50 {
         gateway.chat(channel, &n.to_string()).unwrap();
     }
+
     let mut held = Vec::new();
     while !matches!(
         held.last().map(threadcord::Event::kind),
@@ -138,9 +154,11 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
     ) {
         held.push(events.recv_timeout(PATIENCE).unwrap());
     }
+
     gateway.inject(ShardId::ONE, Fault::Cut);
     let closed = |record: &threadcord::sim::Record| matches!(record.action, Action::Closed(_));
     assert!(gateway.wait_for(PATIENCE, |seen| seen.records.iter().any(closed)));
+
     let mut numbers = Vec::new();
     for event in held.into_iter().chain(events) {
         if let Some(dispatch) = event
@@ -158,6 +176,7 @@ fn a_stalled_shard_that_is_cut_resumes_and_loses_nothing() {
             break;
         }
     }
+
     assert!(numbers.into_iter().eq((0..50).map(|n| n.to_string())));
     gateway.assert_lawful();
 }

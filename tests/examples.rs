@@ -1,5 +1,5 @@
-//! Every example that runs until it is stopped does what it is for, as a process of its own,
-//! against a simulated gateway.
+//! Every example that runs until it is stopped works as described, in a separate process, against a
+//! simulated gateway.
 
 mod common;
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use threadcord::sim::{Action, Answer, Builder, Fault, Gateway, Interaction, Target};
 use threadcord::{Intents, ShardId};
 
-/// A gateway whose time is not scaled, for examples know nothing of that.
+/// A gateway whose time is not scaled, because examples do not support scaling.
 fn gateway() -> Builder {
     Gateway::builder().guilds(2)
 }
@@ -60,7 +60,7 @@ impl Example {
         Self { child, lines }
     }
 
-    /// The next line that it says.
+    /// The next line that the example prints.
     fn line(&mut self) -> String {
         let mut line = String::new();
         assert!(
@@ -79,7 +79,7 @@ impl Example {
         assert!(status.unwrap().success(), "{status:?}");
     }
 
-    /// Reads what it says until a line has this in it.
+    /// Reads the output until a line contains this text.
     fn says(&mut self, text: &str) {
         while !self.line().contains(text) {}
     }
@@ -87,7 +87,7 @@ impl Example {
 
 impl Drop for Example {
     fn drop(&mut self) {
-        // Most of them run until somebody stops them.
+        // Most examples run until they are stopped.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -131,6 +131,7 @@ fn moderation_deletes_warns_and_removes() {
     let gateway = gateway().start().unwrap();
     let mut example = Example::start("moderation", &gateway, &["badword"]);
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+
     let mut author = String::new();
     for _ in 0..2 {
         gateway.chat(channel, "what a badword").unwrap();
@@ -145,6 +146,7 @@ fn moderation_deletes_warns_and_removes() {
         assert_eq!(warning.json["content"], "please mind your language");
         example.says("warned");
     }
+
     gateway.chat(channel, "another badword").unwrap();
     let removed = gateway.expect_request("DELETE", "/guilds/{}/members/{}", PATIENCE);
     assert_eq!(removed.parameters[1], author);
@@ -262,7 +264,7 @@ fn typed_prints_what_is_said() {
 }
 
 #[test]
-fn embedded_draws_on() {
+fn embedded_never_stops_drawing() {
     let gateway = gateway().start().unwrap();
     let mut example = Example::start("embedded", &gateway, &[]);
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
@@ -279,6 +281,7 @@ fn ndjson_is_one_event_a_line() {
     let mut example = Example::start("ndjson", &gateway, &[]);
     let spread = "{\"op\":0,\"s\":100,\"t\":\"SPREAD_OUT\",\"d\":{\n\"a\":\r\n\"b\\nc\"}}";
     gateway.send_raw(ShardId::ONE, spread);
+
     let mut names = Vec::new();
     while names.last().is_none_or(|name| name != "SPREAD_OUT") {
         let event: Value = serde_json::from_str(&example.line()).unwrap();
@@ -291,10 +294,12 @@ fn ndjson_is_one_event_a_line() {
             );
         }
     }
+
     assert_eq!(
         names,
         ["READY", "GUILD_CREATE", "GUILD_CREATE", "SPREAD_OUT"]
     );
+
     // A reader that goes away, as `head` does, is no error. A program that another test starts at
     // this moment may still hold the pipe, so one event need not meet its end.
     drop(example.lines.take());
@@ -308,7 +313,7 @@ fn ndjson_is_one_event_a_line() {
     example.ends_well();
 }
 
-/// What an example prints until it ends, and with which code.
+/// The output of an example until it ends, and its exit code.
 fn printed(mut command: Command) -> (String, i32) {
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -383,7 +388,7 @@ fn answer(address: &str, request: &[u8]) -> String {
 }
 
 #[test]
-fn status_page_answers_whatever_comes() {
+fn status_page_answers_every_request() {
     let gateway = gateway().guilds(2).shards(2).start().unwrap();
     let mut command = Example::command("status_page", &gateway, &[]);
     command.env("STATUS_ADDRESS", "127.0.0.1:0");
@@ -465,7 +470,7 @@ fn verified(answer: Answer) -> String {
 }
 
 #[test]
-fn verify_tells_the_variants_of_a_gateway_apart() {
+fn verify_distinguishes_the_variants_of_a_gateway() {
     let variants = [
         (
             Answer::Nothing,
@@ -490,8 +495,8 @@ fn verify_tells_the_variants_of_a_gateway_apart() {
 
 #[cfg(feature = "redis")]
 #[test]
-fn fleet_goes_on_with_the_sessions_of_a_process_that_is_killed() {
-    let name = "fleet_goes_on_with_the_sessions_of_a_process_that_is_killed";
+fn fleet_resumes_the_sessions_of_a_killed_process() {
+    let name = "fleet_resumes_the_sessions_of_a_killed_process";
     let Some(server) = common::redis::RedisServer::start(name, &[]) else {
         return;
     };
@@ -501,10 +506,12 @@ fn fleet_goes_on_with_the_sessions_of_a_process_that_is_killed() {
         command.env("REDIS_URL", server.url());
         Example::run(command)
     };
+
     let mut first = start();
     first.says("0/1 identified");
     let mut second = start();
     second.says("waits for part 0 of 1");
+
     // A process that is killed before its first save leaves nothing to resume.
     let mut admin = server.admin();
     eventually("the session is stored", || {

@@ -1,5 +1,4 @@
-//! Each fault that the simulator has, one by one: what the client makes of it, and that nothing is
-//! lost.
+//! Each fault of the simulator, one by one: how the client reacts, and that no event is lost.
 
 mod common;
 
@@ -60,8 +59,8 @@ fn struck(gateway: &Gateway, fault: &Fault) -> bool {
         .any(|strike| strike.fault == *fault)
 }
 
-/// Lets somebody write before, while and after something happens to a ready shard, and checks that
-/// every event is accounted for. Returns the shard's counters at the end.
+/// Sends events before, during and after a fault of a ready shard, and checks that every event is
+/// accounted for. Returns the shard's counters at the end.
 fn through(
     gateway: &Gateway,
     manager: &ShardManager,
@@ -77,6 +76,7 @@ fn through(
             gateway.chat(channel, "the same again").unwrap();
         }
     };
+
     chat(10);
     happens(gateway);
     chat(10);
@@ -102,7 +102,7 @@ fn through(
 }
 
 #[test]
-fn a_bad_line_loses_nothing() {
+fn a_bad_connection_loses_nothing() {
     for word in ["delay=5ms+20ms", "drip=100000", "heartbeat-request"] {
         let gateway = gateway(true);
         let manager = ready(bot(&gateway, Compression::ZstdStream));
@@ -117,7 +117,7 @@ fn a_bad_line_loses_nothing() {
 }
 
 #[test]
-fn what_comes_again_is_delivered_once() {
+fn repeated_events_are_delivered_once() {
     for word in ["repeat", "out-of-order"] {
         let gateway = gateway(false);
         let manager = ready(bot(&gateway, Compression::None));
@@ -129,6 +129,7 @@ fn what_comes_again_is_delivered_once() {
         );
         assert_eq!((counters.connects, counters.resumes), (1, 0), "{word}");
     }
+
     let gateway = gateway(false);
     let manager = ready(bot(&gateway, Compression::None));
     let happens = |gateway: &Gateway| {
@@ -168,7 +169,7 @@ fn a_connection_that_breaks_is_resumed() {
 }
 
 #[test]
-fn a_peer_that_breaks_the_protocol_is_left_and_resumed() {
+fn a_protocol_error_closes_the_connection_and_resumes() {
     // Each with every compression.
     for word in ["garbage", "corrupt", "bomb=131072", "oversized"] {
         is_resumed_from(&[word; 4], || gateway(false));
@@ -234,7 +235,7 @@ fn handshake(word: &str, tls: bool, is_over: fn(&ShardCounters) -> bool) -> Shar
 }
 
 #[test]
-fn a_handshake_that_fails_is_tried_again() {
+fn a_failed_handshake_is_retried() {
     for word in [
         "upgrade=refused",
         "upgrade=503",
@@ -258,7 +259,7 @@ fn a_handshake_that_fails_is_tried_again() {
 }
 
 #[test]
-fn tls_that_fails_is_tried_again() {
+fn failed_tls_is_retried() {
     for word in ["tls=expired", "tls=wrong-name", "tls=untrusted", "tls=hang"] {
         let counters = handshake(word, true, |counters| counters.resumes == 1);
         assert_eq!(
@@ -307,7 +308,7 @@ fn a_start_that_fails_is_no_start() {
 }
 
 #[test]
-fn a_resume_url_that_leads_nowhere_gives_way() {
+fn an_unreachable_resume_url_falls_back_to_the_main_url() {
     for (tls, word) in [
         (false, "resume-url=dead"),
         (true, "resume-url=dead"),
@@ -326,11 +327,12 @@ fn a_resume_url_that_leads_nowhere_gives_way() {
 }
 
 #[test]
-fn rest_that_fails_is_an_error_or_tried_again() {
+fn a_failed_rest_request_is_an_error_or_retried() {
     let gateway = gateway(false);
     let manager = ready(bot(&gateway, Compression::ZstdStream));
     let handle = manager.handle();
     let get = || handle.rest().call("GET", "/users/@me", None);
+
     for (word, is_tried_again) in [
         ("rest=401", false),
         ("rest=html", true),
@@ -366,7 +368,7 @@ fn faults_come_by_schedule_and_by_chance() {
 }
 
 #[test]
-fn a_gateway_tells_what_is_wrong_with_its_settings() {
+fn a_gateway_reports_invalid_settings() {
     use threadcord::sim::StartError;
     let taken = Gateway::builder().start().unwrap();
     let port: u16 = taken.url().rsplit(':').next().unwrap().parse().unwrap();
@@ -375,6 +377,7 @@ fn a_gateway_tells_what_is_wrong_with_its_settings() {
         matches!(error, StartError::PortInUse(given) if given == port),
         "{error}"
     );
+
     for (builder, wanted) in [
         (Gateway::builder().shards(0), "`shards` is 0; allowed: 1 to"),
         (

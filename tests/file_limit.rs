@@ -1,4 +1,4 @@
-//! The identify limit that processes of one machine share, between real processes.
+//! The identify limit that the processes of one machine share through a file, with real processes.
 
 mod common;
 
@@ -20,7 +20,7 @@ use threadcord::{Config, Intents, Plan, ShardManager, Timing, Token};
 
 const PROCESSES: u32 = 50;
 
-/// What a key's window is, and by how much the limit makes it longer.
+/// The window of a key, and the guard by which the limit extends it.
 const WINDOW: Duration = Duration::from_millis(100);
 const GUARD: Duration = Duration::from_millis(50);
 
@@ -45,8 +45,8 @@ fn two_objects_on_one_file_keep_the_contract() {
     contract::windows_are_kept(&b, shard(0, 2), shard(1, 2), WINDOW);
     contract::leaving_frees_the_slot(&a, shard(0, 2), shard(1, 2));
 
-    // A process that is killed before it identifies costs the time that it had, and one window.
-    // Once it has been given back, the key is free.
+    // A process that is killed before it identifies delays the key by its permit's validity and one
+    // window. A permit that is given back frees the key at once.
     drop(a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap());
     let start = Instant::now();
     let held = a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap();
@@ -83,6 +83,7 @@ fn a_file_that_cannot_be_used_refuses_the_shard() {
         };
         cause.to_string()
     };
+
     fs::write(&path, r#"{"threadcord":9}"#).unwrap();
     let limit = FileLimit::new(&path);
     limit.update(Limits::default(), Instant::now());
@@ -90,13 +91,15 @@ fn a_file_that_cannot_be_used_refuses_the_shard() {
     assert!(refusal.contains("version 9"), "it is kept: {refusal}");
     fs::write(&path, "{}").unwrap();
     assert!(refused(path.clone()).contains("identify.json"));
-    // What Discord says mends it.
+
+    // New limits from Discord fix the file.
     let limit = FileLimit::with_timing(&path, &timing());
     let said = Limits {
         remaining: 7,
         reset_after: Duration::from_secs(3600),
         ..Limits::default()
     };
+
     let mended = Instant::now();
     limit.update(said, mended);
     assert_eq!(limit.status().unwrap().remaining, 7);
@@ -115,7 +118,7 @@ fn a_file_that_cannot_be_used_refuses_the_shard() {
     assert!(refused(folder.path().join("missing/identify.json")).contains("missing"));
 }
 
-/// Sends word when it is used and when it is dropped.
+/// Reports when it is used and when it is dropped.
 struct Told(Sender<&'static str>);
 
 impl Guard for Told {
@@ -130,8 +133,8 @@ impl Drop for Told {
     }
 }
 
-/// A limiter that fails for shard 7 and panics for shard 8, what its guards tell, and for whom it
-/// was asked.
+/// A limiter that fails for shard 7 and panics for shard 8, the reports of its guards, and the
+/// shards that have requested a permit.
 fn telling() -> (Blocking, Receiver<&'static str>, Receiver<u32>) {
     let (told, tells) = crossbeam_channel::unbounded();
     let (calls, asked) = crossbeam_channel::unbounded();
@@ -147,7 +150,7 @@ fn telling() -> (Blocking, Receiver<&'static str>, Receiver<u32>) {
 }
 
 #[test]
-fn a_function_that_blocks_is_a_limiter() {
+fn a_blocking_function_works_as_a_limiter() {
     let (limiter, _tells, _asked) = telling();
     contract::grants_once(&limiter);
     contract::leaving_frees_the_slot(&limiter, shard(0, 9), shard(1, 9));
@@ -167,7 +170,7 @@ fn a_function_that_blocks_is_a_limiter() {
         .request(shard(2, 9), Box::new(|| {}))
         .wait(None)
         .unwrap();
-    // One that leaves is not asked for.
+    // No permit is requested for a shard that has stopped waiting.
     drop(limiter.request(shard(3, 9), Box::new(|| {})));
     permit.used();
     drop(
@@ -187,7 +190,7 @@ fn a_function_that_blocks_is_a_limiter() {
     drop(limiter);
 }
 
-/// A permit whose time is over before the shard has it, as for a process that was stopped meanwhile.
+/// A permit that has expired before the shard gets it, as in a process that was stopped meanwhile.
 struct TooLate(bool);
 
 impl Guard for TooLate {
@@ -212,7 +215,7 @@ fn a_permit_that_has_expired_is_not_used() {
     assert_eq!((counters.connects, counters.identifies), (1, 1));
 }
 
-/// Runs one shard, and stays.
+/// Runs one shard until it is killed.
 fn process(gateway: &Gateway, path: &Path, number: u32) -> Process {
     let variables = [
         ("DISCORD_TOKEN", gateway.token()),
@@ -233,7 +236,7 @@ fn fifty_processes_start_at_once_and_one_is_killed() {
         .map(|number| process(&gateway, &path, number))
         .collect();
 
-    // One that waits for its turn.
+    // A process that waits for its turn.
     gateway.expect("some are ready", PATIENCE, |seen| seen.live.len() >= 10);
     let live = gateway.observed().live;
     let is_waiting = |number: &u32| !live.contains_key(&shard(*number, PROCESSES));
@@ -261,7 +264,8 @@ fn as_one_of_many() {
     let variable = |name: &str| env::var(name).unwrap();
     let number = variable("SHARD").parse().unwrap();
     let mut timing = Timing::scaled(SCALE);
-    // While fifty processes start, the gateway may read what came before by so much later.
+
+    // While fifty processes start, the gateway may read an IDENTIFY this much after its arrival.
     timing.guard = Duration::from_millis(250);
     let plan = Plan::Ids {
         ids: vec![number],
@@ -280,6 +284,7 @@ fn as_one_of_many() {
     .retry_start_for(PATIENCE)
     .plan(plan);
     let _manager = ShardManager::start(config).unwrap();
+
     loop {
         thread::park();
     }

@@ -1,5 +1,5 @@
-//! What a filter drops costs no credit and counts as handled; what the library needs it sees all
-//! the same.
+//! Events that a filter drops do not count as outstanding, and count as handled. The library still
+//! sees the events that it needs.
 
 mod common;
 
@@ -14,7 +14,7 @@ use threadcord::{EventFilter, Intents, MemberQuery, ShardId, ShardManager};
 const ONE: ShardId = ShardId::ONE;
 
 #[test]
-fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
+fn only_wanted_events_are_delivered_and_the_library_sees_all() {
     for compression in COMPRESSIONS {
         let gateway = gateway().guilds(3).activity(500.0).start().unwrap();
         let filter = EventFilter::only(["TYPING_START"]).unwrap();
@@ -59,7 +59,7 @@ fn only_what_is_wanted_comes_and_the_library_sees_the_rest() {
 }
 
 #[test]
-fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
+fn the_handled_sequence_skips_dropped_events_and_waits_for_held_ones() {
     let gateway = gateway().guilds(1).start().unwrap();
     let filter = EventFilter::of_intents(Intents::GUILD_MESSAGE_TYPING);
     let manager = ready(config(&gateway).events(filter));
@@ -80,6 +80,7 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
         let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": 0, "channel_id": "5"});
         gateway.emit(Some(guild), name, &data).unwrap();
     };
+
     for name in [
         "TYPING_START",
         "WEBHOOKS_UPDATE",
@@ -90,11 +91,13 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
     ] {
         emit(name);
     }
+
     let mut held: Vec<_> = (0..3)
         .map(|_| next(&events, |event| event.dispatch().is_some()))
         .collect();
     eventually("all have come", || shard.status().sequence == base + 6);
     assert_eq!(mark(), base, "the first is held");
+
     // Out of order, and early.
     held[1].release();
     drop(held.pop());
@@ -105,14 +108,16 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
         (base + 6, true),
         "what lies between is handled too"
     );
-    // Leaked into some cache of the program's: the mark stays there for good, and the credit is
-    // gone.
+
+    // The program leaks an event: the handled sequence stays there forever, and the event counts as
+    // outstanding forever.
     emit("TYPING_START");
     std::mem::forget(next(&events, |event| event.dispatch().is_some()));
     emit("WEBHOOKS_UPDATE");
     eventually("all have come", || shard.status().sequence == base + 8);
     assert_eq!((mark(), shard.status().outstanding_events), (base + 6, 1));
-    // So what came after it comes again.
+
+    // So the events after it are redelivered.
     let sessions = manager.suspend();
     let manager =
         ShardManager::start(config(&gateway).session_store(MemoryStore::new(sessions))).unwrap();
@@ -125,7 +130,7 @@ fn the_low_water_mark_goes_over_what_is_dropped_and_waits_for_what_is_held() {
 }
 
 #[test]
-fn what_is_dropped_takes_no_credit() {
+fn dropped_events_do_not_count_as_outstanding() {
     let gateway = gateway().guilds(1).start().unwrap();
     let filter = EventFilter::except(["TYPING_START"]).unwrap();
     let manager = ready(config(&gateway).events(filter).max_outstanding_events(5));
@@ -134,7 +139,7 @@ fn what_is_dropped_takes_no_credit() {
         let data = json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": n});
         gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
     }
-    // Nobody takes anything from the stream.
+    // No thread takes events from the stream.
     eventually("all are dropped", || shard.counters().filtered == 500);
     assert_eq!(shard.status().stalled_for, None);
     gateway.assert_lawful();

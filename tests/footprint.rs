@@ -12,7 +12,7 @@ const SHARDS: u32 = 1000;
 
 #[test]
 fn a_thousand_shards_get_ready_and_leave_nothing_behind() {
-    // What the libraries keep for good.
+    // The first manager allocates what the libraries keep forever.
     let other = gateway().start().unwrap();
     drop(ready(config(&other)));
     drop(other);
@@ -26,6 +26,7 @@ fn a_thousand_shards_get_ready_and_leave_nothing_behind() {
     let before = footprint();
     let start = Instant::now();
     let mut config = config(&gateway);
+
     // The gateway reads a thousand sockets in one thread, so that it may see an IDENTIFY much later
     // than it was sent.
     config.timing.guard = Duration::from_millis(500);
@@ -48,7 +49,8 @@ fn a_thousand_shards_get_ready_and_leave_nothing_behind() {
     println!("{SHARDS} shards and their guilds in {ready:?}, closed in {closed:?}");
     assert!(closed < Duration::from_secs(5), "{closed:?}");
     drop(manager);
-    // The gateway has its side of each connection to close.
+
+    // The gateway must still close its side of each connection.
     eventually("no thread or descriptor is left", || {
         let (threads, descriptors) = footprint();
         threads <= before.0 && descriptors <= before.1

@@ -53,12 +53,13 @@ fn it_serves_a_bot_and_takes_orders() {
     manager.close();
     let (said, status) = program.end();
     assert!(status.success(), "{said}");
+
     for line in [
         "shard 0/1      identify",
         "FAULT cut",
         "resume",
         "closed 1000",
-        "1 sessions hear of SOMETHING",
+        "1 sessions receive SOMETHING",
         "no client broke a rule",
     ] {
         assert!(said.contains(line), "{line} is not in\n{said}");
@@ -88,6 +89,7 @@ fn it_ends_with_1_if_a_client_broke_a_rule() {
     let mut program = Program::start(&["--shards", "2"]);
     // A hundredth of the window that it should be.
     let manager = ShardManager::start(program.config().timing(Timing::scaled(0.01))).unwrap();
+
     let mut said = String::new();
     while !said.contains("VIOLATION") {
         said.clear();
@@ -96,6 +98,7 @@ fn it_ends_with_1_if_a_client_broke_a_rule() {
             "it ends without a violation"
         );
     }
+
     drop(manager);
     let (said, status) = program.end();
     assert_eq!(status.code(), Some(1), "{said}");
@@ -106,7 +109,7 @@ fn it_ends_with_1_if_a_client_broke_a_rule() {
 }
 
 #[test]
-fn a_wrong_flag_is_told_with_what_is_allowed() {
+fn a_wrong_flag_is_reported_with_the_allowed_ones() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (arguments, wanted) in [

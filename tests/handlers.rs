@@ -1,5 +1,5 @@
-//! Handlers: in order, alone with their panics, stopped without a loss, and no burden to any
-//! heartbeat.
+//! Handlers run in order, their panics affect nothing else, stopping them loses no event, and they
+//! delay no heartbeat.
 
 mod common;
 
@@ -76,7 +76,7 @@ fn a_million_events_through_eight_shards_into_four_workers() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0..events {
-                // The world keeps what nobody has read; so much is enough to keep all busy.
+                // The simulator keeps unread events; this many are enough to keep all busy.
                 while n > handled.load(Ordering::Acquire) + 20_000 {
                     if wrong.lock().is_some() {
                         return;
@@ -94,7 +94,7 @@ fn a_million_events_through_eight_shards_into_four_workers() {
             let Some(dispatch) = event.dispatch() else {
                 return;
             };
-            // Within a session nothing is missing, and nothing comes twice.
+            // Within a session no event is missing, and none is delivered twice.
             let before = sequences.lock().insert(event.shard(), dispatch.sequence());
             let mut is_right = before.is_none_or(|before| dispatch.sequence() == before + 1);
             let Some((guild, number)) = number(&event) else {
@@ -120,7 +120,7 @@ fn a_million_events_through_eight_shards_into_four_workers() {
 
 #[test]
 fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbeat() {
-    // A heartbeat every 50 ms: what is stuck for 3 s is stuck for 60 of them.
+    // A heartbeat every 50 ms: a handler that is stuck for 3 s is stuck for 60 heartbeats.
     let gateway = Gateway::builder()
         .time_scale(SCALE)
         .heartbeat_interval(Duration::from_secs(5))
@@ -216,6 +216,7 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
     for n in 0..300 {
         emit_all(&gateway, &guilds, n);
     }
+
     let seen: Mutex<HashMap<u64, Vec<u64>>> = Mutex::default();
     let threads: Mutex<HashMap<u64, thread::ThreadId>> = Mutex::default();
     let (count, moved) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -249,7 +250,7 @@ fn each_guild_stays_in_order_whoever_has_its_shard() {
 }
 
 #[test]
-fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
+fn a_panic_is_an_event_but_a_panic_while_handling_it_is_not() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let guild = gateway.guild_ids()[0];
@@ -284,13 +285,14 @@ fn a_panic_is_an_event_and_a_handler_that_panics_at_that_is_not_told_again() {
 }
 
 #[test]
-fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
+fn panics_at_shard_events_are_reported_too_and_stay_outstanding() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_events(10));
     let shard = manager.handle().shard(ShardId::ONE).unwrap();
     for n in 0..100 {
         emit(&gateway, gateway.guild_ids()[0], n);
     }
+
     let (told, gate) = (Mutex::new(Vec::new()), Gate::default());
     let is_news = |event: &Event| matches!(event.kind(), EventKind::HandlerPanicked { .. });
     thread::scope(|scope| {
@@ -331,7 +333,7 @@ fn panics_at_what_happens_to_shards_are_told_too_and_hold_credit() {
 }
 
 #[test]
-fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
+fn a_new_handler_continues_where_a_stopped_one_was() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(2)
@@ -343,11 +345,13 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
         gateway.guild_ids(),
         Mutex::new(HashMap::<u64, Vec<u64>>::new()),
     );
+
     for n in 0..200 {
         emit_all(&gateway, &guilds, n);
     }
+
     let count = AtomicUsize::new(0);
-    // Under one lock, so that nobody handles another before it is stopped.
+    // Under one lock, so that no worker handles another event before the stop.
     let note = |event: &Event, stop: &dyn Fn(usize)| {
         let Some((guild, number)) = number(event) else {
             return;
@@ -356,6 +360,7 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
         seen.entry(guild).or_default().push(number);
         stop(count.fetch_add(1, Ordering::Relaxed) + 1);
     };
+
     // From inside, on two workers and then on one.
     for (workers, at) in [(2, 50), (1, 100)] {
         manager
@@ -372,7 +377,8 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
             "each finished what it had"
         );
     }
-    // From outside, while nothing comes.
+
+    // From outside, while no event arrives.
     thread::scope(|scope| {
         let run = scope.spawn(|| manager.run(2, |_, event| note(&event, &|_| {})));
         eventually("all are handled", || count.load(Ordering::Relaxed) == 400);
@@ -386,6 +392,7 @@ fn a_handler_is_stopped_and_the_next_one_goes_on_where_it_was() {
             .all(|numbers| numbers.into_iter().eq(0..200)),
         "in order, each once"
     );
+
     // The shards have gone on.
     emit(&gateway, guilds[0], 200);
     next(&manager.events(), |event| {
@@ -420,7 +427,7 @@ fn one_handler_at_a_time_and_at_least_one_worker() {
 }
 
 #[test]
-fn an_iterator_waits_while_a_handler_runs_and_takes_what_that_leaves() {
+fn an_iterator_waits_while_a_handler_runs_and_takes_the_rest() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let guild = gateway.guild_ids()[0];
@@ -462,6 +469,7 @@ fn threads_over_clones_of_the_stream_have_the_events_of_one_shard_at_a_time() {
     let manager = ready(config(&gateway));
     let guild = gateway.guild_ids()[0];
     let seen: Mutex<Vec<u64>> = Mutex::default();
+
     // Each of the first has to wait for the others.
     let together = Barrier::new(THREADS);
     thread::scope(|scope| {
@@ -492,6 +500,7 @@ fn the_stream_and_the_programs_own_channels_are_selected_together() {
     let (sender, own) = crossbeam_channel::unbounded();
     emit(&gateway, gateway.guild_ids()[0], 7);
     sender.send("mine").unwrap();
+
     let (mut mine, mut theirs) = (0, 0);
     while mine == 0 || theirs == 0 {
         crossbeam_channel::select! {
@@ -500,6 +509,7 @@ fn the_stream_and_the_programs_own_channels_are_selected_together() {
             default(PATIENCE) => panic!("nothing comes"),
         }
     }
+
     assert!(events.recv_timeout(Duration::from_millis(1)).is_err() && events.try_recv().is_err());
     manager.close();
     assert!(

@@ -1,4 +1,4 @@
-//! Connections that hardly begin.
+//! Connections that fail at the start of the handshake.
 
 mod common;
 
@@ -14,6 +14,7 @@ fn nothing_is_sent_where_the_first_frame_is_a_close() {
     for _ in 0..3 {
         gateway.inject(Target::Any, Fault::Hello(Answer::Close(4000)));
     }
+
     let manager = ready(config(&gateway));
     assert_eq!(counters_of(&manager, ONE).identifies, 1);
     let seen = gateway.observed();
@@ -24,6 +25,7 @@ fn nothing_is_sent_where_the_first_frame_is_a_close() {
         .map(|record| record.connection)
         .collect();
     assert_eq!(connections.len(), 4);
+
     for early in &connections[..3] {
         let sent = |action: &Action| !matches!(action, Action::Connected | Action::Closed(_));
         let sent: Vec<_> = seen
@@ -51,7 +53,7 @@ fn no_hello_times_out() {
     manager.wait_ready(PATIENCE).unwrap();
 }
 
-/// A gateway that wants `zstd-stream`, and a bot that speaks it.
+/// A gateway that requires `zstd-stream`, and a bot that uses it.
 fn particular() -> (Gateway, Config) {
     let gateway = gateway().compression(Offer::ZstdStream).start().unwrap();
     let config = config(&gateway).compression(Compression::ZstdStream);
@@ -59,7 +61,7 @@ fn particular() -> (Gateway, Config) {
 }
 
 #[test]
-fn a_resume_url_gets_version_encoding_and_compression_whatever_it_has() {
+fn a_resume_url_always_gets_version_encoding_and_compression() {
     // Without `v` the simulator closes with 4012, and without `compress` it does not upgrade.
     for tail in [
         "",

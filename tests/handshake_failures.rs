@@ -10,6 +10,7 @@ fn events_arrive(compression: Compression, tls: bool) {
     let gateway = gateway().shards(2).guilds(6).tls(tls).start().unwrap();
     let manager = ready(config(&gateway).compression(compression));
     let events = manager.events();
+
     let mut guilds = Vec::new();
     while guilds.len() < 6 {
         let created = next(&events, |event| event.name() == "GUILD_CREATE");
@@ -21,6 +22,7 @@ fn events_arrive(compression: Compression, tls: bool) {
         );
         guilds.push(id);
     }
+
     let long = "🦀 \"quoted\" ".repeat(1000);
     for guild in gateway.guild_ids() {
         gateway
@@ -30,6 +32,7 @@ fn events_arrive(compression: Compression, tls: bool) {
         let message: Value = message.dispatch().unwrap().decode().unwrap();
         assert_eq!(message["content"], long);
     }
+
     for shard in manager.handle().shards() {
         assert_eq!(shard.status().state, ShardState::Ready);
         assert_eq!(
@@ -37,6 +40,7 @@ fn events_arrive(compression: Compression, tls: bool) {
             (1, 1)
         );
     }
+
     manager.close();
     gateway.assert_lawful();
 }

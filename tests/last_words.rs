@@ -1,4 +1,4 @@
-//! A peer that closes has said something first, and something may be on its way to it.
+//! A peer sends data before it closes, while other data may be on its way to the peer.
 
 mod common;
 
@@ -19,7 +19,7 @@ const ONE: ShardId = ShardId::ONE;
 /// peer acknowledges no heartbeat, so that the shard must have stalled before it misses one.
 const INTERVAL: u64 = 500;
 
-/// A peer says 50 events and closes, to a shard that may have 10 outstanding and beats meanwhile.
+/// A peer sends 50 events and closes. The shard may have 10 outstanding, and keeps heartbeating.
 fn told_before(code: u16) -> (Raw, ShardManager, usize) {
     let raw = Raw::new();
     let config = raw.config().max_outstanding_events(10);
@@ -28,8 +28,8 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
     peer.events(50);
     let shard = manager.handle().shard(ONE).unwrap();
     eventually("it stalls", || shard.status().outstanding_events >= 10);
-    // With a heartbeat comes the acknowledgement of what was sent: until then the system may hold
-    // some of that back, and a reset would discard it.
+    // The shard's heartbeat carries the TCP acknowledgement of what was sent. Until then the system
+    // may hold some of it back, and a reset would discard it.
     for _ in 0..2 {
         peer.until(1);
     }
@@ -52,7 +52,7 @@ fn told_before(code: u16) -> (Raw, ShardManager, usize) {
 }
 
 #[test]
-fn what_came_before_a_close_is_delivered_although_nothing_can_be_sent() {
+fn events_before_a_close_are_delivered_although_nothing_can_be_sent() {
     let (_raw, manager, _) = told_before(4009);
     let event = next(&manager.events(), |event| {
         matches!(event.kind(), EventKind::Disconnected { .. })
@@ -107,7 +107,7 @@ fn what_the_system_has_taken_is_not_sent_again() {
         before == waiting
     });
 
-    // It ends its side, then reads what is on its way.
+    // The peer ends its side, then reads what is on its way.
     peer.socket.get_ref().shutdown(Shutdown::Write).unwrap();
     let mut came: BTreeMap<u64, usize> = BTreeMap::new();
     let mut note = |payload: &serde_json::Value| {
@@ -148,9 +148,9 @@ fn a_server_that_knows_no_compression_is_understood_and_told_who_calls() {
 }
 
 #[test]
-fn why_no_connection_came_about_is_told() {
+fn the_reason_for_a_failed_connection_is_reported() {
     let raw = Raw::new();
-    // Nobody listens there any more.
+    // No program listens there any more.
     let config = raw.config();
     drop(raw);
     let manager = ShardManager::start(config).unwrap();

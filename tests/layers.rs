@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The layers, from the bottom up; `None` for what nobody may import, and which itself stands on
-/// the lowest layer.
+/// The layers, from the bottom up; `None` for modules that no module may import and that may import
+/// only the lowest layer.
 const LAYERS: [(&str, Option<u32>); 30] = [
     ("clock", Some(0)),
     ("environment", Some(0)),
@@ -32,7 +32,7 @@ const LAYERS: [(&str, Option<u32>); 30] = [
     ("shard", Some(6)),
     ("manager", Some(7)),
     ("sim", None),
-    // What re-exports the others belongs to no layer, and nobody imports from it.
+    // The modules that re-export the others belong to no layer, and no module imports from them.
     ("guide", Some(8)),
     ("lib", Some(8)),
     ("main", Some(8)),
@@ -40,7 +40,7 @@ const LAYERS: [(&str, Option<u32>); 30] = [
 ];
 
 #[test]
-fn imports_go_down() {
+fn modules_import_only_from_lower_layers() {
     let layers: BTreeMap<_, _> = LAYERS.into();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut checked = 0;
@@ -54,7 +54,7 @@ fn imports_go_down() {
         );
         let text = std::fs::read_to_string(&file).unwrap();
         for (line, to) in imports(&text, &path) {
-            // That one tests everything together.
+            // That module tests everything together.
             let is_suite = path.iter().any(|part| part == "virtual_time");
             if to == from || from == "lib" || is_suite {
                 continue;
@@ -70,6 +70,7 @@ fn imports_go_down() {
             }
         }
     }
+
     assert!(
         checked > 50,
         "only {checked} imports were seen: the reader is broken"
@@ -78,7 +79,7 @@ fn imports_go_down() {
 }
 
 #[test]
-fn the_reader_sees_every_form() {
+fn the_reader_finds_every_form_of_import() {
     let path = ["shard".to_owned(), "thread".to_owned()];
     let text = "use crate::a::B;\nfn f() { crate::b::c(); }\nuse super::x;\nuse super::super::y::Z;\nuse super::super::{p, q::r};\n\
                 use crate::{c, d::{e, f}, g as h};\npub(crate) use crate::{\n    i,\n    j::k,\n};\n// use crate::no;\n";
@@ -125,6 +126,7 @@ fn imports(text: &str, module: &[String]) -> Vec<(usize, String)> {
         .lines()
         .map(|line| line.split("//").next().unwrap().to_owned() + "\n")
         .collect();
+
     for (at, _) in code
         .match_indices("crate::")
         .chain(code.match_indices("super::"))
@@ -167,9 +169,11 @@ fn first_names(rest: &str) -> Vec<String> {
             .take_while(|c| c.is_alphanumeric() || *c == '_')
             .collect::<String>()
     };
+
     let Some(group) = rest.strip_prefix('{') else {
         return vec![name(rest)];
     };
+
     let (mut names, mut depth, mut current) = (Vec::new(), 0, String::new());
     for c in group.chars() {
         match c {
@@ -183,6 +187,7 @@ fn first_names(rest: &str) -> Vec<String> {
             current.push(c);
         }
     }
+
     names.push(current);
     names
         .iter()

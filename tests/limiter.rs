@@ -26,7 +26,7 @@ fn limits(keys: u32) -> Limits {
     }
 }
 
-/// Windows of [`WINDOW`] and nothing on top, so that a window too short is seen.
+/// Windows of exactly [`WINDOW`], so that the test notices a window that is too short.
 fn timing() -> Timing {
     let mut timing = Timing::scaled(0.02);
     timing.guard = Duration::ZERO;
@@ -39,8 +39,7 @@ fn scaled(keys: u32) -> SessionLimit {
 
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// A limiter of one key, as somebody outside of this crate might write it: no window, one permit at
-/// a time.
+/// A limiter of one key, as a user of this crate might write it: no window, one permit at a time.
 #[derive(Clone, Default)]
 struct OneByOne(Arc<Mutex<Queue>>);
 
@@ -77,6 +76,7 @@ impl IdentifyLimiter for OneByOne {
             queue.next += 1;
             queue.next
         };
+
         let (ticket, granter) = Ticket::pair(wake, move |report| {
             if report == Report::Left {
                 let mut queue = limiter.0.lock();
@@ -108,6 +108,7 @@ fn every_limiter_keeps_the_contract() {
         contract::grants_once(limiter);
         contract::keys_are_independent(limiter, &[shard(0, 2)]);
     }
+
     for limiter in [
         &session_limit as &dyn IdentifyLimiter,
         &ready_limit,
@@ -115,6 +116,7 @@ fn every_limiter_keeps_the_contract() {
     ] {
         contract::leaving_frees_the_slot(limiter, shard(0, 2), shard(1, 2));
     }
+
     contract::windows_are_kept(&session_limit, shard(0, 2), shard(1, 2), WINDOW);
     let sides = [0, 1].map(|number| (&session_limit as &dyn IdentifyLimiter, shard(number, 2)));
     contract::windows_are_shared(sides[0], sides[1], 5, WINDOW);
@@ -127,7 +129,7 @@ fn every_limiter_keeps_the_contract() {
 }
 
 #[test]
-fn a_foreign_limiter_drives_shards() {
+fn shards_work_with_a_custom_limiter() {
     let gateway = gateway().shards(3).max_concurrency(3).start().unwrap();
     let manager = ready(config(&gateway).limiter(Arc::new(OneByOne::default())));
     assert_eq!(manager.handle().shards().len(), 3);
@@ -135,7 +137,7 @@ fn a_foreign_limiter_drives_shards() {
 }
 
 #[test]
-fn a_caller_may_wait_try_or_give_up() {
+fn a_caller_may_wait_try_or_time_out() {
     let limit = scaled(1);
     let mut first = limit.enter(ShardId::ONE).unwrap();
     assert!(limit.try_enter(ShardId::ONE).unwrap().is_none());
@@ -178,7 +180,7 @@ fn a_panic_while_sending_counts_as_used() {
 }
 
 #[test]
-fn threads_come_in_order_a_window_apart() {
+fn threads_get_permits_in_order_one_window_apart() {
     let limit = Arc::new(scaled(2));
     let entered = Arc::new(Mutex::new(Vec::new()));
     let mut threads = Vec::new();
@@ -191,15 +193,17 @@ fn threads_come_in_order_a_window_apart() {
                 permit.spend(|| entered.lock().push((number, Instant::now())));
             }
         }));
-        // The next one comes when this one waits, or has been let in.
+        // The next thread starts when this one waits, or has its permit.
         let seen = Arc::clone(&limit);
         eventually("it takes its place", || {
             seen.waiting() + (1000 - seen.remaining() as usize) > number as usize
         });
     }
+
     for thread in threads {
         thread.join().unwrap();
     }
+
     let entered = entered.lock();
     for key in 0..2 {
         let of_key: Vec<_> = entered
@@ -229,22 +233,25 @@ fn close_wakes_everyone() {
         .collect();
     eventually("all wait", || limit.waiting() == 50);
     limit.close();
+
     for thread in threads {
         thread.join().unwrap();
     }
+
     assert_eq!(refused.load(Ordering::SeqCst), 50);
     assert_eq!(limit.enter(ShardId::ONE).unwrap_err(), LimitError::Closed);
     drop(held);
 }
 
 #[test]
-fn nothing_remaining_waits_for_the_reset_and_goes_on() {
+fn with_no_identifies_remaining_it_waits_for_the_reset() {
     let reset_after = Duration::from_millis(300);
     let limits = Limits {
         remaining: 0,
         reset_after,
         ..Limits::default()
     };
+
     let limit = SessionLimit::with_timing(limits, &timing(), ReleaseAfter::Identify);
     let start = Instant::now();
     limit.enter(ShardId::ONE).unwrap().exit();
@@ -276,7 +283,7 @@ fn new_values_let_waiters_in() {
 }
 
 #[test]
-fn a_limiter_is_told_limits_only_by_discord() {
+fn only_discord_sets_the_limits_of_a_limiter() {
     let limit = Arc::new(SessionLimit::with_timing(
         Limits {
             remaining: 3,
@@ -292,8 +299,9 @@ fn a_limiter_is_told_limits_only_by_discord() {
             .plan(Plan::Total(1))
             .limiter(Arc::clone(&limit) as _)
     };
+
     drop(ready(shared().gateway_url(gateway.url())));
-    assert_eq!(limit.remaining(), 2, "nobody was asked");
+    assert_eq!(limit.remaining(), 2, "Discord was not asked");
     drop(ready(shared()));
     assert_eq!(
         limit.remaining(),
@@ -328,7 +336,8 @@ fn a_connection_that_dies_in_the_queue_leaks_no_permit() {
     )
     .unwrap();
     eventually("both wait for their turn", || limit.waiting() == 2);
-    // They have not identified, so the gateway knows them by their connections alone.
+
+    // They have not identified, so the gateway sees only their connections.
     gateway.inject(Target::All, Fault::Cut);
     eventually("both are away", || {
         manager
@@ -356,7 +365,7 @@ fn shutdown_in_the_queue_is_prompt() {
     drop(held);
 }
 
-/// Fails so many times before it grants.
+/// Fails a number of times before it grants a permit.
 struct Flaky(AtomicUsize);
 
 impl IdentifyLimiter for Flaky {
@@ -374,7 +383,7 @@ impl IdentifyLimiter for Flaky {
 }
 
 #[test]
-fn a_limiter_that_fails_for_a_while_is_asked_again() {
+fn a_limiter_that_fails_temporarily_is_retried() {
     let gateway = gateway().start().unwrap();
     let limiter = Arc::new(Flaky(AtomicUsize::new(3)));
     let manager = ready(config(&gateway).limiter(limiter.clone()));
@@ -385,7 +394,7 @@ fn a_limiter_that_fails_for_a_while_is_asked_again() {
 }
 
 #[test]
-fn a_process_that_starts_again_at_once_keeps_the_window() {
+fn a_process_that_restarts_at_once_keeps_to_the_window() {
     // A window of a second.
     let scale = 0.2;
     let gateway = Gateway::builder().time_scale(scale).start().unwrap();
@@ -397,6 +406,7 @@ fn a_process_that_starts_again_at_once_keeps_the_window() {
         settings.timing.handlers_timeout = Duration::ZERO;
         settings
     };
+
     for _ in 0..3 {
         // Closed, so that there is no session to resume.
         let manager = ready(settings());

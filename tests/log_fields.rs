@@ -1,4 +1,4 @@
-//! What is logged about a shard has fields besides its text.
+//! Log lines about a shard have fields besides their text.
 
 mod common;
 
@@ -108,10 +108,10 @@ fn lines_have_the_shard_the_session_and_the_reason_as_fields() {
     assert_eq!(
         missed,
         [
-            "the event filter names GUILD_BAN_ADD, which needs the intent GUILD_MODERATION: none \
-             will come",
+            "the event filter names GUILD_BAN_ADD, which needs the intent GUILD_MODERATION: \
+             Discord will not send it",
             "the event filter names MESSAGE_POLL_VOTE_ADD, which needs the intent \
-             GUILD_MESSAGE_POLLS or DIRECT_MESSAGE_POLLS: none will come",
+             GUILD_MESSAGE_POLLS or DIRECT_MESSAGE_POLLS: Discord will not send it",
         ]
     );
 }

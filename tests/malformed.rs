@@ -1,5 +1,5 @@
-//! What Discord should not send: an error in the log, a close that can be resumed, and no panic,
-//! spin or hang.
+//! Invalid data from Discord causes an error in the log and a close that can be resumed, but no
+//! panic, busy loop or hang.
 
 mod common;
 
@@ -115,7 +115,7 @@ fn compressed_data() {
 }
 
 #[test]
-fn text_where_binary_is_due_is_read_as_it_is() {
+fn text_instead_of_binary_is_read_as_it_is() {
     for compression in [Compression::ZlibStream, Compression::ZstdStream] {
         let gateway = gateway().start().unwrap();
         let manager = ready(config(&gateway).compression(compression));

@@ -15,7 +15,7 @@ use threadcord::{
     Command, Disconnect, Error, Plan, ShardId, ShardManager, ShardState, StopReason, Timing,
 };
 
-/// Waits until the gateway has seen so many connections closed with a code.
+/// Waits until the gateway has seen this many connections closed with a code.
 fn closed_with(gateway: &sim::Gateway, code: u16, count: usize) {
     let closed = |record: &&sim::Record| record.action == Action::Closed(Some(code));
     assert!(
@@ -35,6 +35,7 @@ fn shards_identify_in_the_order_of_their_buckets() {
         .filter(|record| matches!(record.action, Action::Identify(_)))
         .map(|record| record.shard.unwrap().number())
         .collect();
+
     for key in 0..2 {
         let of_key: Vec<u32> = order
             .iter()
@@ -48,7 +49,7 @@ fn shards_identify_in_the_order_of_their_buckets() {
 
 #[test]
 fn windows_are_kept_on_the_wire() {
-    // Long enough that the guard of 100 ms does not hide a window that is missing.
+    // Long enough that the guard of 100 ms does not hide a missing window.
     let gateway = sim::Gateway::builder()
         .time_scale(0.1)
         .shards(4)
@@ -71,6 +72,7 @@ fn a_subset_of_the_shards_runs() {
         .map(|shard| shard.id().to_string())
         .collect();
     assert_eq!(ids, ["2/4", "3/4"]);
+
     for guild in gateway.guild_ids() {
         let home = ShardId::for_guild(guild, 4).unwrap();
         assert_eq!(
@@ -94,7 +96,7 @@ fn ready_needs_no_guilds_intent() {
 }
 
 #[test]
-fn waiting_gives_up_with_the_numbers() {
+fn wait_ready_times_out_with_the_shard_counts() {
     let gateway = gateway().shards(2).ready_delay(PATIENCE).start().unwrap();
     let manager = ShardManager::start(config(&gateway)).unwrap();
     let Err(Error::NotReady {
@@ -120,6 +122,7 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
         .start()
         .unwrap();
     let manager = ready(config(&gateway));
+
     for n in 0..EVENTS {
         for guild in gateway.guild_ids() {
             gateway
@@ -127,6 +130,7 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
                 .unwrap();
         }
     }
+
     let seen: Mutex<HashMap<String, Vec<usize>>> = Mutex::default();
     let count = AtomicUsize::new(0);
     manager
@@ -150,9 +154,11 @@ fn workers_keep_each_shard_in_order_and_survive_panics() {
         })
         .unwrap();
     assert_eq!(seen.lock().len(), 8);
+
     for numbers in seen.lock().values() {
         assert!(numbers.iter().copied().eq(0..EVENTS));
     }
+
     assert_eq!(manager.handle().status().handler_panics, 8);
     assert!(matches!(
         manager.run(0, |_, _| {}),
@@ -190,7 +196,7 @@ fn closing_from_a_handler_twice_and_from_elsewhere() {
 
 #[test]
 fn closing_while_connecting_is_prompt() {
-    // It accepts, and says nothing.
+    // This server accepts connections and sends nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = gateway().start().unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
@@ -229,7 +235,7 @@ fn no_upgrade_and_no_tls_time_out() {
 }
 
 #[test]
-fn a_refused_upgrade_is_tried_again() {
+fn a_refused_upgrade_is_retried() {
     for status in [429, 503, 200] {
         let http = common::Http::new(&[(status, "", "")]);
         let gateway = gateway().start().unwrap();
@@ -308,17 +314,20 @@ fn suspend_keeps_sessions_that_start_again() {
 }
 
 #[test]
-fn what_was_not_handled_comes_again() {
+fn unhandled_events_are_redelivered() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+
     for n in 0..5 {
         gateway.chat(channel, &n.to_string()).unwrap();
     }
+
     let mut messages: Vec<_> = (0..5)
         .map(|_| next(&events, |event| event.name() == "MESSAGE_CREATE"))
         .collect();
+
     // The third is still being handled when the others are done.
     let third = messages.remove(2);
     drop(messages);
@@ -326,6 +335,7 @@ fn what_was_not_handled_comes_again() {
     drop((third, events, manager));
     let manager = ready(config(&gateway).session_store(MemoryStore::new(sessions)));
     let events = manager.events();
+
     for n in 2..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
         assert_eq!(
@@ -337,24 +347,27 @@ fn what_was_not_handled_comes_again() {
 }
 
 #[test]
-fn what_nobody_took_comes_again() {
+fn events_that_were_not_taken_are_redelivered() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
     for n in 0..5 {
         gateway.chat(channel, &n.to_string()).unwrap();
     }
+
     for event in manager.events() {
         if event.name() == "MESSAGE_CREATE" {
             break;
         }
     }
-    // The loop is over, and what is queued nobody takes.
+
+    // The loop has ended, and no thread takes the queued events.
     let sessions = manager.suspend();
     drop(manager);
     assert_eq!(sessions.len(), 1);
     let manager = ready(config(&gateway).session_store(MemoryStore::new(sessions)));
     let events = manager.events();
+
     for n in 1..5 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
         assert_eq!(
@@ -366,16 +379,17 @@ fn what_nobody_took_comes_again() {
 }
 
 #[test]
-fn a_stream_that_is_dropped_goes_on_later() {
+fn a_dropped_stream_can_be_continued_later() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_events(10));
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
     for n in 0..50 {
         gateway.chat(channel, &n.to_string()).unwrap();
     }
+
     let mut numbers = Vec::new();
     while numbers.len() < 50 {
-        // A stream of its own for each event.
+        // A new stream for each event.
         let event = manager.events().next().unwrap();
         if let Some(dispatch) = event
             .dispatch()
@@ -389,6 +403,7 @@ fn a_stream_that_is_dropped_goes_on_later() {
             );
         }
     }
+
     assert!(numbers.into_iter().eq((0..50).map(|n| n.to_string())));
     gateway.assert_lawful();
 }
@@ -408,6 +423,7 @@ fn raw_commands_are_checked_and_sent() {
     ] {
         assert!(Command::raw(&refused).is_err(), "{refused}");
     }
+
     let error = Command::raw(&json!({"op": 31, "d": "x".repeat(5000)})).unwrap_err();
     assert!(error.to_string().contains("at most 4096"), "{error}");
     let presence =
@@ -434,7 +450,7 @@ fn a_flood_of_commands_stays_within_the_limit() {
 }
 
 #[test]
-fn the_stages_are_told() {
+fn stage_changes_are_reported() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
@@ -470,7 +486,7 @@ fn shard_numbers_may_be_large() {
 }
 
 #[test]
-fn a_guild_whose_shard_is_not_here_has_none() {
+fn a_guild_of_another_process_has_no_shard() {
     let gateway = gateway().guilds(2).start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::Ids {
         ids: vec![1],

@@ -1,4 +1,4 @@
-//! Members are gathered: by nonce, in order, within Discord's limit, and never waited for in vain.
+//! Requests for members: matched by nonce, in order, within Discord's limit. Every request ends.
 
 mod common;
 
@@ -30,7 +30,7 @@ struct User {
     username: String,
 }
 
-/// Guilds with so many members, of which the bot is one.
+/// Guilds with this many members, including the bot.
 fn rig(members: u32) -> (Gateway, ShardManager, Shard, u64) {
     let others = members - 1;
     let gateway = gateway().guilds(3).members(others).start().unwrap();
@@ -46,10 +46,10 @@ fn failure(mut members: Members) -> MembersFailure {
     }
 }
 
-/// A guild that the bot is not in, of which the gateway tells nothing.
+/// A guild that the bot is not in, so that the gateway does not answer.
 const ELSEWHERE: u64 = 5;
 
-/// The nonces of the requests that have arrived, in order; waits for so many.
+/// Waits for this many requests, and returns their nonces in order.
 fn nonces(gateway: &Gateway, count: usize) -> Vec<String> {
     gateway.expect("the requests", PATIENCE, |seen| {
         seen.commands(ONE, 8).count() >= count
@@ -60,7 +60,7 @@ fn nonces(gateway: &Gateway, count: usize) -> Vec<String> {
         .collect()
 }
 
-/// Answers a request by hand: a part of so many, with one member.
+/// Answers a request by hand: one part of this many, with one member.
 fn answer(gateway: &Gateway, nonce: &str, index: i64, count: i64) {
     let member = json!({"user": {"id": index.to_string(), "username": "x"}});
     let part = json!({"guild_id": "5", "members": [member], "chunk_index": index, "chunk_count": count, "nonce": nonce});
@@ -68,11 +68,12 @@ fn answer(gateway: &Gateway, nonce: &str, index: i64, count: i64) {
 }
 
 #[test]
-fn all_members_of_a_guild_come_in_order_and_not_in_the_stream() {
+fn all_members_of_a_guild_arrive_in_order_and_not_in_the_stream() {
     let (gateway, manager, shard, guild) = rig(2500);
     let mut members = shard
         .request_members(guild, &MemberQuery::all().presences(true))
         .unwrap();
+
     let mut ids = HashSet::new();
     for (at, chunk) in members.by_ref().enumerate() {
         let chunk = chunk.unwrap();
@@ -83,6 +84,7 @@ fn all_members_of_a_guild_come_in_order_and_not_in_the_stream() {
         assert_eq!(chunk.not_found().unwrap(), [0; 0]);
         ids.extend(read.into_iter().map(|member| member.user.id));
     }
+
     assert_eq!(ids.len(), 2500);
     assert!(members.next().is_none(), "it stays over");
     manager.close();
@@ -113,6 +115,7 @@ fn many_requests_run_at_once() {
         .into_iter()
         .map(|guild| shard.request_members(guild, &MemberQuery::all()).unwrap())
         .collect();
+
     for (n, mut request) in requests {
         let chunk = request.next().unwrap().unwrap();
         let members: Vec<Member> = chunk.members().unwrap();
@@ -130,9 +133,11 @@ fn many_requests_run_at_once() {
         }
         assert!(request.next().is_none());
     }
+
     for members in all {
         assert_eq!(members.read_all::<Member>().unwrap().len(), 1200);
     }
+
     drop(manager);
     gateway.assert_lawful();
 }
@@ -163,7 +168,8 @@ fn a_rate_limit_is_waited_for() {
         ReleaseAfter::default(),
     ));
     let guild = gateway.guild_ids()[0];
-    // Another process of the bot has asked just before, of which this one does not know.
+
+    // Another process of the bot has just made a request, of which this one does not know.
     let other = ready(config(&gateway).limiter(limit.clone()));
     let manager = ready(config(&gateway).limiter(limit));
     let ask = |manager: &ShardManager| {
@@ -175,6 +181,7 @@ fn a_rate_limit_is_waited_for() {
             .unwrap();
         members.read_all::<Member>().unwrap().len()
     };
+
     // With the bot.
     assert_eq!(ask(&other), 4);
     assert_eq!(ask(&manager), 4);
@@ -194,7 +201,7 @@ fn a_rate_limit_is_waited_for() {
 }
 
 #[test]
-fn after_a_cut_it_is_asked_again_if_nothing_had_come() {
+fn after_a_cut_a_request_without_answers_is_sent_again() {
     let (gateway, manager, shard, _) = rig(3);
     let [fresh, begun] = [(); 2].map(|()| {
         shard
@@ -207,10 +214,12 @@ fn after_a_cut_it_is_asked_again_if_nothing_had_come() {
     gateway.inject(ONE, Fault::Cut);
     let again = nonces(&gateway, 3);
     assert_eq!(again.len(), 3, "what has begun goes on");
-    // What comes late is as good as what comes again, but only one of them counts.
+
+    // A late part and its duplicate are equally valid, but only one of them counts.
     for nonce in [&again[0], &again[2]] {
         answer(&gateway, nonce, 0, 1);
     }
+
     answer(&gateway, &first[1], 1, 2);
     assert_eq!(fresh.read_all::<Member>().unwrap().len(), 1);
     assert_eq!(begun.read_all::<Member>().unwrap().len(), 2);
@@ -219,13 +228,13 @@ fn after_a_cut_it_is_asked_again_if_nothing_had_come() {
         !manager
             .events()
             .any(|event| event.name() == "GUILD_MEMBERS_CHUNK"),
-        "nobody wants the other one"
+        "the other part is discarded"
     );
     gateway.assert_lawful();
 }
 
 #[test]
-fn a_lost_session_repeats_what_had_not_begun_and_ends_what_had() {
+fn a_lost_session_resends_unanswered_requests_and_ends_started_ones() {
     let (gateway, _manager, shard, _) = rig(3);
     let [fresh, begun] = [(); 2].map(|()| {
         shard
@@ -243,7 +252,7 @@ fn a_lost_session_repeats_what_had_not_begun_and_ends_what_had() {
 }
 
 #[test]
-fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
+fn a_request_always_ends_whatever_happens_to_the_shard() {
     let (gateway, manager, shard, _) = rig(3);
     let start = Instant::now();
     let query = MemberQuery::ids([1]);
@@ -253,7 +262,8 @@ fn whatever_happens_to_the_shard_nobody_waits_in_vain() {
         .timeout(Duration::from_millis(50));
     assert_eq!(failure(late), MembersFailure::TimedOut);
     assert!(start.elapsed() >= Duration::from_millis(50));
-    // An answer that comes too late is nobody's, and owes nothing.
+
+    // An answer that arrives too late belongs to no request, and does not count as outstanding.
     answer(&gateway, &nonces(&gateway, 1)[0], 0, 1);
     let events = manager.events();
     gateway
@@ -287,15 +297,18 @@ fn answers_may_come_out_of_order_and_twice() {
         .request_members(ELSEWHERE, &MemberQuery::ids([1]))
         .unwrap();
     let nonce = nonces(&gateway, 1).remove(0);
+
     for index in [2, 0, 2, 0, 1] {
         answer(&gateway, &nonce, index, 3);
     }
+
     let ids = request
         .read_all::<Member>()
         .unwrap()
         .into_iter()
         .map(|member| member.user.id);
     assert_eq!(ids.collect::<Vec<_>>(), ["0", "1", "2"]);
+
     for (index, count) in [(3, 3), (-1, 3), (0, -1)] {
         let before = nonces(&gateway, 1).len();
         let request = shard
@@ -309,12 +322,13 @@ fn answers_may_come_out_of_order_and_twice() {
         );
         assert_eq!(failure(request), MembersFailure::Malformed);
     }
+
     eventually("nothing is owed", || shard.status().outstanding_events <= 4);
     gateway.assert_lawful();
 }
 
 #[test]
-fn parts_that_come_out_of_order_hold_no_credit() {
+fn parts_out_of_order_do_not_count_as_outstanding() {
     const PARTS: i64 = 40;
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_events(10));
@@ -325,10 +339,12 @@ fn parts_that_come_out_of_order_hold_no_credit() {
         .unwrap()
         .timeout(Duration::from_secs(20));
     let nonce = nonces(&gateway, 1).remove(0);
-    // The first one comes last, behind more than the shard may have outstanding.
+
+    // The first part arrives last, after more bytes than the shard's outstanding limit.
     for index in (1..PARTS).chain([0]) {
         answer(&gateway, &nonce, index, PARTS);
     }
+
     let members = request.read_all::<Member>().unwrap();
     let ids = members.into_iter().map(|member| member.user.id);
     assert!(
@@ -347,7 +363,8 @@ fn a_request_that_is_dropped_is_forgotten() {
         .unwrap();
     half.next().unwrap().unwrap();
     drop(half);
-    // A second one for the same guild would wait for its turn; nobody wants it.
+
+    // A second request for the same guild would wait for its turn, but it is dropped.
     drop(shard.request_members(guild, &MemberQuery::all()).unwrap());
     let events = manager.events();
     gateway
@@ -366,7 +383,7 @@ fn a_request_that_is_dropped_is_forgotten() {
 }
 
 #[test]
-fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
+fn a_slow_reader_stalls_the_shard_and_loses_nothing() {
     let gateway = gateway().guilds(1).members(9_999).start().unwrap();
     let manager = ready(config(&gateway).max_outstanding_bytes(500_000));
     let (shard, events) = (manager.handle().shard(ONE).unwrap(), manager.events());
@@ -384,10 +401,12 @@ fn a_reader_that_is_slow_stalls_the_shard_and_loses_nothing() {
         "{:?}",
         shard.status()
     );
+
     let mut members = 0;
     for chunk in request {
         members += chunk.unwrap().members::<Member>().unwrap().len();
     }
+
     assert_eq!(members, 10_000);
     next(&events, |event| {
         matches!(event.kind(), EventKind::StallEnded { .. })
@@ -408,6 +427,7 @@ fn what_discord_would_not_answer_is_refused_at_once() {
             .unwrap_err()
             .to_string()
     };
+
     assert!(refused(MemberQuery::all()).contains("GUILD_MEMBERS"));
     assert!(refused(MemberQuery::ids([1]).presences(true)).contains("GUILD_PRESENCES"));
     assert!(refused(MemberQuery::prefix("x", 0)).contains("`limit`"));
@@ -421,7 +441,7 @@ fn what_discord_would_not_answer_is_refused_at_once() {
 }
 
 #[test]
-fn a_loop_that_must_not_wait_takes_them_as_they_come() {
+fn a_non_blocking_loop_takes_members_as_they_arrive() {
     let (gateway, _manager, shard, guild) = rig(2500);
     let mut members = shard.request_members(guild, &MemberQuery::all()).unwrap();
     let mut count = 0;

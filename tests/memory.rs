@@ -1,4 +1,5 @@
-//! A stuck handler costs the shards' credit and no more, however much Discord has to tell.
+//! With a stuck handler, the shards use no more memory than their outstanding limit, however many
+//! events Discord sends.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -19,7 +20,7 @@ const SHARD: usize = 200_000;
 
 #[test]
 fn guilds_against_a_stuck_handler() {
-    // In a process of its own, so that what it keeps for its clients is not counted.
+    // The gateway runs in a separate process, so that its memory is not counted.
     let (shards, guilds) = (SHARDS.to_string(), GUILDS.to_string());
     let sim = Program::start(&[
         "--quiet",
@@ -42,6 +43,7 @@ fn guilds_against_a_stuck_handler() {
         .timing(Timing::scaled(0.01))
         .large_threshold(250)
         .max_outstanding_bytes(CREDIT);
+
     // (The window of a decompressor, which is no part of the credit, would come on top.)
     let config = config.compression(Compression::None);
     let manager = ShardManager::start(config).unwrap();
@@ -53,6 +55,7 @@ fn guilds_against_a_stuck_handler() {
             .filter(|shard| shard.status().stalled_for.is_some())
             .count()
     };
+
     eventually("every shard stalls", || stalled() == SHARDS);
     let bytes: Vec<usize> = manager
         .handle()
@@ -72,7 +75,8 @@ fn guilds_against_a_stuck_handler() {
         grown / SHARDS
     );
     assert!(grown < SHARDS * (CREDIT + LARGEST_EVENT + SHARD), "{grown}");
-    // When the handler goes on, everything comes.
+
+    // When the handler continues, all events arrive.
     let (events, mut arrived) = (manager.events(), 0);
     next(&events, |event| {
         assert!(

@@ -1,5 +1,5 @@
-//! Single shards: opened, resumed, closed and restarted while the others run; and what the owner
-//! hears of them.
+//! Single shards are opened, resumed, closed and restarted while the others run, and the owner is
+//! notified.
 
 mod common;
 
@@ -84,7 +84,7 @@ fn one_shard_is_closed_and_opened_again() {
 }
 
 #[test]
-fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
+fn shards_of_another_total_open_only_if_no_guild_is_received_twice() {
     let gateway = gateway().guilds(8).start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::range(0..1, 2)));
     match manager.handle().open_shard(shard(2, 4)) {
@@ -93,6 +93,7 @@ fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
         }
         other => panic!("{other:?}"),
     }
+
     for id in [shard(1, 4), shard(3, 4)] {
         manager
             .handle()
@@ -101,10 +102,12 @@ fn shards_of_other_totals_are_let_in_only_where_no_guild_is_heard_twice() {
             .wait(PATIENCE)
             .unwrap();
     }
+
     for guild in gateway.guild_ids() {
         let home = manager.handle().shard_by_guild(guild).unwrap().id();
         assert_eq!(ShardId::for_guild(guild, home.total()), Some(home));
     }
+
     assert_eq!(gateway.observed().live.len(), 3);
     gateway.assert_lawful();
 }
@@ -155,7 +158,7 @@ fn one_shard_is_resumed_from_a_session() {
     }
     assert_eq!(identifies(&gateway), 2, "those of the first time");
 
-    // One that Discord does not know costs an IDENTIFY, and one of another bot is refused.
+    // A session that Discord does not know costs an IDENTIFY, and one of another bot is refused.
     manager
         .handle()
         .close_shard(shard(1, 2))
@@ -187,6 +190,7 @@ fn a_restart_resumes_and_misses_nothing() {
     let manager = ready(config(&gateway));
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+
     let mut kept = Vec::new();
     for n in 0..20 {
         gateway.chat(channel, &n.to_string()).unwrap();
@@ -199,6 +203,7 @@ fn a_restart_resumes_and_misses_nothing() {
                 .unwrap();
         }
     }
+
     for n in 0..20 {
         let message = next(&events, |event| event.name() == "MESSAGE_CREATE");
         assert_eq!(
@@ -207,6 +212,7 @@ fn a_restart_resumes_and_misses_nothing() {
         );
         kept.push(message);
     }
+
     let one = manager.handle().shard(ShardId::ONE).unwrap();
     assert_eq!(
         (
@@ -216,7 +222,8 @@ fn a_restart_resumes_and_misses_nothing() {
         ),
         (1, 4, Some(Disconnect::Restarted))
     );
-    // What is still being handled holds the mark back, across restarts.
+
+    // An unfinished event holds back the handled sequence, even across restarts.
     let sequence = kept[0].dispatch().unwrap().sequence();
     assert_eq!(one.session().unwrap().sequence, sequence - 1);
     assert!(matches!(
@@ -246,6 +253,7 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
     let restart = manager.handle().restart_all(3).unwrap();
     restart.wait(PATIENCE).unwrap();
     let seen = gateway.observed();
+
     let (mut away, mut max_unavailable) = (0, 0);
     for record in &seen.records {
         match record.action {
@@ -255,10 +263,12 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
         }
         max_unavailable = max_unavailable.max(away);
     }
+
     assert!(
         (1..=3).contains(&max_unavailable) && away == 0,
         "{max_unavailable} were away at once"
     );
+
     for shard in manager.handle().shards() {
         assert_eq!(
             (shard.counters().resumes, shard.counters().identifies),
@@ -267,7 +277,8 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
             shard.id()
         );
     }
-    // Of one key never two were away: each came back before the next of its key left.
+
+    // Two shards of one key never restarted at once: each was back before the next one left.
     for key in 0..4 {
         let of_key = seen
             .records
@@ -293,7 +304,7 @@ fn a_rolling_restart_takes_a_few_at_a_time() {
 }
 
 #[test]
-fn every_shard_can_have_settings_of_its_own() {
+fn every_shard_can_have_its_own_settings() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
@@ -345,7 +356,7 @@ fn every_shard_can_have_settings_of_its_own() {
     gateway.assert_lawful();
 }
 
-/// Counts the transports that it has made.
+/// A factory that counts the transports that it has created.
 struct Counting(WebSocketConnector, Arc<Mutex<Vec<ShardId>>>);
 
 impl Connector for Counting {
@@ -358,7 +369,7 @@ impl Connector for Counting {
 }
 
 #[test]
-fn transports_may_come_from_a_factory_of_the_users() {
+fn transports_may_come_from_a_user_defined_factory() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let made = Arc::<Mutex<Vec<ShardId>>>::default();
     let manager = ShardManager::start_with(config(&gateway), |connector| {
@@ -371,7 +382,7 @@ fn transports_may_come_from_a_factory_of_the_users() {
 }
 
 #[test]
-fn closed_connections_are_told_by_callback_and_event() {
+fn closed_connections_are_reported_by_callback_and_event() {
     let gateway = gateway().shards(1).start().unwrap();
     let calls = Arc::<Mutex<Vec<ConnectionClosed>>>::default();
     let noted = Arc::clone(&calls);
@@ -421,7 +432,7 @@ fn closed_connections_are_told_by_callback_and_event() {
 }
 
 #[test]
-fn guilds_are_told_when_all_are_in_or_given_up() {
+fn guilds_are_reported_when_all_arrived_or_timed_out() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(2)
@@ -454,7 +465,7 @@ fn guilds_are_told_when_all_are_in_or_given_up() {
     );
     manager.close();
 
-    // Guilds that take their time are given up, each after that long.
+    // Waiting for late guilds times out, after this time for each.
     let slow = common::gateway()
         .guilds(3)
         .guild_delay(PATIENCE)
@@ -475,7 +486,7 @@ fn guilds_are_told_when_all_are_in_or_given_up() {
         ),
         "{event:?}"
     );
-    // Not in time: the error says who is waited for.
+    // The wait times out, and the error names the shards that are not ready.
     config.timing.guilds_timeout = PATIENCE;
     drop(manager);
     let manager = ready(config);
@@ -490,7 +501,7 @@ fn guilds_are_told_when_all_are_in_or_given_up() {
 }
 
 #[test]
-fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
+fn a_shard_whose_sessions_end_early_stops_until_restarted() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let mut config = config(&gateway).max_short_sessions(NonZeroU32::new(3));
     // The pauses between the attempts, which would otherwise be most of this test.
@@ -503,6 +514,7 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
             Fault::Identify(Answer::InvalidSession { resumable: false }),
         );
     };
+
     (0..2).for_each(|_| refuse());
     gateway.inject(id, Fault::InvalidSession { resumable: false });
     next(&events, |event| {
@@ -533,12 +545,13 @@ fn a_shard_whose_sessions_never_last_stops_until_it_is_restarted() {
 }
 
 #[test]
-fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
+fn too_few_identifies_today_is_an_error_if_configured() {
     let gateway = gateway()
         .shards(4)
         .session_starts(1000, 3, Duration::from_secs(3600))
         .start()
         .unwrap();
+
     match ShardManager::start(config(&gateway).session_start_policy(SessionStartPolicy::Refuse)) {
         Err(Error::SessionStartLimit {
             needed: 4,
@@ -548,6 +561,7 @@ fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
         }) => {}
         other => panic!("{other:?}"),
     }
+
     assert!(gateway.observed().live.is_empty() && identifies(&gateway) == 0);
     // Three fit, and then nothing is left for a reshard, nor for a restart that would identify.
     let manager = ready(
@@ -569,7 +583,7 @@ fn a_day_that_is_too_short_is_refused_if_that_is_asked_for() {
 
 #[test]
 fn a_large_bots_total_is_rounded_up() {
-    // Known from the number of guilds, before anything starts ...
+    // The library knows it from the number of guilds, before anything starts ...
     let large = gateway()
         .shards(2)
         .shard_multiple(2)
@@ -588,7 +602,8 @@ fn a_large_bots_total_is_rounded_up() {
     );
     manager.close();
     large.assert_lawful();
-    // ... or from the close code of a gateway that counts otherwise.
+
+    // ... or from the close code of a gateway that counts differently.
     let gateway = gateway().shards(2).max_concurrency(8).start().unwrap();
     gateway.inject(shard(1, 3), Fault::Identify(Answer::Close(4010)));
     let manager = ShardManager::start(config(&gateway).plan(Plan::Total(3))).unwrap();
@@ -600,10 +615,12 @@ fn a_large_bots_total_is_rounded_up() {
     });
     manager.close();
     gateway.assert_lawful();
-    // What cannot be mended by that ends as before.
+
+    // A shard that this cannot fix stops as before.
     for number in 0..4 {
         gateway.inject(shard(number, 4), Fault::Identify(Answer::Close(4010)));
     }
+
     let manager = ShardManager::start(config(&gateway).plan(Plan::Total(4))).unwrap();
     let error = manager
         .run(1, |_: &Handle, _: Event| {})
@@ -613,7 +630,7 @@ fn a_large_bots_total_is_rounded_up() {
 }
 
 #[test]
-fn the_status_tells_it_all() {
+fn the_status_shows_everything() {
     let gateway = gateway()
         .shards(3)
         .max_concurrency(1)
@@ -624,7 +641,7 @@ fn the_status_tells_it_all() {
     let mut config = config(&gateway);
     config.timing.guard = Duration::from_millis(400);
     let manager = ShardManager::start(config).unwrap();
-    eventually("somebody waits for a turn", || {
+    eventually("a shard waits for its turn", || {
         manager
             .handle()
             .status()
@@ -695,7 +712,8 @@ fn everything_may_be_called_from_a_handler() {
     config.timing.handlers_timeout = Duration::from_millis(10);
     let manager = ready(config);
     let step = AtomicUsize::new(0);
-    // On one worker, so that nobody else takes events while the handler waits.
+
+    // On one worker, so that no other thread takes events while the handler waits.
     manager
         .run(1, |handle, event| {
             let id = shard(1, 3);
@@ -724,12 +742,13 @@ fn everything_may_be_called_from_a_handler() {
 }
 
 #[test]
-fn operations_on_what_is_not_there_yet_end() {
+fn operations_on_shards_that_are_not_open_yet_end() {
     let gateway = gateway()
         .shards(1)
         .session_starts(1000, 1, Duration::from_secs(3600))
         .start()
         .unwrap();
+
     // Shard 0 takes the day's last IDENTIFY, and the others wait.
     let manager = ready(config(&gateway).plan(Plan::range(0..1, 4)));
     let opening: Vec<_> = (1..4)
@@ -740,6 +759,7 @@ fn operations_on_what_is_not_there_yet_end() {
         Err(Error::TimedOut { .. })
     ));
     let restart = manager.handle().restart_all(1).unwrap();
+
     for number in [3, 2, 1] {
         manager
             .handle()
@@ -752,6 +772,7 @@ fn operations_on_what_is_not_there_yet_end() {
             Err(Error::Stopped { .. })
         ));
     }
+
     assert!(matches!(restart.wait(PATIENCE), Err(Error::Stopped { .. })));
     manager
         .wait_ready(PATIENCE)
@@ -760,7 +781,7 @@ fn operations_on_what_is_not_there_yet_end() {
 }
 
 #[test]
-fn settings_that_fail_later_fail_the_operation_alone() {
+fn settings_that_fail_later_fail_only_the_operation() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let told = Arc::clone(&fails);
@@ -797,7 +818,7 @@ fn settings_that_fail_later_fail_the_operation_alone() {
 }
 
 #[test]
-fn of_several_stored_sessions_of_a_shard_the_first_of_the_bot_counts() {
+fn the_first_stored_session_of_a_shard_and_bot_is_used() {
     let gateway = gateway().shards(1).start().unwrap();
     let sessions = ready(config(&gateway)).suspend();
     let [session] = &sessions[..] else {
@@ -823,7 +844,7 @@ fn a_session_names_its_shard() {
     let session = Session::new("a".into(), 1, String::new(), shard(1, 2), 0);
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
-    // One total with another that runs.
+    // The session's shard overlaps with one that runs.
     assert!(matches!(
         manager.handle().resume_shard(session),
         Err(Error::Overlaps { .. })

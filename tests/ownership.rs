@@ -1,4 +1,4 @@
-//! A session store that several processes share says whose the sessions are.
+//! A session store that several processes share reports which process owns the sessions.
 
 mod common;
 
@@ -16,7 +16,7 @@ use threadcord::{Config, Error, ShardId, ShardManager, ShardState, StopReason};
 
 const ONE: ShardId = ShardId::ONE;
 
-/// What a store says when it is asked.
+/// What a store answers when the library asks who owns the sessions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Confirmed,
@@ -25,7 +25,7 @@ enum Answer {
     Nothing,
 }
 
-/// A store that answers as it is told.
+/// A store whose answers the test sets.
 #[derive(Clone)]
 struct Told(Arc<Mutex<State>>);
 
@@ -99,7 +99,7 @@ impl SessionStore for Told {
     }
 }
 
-/// A gateway that wants a heartbeat every 200 ms.
+/// A gateway with a heartbeat interval of 200 ms.
 fn lively() -> Gateway {
     let interval = Duration::from_secs(20);
     gateway()
@@ -168,7 +168,7 @@ fn without_an_answer_a_session_is_resumed_once() {
     gateway.assert_lawful();
 }
 
-/// Whose connections end without a close frame, and whose sessions go on elsewhere.
+/// The connections end without a close frame, and another process continues the sessions.
 fn is_left_alone(gateway: &Gateway, store: &Told, manager: &ShardManager) {
     let error = manager.run(2, |_, _| {}).unwrap_err();
     assert!(matches!(error, Error::OwnershipLost), "{error:?}");
@@ -193,7 +193,7 @@ fn a_session_that_another_process_has_is_not_resumed() {
     let store = Told::new(Answer::Confirmed);
     let config = config(&gateway).session_store(store.clone());
     let mut timing = config.timing.clone();
-    // Nothing is saved, which would tell it, too.
+    // Nothing is saved, because a failed save would also report the takeover.
     timing.store_interval = PATIENCE;
     let manager = ready(config.timing(timing));
     eventually("it is saved", || !store.0.lock().saved.sessions.is_empty());
@@ -211,7 +211,7 @@ fn a_process_whose_sessions_are_taken_over_drops_its_connections() {
     timing.store_interval = Duration::from_millis(10);
     let manager = ready(config.timing(timing));
     eventually("it is saved", || !store.0.lock().saved.sessions.is_empty());
-    // Somebody handles events meanwhile.
+    // Another thread handles events in the meantime.
     thread::scope(|scope| {
         let running = scope.spawn(|| manager.run(1, |_, _| {}));
         store.set(Answer::Lost);

@@ -17,7 +17,7 @@ fn tls() -> Gateway {
 }
 
 #[test]
-fn everything_goes_through_it_by_name() {
+fn everything_goes_through_the_proxy_by_host_name() {
     let gateway = tls();
     let proxy = Proxy::start();
     let by_name = |url: String| url.replace("127.0.0.1", "localhost");
@@ -46,7 +46,7 @@ fn everything_goes_through_it_by_name() {
 }
 
 #[test]
-fn what_it_refuses_at_the_start_is_a_typed_error() {
+fn a_refusal_by_the_proxy_at_the_start_is_a_typed_error() {
     let gateway = tls();
     let proxy = Proxy::start();
     let start = |answer| {
@@ -66,7 +66,7 @@ fn what_it_refuses_at_the_start_is_a_typed_error() {
     let text = garbage.to_string();
     assert!(text.contains(&proxy.url()["http://".len()..]), "{text}");
 
-    // Wrong credentials do not heal: it does not try again.
+    // Wrong credentials are a permanent error: there is no retry.
     proxy.answer(Answer::Text("HTTP/1.1 407 Who are you\r\n\r\n"));
     let before = proxy.requests().len();
     let patient = config(&gateway)
@@ -79,7 +79,7 @@ fn what_it_refuses_at_the_start_is_a_typed_error() {
     );
     assert_eq!(proxy.requests().len(), before + 1);
 
-    // What may heal is tried again.
+    // Temporary errors are retried.
     proxy.answer(Answer::Text("HTTP/1.1 503 Later\r\n\r\n"));
     let patient = config(&gateway)
         .proxy(proxy.url())
@@ -93,7 +93,7 @@ fn what_it_refuses_at_the_start_is_a_typed_error() {
 }
 
 #[test]
-fn shards_try_again_until_it_opens_and_resume() {
+fn shards_retry_until_the_proxy_opens_and_resume() {
     let gateway = tls();
     let proxy = Proxy::start();
     let mut config = config(&gateway).proxy(proxy.url());
@@ -130,7 +130,7 @@ fn shards_try_again_until_it_opens_and_resume() {
 }
 
 #[test]
-fn nothing_goes_through_it_in_the_clear() {
+fn nothing_goes_through_the_proxy_unencrypted() {
     let plain = gateway().start().unwrap();
     let proxy = Proxy::start();
     let error = ShardManager::start(config(&plain).proxy(proxy.url())).unwrap_err();
@@ -163,9 +163,11 @@ fn fifty_shards(url: &str) {
     let gateway = gateway.start().unwrap();
     let manager = ready(config(&gateway).plan(Plan::Total(50)).proxy(url));
     manager.wait_guilds(PATIENCE).unwrap();
+
     for shard in manager.handle().shards() {
         gateway.inject(shard.id(), Fault::Cut);
     }
+
     eventually("all resume", || {
         let counters = manager.handle().status().counters;
         counters.values().all(|counters| counters.resumes >= 1)

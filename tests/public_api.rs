@@ -1,6 +1,6 @@
-//! The public API is what `tests/public_api.txt` says, so that a change to it is seen in review.
+//! The public API must match `tests/public_api.txt`, so that reviewers notice changes to it.
 //!
-//! After a change that is meant: `UPDATE_PUBLIC_API=1 cargo test --features full --test public_api`.
+//! After an intended change: `UPDATE_PUBLIC_API=1 cargo test --features full --test public_api`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,7 @@ fn pages(target: &Path) -> Vec<PathBuf> {
         "{}",
         String::from_utf8_lossy(&built.stderr)
     );
+
     let mut folders = vec![target.join("doc/threadcord")];
     let mut pages = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -58,6 +59,7 @@ fn text(html: &str) -> String {
         text.push_str(before);
         rest = tag.split_once('>').map_or("", |(_, after)| after);
     }
+
     text.push_str(rest);
     for (from, to) in [
         ("&lt;", "<"),
@@ -73,7 +75,7 @@ fn text(html: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What stands between two texts, each time.
+/// Every part of a text between two delimiters.
 fn between<'a>(html: &'a str, start: &str, end: &str) -> Vec<&'a str> {
     let pieces = html.split(start).skip(1);
     pieces
@@ -82,10 +84,9 @@ fn between<'a>(html: &'a str, start: &str, end: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// What a page says of an item: its declaration, its methods, and the traits that it implements by
-/// itself.
+/// What a page shows for an item: its declaration, its methods, and its own trait implementations.
 fn signatures(html: &str) -> Vec<String> {
-    // What every type has is no news.
+    // Implementations that every type has are left out.
     let own = html
         .split("id=\"synthetic-implementations\"")
         .next()
@@ -109,7 +110,7 @@ fn signatures(html: &str) -> Vec<String> {
 }
 
 #[test]
-fn it_is_as_it_was() {
+fn the_public_api_matches_the_file() {
     let target = target();
     let root = target.join("doc/threadcord");
     let mut lines = BTreeSet::new();
@@ -134,7 +135,7 @@ fn it_is_as_it_was() {
         }
         let item = name.trim_end_matches(".html");
         let html = fs::read_to_string(&page).unwrap();
-        // A page that only leads to another says nothing.
+        // A page that only redirects to another has no content.
         for signature in signatures(&html) {
             lines.insert(format!("{item}: {signature}"));
         }

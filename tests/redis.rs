@@ -1,4 +1,4 @@
-//! The identify limit that processes share over Redis: a real server, real processes.
+//! The identify limit that processes share through Redis, with a real server and real processes.
 
 mod common;
 
@@ -19,7 +19,7 @@ use threadcord::{Config, Error, Intents, Plan, ShardManager, ShardState, Timing,
 
 const PROCESSES: u32 = 16;
 
-/// What a key's window is at Discord, and how long a permit is valid.
+/// The window of a key at Discord, and the validity of a permit.
 const WINDOW: Duration = Duration::from_millis(100);
 const VALIDITY: Duration = Duration::from_millis(500);
 
@@ -63,8 +63,8 @@ fn two_objects_on_one_server_keep_the_contract() {
     contract::windows_are_kept(&*b, shard(0, 2), shard(1, 2), WINDOW);
     contract::leaving_frees_the_slot(&*a, shard(0, 2), shard(1, 2));
 
-    // A process that is killed before it identifies costs the time that it had, and one window.
-    // Once it has been given back, the key is free.
+    // A process that is killed before it identifies delays the key by its permit's validity and one
+    // window. A permit that is given back frees the key at once.
     drop(a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap());
     let start = Instant::now();
     let held = a.request(shard(0, 2), Box::new(|| {})).wait(None).unwrap();
@@ -83,7 +83,7 @@ fn two_objects_on_one_server_keep_the_contract() {
 
 const SECRET: &str = ":secret@";
 
-/// A server that wants a password, and connections to it with a login such as `user:password@`.
+/// A server that requires a password, and connections to it with a login such as `user:password@`.
 struct Guarded(RedisServer);
 
 impl Guarded {
@@ -157,7 +157,7 @@ fn the_documented_rights_are_enough_and_needed() {
     let login = "bot:secret@";
     let rights = "+get +set +time +info +evalsha +script|load";
     let mut reset = |rights: &str| {
-        // Something to write, and scripts to load, so that each right is used.
+        // There is something to write, and scripts to load, so that each permission is used.
         command(&mut admin, &["FLUSHALL"]);
         command(&mut admin, &["SCRIPT", "FLUSH"]);
         let mut words = vec!["ACL", "SETUSER", "bot", "reset", "on", ">secret"];
@@ -165,6 +165,7 @@ fn the_documented_rights_are_enough_and_needed() {
         words.extend(rights.split_whitespace());
         command(&mut admin, &words);
     };
+
     reset(rights);
     let mut timing = timing();
     timing.lease_ttl = Duration::from_millis(200);
@@ -174,6 +175,7 @@ fn the_documented_rights_are_enough_and_needed() {
     part.save(&saved).unwrap();
     assert_eq!(part.load().unwrap(), saved);
     drop(part);
+
     for right in rights.split_whitespace() {
         reset(&rights.replacen(right, "", 1));
         let report = server.refusal(login);
@@ -199,7 +201,7 @@ fn what_is_not_ours_is_left_alone() {
         "{report}"
     );
 
-    // Nor does another process write over it, whatever Discord says.
+    // Another process does not overwrite it either, whatever Discord says.
     command(&mut admin, &["FLUSHALL"]);
     let redis = Redis::open(&server.url(SECRET), &token()).unwrap();
     command(&mut admin, &["SET", &key, other]);
@@ -232,7 +234,7 @@ fn a_server_that_cannot_write_is_refused() {
     assert!(report.contains("read only replica"), "{report}");
 }
 
-/// A frozen server costs a caller one time-out.
+/// A frozen server costs a caller one timeout.
 #[test]
 fn a_server_that_hangs_costs_two_seconds() {
     let Some(server) = RedisServer::start("a_server_that_hangs_costs_two_seconds", &[]) else {
@@ -253,6 +255,7 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
     else {
         return;
     };
+
     let request = |limit: &dyn IdentifyLimiter, number| {
         let ticket = limit.request(shard(number, 16), Box::new(|| {}));
         ticket.wait(Some(Instant::now() + PATIENCE))
@@ -261,7 +264,8 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
         open(&server).identify_limit(),
         open(&server).identify_limit(),
     );
-    // Nobody knows what is left.
+
+    // No process knows how many IDENTIFYs are left.
     let Err(LimitError::Failed(cause)) = request(&*a, 0) else {
         panic!("it cannot tell")
     };
@@ -269,6 +273,7 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
     let emptied = Instant::now();
     command(&mut server.admin(), &["FLUSHALL"]);
     let asked = Arc::new(AtomicU32::new(0));
+
     for limit in [&a, &b] {
         // The newest way to ask is one of a manager that has ended.
         let asked = Arc::clone(&asked);
@@ -278,6 +283,7 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
         }));
         limit.ask_with(Arc::new(|| Err(Error::Closed)));
     }
+
     let permits = thread::scope(|scope| {
         let asks = [(&a, 0), (&b, 1)];
         let asks = asks.map(|(limit, number)| {
@@ -286,11 +292,13 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
         asks.map(|ask| ask.join().unwrap())
     });
     assert_eq!(asked.load(Ordering::SeqCst), 1, "the others waited");
+
     for (mut permit, waited) in permits {
         let why = "another process may have got a permit just before it was emptied";
         assert!(waited >= VALIDITY + WINDOW, "{why}: {waited:?}");
         permit.used();
     }
+
     request(&*b, 2).unwrap().used();
     let Err(LimitError::Failed(cause)) = request(&*a, 3) else {
         panic!("ten are kept back")
@@ -300,8 +308,8 @@ fn one_process_asks_discord_and_ten_are_kept_back() {
 }
 
 #[test]
-fn while_redis_is_away_nobody_identifies_and_connections_go_on() {
-    let name = "while_redis_is_away_nobody_identifies_and_connections_go_on";
+fn without_redis_no_shard_identifies_and_connections_stay_open() {
+    let name = "without_redis_no_shard_identifies_and_connections_stay_open";
     let Some(mut server) = RedisServer::start(name, &[]) else {
         return;
     };
@@ -332,14 +340,14 @@ fn while_redis_is_away_nobody_identifies_and_connections_go_on() {
     assert_eq!((counters.connects, counters.identifies), (1, 1));
     assert_eq!(second.handle().shards()[0].counters().identifies, 0);
 
-    // It comes back empty: Discord is asked again.
+    // The server restarts empty, so that the limits are requested from Discord again.
     server.restart();
     second.wait_ready(PATIENCE).unwrap();
     assert_eq!(first.handle().shards()[0].counters().connects, 1);
     gateway.assert_lawful();
 }
 
-/// Runs one shard, and stays.
+/// Runs one shard until it is killed.
 fn process(gateway: &Gateway, server: &RedisServer, number: u32) -> Process {
     let variables = [
         ("DISCORD_TOKEN", gateway.token()),
@@ -363,7 +371,8 @@ fn many_processes_start_at_once_and_redis_restarts_empty() {
     gateway.expect("some are ready", PATIENCE, |seen| seen.live.len() >= 4);
     server.restart();
     gateway.expect("half are ready", PATIENCE, |seen| seen.live.len() >= 8);
-    // One that may have its turn just now.
+
+    // A process that may have its turn just now.
     let live = gateway.observed().live;
     let is_waiting = |number: &u32| !live.contains_key(&shard(*number, PROCESSES));
     let killed = (0..PROCESSES).find(is_waiting).expect("one waits");
@@ -385,7 +394,8 @@ fn as_one_of_many() {
         total: PROCESSES,
     };
     let token = Token::new(variable("DISCORD_TOKEN")).unwrap();
-    // It may be restarting just now.
+
+    // The server may be restarting just now.
     let url = variable("REDIS_URL");
     let redis = loop {
         match Redis::open_with_timing(&url, &token, &timing) {
@@ -394,6 +404,7 @@ fn as_one_of_many() {
         }
         thread::sleep(Duration::from_millis(100));
     };
+
     let config = Config::new(token, Intents::GUILDS)
         .rest_url(variable("DISCORD_REST_URL"))
         .limiter(redis.identify_limit())
@@ -401,6 +412,7 @@ fn as_one_of_many() {
         .retry_start_for(PATIENCE)
         .plan(plan);
     let _manager = ShardManager::start(config).unwrap();
+
     loop {
         thread::park();
     }

@@ -1,6 +1,6 @@
-//! Everything foreign may call back: a logger, a hook, a limiter, a store, a transport, a handler and
-//! a waker each call whatever does not wait. A lock that is held while one of them runs hangs the
-//! test. (A logger belongs to the process: this file has one test.)
+//! All user code may call back into the library: a logger, a hook, a limiter, a store, a transport,
+//! a handler and a waker each call every method that does not wait. A lock that is held while one
+//! of them runs hangs the test. (A logger belongs to the process, so that this file has one test.)
 
 mod common;
 
@@ -25,7 +25,7 @@ use threadcord::{
     Config, Error, Event, Handle, MemberQuery, Plan, Presence, ShardId, ShardManager,
 };
 
-/// The manager as what is foreign sees it, and how often each has called back.
+/// The manager for the user code, and how often each kind of user code has called back.
 static HANDLE: Mutex<Option<Handle>> = Mutex::new(None);
 static CALLS: Mutex<Vec<(&str, usize)>> = Mutex::new(Vec::new());
 
@@ -36,10 +36,10 @@ thread_local! {
     static IS_CALLING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls whatever does not wait, as `who`.
+/// Calls every method that does not wait, counted for `who`.
 fn call_back(who: &'static str) {
     if IS_CALLING.replace(true) {
-        // What is called logs, too.
+        // The called methods log, too.
         return;
     }
     let handle = HANDLE.lock().clone();
@@ -62,11 +62,13 @@ fn call_everything(handle: &Handle) {
         let _ = shard.request_members(1, &MemberQuery::all());
         let _ = (handle.shard(shard.id()), handle.shard_by_guild(1));
     }
+
     let _ = handle.status().to_string();
     let _ = handle.send_to_guild(1, sounds(1));
     let _ = handle.broadcast(&Presence::new(OnlineStatus::Idle));
     let _ = (handle.status().handler_panics, format!("{handle:?}"));
-    // Refused, but not before the state is looked at.
+
+    // This is refused, but only after the state is checked.
     let stranger = ShardId::new(0, 77).unwrap();
     let _ = handle.close_shard(stranger).map_err(|error| error.report());
     let _ = handle.restart_shard(stranger);
@@ -161,7 +163,7 @@ fn settings(gateway: &Gateway) -> Config {
     settings
 }
 
-/// Resharding, given up and done, while everything goes wrong that can.
+/// Reshards, one cancelled and one completed, while all kinds of faults happen.
 fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
     manager.wait_ready(PATIENCE)?;
     let _ = manager.handle().reshard(&Plan::Total(3))?;
@@ -173,6 +175,7 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
         restart.is_some()
     });
     restart.expect("it was").wait(PATIENCE)?;
+
     for fault in [
         Fault::Cut,
         Fault::Reconnect,
@@ -184,6 +187,7 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
             seen.live.get(&one).is_some_and(|now| *now != before)
         });
     }
+
     let two = || manager.handle().reshard(&Plan::Total(2));
     eventually("it reshards", || two().is_ok());
     eventually("they take over", || manager.handle().shards().len() == 2);
@@ -211,7 +215,7 @@ fn live(manager: &ShardManager, gateway: &Gateway) -> Result<(), Error> {
 }
 
 #[test]
-fn whatever_is_foreign_may_call_back() {
+fn user_code_may_call_back() {
     log::set_logger(&Logger).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
     let gateway = gateway()
@@ -242,12 +246,14 @@ fn whatever_is_foreign_may_call_back() {
             )
         })
     };
+
     in_time("nothing hangs", move || {
         live(&manager, &gateway).unwrap();
         manager.close();
         let _ = handler.join();
     });
     let calls: Vec<&str> = CALLS.lock().iter().map(|(who, _)| *who).collect();
+
     for who in [
         "the logger",
         "the limiter",

@@ -1,4 +1,4 @@
-//! What a user gives that cannot work: a typed error that names it, before a thread is started.
+//! User input that cannot work is a typed error that names it, before a thread is started.
 
 mod common;
 
@@ -42,7 +42,7 @@ fn threads_named(prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn everything_a_user_can_get_wrong() {
+fn every_user_mistake_is_a_typed_error() {
     // One after the other: the count of threads is the process's.
     settings();
     answers_of_rest();
@@ -87,6 +87,7 @@ fn settings() {
         assert!(error.to_string().contains(wanted), "{error}");
         assert_eq!(error.kind(), ErrorKind::Caller);
     }
+
     let mut unknown = local();
     unknown.shard.intents = Intents::from_bits_retain(1 << 33);
     assert!(matches!(refused(unknown), Error::Intents(_)));
@@ -103,6 +104,7 @@ fn answers_of_rest() {
     let no_keys = no_shards
         .replace(r#""shards":0"#, r#""shards":1"#)
         .replace("concurrency\":1", "concurrency\":0");
+
     for (answer, wanted) in [
         (
             (401, "", r#"{"message":"401: Unauthorized","code":0}"#),
@@ -135,6 +137,7 @@ fn answers_of_rest() {
             _ => assert!(matches!(error, Error::Status(_))),
         }
     }
+
     let url = format!(r#"{{"url":"nonsense","shards":1,{limits}}}"#);
     let http = Http::new(&[(200, "", &url)]);
     assert!(refused(bot(&http.url)).to_string().contains("nonsense"));
@@ -167,6 +170,7 @@ fn wrong_tokens_and_intents() {
     else {
         panic!("it cannot be ready")
     };
+
     assert_eq!(reason, StopReason::Discord(CloseCode(4014)));
     assert!(reason.to_string().contains("GUILD_PRESENCES"), "{reason}");
     assert_eq!(
@@ -233,6 +237,7 @@ fn calls() {
         rest.call("GET", "/nothing", None),
         Err(Error::Status(error)) if error.status == 404
     ));
+
     for (method, path) in [
         ("GET", "gateway"),
         ("GET", "/a b"),
@@ -247,6 +252,7 @@ fn calls() {
             "{method} {path}"
         );
     }
+
     let shown = format!(
         "{rest:?} {handle:?} {manager:?} {:?}",
         manager.handle().shards()
@@ -255,13 +261,13 @@ fn calls() {
 }
 
 #[test]
-fn a_connection_that_is_refused_is_tried_again() {
+fn a_refused_connection_is_retried() {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     let server = std::thread::spawn(move || {
-        // It is down for the first attempt.
+        // The gateway is unreachable for the first attempt.
         std::thread::sleep(std::time::Duration::from_millis(200));
         let listener = std::net::TcpListener::bind(address).unwrap();
         let (mut stream, _) = listener.accept().unwrap();

@@ -20,16 +20,16 @@ use threadcord::{
 
 const GUILDS: u32 = 24;
 
-/// Events a second, in all.
+/// Events a second, in total.
 const RATE: u32 = 5000;
 
-/// What a bot saw of each guild.
+/// What a bot received for each guild.
 #[derive(Default)]
 struct Seen {
-    /// The numbers of its events, as they came.
+    /// The numbers of its events, in the order of their arrival.
     numbers: HashMap<u64, Vec<u64>>,
     last: HashMap<u64, Instant>,
-    /// The longest time without an event of some guild.
+    /// The longest time without an event of a guild.
     silence: Duration,
     resharded: Vec<(Vec<ShardId>, Vec<ShardId>)>,
     ready: usize,
@@ -41,6 +41,7 @@ impl Seen {
         if let EventKind::Resharded { from, to } = event.kind() {
             self.resharded.push((from.clone(), to.clone()));
         }
+
         let Some(dispatch) = event.dispatch() else {
             return;
         };
@@ -50,6 +51,7 @@ impl Seen {
             return;
         };
         let now = Instant::now();
+
         if let Some(last) = self.last.insert(guild, now) {
             self.silence = self.silence.max(now - last);
         }
@@ -87,8 +89,8 @@ impl Play {
         let gateway = Arc::new(gateway);
         let sender = std::thread::spawn({
             let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
-            // Of two that follow each other both are the same, so that being equal is no reason to
-            // be dropped.
+            // Two consecutive events are equal, to check that an equal event is not dropped as a
+            // duplicate.
             move || common::send(&gateway, RATE, 2, 1..=usize::MAX, &stop)
         });
         Self {
@@ -101,7 +103,7 @@ impl Play {
         }
     }
 
-    /// Everything came, once and in order. Returns what was seen.
+    /// Checks that every event arrived once and in order. Returns what was received.
     fn end(self) -> Seen {
         self.stop.store(true, Ordering::Release);
         let sent = self.sender.join().unwrap();
@@ -115,6 +117,7 @@ impl Play {
         });
         self.manager.close();
         self.handler.join().unwrap();
+
         let seen = std::mem::take(&mut *self.seen.lock());
         for (guild, numbers) in &seen.numbers {
             let wrong = numbers
@@ -132,6 +135,7 @@ impl Play {
             );
             assert_eq!(numbers.len() as u64, sent, "guild {guild}");
         }
+
         self.gateway.assert_lawful();
         println!(
             "{} events in all, the longest silence of a guild {:?}",
@@ -156,7 +160,7 @@ fn running(manager: &ShardManager) -> Vec<ShardId> {
 }
 
 #[test]
-fn there_and_back_under_load() {
+fn resharding_there_and_back_under_load_loses_nothing() {
     let play = Play::start(|config| config);
     let manager = &play.manager;
     for total in [6, 4] {
@@ -197,6 +201,7 @@ fn there_and_back_under_load() {
                 seen.live.len() == total as usize
             });
     }
+
     let seen = play.end();
     assert_eq!(seen.resharded, [(ids(4), ids(6)), (ids(6), ids(4))]);
     assert_eq!(
@@ -207,14 +212,14 @@ fn there_and_back_under_load() {
 }
 
 #[test]
-fn with_faults_on_the_way_nothing_is_lost() {
+fn faults_during_a_reshard_lose_nothing() {
     let play = Play::start(|config| config);
     let reshard = play.manager.handle().reshard(&Plan::Total(6)).unwrap();
     play.gateway
         .expect("the new ones are live", PATIENCE, |seen| {
             seen.live.len() == 10
         });
-    // Cut off and resumed, on both sides; and a new session for one of the new shards.
+    // Shards of both sets are cut off and resumed, and one of the new shards starts a new session.
     play.gateway.inject(shard(1, 4), Fault::Cut);
     play.gateway.inject(shard(2, 6), Fault::Cut);
     play.gateway
@@ -232,6 +237,7 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
     play.gateway
         .inject(shard(4, 6), Fault::Identify(Answer::Close(4013)));
     let reshard = play.manager.handle().reshard(&Plan::Total(6)).unwrap();
+
     match reshard.wait(PATIENCE) {
         Err(Error::Stopped {
             shard: stopped,
@@ -241,6 +247,7 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
         }
         other => panic!("{other:?}"),
     }
+
     play.gateway
         .expect("the new ones are closed", PATIENCE, |seen| {
             seen.live.keys().all(|shard| shard.total() == 4)
@@ -250,7 +257,8 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
         before.iter().all(|shard| shard.counters().connects == 1),
         "the old ones were not touched"
     );
-    // And then it can be tried again, once those are gone.
+
+    // The reshard can be retried when the new shards have ended.
     eventually("they have stopped", || {
         !matches!(
             play.manager.handle().reshard(&Plan::Total(4)),
@@ -268,9 +276,9 @@ fn a_new_shard_that_stops_leaves_the_old_ones_as_they_were() {
 }
 
 #[test]
-fn an_old_shard_that_lags_behind_is_waited_for() {
-    // What its handler has not let it read was sent before the new shards began: nobody else has
-    // it.
+fn a_reshard_waits_for_an_old_shard_that_lags_behind() {
+    // The old shard has not read all events that were sent before the new shards started. No other
+    // shard receives those.
     let gateway = gateway()
         .shards(1)
         .max_concurrency(4)
@@ -281,6 +289,7 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
     config.timing.reshard_overlap = Duration::from_millis(10);
     let manager = ready(config);
     let guilds = gateway.guild_ids();
+
     for n in 0..50 {
         for guild in &guilds {
             gateway
@@ -292,6 +301,7 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
                 .unwrap();
         }
     }
+
     let one = manager.handle().shard(ShardId::ONE).unwrap();
     eventually("it stalls", || one.status().outstanding_events >= 4);
     let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
@@ -306,6 +316,7 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
         ),
         "it waits for the old one"
     );
+
     let mut numbers: HashMap<u64, Vec<u64>> = HashMap::new();
     for event in manager.events() {
         if event.name() == "Resharded" {
@@ -316,6 +327,7 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
         };
         numbers.entry(guild).or_default().push(number);
     }
+
     reshard.wait(PATIENCE).unwrap();
     assert_eq!(numbers.len(), 2);
     for numbers in numbers.values() {
@@ -325,7 +337,7 @@ fn an_old_shard_that_lags_behind_is_waited_for() {
 }
 
 #[test]
-fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
+fn a_suspend_while_the_old_shards_close_keeps_the_new_ones() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(4)
@@ -339,11 +351,13 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
     manager.wait_guilds(PATIENCE).unwrap();
     manager.events().receiver().try_iter().for_each(drop);
     let reshard = manager.handle().reshard(&Plan::Total(3)).unwrap();
-    // One event that is not handled holds the hand-over up, after the old ones have closed.
+
+    // An unhandled event delays the handover, after the old shards have closed.
     let kept = hold_newest(&gateway, &manager.events(), |seen| {
         seen.live.len() == 3 && seen.live.keys().all(|shard| shard.total() == 3)
     });
     assert!(!reshard.is_over());
+
     for guild in gateway.guild_ids() {
         assert_eq!(
             manager
@@ -356,8 +370,9 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
             .chat(gateway.channel_of(guild).unwrap(), "held")
             .unwrap();
     }
-    // Some of it is held when it suspends, and some has not been read. Neither is waited for, but
-    // the handler is.
+
+    // At the suspend some events are held, and some are not read yet. The suspend waits for
+    // neither, but it waits for the handler.
     let held = |manager: &ShardManager| {
         manager
             .handle()
@@ -366,6 +381,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
             .map(|shard| shard.status().outstanding_events)
             .sum::<usize>()
     };
+
     eventually("something is held", || held(&manager) > 0);
     let sessions = std::thread::scope(|scope| {
         let suspending = scope.spawn(|| manager.suspend());
@@ -389,9 +405,11 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
             .session_store(MemoryStore::new(sessions)),
     );
     let events = manager.events();
+
     for _ in 0..4 {
         next(&events, |event| event.name() == "MESSAGE_CREATE");
     }
+
     assert_eq!(
         manager
             .handle()
@@ -405,7 +423,7 @@ fn suspended_while_the_old_ones_leave_it_goes_on_with_the_new_ones() {
 }
 
 #[test]
-fn it_can_be_cancelled() {
+fn a_reshard_can_be_cancelled() {
     let gateway = gateway().shards(2).max_concurrency(4).start().unwrap();
     // The overlap is ten seconds.
     let manager = ready(config(&gateway));
@@ -423,7 +441,7 @@ fn it_can_be_cancelled() {
 }
 
 #[test]
-fn workers_keep_the_guilds_in_order_across_it() {
+fn workers_keep_each_guild_in_order_across_a_reshard() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(4)
@@ -446,6 +464,7 @@ fn workers_keep_the_guilds_in_order_across_it() {
         seen.lock().entry(guild).or_default().push(number);
         handled.fetch_add(1, Ordering::SeqCst);
     };
+
     std::thread::scope(|scope| {
         scope.spawn(|| manager.run(4, handler).unwrap());
         scope.spawn(|| {
@@ -463,7 +482,7 @@ fn workers_keep_the_guilds_in_order_across_it() {
                         Ordering::SeqCst,
                     );
                 }
-                // About a thousand a second, more than two workers can take.
+                // About a thousand events a second, more than two workers can handle.
                 std::thread::sleep(Duration::from_millis(8));
             }
         });
@@ -481,6 +500,7 @@ fn workers_keep_the_guilds_in_order_across_it() {
         });
         manager.close();
     });
+
     for (guild, numbers) in seen.into_inner() {
         assert!(
             numbers.iter().copied().eq(0..numbers.len() as u64),
@@ -503,6 +523,7 @@ fn commands_find_the_shard_of_their_guild_throughout() {
     let manager = ready(config);
     let reshard = manager.handle().reshard(&Plan::Total(3)).unwrap();
     let guild = gateway.guild_ids()[1];
+
     let mut accepted = 0;
     while !reshard.is_over() {
         let sounds = json!({"op": 31, "d": {"guild_ids": [guild.to_string()], "guild_id": guild.to_string()}});
@@ -517,6 +538,7 @@ fn commands_find_the_shard_of_their_guild_throughout() {
         );
         std::thread::sleep(Duration::from_millis(2));
     }
+
     reshard.wait(PATIENCE).unwrap();
     let homes = [2, 3].map(|total| ShardId::for_guild(guild, total).unwrap());
     gateway.expect("every command arrives", PATIENCE, |seen| {
@@ -530,7 +552,7 @@ fn commands_find_the_shard_of_their_guild_throughout() {
 }
 
 #[test]
-fn what_cannot_be_resharded_is_said_and_changes_nothing() {
+fn an_impossible_reshard_is_an_error_and_changes_nothing() {
     let gateway = gateway().shards(2).max_concurrency(2).start().unwrap();
     let manager = ready(config(&gateway));
     let refused = |plan: Plan| manager.handle().reshard(&plan).unwrap_err();
@@ -567,7 +589,7 @@ fn what_cannot_be_resharded_is_said_and_changes_nothing() {
 }
 
 #[test]
-fn closing_in_the_middle_ends_both_sets() {
+fn closing_during_a_reshard_ends_both_sets() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(1)
@@ -593,7 +615,7 @@ fn closing_in_the_middle_ends_both_sets() {
     gateway.assert_lawful();
 }
 
-/// Numbers of events that came, and how often each.
+/// The numbers of the events that arrived, and how often each did.
 fn tally(events: &Events, numbers: &mut HashMap<u64, usize>, timeout: Duration) -> bool {
     let Ok(event) = events.recv_timeout(timeout) else {
         return false;
@@ -604,7 +626,7 @@ fn tally(events: &Events, numbers: &mut HashMap<u64, usize>, timeout: Duration) 
     true
 }
 
-/// Sends so many numbered events to the guilds by turns, at a rate.
+/// Sends this many numbered events to the guilds in turn, at a rate.
 fn numbered(gateway: &Gateway, count: u64, rate: u64) {
     let (guilds, start) = (gateway.guild_ids(), Instant::now());
     for n in 0..count {
@@ -636,7 +658,7 @@ fn an_overloaded_old_shard_is_closed_only_once_it_has_caught_up() {
     std::thread::scope(|scope| {
         scope.spawn(|| numbered(&gateway, EVENTS, 1000));
         let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
-        // The handler is stuck, while both sets beat.
+        // The handler is stuck while both sets send heartbeats.
         std::thread::sleep(Duration::from_secs(2));
         while numbers.len() < usize::try_from(EVENTS).unwrap() {
             assert!(
@@ -650,7 +672,9 @@ fn an_overloaded_old_shard_is_closed_only_once_it_has_caught_up() {
         }
         reshard.wait(PATIENCE).unwrap();
     });
-    // The new shards have stalled for longer than the overlap: what they hold may be repeated.
+
+    // The new shards have stalled for longer than the overlap, so events that they hold may be
+    // repeated.
     let twice = numbers.values().filter(|count| **count > 1).count();
     assert!(twice <= 2 * 20, "{twice} of {EVENTS} events came twice");
     gateway.assert_lawful();
@@ -672,14 +696,17 @@ fn an_ack_before_the_replay_does_not_make_an_old_shard_caught_up() {
     let manager = ready(config);
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
-    // What only the old session has, since it comes before the new ones.
+
+    // An event that only the old session has, because it is sent before the new ones start.
     gateway.inject(ShardId::ONE, Fault::Cut);
     numbered(&gateway, 50, 10_000);
     let reshard = manager.handle().reshard(&Plan::Total(2)).unwrap();
+
     let mut numbers = HashMap::new();
     while !reshard.is_over() {
         tally(&events, &mut numbers, Duration::from_millis(10));
     }
+
     reshard.wait(PATIENCE).unwrap();
     while tally(&events, &mut numbers, Duration::from_millis(100)) {}
     assert_eq!(numbers.len(), 50, "of 50 events");
@@ -694,6 +721,7 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
         .guilds(4)
         .start()
         .unwrap();
+
     // The overlap is ten seconds.
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
@@ -706,6 +734,7 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
         }
         Some(())
     };
+
     let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
         let sender = scope.spawn(|| common::send(&gateway, 40, 1, 1..=usize::MAX, &stop));
@@ -725,14 +754,15 @@ fn a_new_set_that_is_three_seconds_behind_repeats_nothing() {
         reshard.wait(PATIENCE).unwrap();
         usize::try_from(sender.join().unwrap()).unwrap() * gateway.guild_ids().len()
     });
-    // What is still on its way comes within the delay.
+
+    // Events that are still on their way arrive within the delay.
     while note(Duration::from_secs(4)).is_some() {}
     let twice = numbers.values().filter(|count| **count > 1).count();
     assert_eq!((numbers.len(), twice), (sent, 0));
 }
 
 #[test]
-fn an_event_that_is_not_handled_comes_again_whichever_set_delivered_it() {
+fn an_unhandled_event_is_redelivered_whichever_set_delivered_it() {
     let gateway = gateway()
         .shards(1)
         .max_concurrency(4)
@@ -749,7 +779,7 @@ fn an_event_that_is_not_handled_comes_again_whichever_set_delivered_it() {
     gateway.expect("both sets are live", PATIENCE, |seen| seen.live.len() == 3);
     let old = manager.handle().shard(ShardId::ONE).unwrap();
     numbered(&gateway, 10, 1000);
-    // Every second one is handled before its duplicate comes, or after it.
+    // Every second event is handled before its duplicate arrives, the others after it.
     let mut kept = Vec::new();
     while kept.len() < 5 {
         let event = next(&events, |event| common::number(event).is_some());
@@ -790,7 +820,7 @@ fn resharded(events: &Events) -> (Vec<ShardId>, Vec<ShardId>) {
 }
 
 #[test]
-fn a_fleet_that_grows_full_reshards_by_itself() {
+fn a_fleet_that_becomes_full_reshards_automatically() {
     let gateway = gateway()
         .shards(2)
         .max_concurrency(4)
@@ -801,6 +831,7 @@ fn a_fleet_that_grows_full_reshards_by_itself() {
     config.timing.reshard_overlap = Duration::from_millis(20);
     let manager = ready(config);
     let events = manager.events();
+
     // 4,000 guilds on 2 shards: 80 %, which is not above the threshold.
     gateway.set_shards(4);
     let requests = || {
@@ -808,6 +839,7 @@ fn a_fleet_that_grows_full_reshards_by_itself() {
             .observed()
             .count(|action| matches!(action, threadcord::sim::Action::Request { .. }))
     };
+
     let before = requests();
     eventually("it asks again and again", || requests() > before + 3);
     assert_eq!(running(&manager), ids(2));
@@ -818,7 +850,7 @@ fn a_fleet_that_grows_full_reshards_by_itself() {
 }
 
 #[test]
-fn no_reshard_by_itself_without_room_in_the_day() {
+fn no_automatic_reshard_without_enough_identifies_left_today() {
     let day = Duration::from_secs(3600);
     let gateway = gateway()
         .shards(1)
@@ -831,6 +863,7 @@ fn no_reshard_by_itself_without_room_in_the_day() {
             .observed()
             .count(|action| matches!(action, threadcord::sim::Action::Request { .. }))
     };
+
     gateway.set_shards(5);
     let before = requests();
     eventually("it asks again and again", || requests() > before + 5);

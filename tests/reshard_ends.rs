@@ -1,4 +1,4 @@
-//! Reshards that end early: closed or suspended in any phase, out of time, or beside lost sessions.
+//! Reshards that end early: by a close or suspend in any phase, a timeout, or lost sessions.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn start() -> Gateway {
     builder.start().unwrap()
 }
 
-/// Waits until a reshard is in a phase; what must be kept meanwhile is returned.
+/// Waits until a reshard is in a phase. Returns what the caller must keep in the meantime.
 type Phase = fn(&Gateway, &Events) -> Option<Event>;
 
 const PHASES: [(&str, Phase); 4] = [
@@ -70,12 +70,12 @@ fn end_in_every_phase(end: fn(&ShardManager)) {
 }
 
 #[test]
-fn closed_in_any_phase_it_ends_the_stream() {
+fn close_in_any_phase_ends_the_stream() {
     end_in_every_phase(ShardManager::close);
 }
 
 #[test]
-fn suspended_in_any_phase_it_ends_the_stream() {
+fn suspend_in_any_phase_ends_the_stream() {
     end_in_every_phase(|manager| {
         let sessions = manager.suspend();
         assert!(!sessions.is_empty());
@@ -86,7 +86,7 @@ fn suspended_in_any_phase_it_ends_the_stream() {
 }
 
 #[test]
-fn one_that_takes_too_long_is_given_up() {
+fn a_reshard_that_takes_too_long_times_out() {
     let gateway = start();
     let mut settings = config(&gateway);
     settings.timing.reshard_overlap = PATIENCE;

@@ -1,4 +1,4 @@
-//! Requests over HTTP: what they carry, how they are answered, and whose turn it is.
+//! HTTP requests: their contents, their responses, and their rate limits.
 
 mod common;
 
@@ -15,14 +15,14 @@ use threadcord::rest::{Rest, RestBuilder};
 use threadcord::sim::{Action, Fault, Gateway, Observed, Target};
 use threadcord::{Config, Error, Intents, Interaction, ShardManager, Timing, Token};
 
-/// A tenth of Discord's time.
+/// Time runs ten times as fast as at Discord.
 const SCALE: f64 = 0.1;
 
 const CHANNELS: u64 = 20;
 const REQUESTS: u64 = 2_000;
 const THREADS: usize = 32;
 
-/// What a route takes in a window, and the length of that, as the simulator's default is.
+/// How many requests a route accepts in a window, and the window's length: the simulator's default.
 const LIMIT: u64 = 5;
 const WINDOW: Duration = Duration::from_millis(500);
 
@@ -42,13 +42,13 @@ fn client_with(token: &str, url: &str, scale: f64) -> RestBuilder {
         .rate_limit(NonZeroU32::new(50).unwrap(), window)
 }
 
-/// A client of a server that is not one.
+/// A client of a server that is not the simulator.
 fn client_of(url: &str) -> Rest {
     let token = Token::new("a.b.c").unwrap();
     Rest::builder(token).base_url(url).build().unwrap()
 }
 
-/// Sends as many requests over all routes as they come, on many threads. Returns how long it took.
+/// Sends requests to all routes as fast as possible, on many threads. Returns how long it took.
 fn load(rest: &Rest, channels: &[u64]) -> Duration {
     let next = AtomicUsize::new(0);
     let start = Instant::now();
@@ -98,8 +98,8 @@ fn answers(seen: &Observed) -> (usize, usize) {
     (all, limited)
 }
 
-/// Each route takes its last requests in its last window, and the first of those begin with the first
-/// request of the route. All routes together would take less: 39 windows of 100 ms.
+/// The minimum time: each route's requests end in its last window, and its windows begin with its
+/// first request. The global rate limit alone would take less: 39 windows of 100 ms.
 #[test]
 fn a_busy_bot_is_never_limited() {
     let gateway = busy_gateway();
@@ -227,7 +227,7 @@ fn a_request_carries_what_it_is_given() {
     gateway.assert_lawful();
 }
 
-/// What cannot be JSON.
+/// A value that cannot be serialized as JSON.
 struct Wrong;
 
 impl serde::Serialize for Wrong {
@@ -237,7 +237,7 @@ impl serde::Serialize for Wrong {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_anything_is_sent() {
+fn invalid_requests_fail_before_anything_is_sent() {
     let gateway = gateway().guilds(1).start().unwrap();
     let rest = client(&gateway, common::SCALE);
     let post = || rest.post("/channels/1/messages");
@@ -266,7 +266,7 @@ fn what_is_wrong_is_said_before_anything_is_sent() {
     assert_eq!(answers(&gateway.observed()).0, 0);
 }
 
-/// A server that says the same to everybody, and then is silent or closes.
+/// A server that sends every client the same bytes, and then is silent or closes.
 fn saying(answer: Vec<u8>, stays: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -284,7 +284,7 @@ fn saying(answer: Vec<u8>, stays: bool) -> String {
     url
 }
 
-/// A server whose answers have no end.
+/// A server whose responses never end.
 fn endless(status: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -310,6 +310,7 @@ fn hostile_answers_are_errors_in_bounded_time() {
             body.len()
         )
     };
+
     let limits = "200 OK\r\nx-ratelimit-limit: many\r\nx-ratelimit-remaining: -1\r\nx-ratelimit-reset-after: 1e999";
     let page = answer("429 Too Many Requests", "<title>Access denied</title>");
     // Long enough for what such a server says.
@@ -352,6 +353,7 @@ fn hostile_answers_are_errors_in_bounded_time() {
                 if *retry_after >= Duration::from_secs(250) && text.contains("Access denied"))
         }),
     ];
+
     for (answer, stays, is_wanted) in cases {
         let rest = client_of(&saying(answer.clone().into_bytes(), stays));
         let start = Instant::now();
@@ -363,6 +365,7 @@ fn hostile_answers_are_errors_in_bounded_time() {
         assert!(is_wanted(&error), "{answer:?} gives {error:?}");
         assert!(start.elapsed() < PATIENCE, "{answer:?}");
     }
+
     let error = client_of(&endless("200 OK")).get("/x").send().unwrap_err();
     assert!(matches!(error, Error::Http { .. }), "{error:?}");
     let error = client_of(&endless("500 X")).post("/x").send().unwrap_err();
@@ -384,6 +387,7 @@ fn a_limit_that_lasts_too_long_fails_at_once() {
     else {
         panic!("it would have to wait for six minutes")
     };
+
     assert!(
         retry_after > Duration::from_secs(300) && text.is_none(),
         "{retry_after:?}"
@@ -432,6 +436,7 @@ fn what_may_be_sent_again_is() {
     let rest = client(&gateway, common::SCALE);
     let path = format!("/channels/{}/messages", channels(&gateway)[0]);
     let fault = |word: &str| -> Fault { word.parse().unwrap() };
+
     for word in ["rest=500", "rest=reset", "rest=reset-after"] {
         gateway.inject(Target::Any, fault(word));
         assert!(rest.get(&path).send().is_ok(), "{word}");
@@ -439,6 +444,7 @@ fn what_may_be_sent_again_is() {
         let posted = rest.post(&path).json(&json!({"content": "once"})).send();
         assert!(posted.is_err(), "{word}: it may have been carried out");
     }
+
     // A 429 was not carried out.
     for word in ["rest=429", "rest=429:global", "rest=429:shared"] {
         gateway.inject(Target::Any, fault(word));
@@ -501,7 +507,7 @@ fn an_interaction_is_answered_once_and_in_time() {
     assert!(!format!("{interaction:?} {}", twice.report()).contains(secret));
 
     let late = next();
-    // This time the simulator does not scale.
+    // The simulator does not scale this time.
     thread::sleep(Duration::from_millis(3_100));
     let error = late.reply(rest, &json!({"content": "late"})).unwrap_err();
     assert!(error.is_unknown_interaction(), "{error}");

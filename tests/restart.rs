@@ -1,4 +1,4 @@
-//! Sessions outlive the process: suspended, killed, started again.
+//! Sessions outlive the process: it is suspended or killed, and restarted.
 #![cfg(unix)]
 
 mod common;
@@ -26,7 +26,7 @@ use threadcord::{
 const GUILDS: u32 = 20;
 const SHARDS: u32 = 4;
 
-/// Events a second, in all.
+/// Events a second, in total.
 const RATE: u32 = 5000;
 
 /// Tells the child process where the gateway is and where to write.
@@ -41,7 +41,7 @@ fn loaded_gateway() -> Gateway {
         .unwrap()
 }
 
-/// For managers that identify soon after one another.
+/// A limiter for managers that identify soon after one another.
 fn limiter() -> Arc<SessionLimit> {
     let timing = threadcord::Timing::scaled(common::SCALE);
     Arc::new(SessionLimit::with_timing(
@@ -58,7 +58,7 @@ fn identifies(gateway: &Gateway) -> usize {
 }
 
 #[test]
-fn suspended_and_started_again_under_load() {
+fn a_suspended_bot_restarts_under_load() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = loaded_gateway();
     let (seen, stop) = (
@@ -74,8 +74,8 @@ fn suspended_and_started_again_under_load() {
         for round in 0..4 {
             let manager = ShardManager::start(config.clone()).unwrap();
             std::thread::scope(|handlers| {
-                // Before all are ready: what is replayed may be more than the credit of a shard
-                // whose events nobody takes.
+                // Events are taken before all shards are ready: the replay may be larger than the
+                // outstanding limit of a shard whose events are not taken.
                 handlers.spawn(|| {
                     let handler = |_: &Handle, event: Event| {
                         let Some((guild, number)) = number(&event) else {
@@ -103,6 +103,7 @@ fn suspended_and_started_again_under_load() {
             });
         }
     });
+
     for (guild, numbers) in seen.into_inner() {
         assert!(
             numbers.iter().copied().eq(0..sent),
@@ -110,6 +111,7 @@ fn suspended_and_started_again_under_load() {
             numbers.len()
         );
     }
+
     assert_eq!(
         identifies(&gateway),
         SHARDS as usize,
@@ -118,7 +120,7 @@ fn suspended_and_started_again_under_load() {
     gateway.assert_lawful();
 }
 
-/// The process that is killed: writes down each event that it has handled.
+/// The process that is killed: it records each event that it has handled.
 #[test]
 fn child() {
     let Ok(told) = std::env::var(CHILD) else {
@@ -131,6 +133,7 @@ fn child() {
         .session_store(FileStore::new(PathBuf::from(folder).join("sessions.json")));
     config.timing.store_interval = Duration::from_millis(300);
     let manager = ShardManager::start(config).unwrap();
+
     let mut log = fs::File::create(PathBuf::from(folder).join("handled")).unwrap();
     for event in manager.events() {
         let Some(dispatch) = event.dispatch() else {
@@ -139,7 +142,8 @@ fn child() {
         let Some((guild, number)) = number(&event) else {
             continue;
         };
-        // One write for each: what is in the file has been handled, however the process ends.
+        // One write for each event, so that every event in the file has been handled, however the
+        // process ends.
         let line = format!(
             "{} {} {guild} {number}\n",
             event.shard().number(),
@@ -150,7 +154,7 @@ fn child() {
 }
 
 #[test]
-fn killed_and_started_again_under_load() {
+fn a_killed_bot_restarts_under_load() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = Arc::new(loaded_gateway());
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -175,7 +179,7 @@ fn killed_and_started_again_under_load() {
         let (gateway, stop) = (Arc::clone(&gateway), Arc::clone(&stop));
         move || common::send(&gateway, RATE, 1, 1..=1, &stop)
     });
-    // Long enough for several writes, and the kill falls between two of them.
+    // Long enough for several writes of the store. The kill happens between two of them.
     std::thread::sleep(Duration::from_millis(1750));
     child.kill().unwrap();
     child.wait().unwrap();
@@ -216,8 +220,8 @@ fn killed_and_started_again_under_load() {
         .map(|(.., event)| *event)
         .collect();
 
-    // Not `ready`: what is replayed may be more than the credit of a shard whose events nobody
-    // takes.
+    // Not `ready`: the replay may be larger than the outstanding limit of a shard whose events are
+    // not taken.
     let manager = ShardManager::start(config(&gateway).session_store(store)).unwrap();
     let events = manager.events();
     stop.store(true, Ordering::Release);
@@ -262,7 +266,7 @@ fn handlers_may_finish_before_sessions_are_taken() {
                 manager.run(1, |_, event| {
                     if event.name() == "MESSAGE_CREATE" {
                         started.send(()).unwrap();
-                        // Until it is told to finish, or the test gives up waiting for that.
+                        // Until the test lets it finish, or times out.
                         let _ = finished.recv();
                     }
                 })
@@ -354,7 +358,7 @@ fn a_store_is_written_while_the_bot_runs_and_emptied_when_it_ends() {
     gateway.assert_lawful();
 }
 
-/// A store that fails when it is told to.
+/// A store that fails on request.
 #[derive(Clone, Default)]
 struct Failing {
     reading: Arc<AtomicBool>,
@@ -380,7 +384,7 @@ impl SessionStore for Failing {
 }
 
 #[test]
-fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
+fn a_failing_store_is_an_error_only_at_the_start() {
     let gateway = gateway().start().unwrap();
     let store = Failing::default();
     let start = || {
@@ -388,6 +392,7 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
         config.timing.store_interval = Duration::from_millis(1);
         ShardManager::start(config)
     };
+
     store.reading.store(true, Ordering::SeqCst);
     let error = start().unwrap_err();
     assert_eq!(
@@ -423,7 +428,7 @@ fn a_store_that_fails_is_an_error_before_anything_starts_and_none_later() {
 }
 
 #[test]
-fn after_a_split_and_a_reshard_it_starts_as_it_was() {
+fn a_restart_after_a_split_and_a_reshard_keeps_the_shards() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = gateway()
         .shards(2)
@@ -468,7 +473,7 @@ fn after_a_split_and_a_reshard_it_starts_as_it_was() {
 }
 
 #[test]
-fn a_plan_that_has_changed_starts_anew() {
+fn a_changed_plan_starts_new_sessions() {
     let gateway = gateway().shards(2).max_concurrency(3).start().unwrap();
     let config = config(&gateway).limiter(limiter());
     let sessions = ready(config.clone()).suspend();
@@ -490,7 +495,7 @@ fn a_plan_that_has_changed_starts_anew() {
 }
 
 #[test]
-fn with_other_intents_a_new_session_hears_them() {
+fn changed_intents_start_a_new_session() {
     let gateway = gateway().guilds(1).start().unwrap();
     let limiter = limiter();
     let settings = |intents| {
@@ -498,6 +503,7 @@ fn with_other_intents_a_new_session_hears_them() {
         settings.shard.intents = intents;
         settings.limiter(Arc::<SessionLimit>::clone(&limiter))
     };
+
     let manager = ready(settings(Intents::GUILDS));
     let sessions = manager.suspend();
     drop(manager);

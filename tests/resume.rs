@@ -25,18 +25,20 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
     let manager = ready(config(&gateway));
     let events = manager.events();
     let channel = gateway.channel_of(gateway.guild_ids()[0]).unwrap();
+
     for n in 0..60_u64 {
         gateway.chat(channel, &n.to_string()).unwrap();
         if n % 20 == 10 {
             fault(&gateway);
             gateway.chat(channel, "while it is away").unwrap();
-            // Until the shard knows that it is back: a fault before that would be one more before
-            // the same resume.
+            // Wait until the shard knows that it is back. An earlier fault would belong to the same
+            // resume.
             eventually("it comes back", || {
                 counters_of(&manager, ONE).resumes == n / 20 + 1
             });
         }
     }
+
     let mut numbers = Vec::new();
     let mut last = 0;
     while numbers.len() < 63 {
@@ -50,6 +52,7 @@ fn nothing_is_lost(fault: impl Fn(&Gateway)) {
             numbers.push(dispatch.decode::<serde_json::Value>().unwrap()["content"].clone());
         }
     }
+
     let away = numbers
         .iter()
         .filter(|number| *number == "while it is away")
@@ -126,6 +129,7 @@ fn session_is_lost(end: impl Fn(&Gateway), reason: Disconnect) {
     else {
         panic!("{disconnected:?}")
     };
+
     assert_eq!(*given, reason);
     next(&events, |event| {
         matches!(event.kind(), EventKind::SessionStarted)
@@ -205,7 +209,7 @@ fn op_7_in_place_of_hello_and_of_ready_is_no_start() {
 }
 
 #[test]
-fn a_dead_or_foreign_resume_url_gives_way_to_the_main_one() {
+fn a_bad_resume_url_falls_back_to_the_main_url() {
     // Nothing listens on port 1; and a host that is not the gateway's never gets the token.
     for url in ["ws://127.0.0.1:1", "wss://evil.example", "no url"] {
         let gateway = gateway().start().unwrap();
@@ -237,7 +241,7 @@ fn a_zombied_connection_is_dropped_and_resumed() {
 }
 
 #[test]
-fn a_heartbeat_that_is_asked_for_comes_at_once() {
+fn a_requested_heartbeat_is_sent_at_once() {
     let gateway = gateway().start().unwrap();
     let manager = ready(config(&gateway));
     gateway.inject(ONE, Fault::HeartbeatRequest);
@@ -280,6 +284,7 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
         .filter(|event| matches!(event.kind(), EventKind::Stopped(_)))
         .collect();
     assert_eq!(closed.len(), 2, "the stream ends when all have stopped");
+
     for id in [shard(0, 2), shard(1, 2)] {
         let handle = manager.handle().shard(id).unwrap();
         assert_eq!(
@@ -294,6 +299,7 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
                 .contains("GUILD_MEMBERS")
         );
     }
+
     assert!(matches!(
         manager.wait_ready(PATIENCE),
         Err(threadcord::Error::Stopped { .. })
@@ -308,7 +314,7 @@ fn a_fatal_close_stops_the_shard_and_the_stream() {
 }
 
 #[test]
-fn a_lost_session_says_since_when_something_may_be_missing() {
+fn a_lost_session_reports_since_when_events_may_be_missing() {
     let gateway = gateway().start().unwrap();
     let gone: Arc<Mutex<Option<SystemTime>>> = Arc::default();
     let noted = Arc::clone(&gone);

@@ -9,7 +9,7 @@ use common::{config, eventually, footprint, gateway, ready};
 use threadcord::limit::{IdentifyLimiter, Limits, ReleaseAfter, SessionLimit};
 use threadcord::{ShardId, Timing};
 
-// One test alone, since what it counts belongs to the process.
+// The only test of this file, since it counts the threads and descriptors of the process.
 #[test]
 fn no_thread_and_no_descriptor_is_left() {
     let (mut kept, mut kept_shards) = (Vec::new(), Vec::new());
@@ -36,22 +36,22 @@ fn no_thread_and_no_descriptor_is_left() {
             "{descriptors} descriptors, {} before",
             before.1
         );
-        // What a program keeps of shards that are gone keeps nothing of theirs.
+        // Events and shard handles that a program keeps must not keep resources of ended shards.
         kept.extend(manager.events().receiver().try_iter().take(50));
         kept_shards.extend(manager.handle().shards());
         manager.close();
         drop(manager);
         gateway.assert_lawful();
     };
-    // The first round leaves what the libraries keep for good.
+    // The first round allocates what the libraries keep forever.
     round();
     let before = footprint();
     for _ in 0..3 {
         round();
     }
-    // No more than before: what is before may still count a thread of the first round that has been
-    // joined already, which the system lists for a moment longer. Three rounds that each leave
-    // something leave more than that.
+    // No more than before. The count before may include a thread of the first round that is already
+    // joined, because the system lists it for a moment longer. Three rounds with a leak would leave
+    // more than that.
     let is_as_before = || {
         let (threads, descriptors) = footprint();
         threads <= before.0 && descriptors <= before.1

@@ -1,5 +1,5 @@
 //! The simulator's HTTP interface over real sockets: connections that stay open, bodies in chunks
-//! and forms, hostile answers, and handlers of the owner's.
+//! and forms, hostile answers, and user-defined handlers.
 
 mod common;
 
@@ -53,6 +53,7 @@ impl Client {
                 Err(error) => panic!("{error}"),
             }
         }
+
         let head = String::from_utf8(head).unwrap();
         let length = head
             .lines()
@@ -175,10 +176,12 @@ fn hostile_answers_come_on_request() {
     assert!(get().unwrap().1.contains("x-ratelimit-scope: shared"));
     inject("rest=redirect:http://127.0.0.1:1/");
     assert!(get().unwrap().1.contains("location: http://127.0.0.1:1/"));
+
     for fault in ["rest=truncated", "rest=reset", "rest=reset-after"] {
         inject(fault);
         assert_eq!(get(), None, "{fault}");
     }
+
     inject("rest=slow:2000");
     let start = std::time::Instant::now();
     assert_eq!(get().unwrap().0, 200);
@@ -230,7 +233,7 @@ fn a_handler_answers_its_route() {
 }
 
 #[test]
-#[should_panic = "no DELETE /channels/{} in 10ms; what came: [\n    \"GET /users/@me\",\n]"]
+#[should_panic = "no DELETE /channels/{} within 10ms; received instead: [\n    \"GET /users/@me\",\n]"]
 fn a_request_that_does_not_come_is_missed() {
     let gateway = gateway();
     Client::new(&gateway).get("/users/@me").unwrap();

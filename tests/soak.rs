@@ -1,8 +1,7 @@
-//! A fleet under load and under every fault that it can survive, by chance: nothing is lost, no
-//! limit is broken, nothing is left behind.
+//! A fleet under load and with random faults of every kind that it can survive: no event is lost,
+//! no limit is exceeded, and no resource leaks.
 //!
-//! `THREADCORD_SOAK_SECONDS` makes it longer than it is for everyday, and `THREADCORD_SOAK_SEED`
-//! repeats one.
+//! `THREADCORD_SOAK_SECONDS` makes the test longer, and `THREADCORD_SOAK_SEED` repeats a run.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -29,11 +28,11 @@ const FAULTS_PER_SECOND: f64 = 25.0;
 
 const REST_CALLERS: usize = 16;
 
-/// A twentieth of Discord's time: a window of 5 s has 250 ms, and a session waits 9 s for its
-/// client.
+/// Time runs 20 times as fast as at Discord: a window of 5 s takes 250 ms, and a session waits 9 s
+/// for its client.
 const SCALE: f64 = 0.05;
 
-/// What a payload may have here; the bomb has twice as much.
+/// The maximum payload size here; the decompression bomb is twice as large.
 const MAX_PAYLOAD: usize = 1 << 20;
 
 /// What the process may hold in memory beyond what it began with: the gateway's replay buffers and
@@ -50,6 +49,7 @@ fn faults() -> Vec<Fault> {
             fault
         }
     };
+
     // A shard makes no HTTP request by itself, so that it survives a token that is refused there
     // for once.
     let refused = Fault::Rest(RestFault::Status(401));
@@ -94,7 +94,7 @@ fn resident_mb() -> usize {
     common::resident_kib() / 1024
 }
 
-/// Handles what there is; the pause is that of a handler that is slow now and then.
+/// Handles the waiting events; the pause imitates a handler that is sometimes slow.
 fn handle(book: &mut Book, events: &Events, until: Instant, rng: &mut fastrand::Rng) {
     while Instant::now() < until {
         let Ok(event) = events.recv_timeout(until.saturating_duration_since(Instant::now())) else {
@@ -145,8 +145,7 @@ fn a_fleet_survives_everything() {
     );
 }
 
-/// Calls the HTTP interface until it is told to stop; returns how often that went well, and how
-/// often not.
+/// Calls the HTTP interface until it is stopped. Returns the numbers of successes and failures.
 fn call(client: &Handle, stop: &AtomicBool) -> (usize, usize) {
     let mut answers = (0, 0);
     while !stop.load(Ordering::Acquire) {

@@ -9,7 +9,7 @@ use common::{PATIENCE, config, eventually, gateway};
 use threadcord::error::ErrorKind;
 use threadcord::{Config, Error, Intents, Plan, ShardManager, Starting, Token};
 
-/// A port of this machine that nobody listens on.
+/// A port of this machine on which no program listens.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -20,7 +20,7 @@ fn unreachable(port: u16) -> Config {
     Config::new(token, Intents::empty()).rest_url(format!("http://127.0.0.1:{port}/api"))
 }
 
-/// What comes in time, asked for as a loop that draws frames would.
+/// Polls, as a loop that draws frames would, until there is a result.
 fn poll(starting: &mut Starting) -> Result<ShardManager, Error> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -55,7 +55,7 @@ fn what_can_be_checked_is_refused_at_once() {
     assert!(error.starts_with("`retry_start_for` is"), "{error}");
 }
 
-/// Passes everything on that comes to a port.
+/// Forwards everything that arrives at a port.
 fn forward(port: u16, to: SocketAddr) {
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     std::thread::spawn(move || {
@@ -84,6 +84,7 @@ fn it_starts_once_discord_can_be_reached() {
     let settings = config(&gateway).rest_url(elsewhere);
     let mut starting =
         ShardManager::start_in_background(settings.retry_start_for(PATIENCE)).unwrap();
+
     // By then it has been refused, with luck: if not, this shows less, but is no less true.
     std::thread::sleep(Duration::from_millis(200));
     assert!(starting.poll().is_none());
@@ -94,13 +95,13 @@ fn it_starts_once_discord_can_be_reached() {
 }
 
 #[test]
-fn without_patience_the_first_answer_counts() {
+fn without_retries_the_first_failure_is_final() {
     let error = ShardManager::start(unreachable(free_port())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Network, "{}", error.report());
 }
 
 #[test]
-fn dropping_it_gives_the_start_up() {
+fn dropping_the_handle_cancels_the_start() {
     let (port, hour) = (free_port(), Duration::from_secs(3600));
     let starting = ShardManager::start_in_background(unreachable(port).retry_start_for(hour));
     let is_starting = || {

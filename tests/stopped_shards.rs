@@ -1,4 +1,4 @@
-//! What is left of a shard that stops, and goes on when its id is opened again.
+//! What remains of a shard that stops, and is continued when its id is opened again.
 
 mod common;
 
@@ -16,7 +16,7 @@ use serde_json::json;
 use threadcord::sim::{Fault, Gateway};
 use threadcord::store::{FileStore, MemoryStore, SessionStore};
 use threadcord::transport::WebSocketConnector;
-use threadcord::{Error, Event, EventKind, Events, ShardId, ShardManager, ShardState};
+use threadcord::{Error, Event, EventKind, Events, ShardId, ShardManager, ShardState, StopReason};
 
 fn emit(gateway: &Gateway, number: u64) {
     let guild = gateway.guild_ids()[0];
@@ -24,7 +24,7 @@ fn emit(gateway: &Gateway, number: u64) {
     gateway.emit(Some(guild), "TYPING_START", &data).unwrap();
 }
 
-/// The numbers that come next, handled, up to one.
+/// Handles the next numbered events up to a number, and returns their numbers.
 fn numbers_up_to(events: &Events, last: u64) -> Vec<u64> {
     let mut numbers = Vec::new();
     while numbers.last() != Some(&last) {
@@ -45,7 +45,7 @@ fn stop(shard: &threadcord::Shard) {
 }
 
 #[test]
-fn one_that_was_suspended_resumes_when_it_is_restarted() {
+fn a_suspended_shard_resumes_when_restarted() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
@@ -78,7 +78,7 @@ fn one_that_was_suspended_resumes_when_it_is_restarted() {
 }
 
 #[test]
-fn it_can_be_resumed_from_a_session_of_its_own() {
+fn a_stopped_shard_can_be_resumed_from_its_own_session() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     manager.wait_guilds(PATIENCE).unwrap();
@@ -100,7 +100,7 @@ fn it_can_be_resumed_from_a_session_of_its_own() {
 }
 
 #[test]
-fn one_shard_is_suspended_and_goes_on() {
+fn one_shard_is_suspended_and_resumed() {
     let gateway = gateway().guilds(1).start().unwrap();
     let mut settings = config(&gateway);
     settings.timing.handlers_timeout = PATIENCE;
@@ -110,7 +110,7 @@ fn one_shard_is_suspended_and_goes_on() {
     emit(&gateway, 1);
     let held = next(&events, |event| number(event).is_some());
     let shard = manager.handle().shard(ShardId::ONE).unwrap();
-    // No more than the limit goes out before it stops.
+    // No more commands than the limit allows are sent before the shard stops.
     let guild = gateway.guild_ids()[0];
     for _ in 0..200 {
         shard.send(sounds(guild)).unwrap();
@@ -142,14 +142,14 @@ fn one_shard_is_suspended_and_goes_on() {
     gateway.assert_lawful();
 }
 
-/// What transports do when they are told to: they panic in the midst of reading, or connect slowly.
+/// Makes transports panic during a read, or connect slowly, on request.
 #[derive(Default)]
 struct Mischief {
     /// The shard whose transport panics at the next read.
     panics: Mutex<Option<ShardId>>,
-    /// Connections take until this is over, as a look-up of a name may.
+    /// Connecting blocks while this is set, as a slow DNS lookup would.
     is_slow: AtomicBool,
-    /// One has begun.
+    /// Whether connecting has begun.
     has_begun: AtomicBool,
 }
 
@@ -178,7 +178,7 @@ impl Mischief {
 }
 
 #[test]
-fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
+fn a_shard_whose_thread_panicked_resumes_when_restarted() {
     let builder = gateway().shards(2).max_concurrency(2).guilds(8);
     let gateway = builder.start().unwrap();
     let mischief = Arc::new(Mischief::default());
@@ -205,7 +205,7 @@ fn one_whose_thread_panicked_resumes_when_it_is_restarted() {
 }
 
 #[test]
-fn the_stream_ends_with_the_close_while_a_name_is_looked_up() {
+fn close_ends_the_stream_during_a_dns_lookup() {
     let gateway = gateway().start().unwrap();
     let mischief = Arc::new(Mischief::default());
     mischief.is_slow.store(true, Ordering::SeqCst);
@@ -252,7 +252,7 @@ fn a_handler_restarts_a_shard_that_has_closed() {
 }
 
 #[test]
-fn a_suspend_that_does_not_wait_writes_the_store_while_handlers_go_on() {
+fn a_suspend_without_waiting_updates_the_store_while_handlers_finish() {
     let gateway = gateway().guilds(1).start().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = FileStore::new(folder.path().join("sessions.json"));
@@ -262,9 +262,11 @@ fn a_suspend_that_does_not_wait_writes_the_store_while_handlers_go_on() {
     let manager = ready(settings);
     manager.wait_guilds(PATIENCE).unwrap();
     let events = manager.events();
+
     for number in 1..=2 {
         emit(&gateway, number);
     }
+
     drop(next(&events, |event| number(event).is_some()));
     let kept = next(&events, |event| number(event).is_some());
     manager.handle().request_suspend();
@@ -310,6 +312,7 @@ fn callbacks_that_close_do_not_wait_for_each_other() {
     });
     let manager = Arc::new(ready(settings));
     let _ = owner.set(Arc::clone(&manager));
+
     for number in 0..2 {
         gateway.inject(common::shard(number, 2), Fault::Cut);
     }
@@ -317,7 +320,7 @@ fn callbacks_that_close_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn a_restart_that_comes_while_it_stops_counts() {
+fn a_restart_during_a_stop_takes_effect() {
     let gateway = gateway().guilds(1).start().unwrap();
     let manager = ready(config(&gateway));
     for _ in 0..50 {
@@ -331,7 +334,7 @@ fn a_restart_that_comes_while_it_stops_counts() {
 }
 
 #[test]
-fn one_that_looks_a_name_up_makes_room_at_once() {
+fn a_shard_in_a_dns_lookup_makes_room_at_once() {
     let gateway = gateway().guilds(1).start().unwrap();
     let mischief = Arc::new(Mischief::default());
     let wires = mischief.wires();
@@ -366,7 +369,7 @@ fn one_that_looks_a_name_up_makes_room_at_once() {
 }
 
 #[test]
-fn one_that_waits_to_open_is_suspended_with_its_session() {
+fn a_shard_that_waits_to_open_is_suspended_with_its_session() {
     let gateway = gateway().shards(2).start().unwrap();
     let manager = ready(config(&gateway));
     let sessions = manager.suspend();
@@ -381,4 +384,46 @@ fn one_that_waits_to_open_is_suspended_with_its_session() {
         assert_eq!((given.shard, &given.id), (session.shard, &session.id));
     }
     mischief.is_slow.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn a_shard_that_has_stopped_can_be_opened_before_its_thread_has_ended() {
+    let gateway = gateway().start().unwrap();
+    // The hook runs after users can see that the shard has stopped, and before its thread ends.
+    let (entered, release) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let manager = ready(config(&gateway).on_close({
+        let (entered, release) = (Arc::clone(&entered), Arc::clone(&release));
+        move |_| {
+            entered.fetch_add(1, Ordering::SeqCst);
+            eventually("the hook may return", || release.load(Ordering::SeqCst));
+        }
+    }));
+    let handle = manager.handle();
+
+    for (round, by_operation) in [false, true].into_iter().enumerate() {
+        release.store(false, Ordering::SeqCst);
+        let close = if by_operation {
+            Some(handle.close_shard(ShardId::ONE).unwrap())
+        } else {
+            handle.shard(ShardId::ONE).unwrap().request_close();
+            None
+        };
+        eventually("it stops", || entered.load(Ordering::SeqCst) == round + 1);
+        let state = status_of(&manager, ShardId::ONE).state;
+        assert_eq!(state, ShardState::Stopped(StopReason::Closed));
+
+        let open = handle.open_shard(ShardId::ONE).unwrap();
+        if let Some(close) = close {
+            close.wait(PATIENCE).unwrap();
+        }
+        assert!(!open.is_over(), "its thread has not ended");
+        release.store(true, Ordering::SeqCst);
+        open.wait(PATIENCE).unwrap();
+        assert_eq!(status_of(&manager, ShardId::ONE).state, ShardState::Ready);
+    }
+    assert_eq!(counters_of(&manager, ShardId::ONE).identifies, 3);
+    gateway.assert_lawful();
 }

@@ -1,8 +1,8 @@
-//! Threads call whatever a manager has, at random, while shards come and go: no deadlock, no leak,
-//! and all is well afterwards.
+//! Threads call random methods of a manager while shards start and stop. There must be no deadlock
+//! and no leak, and every shard must work afterwards.
 //!
-//! `THREADCORD_STRESS_SECONDS` makes it longer than it is for everyday, and
-//! `THREADCORD_STRESS_SEED` chooses what happens.
+//! `THREADCORD_STRESS_SECONDS` makes the test longer, and `THREADCORD_STRESS_SEED` chooses the
+//! random calls.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -23,7 +23,7 @@ use threadcord::{
 const CALLERS: u64 = 6;
 const GUILDS: u32 = 24;
 
-/// How often each call was answered with what.
+/// How often each call had each result.
 type Tally = Mutex<BTreeMap<String, u32>>;
 
 fn tell(tally: &Tally, call: &str, outcome: Result<Operation, Error>, rng: &mut Rng) {
@@ -56,9 +56,10 @@ fn call(handle: &Handle, gateway: &Gateway, tally: &Tally, calm: &AtomicBool, rn
         .get(rng.usize(..running.len().max(1)))
         .map_or(id, threadcord::Shard::id);
     let guild = gateway.guild_ids()[rng.usize(..GUILDS as usize)];
+
     match rng.u32(..100) {
         0..3 => {
-            // It wants a quiet moment, which it would hardly ever find by chance.
+            // This needs a quiet moment, which would hardly ever occur by chance.
             calm.store(true, Ordering::Release);
             let mut outcome = handle.reshard(&Plan::Total(total));
             for _ in 0..100 {
@@ -97,7 +98,7 @@ fn call(handle: &Handle, gateway: &Gateway, tally: &Tally, calm: &AtomicBool, rn
             rng,
         ),
         45..50 => {
-            // Some other thread may have closed it since.
+            // Another thread may have closed it in the meantime.
             let session = handle.shard(one).and_then(|shard| shard.session());
             if let Some(session) = session {
                 tell(tally, "resume", handle.resume_shard(session), rng);
@@ -146,7 +147,7 @@ fn random_calls_from_many_threads() {
     let end = Instant::now() + Duration::from_secs(seconds);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Handlers call, too.
+            // Handlers call methods, too.
             let mut turns = 0;
             let rng = Mutex::new(Rng::with_seed(seed));
             let handler = |handle: &Handle, event: Event| {
@@ -160,7 +161,7 @@ fn random_calls_from_many_threads() {
             };
             while !stop.load(Ordering::Acquire) && turns < 3 {
                 turns += 1;
-                // It ends early only if every shard has stopped for good.
+                // `run` returns early only if every shard has stopped for good.
                 let _ = manager.run(3, handler);
             }
         });
@@ -191,7 +192,7 @@ fn random_calls_from_many_threads() {
     });
 }
 
-/// What is left can be brought into order, and is then what the gateway sees.
+/// Checks that the remaining shards can be made ready, and that the gateway sees the same shards.
 fn settle(manager: &ShardManager, gateway: &Gateway) {
     eventually("nothing is under way any more", || {
         match manager.handle().reshard(&Plan::Total(9)) {
@@ -199,7 +200,7 @@ fn settle(manager: &ShardManager, gateway: &Gateway) {
                 let outcome = reshard.wait(PATIENCE);
                 assert!(
                     outcome.is_ok(),
-                    "{outcome:?}, and nobody disturbs it: {}",
+                    "{outcome:?}, although no other thread interferes: {}",
                     manager.handle().status()
                 );
                 true
@@ -223,6 +224,7 @@ fn settle(manager: &ShardManager, gateway: &Gateway) {
     let is_ready = |shard: &ShardStatus| shard.state == ShardState::Ready;
     assert!(status.shards.iter().all(is_ready), "{status}");
     assert!(status.incoming.is_empty(), "{status}");
+
     for guild in gateway.guild_ids() {
         assert_eq!(
             manager

@@ -1,4 +1,4 @@
-//! No secret is in any log line, at any level, and each goes only where it belongs.
+//! No log line at any level contains a secret, and each secret is sent only where it belongs.
 
 mod common;
 
@@ -16,7 +16,7 @@ use threadcord::{Compression, Error, ShardId, Token};
 /// The token of a webhook or an interaction.
 const OWN: &str = "aW50ZXJhY3Rpb246b2Ytc29tZWJvZHk6c2VjcmV0";
 
-/// A server that keeps the heads of requests and refuses each.
+/// A server that records the heads of requests and refuses each request.
 fn refusing() -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/api/v10", listener.local_addr().unwrap());
@@ -42,7 +42,7 @@ fn refusing() -> (String, Arc<Mutex<Vec<String>>>) {
     (url, heads)
 }
 
-/// Everything that was dumped byte by byte, sixteen in a line.
+/// The bytes of all hex dumps in the log, which have sixteen bytes per line.
 fn dumped(lines: &[String]) -> String {
     let dumps = lines.iter().filter(|line| line.contains("ureq_proto"));
     dumps
@@ -64,7 +64,8 @@ fn no_line_shows_a_secret() {
     });
     manager.handle().rest().current_application().unwrap();
 
-    // Those that have a token of their own are not given the bot's, and it is not blamed.
+    // Requests with their own token do not get the bot's token, and their failure does not count
+    // against it.
     let (url, heads) = refusing();
     let rest = Rest::builder(Token::new(gateway.token()).unwrap())
         .base_url(&url)
@@ -99,8 +100,8 @@ fn no_line_shows_a_secret() {
         .filter(|line| line.contains("threadcord"))
         .collect();
     assert!(of_ours.len() > 5, "the logger sees this crate: {of_ours:?}");
-    // The gateway's own end of the connection shows what it received; that is another program's in
-    // real life.
+    // The gateway's end of the connection logs what it received. In reality that is another
+    // program.
     let of_this_side = |line: &&String| !line.contains("Received message {\"d\"");
     let dump = dumped(&lines);
     assert!(

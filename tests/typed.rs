@@ -1,5 +1,5 @@
-//! Typed events: whatever the simulator sends, and twilight-model knows, is read; and ids convert
-//! both ways.
+//! Typed events: every event that the simulator sends and twilight-model knows is decoded; and ids
+//! convert both ways.
 
 mod common;
 
@@ -13,7 +13,7 @@ use threadcord::sim::{self, Interaction};
 use threadcord::{Command, Dispatch, Intents, MemberQuery, ShardId};
 use twilight_model::gateway::event::Event;
 
-/// What the simulator sends and twilight-model 0.18 has no type for.
+/// The events of the simulator for which twilight-model 0.18 has no type.
 const UNKNOWN: [&str; 2] = ["SOUNDBOARD_SOUNDS", "CHANNEL_INFO"];
 
 #[test]
@@ -34,12 +34,14 @@ fn every_event_of_the_simulator_is_read() {
     let hello = Interaction::command(channel, "hello", json!({}));
     gateway.interact(&hello).unwrap();
     let all = || Command::request_members(guild, &MemberQuery::all(), None).unwrap();
+
     for command in [
         all(),
         Command::voice_state(&VoiceState::join(guild, channel + 1)).unwrap(),
     ] {
         shard.send(command).unwrap();
     }
+
     let limited = json!({"opcode": 8, "retry_after": 0.1, "meta": {"guild_id": guild.to_string(), "nonce": "n"}});
     gateway.emit(Some(guild), "RATE_LIMITED", &limited).unwrap();
     let others = [
@@ -53,6 +55,7 @@ fn every_event_of_the_simulator_is_read() {
     let mut missing: BTreeSet<&str> = sim::EVENT_NAMES.into_iter().chain(others).collect();
     let events = manager.events();
     let deadline = Instant::now() + PATIENCE;
+
     while !missing.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         let event = events
@@ -75,7 +78,7 @@ fn every_event_of_the_simulator_is_read() {
 }
 
 #[test]
-fn what_has_no_type_is_an_error_that_says_so() {
+fn an_event_without_a_type_is_a_clear_error() {
     for name in UNKNOWN {
         let json = json!({"op": 0, "s": 1, "t": name, "d": {"guild_id": "1"}}).to_string();
         let dispatch = Dispatch::from_json(json).unwrap();

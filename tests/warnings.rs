@@ -1,4 +1,4 @@
-//! What a user is warned of, with the numbers.
+//! Warnings for the user, with the numbers.
 
 mod common;
 
@@ -9,7 +9,7 @@ use log::LevelFilter;
 use threadcord::sim::{self, Gateway};
 use threadcord::{Plan, ShardManager};
 
-/// What a manager with this plan logs until it is dropped.
+/// The log lines of a manager with this plan until it is dropped.
 fn warnings(gateway: &Gateway, plan: Plan) -> Vec<String> {
     let before = lines::kept().len();
     drop(ShardManager::start(config(gateway).plan(plan)).unwrap());
@@ -26,7 +26,7 @@ fn a_plan_that_the_limits_may_not_allow_is_told_up_front() {
     let is_told = |line: &String| line.contains("5 shards") && line.contains("3 of 1000 IDENTIFYs");
     assert!(told.iter().any(is_told), "{told:?}");
 
-    // Two processes without a limiter that they share.
+    // Two processes without a shared limiter.
     let is_told = |line: &String| line.contains("a part of the shards");
     for (max_concurrency, is_unsafe) in [(1, true), (2, false)] {
         let gateway = gateway().shards(2).max_concurrency(max_concurrency);

@@ -1,4 +1,4 @@
-//! A transport that has every message in memory: what is left is the library without sockets.
+//! A transport that has every message in memory, to measure the library without sockets.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use threadcord::{Config, Intents, Plan, ShardId, ShardManager, Token};
 
 use super::payload;
 
-/// What every shard says, and how many of its events each may say by now.
+/// The events that every shard receives, and how many of them each may have received so far.
 #[derive(Clone)]
 pub(crate) struct Memory {
     /// Names and data.
@@ -43,17 +43,17 @@ impl Memory {
         let manager = ShardManager::start_with(config, |_| self.clone()).expect("the shards start");
         manager
             .wait_ready(std::time::Duration::from_secs(60))
-            .expect("they get ready");
+            .expect("the shards become ready");
         manager
     }
 
-    /// Has each shard deliver this many more events.
+    /// Lets each shard receive this many more events.
     pub(crate) fn say(&self, manager: &ShardManager, count: usize) {
         self.wanted.fetch_add(count, Ordering::Release);
         for shard in manager.handle().shards() {
-            // A command wakes it.
+            // A command wakes the shard.
             let command = threadcord::Command::soundboard_sounds(&[1]).expect("a command");
-            shard.send(command).expect("it is taken");
+            shard.send(command).expect("the command is queued");
         }
     }
 }
@@ -75,7 +75,7 @@ impl Connector for Memory {
 
 fn waker(wake: Sender<()>) -> Waker {
     Waker::new(move || {
-        // If one waits already, that is as good.
+        // If the channel is full, a wake-up is pending already.
         let _ = wake.try_send(());
     })
 }
@@ -85,7 +85,7 @@ pub(crate) struct Line {
     memory: Memory,
     waker: Waker,
     woken: Receiver<()>,
-    /// Opened, HELLO, READY, events.
+    /// 0: not open; 1: HELLO is next; 2: waits for IDENTIFY; 3: READY is next; 4: events.
     step: usize,
     said: usize,
 }
@@ -139,7 +139,7 @@ impl Transport for Line {
         let has_more =
             reading && (self.step == 3 || self.said < self.memory.wanted.load(Ordering::Acquire));
         if !has_more && !self.waker.is_called() {
-            // Woken, or it is time.
+            // It does not matter whether it was woken or the deadline passed.
             let _ = match until {
                 Some(until) => self.woken.recv_deadline(until).is_ok(),
                 None => self.woken.recv().is_ok(),

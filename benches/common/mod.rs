@@ -1,4 +1,4 @@
-//! What the benches measure on: events as the simulator brings them forth.
+//! The events that the benches use, as the simulator generates them.
 
 #![allow(dead_code, reason = "each bench needs a part")]
 
@@ -13,15 +13,15 @@ use threadcord::{
     Command, Config, Dispatch, Intents, MemberQuery, ShardManager, Timing, Token, sim,
 };
 
-/// So many events of the usual mix are collected, and a few more so that each kind is there.
+/// How many events of the usual mix are collected; a few more follow, so that every kind occurs.
 const EVENTS: usize = 4000;
 
-/// Guilds that arrive, with 250 members each. They make the mean size that of a busy bot's events:
-/// about 1.9 kB.
+/// The number of guilds, with 250 members each. With this number, the mean event size is that of a
+/// busy bot: about 1.9 kB.
 const GUILDS: u32 = 55;
 
-/// Some thousand events of the usual mix, at least one of each kind, as Discord writes them. From
-/// 100 bytes to 200 KB, with escapes and with characters beyond ASCII; always the same.
+/// Some thousand events of the usual mix, with at least one of each kind, as Discord writes them.
+/// They are 100 bytes to 200 KB long, with escapes and non-ASCII characters, and always the same.
 pub(crate) fn events() -> Vec<String> {
     let usual = sim::Gateway::builder()
         .guilds(GUILDS)
@@ -78,7 +78,7 @@ fn collect(
             manager
                 .handle()
                 .send_to_guild(gateway.guild_ids()[0], all)
-                .expect("it is taken");
+                .expect("the command is queued");
         }
         let data = String::from_utf8_lossy(dispatch.data());
         events.push(payload(dispatch.name(), dispatch.sequence(), &data));
@@ -94,7 +94,7 @@ pub(crate) fn payload(name: impl std::fmt::Display, sequence: u64, data: &str) -
     format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#)
 }
 
-/// The same, read as far as the library does.
+/// The same events, as the library reads them.
 pub(crate) fn dispatches() -> Vec<Dispatch> {
     events()
         .into_iter()
@@ -102,7 +102,7 @@ pub(crate) fn dispatches() -> Vec<Dispatch> {
         .collect()
 }
 
-/// Their names and their data.
+/// The names and the data of the same events.
 pub(crate) fn parts() -> Vec<(String, String)> {
     let parts = |event: Dispatch| {
         (
@@ -113,7 +113,7 @@ pub(crate) fn parts() -> Vec<(String, String)> {
     dispatches().into_iter().map(parts).collect()
 }
 
-/// The mean size of some data.
+/// The mean of some sizes.
 pub(crate) fn mean(sizes: impl ExactSizeIterator<Item = usize>) -> usize {
     let count = sizes.len();
     sizes.sum::<usize>() / count.max(1)

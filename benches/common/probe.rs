@@ -1,11 +1,12 @@
-//! What a process costs, as the operating system counts it. (Linux: elsewhere it counts nothing.)
+//! Reads what a process costs from the operating system. On platforms other than Linux, most
+//! counts are zero.
 
 use std::fs;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The processor's time that all threads of this process have had.
+/// The CPU time of all threads of this process.
 pub(crate) fn cpu() -> Duration {
     duration(ClockId::ProcessCPUTime)
 }
@@ -23,13 +24,13 @@ fn duration(clock: ClockId) -> Duration {
     )
 }
 
-/// Keeps this process, and the threads that it will start, to one core, if there are several.
+/// Pins this process, and the threads that it starts later, to one core.
 pub(crate) fn pin(core: usize) {
     #[cfg(target_os = "linux")]
     {
         let mut set = rustix::thread::CpuSet::new();
         set.set(core);
-        // On a machine with one core the figures say less.
+        // This may fail on a machine with one core; the figures are then less meaningful.
         let _ = rustix::thread::sched_setaffinity(None, &set);
     }
     #[cfg(not(target_os = "linux"))]
@@ -41,7 +42,7 @@ pub(crate) fn resident() -> u64 {
     status("/proc/self/status", &["VmRSS:"])
 }
 
-/// How often a thread of this process was switched away from.
+/// The number of context switches of this process's threads.
 pub(crate) fn switches() -> u64 {
     let tasks = fs::read_dir("/proc/self/task")
         .into_iter()
@@ -57,12 +58,12 @@ pub(crate) fn switches() -> u64 {
     tasks.map(of).sum()
 }
 
-/// How often this thread has waited for something.
+/// The number of voluntary context switches of this thread: how often it has waited.
 pub(crate) fn own_switches() -> u64 {
     status("/proc/thread-self/status", &["voluntary_ctxt_switches:"])
 }
 
-/// Threads and open descriptors.
+/// The numbers of threads and of open descriptors.
 pub(crate) fn threads_and_descriptors() -> (usize, usize) {
     let entries = |folder| fs::read_dir(folder).map_or(0, Iterator::count);
     (entries("/proc/self/task"), entries("/proc/self/fd"))

@@ -1,10 +1,10 @@
-//! A gateway that has encoded all that it will say before anybody connects, so that it costs as
-//! little as it can.
+//! A gateway that encodes all its messages before a client connects, so that it costs as little as
+//! possible.
 //!
-//! It plays by no rules. A client says HELLO's answer, IDENTIFY, gets READY, and then asks for
-//! events with a `REQUEST_SOUNDBOARD_SOUNDS` (op 31), since every library can send one: its first
-//! id is how many, its second, if there is one, how many a second. Of the events each [`BLOCK`]th
-//! is a [`MARKER`].
+//! It enforces no rules. A client answers HELLO with IDENTIFY, receives READY, and then requests
+//! events with `REQUEST_SOUNDBOARD_SOUNDS` (op 31), since every library can send that command. The
+//! first id is the number of events; the second, if present, is the number of events per second.
+//! Every [`BLOCK`]th event is a [`MARKER`].
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -28,27 +28,28 @@ use super::probe;
 /// One of this many events is a marker.
 pub(crate) const BLOCK: usize = 1000;
 
-/// The name of the event that ends a block. The others never have it.
+/// The name of the event that ends a block. No other event has this name.
 pub(crate) const MARKER: &str = "MESSAGE_POLL_VOTE_ADD";
 
-/// The word with which a bench starts itself as a gateway.
+/// The argument with which a bench starts itself as a gateway.
 const SERVE: &str = "serve";
 
-/// No heartbeat is due while a bench runs: what is encoded cannot be interrupted by an answer.
+/// A heartbeat interval in milliseconds, longer than a bench runs: answers to heartbeats would
+/// interrupt the encoded stream.
 const NEVER: u64 = 3_000_000;
 
-/// Who says what: the same to every client.
+/// The messages of the gateway; every client receives the same.
 pub(crate) struct Script {
     /// The data of READY.
     pub(crate) ready: String,
     /// Names and data of the events after it, in order.
     pub(crate) events: Vec<(String, String)>,
-    /// In milliseconds. Heartbeats are answered if nothing is compressed.
+    /// In milliseconds. Heartbeats are answered only without compression.
     pub(crate) heartbeat_interval: u64,
 }
 
 impl Script {
-    /// The corpus over and over, `count` events in all.
+    /// Repeats the corpus until there are `count` events.
     pub(crate) fn corpus(count: usize) -> Self {
         let (ready, rest): (Vec<_>, Vec<_>) = super::parts()
             .into_iter()
@@ -73,12 +74,12 @@ impl Script {
     }
 }
 
-/// Frames for one compression, back to back.
+/// The encoded frames for one compression, back to back.
 struct Stream {
     greeting: Vec<u8>,
     ready: Vec<u8>,
     events: Vec<u8>,
-    /// Where each event begins, and where the last one ends.
+    /// The offset at which each event begins, and that at which the last one ends.
     bounds: Vec<usize>,
 }
 
@@ -112,7 +113,7 @@ impl Stream {
     }
 }
 
-/// Websocket messages of payloads that share a compression.
+/// Encodes payloads into websocket messages, with one compression context for all of them.
 pub(crate) enum Encoder {
     Plain,
     Zlib(Compress),
@@ -125,7 +126,7 @@ impl Encoder {
             "zlib" => Self::Zlib(Compress::new(flate2::Compression::default(), true)),
             "zstd" => {
                 let mut context = CCtx::create();
-                // What Discord is said to use.
+                // Discord is said to use this window size.
                 context
                     .set_parameter(CParameter::WindowLog(18))
                     .expect("a window of 256 KiB");
@@ -180,14 +181,15 @@ fn frame(kind: Data, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Gateway {
     script: Script,
     streams: Vec<(String, Stream)>,
     tls: Option<TlsAcceptor>,
 }
 
-/// Serves if this process was started to: `script` makes what is said. Never returns then.
+/// Runs the gateway if this process was started as one, with the messages that `script` returns.
+/// In that case it never returns.
 pub(crate) fn serve_if_asked(script: impl FnOnce(&[String]) -> Script) {
     let arguments: Vec<String> = std::env::args().collect();
     let Some(at) = arguments.iter().position(|argument| argument == SERVE) else {
@@ -220,7 +222,7 @@ pub(crate) fn serve_if_asked(script: impl FnOnce(&[String]) -> Script) {
         json!({"url": format!("{scheme}://{}", listener.local_addr().expect("bound")), "pem": pem})
     );
 
-    // It ends with the process that started it.
+    // Its standard input closes when the process that started it ends; then it ends, too.
     thread::spawn(|| {
         let _ = io::stdin().read_line(&mut String::new());
         std::process::exit(0);
@@ -248,7 +250,7 @@ fn certificate() -> (Option<TlsAcceptor>, Option<String>) {
 impl Gateway {
     fn accept(&self, stream: TcpStream) {
         stream.set_nodelay(true).expect("a socket");
-        // A client that goes away ends its thread.
+        // The thread ends when the client disconnects; errors do not matter.
         let _ = match &self.tls {
             Some(tls) => tls
                 .accept(stream)
@@ -258,7 +260,10 @@ impl Gateway {
         };
     }
 
-    #[expect(clippy::result_large_err, reason = "tungstenite wants its callback so")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "tungstenite requires this callback type"
+    )]
     fn talk<S: io::Read + Write>(&self, stream: S) -> tungstenite::Result<()> {
         let mut query = String::new();
         let client = tungstenite::accept_hdr(stream, |request: &Request, response: Response| {
@@ -277,7 +282,7 @@ impl Gateway {
             .streams
             .iter()
             .find(is_wanted)
-            .expect("a compression that was announced");
+            .expect("a compression that this gateway was started with");
         client.get_mut().write_all(&stream.greeting)?;
 
         let mut at = 0;
@@ -315,7 +320,7 @@ impl Gateway {
         }
     }
 
-    /// Sends events one at a time, each with the instant at which it was sent.
+    /// Sends events one at a time, each with the time at which it was sent.
     fn pace<S: io::Read + Write>(
         &self,
         client: &mut WebSocket<S>,
@@ -340,7 +345,7 @@ impl Gateway {
     }
 }
 
-/// A gateway in a process of its own, on the second core.
+/// A gateway in a separate process, on the second core.
 pub(crate) struct Server {
     child: Child,
     pub(crate) url: String,
@@ -361,8 +366,8 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped"))
             .read_line(&mut line)
-            .expect("it speaks");
-        let mut said: Value = serde_json::from_str(&line).expect("it says where it is");
+            .expect("the gateway prints a line");
+        let mut said: Value = serde_json::from_str(&line).expect("the line is JSON");
         let url = said["url"]
             .as_str()
             .expect("a url")
@@ -380,7 +385,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has ended by itself, or does now.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,10 +1,10 @@
-//! What a program was given back by its parts, given back to the operating system.
+//! Returns freed memory to the operating system.
 
-/// Gives it back, for a moment in which there is nothing else to do: glibc goes through all that is
-/// free. Other allocators do so by themselves.
+/// Returns freed memory. Call it when the program is idle, because glibc walks through all free
+/// memory. Other allocators return memory by themselves.
 pub(crate) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it asks for nothing; glibc locks what it walks through.
+    // SAFETY: the call has no preconditions; glibc locks what it walks through.
     unsafe {
         libc::malloc_trim(0);
     }

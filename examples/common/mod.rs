@@ -1,5 +1,5 @@
-//! What all examples begin with: the token in `DISCORD_TOKEN`, and for a simulated gateway its
-//! address in `DISCORD_REST_URL`.
+//! The start of all examples: reads the token from `DISCORD_TOKEN` and, for a simulated gateway,
+//! its URL from `DISCORD_REST_URL`.
 
 use std::{env, process};
 

@@ -1,4 +1,4 @@
-//! What a user can choose.
+//! The settings of a [`ShardManager`](crate::ShardManager).
 
 mod plan;
 mod shard;
@@ -25,7 +25,8 @@ use crate::timing::Timing;
 use crate::token::Token;
 use crate::transport::Compression;
 
-/// Settings of a [`ShardManager`](crate::ShardManager). Only the token and the intents are needed.
+/// The settings of a [`ShardManager`](crate::ShardManager). Only the token and the intents are
+/// required.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, Plan, Token};
@@ -43,72 +44,80 @@ pub struct Config {
     pub plan: Plan,
     /// The settings of each shard.
     pub shard: ShardConfig,
-    /// Changes the settings of single shards, for example the presence. It is called whenever a
-    /// shard is opened or restarted (once to check what it does, and once to use it), on any
-    /// thread, and must not block. Default: none.
+    /// Changes the settings of single shards, for example the presence. It is called twice whenever
+    /// a shard is opened or restarted, once to check the settings and once to use them. It may be
+    /// called on any thread, and must not block. Default: none.
     pub for_shard: Option<ShardHook>,
-    /// Keeps the sessions for the next process: loaded at the start, written every few seconds, when
-    /// a shard identifies, is ready or stops, and when the manager is suspended.
-    /// [`FileStore`](crate::store::FileStore) is one, and [`MemoryStore`](crate::store::MemoryStore)
-    /// holds sessions that the program has kept itself. Default: none.
+    /// Stores the sessions for the next process. It is loaded at the start. It is written every few
+    /// seconds, when a shard identifies, is ready or stops, and when the manager is suspended.
+    /// Use a [`FileStore`](crate::store::FileStore), or a
+    /// [`MemoryStore`](crate::store::MemoryStore) for sessions that the program stores itself.
+    /// Default: none.
     pub session_store: Option<Arc<dyn SessionStore>>,
-    /// How many shards take the place of one that holds more guilds than Discord allows (close code
-    /// 4011), 2 or more: shard `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`. Default:
-    /// none, the shard stops.
+    /// How many shards replace a shard that has more guilds than Discord allows (close code 4011),
+    /// from 2 to 1,000. With `k`, shard `[i, n]` becomes `[i + j*n, k*n]` for each `j` below `k`.
+    /// Default: none; the shard stops.
     pub auto_split: Option<u32>,
-    /// Whether to reshard when the shards grow full. Needs a plan with all shards. Default: no.
+    /// Whether to reshard automatically when the shards become too full. This requires a plan with
+    /// all shards. Default: no.
     pub auto_reshard: Option<AutoReshard>,
-    /// What to do if fewer IDENTIFYs are left today than are needed. Default: [`SessionStartPolicy::Warn`].
+    /// What to do if fewer IDENTIFYs are left today than are needed. Default:
+    /// [`SessionStartPolicy::Warn`].
     pub session_start_policy: SessionStartPolicy,
-    /// How long [`ShardManager::start`](crate::ShardManager::start) asks Discord again, with growing
-    /// pauses of up to 30 s, while it cannot be reached or answers with a server error: for a
-    /// program that starts before its network does. Default: not at all.
+    /// How long [`ShardManager::start`](crate::ShardManager::start) retries its query to Discord
+    /// while Discord cannot be reached or answers with a server error. The pauses between the
+    /// attempts grow, up to 30 s. Set it if the program may start before its network is up. Up to
+    /// 7 days. Default: zero, no retry.
     pub retry_start_for: Duration,
-    /// Called when a shard's connection has ended or the shard has stopped, once for both, on the
-    /// shard's thread. It must not block. Default: none; the stream has the same as
+    /// Called on the shard's thread when its connection has ended or it has stopped; only once if
+    /// both happen together. It must not block. The event stream reports the same as
     /// [`EventKind::Disconnected`](crate::EventKind::Disconnected) and
-    /// [`EventKind::Stopped`](crate::EventKind::Stopped).
+    /// [`EventKind::Stopped`](crate::EventKind::Stopped). Default: none.
     pub on_close: Option<CloseHook>,
-    /// The gateway to connect to, `wss://...`. Default: what `/gateway/bot` says, which is asked
-    /// all the same unless `plan` and `limiter` leave nothing to ask.
+    /// The URL of the gateway, `wss://...`. Default: the URL that `/gateway/bot` returns.
+    ///
+    /// Even if it is set, `/gateway/bot` is queried, unless there is a `limiter` and the `plan`
+    /// sets the total number of shards.
     pub gateway_url: Option<String>,
     /// The base of the HTTP API. Default: `https://discord.com/api/v10`.
     pub rest_url: String,
-    /// How many REST requests of all routes together go out in a second. Large bots may ask Discord
-    /// for more; processes with the same token share it. Default: 50.
+    /// The global rate limit: how many REST requests are sent per second, to all routes together.
+    /// Large bots may ask Discord for a higher limit. Processes with the same token share the
+    /// limit. Default: 50.
     ///
     /// Source: [Discord, Global rate
     /// limit](https://docs.discord.com/developers/topics/rate-limits#global-rate-limit).
     pub rest_rate_limit: NonZeroU32,
-    /// Hosts, besides the gateway's own and Discord's, that a session may name to be resumed on.
-    /// The token goes there. Default: none.
+    /// More hosts, besides those of the gateway and of Discord, on which sessions may be resumed.
+    /// The token is sent to them. Default: none.
     pub resume_hosts: Vec<String>,
-    /// Whether `http://` and `ws://` are allowed for other hosts than this machine, as for a gateway
-    /// proxy in a private network: the token goes there in the clear. Default: no.
+    /// Whether `http://` and `ws://` are allowed for hosts other than this machine, for example for
+    /// a gateway proxy in a private network. The token is sent to them unencrypted. Default: no.
     pub allow_plaintext: bool,
-    /// Certificates to trust in place of the system's, as PEM, for websocket and HTTP alike.
-    /// Default: none.
+    /// The root certificates to trust instead of the system's, as PEM, for websocket and HTTP
+    /// connections. Default: none.
     pub root_certificates: Option<String>,
-    /// An HTTP proxy through which all connections go, the gateway's and those of REST, such as
-    /// `http://user:password@proxy.example:3128`. It is asked to connect (`CONNECT`) to Discord's
-    /// hosts by their names, and sees nothing of what is said to them. Default: none; no variable of
-    /// the environment is looked at.
+    /// The URL of an HTTP proxy for all connections to the gateway and to REST, for example
+    /// `http://user:password@proxy.example:3128`. The proxy is asked to connect (`CONNECT`) to
+    /// Discord's hosts by name, and cannot read the encrypted traffic. Default: none; environment
+    /// variables are ignored.
     ///
-    /// URLs without encryption are refused together with one. What the proxy refuses is an
-    /// [`Error::Proxy`] at the start; shards try again, as after any failed connection.
+    /// With a proxy, unencrypted URLs are refused. If the proxy refuses a connection, the start
+    /// fails with [`Error::Proxy`]; a running shard retries, as after any failed connection.
     pub proxy: Option<String>,
-    /// Decides who may identify. Default: a [`SessionLimit`](crate::limit::SessionLimit) of the
-    /// manager's own, with Discord's values. Managers of one bot that run in one process, at once
-    /// or within 5 s, must share one.
+    /// Decides when each shard may identify. Default: a separate
+    /// [`SessionLimit`](crate::limit::SessionLimit) with Discord's values. Managers of the same bot
+    /// must share a limiter if they run in one process at the same time, or within 5 s of each
+    /// other.
     pub limiter: Option<Arc<dyn IdentifyLimiter>>,
-    /// From when the default limiter's window counts. Default: from the IDENTIFY.
+    /// When the default limiter's window starts. Default: at the IDENTIFY.
     pub release_after: ReleaseAfter,
-    /// Time-outs, pauses and rate limit windows. Default: [`Timing::default`].
+    /// Timeouts, pauses and rate limit windows. Default: [`Timing::default`].
     pub timing: Timing,
 }
 
 impl Config {
-    /// The default settings for a bot.
+    /// Creates the default settings for a bot.
     pub fn new(token: Token, intents: Intents) -> Self {
         Self {
             token,
@@ -155,9 +164,9 @@ impl Config {
         }
     }
 
-    /// Sets [`auto_reshard`](Self::auto_reshard): asks Discord every `check_every` (a minute to 7
-    /// days), and reshards where the fullest shard holds more than `threshold` of what it may
-    /// (above 0, to 1).
+    /// Sets [`auto_reshard`](Self::auto_reshard). Discord is queried every `check_every` (1 minute
+    /// to 7 days). The shards are replaced if the fullest one has more than `threshold` of the
+    /// guilds that Discord allows (above 0, up to 1).
     pub fn auto_reshard(self, check_every: Duration, threshold: f64) -> Self {
         Self {
             auto_reshard: Some(AutoReshard {
@@ -340,7 +349,7 @@ impl Config {
         Self { timing, ..self }
     }
 
-    /// The settings of one shard, checked.
+    /// Returns the settings of one shard, after checking them.
     pub(crate) fn of_shard(&self, shard: ShardId) -> Result<ShardConfig, Error> {
         let mut config = self.shard.clone();
         let Some(change) = &self.for_shard else {
@@ -360,7 +369,7 @@ impl Config {
 }
 
 impl Config {
-    /// The HTTP interface with these settings.
+    /// Creates the REST client with these settings.
     pub(crate) fn rest(&self) -> Result<Rest, Error> {
         let rest = Rest::builder(self.token.clone())
             .base_url(&self.rest_url)
@@ -394,27 +403,27 @@ pub type ShardHook = Arc<dyn Fn(ShardId, &mut ShardConfig) + Send + Sync>;
 /// Called when a shard's connection has ended, or the shard has stopped.
 pub type CloseHook = Arc<dyn Fn(ConnectionClosed) + Send + Sync>;
 
-/// What [`Config::on_close`] is called with.
+/// The argument of [`Config::on_close`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionClosed {
     /// The shard.
     pub shard: ShardId,
-    /// Why, and whether the shard connects again.
+    /// Why the connection ended, and whether the shard reconnects.
     pub cause: CloseCause,
 }
 
-/// Why a shard's connection has ended, and whether the shard connects again.
+/// Why a shard's connection has ended, and whether the shard reconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCause {
-    /// The shard connects again by itself.
+    /// The connection has ended. The shard reconnects by itself.
     Disconnected(Disconnect),
     /// The shard has stopped. It may have had no connection.
     Stopped(StopReason),
 }
 
 impl ConnectionClosed {
-    /// Whether the shard connects again by itself.
+    /// Whether the shard reconnects by itself.
     pub fn will_reconnect(&self) -> bool {
         matches!(self.cause, CloseCause::Disconnected(_))
     }
@@ -430,17 +439,17 @@ impl fmt::Display for ConnectionClosed {
     }
 }
 
-/// When to reshard without being asked.
+/// When to reshard automatically.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AutoReshard {
-    /// How often Discord is asked.
+    /// How often Discord is queried.
     pub check_every: Duration,
-    /// How full the shards may be before they are replaced by as many as Discord recommends: 0.8 is
-    /// 80 %.
+    /// How full the fullest shard may be. Above this, the shards are replaced by as many as Discord
+    /// recommends. 0.8 means 80 %.
     pub threshold: f64,
 }
 
-/// Asks every 8 hours and reshards above 80 %.
+/// Queries Discord every 8 hours, and reshards above 80 %.
 impl Default for AutoReshard {
     fn default() -> Self {
         Self {
@@ -456,11 +465,11 @@ pub enum SessionStartPolicy {
     /// Log a warning, and let the remaining shards wait for the reset.
     #[default]
     Warn,
-    /// Refuse with [`Error::SessionStartLimit`].
+    /// Fail with [`Error::SessionStartLimit`].
     Refuse,
 }
 
-/// Whether a session belongs to another bot, as far as that is known.
+/// Whether a session is known to belong to another bot.
 pub(crate) fn is_foreign(session: &Session, bot_user_id: Option<u64>) -> bool {
     session.bot_user_id != 0 && bot_user_id.is_some_and(|bot| bot != session.bot_user_id)
 }

@@ -8,45 +8,50 @@ use crate::error::Error;
 use crate::protocol::Session;
 use crate::shard_id::ShardId;
 
-/// Shards that a bot may have in all: some hundred times as many as the largest has.
+/// The maximum number of shards of a bot: several hundred times as many as the largest bot has.
 const MAX_SHARDS: u32 = 1_000_000;
 
 /// Which shards a process runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Plan {
-    /// As many shards as `/gateway/bot` recommends, all of them.
+    /// All shards, as many as `/gateway/bot` recommends.
     #[default]
     Recommended,
-    /// All shards of this total.
+    /// All shards, this many.
     Total(u32),
-    /// Some of the shards of a total, by number; the others run elsewhere.
+    /// Some of the shards, by number. Other processes run the others.
     Ids {
-        /// Their numbers, in the order in which they shall start.
+        /// Their numbers, in the order in which they start.
         ids: Vec<u32>,
-        /// How many shards there are in all.
+        /// How many shards there are in total.
         total: u32,
     },
-    /// The shards whose sessions are stored, if together they cover every guild exactly once: the
-    /// same shards as before, even after splits and reshards. If the stored shards are incomplete
-    /// but have one total, all shards of that total. Otherwise as many as Discord recommends.
+    /// The shards whose sessions are stored: the same shards as before, even after splits and
+    /// reshards.
+    ///
+    /// This requires that the stored shards cover every guild exactly once. If they do not, but all
+    /// have the same total, all shards of that total are run. Otherwise the number of shards is
+    /// what Discord recommends.
     Stored,
-    /// The share of one process of several: the shards whose number modulo `of` is `index`. If
-    /// `max_concurrency` is a multiple of `of`, no two processes share a rate limit key, so each
-    /// may have its own limiter. Each then counts only its own IDENTIFYs against the daily total.
+    /// The shards of one process of several: those whose number modulo `of` is `index`.
+    ///
+    /// If `max_concurrency` is a multiple of `of`, no two processes share a rate limit key, so each
+    /// process may have its own limiter. Each process then counts only its own IDENTIFYs against
+    /// the daily total.
     Bucket {
-        /// Which process, from 0.
+        /// The index of this process, from 0.
         index: u32,
-        /// How many processes.
+        /// The number of processes.
         of: u32,
-        /// How many shards there are in all. `None`: as many as Discord recommends when it is
-        /// asked, which may change from one process's start to the next one's.
+        /// How many shards there are in total. `None`: as many as Discord recommends when the
+        /// process starts. Processes that start at different times may get different numbers.
         total: Option<u32>,
     },
 }
 
 impl Plan {
-    /// The shards whose numbers are in a range, for one process of several.
+    /// Creates a plan for the shards whose numbers are in a range, for one process of several.
     pub fn range(ids: Range<u32>, total: u32) -> Self {
         Self::Ids {
             ids: ids.collect(),
@@ -54,8 +59,8 @@ impl Plan {
         }
     }
 
-    /// The share of process `index` of `of`, of as many shards as Discord recommends; see
-    /// [`Plan::Bucket`].
+    /// Creates a [`Plan::Bucket`] for process `index` of `of`, with the total that Discord
+    /// recommends.
     pub fn bucket(index: u32, of: u32) -> Self {
         Self::Bucket {
             index,
@@ -73,7 +78,7 @@ impl Plan {
         }
     }
 
-    /// How many shards there are in all, if the plan says so and names no single ones.
+    /// The total number of shards, if the plan sets it and does not list single shards.
     pub(crate) fn explicit_total(&self) -> Option<u32> {
         match self {
             Self::Total(total)
@@ -87,7 +92,7 @@ impl Plan {
         }
     }
 
-    /// The same with another total.
+    /// The same plan with another total.
     pub(crate) fn with_total(&self, total: u32) -> Self {
         match *self {
             Self::Bucket { index, of, .. } => Self::Bucket {
@@ -99,8 +104,7 @@ impl Plan {
         }
     }
 
-    /// The shards to run, where Discord recommends `recommended` shards and these sessions are at
-    /// hand.
+    /// The shards to run if Discord recommends `recommended` shards and these sessions are stored.
     pub(crate) fn shards_with(
         &self,
         recommended: u32,
@@ -119,14 +123,14 @@ impl Plan {
                 return Self::Total(total).shards(total);
             }
             log::info!(
-                "the stored sessions do not cover all guilds: \
-                 starting the recommended shards"
+                "the stored sessions do not cover all guilds, \
+                 starting the number of shards that Discord recommends"
             );
         }
         self.shards(recommended)
     }
 
-    /// Whether it takes asking Discord to know the shards.
+    /// Whether the shards depend on what Discord recommends.
     pub(crate) fn asks_discord(&self) -> bool {
         matches!(
             self,
@@ -134,7 +138,11 @@ impl Plan {
         )
     }
 
-    /// The shards to run, where Discord recommends `recommended` shards.
+    /// Returns the shards to run if Discord recommends `recommended` shards.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] or [`Error::ShardId`] if the plan is invalid, or if there is no shard for
+    /// its bucket.
     pub fn shards(&self, recommended: u32) -> Result<Vec<ShardId>, Error> {
         self.validate()?;
         let takes_recommended = matches!(self, Self::Recommended | Self::Stored)
@@ -151,7 +159,7 @@ impl Plan {
                 let total = total.unwrap_or(recommended);
                 let ids: Vec<u32> = (*index..total).step_by(*of as usize).collect();
                 if ids.is_empty() {
-                    let given = format!("bucket {index} of {of}, with {total} shards in all");
+                    let given = format!("bucket {index} of {of}, with {total} shards in total");
                     return Err(Error::setting("plan", given, "no more buckets than shards"));
                 }
                 (ids, total)
@@ -178,7 +186,7 @@ impl Plan {
             Self::Bucket { index, of, .. } if index >= of => Err(Error::setting(
                 "plan",
                 format!("bucket {index} of {of}"),
-                "buckets from 0 to their number less one",
+                "an index below the number of buckets",
             )),
             Self::Ids { ids, .. } if ids.is_empty() => Err(Error::setting(
                 "plan",
@@ -208,13 +216,13 @@ fn at_most() -> String {
     format!("up to {MAX_SHARDS} shards")
 }
 
-/// Whether shards have every guild once.
+/// Whether the shards cover every guild exactly once.
 fn is_whole(shards: &[ShardId]) -> bool {
     let apart = |(at, shard): (usize, &ShardId)| {
         shards[at + 1..].iter().all(|other| !shard.overlaps(*other))
     };
-    // Shards that share no guild have every guild if their parts of all guilds, 1/total each, make
-    // up one.
+    // Each shard has 1/total of all guilds. Shards that share no guild cover all guilds if these
+    // parts add up to 1.
     let parts: f64 = shards
         .iter()
         .map(|shard| 1.0 / f64::from(shard.total()))

@@ -1,4 +1,4 @@
-//! What a user can choose for single shards.
+//! The settings of single shards.
 
 use std::num::NonZeroU32;
 
@@ -8,8 +8,8 @@ use crate::protocol::{Identity, Presence};
 use crate::token::Token;
 use crate::transport::Compression;
 
-/// The settings of a shard: part of [`Config`](crate::Config), and what
-/// [`Config::for_shard`](crate::Config::for_shard) changes.
+/// The settings of a shard. They are part of [`Config`](crate::Config), and
+/// [`Config::for_shard`](crate::Config::for_shard) can change them for single shards.
 ///
 /// A restart applies changed `intents`, `large_threshold` and `presence`; the others apply when the
 /// shard is next opened. A presence that was set by a command takes precedence.
@@ -20,13 +20,13 @@ pub struct ShardConfig {
     pub intents: Intents,
     /// How Discord compresses what it sends. Default: [`Compression::ZstdStream`].
     pub compression: Compression,
-    /// From how many members on Discord leaves a guild's offline members out, 50 to 250. Default:
-    /// 50.
+    /// The number of members above which Discord omits a guild's offline members, 50 to 250.
+    /// Default: 50.
     pub large_threshold: u16,
-    /// The presence to start with, until a command sets another. Default: Discord's, online and
-    /// doing nothing.
+    /// The initial presence, until a command sets another. Default: Discord's, online without an
+    /// activity.
     pub presence: Option<Presence>,
-    /// Which events pass. Default: all.
+    /// Which events are delivered. Default: all.
     pub events: EventFilter,
     /// A shard whose sessions keep ending early stops with
     /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
@@ -42,7 +42,7 @@ pub struct ShardConfig {
     /// event may keep a whole block in memory. Default: 1 MiB.
     pub max_outstanding_bytes: usize,
     /// How many commands of a shard may wait to be sent, at least 1. Presences do not count: only
-    /// the latest waits. Default: 1,024.
+    /// the latest one is queued. Default: 1,024.
     pub max_waiting_commands: usize,
     /// The largest payload in bytes, uncompressed; a larger one ends the connection. 64 KiB to 1
     /// GiB. Default: 64 MiB.
@@ -68,7 +68,7 @@ impl ShardConfig {
         }
     }
 
-    /// What IDENTIFY says about the bot.
+    /// What IDENTIFY sends about the bot.
     pub(crate) fn identity(&self, token: &Token) -> Identity {
         Identity {
             token: token.clone(),

@@ -1,4 +1,4 @@
-//! Whether a configuration can be used, and goes with a gateway.
+//! Checks whether a configuration is valid, and matches the gateway.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::shard_id::ShardId;
 use crate::timing::Timing;
 use crate::token::Token;
 
-/// Digits that the longest shard id has more than the shortest, for number and total.
+/// How many more digits the longest shard id has than the shortest: 9 each for number and total.
 const MAX_SHARD_ID: usize = 2 * 9;
 
-/// No duration is longer, so that no instant overflows.
+/// The longest allowed duration, so that no instant overflows.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Config {
-    /// Whether every setting is allowed; [`ShardManager::start`](crate::ShardManager::start) asks
-    /// before it does anything.
+    /// Checks that every setting is allowed. [`ShardManager::start`](crate::ShardManager::start)
+    /// does this first.
     pub fn validate(&self) -> Result<(), Error> {
         self.plan.validate()?;
         if let Some(count) = self.auto_split {
@@ -40,12 +40,13 @@ impl Config {
         check_proxy(self.proxy.as_deref(), &[&rest])?;
         match &self.gateway_url {
             Some(gateway) => self.validate_gateway(gateway),
-            // The gateway that Discord names is Discord's.
+            // Discord's REST API returns a gateway of Discord.
             None => self.validate_timing(is_discord(&rest)),
         }
     }
 
-    /// Whether the settings go with this gateway, which the user or `/gateway/bot` has named.
+    /// Checks that the settings match this gateway, which the user has set or `/gateway/bot` has
+    /// returned.
     pub(crate) fn validate_gateway(&self, gateway: &str) -> Result<(), Error> {
         let schemes = ["wss", "ws"];
         let given = check_url("gateway_url", gateway, schemes, self.allow_plaintext)?;
@@ -54,7 +55,7 @@ impl Config {
             return Err(Error::setting(
                 "gateway_url",
                 gateway,
-                "one with wss://, where it was named over https://",
+                "a wss:// URL, because it was received over https://",
             ));
         }
         check_proxy(self.proxy.as_deref(), &[&given])?;
@@ -79,7 +80,7 @@ impl Config {
 }
 
 impl ShardConfig {
-    /// Whether every setting is allowed.
+    /// Checks that every setting is allowed.
     pub(super) fn validate(&self, token: &Token) -> Result<(), Error> {
         Intents::try_from_bits(self.intents.bits())?;
         within("large_threshold", self.large_threshold.into(), 50, 250)?;
@@ -92,7 +93,7 @@ impl ShardConfig {
         self.validate_identify(token)
     }
 
-    /// Whether IDENTIFY can be sent, with any presence.
+    /// Checks that IDENTIFY can be sent, with any presence.
     fn validate_identify(&self, token: &Token) -> Result<(), Error> {
         if let Some(Err(wrong)) = self.presence.as_ref().map(Command::presence) {
             return Err(Error::setting(
@@ -102,7 +103,7 @@ impl ShardConfig {
             ));
         }
 
-        // Commands may set a presence later, and the next IDENTIFY has to carry it.
+        // A command may set a longer presence later, and the next IDENTIFY contains it.
         let bare = Identity {
             presence: None,
             ..self.identity(token)
@@ -111,7 +112,7 @@ impl ShardConfig {
         let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
         if size > allowed {
             let given = format!("so long that IDENTIFY has {size} bytes without a presence");
-            let allowed = format!("one with which it has at most {allowed}");
+            let allowed = format!("a token with which it has at most {allowed}");
             return Err(Error::setting("token", given, allowed));
         }
         Ok(())
@@ -133,7 +134,7 @@ impl AutoReshard {
             ));
         }
 
-        // Against a simulator, where time is scaled, a minute may be long.
+        // A simulator may scale the time, and then a minute is too long.
         let least = if timing.breaks_discords_limits() {
             Duration::from_millis(1)
         } else {
@@ -153,7 +154,7 @@ impl AutoReshard {
             _ => Err(Error::setting(
                 "auto_reshard",
                 "a plan for some of the shards",
-                "one for all of them; several processes are to be resharded by hand, at once",
+                "one for all shards; reshard several processes by hand, all at the same time",
             )),
         }
     }
@@ -190,7 +191,7 @@ mod tests {
 
     #[expect(
         clippy::needless_pass_by_value,
-        reason = "each caller makes one of its own"
+        reason = "each caller creates a separate configuration"
     )]
     fn refused(config: Config) -> String {
         config.validate().expect_err("refused").to_string()
@@ -217,7 +218,7 @@ mod tests {
             |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
         presence(Activity::custom("x")).validate().unwrap();
         assert!(refused(presence(Activity::playing(""))).contains("`activities[0].name`"));
-        // The longest of both fit into one IDENTIFY.
+        // The longest token and the longest presence fit into one IDENTIFY.
         let activities = (0..23).fold(Presence::new(OnlineStatus::Online), |presence, _| {
             presence.activity(Activity::playing("x".repeat(100)))
         });
@@ -310,11 +311,11 @@ mod tests {
         let proxied = scaled().rest_url("http://127.0.0.1:1/api/v10");
         assert!(
             mismatch(&proxied, "wss://gateway.discord.gg").contains("simulators"),
-            "whoever names the gateway"
+            "even if `/gateway/bot` returns it"
         );
         assert!(
             mismatch(&config(), "ws://gateway.discord.gg").contains("wss://"),
-            "named over https"
+            "received over https"
         );
         let mut endless = config();
         endless.timing.hello_timeout = Duration::MAX;

@@ -1,4 +1,4 @@
-//! The fan-in: every shard's events in one place.
+//! The fan-in: one stream with the events of all shards.
 
 mod feed;
 mod lanes;
@@ -23,7 +23,7 @@ pub(crate) use self::workers::{Panicked, Workers};
 use crate::event::Event;
 use crate::shard_id::ShardId;
 
-/// Every event of every shard, in the order of each shard. An iterator that blocks.
+/// A blocking iterator over the events of all shards. Each shard's events stay in order.
 ///
 /// Clones share the stream, so that each event goes to one of them. Several threads over clones are
 /// a pool for handlers that wait, for an answer of REST for example: an event goes to whichever
@@ -40,14 +40,14 @@ use crate::shard_id::ShardId;
 /// # }
 /// ```
 ///
-/// While [`run`](crate::ShardManager::run) has a handler, events go to that one, and those who wait
-/// here go on waiting; what the handler leaves when it is [stopped](crate::Handle::stop) comes to
-/// them first.
+/// While [`run`](crate::ShardManager::run) has a handler, events go to that handler, and threads
+/// that wait here keep waiting. When the handler is [stopped](crate::Handle::stop), its remaining
+/// events are delivered here first.
 ///
 /// It ends when the manager is closed or suspended, or when the last shard has stopped because of
-/// something that only its owner can mend. The channel behind it is unbounded; what bounds it is
-/// each shard's credit: a shard whose events are not taken stops reading, and says so in the log.
-/// The manager keeps the stream: dropping an `Events` loses nothing, and the next one goes on where
+/// something that only its owner can fix. The channel behind it is unbounded, but each shard's
+/// outstanding limit bounds it: a shard whose events are not taken stops reading and logs this. The
+/// manager keeps the stream: dropping an `Events` loses nothing, and the next one continues where
 /// it stopped.
 #[derive(Clone, Debug)]
 pub struct Events {
@@ -84,7 +84,7 @@ impl Events {
         &self.receiver
     }
 
-    /// The next event, if one is there. Never blocks.
+    /// Takes the next event, if there is one. Never blocks.
     pub fn try_recv(&self) -> Result<Event, TryRecvError> {
         let next = self
             .put_back
@@ -93,7 +93,7 @@ impl Events {
         next.inspect(Event::take)
     }
 
-    /// The next event, if it comes in time.
+    /// Takes the next event, if it arrives in time.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
         // One too long for the clock is none.
         let next = self.wait(Instant::now().checked_add(timeout));
@@ -133,8 +133,8 @@ impl Events {
         self.entry.divert(self, lanes, count);
     }
 
-    /// Sends events into the stream again, after those that the handler's threads had `taken` from its
-    /// lanes and not begun, and those that are left there.
+    /// Sends events into the stream again. Events that the handler's threads had `taken` from its
+    /// lanes and not begun come first, then those left in the lanes.
     pub(crate) fn divert_back(&self, taken: Vec<Event>) {
         self.entry.divert_back(self, taken);
     }

@@ -1,4 +1,4 @@
-//! TCP connections: to whichever of a host's addresses answers first, and through a proxy.
+//! Opens TCP connections, to the first of a host's IP addresses that answers, and through a proxy.
 
 mod proxy;
 mod race;
@@ -18,25 +18,26 @@ pub use self::proxy::{ProxyError, ProxyFailure};
 use self::race::Race;
 use crate::clock;
 
-/// How many hosts are remembered. There are two usually; a peer that names ever more must not take
-/// ever more memory.
+/// The most hosts that are remembered. Usually there are two. The limit keeps a peer that names
+/// more and more hosts from using more and more memory.
 const MAX_HOSTS: usize = 64;
 
-/// How many attempts are under way at once; the oldest is given up for another. Each is a descriptor,
-/// and many shards may connect at once.
+/// The most attempts that run at once. One more cancels the oldest. Each takes a descriptor, and
+/// many shards may connect at once.
 const MAX_RUNNING: usize = 3;
 
-/// How many bytes of a proxy's answer are read at once.
+/// The buffer size for a proxy's answer, in bytes.
 const ANSWER: usize = 1024;
 
-/// What part of the time for a connection a proxy has to answer; the rest is for what follows.
+/// The share of the time for a connection within which a proxy must answer. The rest is for the
+/// handshakes that follow.
 const PROXY_SHARE: f64 = 0.75;
 
-/// How to connect, and which addresses have worked. For all connections of a client.
+/// Opens the connections of a client, and remembers which IP addresses have worked.
 #[derive(Debug, Default)]
 pub(crate) struct Dialer {
     proxy: Option<Proxy>,
-    /// What became of the last connection to a host and port.
+    /// The outcome of the last connection to each host and port.
     outcomes: Mutex<HashMap<String, Outcome>>,
 }
 
@@ -46,7 +47,7 @@ struct Outcome {
     has_worked: bool,
 }
 
-/// Why no connection is made.
+/// Why a connection cannot be opened.
 #[derive(Debug)]
 pub(crate) enum DialError {
     /// The host's name does not resolve.
@@ -75,15 +76,16 @@ impl Dialer {
         }
     }
 
-    /// Whose addresses lead to a host and port: its own, or those of the proxy, which looks the host
-    /// up itself.
+    /// Returns the host and port whose IP addresses to connect to, in order to reach a host and
+    /// port: the same, or those of the proxy, which resolves the target itself.
     pub(crate) fn route<'a>(&'a self, host: &'a str, port: u16) -> (&'a str, u16) {
         self.proxy
             .as_ref()
             .map_or((host, port), Proxy::host_and_port)
     }
 
-    /// The addresses of a host's [route](Self::route). Blocks, and nothing can interrupt it.
+    /// Resolves the IP addresses of a host's [route](Self::route). Blocks, and cannot be
+    /// interrupted.
     pub(crate) fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
         let (name, port_there) = self.route(host, port);
         let name = name.trim_start_matches('[').trim_end_matches(']');
@@ -100,7 +102,7 @@ impl Dialer {
         })
     }
 
-    /// Begins to connect to a host and port, of whose [route](Self::route) these are the addresses.
+    /// Begins to connect to a host and port. `addresses` are those of its [route](Self::route).
     pub(crate) fn dial(
         &self,
         host: &str,
@@ -114,6 +116,7 @@ impl Dialer {
             let outcome = outcome.filter(|outcome| outcome.has_worked == has_worked);
             outcome.map(|outcome| outcome.address)
         });
+
         let answer_by = clock::now();
         let answer_by = answer_by
             + deadline
@@ -130,7 +133,8 @@ impl Dialer {
         }
     }
 
-    /// The error that a connection failed before it reached the proxy, if there is one.
+    /// Wraps the error of a connection that failed before it reached the proxy. Returns the error
+    /// unchanged, as `Err`, if there is no proxy.
     pub(crate) fn unreachable(
         &self,
         host: &str,
@@ -143,8 +147,9 @@ impl Dialer {
         }
     }
 
-    /// Whether a connection could be used, once more than TCP is known of it: the next one begins
-    /// with an address that has worked, and ends with one that has not.
+    /// Remembers whether a connection to this IP address could be used. Call it once more is known
+    /// than that TCP has connected. The next connection to the host tries the IP address first if
+    /// it has worked, and last if it has failed.
     pub(crate) fn remember(&self, host: &str, port: u16, address: SocketAddr, has_worked: bool) {
         let outcome = Outcome {
             address,
@@ -157,7 +162,7 @@ impl Dialer {
         outcomes.insert(target(host, port), outcome);
     }
 
-    /// Connects, and blocks until that is done.
+    /// Connects, and blocks until the connection is open or has failed.
     pub(crate) fn connect(
         &self,
         host: &str,
@@ -168,6 +173,7 @@ impl Dialer {
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(4);
         let mut dial = self.dial(host, port, addresses, deadline);
+
         loop {
             let now = clock::now();
             let polled = dial.poll(poll.registry(), Token(0), now);
@@ -181,6 +187,7 @@ impl Dialer {
                 stream.set_nonblocking(false)?;
                 return Ok((stream, address));
             }
+
             if now >= deadline {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
@@ -195,7 +202,7 @@ impl Dialer {
     }
 }
 
-/// A connection that is being made.
+/// A connection that is being opened.
 pub(crate) struct Dial {
     proxy: Option<Proxy>,
     race: Race,
@@ -204,16 +211,16 @@ pub(crate) struct Dial {
     last_error: Option<io::Error>,
     /// The connection to the proxy.
     tunnel: Option<(TcpStream, SocketAddr, Tunnel)>,
-    /// Host and port.
+    /// The host and port to connect to.
     target: String,
-    /// When a proxy must have answered.
+    /// The time by which a proxy must have answered.
     answer_by: Instant,
 }
 
 impl Dial {
-    /// Goes on as far as that is possible without blocking: after an edge of a socket, which has this
-    /// token, and when [`wait_until`](Self::wait_until) has come. Returns the connection once it is
-    /// open.
+    /// Continues as far as is possible without blocking. Call it after each edge of a socket with
+    /// this token, and at the time of [`wait_until`](Self::wait_until). Returns the connection once
+    /// it is open.
     pub(crate) fn poll(
         &mut self,
         registry: &Registry,
@@ -246,12 +253,12 @@ impl Dial {
         Ok(None)
     }
 
-    /// The address that has won, of a proxy that has not opened the connection.
+    /// The IP address of the proxy, from when it is connected until the tunnel through it is open.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.tunnel.as_ref().map(|(_, address, _)| *address)
     }
 
-    /// When there is something to do, whatever the sockets say.
+    /// When to call [`poll`](Self::poll) even without an edge. `None` if only an edge matters.
     pub(crate) fn wait_until(&self, now: Instant) -> Option<Instant> {
         if self.proxy.is_some() {
             let next_at = self.race.next_at(now).filter(|_| self.tunnel.is_none());
@@ -260,7 +267,7 @@ impl Dial {
         self.race.next_at(now)
     }
 
-    /// The first connection that is made.
+    /// Returns the first of the attempts that connects, and starts those that are due.
     fn race(
         &mut self,
         registry: &Registry,
@@ -272,7 +279,7 @@ impl Dial {
             match is_connected(stream) {
                 Ok(true) => {
                     let winner = self.running.swap_remove(index);
-                    // The others are closed.
+                    // Drops, and so closes, the other attempts.
                     self.running.clear();
                     return Ok(Some(winner));
                 }
@@ -320,7 +327,7 @@ fn connect(address: SocketAddr, registry: &Registry, token: Token) -> io::Result
     Ok(stream)
 }
 
-/// Whether a connection is open: it is not yet, or has failed.
+/// Whether a connection is open. `false` if it is still connecting; an error if it has failed.
 fn is_connected(stream: &TcpStream) -> io::Result<bool> {
     if let Some(error) = stream.take_error()? {
         return Err(error);
@@ -332,7 +339,7 @@ fn is_connected(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-/// Sends the request to a proxy and reads its answer. Returns whether it has opened the connection.
+/// Sends the request to a proxy, and reads its answer. Returns whether the tunnel is open.
 fn dig(stream: &mut TcpStream, tunnel: &mut Tunnel) -> Result<bool, ProxyError> {
     while !tunnel.unsent().is_empty() {
         match stream.write(tunnel.unsent()) {

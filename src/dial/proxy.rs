@@ -1,4 +1,4 @@
-//! Connections through an HTTP proxy.
+//! Connects through an HTTP proxy.
 #![deny(clippy::disallowed_methods)]
 
 use std::{fmt, io, mem};
@@ -9,10 +9,10 @@ use percent_encoding::percent_decode_str;
 
 use crate::hosts::{parse_url, port};
 
-/// The longest head of an answer that is read.
+/// The longest response head that is read, in bytes.
 const MAX_HEAD: usize = 16 << 10;
 
-/// An HTTP proxy that opens connections to others (`CONNECT`).
+/// An HTTP proxy that opens tunnels to other hosts (`CONNECT`).
 ///
 /// Source: [RFC 9110, CONNECT](https://www.rfc-editor.org/rfc/rfc9110#name-connect).
 #[derive(Clone, PartialEq, Eq)]
@@ -24,28 +24,29 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// From a URL such as `http://user:password@proxy.example:3128`. Says what is wrong with it,
-    /// without the password.
+    /// Parses a URL such as `http://user:password@proxy.example:3128`. The error says what is wrong
+    /// with it, without the password.
     pub(crate) fn parse(given: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = given.split_once("://") else {
-            return Err("no URL".into());
+            return Err("not a URL".into());
         };
         if !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err("no URL".into());
+            return Err("not a URL".into());
         }
         if scheme != "http" {
             return Err(format!("a URL with {scheme}://"));
         }
-        // The last @ ends the password; what it cuts off a path is no host then.
+        // The last @ ends the password. If that @ is in a path or a query, `login` contains the `/`
+        // or `?` before it, and is refused below.
         let (login, host) = match rest.rsplit_once('@') {
             Some((login, host)) => (Some(login), host),
             None => (None, rest),
         };
         let url = parse_url(&format!("http://{host}"), ["http", "http"]);
-        let url = url.ok_or("a URL with a host or a port that is none")?;
+        let url = url.ok_or("a URL with an invalid host or port")?;
         let has_more = url.path() != "/" || url.query().is_some() || given.contains('#');
         if has_more || login.is_some_and(|login| login.contains(['/', '?', '\\'])) {
-            // A password that is not escaped may be in it.
+            // The URL is not shown, since it may contain a password that is not escaped.
             return Err("a URL with more than a user, a password, a host and a port".into());
         }
 
@@ -61,12 +62,12 @@ impl Proxy {
         })
     }
 
-    /// Its host's name or address, and its port.
+    /// The proxy's host name or IP address, and its port.
     pub(crate) fn host_and_port(&self) -> (&str, u16) {
         (&self.host, self.port)
     }
 
-    /// Begins to ask for a connection to `target`, a host and a port.
+    /// Begins a tunnel to `target`, a host and a port.
     pub(super) fn tunnel(&self, target: &str) -> Tunnel {
         let authorization = self.authorization.as_ref().map_or(String::new(), |value| {
             format!("Proxy-Authorization: {value}\r\n")
@@ -80,7 +81,7 @@ impl Proxy {
         }
     }
 
-    /// The error that a connection to the proxy itself failed.
+    /// The error for a failed connection to the proxy itself.
     pub(super) fn unreachable(&self, target: &str, source: io::Error) -> ProxyError {
         ProxyError {
             proxy: self.to_string(),
@@ -90,7 +91,7 @@ impl Proxy {
     }
 }
 
-/// Without credentials.
+/// Shows host and port, without credentials.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
@@ -103,28 +104,29 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// What is said to a proxy before a connection through it is open.
+/// The `CONNECT` request to a proxy, and its answer.
 pub(super) struct Tunnel {
     proxy: String,
     target: String,
-    /// What of the request has not been sent.
+    /// The unsent part of the request.
     request: Vec<u8>,
-    /// What has come.
+    /// The part of the answer that has arrived.
     answer: Vec<u8>,
 }
 
 impl Tunnel {
-    /// What of the request has not been sent.
+    /// The unsent part of the request.
     pub(super) fn unsent(&self) -> &[u8] {
         &self.request
     }
 
-    /// This many bytes were sent.
+    /// Notes that this many bytes were sent.
     pub(super) fn sent(&mut self, count: usize) {
         self.request.drain(..count);
     }
 
-    /// Takes what the proxy says; nothing if it has closed. Returns whether the connection is open.
+    /// Takes bytes that the proxy has sent; none if it has closed the connection. Returns whether
+    /// the tunnel is open.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Result<bool, ProxyError> {
         if bytes.is_empty() {
             return Err(self.fail(ProxyFailure::Closed));
@@ -141,7 +143,7 @@ impl Tunnel {
         };
 
         match answer.code {
-            // The other side of the tunnel does not speak first.
+            // The other side of the tunnel never sends first, so no bytes may follow the head.
             Some(200..=299) if head < self.answer.len() => Err(self.fail(ProxyFailure::Malformed)),
             Some(200..=299) => Ok(true),
             Some(status @ (401 | 407)) => Err(self.fail(ProxyFailure::Credentials(status))),
@@ -150,7 +152,7 @@ impl Tunnel {
         }
     }
 
-    /// The error that ends it.
+    /// The error that ends the tunnel.
     pub(super) fn fail(&mut self, failure: ProxyFailure) -> ProxyError {
         ProxyError {
             proxy: mem::take(&mut self.proxy),
@@ -160,37 +162,38 @@ impl Tunnel {
     }
 }
 
-/// A proxy ([`Config::proxy`](crate::Config::proxy)) that opens no connection.
+/// A proxy ([`Config::proxy`](crate::Config::proxy)) did not open a connection.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy {proxy} {failure} (for a connection to {target})")]
 #[non_exhaustive]
 pub struct ProxyError {
     /// The proxy's host and port.
     pub proxy: String,
-    /// The host and port that it was to connect to.
+    /// The host and port to which it should have connected.
     pub target: String,
     /// What went wrong.
     pub failure: ProxyFailure,
 }
 
-/// Why a proxy opens no connection.
+/// Why a proxy did not open a connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyFailure {
-    /// It cannot be reached itself.
+    /// The proxy itself cannot be reached.
     #[error("cannot be reached: {0}")]
     Unreachable(io::Error),
-    /// It wants credentials, or others: HTTP 407, or 401 as some say instead.
-    #[error("wants other credentials than those in its URL (HTTP {0})")]
+    /// It requires credentials, or rejects those it got: HTTP 407, or 401, which some proxies send
+    /// instead.
+    #[error("requires valid credentials in its URL (HTTP {0})")]
     Credentials(u16),
-    /// It answered with this HTTP status: it does not allow the connection, or the other side cannot
-    /// be reached.
+    /// It answered with this HTTP status: it does not allow the connection, or it cannot reach the
+    /// target.
     #[error("refused with HTTP {0}")]
     Refused(u16),
-    /// It closed the connection, or that was cut, before it had answered.
+    /// It closed the connection before it had answered, or the connection was lost.
     #[error("closed the connection without an answer")]
     Closed,
-    /// What it answered is no HTTP.
+    /// Its answer is not valid HTTP.
     #[error("did not answer as an HTTP proxy does")]
     Malformed,
     /// It did not answer in time.

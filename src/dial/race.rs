@@ -1,29 +1,29 @@
-//! Which of a host's addresses is tried when.
+//! Decides when to try which of a host's IP addresses.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// How long an attempt has for itself before the next address is tried as well.
+/// How long an attempt runs before the next IP address is tried in parallel.
 ///
 /// Source: [RFC 8305, Connection
 /// attempts](https://datatracker.ietf.org/doc/html/rfc8305#section-5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// The addresses of a host that have not been tried. Several attempts may be under way at once; the
-/// first that connects wins.
+/// The IP addresses of a host that have not been tried. Several attempts may run at once; the first
+/// one that connects wins.
 #[derive(Debug)]
 pub(super) struct Race {
     left: VecDeque<SocketAddr>,
-    /// When the next is tried; at once if it is `None`.
+    /// When the next one is tried; `None` means at once.
     next_at: Option<Instant>,
 }
 
 impl Race {
-    /// `first` begins, if it is one of them, and `last` comes last. The others follow in their order,
-    /// but the two families take turns, so that a network without one of them costs no more than one
-    /// attempt.
+    /// Orders the IP addresses: `first` comes first and `last` comes last, if they are among them.
+    /// The others come in between in their given order, except that IPv4 and IPv6 alternate. So a
+    /// network without one of the two costs only one attempt.
     pub(super) fn new(
         addresses: Vec<SocketAddr>,
         first: Option<SocketAddr>,
@@ -56,7 +56,7 @@ impl Race {
         }
     }
 
-    /// The address to try now, if there is one. It counts as tried.
+    /// Returns the IP address to try now, if there is one. It counts as tried.
     pub(super) fn next(&mut self, now: Instant) -> Option<SocketAddr> {
         if self.next_at.is_some_and(|at| now < at) {
             return None;
@@ -66,12 +66,12 @@ impl Race {
         Some(address)
     }
 
-    /// An attempt has failed: the next need not wait.
+    /// Notes that an attempt has failed, so that the next one need not wait.
     pub(super) fn failed(&mut self) {
         self.next_at = None;
     }
 
-    /// When [`next`](Self::next) has another one; `None` if never.
+    /// When [`next`](Self::next) returns another one; `None` if none is left.
     pub(super) fn next_at(&self, now: Instant) -> Option<Instant> {
         (!self.left.is_empty()).then(|| self.next_at.unwrap_or(now))
     }

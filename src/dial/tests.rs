@@ -35,8 +35,8 @@ fn addresses_that_refuse_give_way_and_the_last_error_is_told() {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 }
 
-/// What a connection to an address that says nothing looks like: Linux drops what comes to a
-/// listener whose queue is full.
+/// Simulates an IP address that does not answer: Linux drops connection attempts to a listener
+/// whose queue is full.
 #[cfg(all(target_os = "linux", feature = "sim"))]
 #[test]
 fn an_address_that_says_nothing_has_a_head_start_and_is_not_first_the_next_time() {
@@ -60,7 +60,7 @@ fn an_address_that_says_nothing_has_a_head_start_and_is_not_first_the_next_time(
     assert_eq!(address, alive);
     println!("{:?} with a dead first address", start.elapsed());
 
-    // The second is tried when the first has had its time, and not before.
+    // The second one is tried once the first one has had its time, and not before.
     let poll = Poll::new().unwrap();
     let tried = |dialer: &Dialer, after| {
         let mut dial = dialer.dial("host", 1, addresses.clone(), deadline());
@@ -87,7 +87,7 @@ fn an_address_that_says_nothing_has_a_head_start_and_is_not_first_the_next_time(
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
 
-/// Answers the first request with this, and closes if it is to.
+/// Starts a proxy that answers the first request with `answer`, and then closes if `closes`.
 fn proxy(answer: &'static [u8], closes: bool) -> (Dialer, Vec<SocketAddr>) {
     let (listener, address) = listener();
     thread::spawn(move || {

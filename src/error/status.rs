@@ -1,18 +1,18 @@
-//! What Discord answers a REST request with if it does not carry it out.
+//! The error with which Discord refuses a REST request.
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How much of a text is shown, or kept of a field's.
+/// How many characters of a text are shown, and how many of a field error's text are kept.
 const SHOWN: usize = 200;
 
 /// How many field errors are read from one answer, and how many are shown.
 const MAX_FIELDS: usize = 100;
 const SHOWN_FIELDS: usize = 5;
 
-/// Discord answered a REST request with another status than success.
+/// Discord answered a REST request with a status other than success.
 ///
 /// Source: [Discord, Error
 /// messages](https://docs.discord.com/developers/reference#error-messages).
@@ -23,16 +23,16 @@ pub struct StatusError {
     pub request: String,
     /// The HTTP status, for example 404.
     pub status: u16,
-    /// Discord's own code, for example 10008 for an unknown message; `None` if the answer has none.
+    /// Discord's error code, for example 10008 for an unknown message; `None` if there is none.
     ///
     /// Source: [Discord, JSON error
     /// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#json-json-error-codes).
     pub code: Option<u64>,
     /// Discord's message, for example `Unknown Message`; empty if the answer has none.
     pub message: String,
-    /// What is wrong with which field, for a form that Discord refuses; up to 100.
+    /// The fields that Discord refuses, and why; up to 100.
     pub fields: Vec<FieldError>,
-    /// The body as it came, up to 64 KiB.
+    /// The body of the answer, unchanged, up to 64 KiB.
     pub body: String,
 }
 
@@ -49,7 +49,7 @@ pub struct FieldError {
 }
 
 impl StatusError {
-    /// Reads what a body tells.
+    /// Reads the code, the message and the field errors from a body.
     pub(crate) fn new(request: String, status: u16, body: String) -> Self {
         #[derive(Default, Deserialize)]
         struct Told {
@@ -67,7 +67,7 @@ impl StatusError {
         Self {
             request,
             status,
-            // Some answers have a code of 0, which says nothing.
+            // Some answers have a code of 0, which has no meaning.
             code: told
                 .code
                 .and_then(|code| code.as_u64())
@@ -79,7 +79,7 @@ impl StatusError {
     }
 }
 
-/// Finds the errors of a field and of those below it.
+/// Collects the errors of a field and of the fields inside it.
 fn collect(errors: &Value, field: &str, fields: &mut Vec<FieldError>) {
     let Some(map) = errors.as_object() else {
         return;

@@ -1,4 +1,4 @@
-//! Which events a program wants to see.
+//! The filter that selects which events a program receives.
 #![deny(clippy::disallowed_methods)]
 
 use crate::intents::Intents;
@@ -10,8 +10,8 @@ use crate::protocol::{EventName, UnknownEventName};
 /// What is dropped counts as handled, and takes no credit. The library itself sees every event that
 /// it needs: `READY`, `RESUMED`, guilds that come and go, the answers to
 /// [`Shard::request_members`](crate::Shard::request_members). What happens to a shard
-/// ([`EventKind`](crate::EventKind)'s other variants) always passes. An intent that is not asked
-/// for costs less still: Discord does not send its events at all.
+/// ([`EventKind`](crate::EventKind)'s other variants) always passes. Leaving out an intent costs
+/// even less: Discord does not send its events at all.
 ///
 /// ```
 /// # use threadcord::{EventFilter, EventName, Intents};
@@ -59,7 +59,7 @@ impl EventFilter {
         Self::NONE.with(names)
     }
 
-    /// All but these pass.
+    /// All events except these pass.
     ///
     /// # Errors
     /// As [`only`](Self::only).
@@ -69,8 +69,8 @@ impl EventFilter {
         Self::ALL.without(names)
     }
 
-    /// The events pass that one of these intents brings; not those that come without an intent,
-    /// such as `READY`, `INTERACTION_CREATE` or `ENTITLEMENT_CREATE`.
+    /// Events that one of these intents enables pass. Events that need no intent do not, such as
+    /// `READY`, `INTERACTION_CREATE` or `ENTITLEMENT_CREATE`.
     pub fn of_intents(intents: Intents) -> Self {
         let brought = EventName::documented().filter(|name| name.intents().intersects(intents));
         let documented = brought.fold(0, |bits, name| bits | bit(&name));
@@ -113,7 +113,7 @@ impl EventFilter {
         })
     }
 
-    /// Whether events pass that Discord does not document. They do with [`ALL`](Self::ALL) and
+    /// Sets whether events that Discord does not document pass. They do with [`ALL`](Self::ALL) and
     /// [`except`](Self::except).
     pub fn undocumented(self, pass: bool) -> Self {
         Self {

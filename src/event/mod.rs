@@ -1,4 +1,4 @@
-//! What the user receives.
+//! Events that the user receives.
 
 mod credit;
 mod dispatch;
@@ -24,9 +24,9 @@ pub(crate) const HANDLER_PANICKED: &str = "HandlerPanicked";
 
 /// Something that came from a shard.
 ///
-/// An event of Discord holds credit of its shard until it is dropped or [released](Self::release);
-/// until then it counts as not handled, and comes again if the process ends and starts again from
-/// the shard's session.
+/// An event from Discord counts towards its shard's outstanding limit until it is dropped or
+/// [released](Self::release). Until then it counts as not handled, and is redelivered if the
+/// process restarts and resumes the shard's session.
 ///
 /// Events may be handled in any order, on any thread. An event that is kept, in a cache or by
 /// [`std::mem::forget`], stays unhandled: it and all later events are redelivered after a restart,
@@ -40,39 +40,39 @@ pub struct Event {
     lease: Option<Lease>,
 }
 
-/// What came.
+/// What an [`Event`] is about.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// An event of Discord.
+    /// An event from Discord.
     Dispatch(Dispatch),
     /// The shard opens a connection.
     Connecting {
-        /// Whether to resume a session, else to start one.
+        /// Whether it will resume a session; otherwise it starts one.
         resuming: bool,
     },
     /// A new session has started; READY follows as a dispatch.
     SessionStarted,
-    /// Every guild that READY named has become available, or timed out; once for each session.
+    /// Every guild that READY listed has become available or timed out. Sent once for each session.
     GuildsReady {
-        /// Guilds of the session, those included that are unavailable.
+        /// The number of guilds of the session, including unavailable ones.
         guilds: usize,
         /// Those that did not arrive in time
         /// ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)).
         missing: usize,
     },
-    /// The session goes on; everything missed has been delivered.
+    /// The session was resumed; all missed events have been delivered.
     Resumed,
     /// The session is lost, and with it what Discord sent after its `sequence`: whatever happened
     /// from `missed_since` until the next session's `READY`. Discord ended it, or the shard had
     /// stopped and was replaced by others.
     SessionLost {
-        /// The session, at the last sequence that came.
+        /// The session, at the last sequence received.
         session: Session,
-        /// When something was last heard of it.
+        /// When something was last received in it.
         missed_since: SystemTime,
     },
-    /// The connection is gone; the shard will try again.
+    /// The connection is lost; the shard will reconnect.
     Disconnected {
         /// Why.
         reason: Disconnect,
@@ -81,26 +81,26 @@ pub enum EventKind {
         cause: Option<String>,
         /// How long the shard waits before it connects again.
         retry_in: Duration,
-        /// Whether it will resume, else identify.
+        /// Whether it will resume; otherwise it identifies.
         resumable: bool,
     },
-    /// The shard has stopped reading until events that it delivered are handled; it goes on
-    /// heartbeating. For how long already,
-    /// [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for) tells while it lasts.
+    /// The shard has stopped reading until events that it delivered are handled; it still sends
+    /// heartbeats. [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for) is the duration so
+    /// far.
     Stalled {
-        /// Events that are outstanding.
+        /// The number of outstanding events.
         events: usize,
         /// The size of their payloads in bytes, uncompressed.
         bytes: usize,
     },
     /// The shard reads again.
     StallEnded {
-        /// For how long it did not.
+        /// How long the stall lasted.
         stalled_for: Duration,
     },
-    /// The shard has stopped; nothing of it follows, unless it is opened again by hand. With
-    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) its sessions never lasted, and
-    /// a restart has it try again.
+    /// The shard has stopped; no event of it follows unless the user opens it again. With
+    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) its sessions ended early, and a
+    /// restart makes it retry.
     Stopped(StopReason),
     /// A handler panicked while handling an event of this shard. That event counts as handled, and
     /// the next one follows. `HandlerPanicked` counts as outstanding like Discord's events. A panic
@@ -110,10 +110,10 @@ pub enum EventKind {
         event: String,
         /// Its sequence, if it was one of Discord's.
         sequence: Option<u64>,
-        /// What the handler panicked with, if that is a text.
+        /// The panic's message, if it is a string.
         message: String,
     },
-    /// The shard held more guilds than Discord allows (4011) and has stopped; these take its place.
+    /// The shard had more guilds than Discord allows (4011) and has stopped; new shards replace it.
     Split {
         /// The shards that open now.
         into: Vec<ShardId>,
@@ -121,9 +121,9 @@ pub enum EventKind {
     /// New shards have taken over from old ones; see
     /// [`Handle::reshard`](crate::Handle::reshard).
     Resharded {
-        /// Those that ran until now; nothing of them follows but that they are closed.
+        /// The old shards. No event of them follows, except that they are closed.
         from: Vec<ShardId>,
-        /// Those that run from now on. They are ready, and their guilds are in.
+        /// The new shards. They are ready, and their guilds are available.
         to: Vec<ShardId>,
     },
 }
@@ -137,7 +137,8 @@ impl Event {
         }
     }
 
-    /// An event that comes from no shard and holds no credit; for tests of handlers.
+    /// Creates an event that does not come from a shard and is not counted as outstanding; for
+    /// tests of handlers.
     ///
     /// ```
     /// # use threadcord::{Dispatch, Event, EventKind, ShardId};
@@ -154,7 +155,7 @@ impl Event {
         }
     }
 
-    /// Has it hold credit.
+    /// Attaches credit to the event.
     pub(crate) fn with_lease(self, lease: Option<Lease>) -> Self {
         Self { lease, ..self }
     }
@@ -164,7 +165,7 @@ impl Event {
         self.lease.as_mut().map(Lease::twin)
     }
 
-    /// Its handler, or the caller, has it now.
+    /// Records that the handler or the caller has taken the event.
     pub(crate) fn take(&self) {
         if let Some(lease) = &self.lease {
             lease.take();
@@ -176,13 +177,13 @@ impl Event {
         self.lease.is_some()
     }
 
-    /// What it holds, without the event.
+    /// The event's credit, without the event.
     pub(crate) fn into_lease(self) -> Option<Lease> {
         self.lease
     }
 
-    /// Drops an event that will not be handled: its credit comes back, and the event itself when its
-    /// session is resumed.
+    /// Drops an event that will not be handled: its credit is returned, and the event is
+    /// redelivered when its session is resumed.
     pub(crate) fn abandon(self) {
         if let Some(lease) = self.lease {
             lease.abandon();
@@ -194,12 +195,12 @@ impl Event {
         self.shard
     }
 
-    /// What came.
+    /// What the event is about.
     pub fn kind(&self) -> &EventKind {
         &self.kind
     }
 
-    /// The event of Discord, if it is one.
+    /// The event from Discord, if it is one.
     pub fn dispatch(&self) -> Option<&Dispatch> {
         match &self.kind {
             EventKind::Dispatch(dispatch) => Some(dispatch),
@@ -207,14 +208,14 @@ impl Event {
         }
     }
 
-    /// A word for it: the name of Discord's event (`READY`), or that of the [`EventKind`]
-    /// (`SessionStarted`), which comes just before it.
+    /// Its name: that of Discord's event (`READY`), or of the [`EventKind`] variant
+    /// (`SessionStarted`, which comes just before `READY`).
     pub fn name(&self) -> &str {
         self.dispatch()
             .map_or(self.kind.word(), |dispatch| dispatch.name().as_str())
     }
 
-    /// Counts it as handled and gives its credit back, before it is dropped.
+    /// Counts the event as handled before it is dropped; it is no longer outstanding.
     pub fn release(&mut self) {
         self.lease = None;
     }

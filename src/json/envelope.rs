@@ -1,7 +1,7 @@
-//! What is around the data of a payload.
+//! Reads the fields around the data of a payload.
 //!
-//! Discord writes `t`, `s` and `op` before `d`. A payload in this order is read from its first
-//! bytes alone, however long `d` is; any other is read by `serde_json`.
+//! Discord writes `t`, `s` and `op` before `d`. For a payload in this order only the first bytes
+//! are read, however long `d` is. `serde_json` reads any other payload.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ pub(crate) struct Envelope<'a, Name> {
 }
 
 impl<Name> Envelope<'_, Name> {
-    /// Where `d` lies in the bytes that this was read from.
+    /// The range of `d` in the bytes from which this was read.
     pub(crate) fn data(&self, bytes: &[u8]) -> Range<usize> {
         self.d.map_or(0..0, |d| {
             let start = d.get().as_ptr().addr() - bytes.as_ptr().addr();
@@ -35,16 +35,16 @@ impl<Name> Envelope<'_, Name> {
     }
 }
 
-/// An event in the order in which Discord writes it.
+/// An event whose fields are in the order in which Discord writes them.
 pub(crate) struct UsualEvent<'a> {
-    /// As it is written: escapes are not decoded.
+    /// The raw name: escapes are not decoded.
     pub(crate) name: &'a [u8],
     pub(crate) sequence: u64,
-    /// Where `d` lies, if it extends to the last brace.
+    /// The range of `d`, on the assumption that it extends to the last brace.
     pub(crate) data: Range<usize>,
 }
 
-/// Reads `{"t":"NAME","s":1,"op":0,"d":{...}}`; `None` if the payload looks different.
+/// Reads `{"t":"NAME","s":1,"op":0,"d":{...}}`. `None` if the payload looks different.
 pub(crate) fn usual_event(bytes: &[u8]) -> Option<UsualEvent<'_>> {
     let rest = bytes.strip_prefix(br#"{"t":""#)?;
     let (name, rest) = rest.split_at(rest.iter().position(|byte| *byte == b'"')?);
@@ -62,7 +62,7 @@ pub(crate) fn usual_event(bytes: &[u8]) -> Option<UsualEvent<'_>> {
     })
 }
 
-/// Reads a number at the beginning, as JSON writes it: without leading zeros.
+/// Reads a number at the beginning, without leading zeros as in JSON. Returns it and the rest.
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (mut number, mut at) = (0_u64, 0);
     while let Some(digit @ b'0'..=b'9') = bytes.get(at) {
@@ -75,7 +75,7 @@ fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     is_number.then_some((number, &bytes[at..]))
 }
 
-/// The bytes of a payload, and which of them are `d`.
+/// The bytes of a payload, and the range of `d` in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Body {
     bytes: Bytes,
@@ -93,7 +93,7 @@ impl Body {
         self.part(self.data.clone())
     }
 
-    /// Reads `d` as a `T`; fields that `T` does not name are skipped. Errors as in
+    /// Parses `d` as a `T`. Fields that `T` does not name are skipped. Errors are those of
     /// [`read`](Self::read).
     pub(crate) fn parse<'a, T: Deserialize<'a>>(
         &'a self,
@@ -101,8 +101,8 @@ impl Body {
         fields::read(self.data()).map_or_else(|| self.read(|data| serde_json::from_slice(data)), Ok)
     }
 
-    /// Reads `d`. If that fails, reads the payload again and takes nothing on trust. An error comes
-    /// with the JSON that could not be read.
+    /// Reads `d`. If that fails, finds `d` again with [`exact_data`](Self::exact_data) and reads
+    /// that. An error contains the JSON that could not be read.
     pub(crate) fn read<'a, T>(
         &'a self,
         read: impl Fn(&'a [u8]) -> serde_json::Result<T>,
@@ -113,7 +113,8 @@ impl Body {
         })
     }
 
-    /// What [`data`](Self::data) is if nothing is taken on trust.
+    /// Finds `d` by parsing the whole payload, without the assumption of [`data`](Self::data) that
+    /// `d` extends to the last brace.
     pub(crate) fn exact_data(&self) -> &[u8] {
         let envelope = serde_json::from_slice::<Envelope<'_, IgnoredAny>>(&self.bytes);
         envelope.map_or(self.data(), |envelope| {

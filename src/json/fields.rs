@@ -1,4 +1,4 @@
-//! Reads into a struct the fields that it has, and looks at no others.
+//! Reads only those fields of an object that a struct has, and skips the others.
 
 use std::borrow::Cow;
 use std::{fmt, mem};
@@ -8,16 +8,17 @@ use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 
 use super::skip;
 
-/// Reads an object as a struct that names its fields. `None` if either is something else, or does
-/// not fit: then it is `serde_json`'s to read, or to say what is wrong.
+/// Reads an object as a struct that names its fields. `None` if the JSON is not an object, if `T`
+/// is not such a struct, or if they do not match. Use `serde_json` then, which reads it or reports
+/// the error.
 ///
-/// Most of an event is fields that nobody asks for; their ends are found much sooner than they
-/// could be read.
+/// Most fields of an event are not needed. Finding the end of such a field is much faster than
+/// parsing it.
 pub(super) fn read<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
     T::deserialize(Object(json)).ok()
 }
 
-/// The JSON of an object's field, the first of that name; reads no further.
+/// Finds the JSON of the first field with that name in an object. Reads no further than that field.
 pub(crate) fn find<'de>(json: &'de [u8], name: &str) -> Option<&'de [u8]> {
     let mut fields = Fields::new(json, &[]).ok()?;
     loop {
@@ -29,7 +30,7 @@ pub(crate) fn find<'de>(json: &'de [u8], name: &str) -> Option<&'de [u8]> {
     }
 }
 
-/// An object that is to become a struct.
+/// An object that is deserialised as a struct.
 struct Object<'de>(&'de [u8]);
 
 impl<'de> Deserializer<'de> for Object<'de> {
@@ -47,7 +48,7 @@ impl<'de> Deserializer<'de> for Object<'de> {
     ) -> Result<V::Value, Unfit> {
         let mut fields = Fields::new(self.0, names)?;
         let value = visitor.visit_map(&mut fields)?;
-        // Whoever stops before the end has not seen what is wrong there.
+        // A visitor may stop before the end, and so miss what is wrong there.
         let is_whole = fields.peek() == Some(b'}') && trim(&fields.rest[1..]).is_empty();
         if is_whole { Ok(value) } else { Err(Unfit) }
     }
@@ -58,15 +59,15 @@ impl<'de> Deserializer<'de> for Object<'de> {
     }
 }
 
-/// The fields of an object, one after the other.
+/// Iterates over the fields of an object.
 struct Fields<'de> {
-    /// From the next key, the next value, or the end.
+    /// The JSON from the next key, the next value, or the end of the object.
     rest: &'de [u8],
-    /// Those that the struct has.
+    /// The names of the struct's fields.
     names: &'static [&'static str],
-    /// No comma stands before the next key.
+    /// Whether the next key is the first one, which has no comma before it.
     is_first: bool,
-    /// The value that comes next is that of a field which the struct has.
+    /// Whether the next value belongs to a field of the struct.
     is_named: bool,
 }
 
@@ -81,7 +82,7 @@ impl<'de> Fields<'de> {
         })
     }
 
-    /// The next key, up to its value.
+    /// Reads the next key and its colon. `None` at the end of the object.
     fn key(&mut self) -> Result<Option<Cow<'de, str>>, Unfit> {
         if self.peek() == Some(b'}') {
             return Ok(None);
@@ -107,13 +108,13 @@ impl<'de> Fields<'de> {
             .map_err(|_| Unfit)
     }
 
-    /// The next value, unread.
+    /// Skips the next value, and returns its JSON.
     fn skip(&mut self) -> Result<&'de [u8], Unfit> {
         let length = skip::value(self.rest).ok_or(Unfit)?;
         Ok(self.take(length))
     }
 
-    /// The next byte that is no space.
+    /// Skips whitespace, and returns the next byte without consuming it.
     fn peek(&mut self) -> Option<u8> {
         self.rest = trim(self.rest);
         self.rest.first().copied()
@@ -160,7 +161,7 @@ impl<'de> MapAccess<'de> for &mut Fields<'de> {
     }
 }
 
-/// Without the spaces at the beginning. (Discord writes none.)
+/// Removes whitespace at the beginning. (Discord writes none.)
 fn trim(json: &[u8]) -> &[u8] {
     if json.first().is_some_and(|byte| *byte > b' ') {
         return json;
@@ -172,7 +173,7 @@ fn trim(json: &[u8]) -> &[u8] {
     &json[spaces..]
 }
 
-/// A value that was skipped: good for nothing but to be ignored.
+/// A value that was skipped. It can only be deserialised as an ignored one.
 struct Skipped;
 
 impl<'de> Deserializer<'de> for Skipped {
@@ -192,7 +193,7 @@ impl<'de> Deserializer<'de> for Skipped {
     }
 }
 
-/// This is not the way to read it.
+/// The error if JSON or type do not fit this reader; `serde_json` must read it.
 #[derive(Debug)]
 struct Unfit;
 
@@ -246,7 +247,7 @@ mod tests {
             ),
             (None, None, None)
         );
-        // It goes no further than it has to.
+        // It reads no further than necessary.
         assert_eq!(find(br#"{"id":"2","x"#, "id"), Some(&br#""2""#[..]));
     }
 
@@ -287,7 +288,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// What it reads is what `serde_json` reads; and of what is cut off it reads nothing.
+        /// It reads the same as `serde_json`, and reads nothing from truncated JSON.
         #[test]
         fn it_reads_what_serde_json_does(json in any_json("id|[abcd]"), is_pretty: bool, at: prop::sample::Index) {
             let json = if is_pretty { serde_json::to_string_pretty(&json) } else { serde_json::to_string(&json) }.unwrap();

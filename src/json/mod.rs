@@ -1,24 +1,23 @@
-//! Reading Discord's JSON without reading all of it.
+//! Reads only the needed parts of Discord's JSON.
 //!
-//! Most of what a gateway sends is never looked at by a given program. So a payload is not parsed
-//! when it arrives, and a struct that asks for three fields of an event does not pay for the other
-//! fifty.
+//! A program never looks at most of what a gateway sends. So a payload is not parsed when it
+//! arrives, and a struct that names three fields of an event does not pay for the other fifty.
 //!
-//! | module | what it finds | against `serde_json` alone |
+//! | module | what it finds | compared with only `serde_json` |
 //! |---|---|---|
-//! | `envelope` | `op`, `s`, `t` and where `d` lies, from the first bytes | 0.18 µs for 2.35 µs; 0.1 µs for 126 µs if `d` has 92 KB |
+//! | `envelope` | `op`, `s`, `t` and where `d` is, from the first bytes | 0.18 µs instead of 2.35 µs; 0.1 µs instead of 126 µs if `d` has 92 KB |
 //! | `fields` | the fields of an object that a struct names | see `benches/decode.rs` and `benches/guild_id.rs` |
-//! | `skip` | where a value ends, from its quotes and brackets alone, 64 bytes at a time | `wide` makes it 2.4 times as fast as the same code without it |
+//! | `skip` | where a value ends, from only its quotes and brackets, 64 bytes at a time | `wide` makes it 2.4 times as fast as the same code without it |
 //! | `path` | the path at which `serde_json` failed, for the error | only after a failure |
 //!
-//! What is taken on trust: that `d`, an object, extends to the payload's last brace; and that what
-//! is skipped is well-formed. Reading `d` finds out about the first ([`Body::read`] then reads the
-//! payload again and trusts nothing). Nothing finds out about the second, because what was skipped
-//! is never looked at.
+//! Two things are assumed without a check: that `d`, an object, extends to the payload's last
+//! brace, and that what is skipped is well-formed. Reading `d` reveals an error in the first
+//! assumption; [`Body::read`] then reads the payload again without it. Nothing reveals an error in
+//! the second one, because what was skipped is never looked at.
 //!
-//! The results are those of `serde_json`: properties over random JSON check it, whole and cut off.
-//! To take all of this out, read an [`Envelope`] in place of [`usual_event`], and call `serde_json`
-//! in place of [`Body::parse`] and [`find`].
+//! The results are the same as those of `serde_json`. Property tests check this with random JSON,
+//! both complete and truncated. To remove all of this, read an [`Envelope`] in place of
+//! [`usual_event`], and call `serde_json` in place of [`Body::parse`] and [`find`].
 #![deny(clippy::disallowed_methods)]
 
 mod envelope;
@@ -38,8 +37,8 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    /// JSON of any kind. Its strings, and its keys beside those of the pattern `key`, contain what
-    /// may be mistaken for structure.
+    /// JSON of any kind. Its strings, and its keys except those of the pattern `key`, contain
+    /// characters that may be mistaken for structure.
     pub(crate) fn any_json(key: &'static str) -> impl Strategy<Value = Value> {
         let text = "[\"\\\\{}\\[\\],:atsd0 é🦀\n]{0,6}";
         let leaf = prop_oneof![

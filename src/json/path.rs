@@ -1,40 +1,40 @@
-//! What an error of `serde_json` leaves out: where in the JSON it is, as a path.
+//! Finds the JSON path of a `serde_json` error, which the error itself does not contain.
 
 use std::fmt::Write;
 use std::ops::Range;
 
 use super::skip;
 
-/// Steps of a path; what is deeper is left out, since nesting can be a thousand times as deep as a
-/// payload is long while it is compressed. No reader of `serde_json` gets deeper by default.
+/// The most steps of a path; deeper ones are left out. Otherwise a small compressed payload could
+/// take much memory: its nesting can be a thousand times deeper than its compressed length. By
+/// default, `serde_json` does not read deeper either.
 const MAX_STEPS: usize = 128;
 
-/// An object or an array around a byte.
+/// An object or an array that contains a byte.
 enum Around {
-    /// With its last key, quotes included.
+    /// The range of its last key, including the quotes.
     Object(Option<Range<usize>>),
-    /// With the index of its last element.
+    /// The index of its last element.
     Array(usize),
 }
 
-/// How many bytes of it had been read when an error came, and the path to the value there:
-/// `member.roles[2]`, or nothing for all of it.
+/// Returns the number of bytes that had been read when the error occurred, and the path to the
+/// value there: for example `member.roles[2]`, or an empty string for the whole JSON.
 pub(crate) fn place(json: &[u8], error: &serde_json::Error) -> (usize, String) {
     let lines = json
         .split_inclusive(|byte| *byte == b'\n')
         .take(error.line().saturating_sub(1));
     let read = (lines.map(<[u8]>::len).sum::<usize>() + error.column()).min(json.len());
-    // Where the syntax is wrong, the last byte was only looked at.
+    // After a syntax error, the last byte was looked at, but not consumed.
     (
         read,
         path_at(json, read.saturating_sub(usize::from(!error.is_data()))),
     )
 }
 
-/// The path to the value that a reader was at when it had read so many bytes.
+/// Returns the path to the value at which a reader was after this number of bytes.
 ///
-/// It takes the JSON to be well-formed up to there; where it is not, the path says as much as there
-/// is to say.
+/// It assumes that the JSON is well-formed up to there. Otherwise the path is only approximate.
 fn path_at(json: &[u8], read: usize) -> String {
     let read = read.min(json.len());
     let (mut around, mut deeper, mut at) = (Vec::new(), 0_usize, 0);
@@ -74,7 +74,7 @@ fn path_at(json: &[u8], read: usize) -> String {
                 path.push_str(if path.is_empty() { "" } else { "." });
                 path.push_str(&text);
             }
-            // Writing to a text does not fail.
+            // Writing to a `String` never fails.
             Around::Array(index) => drop(write!(path, "[{index}]")),
         }
     }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::json::any_json;
 
-    /// Something that most JSON is not.
+    /// A type that most random JSON does not match.
     #[derive(Debug, Deserialize)]
     #[allow(dead_code, reason = "it is read to see how that fails")]
     struct Tree {
@@ -115,7 +115,7 @@ mod tests {
         let json = format!(r#"{{"a":{}"#, "[".repeat(1 << 24));
         let path = path_at(json.as_bytes(), json.len());
         assert_eq!(path, format!("a{}", "[0]".repeat(127)));
-        // And what follows it is found again.
+        // The path of what follows deep nesting is right again.
         let json = format!(r#"[{}{},{{"b":1"#, "[".repeat(500), "]".repeat(500));
         assert_eq!(path_at(json.as_bytes(), json.len()), "[1].b");
     }
@@ -132,7 +132,7 @@ mod tests {
                 let expected = tracked.path().to_string();
                 let expected = if expected == "." { "" } else { &expected };
                 let (_, found) = place(json.as_bytes(), &error);
-                // What is wrong with a key is found at that key, not at the object that has it.
+                // An error of a key is found at that key, not at the object that contains it.
                 let is_key = error.to_string().starts_with("unknown variant") || error.to_string().starts_with("duplicate field");
                 prop_assert!(found == expected || (is_key && found.starts_with(expected)), "{found:?}, {expected:?}, {json} {error}");
             }

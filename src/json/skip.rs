@@ -1,17 +1,17 @@
-//! Finds where a JSON value ends, by its quotes and brackets alone.
+//! Finds where a JSON value ends, using only its quotes and brackets.
 
 use std::iter;
 
 use wide::u8x16;
 
-/// So many bytes are looked at at once; one bit of a number stands for each.
+/// The number of bytes that are examined at once. Each is represented by one bit of a `u64`.
 const BLOCK: usize = 64;
 
-/// Braces and square brackets differ in this bit.
+/// The bit in which braces and square brackets differ.
 const SHAPE: u8 = 0x20;
 
-/// The length of the value at the beginning, whatever lies between its quotes or brackets; `None`
-/// if it does not end.
+/// Returns the length of the value at the beginning, without a check of what is between its quotes
+/// or brackets. `None` if it does not end.
 pub(super) fn value(json: &[u8]) -> Option<usize> {
     match json.first()? {
         b'"' => text(json),
@@ -23,19 +23,19 @@ pub(super) fn value(json: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether numbers, `true`, `false` and `null` are written with it.
+/// Whether a byte may be part of a number, `true`, `false` or `null`.
 fn is_bare(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
 }
 
-/// The length of the text at the beginning, with its quotes.
+/// Returns the length of the string at the beginning, including its quotes.
 pub(super) fn text(json: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
         if let Some(bytes) = json.get(at..)?.first_chunk() {
             let bytes = u8x16::new(*bytes);
             let is_found = bytes.cmp_eq(u8x16::splat(b'"')) | bytes.cmp_eq(u8x16::splat(b'\\'));
-            // Sixteen, if it is nowhere among them.
+            // Sixteen if neither is among them.
             at += (is_found.move_mask() | 1 << 16).trailing_zeros() as usize;
         }
         match json.get(at)? {
@@ -46,7 +46,7 @@ pub(super) fn text(json: &[u8]) -> Option<usize> {
     }
 }
 
-/// The length of the object or array at the beginning.
+/// Returns the length of the object or array at the beginning.
 fn nested(json: &[u8]) -> Option<usize> {
     let (mut depth, mut texts) = (0, Texts::default());
     for at in (0..json.len()).step_by(BLOCK) {
@@ -71,7 +71,8 @@ fn nested(json: &[u8]) -> Option<usize> {
     None
 }
 
-/// Where the last of `depth` brackets and of those in a block is closed.
+/// Returns the position after the bracket in a block at which all brackets are closed: the `depth`
+/// that were open before the block, and those that open in it. `None` if some stay open.
 fn end(depth: u32, opening: u64, closing: u64) -> Option<usize> {
     let ones = iter::successors(Some(closing), |rest| Some(rest & rest.wrapping_sub(1)))
         .take_while(|rest| *rest != 0);
@@ -81,19 +82,19 @@ fn end(depth: u32, opening: u64, closing: u64) -> Option<usize> {
     Some(at as usize + 1)
 }
 
-/// Which bytes belong to texts, from one block to the next.
+/// Tracks which bytes are inside strings, from one block to the next.
 #[derive(Default)]
 struct Texts {
-    /// A text goes on: all ones if so.
+    /// All ones if the previous block ended inside a string; otherwise zero.
     goes_on: u64,
-    /// The last byte of the block before was a backslash that escapes the next one.
+    /// Whether the last byte of the previous block was a backslash that escapes the next byte.
     escapes: bool,
 }
 
 impl Texts {
     fn inside(&mut self, block: &Block) -> u64 {
         let quotes = block.find(b'"', 0) & !self.escaped(block.find(b'\\', 0));
-        // Each quote changes all that follows.
+        // Each quote toggles all following bits, so this is a prefix XOR.
         let mut inside = [1, 2, 4, 8, 16, 32]
             .into_iter()
             .fold(quotes, |bits, shift| bits ^ (bits << shift));
@@ -102,7 +103,7 @@ impl Texts {
         inside
     }
 
-    /// The bytes that stand behind a backslash, but for one that is escaped itself.
+    /// The bytes that a backslash escapes. A backslash that is escaped itself escapes nothing.
     fn escaped(&mut self, backslashes: u64) -> u64 {
         let mut escaped = u64::from(self.escapes);
         self.escapes = false;
@@ -120,7 +121,7 @@ impl Texts {
 struct Block([u8x16; 4]);
 
 impl Block {
-    /// The first bytes; zeros behind the end.
+    /// Takes the first [`BLOCK`] bytes, padded with zeros.
     fn new(bytes: &[u8]) -> Self {
         let mut padded = [0; BLOCK];
         let block = bytes.first_chunk().unwrap_or_else(|| {
@@ -131,7 +132,7 @@ impl Block {
         Self([0, 1, 2, 3].map(|part| u8x16::new(parts[part])))
     }
 
-    /// Where a byte stands, whichever of the `blurred` bits it has.
+    /// The positions of a byte, regardless of its `blurred` bits (which `byte` must have set).
     fn find(&self, byte: u8, blurred: u8) -> u64 {
         let (byte, blurred) = (u8x16::splat(byte), u8x16::splat(blurred));
         let [a, b, c, d] = self
@@ -176,13 +177,13 @@ mod tests {
         );
     }
 
-    /// As [`nested`], one byte after the other.
+    /// Does the same as [`nested`], byte by byte.
     fn plain(json: &[u8]) -> Option<usize> {
         let (mut depth, mut at) = (0, 0);
         loop {
             match json.get(at)? {
                 b'"' => at += text(&json[at..])? - 1,
-                // Outside of texts there is none in JSON.
+                // Valid JSON has no backslash outside strings; this matches what `nested` does.
                 b'\\' if matches!(json.get(at + 1), Some(b'"' | b'\\')) => at += 1,
                 b'{' | b'[' => depth += 1,
                 b'}' | b']' => depth -= 1,

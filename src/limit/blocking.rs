@@ -1,4 +1,4 @@
-//! A limiter over a function that blocks.
+//! An identify limiter made from a function that blocks.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -15,18 +15,20 @@ use super::ticket::{Expiry, Granter, LimitError, Report, Ticket};
 use super::{IdentifyLimiter, Wake};
 use crate::shard_id::ShardId;
 
-/// Of the threads that block.
+/// The stack size of the threads that call the blocking function.
 const STACK_SIZE: usize = 256 * 1024;
 
-/// A limiter of your own, over a function that blocks until a shard may identify: a lock in a
-/// database, a call of a service, a file.
+/// A custom limiter made from a function that blocks until a shard may identify. The function can
+/// wait for a lock in a database, a call to a service, or a file.
 ///
-/// The function runs on a thread for each rate limit key that is waited for, never on a shard's, so
-/// it may take as long as it likes. It is called for one shard of a key at a time, in the order in
-/// which they asked (but while Discord changes the number of keys, for two at most). It returns a
-/// [`Guard`], whose `used` is called when the IDENTIFY has been sent; it is dropped without that
-/// if the shard has left. If it fails or panics, the shard asks again later, after a pause that
-/// grows.
+/// The function never runs on a shard's thread, so it may take as long as it needs. Each rate limit
+/// key with waiting shards has one thread, which calls the function for one shard at a time, in the
+/// order of the requests. While Discord changes the number of keys, two shards of a key at most are
+/// served at a time.
+///
+/// The function returns a [`Guard`]. [`Guard::used`] is called when the IDENTIFY has been sent. If
+/// the shard has left, the guard is dropped without that call. If the function fails or panics, the
+/// shard requests again after a pause, which grows with each failure.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,15 +48,15 @@ const STACK_SIZE: usize = 256 * 1024;
 /// ```
 pub struct Blocking(Arc<Shared>);
 
-/// The right to identify, as a [`Blocking`] limiter's function gives it. `()` is one that does
-/// nothing.
+/// The right to identify, which the function of a [`Blocking`] limiter returns. `()` is a guard
+/// that does nothing.
 pub trait Guard: Send {
-    /// The IDENTIFY has been sent, or the permit was left with a [window of its
-    /// own](super::Permit::exit_after). It may block; the next shard of the key waits meanwhile.
+    /// Is called when the IDENTIFY has been sent, or when the permit was returned with its [own
+    /// window](super::Permit::exit_after). It may block: the next shard of the key waits meanwhile.
     fn used(&mut self) {}
 
-    /// Until when the IDENTIFY may be sent; a shard that is too late asks again. The default is for
-    /// as long as it takes.
+    /// Until when the IDENTIFY may be sent. A shard that is too late requests again. The default,
+    /// `None`, sets no limit.
     fn expiry(&self) -> Option<Expiry> {
         None
     }
@@ -71,7 +73,7 @@ struct Shared {
 
 struct State {
     keys: NonZeroU32,
-    /// Who waits, by key. A key that is here has a thread.
+    /// The waiting shards of each key. Each key in this map has a thread.
     queues: HashMap<u32, VecDeque<Waiting>>,
     is_closed: bool,
 }
@@ -82,7 +84,7 @@ struct Waiting {
     slot: Arc<Slot>,
 }
 
-/// What has become of a ticket.
+/// The state of a ticket or permit, for the thread that serves its key.
 #[derive(Default)]
 struct Slot {
     fate: Mutex<Fate>,
@@ -98,8 +100,8 @@ enum Fate {
 }
 
 impl Blocking {
-    /// A limiter over this function, with one rate limit key until it
-    /// [learns](IdentifyLimiter::update) of more.
+    /// Creates a limiter from the function `enter`. It has one rate limit key until
+    /// [`update`](IdentifyLimiter::update) sets the number of keys.
     pub fn new<G, E>(enter: impl Fn(ShardId) -> Result<G, E> + Send + Sync + 'static) -> Self
     where
         G: Guard + 'static,
@@ -121,7 +123,8 @@ impl Blocking {
 }
 
 impl Blocking {
-    /// Who waits, in no order across keys; the shard that the function runs for is not among them.
+    /// The shards that wait, in order only within a key. The shards for which the function runs are
+    /// not included.
     pub(super) fn waiting(&self) -> Vec<ShardId> {
         let state = self.0.state.lock();
         let waiting = state.queues.values().flatten();
@@ -141,6 +144,7 @@ impl IdentifyLimiter for Blocking {
             granter: granter.clone(),
             slot,
         };
+
         let started = self.0.queue(waiting);
         if let Err(error) = started {
             granter.refuse(error);
@@ -153,7 +157,7 @@ impl IdentifyLimiter for Blocking {
     }
 }
 
-/// Refuses all that wait; what the function does at the moment goes on to its end.
+/// Refuses all shards that wait. Calls of the function that are running continue to their end.
 impl Drop for Blocking {
     fn drop(&mut self) {
         let queues = {
@@ -211,7 +215,7 @@ impl Shared {
         })
     }
 
-    /// Serves the tickets of a key, one after the other, until there are none.
+    /// Serves the tickets of a key, one after the other, until the queue is empty.
     fn serve(&self, key: u32) {
         while let Some(waiting) = self.next(key) {
             let Waiting {
@@ -222,6 +226,7 @@ impl Shared {
             if slot.fate() == Fate::Left {
                 continue;
             }
+
             let entered = catch_unwind(AssertUnwindSafe(|| (self.enter)(*shard)));
             match entered {
                 Ok(Ok(guard)) => {
@@ -236,7 +241,7 @@ impl Shared {
                     }
                 }
                 Ok(Err(error)) => waiting.refuse(error),
-                Err(_) => waiting.refuse(LimitError::failed("the limiter's function panicked")),
+                Err(_) => waiting.refuse(LimitError::failed("the limiter's own function panicked")),
             }
         }
     }
@@ -265,7 +270,7 @@ impl Slot {
         };
         {
             let mut known = self.fate.lock();
-            // One that was used stays so.
+            // The permit reports `Left` when it is dropped, also after it was used.
             if *known != Fate::Used {
                 *known = fate;
             }
@@ -277,7 +282,8 @@ impl Slot {
         *self.fate.lock()
     }
 
-    /// Waits until a permit is used or given back, and tells its guard.
+    /// Waits until a permit is used or returned, calls [`Guard::used`] if it was used, and drops
+    /// the guard.
     fn see_through(&self, mut guard: Box<dyn Guard>) {
         let fate = {
             let mut fate = self.fate.lock();
@@ -293,9 +299,9 @@ impl Slot {
     }
 }
 
-/// Runs foreign code, whose panics must not end the thread that serves others.
+/// Runs a user's code. Its panics must not end the thread, which serves other shards too.
 fn unharmed<T>(code: impl FnOnce() -> T) -> Option<T> {
     let ran = catch_unwind(AssertUnwindSafe(code));
-    ran.inspect_err(|_| log::error!("an identify limiter's own code panicked"))
+    ran.inspect_err(|_| log::error!("code of a custom identify limiter panicked"))
         .ok()
 }

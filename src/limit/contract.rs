@@ -1,7 +1,8 @@
-//! What every limiter must do, as checks to run in the tests of an implementation.
+//! Checks of what every identify limiter must do, for the tests of an implementation.
 //!
-//! Each function panics where a promise is broken, and says which. They use the keys of
-//! `max_concurrency` 1 only where they say so, and take a few windows each.
+//! Each function panics if the limiter breaks the contract, and names the broken rule. Each takes a
+//! few windows at most. [`grants_once`] uses [`ShardId::ONE`]; the other functions use the shards
+//! that they are given.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,14 +14,13 @@ use parking_lot::Mutex;
 use super::{IdentifyLimiter, LimitError, Permit, Ticket};
 use crate::shard_id::ShardId;
 
-/// How long a limiter may take to do what it can do at once.
+/// How long a limiter may take for what it can do at once.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What holds for every limiter: a ticket is granted once, its waker is called once, and it gives
-/// one permit.
+/// Checks that a ticket is granted once, calls its waker once, and gives one permit.
 ///
 /// # Panics
-/// Where it does not hold.
+/// If the limiter breaks this rule.
 pub fn grants_once(limiter: &dyn IdentifyLimiter) {
     let wakes = Arc::new(AtomicU32::new(0));
     let woken = Arc::clone(&wakes);
@@ -30,6 +30,7 @@ pub fn grants_once(limiter: &dyn IdentifyLimiter) {
             woken.fetch_add(1, Ordering::SeqCst);
         }),
     );
+
     let permit = eventually(&mut ticket);
     assert_eq!(
         ticket.poll().err(),
@@ -38,6 +39,7 @@ pub fn grants_once(limiter: &dyn IdentifyLimiter) {
     );
     permit.exit();
     drop(ticket);
+
     let deadline = Instant::now() + SOON;
     while wakes.load(Ordering::SeqCst) == 0 && Instant::now() < deadline {
         thread::yield_now();
@@ -49,12 +51,13 @@ pub fn grants_once(limiter: &dyn IdentifyLimiter) {
     );
 }
 
-/// An unused permit frees its slot at once, and whoever leaves the queue holds nobody back.
+/// Checks that an unused permit frees its slot at once, and that a ticket that leaves the queue
+/// does not delay the tickets behind it.
 ///
 /// `a` and `b` are two shards of one key.
 ///
 /// # Panics
-/// Where it does not hold.
+/// If the limiter breaks this rule.
 pub fn leaving_frees_the_slot(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId) {
     let first = eventually(&mut limiter.request(a, Box::new(|| {})));
     let left = limiter.request(b, Box::new(|| {}));
@@ -68,17 +71,19 @@ pub fn leaving_frees_the_slot(limiter: &dyn IdentifyLimiter, a: ShardId, b: Shar
     eventually(&mut waiting).exit();
 }
 
-/// Used permits of one key are a window apart, in the order they were asked for.
+/// Checks that used permits of one key are a window apart, and are granted in the order of the
+/// requests.
 ///
 /// `a` and `b` are two shards of one key whose window is at least `window`.
 ///
 /// # Panics
-/// Where it does not hold.
+/// If the limiter breaks this rule.
 pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, window: Duration) {
     let mut tickets: Vec<Ticket> = [a, b, a]
         .into_iter()
         .map(|shard| limiter.request(shard, Box::new(|| {})))
         .collect();
+
     let mut last: Option<Instant> = None;
     while !tickets.is_empty() {
         let mut next = tickets.remove(0);
@@ -90,11 +95,12 @@ pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, w
                 "first come first served within a key"
             );
         }
+
         permit.used();
         if let Some(last) = last {
             assert!(
                 now - last >= window,
-                "{:?} between two IDENTIFYs of a key",
+                "only {:?} between two IDENTIFYs of a key",
                 now - last
             );
         }
@@ -102,13 +108,14 @@ pub fn windows_are_kept(limiter: &dyn IdentifyLimiter, a: ShardId, b: ShardId, w
     }
 }
 
-/// Two limiters that share one limit, as those of two processes, keep its window together.
+/// Checks that two limiters that share one limit, like those of two processes, together keep its
+/// window.
 ///
-/// `x` and `y` are two shards of one key whose window is at least `window`; each asks through a
-/// limiter of its own, as often as `times` says.
+/// `x` and `y` are two shards of one key whose window is at least `window`. Shard `x` identifies
+/// `times` times through limiter `a`, and shard `y` as often through limiter `b`.
 ///
 /// # Panics
-/// Where it does not hold.
+/// If the limiters break this rule.
 pub fn windows_are_shared(
     (a, x): (&dyn IdentifyLimiter, ShardId),
     (b, y): (&dyn IdentifyLimiter, ShardId),
@@ -136,14 +143,19 @@ pub fn windows_are_shared(
     assert_eq!(sent.len(), 2 * times);
     for pair in sent.windows(2) {
         let apart = pair[1] - pair[0];
-        assert!(apart >= window, "{apart:?} between two IDENTIFYs of a key");
+        assert!(
+            apart >= window,
+            "only {apart:?} between two IDENTIFYs of a key"
+        );
     }
 }
 
-/// Shards of different keys do not wait for each other.
+/// Checks that shards of different keys do not wait for each other.
+///
+/// `shards` are shards of different keys.
 ///
 /// # Panics
-/// Where it does not hold.
+/// If the limiter breaks this rule.
 pub fn keys_are_independent(limiter: &dyn IdentifyLimiter, shards: &[ShardId]) {
     let permits: Vec<Permit> = shards
         .iter()

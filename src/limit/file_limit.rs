@@ -1,4 +1,4 @@
-//! The limit of several processes on one machine, in a file.
+//! An identify limit for several processes on one machine, in a file.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -19,24 +19,32 @@ use crate::error::StoreError;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
-/// How long another process may hold the lock; each needs it for a few milliseconds.
+/// How long to wait for the lock while another process holds it. Each process needs it for a few
+/// milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause between two attempts to take the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
-/// Discord's identify limit for all processes of a machine that run one bot, in a file.
+/// Discord's identify limit for all processes on one machine that run one bot, kept in a file.
 ///
-/// A process that wants to identify waits until its rate limit key is free, locks the file, writes
-/// that the key is taken, and sends within [`Timing::permit_validity`] (2 s); else it asks again.
-/// The window counts from the IDENTIFY. A process that is killed in between costs the others 2 s
-/// and one window, and the day one IDENTIFY; at any other point, nothing. The file also holds what
-/// is left of the day.
+/// A process that wants to identify waits until its rate limit key is free, locks the file, and
+/// writes that the key is taken. It must send the IDENTIFY within [`Timing::permit_validity`]
+/// (2 s); otherwise it requests a permit again. The window starts at the IDENTIFY. The file also
+/// stores how many IDENTIFYs are left today.
 ///
-/// Every process takes the same path, on a local disk: locks over a network may not hold. The first
-/// use creates the file, and beside it files that end in `.lock` and `.new`. A file that
-/// is damaged is an error, in the log and for the shard, which asks again, until a process writes
-/// it anew with what Discord says. On Linux the times are those of the machine's uptime, so that a
-/// clock that is set changes nothing; elsewhere a clock that is set forward may let a shard
-/// identify too early.
+/// If a process is killed between the permit and the report of its IDENTIFY, the other processes
+/// wait 2 s and one window for that key, and one IDENTIFY of the day is lost. If a process is
+/// killed at any other point, nothing is lost.
+///
+/// All processes must use the same path, on a local disk: locks on a network file system may not
+/// work. The first use creates the file, and next to it files that end in `.lock` and `.new`.
+///
+/// A damaged file is an error, which is logged. The shard then requests a permit again, until a
+/// process replaces the file with the limits that Discord returns.
+///
+/// On Linux, times are measured by the machine's uptime, so a change of the system clock has no
+/// effect. On other systems, a clock that is set forward may let a shard identify too early.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -61,26 +69,26 @@ pub struct FileLimit(SharedLimit<LimitFile>);
 struct LimitFile {
     path: PathBuf,
     rules: Rules,
-    /// What is known without the file.
+    /// What this process knows without the file.
     known: Mutex<Known>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
-    /// What Discord said last.
+    /// The limits that Discord returned last.
     limits: Option<Limits>,
-    /// Whether the file was there: if it is not any more, others may have used it.
+    /// Whether the file has existed. If it is now missing, other processes may have used it.
     has_file: bool,
 }
 
 impl FileLimit {
-    /// A limit in this file, which need not exist; its folder must.
+    /// Creates a limit in the file `path`. The file need not exist, but its folder must.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::with_timing(path, &Timing::default())
     }
 
-    /// As [`new`](Self::new), with other windows, for a simulator whose time runs faster. All
-    /// processes need the same.
+    /// Like [`new`](Self::new), but with other windows, for a simulator whose time runs faster. All
+    /// processes must use the same windows.
     pub fn with_timing(path: impl Into<PathBuf>, timing: &Timing) -> Self {
         let file = LimitFile {
             path: path.into(),
@@ -90,7 +98,7 @@ impl FileLimit {
         Self(SharedLimit::new(file))
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.0.storage().path
     }
@@ -147,13 +155,14 @@ impl Storage for LimitFile {
 }
 
 impl LimitFile {
-    /// What this process knows, for a file that is missing or damaged. If the file is there, or
-    /// was, others may have used it meanwhile.
+    /// Creates reservations from what this process knows, in case the file is missing or damaged.
+    /// If the file exists or has existed, all keys are taken, because other processes may have used
+    /// it.
     fn new_if_lost(&self, now: &Now, said: Option<Limits>, has_file: bool) -> Reservations {
         let (had_file, limits) = {
             let mut known = self.known.lock();
             known.limits = said.or(known.limits);
-            // It will be there from now on.
+            // From now on the file exists.
             let had_file = std::mem::replace(&mut known.has_file, true);
             (had_file || has_file, known.limits.unwrap_or_default())
         };
@@ -169,13 +178,14 @@ impl LimitFile {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true);
         let lock = options.open(&path).map_err(|error| named(&path, &error))?;
+
         let start = Instant::now();
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(lock),
                 Err(TryLockError::Error(error)) => return Err(named(&path, &error)),
                 Err(TryLockError::WouldBlock) if start.elapsed() > LOCK_TIMEOUT => {
-                    let why = format!("another process has held it for {LOCK_TIMEOUT:?}");
+                    let why = format!("another process has held the lock for {LOCK_TIMEOUT:?}");
                     return Err(named(&path, &io::Error::new(ErrorKind::TimedOut, why)));
                 }
                 Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
@@ -191,7 +201,7 @@ impl LimitFile {
         }
     }
 
-    /// Replaces the file in one step, so that a process that dies leaves the old or the new.
+    /// Replaces the file in one step: a process that dies leaves the old file or the new one.
     fn write(&self, reservations: &Reservations) -> io::Result<()> {
         let new = self.beside(".new");
         let written = File::create(&new).and_then(|mut file| {
@@ -202,6 +212,7 @@ impl LimitFile {
         written.map_err(|error| named(&self.path, &error))
     }
 
+    /// The path of the file with `ending` added.
     fn beside(&self, ending: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(ending);
@@ -222,7 +233,7 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     )
 }
 
-/// The time that all processes of this machine share.
+/// The current time, on a clock that all processes of this machine share: the uptime.
 #[cfg(target_os = "linux")]
 fn now() -> Now {
     use rustix::time::{ClockId, clock_gettime};
@@ -239,7 +250,7 @@ fn now() -> Now {
     }
 }
 
-/// The time that all processes of this machine share.
+/// The current time, on a clock that all processes of this machine share: the system clock.
 #[cfg(not(target_os = "linux"))]
 fn now() -> Now {
     Now {

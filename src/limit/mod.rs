@@ -1,11 +1,15 @@
-//! Who may identify, and when.
+//! Identify limiters: which shard may send an IDENTIFY, and when.
 //!
-//! Discord allows one IDENTIFY per rate limit key and 5 s, and so many a day; whoever goes over the
-//! day's total loses every session and the token. [`SessionLimit`] keeps both for one process, and
-//! [`FileLimit`] for all processes of one machine; with the feature `redis`, `redis::RedisLimit`
-//! does for those of several. [`Blocking`] makes a limiter of a function that blocks, and
-//! [`IdentifyLimiter`] is the trait behind them; [`Unlimited`] is for a gateway proxy that keeps
-//! the limit itself.
+//! Discord allows one IDENTIFY per rate limit key every 5 s, and a limited number a day. A bot that
+//! exceeds the daily number loses every session and its token.
+//!
+//! - [`SessionLimit`] keeps both limits for one process.
+//! - [`FileLimit`] keeps them for all processes on one machine.
+//! - `redis::RedisLimit` (feature `redis`) keeps them for processes on several machines.
+//! - [`Blocking`] turns a function that blocks into a limiter.
+//! - [`Unlimited`] is for a gateway proxy that keeps the limit itself.
+//!
+//! All of them implement the trait [`IdentifyLimiter`].
 
 mod blocking;
 #[cfg(any(test, feature = "sim"))]
@@ -39,50 +43,52 @@ pub(crate) use self::shared::{SharedLimit, Storage, read_stored};
 #[cfg(feature = "redis")]
 pub(crate) use self::ticket::Moment;
 
-/// Called when a ticket is granted or refused. It must not block.
+/// Is called when a ticket is granted or refused. It must not block.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
 
-/// Asks Discord for its limits (`/gateway/bot`), and blocks meanwhile.
+/// Requests Discord's limits (`/gateway/bot`). It blocks until Discord has answered.
 pub type AskLimits = Arc<dyn Fn() -> Result<Limits, Error> + Send + Sync>;
 
-/// Decides who may identify, and when.
+/// Decides which shard may identify, and when.
 ///
-/// An implementation makes a [`Ticket::pair`], gives away the ticket and keeps the [`Granter`]. It
+/// An implementation creates a [`Ticket::pair`], returns the ticket and keeps the [`Granter`]. It
 /// must
 /// - never block in `request`: a shard calls it on its own thread, between heartbeats;
-/// - grant a ticket at most once, and refuse it if it never will;
-/// - serve the shards of a key in the order they asked;
-/// - refuse a ticket with [`LimitError::Failed`] where it cannot tell for now, so that the shard
-///   asks again later, and with [`LimitError::Closed`] only when there is no use in asking;
+/// - grant a ticket at most once, and refuse a ticket that it will never grant;
+/// - serve the shards of a key in the order of their requests;
+/// - refuse a ticket with [`LimitError::Failed`] if it cannot decide at the moment (the shard
+///   requests again later), and with [`LimitError::Closed`] only if no later request can succeed;
 /// - act on each [`Report`]: [`Report::Left`] for an unused permit frees its slot at once.
 ///
-/// With the feature `sim`, the module `limit::contract` checks an implementation for all of this.
+/// With the feature `sim`, the module `limit::contract` has checks for an implementation's tests.
 pub trait IdentifyLimiter: Send + Sync {
-    /// A shard wants to identify.
+    /// Queues a shard that wants to identify. The limiter calls `wake` when it grants or refuses
+    /// the ticket.
     fn request(&self, shard: ShardId, wake: Wake) -> Ticket;
 
-    /// Discord says what its limits are, as `/gateway/bot` gives them. The request was
-    /// sent at `asked_at`, so the limits may not count later IDENTIFYs. The default does nothing.
+    /// Takes the limits that Discord returned from `/gateway/bot`. The request was sent at
+    /// `asked_at`, so the limits may not count later IDENTIFYs. The default does nothing.
     fn update(&self, limits: Limits, asked_at: Instant) {
         let _ = (limits, asked_at);
     }
 
-    /// How Discord can be asked again. A manager calls this when it starts; a limiter that several
-    /// processes share may need to, since each knows only of its own IDENTIFYs. Once the manager
-    /// has ended, `ask` fails with [`Error::Closed`]. It must not be called in `request`. The
-    /// default does nothing.
+    /// Takes a function that requests Discord's limits again. A manager calls this when it starts.
+    ///
+    /// A limiter that several processes share may need `ask`, because each process knows only its
+    /// own IDENTIFYs. `ask` must not be called in `request`, and fails with [`Error::Closed`] once
+    /// the manager has ended. The default does nothing.
     fn ask_with(&self, ask: AskLimits) {
         let _ = ask;
     }
 
-    /// What is left and who waits, as far as the limiter knows, for
-    /// [`ManagerStatus`](crate::ManagerStatus). The default knows nothing.
+    /// Returns what is left of the limit and which shards wait, for
+    /// [`ManagerStatus`](crate::ManagerStatus). `None`, the default, means that it is not known.
     fn status(&self) -> Option<LimitStatus> {
         None
     }
 }
 
-/// What is left of a limit, and who waits for it.
+/// What is left of an identify limit, and which shards wait for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LimitStatus {
@@ -93,14 +99,16 @@ pub struct LimitStatus {
     /// Time until the reset; `None` if no IDENTIFY was spent since the last reset.
     #[serde(serialize_with = "seconds::serialize_option")]
     pub reset_after: Option<Duration>,
-    /// How many may identify at once.
+    /// How many shards may identify at once: the number of rate limit keys.
     pub max_concurrency: NonZeroU32,
-    /// Who waits for a turn, in the order in which they came.
+    /// The shards that wait for their turn. With [`SessionLimit`], in the order of their requests;
+    /// with other limiters, only the shards of one rate limit key are in that order, and the shard
+    /// whose turn is next may be missing.
     pub waiting: Vec<ShardId>,
 }
 
 impl LimitStatus {
-    /// With nobody waiting.
+    /// Creates a status in which no shard waits.
     pub fn new(
         remaining: u32,
         total: u32,
@@ -117,26 +125,26 @@ impl LimitStatus {
     }
 }
 
-/// Grants everything at once: for gateway proxies that keep the limit themselves.
+/// Grants every request at once: for gateway proxies that keep the limit themselves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unlimited;
 
 impl IdentifyLimiter for Unlimited {
     fn request(&self, _shard: ShardId, wake: Wake) -> Ticket {
         let (ticket, granter) = Ticket::pair(wake, |_| {});
-        // The ticket is in hand: nobody can have left.
+        // The ticket is still held here, so it cannot have left.
         let _ = granter.grant();
         ticket
     }
 }
 
-/// From when a window counts.
+/// When the window of a rate limit key starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReleaseAfter {
-    /// From the IDENTIFY, as Discord counts: a fleet starts at the rate that Discord allows.
+    /// At the IDENTIFY, as Discord counts: a fleet starts at the rate that Discord allows.
     #[default]
     Identify,
-    /// From READY, or from the failure to get there, as older libraries count: slower by every
-    /// READY's delay.
+    /// At READY, or when the attempt to get READY fails, as older libraries count. This adds the
+    /// delay of each READY to the start.
     Ready,
 }

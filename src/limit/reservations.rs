@@ -1,5 +1,5 @@
-//! What several processes share of an identify limit: who may identify, and when. It is kept as
-//! JSON in a file or in Redis.
+//! The state of an identify limit that several processes share: what they have used of it, and when
+//! each rate limit key is free. It is stored as JSON in a file or in Redis.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -12,89 +12,97 @@ use super::schedule::Limits;
 use super::ticket::Moment;
 use crate::timing::Timing;
 
-/// The version of the files.
+/// The version of the stored JSON.
 const VERSION: u32 = 1;
 
-/// An answer from Discord is never older than this.
+/// An answer from Discord is never older than this, in milliseconds (15 minutes).
 const MAX_ANSWER_AGE: u64 = 15 * 60 * 1000;
 
-/// IDENTIFYs of a day that processes on several machines never spend, and by how much their windows
-/// are longer than Discord's, in multiples of [`Timing::guard`].
+/// IDENTIFYs of a day that processes on several machines never spend.
 const KEPT_BACK: u32 = 10;
+
+/// How much longer than Discord's the windows of processes on several machines are, in multiples of
+/// [`Timing::guard`].
 const GUARDS_BETWEEN_MACHINES: u32 = 5;
 
-/// Discord is asked again after this time, or after this many grants, where that is a rule; after
-/// fewer when few are left.
+/// With [`Rules::asks_discord`], the limits are requested again after this time (5 minutes).
 const ASK_EVERY: u64 = 5 * 60 * 1000;
+
+/// They are also requested again after this many grants.
 const GRANTS_PER_ANSWER: u32 = 100;
+
+/// If fewer IDENTIFYs than this are left, [`GRANTS_PER_ANSWER_IF_FEW`] applies.
 const FEW_LEFT: u32 = 200;
 const GRANTS_PER_ANSWER_IF_FEW: u32 = 10;
 
-/// How long a process may take to ask Discord before another one does.
+/// How long a process may take to get Discord's limits before another one requests them (15 s).
 const ASKING_TIME: u64 = 15 * 1000;
 
-/// How long others wait before they look whether it has answered.
+/// How long the other processes wait before they check again whether Discord has answered.
 const ANSWER_PAUSE: u64 = 250;
 
-/// Two answers are of the same day if their days end within this time.
+/// Two answers are of the same day if their resets are less than this apart (1 minute).
 const SAME_DAY: u64 = 60 * 1000;
 
-/// What all processes together have used of the limit. Times are milliseconds on a clock that all
-/// of them share.
+/// What all processes together have used of the limit. All times are milliseconds on a clock that
+/// the processes share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reservations {
     threadcord: u32,
-    /// Which clock the times are of.
+    /// The name of the clock on which the times are measured.
     clock: String,
-    /// IDENTIFYs a day, and those left of them.
+    /// IDENTIFYs a day.
     total: u32,
+    /// IDENTIFYs left until the reset.
     remaining: u32,
-    /// When there are `total` again; `None` until the first IDENTIFY of a day.
+    /// The reset: when `remaining` becomes `total` again. `None` until the first IDENTIFY of a day.
     reset_at: Option<u64>,
-    /// The same in milliseconds since the Unix epoch, for when the clock has become another.
+    /// The same in milliseconds since the Unix epoch, which is still valid when the clock changes.
     reset_at_wall: Option<u64>,
     max_concurrency: NonZeroU32,
     /// When each rate limit key is free.
     free_at: BTreeMap<u32, u64>,
     /// No key is free before then.
     all_free_at: u64,
-    /// What was granted in the last 15 minutes, of which an answer of Discord's may not know.
+    /// The grants of the last 15 minutes, which an answer from Discord may not count yet.
     granted: Vec<Grant>,
-    /// The last change: the clock was set back if it is earlier now.
+    /// The time of the last change. If the time is earlier now, the clock was set back.
     changed_at: u64,
     questions: Questions,
 }
 
-/// An IDENTIFY that was granted, and not given back.
+/// An IDENTIFY that was granted, and not returned unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Grant {
     key: u32,
     at: u64,
 }
 
-/// What is known of the questions to Discord.
+/// When Discord's limits were requested, and when they are due again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Questions {
-    /// When it last answered; `None` if an answer is needed before anything is granted.
+    /// When Discord last answered. `None` if an answer is needed before the next grant.
     answered_at: Option<u64>,
-    /// What was granted since.
+    /// The number of grants since that answer.
     grants: u32,
-    /// A process asks; until then no other one does.
+    /// Until then, a process is requesting the limits, and no other one does.
     asking_until: u64,
 }
 
-/// The time, on a clock that the processes share, and on that of the calendar.
+/// The current time, on a clock that the processes share and on the system clock.
 #[derive(Clone, Debug)]
 pub(crate) struct Now {
-    /// Names the clock: its times mean nothing on another.
+    /// The name of the shared clock. Its times have no meaning on another clock.
     pub(crate) clock: String,
+    /// The time on the shared clock, in milliseconds.
     pub(crate) at: u64,
+    /// The system clock, in milliseconds since the Unix epoch.
     pub(crate) wall: u64,
-    /// This process's own clocks, just before the time was read.
+    /// This process's own clocks, read just before the shared clock.
     pub(crate) moment: Moment,
 }
 
-/// Why what was stored cannot be used.
+/// Why stored reservations cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReadError {
     #[error("{0}")]
@@ -103,39 +111,42 @@ pub(crate) enum ReadError {
     OtherVersion(u32),
 }
 
-/// How long a grant lasts, and a day.
+/// The rules of a shared limit: windows, validity and the length of a day. Times are in
+/// milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     /// How long a grant may be used.
     pub(crate) validity: u64,
-    /// How long a key is taken by an IDENTIFY.
+    /// How long an IDENTIFY occupies its key.
     pub(crate) window: u64,
-    /// By how much the window is longer than Discord's.
+    /// How much longer than Discord's the window is.
     guard: u64,
     /// IDENTIFYs of a day that are never granted.
     kept_back: u32,
-    /// Whether Discord is asked regularly, and a day begins only with its answer.
+    /// Whether Discord's limits are requested regularly, and a new day begins only with an answer.
     asks_discord: bool,
+    /// The length of a day.
     reset_every: u64,
-    /// How much later than announced a day is taken to begin.
+    /// How much later than announced a day is assumed to begin.
     reset_guard: u64,
 }
 
-/// What a shard gets.
+/// The outcome of a shard's attempt to take its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// It may identify now.
+    /// The shard may identify now.
     Now,
-    /// Its key is taken: it asks again then.
+    /// The key is taken. The shard must try again at this time.
     NotBefore(u64),
-    /// Nothing is left of the day, until then.
+    /// No IDENTIFY is left today. There are more at this time, a margin after the reset.
     Spent(u64),
-    /// It asks Discord for the limits first. If that is needed, nothing is granted before the
-    /// answer.
+    /// This process must request Discord's limits first. If `is_needed`, no shard may identify
+    /// before the answer.
     Ask { is_needed: bool },
 }
 
 impl Rules {
+    /// The rules for processes on one machine.
     pub(crate) fn new(timing: &Timing) -> Self {
         Self {
             validity: millis(timing.permit_validity),
@@ -148,11 +159,11 @@ impl Rules {
         }
     }
 
-    /// Those of processes on several machines, whose messages take longer, and where what was
-    /// stored can be lost.
+    /// The rules for processes on several machines: messages take longer, and stored data can be
+    /// lost.
     #[cfg_attr(
         not(any(test, feature = "redis")),
-        expect(dead_code, reason = "for Redis alone")
+        expect(dead_code, reason = "only for Redis")
     )]
     pub(crate) fn strict(timing: &Timing) -> Self {
         let guard = timing.guard * GUARDS_BETWEEN_MACHINES;
@@ -165,7 +176,7 @@ impl Rules {
         }
     }
 
-    /// When a key is free again that was taken then, if nothing more is heard of it.
+    /// When a key that was taken at `taken` is free again, if its owner reports nothing.
     fn free_again(self, taken: u64) -> u64 {
         taken
             .saturating_add(self.validity)
@@ -174,7 +185,7 @@ impl Rules {
 }
 
 impl Reservations {
-    /// Those of a bot of which nothing but this is known.
+    /// Creates the reservations of a bot of which only these limits are known.
     pub(crate) fn new(now: &Now, limits: Limits) -> Self {
         Self {
             threadcord: VERSION,
@@ -192,7 +203,7 @@ impl Reservations {
         }
     }
 
-    /// Reads what another process has written.
+    /// Reads the JSON that a process has written.
     pub(crate) fn read(text: &[u8]) -> Result<Self, ReadError> {
         #[derive(Deserialize)]
         struct Version {
@@ -219,16 +230,17 @@ impl Reservations {
         self.remaining
     }
 
-    /// How long until there are more.
+    /// The time until the reset; `None` until the first IDENTIFY of a day.
     pub(crate) fn reset_after(&self, now: &Now) -> Option<Duration> {
         let reset_at = self.reset_at?;
         Some(Duration::from_millis(reset_at.saturating_sub(now.at)))
     }
 
-    /// Takes a key, if it is free: for the time in which it may be used, and a window.
+    /// Takes a key if it is free, for the validity of a permit and one window.
     pub(crate) fn take(&mut self, now: &Now, key: u32, rules: Rules) -> Turn {
         self.advance(now, rules);
-        // An answer of Discord's may not know of IDENTIFYs that are still to be sent.
+        // First of all, because an answer from Discord may not count IDENTIFYs that are not sent
+        // yet.
         if self.all_free_at > now.at {
             return Turn::NotBefore(self.all_free_at);
         }
@@ -258,7 +270,8 @@ impl Reservations {
         Turn::Now
     }
 
-    /// Whether to ask Discord first, or to wait for the answer to another process.
+    /// Checks whether this process must first request Discord's limits, or wait for the answer that
+    /// another process has requested.
     fn ask(&mut self, now: &Now) -> Option<Turn> {
         let Questions {
             answered_at,
@@ -284,7 +297,7 @@ impl Reservations {
         Some(Turn::Ask { is_needed })
     }
 
-    /// What was taken at `taken` has been used just now: the window counts from here.
+    /// Reports that the grant of `taken` was used just now: the window starts now.
     pub(crate) fn used(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
         self.changed_at = now.at;
@@ -293,12 +306,12 @@ impl Reservations {
         if *free_at == rules.free_again(taken) {
             *free_at = until;
         } else {
-            // It was too late: another process may have taken the key meanwhile.
+            // The report is too late: another process may have taken the key meanwhile.
             *free_at = (*free_at).max(until);
         }
     }
 
-    /// What was taken at that time was not used: it is free again.
+    /// Returns the unused grant of `taken`: its key is free again.
     pub(crate) fn give_back(&mut self, now: &Now, key: u32, taken: u64, rules: Rules) {
         self.advance(now, rules);
         let grant = Grant { key, at: taken };
@@ -313,17 +326,17 @@ impl Reservations {
         }
     }
 
-    /// Takes all keys: what others have taken just now is not known.
+    /// Takes all keys, because it is not known which of them other processes have taken recently.
     pub(crate) fn occupy(&mut self, now: &Now, rules: Rules) {
         self.all_free_at = self.all_free_at.max(rules.free_again(now.at));
     }
 
-    /// Takes what Discord said when it was asked at `asked`.
+    /// Takes the limits that Discord returned for a request that was sent at `asked`.
     pub(crate) fn update(&mut self, now: &Now, asked: u64, limits: Limits, rules: Rules) {
         self.advance(now, rules);
         self.changed_at = now.at;
         if limits.max_concurrency != self.max_concurrency {
-            // Of the new keys none is free before all the old ones.
+            // No new key is free before all old keys are.
             let latest = self.free_at.values().max().copied().unwrap_or_default();
             self.all_free_at = self.all_free_at.max(latest);
             self.free_at.clear();
@@ -343,7 +356,7 @@ impl Reservations {
             .reset_at
             .is_some_and(|known| known.abs_diff(reset_at) < SAME_DAY);
         self.total = limits.total;
-        // Some may have been granted before the question and sent after it.
+        // IDENTIFYs that were granted before the request may have been sent after it.
         self.remaining = if is_same_day {
             left.min(self.remaining)
         } else {
@@ -365,12 +378,12 @@ impl Reservations {
         self.reset_at_wall = Some(now.wall.saturating_add(wait));
     }
 
-    /// Lets the time pass.
+    /// Applies the passing of time: a reset, a clock that has changed or was set back.
     pub(crate) fn advance(&mut self, now: &Now, rules: Rules) {
         let was_set_back = now.at.saturating_add(rules.guard) < self.changed_at;
         if self.clock != now.clock || was_set_back {
-            // The machine or the server has started anew, or another one has taken its place. Only
-            // the day's end is known on another clock, too.
+            // The machine or the server has restarted or was replaced, or the clock was set back.
+            // Only the reset is also known on another clock.
             self.clock.clone_from(&now.clock);
             self.free_at.clear();
             self.granted.clear();
@@ -385,7 +398,7 @@ impl Reservations {
         if let Some(reset_at) = self.reset_at
             && now.at >= reset_at.saturating_add(rules.reset_guard)
         {
-            // Some may have been of the new day already.
+            // Grants after the announced reset count for the new day.
             let new = self.granted.iter().filter(|grant| grant.at >= reset_at);
             let new = new.count();
             let new = u32::try_from(new).unwrap_or(u32::MAX);
@@ -450,7 +463,7 @@ mod tests {
         let mut take = |after, key| all.take(&at(after), key, rules());
         assert_eq!(take(0, 0), Turn::Now);
         assert_eq!(take(10, 1), Turn::Now);
-        // Until it is known when they were used, if they were.
+        // While it is not known when, or whether, they were used.
         let unknown = Turn::NotBefore(START + 2000 + window);
         assert_eq!(take(20, 0), unknown);
         assert_eq!(take(1999 + window, 0), unknown);
@@ -462,12 +475,12 @@ mod tests {
         all.used(&at(3000 + window), 0, taken, rules());
         let free = Turn::NotBefore(START + 3000 + 2 * window);
         assert_eq!(all.take(&at(2 * window), 0, rules()), free);
-        // One that is reported too late is not forgotten either.
+        // A use that is reported too late counts as well.
         all.used(&at(3500 + window), 0, START, rules());
         let free = Turn::NotBefore(START + 3500 + 2 * window);
         assert_eq!(all.take(&at(2 * window), 0, rules()), free);
 
-        // Other keys begin when all of the old ones are free.
+        // New keys are free when all of the old ones are.
         let now = 2 * window;
         all.update(&at(now), START + now, limits(16, 897), rules());
         assert_eq!(all.take(&at(now), 9, rules()), free);
@@ -480,7 +493,7 @@ mod tests {
         all.give_back(&at(10), 0, START, rules());
         assert_eq!(all.remaining(), 900);
         assert_eq!(all.take(&at(20), 0, rules()), Turn::Now);
-        // One that comes too late takes nothing from another.
+        // A grant that is returned twice frees no other grant.
         all.give_back(&at(30), 0, START, rules());
         assert_eq!(all.remaining(), 899);
         assert!(matches!(all.take(&at(40), 0, rules()), Turn::NotBefore(_)));
@@ -521,7 +534,7 @@ mod tests {
         }
         assert_eq!(all.take(&at(HOUR + 30_000), 3, rules()), Turn::Now);
         assert_eq!(all.remaining(), 1000 - 3);
-        // After a silence the next one begins a day.
+        // After a long pause, the next IDENTIFY begins a day.
         assert_eq!(all.take(&at(100 * HOUR), 0, rules()), Turn::Now);
         let day = Duration::from_secs(24 * 60 * 60);
         assert_eq!(all.reset_after(&at(100 * HOUR)), Some(day));
@@ -537,7 +550,7 @@ mod tests {
             wall: WALL + 60_000,
             ..at(0)
         };
-        // What was granted just before may not be used yet.
+        // What was granted just before the restart may not be used yet.
         let free = Turn::NotBefore(rules().free_again(500));
         assert_eq!(all.take(&now, 0, rules()), free);
         assert_eq!(all.remaining(), 699);
@@ -566,13 +579,13 @@ mod tests {
         assert_eq!(all.take(&at(0), 0, strict()), ASK_NOW);
         let wait = Turn::NotBefore(START + 1 + ANSWER_PAUSE);
         assert_eq!(all.take(&at(1), 0, strict()), wait);
-        // That one has died.
+        // The process that should have asked has died.
         assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), ASK_NOW);
 
         let asked = START + ASKING_TIME;
         all.update(&at(ASKING_TIME), asked, limits(1, 900), strict());
         assert_eq!(all.take(&at(ASKING_TIME), 0, strict()), Turn::Now);
-        // Later one asks while the others go on.
+        // Later, one process asks while the others continue to identify.
         let later = ASKING_TIME + ASK_EVERY;
         assert_eq!(
             all.take(&at(later), 0, strict()),
@@ -602,7 +615,7 @@ mod tests {
         all.update(&at(reset), START + reset, limits(16, 1000), strict());
         assert_eq!(all.take(&at(reset), 3, strict()), Turn::Now);
 
-        // So it is with another server, which may know too little.
+        // Another server, which may have lost data, also needs an answer first.
         let now = Now {
             clock: "two".into(),
             ..at(reset + 1)
@@ -648,7 +661,7 @@ mod tests {
             let error = Reservations::read(text.as_bytes()).unwrap_err();
             assert!(matches!(error, ReadError::Damaged(_)), "{text}: {error}");
         }
-        // Times without sense do no harm.
+        // Absurd times neither overflow nor grant anything.
         let mut hostile = all.clone();
         hostile.reset_at = Some(u64::MAX);
         let late = Grant {

@@ -1,4 +1,4 @@
-//! Whose turn it is to identify.
+//! The order of IDENTIFYs within one process: whose turn it is, and when.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 use super::{LimitStatus, ReleaseAfter};
 use crate::shard_id::ShardId;
 
-/// No wait is longer than this, so that no instant overflows, whatever a server or a caller says.
+/// The longest wait. It keeps an instant from overflowing, whatever a server or a caller requests.
 const MAX_WAIT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
 /// An answer from Discord is never older than this.
 const MAX_QUESTION: Duration = Duration::from_secs(15 * 60);
 
-/// The order of IDENTIFYs: one per key and window, first come first served within a key, never
+/// The order of IDENTIFYs: one per key and window, first come, first served within a key, never
 /// above the daily total.
 ///
-/// A ticket is *queued* until it is granted, then *held* until it is used or left; once used, its
-/// key cools down for a window, which begins at once or when the ticket is left ([`ReleaseAfter`]).
+/// A ticket is *queued* until it is granted, then *held* until it is used or leaves. After the use,
+/// its key *cools down* for a window, which starts at once or when the ticket leaves
+/// ([`ReleaseAfter`]).
 #[derive(Debug)]
 pub(crate) struct Schedule {
     rules: Rules,
@@ -27,30 +28,32 @@ pub(crate) struct Schedule {
     /// day.
     reset_at: Option<Instant>,
     keys: BTreeMap<u32, Key>,
-    /// When IDENTIFYs were sent lately, of which an answer that is on its way may not know.
+    /// The times of recent IDENTIFYs, which an answer from Discord may not count yet.
     spent: VecDeque<Instant>,
-    /// No grant at all before this instant: what is left of the windows before the number of keys
-    /// changed.
+    /// No key is granted before this instant: windows that began before the number of keys changed
+    /// last until then.
     all_cool_at: Option<Instant>,
     tickets: HashMap<TicketId, Ticket>,
-    /// Tickets that are granted and may yet be used: each stands for one of `limits.remaining`.
+    /// The number of granted tickets that may still be used. Each reserves one of
+    /// `limits.remaining`.
     held: u32,
     next_id: u64,
 }
 
-/// What a schedule keeps besides Discord's limits.
+/// The rules of a schedule, in addition to Discord's limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// One IDENTIFY of a key per this time.
+    /// The time between two IDENTIFYs of a key.
     pub(crate) window: Duration,
+    /// When that window starts.
     pub(crate) release_after: ReleaseAfter,
     /// The length of a day.
     pub(crate) reset_every: Duration,
-    /// How much later than announced a day is taken to begin.
+    /// How much later than announced a day is assumed to begin.
     pub(crate) reset_guard: Duration,
 }
 
-/// What Discord says about a bot's IDENTIFYs.
+/// Discord's limits for a bot's IDENTIFYs.
 ///
 /// Source: [Discord, Session start limit
 /// object](https://docs.discord.com/developers/events/gateway#session-start-limit-object).
@@ -60,14 +63,15 @@ pub struct Limits {
     pub total: u32,
     /// IDENTIFYs left until the reset.
     pub remaining: u32,
-    /// From now to the reset; zero if the day has not begun.
+    /// The time from now to the reset; zero if no IDENTIFY has been sent since the last reset.
     pub reset_after: Duration,
-    /// How many shards may identify at once: the number of keys.
+    /// How many shards may identify at once: the number of rate limit keys.
     pub max_concurrency: NonZeroU32,
 }
 
 impl Default for Limits {
-    /// A bot of ordinary size that has not identified today: 1000 a day, one at a time.
+    /// The limits of a bot of ordinary size that has not identified today: 1000 IDENTIFYs a day,
+    /// one at a time.
     fn default() -> Self {
         Self {
             total: 1000,
@@ -94,24 +98,24 @@ enum TicketState {
     Used,
 }
 
-/// The shards that share one limit.
+/// A rate limit key: the shards that share one window.
 #[derive(Debug, Default)]
 struct Key {
-    /// Tickets in the order they came.
+    /// Queued tickets, in the order of their requests.
     queue: VecDeque<TicketId>,
-    /// Tickets that occupy the key: at most one, but for a while after the number of keys has
-    /// changed.
+    /// The number of tickets that occupy the key: at most one, except for a while after the number
+    /// of keys has changed.
     held: u32,
     /// No grant before this instant.
     cool_at: Option<Instant>,
 }
 
-/// What the schedule asks for.
+/// What the caller must do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     /// Grant this ticket.
     Grant(TicketId),
-    /// Nothing before that instant, or before something changes.
+    /// Wait until this instant or until the schedule changes. `None`: only a change ends the wait.
     Wait(Option<Instant>),
 }
 
@@ -132,8 +136,8 @@ impl Schedule {
         schedule
     }
 
-    /// Takes new values from Discord, which was asked at `asked_at`. The queue stays; a new number of
-    /// keys sorts it anew.
+    /// Takes new limits from Discord, requested at `asked_at`. The queue stays, but a new number of
+    /// keys sorts it again.
     pub(crate) fn update(&mut self, now: Instant, asked_at: Instant, limits: Limits) {
         let rekey = limits.max_concurrency != self.limits.max_concurrency;
         let (own, own_reset_at) = (self.limits.remaining, self.reset_at);
@@ -149,8 +153,8 @@ impl Schedule {
             self.limits.remaining = limits.total;
         }
 
-        // What was sent since the question may not be in the answer, and one IDENTIFY too many
-        // costs the token.
+        // The answer may not count IDENTIFYs that were sent after the request, and one IDENTIFY too
+        // many costs the token.
         let unknown = self.spent.iter().filter(|at| **at >= asked_at).count();
         let unknown = u32::try_from(unknown).unwrap_or(u32::MAX);
         self.limits.remaining = self.limits.remaining.saturating_sub(unknown);
@@ -161,7 +165,7 @@ impl Schedule {
             && now < before
             && after.max(before) - after.min(before) <= self.rules.reset_guard
         {
-            // The same day: there cannot be more than there were.
+            // On the same day there cannot be more left than before.
             self.limits.remaining = own.min(self.limits.remaining);
         }
 
@@ -170,19 +174,20 @@ impl Schedule {
         }
     }
 
-    /// Key `number` of `keys` identified at that instant, before this schedule began.
+    /// Notes that another process identified with key `number` of `keys` at `at`, before this
+    /// schedule began.
     pub(crate) fn note(&mut self, number: u32, keys: NonZeroU32, at: Instant) {
         let cool_at = Some(later(at, self.rules.window));
         if keys == self.limits.max_concurrency {
             let key = self.keys.entry(number).or_default();
             key.cool_at = key.cool_at.max(cool_at);
         } else {
-            // Which of today's keys it was is not known.
+            // It is not known which of the present keys it was.
             self.all_cool_at = self.all_cool_at.max(cool_at);
         }
     }
 
-    /// A shard wants to identify.
+    /// Queues a shard that wants to identify.
     pub(crate) fn request(&mut self, shard: ShardId) -> TicketId {
         let id = TicketId(self.next_id);
         self.next_id += 1;
@@ -197,7 +202,7 @@ impl Schedule {
         id
     }
 
-    /// The ticket was given up: it leaves the queue, or frees its slot if it was not used.
+    /// Removes a ticket: it leaves the queue, or frees its slot if it was not used.
     pub(crate) fn leave(&mut self, now: Instant, id: TicketId) {
         let Some(ticket) = self.tickets.remove(&id) else {
             return;
@@ -216,7 +221,7 @@ impl Schedule {
         }
     }
 
-    /// The ticket's IDENTIFY was sent: the day has one less.
+    /// Reports that the ticket's IDENTIFY was sent: one less is left today.
     pub(crate) fn used(&mut self, now: Instant, id: TicketId) {
         if let Some(shard) = self.spend(now, id)
             && self.rules.release_after == ReleaseAfter::Identify
@@ -226,8 +231,8 @@ impl Schedule {
         }
     }
 
-    /// The ticket's IDENTIFY was sent, and its key is to be free again after `window`, whatever the
-    /// own window is. A ticket that was used before has its window already.
+    /// Reports that the ticket's IDENTIFY was sent, and frees its key after `window` instead of the
+    /// window of the rules. If the ticket was used before, its own window stays.
     pub(crate) fn exit_after(&mut self, now: Instant, id: TicketId, window: Duration) {
         if let Some(shard) = self.spend(now, id) {
             self.tickets.remove(&id);
@@ -247,6 +252,7 @@ impl Schedule {
         ticket.state = TicketState::Used;
         self.held = self.held.saturating_sub(1);
         self.limits.remaining = self.limits.remaining.saturating_sub(1);
+
         self.spent.push_back(now);
         while self
             .spent
@@ -255,6 +261,7 @@ impl Schedule {
         {
             self.spent.pop_front();
         }
+
         self.reset_at.get_or_insert(later(
             now,
             self.rules
@@ -264,12 +271,13 @@ impl Schedule {
         Some(ticket.shard)
     }
 
-    /// Whose turn it is, or how long there is nothing to do.
+    /// Returns whose turn it is, or how long to wait.
     pub(crate) fn poll(&mut self, now: Instant) -> Turn {
         if self.reset_at.is_some_and(|reset| now >= reset) {
             self.limits.remaining = self.limits.total;
             self.reset_at = None;
         }
+
         let exhausted = self.limits.remaining <= self.held;
         let mut wait: Option<Instant> = None;
         for key in self.keys.values_mut() {
@@ -283,8 +291,7 @@ impl Schedule {
             };
             match at {
                 Some(at) if at > now => wait = Some(wait.map_or(at, |wait| wait.min(at))),
-                // With nothing left and no reset in sight, a held ticket must be used or left
-                // first.
+                // Nothing is left and no reset is known: a held ticket must be used or leave first.
                 _ if exhausted => {}
                 _ => {
                     let Some(id) = key.queue.pop_front() else {
@@ -299,7 +306,7 @@ impl Schedule {
         Turn::Wait(wait)
     }
 
-    /// IDENTIFYs left today, those held included.
+    /// The number of IDENTIFYs left today, including those reserved by held tickets.
     pub(crate) fn remaining(&mut self, now: Instant) -> u32 {
         if self.reset_at.is_some_and(|reset| now >= reset) {
             self.limits.total
@@ -308,18 +315,20 @@ impl Schedule {
         }
     }
 
-    /// What is left, and who waits.
+    /// Returns what is left of the limit, and which shards wait, in the order of their requests.
     pub(crate) fn status(&mut self, now: Instant) -> LimitStatus {
         let remaining = self.remaining(now);
         let reset_after = self
             .reset_at
             .map(|reset| reset.saturating_duration_since(now + self.rules.reset_guard));
+
         let mut queued: Vec<_> = self
             .tickets
             .iter()
             .filter(|(_, ticket)| ticket.state == TicketState::Queued)
             .collect();
         queued.sort_unstable_by_key(|(id, _)| id.0);
+
         LimitStatus {
             waiting: queued.into_iter().map(|(_, ticket)| ticket.shard).collect(),
             ..LimitStatus::new(
@@ -331,7 +340,7 @@ impl Schedule {
         }
     }
 
-    /// Tickets that wait for their turn.
+    /// The number of tickets that wait for their turn.
     pub(crate) fn waiting(&self) -> usize {
         self.tickets
             .values()
@@ -361,7 +370,7 @@ impl Schedule {
         key.cool_at = key.cool_at.max(Some(later(now, window)));
     }
 
-    /// Takes a ticket out of its queue, where tickets are in the order of their numbers.
+    /// Removes a ticket from its queue, which is sorted by ticket number.
     fn unqueue(&mut self, shard: ShardId, id: TicketId) {
         let queue = &mut self.key(shard).queue;
         if let Ok(at) = queue.binary_search_by_key(&id.0, |other| other.0) {
@@ -369,8 +378,8 @@ impl Schedule {
         }
     }
 
-    /// Sorts everything by the new number of keys. Which old key cooled for which new one is not
-    /// known, so all of them cool down as long as the one that takes longest.
+    /// Sorts all tickets by the new number of keys. It is not known which new keys an old key's
+    /// window applies to, so all new keys cool down until the last old window ends.
     fn rekey(&mut self) {
         self.all_cool_at = self
             .keys
@@ -378,6 +387,7 @@ impl Schedule {
             .filter_map(|key| key.cool_at)
             .max()
             .max(self.all_cool_at);
+
         self.keys.clear();
         let mut tickets: Vec<_> = self
             .tickets
@@ -385,6 +395,7 @@ impl Schedule {
             .map(|(id, ticket)| (*id, ticket.shard, ticket.state))
             .collect();
         tickets.sort_unstable_by_key(|(id, ..)| id.0);
+
         for (id, shard, state) in tickets {
             match state {
                 TicketState::Queued => self.key(shard).queue.push_back(id),

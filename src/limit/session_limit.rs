@@ -1,4 +1,5 @@
-//! The limit of one process: a schedule under a lock, and a thread that grants when a window ends.
+//! The identify limit of one process: a schedule under a lock, and a thread that grants when a
+//! window ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,12 +19,14 @@ use crate::clock;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
-/// Discord's identify limit for the shards of one process: `max_concurrency` keys, one IDENTIFY per
-/// key and window, first come first served within a key, and no more a day than Discord allows.
+/// Discord's identify limit for the shards of one process.
 ///
-/// Shards use it through [`IdentifyLimiter`]. It also works by itself, for programs that send their
-/// own IDENTIFYs: unlike a semaphore, what is given back frees its slot at once only if it was not
-/// used.
+/// There are `max_concurrency` rate limit keys. Each key allows one IDENTIFY per window, first
+/// come, first served. The limit never grants more IDENTIFYs a day than Discord allows.
+///
+/// Shards use it through [`IdentifyLimiter`]. Programs that send their own IDENTIFYs can use it
+/// directly. Unlike with a semaphore, a permit that is returned frees its slot at once only if it
+/// was not used.
 ///
 /// ```
 /// use threadcord::ShardId;
@@ -38,20 +41,20 @@ use crate::timing::Timing;
 /// # Ok::<(), threadcord::limit::LimitError>(())
 /// ```
 ///
-/// One thread serves all windows. It is started when a caller first has to wait for one, and ends
-/// with the limit.
+/// One thread serves all windows. It starts when a caller first has to wait for a window, and ends
+/// when the limit is dropped or [closed](Self::close).
 pub struct SessionLimit {
     shared: Arc<Shared>,
 }
 
-/// Of the release thread, which calls wakers and loggers.
+/// The stack size of the release thread, which calls wakers and loggers.
 const STACK_SIZE: usize = 128 * 1024;
 
 struct Shared {
     state: Mutex<State>,
-    /// Wakes the release thread: its next instant has changed, or the limit is closed.
+    /// Wakes the release thread when its wake-up time has changed or the limit is closed.
     retimed: Condvar,
-    /// Of the release thread.
+    /// The stack size of the release thread.
     stack_size: usize,
 }
 
@@ -65,13 +68,13 @@ struct State {
 }
 
 impl SessionLimit {
-    /// A limit with Discord's window of 5 s that counts from the IDENTIFY.
+    /// Creates a limit with Discord's window of 5 s, which starts at the IDENTIFY.
     pub fn new(limits: Limits) -> Self {
         Self::with_timing(limits, &Timing::default(), ReleaseAfter::Identify)
     }
 
-    /// As [`new`](Self::new), for a bot that has not identified today and may start
-    /// `max_concurrency` sessions at once.
+    /// Like [`new`](Self::new), for a bot that has not identified today (1000 IDENTIFYs are left)
+    /// and may start `max_concurrency` sessions at once.
     pub fn with_max_concurrency(max_concurrency: NonZeroU32) -> Self {
         Self::new(Limits {
             max_concurrency,
@@ -79,7 +82,7 @@ impl SessionLimit {
         })
     }
 
-    /// A limit with other windows, or with the older rule that a window counts from READY.
+    /// Creates a limit with other windows, or with the older rule that a window starts at READY.
     pub fn with_timing(limits: Limits, timing: &Timing, release_after: ReleaseAfter) -> Self {
         let rules = Rules {
             window: timing.identify_window.saturating_add(timing.guard),
@@ -87,6 +90,7 @@ impl SessionLimit {
             reset_every: timing.identify_reset,
             reset_guard: timing.reset_guard,
         };
+
         let state = State {
             schedule: Schedule::new(clock::now(), limits, rules),
             waiting: HashMap::new(),
@@ -106,12 +110,16 @@ impl SessionLimit {
     /// Blocks until it is the shard's turn.
     ///
     /// # Errors
-    /// [`LimitError::Closed`] if the limit is or gets closed.
+    /// [`LimitError::Closed`] if the limit is closed, before or during the wait;
+    /// [`LimitError::Failed`] if the thread that would end the wait cannot be started.
     pub fn enter(&self, shard: ShardId) -> Result<Permit, LimitError> {
         self.ticket(shard, || {}).wait(None)
     }
 
-    /// As [`enter`](Self::enter), for at most `timeout`.
+    /// Like [`enter`](Self::enter), but blocks for at most `timeout`.
+    ///
+    /// # Errors
+    /// [`LimitError::TimedOut`] after `timeout`; otherwise as for [`enter`](Self::enter).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -121,21 +129,24 @@ impl SessionLimit {
     /// assert_eq!(refused.unwrap_err(), LimitError::TimedOut);
     /// ```
     pub fn enter_timeout(&self, shard: ShardId, timeout: Duration) -> Result<Permit, LimitError> {
-        // A time-out too long for the clock is no time-out.
+        // If the timeout is too long for the clock, there is no deadline.
         let deadline = clock::now().checked_add(timeout);
         self.ticket(shard, || {}).wait(deadline)
     }
 
-    /// A permit if it is the shard's turn right now; it does not wait in the queue.
+    /// Returns a permit if it is the shard's turn right now, else `None`; never blocks or queues.
+    ///
+    /// # Errors
+    /// As for [`enter`](Self::enter).
     ///
     /// ```
     /// # use std::time::Duration;
     /// # use threadcord::{ShardId, limit::{Limits, SessionLimit}};
     /// let limit = SessionLimit::new(Limits::default());
-    /// let permit = limit.try_enter(ShardId::ONE)?.expect("nobody else is here");
-    /// permit.exit(); // unused: the next one may enter at once
-    /// let permit = limit.try_enter(ShardId::ONE)?.expect("it was given back");
-    /// permit.exit_after(Duration::from_millis(20)); // used, with a window of the caller's own
+    /// let permit = limit.try_enter(ShardId::ONE)?.expect("no other shard holds the key");
+    /// permit.exit(); // unused: the next shard may enter at once
+    /// let permit = limit.try_enter(ShardId::ONE)?.expect("the first permit was returned");
+    /// permit.exit_after(Duration::from_millis(20)); // used, with the caller's own window
     /// assert!(limit.try_enter(ShardId::ONE)?.is_none());
     /// assert!(limit.enter_timeout(ShardId::ONE, Duration::from_secs(5)).is_ok());
     /// # Ok::<(), threadcord::limit::LimitError>(())
@@ -144,15 +155,15 @@ impl SessionLimit {
         self.ticket(shard, || {}).poll()
     }
 
-    /// Takes new values of `/gateway/bot`, which was asked at `asked_at`; what was spent since then
-    /// is subtracted.
+    /// Takes new limits from `/gateway/bot`. The request was sent at `asked_at`; IDENTIFYs spent
+    /// since then are subtracted.
     pub fn update(&self, limits: Limits, asked_at: Instant) {
         self.shared
             .change(|now, state| state.schedule.update(now, asked_at, limits));
     }
 
-    /// Another process identified with key `key` of `keys` so long `ago`: its window counts from
-    /// then.
+    /// Notes that another process identified with key `key` of `keys` at the time `ago` before now.
+    /// The key's window starts then.
     pub(crate) fn note(&self, key: u32, keys: NonZeroU32, ago: Duration) {
         if let Some(at) = clock::now().checked_sub(ago) {
             self.shared
@@ -165,17 +176,17 @@ impl SessionLimit {
         self.shared.state.lock().schedule.remaining(clock::now())
     }
 
-    /// How many wait for their turn.
+    /// The number of requests that wait for their turn.
     pub fn waiting(&self) -> usize {
         self.shared.state.lock().schedule.waiting()
     }
 
-    /// What is left, and who waits.
+    /// Returns what is left of the limit, and which shards wait.
     pub fn status(&self) -> LimitStatus {
         self.shared.state.lock().schedule.status(clock::now())
     }
 
-    /// Refuses everyone who waits and everyone who comes, with [`LimitError::Closed`].
+    /// Refuses all waiting and all later requests with [`LimitError::Closed`].
     pub fn close(&self) {
         let waiting = {
             let mut state = self.shared.state.lock();
@@ -206,6 +217,7 @@ impl SessionLimit {
             let (shared, id) = (Arc::downgrade(&self.shared), Arc::clone(&id));
             move |report| Shared::report(&shared, id.get(), report)
         });
+
         let entered = self.shared.change(|_, state| {
             if !state.closed {
                 let new = state.schedule.request(shard);
@@ -242,7 +254,7 @@ impl Drop for SessionLimit {
         if let Some(thread) = thread
             && thread.thread().id() != thread::current().id()
         {
-            // It runs nobody's code but wakers; one that panics has nothing more to say.
+            // The only foreign code on the thread is wakers, whose panics are logged already.
             let _ = thread.join();
         }
     }
@@ -261,7 +273,8 @@ impl Shared {
         let (Some(shared), Some(&id)) = (shared.upgrade(), id) else {
             return;
         };
-        // Dropped out of the lock: its waker may hold anything.
+
+        // Dropped outside the lock: the drop of its waker may run any code.
         let _left = shared.change(|now, state| match report {
             Report::Used => {
                 state.schedule.used(now, id);
@@ -278,7 +291,7 @@ impl Shared {
         });
     }
 
-    /// Changes something, grants what can then be granted, and sets the release thread's alarm.
+    /// Applies `change`, grants what can then be granted, and sets when the release thread wakes.
     fn change<R>(self: &Arc<Self>, change: impl FnOnce(Instant, &mut State) -> R) -> R {
         let mut granted = Vec::new();
         let mut refused = None;
@@ -300,8 +313,9 @@ impl Shared {
         };
 
         if let Some((error, waiting)) = refused {
-            log::error!("failed to start the identify limit's release thread: {error}");
-            // Nobody would ever wake them. Shards ask again, and then there may be a thread.
+            log::error!("failed to start the release thread of the identify limit: {error}");
+            // Without the thread, nothing would wake these waiters. Shards request again after a
+            // pause, and then the thread may start.
             let error = LimitError::failed(error);
             for granter in waiting {
                 unharmed(|| granter.refuse(error.clone()));
@@ -311,7 +325,8 @@ impl Shared {
         result
     }
 
-    /// Grants with no lock held; a ticket that has left meanwhile frees its slot for the next.
+    /// Grants tickets with no lock held. If a ticket has left meanwhile, its slot is free for the
+    /// next one.
     fn grant(self: &Arc<Self>, granted: Vec<(TicketId, Granter)>) {
         for (id, granter) in granted {
             if unharmed(|| granter.grant()) == Some(false) {
@@ -324,11 +339,12 @@ impl Shared {
         if state.thread.is_some() || state.closed {
             return Ok(());
         }
-        // Where a test sets the time, it releases as well.
+        // A test that sets the time calls `SessionLimit::release` instead.
         #[cfg(test)]
         if clock::is_set() {
             return Ok(());
         }
+
         let shared = Arc::clone(self);
         let thread = thread::Builder::new()
             .name("session-limit".into())
@@ -337,7 +353,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The release thread: grants whatever the passing of time allows.
+    /// The release thread: grants tickets when their windows end.
     fn release(self: &Arc<Self>) {
         let mut granted = Vec::new();
         let mut state = self.state.lock();
@@ -359,8 +375,8 @@ impl Shared {
     }
 }
 
-/// Calls a waker, which is foreign: what it panics with is its own matter, and must not end the
-/// thread that everyone waits for.
+/// Calls a waker, which is a user's code. Its panic is logged, and must not end the thread, because
+/// all waiting shards depend on it.
 fn unharmed<R>(wake: impl FnOnce() -> R) -> Option<R> {
     let woken = catch_unwind(AssertUnwindSafe(wake));
     if woken.is_err() {
@@ -370,7 +386,7 @@ fn unharmed<R>(wake: impl FnOnce() -> R) -> Option<R> {
 }
 
 impl State {
-    /// Everyone who waits leaves the queue.
+    /// Removes all waiting tickets from the queue, and returns their granters.
     fn take_waiting(&mut self, now: Instant) -> Vec<Granter> {
         let waiting: Vec<_> = self.waiting.drain().collect();
         let leave = |(id, granter)| {
@@ -380,7 +396,8 @@ impl State {
         waiting.into_iter().map(leave).collect()
     }
 
-    /// Collects what is granted at `now`; returns when time alone changes something.
+    /// Collects the tickets that are granted at `now`. Returns when the passing of time may allow
+    /// the next grant.
     fn poll(&mut self, now: Instant, granted: &mut Vec<(TicketId, Granter)>) -> Option<Instant> {
         loop {
             match self.schedule.poll(now) {
@@ -418,18 +435,19 @@ mod tests {
                 let _ = woken.send(());
             }),
         );
-        let mut permit = broken.wait(None).expect("it is granted all the same");
+
+        let mut permit = broken.wait(None).expect("it is granted anyway");
         permit.used();
         wakes
             .recv_timeout(Duration::from_secs(60))
-            .expect("the release thread goes on");
+            .expect("the release thread still runs");
         assert!(next.poll().unwrap().is_some());
     }
 
     #[test]
     fn without_a_thread_those_who_wait_are_refused_and_may_ask_again() {
         let mut limit = quick();
-        // More than there is.
+        // More memory than there is, so the thread cannot start.
         Arc::get_mut(&mut limit.shared).unwrap().stack_size = usize::MAX / 4;
         limit.enter(ShardId::ONE).unwrap().used();
         let refused = limit.enter(ShardId::ONE).unwrap_err();

@@ -1,4 +1,4 @@
-//! A limit that several processes share, wherever it is kept.
+//! An identify limit that several processes share, in a [`Storage`] such as a file or Redis.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,29 +16,32 @@ use crate::clock;
 use crate::error::{Error, StoreError};
 use crate::shard_id::ShardId;
 
-/// The longest wait before another look at what is stored.
+/// The longest pause before a waiting shard reads the stored reservations again.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Where reservations are kept, for all processes to read and change.
+/// A place for the reservations, which all processes can read and change.
 pub(crate) trait Storage: Send + Sync + 'static {
-    /// What is allowed to those that share it.
+    /// The rules for all processes that share this storage.
     fn rules(&self) -> Rules;
 
-    /// Changes what is stored, while no other process does. `change` may run several times; what it
-    /// says last counts. What is stored and damaged is replaced by what Discord has `said`; without
-    /// that it is an error.
+    /// Changes the stored reservations in one step: no other process can change them meanwhile.
+    /// `change` may run several times; the result of its last run counts.
+    ///
+    /// Damaged reservations are replaced if `said` has Discord's limits; else they are an error.
     fn change<T>(
         &self,
         said: Option<Limits>,
         change: impl FnMut(&Now, &mut Reservations) -> T,
     ) -> Result<T, StoreError>;
 
-    /// What is stored, if anything is.
+    /// Reads the stored reservations; `None` if nothing is stored.
     fn read(&self) -> Result<Option<(Now, Reservations)>, StoreError>;
 }
 
-/// Reads what is stored under this name. If it is damaged and may be replaced, that is a warning,
-/// and there is nothing; what another version has written is never replaced.
+/// Reads stored reservations; errors and log lines call them `name`.
+///
+/// If they are damaged and `may_replace` is set, this logs a warning and returns `None`. Data of
+/// another version is always an error, so it is never replaced.
 pub(crate) fn read_stored(
     text: &[u8],
     name: &impl fmt::Display,
@@ -47,14 +50,14 @@ pub(crate) fn read_stored(
     match Reservations::read(text) {
         Ok(reservations) => Ok(Some(reservations)),
         Err(error @ ReadError::Damaged(_)) if may_replace => {
-            log::warn!("{name} is damaged: {error}; it is written anew with what Discord says");
+            log::warn!("{name} is damaged and will be replaced with Discord's limits: {error}");
             Ok(None)
         }
         Err(error) => Err(format!("{name} cannot be used: {error}").into()),
     }
 }
 
-/// A limiter over reservations that are kept somewhere.
+/// A limiter that uses reservations in a storage.
 #[derive(Debug)]
 pub(crate) struct SharedLimit<S> {
     core: Arc<Core<S>>,
@@ -63,11 +66,12 @@ pub(crate) struct SharedLimit<S> {
 
 struct Core<S> {
     storage: S,
-    /// How Discord is asked, the oldest way first. Some are of managers that have ended.
+    /// Functions that request Discord's limits, the oldest first. The managers of some may have
+    /// ended.
     sources: Mutex<Vec<AskLimits>>,
 }
 
-/// A key that is taken.
+/// A rate limit key that this process has taken.
 struct Taken<S: Storage> {
     core: Arc<Core<S>>,
     key: u32,
@@ -126,7 +130,7 @@ impl<S: Storage> IdentifyLimiter for SharedLimit<S> {
 }
 
 impl<S: Storage> Core<S> {
-    /// Blocks until a shard may identify.
+    /// Blocks until the shard may identify, and takes its key.
     fn enter(core: &Arc<Self>, shard: ShardId) -> Result<Taken<S>, StoreError> {
         let rules = core.storage.rules();
         let validity = Duration::from_millis(rules.validity);
@@ -148,7 +152,8 @@ impl<S: Storage> Core<S> {
                     });
                 }
                 Turn::NotBefore(until) => {
-                    // It is free this much sooner if the process that has it identifies at once.
+                    // If the process that has taken the key identifies at once, the key is free
+                    // one validity earlier. So the first look is then.
                     let sooner = until.saturating_sub(rules.validity);
                     let until = if sooner > at { sooner } else { until };
                     let pause = Duration::from_millis(until.saturating_sub(at));
@@ -156,14 +161,14 @@ impl<S: Storage> Core<S> {
                 }
                 Turn::Spent(until) => {
                     let wait = until.saturating_sub(at) / 1000;
-                    let why = format!("no IDENTIFY is left today; there are more in {wait} s");
+                    let why = format!("no IDENTIFY is left today; the next one in {wait} s");
                     return Err(why.into());
                 }
                 Turn::Ask { is_needed } => match core.ask() {
                     Ok(()) => {}
                     Err(error) if is_needed => return Err(error),
                     Err(error) => {
-                        log::warn!("Discord was not asked for its identify limit: {error}");
+                        log::warn!("failed to request Discord's identify limit: {error}");
                     }
                 },
             }
@@ -178,19 +183,20 @@ impl<S: Storage> Core<S> {
         })
     }
 
-    /// Asks Discord for its limits, and stores them.
+    /// Requests Discord's limits, and stores them.
     fn ask(&self) -> Result<(), StoreError> {
         loop {
-            // The oldest, so that those of managers that have ended do not gather.
+            // The oldest first, so that the functions of ended managers are removed.
             let Some(ask) = self.sources.lock().first().cloned() else {
                 return Err(
-                    "Discord's limits are not known here, and no manager asks for them".into(),
+                    "Discord's limits are not known, and no manager runs to request them".into(),
                 );
             };
+
             let asked_at = clock::now();
             match ask() {
                 Ok(limits) => return self.update(limits, asked_at),
-                // That manager has ended; another one may run.
+                // The manager of this function has ended; another one may run.
                 Err(Error::Closed) => self
                     .sources
                     .lock()
@@ -228,7 +234,7 @@ impl<S: Storage> Drop for Taken<S> {
             reservations.give_back(now, *key, *at, core.storage.rules());
         });
         if let Err(error) = given_back {
-            log::warn!("failed to give back a turn to identify: {error}");
+            log::warn!("failed to return an unused turn to identify: {error}");
         }
     }
 }

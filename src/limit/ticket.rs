@@ -1,4 +1,4 @@
-//! A place in the identify queue, and the right to identify: what a shard holds of a limiter.
+//! What a shard gets from a limiter: a place in the identify queue, then the right to identify.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,29 +9,32 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock;
 use crate::error::Error;
 
-/// A place in a limiter's queue. It keeps its place while it lives; dropping it leaves the queue.
+/// A place in a limiter's queue. Dropping the ticket leaves the queue.
 #[derive(Debug)]
 pub struct Ticket(Option<Arc<Shared>>);
 
 /// The right to send one IDENTIFY.
 ///
-/// Dropped unused, it frees its slot at once. Once [used](Self::used) it stays spent, and dropping
-/// it says that the session has started or that it never will (for limiters that count from READY).
+/// Dropping an unused permit frees its slot at once. A permit that was [used](Self::used) stays
+/// spent. Dropping it then reports that the session has started or that it never will, for limiters
+/// that count from READY.
 #[derive(Debug)]
 pub struct Permit {
     shared: Option<Arc<Shared>>,
     expiry: Option<Expiry>,
 }
 
-/// When a permit expires: some time after it was asked for, by whichever clock has gone on further,
-/// the monotonic or that of the calendar. The first may stand still while the machine sleeps.
+/// When a permit expires: a fixed time after it was requested.
+///
+/// The time is measured on the monotonic clock and on the system clock, and the longer one counts:
+/// the monotonic clock may stop while the machine sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expiry {
     start: Moment,
     valid_for: Duration,
 }
 
-/// A time on this process's clocks.
+/// A point in time on both of this process's clocks, the monotonic clock and the system clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {
     monotonic: Instant,
@@ -45,32 +48,34 @@ pub struct Granter(Arc<Shared>);
 /// What a limiter learns from the holder of a ticket or permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// The ticket or permit is gone: a place in the queue or an unused slot is free; a used slot is
-    /// not affected.
+    /// The ticket or permit was dropped. This frees a place in the queue or an unused slot; it does
+    /// not affect a used slot.
     Left,
     /// The IDENTIFY was sent just now.
     Used,
-    /// The slot is to be free again after this time, however long the limiter's own window is.
+    /// The IDENTIFY was sent. The slot becomes free again after this time, instead of the limiter's
+    /// own window.
     ExitAfter(Duration),
 }
 
-/// Why a limiter grants nothing.
+/// Why a limiter did not grant a ticket.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LimitError {
-    /// The limiter is closed, for good: a shard that asks it stops.
+    /// The limiter is closed permanently: a shard that requests a permit from it stops.
     #[error("the identify limiter is closed")]
     Closed,
-    /// The turn did not come in time; the place in the queue is given up.
+    /// The turn did not come in time. The ticket has left the queue.
     #[error("the turn to identify did not come in time")]
     TimedOut,
-    /// The limiter failed, and may work again later: a shard asks again, after a pause that grows.
+    /// The limiter failed, but may work again later: a shard requests again after a pause, which
+    /// grows with each failure.
     #[error("the identify limiter failed")]
     Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
 
 impl LimitError {
-    /// A failure with its cause, which may be a text.
+    /// Creates a [`Failed`](Self::Failed) from its cause, which may be a string.
     ///
     /// ```
     /// use threadcord::limit::LimitError;
@@ -89,7 +94,7 @@ impl From<LimitError> for Error {
     }
 }
 
-/// Two failures are equal only if they are one.
+/// Two failures are equal only if they share one cause, not if their causes are alike.
 impl PartialEq for LimitError {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -118,10 +123,10 @@ enum State {
 }
 
 impl Ticket {
-    /// A ticket and the limiter's end of it.
+    /// Creates a ticket and the limiter's end of it.
     ///
-    /// `wake` is called when the ticket is granted or refused, on the limiter's thread: it must not
-    /// block. `report` is called by the holder of the ticket, with no lock held.
+    /// `wake` is called on the limiter's thread when the ticket is granted or refused. It must not
+    /// block. `report` is called by the holder of the ticket or permit, with no lock held.
     pub fn pair(
         wake: impl Fn() + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,
@@ -135,8 +140,11 @@ impl Ticket {
         (Self(Some(Arc::clone(&shared))), Granter(shared))
     }
 
-    /// Whether the turn has come. A ticket gives one permit; after that it answers
-    /// [`LimitError::Closed`].
+    /// Returns the permit if the turn has come, and `None` if it has not; never blocks.
+    ///
+    /// # Errors
+    /// The error with which the limiter refused the ticket. [`LimitError::Closed`] if this ticket
+    /// has already given its permit.
     pub fn poll(&mut self) -> Result<Option<Permit>, LimitError> {
         let Some(shared) = &self.0 else {
             return Err(LimitError::Closed);
@@ -153,7 +161,13 @@ impl Ticket {
         }))
     }
 
-    /// Blocks until the turn comes, at most until `deadline`. Nobody else is woken when it does.
+    /// Blocks until the turn comes, at most until `deadline` (`None`: without a limit).
+    ///
+    /// When the turn comes, only this thread wakes.
+    ///
+    /// # Errors
+    /// [`LimitError::TimedOut`] after `deadline`, or the error with which the limiter refused the
+    /// ticket.
     pub fn wait(mut self, deadline: Option<Instant>) -> Result<Permit, LimitError> {
         loop {
             if let Some(permit) = self.poll()? {
@@ -162,6 +176,7 @@ impl Ticket {
             let Some(shared) = &self.0 else {
                 return Err(LimitError::Closed);
             };
+
             let mut state = shared.state.lock();
             if *state != State::Waiting {
                 continue;
@@ -189,19 +204,20 @@ impl Drop for Ticket {
 }
 
 impl Permit {
-    /// Whether it must not be used any more: the limiter may have granted the slot to another
-    /// process. Look right before the IDENTIFY is sent, and ask for another permit if it is.
+    /// Whether the permit must not be used any more, because the limiter may have granted the slot
+    /// to another process. Check this right before you send the IDENTIFY, and request another
+    /// permit if it has expired.
     pub fn is_expired(&self) -> bool {
         self.expiry.is_some_and(|expiry| expiry.is_over())
     }
 
-    /// The IDENTIFY was sent just now: the window starts.
+    /// Reports that the IDENTIFY was sent just now: the window starts.
     pub fn used(&mut self) {
         self.report(Report::Used);
     }
 
-    /// Sends the IDENTIFY: `send` runs, and the permit is [used](Self::used) when it returns or
-    /// panics.
+    /// Runs `send`, which sends the IDENTIFY, and reports the permit as [used](Self::used) when
+    /// `send` returns or panics.
     pub fn spend<R>(&mut self, send: impl FnOnce() -> R) -> R {
         struct Spent<'a>(&'a mut Permit);
         impl Drop for Spent<'_> {
@@ -213,12 +229,13 @@ impl Permit {
         send()
     }
 
-    /// Gives it back unused: the slot is free at once.
+    /// Returns the permit unused: the slot is free at once.
     pub fn exit(self) {
         drop(self);
     }
 
-    /// Gives it back used; the slot is free again after `window` instead of the limiter's own.
+    /// Returns the permit as used. The slot is free again after `window`, instead of the limiter's
+    /// own window.
     pub fn exit_after(mut self, window: Duration) {
         self.report(Report::ExitAfter(window));
         self.shared = None;
@@ -238,17 +255,18 @@ impl Drop for Permit {
 }
 
 impl Expiry {
-    /// This long from now. A limiter that asks a server calls this before it asks.
+    /// Expires `valid_for` from now. A limiter that requests permits from a server must call this
+    /// before it sends the request.
     pub fn after(valid_for: Duration) -> Self {
         Self::counted_from(Moment::now(), valid_for)
     }
 
-    /// This long from then.
+    /// Expires `valid_for` after `start`.
     pub(super) fn counted_from(start: Moment, valid_for: Duration) -> Self {
         Self { start, valid_for }
     }
 
-    /// Whether the time is over.
+    /// Whether the permit has expired.
     pub fn is_over(&self) -> bool {
         self.start.elapsed() >= self.valid_for
     }
@@ -262,7 +280,7 @@ impl Moment {
         }
     }
 
-    /// How long ago it was, by whichever clock has gone on further.
+    /// How long ago this was, on the clock that has advanced further.
     pub(crate) fn elapsed(&self) -> Duration {
         let elapsed = clock::now().saturating_duration_since(self.monotonic);
         let elapsed_wall = clock::wall().duration_since(self.wall);
@@ -271,20 +289,20 @@ impl Moment {
 }
 
 impl Granter {
-    /// It is the ticket's turn. Returns `false` if nobody holds the ticket any more: the slot is
-    /// then free.
-    #[must_use = "a slot whose ticket is gone must be given to somebody else"]
+    /// Grants the ticket and wakes its holder. Returns `false` if the ticket was dropped, granted
+    /// or refused before: the slot is then free for another ticket.
+    #[must_use = "a slot whose ticket is gone must be granted to another ticket"]
     pub fn grant(&self) -> bool {
         self.settle(State::Granted(None))
     }
 
     /// As [`grant`](Self::grant), with a permit that expires.
-    #[must_use = "a slot whose ticket is gone must be given to somebody else"]
+    #[must_use = "a slot whose ticket is gone must be granted to another ticket"]
     pub fn grant_until(&self, expiry: Expiry) -> bool {
         self.settle(State::Granted(Some(expiry)))
     }
 
-    /// The ticket will never have its turn.
+    /// Refuses the ticket: its turn will never come.
     pub fn refuse(&self, error: LimitError) {
         self.settle(State::Refused(error));
     }

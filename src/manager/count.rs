@@ -1,4 +1,4 @@
-//! Whether the number of shards is right, which Discord knows.
+//! Checks of the number of shards, for which Discord is queried.
 
 use std::num::NonZeroU32;
 
@@ -6,22 +6,22 @@ use crate::config::Plan;
 use crate::rest::{GatewayBot, Rest};
 use crate::shard_id::ShardId;
 
-/// Bots with more guilds are large: their shard count must be a multiple of what `/gateway/bot`
-/// gives.
+/// A bot with more guilds than this is large: its shard count must be a multiple of the number in
+/// `/gateway/bot`.
 ///
 /// Source: [Discord, Sharding for very large
 /// bots](https://docs.discord.com/developers/events/gateway#sharding-for-very-large-bots).
 const LARGE_BOT: u64 = 150_000;
 
-/// Most guilds of a shard.
+/// The maximum number of guilds of a shard.
 ///
 /// Source: [Discord, Sharding](https://docs.discord.com/developers/events/gateway#sharding).
 const GUILDS_PER_SHARD: f64 = 2500.0;
 
-/// How many guilds there are for each shard that Discord recommends.
+/// The number of guilds per shard that Discord's recommendation assumes.
 const GUILDS_PER_RECOMMENDED_SHARD: f64 = 1000.0;
 
-/// The plan, with its explicit total rounded up where the bot is large.
+/// The plan, with its explicit total rounded up if the bot is large.
 pub(super) fn rounded(
     plan: &Plan,
     gateway: Option<&GatewayBot>,
@@ -42,38 +42,39 @@ pub(super) fn rounded(
     }
 }
 
-/// Whether the bot is in more guilds than one of ordinary size. If Discord does not say so, close
-/// code 4010 will.
+/// Whether the bot is large, see [`LARGE_BOT`]. `false` if Discord does not report the number of
+/// guilds; a wrong total then leads to close code 4010.
 pub(super) fn is_large(rest: &Rest) -> bool {
     match rest.current_application() {
         Ok(application) => application["approximate_guild_count"]
             .as_u64()
             .is_some_and(|guilds| guilds > LARGE_BOT),
         Err(error) => {
-            log::warn!("the number of guilds is not known: {}", error.report());
+            log::warn!("failed to query the number of guilds: {}", error.report());
             false
         }
     }
 }
 
-/// What Discord is asked about the number of shards.
+/// A question to Discord about the number of shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
-    /// It has refused this shard: which totals does it accept?
+    /// Discord has refused this shard: which total does it accept?
     Total(ShardId),
     /// Are the shards too full?
     Fullness,
 }
 
-/// What Discord answers, and what is known here.
+/// Discord's answer, together with what this process knows.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// The shards to run instead, each with settings that can be used.
+    /// The shards to run instead; the settings of each are valid.
     pub(super) shards: Vec<ShardId>,
-    /// How many Discord recommends.
+    /// How many shards Discord recommends.
     pub(super) recommended: u32,
-    /// How many IDENTIFYs are left today, of how many.
+    /// How many IDENTIFYs are left today.
     pub(super) remaining: u32,
+    /// How many IDENTIFYs there are in a day.
     pub(super) total: u32,
     pub(super) max_concurrency: NonZeroU32,
     /// How many guilds the fullest shard has.
@@ -81,7 +82,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// How full the fullest of `total` shards is: from 0 to 1, and above.
+    /// How full the fullest of `total` shards is: 0 is empty, 1 is full, and it may exceed 1.
     pub(super) fn fullness(&self, total: u32) -> f64 {
         let by_recommendation = f64::from(self.recommended) / f64::from(total)
             * (GUILDS_PER_RECOMMENDED_SHARD / GUILDS_PER_SHARD);

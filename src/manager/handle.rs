@@ -1,4 +1,4 @@
-//! What can be asked of a manager without owning it.
+//! The cloneable handle of a manager, for everything that does not need ownership.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -13,12 +13,12 @@ use crate::rest::Rest;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
-/// What can be asked of a manager without owning it; handlers get one. It is cheap to clone, and can
-/// be kept anywhere.
+/// Inspects and controls a manager without owning it. Handlers receive one. It is cheap to clone,
+/// and can be kept anywhere.
 ///
-/// It does not keep the manager alive. Once that is gone there are no shards, the status is empty,
-/// and operations fail with [`Error::Closed`]. Its methods may be called from handlers. They do not
-/// block, except [`reshard`](Self::reshard), REST requests, and
+/// It does not keep the manager alive. Once the manager is dropped there are no shards, the status
+/// is empty, and operations fail with [`Error::Closed`]. Its methods may be called from handlers.
+/// They do not block, except [`reshard`](Self::reshard), REST requests, and
 /// [`open_shard`](Self::open_shard) and [`resume_shard`](Self::resume_shard) with a session store
 /// that is shared over a network. Long-running work returns an [`Operation`] to wait for.
 #[derive(Clone)]
@@ -28,18 +28,19 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A shard, if it runs here and has been opened. While others replace it, it is found until
-    /// they take over, and they from then on.
+    /// The shard with this id, if it runs in this process and has been opened. During a reshard,
+    /// the old shards are found until the new ones take over, and the new ones from then on.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
         self.hub.upgrade()?.shard(id)
     }
 
-    /// The shard that delivers the events of a guild, if it runs here and has been opened.
+    /// The shard that delivers the events of a guild, if it runs in this process and has been
+    /// opened.
     pub fn shard_by_guild(&self, guild_id: u64) -> Option<Shard> {
         self.hub.upgrade()?.shard_by_guild(guild_id)
     }
 
-    /// Every shard that was opened and whose events are delivered, by number.
+    /// All opened shards whose events are delivered, sorted by number.
     pub fn shards(&self) -> Vec<Shard> {
         self.hub
             .upgrade()
@@ -47,20 +48,21 @@ impl Handle {
             .unwrap_or_default()
     }
 
-    /// Discord's HTTP interface.
+    /// The client of Discord's HTTP API.
     pub fn rest(&self) -> &Rest {
         &self.rest
     }
 
-    /// The shards, the identify limit and the stream at this moment; empty once the manager is gone.
+    /// A snapshot of the shards, the identify limit and the stream; empty once the manager is
+    /// dropped.
     pub fn status(&self) -> ManagerStatus {
         let hub = self.hub.upgrade();
         hub.map(|hub| hub.status()).unwrap_or_default()
     }
 
-    /// Opens one more shard: one that was closed, one that has stopped, or one of other processes.
-    /// One that stopped with a session, because it was suspended or its thread panicked, resumes it.
-    /// Done when it is ready.
+    /// Opens one more shard: one that was closed, one that has stopped, or one that another process
+    /// ran. A shard that stopped with a session, because it was suspended or its thread panicked,
+    /// resumes it. The operation is done when the shard is ready.
     ///
     /// # Errors
     /// [`Error::AlreadyOpen`]; [`Error::Overlaps`] with a shard of another total; [`Error::Busy`]
@@ -69,16 +71,19 @@ impl Handle {
         self.hub()?.open(id, None)
     }
 
-    /// As [`open_shard`](Self::open_shard), with a session to resume, for example one of another
-    /// process, or of this shard before it stopped. If Discord refuses it, the shard identifies.
+    /// As [`open_shard`](Self::open_shard), with a session to resume, for example from another
+    /// process, or from this shard before it stopped. If Discord refuses the session, the shard
+    /// identifies.
     ///
     /// # Errors
-    /// As there, and [`Error::ForeignSession`].
+    /// Those of [`open_shard`](Self::open_shard), and [`Error::ForeignSession`] if the session is
+    /// another bot's.
     pub fn resume_shard(&self, session: Session) -> Result<Operation, Error> {
         self.hub()?.open(session.shard, Some(session))
     }
 
-    /// Ends the session of one shard and stops it. Done when its connection is closed.
+    /// Ends the session of one shard and stops it. The operation is done when the connection is
+    /// closed.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
@@ -89,7 +94,7 @@ impl Handle {
     /// Reconnects one shard. If it has a session it resumes and misses no event. Its failure counts
     /// are reset, and [`Config::for_shard`](crate::Config::for_shard) is called again. A shard that
     /// has stopped, for example with [`StopReason::CircuitOpen`], is opened as by
-    /// [`open_shard`](Self::open_shard). Done when it is ready.
+    /// [`open_shard`](Self::open_shard). The operation is done when the shard is ready.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard; [`Error::Closed`].
@@ -98,61 +103,67 @@ impl Handle {
     }
 
     /// Restarts every shard as [`restart_shard`](Self::restart_shard) does:
-    /// at most `max_unavailable` at once, and one at a time per rate limit key. Done when all
-    /// are ready again.
+    /// at most `max_unavailable` at once, and one at a time per rate limit key. The operation is
+    /// done when all are ready again.
     ///
     /// # Errors
-    /// [`Error::Setting`] if `max_unavailable` is 0; [`Error::Busy`] during a reshard; [`Error::Closed`].
+    /// [`Error::Setting`] if `max_unavailable` is 0; [`Error::Busy`] during a reshard;
+    /// [`Error::Closed`].
     pub fn restart_all(&self, max_unavailable: usize) -> Result<Operation, Error> {
         self.hub()?.restart_all(max_unavailable)
     }
 
-    /// Replaces all shards by those of another plan, without a gap in what is delivered.
+    /// Replaces all shards by those of another plan, without a gap in the delivered events.
     ///
-    /// The new shards start beside the old ones, as the identify limit allows; their events are
-    /// held back. When all are ready and their guilds are available, both sets run for
-    /// [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old shards have
-    /// caught up. New shards that lag get up to the same time again. Handlers finish the events
-    /// that only the old shards received, the old shards close, and handlers finish the rest (each
-    /// step takes up to [`Timing::handlers_timeout`](crate::Timing::handlers_timeout)). Then
-    /// [`EventKind::Resharded`](crate::EventKind::Resharded) is delivered.
-    /// From there on the events are those of
-    /// the new shards, beginning with those that the old ones had not delivered. READY and the
-    /// arrival of guilds are not delivered again. Two events count as the same if name and data
-    /// are; equal events of a guild are delivered as often as Discord sent them. An event is
-    /// repeated, and then late, only if a new shard is away or behind for longer than that, or if the
-    /// process ends before it has caught up.
+    /// 1. The new shards start beside the old ones, as the identify limit allows. Their events are
+    ///    held back.
+    /// 2. When all are ready and their guilds are available, both sets run for
+    ///    [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old shards
+    ///    have caught up. New shards that lag get up to the same time again.
+    /// 3. Handlers finish the events that only the old shards received, the old shards close, and
+    ///    handlers finish the remaining events. Each step takes up to
+    ///    [`Timing::handlers_timeout`](crate::Timing::handlers_timeout).
+    /// 4. [`EventKind::Resharded`](crate::EventKind::Resharded) is delivered. All later events are
+    ///    those of the new shards, beginning with those that the old ones had not delivered.
+    ///
+    /// READY and the arrival of guilds are not delivered again. Two events count as the same if
+    /// their name and data are equal; equal events of a guild are delivered as often as Discord
+    /// sent them. An event is delivered twice, the second time late, only if a new shard is
+    /// disconnected or behind for longer than the times above, or if the process ends before it has
+    /// caught up.
     ///
     /// Events that an old shard misses because it has no session are not lost: they are delivered
     /// late, when the new shards take over. Held events count as outstanding, so a new shard may
-    /// stall while the old ones are slow; that loses nothing. Look-ups find the old shards until
+    /// stall while the old ones are slow; that loses nothing. Lookups find the old shards until
     /// they close.
-    /// Done when the new ones have taken over. If one of them stops before the old ones close, or
-    /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) is over, the reshard is given up
-    /// and the old shards go on as they were.
+    ///
+    /// The operation is done when the new shards have taken over. If one of them stops before the
+    /// old ones close, or [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) has passed,
+    /// the reshard is cancelled and the old shards continue unchanged.
     ///
     /// It blocks for up to two REST requests; for none if `gateway_url` and `limiter` are set and
     /// the plan names its shards.
     ///
     /// # Errors
-    /// [`Error::Busy`] while another reshard, a start, split or restart is under way;
+    /// [`Error::Busy`] while another reshard, a start, split or restart is in progress;
     /// [`Error::AlreadyOpen`] if a new shard has the number and total of one that runs;
-    /// [`Error::SessionStartLimit`] if that is asked for; what [`Rest`] gives;
-    /// [`Error::Closed`].
+    /// [`Error::SessionStartLimit`] if too few IDENTIFYs are left and the policy is
+    /// `SessionStartPolicy::Refuse`; the errors of [`Rest`]; [`Error::Closed`].
     pub fn reshard(&self, plan: &Plan) -> Result<Operation, Error> {
         self.hub()?.reshard(plan)
     }
 
-    /// Gives a reshard up: the new shards are closed, and the old ones go on. Returns whether there
-    /// was one; one whose old shards are closing already cannot be given up.
+    /// Cancels a reshard: the new shards are closed, and the old ones continue. Returns whether one
+    /// was cancelled; once its old shards are closing, a reshard can no longer be cancelled.
     pub fn cancel_reshard(&self) -> bool {
         self.hub.upgrade().is_some_and(|hub| hub.cancel_reshard())
     }
 
-    /// Sends a command to the shard that has a guild; see [`Shard::send`].
+    /// Queues a command at the shard that has a guild; see [`Shard::send`].
     ///
     /// # Errors
-    /// As there, and [`SendFailure::NoShard`]; with the command.
+    /// Those of [`Shard::send`], and [`SendFailure::NoShard`] if no shard here has the guild. The
+    /// error returns the command.
     pub fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
         match self.hub.upgrade() {
             Some(hub) => hub.send_to_guild(guild_id, command),
@@ -160,33 +171,33 @@ impl Handle {
         }
     }
 
-    /// Gives every shard this presence, those too that open later.
+    /// Sets the presence of every shard, including shards that open later.
     ///
     /// # Errors
-    /// [`Error::Command`] if Discord would not take it; [`Error::Closed`].
+    /// [`Error::Command`] if Discord would not accept it; [`Error::Closed`].
     pub fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
         self.hub()?.broadcast(presence)
     }
 
     /// Stops [`ShardManager::run`](crate::ShardManager::run) and
     /// [`run_keyed`](crate::ShardManager::run_keyed), also from inside a handler: each worker
-    /// finishes the event that it has, and they return. The shards go on. Does not wait; once they
-    /// have returned, what was not handled is the beginning of what
-    /// [`events`](crate::ShardManager::events) or the next `run` gives. Returns whether a handler
-    /// was running.
+    /// finishes its current event, then the call returns. The shards keep running. Does not wait.
+    /// Unhandled events come first in [`events`](crate::ShardManager::events) or in the next `run`.
+    /// Returns whether a handler was running.
     pub fn stop(&self) -> bool {
         self.hub.upgrade().is_some_and(|hub| hub.handlers.stop())
     }
 
-    /// Asks every shard to end its session and stop, and returns at once. The stream of events
-    /// ends when they have; [`ShardManager::close`](crate::ShardManager::close) waits for it.
+    /// Requests every shard to end its session and stop, and returns at once. The stream of events
+    /// ends when all have stopped; [`ShardManager::close`](crate::ShardManager::close) waits for
+    /// it.
     pub fn request_close(&self) {
         if let Some(hub) = self.hub.upgrade() {
             hub.stop(StopReason::Closed);
         }
     }
 
-    /// Asks every shard to stop so that its session can be resumed, and returns at once.
+    /// Requests every shard to stop so that its session can be resumed, and returns at once.
     /// [`ShardManager::suspend`](crate::ShardManager::suspend) waits for it, and returns the
     /// sessions.
     pub fn request_suspend(&self) {

@@ -1,4 +1,4 @@
-//! The handler of `run`: whether it runs, how it stops, and what it panics with.
+//! The handler of `run`: whether it runs, how it is stopped, and its panics.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -17,7 +17,7 @@ use crate::event::{Event, EventKind, HANDLER_PANICKED};
 use crate::log_shard::log_shard;
 use crate::protocol::StopReason;
 
-/// Whether events are handed to a handler, and how many of those have panicked.
+/// Whether a handler runs, and how many times handlers have panicked.
 #[derive(Default)]
 pub(super) struct Handlers {
     state: Mutex<HandlerRun>,
@@ -27,9 +27,9 @@ pub(super) struct Handlers {
 #[derive(Default)]
 struct HandlerRun {
     runs: bool,
-    /// The lanes of the handler that runs, unless it was stopped.
+    /// The lanes of the running handler; `None` once it was stopped.
     lanes: Option<Arc<Lanes>>,
-    /// Set once the manager is closed: until then the handler may go on with what is queued.
+    /// Set once the manager is closed: the handler may begin queued events until this instant.
     deadline: Arc<OnceLock<Instant>>,
 }
 
@@ -40,19 +40,19 @@ impl Handlers {
         lanes.inspect(|lanes| lanes.stop()).is_some()
     }
 
-    /// No event is begun after that instant. The first counts.
+    /// Sets the instant after which no event is begun. Only the first call has an effect.
     pub(super) fn end_at(&self, deadline: Instant) {
         self.state.lock().deadline.get_or_init(|| deadline);
     }
 
-    /// How many have panicked.
+    /// How many times handlers have panicked.
     pub(super) fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
     }
 }
 
 impl Hub {
-    /// Hands events to a handler, by `run`, until there are none any more or it is stopped.
+    /// Delivers events to a handler through `run`, until the stream ends or it is stopped.
     pub(super) fn run(
         &self,
         count: usize,
@@ -77,8 +77,8 @@ impl Hub {
             report: &report,
         };
 
-        // The handler's panics are caught; what is left is not, and must not leave it running for
-        // ever.
+        // The workers catch the handler's panics. Any other panic is caught here, so that the
+        // handler does not count as running forever.
         let ran = catch_unwind(AssertUnwindSafe(|| run(workers)));
         {
             let mut handler = self.handlers.state.lock();
@@ -89,7 +89,7 @@ impl Hub {
         let is_late = deadline.is_some_and(|deadline| clock::now() >= *deadline);
         match self.stopping() {
             Some(StopReason::Closed) if is_late => self.discard_queued(),
-            // Their new owner gets them, too.
+            // The new owner of the shards receives these events, too.
             Some(StopReason::OwnershipLost) => {
                 self.events().discard();
             }
@@ -122,7 +122,7 @@ impl Hub {
             "the handler panicked at {}: {message}",
             at.name()
         );
-        // A handler that panics at this very event would be told of it for ever.
+        // A handler that panics at this event itself would receive it again and again.
         if at.kind == HANDLER_PANICKED {
             return;
         }
@@ -135,8 +135,8 @@ impl Hub {
             sequence: at.dispatch.map(|(_, sequence)| sequence),
             message,
         };
-        // With credit, so that a handler that always panics, and one that is stuck, do not pile
-        // them up.
+        // It counts as outstanding, so that these events do not pile up if the handler always
+        // panics or is stuck.
         let lease = shard.map(|shard| shard.hold());
         feed.deliver(Event::new(at.shard, kind).with_lease(lease));
     }

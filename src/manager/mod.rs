@@ -1,9 +1,9 @@
-//! Many shards, one process.
+//! Runs many shards in one process.
 //!
-//! Every decision is the [`reconciler`]'s: what runs, what is wanted, what follows when a shard
-//! stops. The [`hub`] keeps it and the shards under one lock. The [`supervisor`], a thread, does
-//! what it decides, and the [`session_writer`], another, writes the session store. The shards' own
-//! threads tell the hub what has changed.
+//! The [`reconciler`] makes every decision: which shards should run, which do run, and what happens
+//! when one stops. The [`hub`] keeps the reconciler and the shards under one lock. The
+//! [`supervisor`] thread carries the decisions out, and the [`session_writer`] thread writes the
+//! session store. The shards' own threads notify the hub of changes.
 
 mod count;
 mod handle;
@@ -49,11 +49,11 @@ use crate::shard::Context;
 use crate::shard_id::ShardId;
 use crate::transport::{Connector, WebSocketConnector};
 
-/// A bot's shards in this process, each on its own thread. It owns them: dropping it closes them
-/// and waits for them.
+/// Owns a bot's shards in this process, each on its own thread. Dropping it closes them and waits
+/// for them.
 ///
-/// It starts and stops the shards, waits for them, and delivers events. What runs is looked at and
-/// changed through its [`handle`](Self::handle).
+/// It starts and stops the shards, waits for them, and delivers events. Use its
+/// [`handle`](Self::handle) to inspect and change which shards run.
 ///
 /// ```no_run
 /// use threadcord::{Config, Intents, ShardManager, Token};
@@ -71,9 +71,9 @@ use crate::transport::{Connector, WebSocketConnector};
 pub struct ShardManager {
     hub: Arc<Hub>,
     handle: Handle,
-    /// Until they are joined.
+    /// `None` once they are being joined.
     threads: Mutex<Option<Threads>>,
-    /// The manager's own threads.
+    /// The ids of the manager's own threads.
     own: Vec<ThreadId>,
 }
 
@@ -85,34 +85,34 @@ struct Threads {
 }
 
 impl ShardManager {
-    /// Checks the configuration, queries `/gateway/bot` for what that leaves open, then starts shards
-    /// as the identify limit permits. Returns once startup is under way;
+    /// Checks the configuration, queries `/gateway/bot` for what it leaves open, then starts shards
+    /// as the identify limit permits. Returns once startup is in progress;
     /// [`wait_ready`](Self::wait_ready) waits for all shards.
     ///
-    /// It blocks for up to two requests of [`Rest`](crate::rest::Rest), for as long as
-    /// [`Config::retry_start_for`] says while Discord cannot be reached, and for the session store.
-    /// Nothing is started if it fails.
+    /// It blocks for up to two requests of [`Rest`](crate::rest::Rest) and for the session store.
+    /// While Discord cannot be reached, it retries for up to [`Config::retry_start_for`]. If it
+    /// fails, nothing is started.
     pub fn start(config: Config) -> Result<Self, Error> {
         Self::start_with(config, |connector| connector)
     }
 
-    /// As [`start`](Self::start), with transports of your own: `connector` is given the one that
-    /// makes websockets, to use it or not. [`Config::proxy`] leads the shards' connections through a
-    /// proxy only if it is used.
+    /// As [`start`](Self::start), with your own transports: `connector` receives the default
+    /// connector, which makes websockets, and may use it. [`Config::proxy`] applies to the shards'
+    /// connections only if it does.
     pub fn start_with<C: Connector + 'static>(
         config: Config,
         connector: impl FnOnce(WebSocketConnector) -> C,
     ) -> Result<Self, Error> {
-        // Nothing comes, and the other end is never dropped.
+        // Never cancelled: the sending end of this channel is never dropped.
         Self::start_until(config, connector, &crossbeam_channel::never())
     }
 
-    /// As [`start`](Self::start), on a thread of its own: for a program whose thread must not block,
+    /// As [`start`](Self::start), on a separate thread: for a program whose thread must not block,
     /// such as one that draws frames.
     ///
     /// # Errors
-    /// [`Error::Setting`] and the like for what can be checked without Discord;
-    /// [`Error::Io`] if there is no thread left. [`Starting`] tells the rest.
+    /// [`Error::Setting`] and similar errors for what can be checked without Discord; [`Error::Io`]
+    /// if no thread can be started. [`Starting`] reports all other errors.
     pub fn start_in_background(config: Config) -> Result<Starting, Error> {
         Starting::new(config)
     }
@@ -138,31 +138,32 @@ impl ShardManager {
         })
     }
 
-    /// Every event of every shard. Calls share one stream.
+    /// The events of all shards. All calls share one stream.
     pub fn events(&self) -> Events {
         self.hub.events()
     }
 
-    /// Hands every event to `handler` on `workers` threads, until all shards have stopped or
-    /// [`Handle::stop`] is called. Each shard belongs to one worker, so that its events stay in
-    /// order while shards run in parallel. The calling thread is one of the workers.
+    /// Calls `handler` with every event on `workers` threads, until all shards have stopped or
+    /// [`Handle::stop`] is called. Each shard belongs to one worker, so its events stay in order
+    /// while shards run in parallel. The calling thread is one of the workers.
     ///
-    /// What the stream holds is handled first. Meanwhile [`events`](Self::events) gives nothing. After
-    /// [`Handle::stop`] each worker finishes the event that it has, and the rest is in the stream
-    /// again, in order: for the next `run`, or for `events`. After [`close`](Self::close), queued
-    /// events are handled for up to [`Timing::handlers_timeout`](crate::Timing::handlers_timeout);
-    /// after [`suspend`](Self::suspend), none is begun.
+    /// Events that are already in the stream are handled first. During the call,
+    /// [`events`](Self::events) yields nothing. After [`Handle::stop`] each worker finishes its
+    /// current event; the other events return to the stream, in order, for the next `run` or for
+    /// `events`. After [`close`](Self::close), queued events are handled for up to
+    /// [`Timing::handlers_timeout`](crate::Timing::handlers_timeout). After
+    /// [`suspend`](Self::suspend), no further event is begun.
     ///
-    /// A handler that panics is logged and counted,
-    /// [`EventKind::HandlerPanicked`](crate::EventKind::HandlerPanicked) says so, its event counts
-    /// as handled, and its worker goes on. A handler may call anything of its [`Handle`]. One that
-    /// blocks delays no heartbeat; the shards whose events its worker has stop reading when their
-    /// credit is used up, and go on afterwards.
+    /// If a handler panics, the panic is logged, counted and reported as
+    /// [`EventKind::HandlerPanicked`](crate::EventKind::HandlerPanicked). The event counts as
+    /// handled, and the worker continues. A handler may call any method of its [`Handle`]. A
+    /// handler that blocks delays no heartbeat. The shards of its worker stop reading when they
+    /// reach their limit of outstanding events, and continue afterwards.
     ///
     /// # Errors
-    /// [`Error::Setting`] for 0 workers; [`Error::HandlerRunning`] while another call hands the
-    /// events to its handler; [`Error::Stopped`] if a shard stopped because of something that only
-    /// you can mend, for example an intent that is not allowed.
+    /// [`Error::Setting`] for 0 workers; [`Error::HandlerRunning`] while another call of `run` or
+    /// [`run_keyed`](Self::run_keyed) is in progress; [`Error::Stopped`] if a shard stopped because
+    /// of something that only you can fix, for example an intent that is not allowed.
     pub fn run(
         &self,
         workers: usize,
@@ -173,9 +174,9 @@ impl ShardManager {
         })
     }
 
-    /// As [`run`](Self::run), with an order of your own: events with the same key, for example of
-    /// the same guild, go to one worker, in order. A `key` that panics is treated as a handler that
-    /// does.
+    /// As [`run`](Self::run), ordered by a key that you choose: events with the same key, for
+    /// example of the same guild, go to one worker, in order. A panic of `key` is treated like a
+    /// panic of the handler.
     ///
     /// ```no_run
     /// # use threadcord::{Config, Dispatch, Error, Intents, ShardManager, Token};
@@ -198,9 +199,9 @@ impl ShardManager {
         })
     }
 
-    /// Why the stream of events ended: the first shard that stopped because of something that only
-    /// you can mend. `Ok` after [`close`](Self::close) and [`suspend`](Self::suspend), and while
-    /// every shard runs. Does not block.
+    /// Returns why the stream of events ended: the first shard that stopped because of something
+    /// that only you can fix. `Ok` after [`close`](Self::close) and [`suspend`](Self::suspend), and
+    /// while every shard runs. Does not block.
     ///
     /// ```no_run
     /// # fn bot(manager: threadcord::ShardManager) -> Result<(), threadcord::Error> {
@@ -217,17 +218,17 @@ impl ShardManager {
         self.hub.check()
     }
 
-    /// The handle: everything that can be asked of a manager without owning it, such as its shards,
-    /// their status and [`reshard`](Handle::reshard). Handlers get it too. A clone can be kept
-    /// anywhere.
+    /// Everything that does not need ownership of the manager, such as its shards, their status and
+    /// [`reshard`](Handle::reshard). Handlers receive it too. A clone can be kept anywhere.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
     /// Blocks until all shards are ready at the same time.
     ///
-    /// A session that is resumed is ready once all that it missed has been replayed. If that is
-    /// more than its shard's credit, another thread must take the events meanwhile.
+    /// A resumed session is ready once all events that it missed have been replayed. If there are
+    /// more of them than the shard's limit of outstanding events, another thread must take events
+    /// meanwhile.
     ///
     /// # Errors
     /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after
@@ -237,26 +238,26 @@ impl ShardManager {
             .wait_ready(clock::now().checked_add(timeout), false)
     }
 
-    /// As [`wait_ready`](Self::wait_ready), until also every guild that READY named has arrived or
-    /// was given up ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)). Another thread must
-    /// take the events meanwhile: guilds arrive as events, and a shard that may have no more of
-    /// them outstanding stops reading.
+    /// As [`wait_ready`](Self::wait_ready), and waits until every guild that READY named has
+    /// arrived or [`Timing::guilds_timeout`](crate::Timing::guilds_timeout) has passed. Another
+    /// thread must take events meanwhile: guilds arrive as events, and a shard stops reading at its
+    /// limit of outstanding events.
     pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
         self.hub.wait_ready(clock::now().checked_add(timeout), true)
     }
 
     /// Stops one shard so that its session can be resumed, waits for its handlers
-    /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns its session
-    /// and the commands that it had not sent. [`Handle::resume_shard`] goes on with it,
-    /// here or in another process: nothing is missed, provided it happens within a few minutes.
-    /// Events that were delivered and are not handled by then come again.
+    /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns its
+    /// session and its unsent commands. [`Handle::resume_shard`] continues the session, here or in
+    /// another process: no event is missed if that happens within a few minutes. Events that were
+    /// delivered but not handled in time are redelivered.
     ///
-    /// It blocks until the shard has stopped, up to the close time-out (2 s), and then for the
-    /// handlers. Called from a handler, it always waits the full time.
+    /// It blocks until the shard has stopped, up to the close timeout (2 s), and then for the
+    /// handlers. Called from a handler, it always waits for the full handlers timeout.
     ///
     /// # Errors
-    /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard, and on the thread of a shard or of the
-    /// manager (in a hook, a store or a logger), for which it would wait; [`Error::Closed`].
+    /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard, and on a thread of a shard or of the
+    /// manager (in a hook, a store or a logger), which would wait for itself; [`Error::Closed`].
     pub fn suspend_shard(&self, id: ShardId) -> Result<SuspendedShard, Error> {
         if self.is_own_thread() {
             return Err(Error::Busy {
@@ -266,29 +267,31 @@ impl ShardManager {
         self.hub.suspend_shard(id)
     }
 
-    /// Ends every session, so that the bot goes offline, and waits until all threads have ended, up
-    /// to the close time-out (2 s) and for as long as the session store takes. A thread that is
-    /// looking a host's name up, which nothing can interrupt, ends by itself later, and so does one
-    /// that asks Discord for the number of shards. Calling it twice does no harm; the first of
-    /// `close` and `suspend` counts. On the thread of a shard or of the manager (in a hook, a store
-    /// or a logger) it asks for the end and does not wait.
+    /// Ends every session, so that the bot goes offline, and waits until all threads have ended: up
+    /// to the close timeout (2 s), plus the time that the session store takes.
+    ///
+    /// It does not wait for a thread that is resolving a host name, which cannot be interrupted,
+    /// nor for one that queries the number of shards from Discord; both end by themselves later.
+    /// Calling it twice does no harm; the first of `close` and `suspend` counts. On a thread of a
+    /// shard or of the manager (in a hook, a store or a logger) it requests the close and does not
+    /// wait.
     pub fn close(&self) {
         self.end(StopReason::Closed);
     }
 
-    /// Stops every shard so that its session can be resumed, waits as [`close`](Self::close) does,
-    /// then for the handlers to finish what they have
-    /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s), and returns the
-    /// sessions. A manager that starts with them, for example through a
-    /// [`MemoryStore`](crate::store::MemoryStore), resumes: no IDENTIFY is spent and no event is
-    /// missed, provided it happens within a few minutes. Events that were delivered and are not
-    /// handled by then come again: those that are held, and those that nobody has taken from the
-    /// stream.
+    /// Stops every shard so that its session can be resumed, and returns the sessions. It waits as
+    /// [`close`](Self::close) does, then for the handlers to finish their current events
+    /// ([`Timing::handlers_timeout`](crate::Timing::handlers_timeout), 5 s).
     ///
-    /// Calling this from a handler, or on the thread that consumes events, always waits for the full
-    /// `handlers_timeout`: set that to zero, or use [`Handle::request_suspend`].
-    /// On a thread where [`close`](Self::close) does not wait, this does not wait either,
-    /// and the returned sessions may be older.
+    /// A manager that starts with these sessions, for example through a
+    /// [`MemoryStore`](crate::store::MemoryStore), resumes them: no IDENTIFY is spent and no event
+    /// is missed, if it starts within a few minutes. Delivered events that are not handled in time
+    /// are redelivered: those that the program holds, and those still in the stream.
+    ///
+    /// Calling this from a handler, or on the thread that consumes events, always waits for the
+    /// full `handlers_timeout`: set that to zero, or use [`Handle::request_suspend`]. On a thread
+    /// where [`close`](Self::close) does not wait, this does not wait either, and the returned
+    /// sessions may be older.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -329,14 +332,14 @@ impl ShardManager {
         self.hub.set_closed();
     }
 
-    /// Whether this is called on a thread that the end waits for: from a hook, a store, a limiter, a
-    /// transport or a logger.
+    /// Whether the calling thread is one that [`end`](Self::end) waits for: the call then comes
+    /// from a hook, a store, a limiter, a transport or a logger.
     fn is_own_thread(&self) -> bool {
         self.own.contains(&thread::current().id()) || self.hub.is_shard_thread()
     }
 }
 
-/// The manager's state, and what its shards share; nothing runs yet.
+/// Builds the manager's state and the context that its shards share. Starts nothing.
 fn assemble<C: Connector>(
     prepared: Prepared,
     connector: impl FnOnce(WebSocketConnector) -> C,

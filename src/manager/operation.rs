@@ -1,4 +1,4 @@
-//! Something that takes a while, and whether it is done.
+//! Long-running requests, and whether they are done.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -45,14 +45,15 @@ impl Operation {
     }
 
     /// Blocks until it is done or has failed, for at most `timeout`. Do not call it on a shard's
-    /// own thread (from [`Config::on_close`](crate::Config::on_close)): that thread has to run for
-    /// it.
+    /// own thread (from [`Config::on_close`](crate::Config::on_close)): the operation may need that
+    /// thread to run.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if a shard stopped on the way, [`Error::Closed`] if the manager did,
-    /// [`Error::Cancelled`] after [`Handle::cancel_reshard`](crate::Handle::cancel_reshard),
-    /// [`Error::ReshardTimeout`] if a reshard took too long, [`Error::TimedOut`] if it takes longer
-    /// than the caller waits; it goes on then.
+    /// [`Error::Stopped`] if a shard stopped before it was done; [`Error::Closed`] if the manager
+    /// stopped; [`Error::Cancelled`] after
+    /// [`Handle::cancel_reshard`](crate::Handle::cancel_reshard); [`Error::ReshardTimeout`] if a
+    /// reshard took too long; [`Error::TimedOut`] after `timeout`, in which case the operation
+    /// continues.
     pub fn wait(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = clock::now().checked_add(timeout);
         let mut outcome = self.0.outcome.lock();

@@ -1,4 +1,4 @@
-//! From a configuration to what a manager starts with.
+//! Turns a configuration into everything that a manager starts with.
 
 use std::num::NonZeroU32;
 use std::panic::resume_unwind;
@@ -19,13 +19,13 @@ use crate::shard_id::ShardId;
 use crate::store::Identified;
 use crate::transport::WebSocketConnector;
 
-/// The first pause before Discord is asked again; it doubles each time.
+/// The pause before the first retry of the query to Discord; it doubles each time.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest such pause.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// All that has been asked, checked and read before anything starts.
+/// Everything that was queried, checked and read before the first shard starts.
 pub(super) struct Prepared {
     pub(super) config: Arc<Config>,
     pub(super) addresses: Addresses,
@@ -40,8 +40,8 @@ pub(super) struct Prepared {
     pub(super) identified: Vec<Identified>,
 }
 
-/// Asks Discord what the configuration leaves open, and checks everything. It gives up early once
-/// the other end of `cancelled` is dropped.
+/// Queries Discord for what the configuration leaves open, and checks everything. It stops early
+/// once the sending end of `cancelled` is dropped.
 pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepared, Error> {
     config.validate()?;
     let rest = config.rest()?;
@@ -50,7 +50,7 @@ pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepar
     let is_plain = |url: &String| url.starts_with("ws:");
     let needs_tls = !config.gateway_url.as_ref().is_some_and(is_plain);
     let gateway = thread::scope(|scope| {
-        // Reading the system's certificates takes as long as asking Discord: both at once.
+        // Reading the system's certificates takes as long as querying Discord, so both run at once.
         let reader = needs_tls.then(|| scope.spawn(|| websockets.read_certificates()));
         let gateway = ask_patiently(&config, &rest, cancelled);
         if let Some(reader) = reader {
@@ -61,7 +61,7 @@ pub(super) fn prepare(config: Config, cancelled: &Receiver<()>) -> Result<Prepar
     with_gateway(config, rest, websockets, gateway.as_ref())
 }
 
-/// As [`prepare`], once Discord has been asked.
+/// The part of [`prepare`] after the query to Discord.
 pub(super) fn with_gateway(
     config: Config,
     rest: Rest,
@@ -111,7 +111,7 @@ pub(super) fn with_gateway(
     })
 }
 
-/// Asks Discord, and again for as long as the user says while it cannot be reached.
+/// Queries Discord. While it cannot be reached, retries for up to [`Config::retry_start_for`].
 fn ask_patiently(
     config: &Config,
     rest: &Rest,
@@ -126,7 +126,10 @@ fn ask_patiently(
         };
         let left = deadline.saturating_duration_since(Instant::now());
         let pause_now = pause.min(left);
-        log::warn!("asking Discord again in {pause_now:?}: {}", error.report());
+        log::warn!(
+            "failed to query Discord, retrying in {pause_now:?}: {}",
+            error.report()
+        );
         if cancelled.recv_timeout(pause_now) == Err(RecvTimeoutError::Disconnected) {
             return Err(Error::Closed);
         }

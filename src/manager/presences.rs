@@ -1,4 +1,4 @@
-//! Which presence a shard starts with.
+//! The presence that a shard starts with.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,28 @@ use crate::shard_id::ShardId;
 /// The presences that were set by commands, for shards that open later.
 #[derive(Debug, Default)]
 pub(super) struct Presences {
-    /// The one that all shards were given last.
+    /// The last presence that was set for all shards.
     all: Option<Command>,
-    /// Those of shards that are gone, if they were set later.
+    /// Presences of shards that are gone, if they were set after `all`.
     gone: BTreeMap<ShardId, Command>,
 }
 
 impl Presences {
-    /// Every shard was given this one.
+    /// Records that every shard was given this presence.
     pub(super) fn set_all(&mut self, presence: Command) {
         self.gone.clear();
         self.all = Some(presence);
     }
 
-    /// A shard is gone.
+    /// Keeps the presence of a shard that is gone.
     pub(super) fn keep(&mut self, shard: &Shard) {
         let presence = shard.last_presence();
         self.gone
             .extend(presence.map(|presence| (shard.id(), presence)));
     }
 
-    /// The presence that was set last for the guilds of a shard that opens: that of a shard that
-    /// has some of them, of one that had, or of all.
+    /// The presence for a shard that opens: that of a running shard with some of its guilds, else
+    /// that of a former shard with some of them, else the one that was set for all.
     pub(super) fn of<'a>(
         &self,
         id: ShardId,

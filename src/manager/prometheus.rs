@@ -1,4 +1,4 @@
-//! A manager's state and counts in the text format of Prometheus.
+//! A manager's state and counters in the Prometheus text format.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -11,23 +11,23 @@ use crate::shard::{ShardCounters, ShardStatus};
 use crate::shard_id::ShardId;
 
 impl ManagerStatus {
-    /// Everything in the text format of Prometheus, for an endpoint `/metrics`. Serve it as
-    /// `text/plain; version=0.0.4`.
+    /// Formats the whole status in the Prometheus text format, for a `/metrics` endpoint. Serve it
+    /// as `text/plain; version=0.0.4`.
     ///
-    /// Counters begin at 0 when the manager is started and never go back. All durations are in
-    /// seconds. What has the labels `shard` and `shards` (its number, and how many there are) is
-    /// told for each shard; counters also for those that a reshard has replaced.
+    /// Counters begin at 0 when the manager is started and never decrease. All durations are in
+    /// seconds. Metrics with the labels `shard` (the shard's number) and `shards` (the total) have
+    /// one value per shard; counters include shards that a reshard has replaced.
     ///
     /// | name | type | labels | what it is |
     /// |---|---|---|---|
     /// | `threadcord_healthy` | gauge | | 1 if [`is_healthy`](Self::is_healthy), else 0 |
     /// | `threadcord_shard_state` | gauge | `shard`, `shards`, `state` | 1 for the state that the shard is in |
     /// | `threadcord_shard_latency_seconds` | gauge | `shard`, `shards` | from a heartbeat to its ACK |
-    /// | `threadcord_shard_last_heard_seconds` | gauge | `shard`, `shards` | for how long nothing has come of Discord |
+    /// | `threadcord_shard_last_heard_seconds` | gauge | `shard`, `shards` | time since Discord last sent something |
     /// | `threadcord_shard_guilds` | gauge | `shard`, `shards` | guilds of its session |
-    /// | `threadcord_shard_outstanding_events` | gauge | `shard`, `shards` | events that are not handled |
+    /// | `threadcord_shard_outstanding_events` | gauge | `shard`, `shards` | events that are not handled yet |
     /// | `threadcord_shard_outstanding_bytes` | gauge | `shard`, `shards` | their bytes, inflated |
-    /// | `threadcord_shard_waiting_commands` | gauge | `shard`, `shards` | commands that are not sent |
+    /// | `threadcord_shard_waiting_commands` | gauge | `shard`, `shards` | commands that are not sent yet |
     /// | `threadcord_events_total` | counter | `shard`, `shards` | events delivered |
     /// | `threadcord_event_bytes_total` | counter | `shard`, `shards` | their bytes, inflated |
     /// | `threadcord_events_filtered_total` | counter | `shard`, `shards` | events that the filter has dropped |
@@ -51,8 +51,8 @@ impl ManagerStatus {
     /// | `threadcord_identifies_remaining` | gauge | | IDENTIFYs left today |
     /// | `threadcord_identifies_limit` | gauge | | IDENTIFYs a day |
     /// | `threadcord_identifies_waiting` | gauge | | shards that wait for their turn |
-    /// | `threadcord_rest_answers_total` | counter | `status` | answers of Discord; 429 if rate limited |
-    /// | `threadcord_rest_failures_total` | counter | | attempts without an answer |
+    /// | `threadcord_rest_answers_total` | counter | `status` | Discord's responses; 429 if rate limited |
+    /// | `threadcord_rest_failures_total` | counter | | attempts without a response |
     /// | `threadcord_rest_held_total` | counter | | requests that were not sent, see [`RestCounters::held`](crate::rest::RestCounters::held) |
     /// | `threadcord_rest_wait_seconds` | histogram | | how long attempts waited for their turn |
     pub fn prometheus(&self) -> String {
@@ -91,8 +91,8 @@ impl ManagerStatus {
         page.text
     }
 
-    /// What each shard is doing. While a reshard closes the old ones, of two with the same number and
-    /// total the newer counts.
+    /// Writes the gauges of each shard. While a reshard closes the old shards, two may have the
+    /// same number and total; then the later one in the list is used.
     fn write_shards(&self, page: &mut Page) {
         let shards: BTreeMap<ShardId, &ShardStatus> = self
             .shards
@@ -180,7 +180,7 @@ impl ManagerStatus {
     }
 }
 
-/// A word for what a shard is doing.
+/// A shard's state as one word, for a label.
 fn state(stage: ShardState) -> String {
     match stage {
         // The reason is in the log.
@@ -189,7 +189,8 @@ fn state(stage: ShardState) -> String {
     }
 }
 
-/// The text so far. No label has a value with a quote, a backslash or a line break.
+/// The text so far. Label values need no escaping: none contains a quote, a backslash or a line
+/// break.
 #[derive(Default)]
 struct Page {
     text: String,
@@ -197,7 +198,7 @@ struct Page {
 }
 
 impl Page {
-    /// The values of a metric follow.
+    /// Starts a metric; its values follow.
     fn begin(&mut self, name: &str, kind: &str) {
         name.clone_into(&mut self.name);
         let _ = writeln!(self.text, "# TYPE {name} {kind}");
@@ -214,7 +215,7 @@ impl Page {
         self.value(&all, value);
     }
 
-    /// A metric with one value.
+    /// Writes a metric with one value.
     fn one(&mut self, name: &str, kind: &str, value: impl Display) {
         self.begin(name, kind);
         self.value(&[], value);

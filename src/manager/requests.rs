@@ -1,4 +1,4 @@
-//! What users ask for while the manager runs, and what has to be looked up for it.
+//! User requests to a running manager, and the lookups that they need.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,15 @@ use crate::protocol::{Command, Session};
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
-/// What [`ShardManager::suspend_shard`](crate::ShardManager::suspend_shard) leaves of a shard.
+/// A suspended shard's session and unsent commands, from
+/// [`ShardManager::suspend_shard`](crate::ShardManager::suspend_shard).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SuspendedShard {
-    /// Its session, at its low-water mark; `None` if it had none.
+    /// Its session, at the sequence up to which all events are handled; `None` if it had no
+    /// session.
     pub session: Option<Session>,
-    /// The commands that it had not sent, in order.
+    /// Its unsent commands, in order.
     pub unsent: Vec<Command>,
 }
 
@@ -87,7 +89,7 @@ impl Hub {
         })
     }
 
-    /// Stops a shard, waits for it and its handlers, and takes what it leaves.
+    /// Stops a shard, waits for it and its handlers, and takes its session and unsent commands.
     pub(super) fn suspend_shard(self: &Arc<Self>, id: ShardId) -> Result<SuspendedShard, Error> {
         let waiting = self.unopened_session(id);
         self.ask(Request::Suspend(id))?.wait(Duration::MAX)?;
@@ -102,7 +104,7 @@ impl Hub {
         Ok(self.take_suspended(&shard))
     }
 
-    /// What a shard leaves that has stopped.
+    /// Takes the session and the unsent commands of a stopped shard.
     pub(super) fn take_suspended(&self, shard: &Shard) -> SuspendedShard {
         SuspendedShard {
             session: self.take_session(shard.run()),

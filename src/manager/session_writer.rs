@@ -14,12 +14,12 @@ use crate::error::{Error, StoreError};
 use crate::protocol::StopReason;
 use crate::store::{OwnershipLost, Saved, SessionStore};
 
-/// How often a store can be written.
+/// The range of the interval between two writes of the store.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Starts the thread, which writes the sessions every few seconds, when the manager asks for it, and
-/// a last time when the manager has ended. A store that is slow holds up nothing else but that end.
+/// Starts the thread. It writes the sessions every few seconds, when the manager requests it, and a
+/// last time when the manager has ended. A slow store delays only that end.
 pub(super) fn start(hub: &Arc<Hub>, store: Arc<dyn SessionStore>) -> Result<JoinHandle<()>, Error> {
     let writer = SessionWriter::new(Arc::clone(hub), store);
     thread::Builder::new()
@@ -37,7 +37,7 @@ pub(super) struct SessionWriter {
     /// The last request that was fulfilled.
     written: u64,
     interval: Duration,
-    /// When it is written without a request.
+    /// When the store is written even without a request.
     due: Instant,
     is_failing: bool,
 }
@@ -62,7 +62,8 @@ impl SessionWriter {
             let (request, is_last) = self.hub.wait_for_store(self.written, self.due);
             self.write(request, is_last);
             if is_last {
-                // One that panics has not released it, which the next process waits out.
+                // If it panics, the store is not released, and the next process must wait until
+                // that ownership expires.
                 let _ = catch_unwind(AssertUnwindSafe(|| self.store.release()));
                 return;
             }
@@ -77,7 +78,7 @@ impl SessionWriter {
 
     /// Writes the store, which fulfils the requests up to this one.
     pub(super) fn write(&mut self, request: u64, is_last: bool) {
-        // What is wanted from now on may not be in it.
+        // Set before the sessions are read: a later request may not be part of this write.
         self.written = request;
         if self.hub.stopping() != Some(StopReason::OwnershipLost) {
             let result = save(&*self.store, &self.hub.saved());
@@ -91,7 +92,7 @@ impl SessionWriter {
             && error.is::<OwnershipLost>()
         {
             let said = || log::error!("{error}; dropping this process's connections");
-            // A logger that panics must not keep the shards.
+            // A logger that panics must not keep the shards from stopping.
             let _ = catch_unwind(AssertUnwindSafe(said));
             return self.hub.stop(StopReason::OwnershipLost);
         }
@@ -108,13 +109,13 @@ impl SessionWriter {
 fn report(result: &Result<(), StoreError>, is_last: bool) {
     // A logger that panics must not keep the sessions from being written.
     let _ = catch_unwind(AssertUnwindSafe(|| match result {
-        Ok(()) => log::info!("the session store is written again"),
+        Ok(()) => log::info!("the session store can be written again"),
         Err(error) if is_last => log::error!("failed to write the session store: {error}"),
         Err(error) => log::error!("failed to write the session store, will retry: {error}"),
     }));
 }
 
-/// Writes the store; what it panics with is an error like any other.
+/// Writes the store. A panic becomes an ordinary error.
 fn save(store: &dyn SessionStore, saved: &Saved) -> Result<(), StoreError> {
     catch_unwind(AssertUnwindSafe(|| store.save(saved)))
         .unwrap_or_else(|_| Err("it panicked".into()))

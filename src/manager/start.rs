@@ -1,4 +1,4 @@
-//! What is asked, checked and prepared before anything starts.
+//! The steps that run before the first shard starts: queries, checks and warnings.
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
@@ -17,16 +17,16 @@ use crate::shard_id::ShardId;
 use crate::store::{Identified, Saved};
 use crate::transport::Connector;
 
-/// Threads that a shard costs.
+/// Threads that a shard needs.
 #[cfg(unix)]
 const THREADS_PER_SHARD: u64 = 1;
 
-/// Descriptors that a shard costs: its socket, its poll and its waker.
+/// Descriptors that a shard needs: its socket, its poll and its waker.
 #[cfg(unix)]
 const DESCRIPTORS_PER_SHARD: u64 = 3;
 
-/// What `/gateway/bot` says, and when it was asked; `None` if the configuration says it all, as for
-/// a gateway proxy.
+/// Queries `/gateway/bot`. `None` if the configuration already answers everything, as it can for a
+/// gateway proxy.
 pub(super) fn ask_discord(
     config: &Config,
     plan: &Plan,
@@ -47,7 +47,7 @@ pub(super) fn limits(limit: &SessionStartLimit) -> Limits {
     }
 }
 
-/// The user's limiter, or one that knows of an earlier process's IDENTIFYs.
+/// The user's limiter, or a new one that knows the IDENTIFYs of an earlier process.
 pub(super) fn limiter(
     config: &Config,
     gateway: Option<&GatewayBot>,
@@ -68,13 +68,13 @@ pub(super) fn limiter(
             limiter.update(limits.unwrap_or_default(), gateway.asked_at);
             Arc::clone(limiter)
         }
-        // Discord was not asked: the limiter knows better.
+        // Discord was not queried: the limiter keeps the limits that it has.
         (Some(limiter), None) => Arc::clone(limiter),
         (None, _) => Arc::new(own_limit(config, limits.unwrap_or_default(), identified)),
     }
 }
 
-/// A limit of this process's own.
+/// A limiter for this process only.
 pub(super) fn own_limit(
     config: &Config,
     limits: Limits,
@@ -87,7 +87,7 @@ pub(super) fn own_limit(
     limit
 }
 
-/// What an earlier process has stored. Of several sessions of one shard the first counts.
+/// Loads what an earlier process has stored. If a shard has several sessions, the first is used.
 pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
     let Some(store) = &config.session_store else {
         return Ok(Saved::default());
@@ -101,9 +101,9 @@ pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
     saved.sessions.retain(|session| {
         let shard = session.shard;
         let why = if is_foreign(session, config.token.user_id()) {
-            "it is another bot's"
+            "it belongs to another bot"
         } else if !shards.insert(shard) {
-            "another session of that shard comes first"
+            "the store lists another session of the shard first"
         } else {
             return true;
         };
@@ -113,8 +113,8 @@ pub(super) fn saved(config: &Config) -> Result<Saved, Error> {
     Ok(saved)
 }
 
-/// The shards to run, where Discord recommends `recommended` shards. If other processes run the rest
-/// of a bot's shards, they are of the total that all of them have.
+/// The shards to run, where Discord recommends `recommended` shards. If other processes run the
+/// rest of the bot's shards, all processes use the same total.
 pub(super) fn shards(
     config: &Config,
     plan: &Plan,
@@ -123,7 +123,7 @@ pub(super) fn shards(
 ) -> Result<Vec<ShardId>, Error> {
     let shards = plan.shards_with(recommended, sessions);
     let shards = match (shards, plan) {
-        // The others may have more shards than Discord recommends.
+        // The other processes may use more shards than Discord recommends.
         (
             Err(error),
             Plan::Bucket {
@@ -143,7 +143,7 @@ pub(super) fn shards(
     if !plan.asks_discord() {
         return Err(disagreement(&shards, total));
     }
-    log::info!("the other processes run their share of {total} shards, and so does this one");
+    log::info!("using {total} shards in total, as the other processes do");
     let shards = plan.shards(total)?;
     check_agreed(config, &shards)?;
     Ok(shards)
@@ -158,13 +158,13 @@ pub(super) fn check_agreed(config: &Config, shards: &[ShardId]) -> Result<(), Er
     }
 }
 
-/// The total that all processes have, if others run the rest of the shards.
+/// The total that all processes use, if other processes run the rest of the shards.
 fn agreed_total(config: &Config, shards: &[ShardId]) -> Result<Option<u32>, Error> {
     let store = config.session_store.as_ref();
     store.map_or(Ok(None), |store| store.agree_on_shards(shards))
 }
 
-/// Refuses settings that change the total by themselves where other processes have the same one.
+/// Refuses settings that change the total automatically if other processes share that total.
 fn check_automatic(config: &Config, total: u32) -> Result<(), Error> {
     let (setting, given) = match (config.auto_split, config.auto_reshard) {
         (Some(count), _) => ("auto_split", count.to_string()),
@@ -185,7 +185,7 @@ fn disagreement(shards: &[ShardId], total: u32) -> Error {
     Error::setting("plan", format!("a total of {own} shards"), allowed)
 }
 
-/// Those that belong to shards of the plan. The store is written, to see whether it can be.
+/// The stored sessions of shards of the plan. Also writes the store, to check that it is writable.
 pub(super) fn matching(
     saved: Saved,
     shards: &[ShardId],
@@ -201,7 +201,7 @@ pub(super) fn matching(
         let shard = session.shard;
         log::warn!(
             shard:% = shard;
-            "a stored session of shard {shard} is not used: that shard is not in the plan"
+            "a stored session of shard {shard} is not used: the shard is not in the plan"
         );
     }
 
@@ -218,7 +218,7 @@ pub(super) fn matching(
     Ok(saved.sessions)
 }
 
-/// Holds the IDENTIFYs that are left against those that are needed.
+/// Checks that enough IDENTIFYs are left; otherwise fails or logs a warning, as the policy says.
 pub(super) fn check_identifies(
     needed: usize,
     gateway: Option<&GatewayBot>,
@@ -252,20 +252,20 @@ pub(super) fn check_identifies(
     Ok(())
 }
 
-/// Says so if this process can break the limit on IDENTIFYs together with others.
+/// Warns if this process and others together could exceed the identify limit.
 pub(super) fn warn_of_others(config: &Config, max_concurrency: NonZeroU32) {
     if config.limiter.is_none() && config.plan.shares_keys(max_concurrency) {
         log::warn!(
-            "this process runs a part of the shards with an identify limit of its own: unless the \
-             processes start one after the other, they identify too often together; share a \
-             limiter (`Config::limiter`: a `limit::FileLimit` on one machine, `redis::Redis` on \
-             several), or use `Plan::Bucket` with a number of processes that divides \
-             max_concurrency ({max_concurrency})"
+            "this process runs a part of the shards with its own identify limiter: if several \
+             processes start at the same time, they exceed the limit together; share a limiter \
+             (`Config::limiter`: a `limit::FileLimit` on one machine, `redis::Redis` on several), \
+             or use `Plan::Bucket` with a number of processes that divides max_concurrency \
+             ({max_concurrency})"
         );
     }
 }
 
-/// Says so if an event filter names events that Discord will not send, for lack of an intent.
+/// Warns if an event filter names events that Discord will not send because an intent is missing.
 pub(super) fn warn_of_intents(configs: &[ShardConfig]) {
     let missed: BTreeMap<_, _> = configs
         .iter()
@@ -276,12 +276,13 @@ pub(super) fn warn_of_intents(configs: &[ShardConfig]) {
         let intents: Vec<_> = intents.iter_names().map(|(intent, _)| intent).collect();
         let intents = intents.join(" or ");
         log::warn!(
-            "the event filter names {name}, which needs the intent {intents}: none will come"
+            "the event filter names {name}, which needs the intent {intents}: \
+             Discord will not send it"
         );
     }
 }
 
-/// Says up front whether threads or descriptors will run short.
+/// Warns if the limits on threads or descriptors are too low for this number of shards.
 #[cfg(unix)]
 pub(super) fn warn_of_resources(shards: usize) {
     for (resource, what, each) in [
@@ -318,7 +319,7 @@ pub(super) fn threads<C: Connector + 'static>(
     let supervisor = match supervisor::start(hub, context) {
         Ok(supervisor) => supervisor,
         Err(error) => {
-            // What was stored stays so.
+            // Suspended, so that the stored sessions are kept.
             hub.stop(StopReason::Suspended);
             hub.end_stream();
             hub.set_stopped();

@@ -1,4 +1,4 @@
-//! A manager that starts on a thread of its own.
+//! A manager that starts in the background, on a separate thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
@@ -9,8 +9,8 @@ use super::ShardManager;
 use crate::config::Config;
 use crate::error::Error;
 
-/// A manager on its way, from [`ShardManager::start_in_background`]. Dropping it gives the start up:
-/// a manager that comes nevertheless is closed.
+/// A manager that is starting, from [`ShardManager::start_in_background`]. Dropping it cancels the
+/// start; if the manager starts anyway, it is closed.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -29,7 +29,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct Starting {
     started: Receiver<thread::Result<Result<ShardManager, Error>>>,
-    /// Dropped with it, which the thread notices.
+    /// Dropped together with `Starting`; the thread notices that and cancels the start.
     _cancel: Sender<()>,
 }
 
@@ -38,14 +38,15 @@ impl Starting {
         config.validate()?;
 
         let (cancel, cancelled) = crossbeam_channel::bounded(0);
-        // Without room: if nobody wants the manager any more, that thread still has it.
+        // Capacity 0: if `Starting` was dropped, the manager stays with the thread, which closes
+        // it.
         let (report, started) = crossbeam_channel::bounded(0);
         thread::Builder::new()
             .name("shard-start".into())
             .spawn(move || {
                 let start = || ShardManager::start_until(config, |connector| connector, &cancelled);
                 let started = catch_unwind(AssertUnwindSafe(start));
-                // Nobody may wait any more: then the manager is dropped, which closes it.
+                // Fails if `Starting` was dropped. That drops the manager, which closes it.
                 let _ = report.send(started);
             })
             .map_err(|source| Error::Io {
@@ -59,20 +60,21 @@ impl Starting {
         })
     }
 
-    /// The manager, or why it could not start, once that is known; `None` until then, and after it
-    /// was returned. Does not block.
+    /// Returns the manager or the error once the start is over; `None` before that, and after the
+    /// result has been returned. Does not block.
     ///
     /// # Panics
-    /// If the start has, because a session store or a limiter did.
+    /// If the start panicked, because a session store or a limiter did.
     pub fn poll(&mut self) -> Option<Result<ShardManager, Error>> {
         let started = self.started.try_recv().ok()?;
         Some(started.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// The manager; blocks until it has started, or could not.
+    /// Blocks until the manager has started or failed to start, and returns it or the error.
     ///
     /// # Errors
-    /// As [`ShardManager::start`]; [`Error::Closed`] if [`poll`](Self::poll) has returned it.
+    /// As [`ShardManager::start`]; [`Error::Closed`] if [`poll`](Self::poll) has returned the
+    /// result already.
     ///
     /// # Panics
     /// As [`poll`](Self::poll).

@@ -1,4 +1,4 @@
-//! A manager at one moment, to look at.
+//! A snapshot of a manager, and how it prints.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::rest::RestCounters;
 use crate::shard::{Shard, ShardCounters, ShardStatus};
 use crate::shard_id::ShardId;
 
-/// A manager at one moment. It prints as a table, and serialises with durations in seconds.
+/// A snapshot of a manager. It prints as a table, and serialises with durations in seconds.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};
@@ -28,21 +28,22 @@ use crate::shard_id::ShardId;
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct ManagerStatus {
-    /// The shards that run or have stopped, by number. While a reshard closes the old ones, both sets.
+    /// The shards that run or have stopped, by number. While a reshard closes the old shards, both
+    /// sets.
     pub shards: Vec<ShardStatus>,
-    /// Shards that may replace them, until the old ones begin to close. Their events are held.
+    /// The new shards of a reshard, until the old ones begin to close. Their events are held.
     pub incoming: Vec<ShardStatus>,
-    /// Shards that are to run and have not been opened.
+    /// Shards that should run and have not been opened yet.
     pub unopened: Vec<ShardId>,
-    /// What each shard has been through since the manager was started, also those that a reshard
+    /// The counters of each shard since the manager was started, including shards that a reshard
     /// has replaced.
     #[serde(serialize_with = "by_text")]
     pub counters: BTreeMap<ShardId, ShardCounters>,
     /// The requests of [`Handle::rest`](crate::Handle::rest) and its clones.
     pub rest: RestCounters,
-    /// What is left of the identify limit, and who waits for it, as far as the limiter knows.
+    /// The IDENTIFYs that are left and the shards that wait for one, as far as the limiter knows.
     pub limit: Option<LimitStatus>,
-    /// Events in the stream that were not taken.
+    /// Events in the stream that have not been taken.
     pub queued_events: usize,
     /// Handlers that have panicked.
     pub handler_panics: u64,
@@ -75,11 +76,11 @@ impl Hub {
 }
 
 impl ManagerStatus {
-    /// Whether every shard that is to run is [healthy](ShardStatus::is_healthy). Shards that were
+    /// Whether every shard that should run is [healthy](ShardStatus::is_healthy). Shards that were
     /// closed or suspended on request do not count.
     ///
-    /// While a shard reconnects this is `false` for a moment: for a probe that restarts the process,
-    /// ask [`ShardManager::check`](crate::ShardManager::check) instead.
+    /// This is `false` for a moment while a shard reconnects. For a probe that restarts the
+    /// process, use [`ShardManager::check`](crate::ShardManager::check) instead.
     pub fn is_healthy(&self) -> bool {
         let is_stopped = |shard: &ShardStatus| match shard.state {
             ShardState::Stopped(reason) => !reason.is_fatal(),
@@ -90,7 +91,7 @@ impl ManagerStatus {
     }
 }
 
-/// With texts such as `3/16` for keys, as JSON wants them.
+/// Serialises with string keys such as `3/16`, as JSON requires.
 fn by_text<S: Serializer>(
     counters: &BTreeMap<ShardId, ShardCounters>,
     serializer: S,
@@ -102,7 +103,7 @@ fn by_text<S: Serializer>(
     )
 }
 
-/// The heads of the table's columns; all but the last are right-aligned.
+/// The headings of the table's columns; all except the last are right-aligned.
 const HEADS: [&str; 12] = [
     "shard",
     "guilds",
@@ -142,7 +143,7 @@ impl fmt::Display for ManagerStatus {
                 *width = cell.len().max(*width);
             }
         }
-        // The last column ends the line, and is not padded.
+        // The last column is not padded.
         widths[HEADS.len() - 1] = 0;
         write_row(f, &widths, HEADS)?;
         for row in &rows {
@@ -164,7 +165,7 @@ impl fmt::Display for ManagerStatus {
             write!(f, ", {} shards about to replace them", self.incoming.len())?;
         }
         if self.handler_panics > 0 {
-            write!(f, ", {} panics of handlers", self.handler_panics)?;
+            write!(f, ", {} handler panics", self.handler_panics)?;
         }
         self.limit
             .as_ref()
@@ -175,7 +176,7 @@ impl fmt::Display for ManagerStatus {
 fn write_limit(f: &mut fmt::Formatter<'_>, limit: &LimitStatus) -> fmt::Result {
     write!(f, "\n{} of {} IDENTIFYs left", limit.remaining, limit.total)?;
     if let Some(reset_after) = limit.reset_after {
-        write!(f, ", all of them again in {}", span(reset_after))?;
+        write!(f, ", resets in {}", span(reset_after))?;
     }
     if let [first, ..] = limit.waiting[..] {
         let count = limit.waiting.len();
@@ -187,7 +188,7 @@ fn write_limit(f: &mut fmt::Formatter<'_>, limit: &LimitStatus) -> fmt::Result {
 fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12] {
     let mut state = shard.state.to_string();
     if shard.state == ShardState::Ready && !shard.guilds_in {
-        state.push_str(", guilds arrive");
+        state.push_str(", guilds arriving");
     }
     state.push_str(note);
     if let Some(reason) = shard.last_disconnect {
@@ -201,7 +202,7 @@ fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12
         }),
         shard.sequence.to_string(),
         counters.events.to_string(),
-        // Enough for a glance; the figure itself is in the field.
+        // Rounded down to 0.1 MB; the exact number is in the field.
         format!(
             "{}.{}",
             counters.bytes / 1_000_000,
@@ -223,7 +224,7 @@ fn write_row(f: &mut fmt::Formatter<'_>, widths: &[usize; 12], cells: [&str; 12]
     writeln!(f, "{}", cells[HEADS.len() - 1])
 }
 
-/// A duration for a glance: `7 s`, `12 min`, `5 h`, `3 d`.
+/// Formats a duration in one coarse unit: `7 s`, `12 min`, `5 h`, `3 d`.
 fn span(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ ..120 => format!("{seconds} s"),
@@ -295,7 +296,7 @@ shard  guilds  latency  sequence  events   MB  queued  identifies  resumes  conn
   1/2       -        -        77      78  1.2       3           1        2         3  10 min  queued; last: the connection was cut
   0/2    1200    41 ms        77      78  1.2       3           1        2         3  10 min  queued (to replace others)
 1 of 2 shards ready, 5 events in the stream, 1 shards about to replace them
-998 of 1000 IDENTIFYs left, all of them again in 83 min; 1 wait for a turn, first shard 1/2";
+998 of 1000 IDENTIFYs left, resets in 83 min; 1 wait for a turn, first shard 1/2";
         assert_eq!(status.to_string(), expected);
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(

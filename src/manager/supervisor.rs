@@ -1,4 +1,4 @@
-//! The thread that does what the [reconciler](super::reconciler) decides.
+//! The thread that carries out the decisions of the [reconciler](super::reconciler).
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +21,7 @@ use crate::shard::{Context, Run, Shard, Spawned, Thread};
 use crate::shard_id::ShardId;
 use crate::transport::Connector;
 
-/// Starts the thread; it ends once the manager stops and no shard runs.
+/// Starts the supervisor thread. It ends once the manager stops and no shard runs.
 pub(super) fn start<C: Connector + 'static>(
     hub: &Arc<Hub>,
     context: Arc<Context<C>>,
@@ -36,12 +36,12 @@ pub(super) fn start<C: Connector + 'static>(
         })
 }
 
-/// Who runs what the supervisor does not do itself.
+/// Runs the work that the supervisor does not do on its own thread. Tests replace it.
 pub(super) trait Crew<C: Connector> {
-    /// Runs a shard, once [`Spawned::start`] is dropped.
+    /// Creates a shard's thread, which begins to run once [`Spawned::start`] is dropped.
     fn run(&self, thread: Box<Thread<C>>) -> io::Result<Spawned>;
 
-    /// Asks Discord about the number of shards, and [tells](answer) what it answers. Does not wait.
+    /// Queries Discord for the number of shards; the result goes to [`answer`]. Does not wait.
     fn ask(&self, hub: &Arc<Hub>, question: Question);
 }
 
@@ -53,7 +53,7 @@ impl<C: Connector + 'static> Crew<C> for Threads {
         thread.spawn()
     }
 
-    /// On a thread of its own that is not joined: a request can take long.
+    /// On a separate thread that is not joined, since a request can take long.
     fn ask(&self, hub: &Arc<Hub>, question: Question) {
         let weak = Arc::downgrade(hub);
         let asks = move || {
@@ -70,7 +70,7 @@ impl<C: Connector + 'static> Crew<C> for Threads {
             .spawn(asks);
         if let Err(error) = thread {
             hub.handle(Input::Gateway(question, None));
-            log::error!("Discord cannot be asked for the number of shards: {error}");
+            log::error!("failed to start a thread to query the number of shards: {error}");
         }
     }
 }
@@ -90,7 +90,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         while self.act(self.hub.next_output()) {}
     }
 
-    /// Does what the reconciler wants done. Returns whether more will come.
+    /// Carries out one output of the reconciler. Returns `false` after the last one.
     pub(super) fn act(&self, output: Output) -> bool {
         if matches!(output, Output::End) {
             self.hub.set_stopped();
@@ -138,12 +138,12 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             Output::Finish(operation, outcome) => self.hub.finish(operation, outcome),
             Output::EndStream => self.hub.end_stream(),
             Output::Log(note) => log::log!(note.level(), "{note}"),
-            // `act` and the hub handle those.
+            // `act` and the hub handle these two.
             Output::Wait(_) | Output::End => {}
         }
     }
 
-    /// Does something with a run's shard. One that has stopped does nothing any more.
+    /// Calls `action` with a run's shard, if the run exists. A stopped shard ignores requests.
     fn with(&self, run: Run, action: impl FnOnce(&Shard)) {
         if let Some(shard) = self.hub.shard_of(run) {
             action(&shard);
@@ -159,7 +159,8 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             StopReason::OwnershipLost => shard.request_leave(),
             _ => shard.request_close(),
         }
-        // In this order: a look-up that goes on now ends before the shard does anything else.
+        // In this order: if the shard is still resolving after the request, it will see the request
+        // before it does anything else.
         if shard.is_resolving() {
             shard.abandon(reason == StopReason::Suspended);
             self.hub.handle(Input::Abandoned(run));
@@ -183,7 +184,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let why = match opened {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {
-                self.hub.handle(Input::Failed(run, Why::SessionStartPolicy));
+                self.hub.handle(Input::Failed(run, Why::Shortage));
                 log::error!(
                     shard:% = shard;
                     "failed to open shard {shard}: no thread or descriptor: {error}"
@@ -222,7 +223,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             .hub
             .insert(&shard, thread, previous.filter(|_| goes_on));
         if let Some(wanted) = wanted.filter(|wanted| presence.as_ref() != Some(wanted)) {
-            // It was set while the shard came into being. One that has stopped needs none.
+            // The presence was set while the shard was being created. A stopped shard needs none.
             shard.send_presence(wanted);
         }
         drop(start);
@@ -253,7 +254,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let Some((shard, lost)) = self.hub.retire(run) else {
             return;
         };
-        // Nobody can ask it to later.
+        // The run is forgotten, so nothing can close the shard later.
         shard.request_close();
         let Some(session) = lost else { return };
         shard.count_session_lost();
@@ -267,18 +268,18 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         log_shard!(
             warn,
             run.shard,
-            "session lost at sequence {sequence}: the shard had stopped and was replaced"
+            "session lost at sequence {sequence}: the stopped shard was replaced"
         );
     }
 
-    /// Presences that were set while the new shards were on their way.
+    /// Passes on presences that were set on the old shards while the new ones were starting.
     fn pass_presences_on(&self, from: &[Run], to: &[Run]) {
         let (from, to) = (self.hub.shards_of(from), self.hub.shards_of(to));
         for new in to {
             let mut old = from.iter().filter(|old| old.id().overlaps(new.id()));
             let presence = old.find_map(Shard::last_presence);
             if presence.is_some() && new.last_presence() != presence {
-                // One that has stopped needs none.
+                // A stopped shard needs none.
                 if let Some(presence) = presence {
                     new.send_presence(presence);
                 }
@@ -298,23 +299,22 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         }
     }
 
-    /// Sends what an old shard had not sent.
+    /// Queues an unsent command of an old shard at the new shard of its guild.
     fn pass_on(&self, command: Command) {
         let guild = command.guild_id();
         let home = guild.and_then(|guild| self.hub.shard_by_guild(guild));
         let Some(home) = home else {
             return log::warn!(
-                "a command that an old shard had not sent is dropped: it names no guild of the new \
-                 shards"
+                "dropped an unsent command of an old shard: it names no guild of the new shards"
             );
         };
         if let Err(failure) = home.hand_over(command) {
-            log::warn!("a command that an old shard had not sent is dropped: {failure}");
+            log::warn!("dropped an unsent command of an old shard: {failure}");
         }
     }
 }
 
-/// Tells the reconciler what `/gateway/bot` says.
+/// Reports the response of `/gateway/bot` to the reconciler.
 pub(super) fn answer(hub: &Hub, question: Question, gateway: Result<GatewayBot, Error>) {
     let answer = catch_unwind(AssertUnwindSafe(|| {
         gateway.and_then(|gateway| answer_of(hub, question, &gateway))
@@ -330,7 +330,7 @@ pub(super) fn answer(hub: &Hub, question: Question, gateway: Result<GatewayBot, 
     }
 }
 
-/// What the answer of `/gateway/bot` means for a question.
+/// Turns the response of `/gateway/bot` into the answer to a question.
 fn answer_of(hub: &Hub, question: Question, gateway: &GatewayBot) -> Result<Answer, Error> {
     let limit = &gateway.session_start_limit;
     hub.limiter.update(start::limits(limit), gateway.asked_at);

@@ -1,31 +1,32 @@
-//! How many IDENTIFYs a shard may waste.
+//! A limit on the IDENTIFYs that a shard may spend on lost sessions.
 
 use std::time::{Duration, Instant};
 
 use crate::shard_id::ShardId;
 
-/// Sessions that a bot may start in a day unless Discord says otherwise.
+/// The number of sessions that a bot may start in a day, unless Discord reports another number.
 ///
 /// Source: [Discord, Session Start
 /// Limit](https://docs.discord.com/developers/events/gateway#session-start-limit-object).
 pub(crate) const DEFAULT_SESSION_STARTS: u32 = 1000;
 
-/// A shard may always waste one an hour, however many shards share the day.
+/// A shard may always spend one an hour, however many shards share the bot's daily total.
 const MIN_A_DAY: u32 = 24;
 
-/// A shard's share of the bot's IDENTIFYs of a day, for those that are needed because a session was
-/// lost. Half of it may be spent at once; the other half comes back evenly over the day, so that no
-/// window of a day sees more than the share.
+/// A shard's share of the bot's daily IDENTIFYs, for the IDENTIFYs that lost sessions cost.
+///
+/// Half of the share may be spent at once. The other half becomes available evenly over the day, so
+/// that no more than the share is spent in any 24 hours.
 #[derive(Debug)]
 pub(crate) struct IdentifyAllowance {
-    /// Half of what may be spent in a day.
+    /// Half of the share.
     half: u32,
     left: f64,
     counted_at: Instant,
 }
 
 impl IdentifyAllowance {
-    /// The share of `shard` in `total` session starts a day.
+    /// Creates the share of `shard` in `total` session starts a day.
     pub(crate) fn new(now: Instant, shard: ShardId, total: u32) -> Self {
         let half = (total / shard.total()).max(2 * MIN_A_DAY) / 2;
         Self {
@@ -35,7 +36,7 @@ impl IdentifyAllowance {
         }
     }
 
-    /// Spends one. Returns how long to wait until it is there.
+    /// Spends one IDENTIFY. Returns how long to wait until it is available.
     pub(crate) fn spend(&mut self, now: Instant, day: Duration) -> Duration {
         let each = day / self.half;
         let since = now.saturating_duration_since(self.counted_at);
@@ -57,7 +58,7 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-    /// How many are spent in a day by a shard whose sessions last so long.
+    /// The number of IDENTIFYs that a shard spends in a day if each session lasts for `lasts`.
     fn spent_in_a_day(total: u32, shards: u32, lasts: Duration) -> u32 {
         let start = Instant::now();
         let shard = ShardId::new(0, shards).unwrap();
@@ -77,10 +78,13 @@ mod tests {
             let spent = spent_in_a_day(total, shards, short);
             let share = total / shards;
             assert!(spent <= share + 1, "{spent} of {share}");
-            assert!(spent >= share / 2, "{spent} of {share}: it may be spent");
+            assert!(
+                spent >= share / 2,
+                "{spent} of {share}: half of it may be spent"
+            );
         }
         let spent = spent_in_a_day(1000, 1000, short);
-        assert!((24..=49).contains(&spent), "{spent}: one an hour, always");
+        assert!((24..=49).contains(&spent), "{spent}: at least one an hour");
     }
 
     #[test]

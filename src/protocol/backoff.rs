@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-/// The pause before attempt number `failures`: none before the first, then `base`, doubling up to
-/// `cap`.
+/// The pause for a number of failures: none for 0, `base` for 1, then doubling up to `cap`.
 ///
-/// `jitter`, from 0 to 1, takes away up to half of it, so that a fleet that was cut at once does
-/// not return at once.
+/// `jitter`, from 0 to 1, shortens the pause by up to half, so that shards that lost their
+/// connections at the same time do not all reconnect at the same time.
 pub(crate) fn delay(base: Duration, cap: Duration, failures: u32, jitter: f64) -> Duration {
     let Some(doublings) = failures.checked_sub(1) else {
         return Duration::ZERO;

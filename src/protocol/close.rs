@@ -1,18 +1,18 @@
-//! Why connections end, and what follows from it.
+//! Why connections end, and what happens next.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// What a close code allows next.
+/// What a shard may do after a close code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// Reconnect and resume the session.
     Resume,
     /// Reconnect and start a new session.
     Identify,
-    /// Do not reconnect: trying again gives the same answer.
+    /// Do not reconnect: Discord would close the next connection with the same code.
     Stop,
 }
 
@@ -24,7 +24,8 @@ pub enum Recovery {
 pub struct CloseCode(pub u16);
 
 impl CloseCode {
-    /// What the code allows next. Codes that Discord does not document allow to resume.
+    /// What a shard may do after this code. After a code that Discord does not document, it may
+    /// resume.
     pub fn recovery(self) -> Recovery {
         match self.0 {
             4004 | 4010..=4014 => Recovery::Stop,
@@ -33,17 +34,17 @@ impl CloseCode {
         }
     }
 
-    /// Whether Discord says that the client did something wrong: a bug here, or misuse of a raw
-    /// command.
+    /// Whether the code says that the client made a mistake: a bug in this library, or a raw
+    /// command that Discord does not accept.
     pub fn is_our_fault(self) -> bool {
         matches!(self.0, 4001..=4003 | 4005 | 4007 | 4008)
     }
 
-    /// What the code means and, for a fatal one, what to do about it.
+    /// What the code means and, for a fatal code, how to fix the cause.
     pub fn explanation(self) -> &'static str {
         match self.0 {
             1000 => "closed normally",
-            1001 => "the server goes away",
+            1001 => "the server is going away",
             4000 => "unknown error at Discord",
             4001 => "an unknown opcode or an invalid payload was sent",
             4002 => "a payload that Discord cannot read was sent",
@@ -63,7 +64,7 @@ impl CloseCode {
             4013 => "the intents are not valid",
             4014 => {
                 "an intent is not allowed: switch on the privileged intents (GUILD_MEMBERS, GUILD_PRESENCES, \
-                 MESSAGE_CONTENT) in the developer portal, or do without them"
+                 MESSAGE_CONTENT) in the developer portal, or do not request them"
             }
             _ => "a code that Discord does not document",
         }
@@ -76,7 +77,7 @@ impl fmt::Display for CloseCode {
     }
 }
 
-/// Why a shard lost a connection. It connects again by itself.
+/// Why a shard lost a connection. The shard reconnects by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Disconnect {
@@ -88,24 +89,24 @@ pub enum Disconnect {
     ConnectionLost,
     /// The connection could not be opened in time, or was refused.
     ConnectFailed,
-    /// HELLO did not come in time.
+    /// HELLO did not arrive in time.
     HelloTimeout,
-    /// Neither READY nor RESUMED came in time.
+    /// Neither READY nor RESUMED arrived in time.
     ReadyTimeout,
     /// A heartbeat was not acknowledged: a zombied connection.
     Zombied,
-    /// Discord asked for it (op 7).
+    /// Discord requested a reconnect (op 7).
     ReconnectRequested,
     /// Discord declared the session invalid (op 9).
     InvalidSession {
-        /// Whether Discord still allows it to be resumed.
+        /// Whether Discord says that the session may still be resumed.
         resumable: bool,
     },
     /// A payload could not be read.
     Malformed,
 }
 
-/// Why a shard stopped. It does not connect again by itself.
+/// Why a shard stopped. The shard does not reconnect by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
@@ -113,22 +114,23 @@ pub enum StopReason {
     Closed,
     /// A suspend was requested: the session can be resumed.
     Suspended,
-    /// Discord sent a close frame with this code, after which another try gives the same answer.
+    /// Discord sent a close frame with this code. A new connection would be closed with the same
+    /// code.
     Discord(CloseCode),
-    /// Too many sessions in a row never lasted: no more IDENTIFYs are spent before the shard is
+    /// Too many sessions in a row ended early. The shard sends no more IDENTIFYs until it is
     /// restarted.
     CircuitOpen,
     /// The identify limiter was closed.
     LimiterClosed,
-    /// Another process owns the session now: the session store says so. The connection was dropped,
-    /// so that the session goes on there.
+    /// Another process owns the session now, according to the session store. The connection was
+    /// dropped without a close code, so that the session continues in the other process.
     OwnershipLost,
     /// The shard's thread panicked: a bug.
     Panicked,
 }
 
 impl Disconnect {
-    /// A word for it, such as `zombied` or `close_4009`, for where a sentence does not fit.
+    /// A short label, such as `zombied` or `close_4009`, for places where a sentence does not fit.
     pub(crate) fn word(self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Self::Discord(code) => return Cow::Owned(format!("close_{}", code.0)),
@@ -147,21 +149,21 @@ impl Disconnect {
 }
 
 impl StopReason {
-    /// Whether something went wrong that only the shard's owner can mend; else the stop was
-    /// requested.
+    /// Whether the shard stopped because of a problem that only its owner can fix. `false` if the
+    /// stop was requested: [`Closed`](Self::Closed) or [`Suspended`](Self::Suspended).
     pub fn is_fatal(self) -> bool {
         !matches!(self, Self::Closed | Self::Suspended)
     }
 }
 
-/// As its text.
+/// Serializes the [`Display`](fmt::Display) text.
 impl Serialize for Disconnect {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// As its text.
+/// Serializes the [`Display`](fmt::Display) text.
 impl Serialize for StopReason {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -196,7 +198,7 @@ impl fmt::Display for StopReason {
                 "too many sessions in a row ended early; restart the shard once the cause is fixed"
             }
             Self::LimiterClosed => "the identify limiter is closed",
-            Self::OwnershipLost => "another process has taken the session over",
+            Self::OwnershipLost => "another process has taken over the session",
             Self::Panicked => "the shard's thread panicked",
         })
     }

@@ -6,14 +6,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::intents::Intents;
 
-/// Makes the enum from one table: the variant, Discord's name, the intents that each bring the
-/// event.
+/// Generates the enum from one table: the variant, Discord's name, and the intents, any of which
+/// enables the event.
 macro_rules! event_names {
     ($($variant:ident $name:literal [$($intent:ident)*])*) => {
-        /// The name of an event: one of those that Discord documents, or another.
+        /// The name of an event: one that Discord documents, or any other.
         ///
-        /// It compares with texts: `dispatch.name() == "MESSAGE_CREATE"`. A documented name costs
-        /// no allocation.
+        /// It can be compared with a string: `dispatch.name() == "MESSAGE_CREATE"`. A documented
+        /// name needs no allocation.
         ///
         /// Source: [Discord, Receive
         /// events](https://docs.discord.com/developers/events/gateway-events#receive-events).
@@ -21,12 +21,12 @@ macro_rules! event_names {
         #[non_exhaustive]
         pub enum EventName {
             $(#[doc = concat!("`", $name, "`")] $variant,)*
-            /// One that Discord did not document when this was written. Made from a text by
-            /// [`EventName::from`], which finds the others.
+            /// A name that Discord did not document when this version was written. Use
+            /// [`EventName::from`] to convert a string: it finds the documented names.
             Unknown(Box<str>),
         }
 
-        /// The documented names, in the order of their letters.
+        /// The documented names, in ASCII order.
         const DOCUMENTED: &[(&str, EventName)] = &[$(($name, EventName::$variant)),*];
 
         impl EventName {
@@ -38,7 +38,8 @@ macro_rules! event_names {
                 }
             }
 
-            /// The intents of which each brings this event; empty if it comes without any.
+            /// The intents that enable this event: any one of them is enough. Empty if Discord
+            /// sends the event without an intent.
             ///
             /// Source: [Discord, List of
             /// intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
@@ -49,7 +50,7 @@ macro_rules! event_names {
                 }
             }
 
-            /// A number for each documented name, below 128.
+            /// The index of a documented name, below 128.
             pub(crate) fn index(&self) -> Option<u8> {
                 enum Index {
                     $($variant,)*
@@ -146,12 +147,12 @@ event_names! {
 }
 
 impl EventName {
-    /// Every name that Discord documents.
+    /// Iterates over all names that Discord documents.
     pub fn documented() -> impl Iterator<Item = Self> {
         DOCUMENTED.iter().map(|(_, name)| name.clone())
     }
 
-    /// How many names Discord documents.
+    /// The number of documented names.
     pub(crate) const COUNT: usize = DOCUMENTED.len();
 
     /// The documented names as Discord writes them, in the order of [`index`](Self::index).
@@ -159,7 +160,10 @@ impl EventName {
         DOCUMENTED.iter().map(|(name, _)| *name)
     }
 
-    /// The documented name that this is.
+    /// Parses a documented name.
+    ///
+    /// # Errors
+    /// If Discord does not document the name.
     pub fn parse(name: &str) -> Result<Self, UnknownEventName> {
         Some(Self::from(name))
             .filter(Self::is_documented)
@@ -168,7 +172,7 @@ impl EventName {
             })
     }
 
-    /// The documented name that these bytes are.
+    /// Looks up a documented name.
     pub(super) fn find(name: &[u8]) -> Option<Self> {
         let mut slot = hash(name);
         while let Some((known, event)) = DOCUMENTED.get(usize::from(TABLE[slot])) {
@@ -180,21 +184,20 @@ impl EventName {
         None
     }
 
-    /// Whether it is one that Discord documents.
+    /// Whether Discord documents the name.
     pub fn is_documented(&self) -> bool {
         !matches!(self, Self::Unknown(_))
     }
 }
 
-/// Every event is looked up once, so that this is a table of hashes, made when it is compiled: four
-/// times as fast as a search.
+/// The number of slots in the hash table of names. The name of every event is looked up, so the
+/// table is built at compile time: it is four times as fast as a search.
 const SLOTS: usize = 512;
 
 /// An empty slot.
 const EMPTY: u8 = u8::MAX;
 
-/// For each slot the name that is in it; a name whose slot is taken is in the next one that was
-/// free.
+/// The index of the name in each slot. A name whose slot is taken is in the next free slot.
 static TABLE: [u8; SLOTS] = {
     let (mut table, mut at) = ([EMPTY; SLOTS], 0);
     while at < DOCUMENTED.len() {
@@ -213,7 +216,8 @@ static TABLE: [u8; SLOTS] = {
     table
 };
 
-/// Names that begin alike differ in their length, in their middle, or at their end.
+/// The first slot to try for a name. Names with the same beginning differ in length, in the middle,
+/// or at the end, so the hash uses those.
 const fn hash(name: &[u8]) -> usize {
     let length = name.len();
     if length == 0 {
@@ -237,7 +241,7 @@ impl From<&str> for EventName {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown event name {given:?}: `EventName` lists the known ones, such as MESSAGE_CREATE")]
 pub struct UnknownEventName {
-    /// What was given.
+    /// The given name.
     pub given: String,
 }
 
@@ -248,7 +252,7 @@ impl<'de> Deserialize<'de> for EventName {
             type Value = EventName;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of an event")
+                f.write_str("an event name")
             }
 
             fn visit_str<E: de::Error>(self, name: &str) -> Result<EventName, E> {
@@ -305,7 +309,7 @@ mod tests {
         assert!(DOCUMENTED.len() <= 128, "a filter has a bit for each");
         assert!(
             DOCUMENTED.is_sorted_by_key(|(name, _)| *name),
-            "for those who read the list"
+            "keeps the list readable"
         );
     }
 
@@ -338,7 +342,7 @@ mod tests {
         assert_eq!(
             brought,
             Intents::all() - Intents::MESSAGE_CONTENT,
-            "that one changes what is in messages"
+            "it changes the content of messages, not which events arrive"
         );
     }
 }

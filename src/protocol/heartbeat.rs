@@ -1,4 +1,4 @@
-//! When to beat, and what a missing answer means.
+//! When to send heartbeats, and what a missing ACK means.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 pub(crate) struct Heartbeat {
     interval: Duration,
     next: Instant,
-    /// Discord asked for one (op 1), or this shard's owner, outside the schedule.
+    /// Discord (op 1) or the shard's owner has requested a heartbeat outside the schedule.
     requested: bool,
-    /// When the heartbeats were sent whose ACKs have not come, oldest first: Discord acknowledges
-    /// them in order.
+    /// When each unacknowledged heartbeat was sent, oldest first: Discord acknowledges them in
+    /// order.
     in_flight: VecDeque<Instant>,
-    /// When the oldest heartbeat was sent since the last ACK, for the zombie test alone.
+    /// When the first heartbeat since the last ACK was sent. Used only to detect a zombied
+    /// connection; a stall moves it forward.
     unanswered: Option<Instant>,
     latency: Option<Duration>,
     /// See [`read_up_to`](Self::read_up_to).
@@ -21,7 +22,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// The first beat comes after `jitter` (0 to 1) of the interval.
+    /// Schedules the first heartbeat after `jitter` (0 to 1) of the interval.
     pub(crate) fn new(now: Instant, interval: Duration, jitter: f64) -> Self {
         let next = now + interval.mul_f64(jitter.clamp(0.0, 1.0));
         Self {
@@ -35,17 +36,17 @@ impl Heartbeat {
         }
     }
 
-    /// When the next one is due on the schedule.
+    /// When the next scheduled heartbeat is due.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
-    /// A heartbeat is to be sent at once.
+    /// Requests a heartbeat at once, outside the schedule.
     pub(crate) fn request(&mut self) {
         self.requested = true;
     }
 
-    /// Whether one is to be sent now, and whether the schedule says so (else Discord asked).
+    /// Whether a heartbeat must be sent now, and why.
     pub(crate) fn poll(&self, now: Instant) -> Option<Beat> {
         if now >= self.next {
             Some(Beat::Scheduled)
@@ -56,13 +57,13 @@ impl Heartbeat {
         }
     }
 
-    /// Whether one on the schedule finds the last one unanswered.
+    /// Whether this is a scheduled heartbeat, and an earlier one has no ACK.
     pub(crate) fn is_missed(&self, beat: Beat) -> bool {
         beat == Beat::Scheduled && self.unanswered.is_some()
     }
 
-    /// One was sent. A requested one leaves the schedule as it is; after a long sleep no beats are
-    /// made up for.
+    /// Records a sent heartbeat. A requested one does not change the schedule. Heartbeats that were
+    /// due during a long sleep are not sent later.
     pub(crate) fn sent(&mut self, now: Instant, beat: Beat) {
         self.requested = false;
         self.in_flight.push_back(now);
@@ -72,13 +73,15 @@ impl Heartbeat {
         }
     }
 
-    /// A requested beat is not sent after all, because the budget is spent.
+    /// Drops a requested heartbeat, because the send budget is used up.
     pub(crate) fn refuse_request(&mut self) {
         self.requested = false;
     }
 
-    /// An ACK was read, of the oldest heartbeat that has none. One that nothing asked for is
-    /// ignored. Only the ACKs of a live session say what has been read of it: before RESUMED,
+    /// Records an ACK, which acknowledges the oldest heartbeat in flight. An ACK without a
+    /// heartbeat in flight is ignored.
+    ///
+    /// Only the ACKs of a live session advance [`read_up_to`](Self::read_up_to): before RESUMED,
     /// Discord may acknowledge heartbeats ahead of the replay.
     pub(crate) fn acknowledge(&mut self, now: Instant, is_live: bool) {
         let Some(sent) = self.in_flight.pop_front() else {
@@ -92,42 +95,42 @@ impl Heartbeat {
         }
     }
 
-    /// The shard has not read for a while: a connection is not dead because of ACKs that it did not
-    /// read.
+    /// Restarts the wait for an ACK, because the shard has not read for a while: an ACK that it has
+    /// not read does not mean that the connection is dead.
     pub(crate) fn extend_ack_deadline(&mut self, now: Instant) {
         if let Some(sent) = &mut self.unanswered {
             *sent = now;
         }
     }
 
-    /// Whether the connection is dead, given that at `now` the socket was read dry.
+    /// Whether the connection is zombied: an interval has passed without an ACK.
     ///
-    /// It is judged only then: an ACK that lies unread in the socket, because the shard has
-    /// stalled, is not missing.
+    /// Call it only when the socket has nothing left to read at `now`. An ACK that lies unread in
+    /// the socket, because the shard has stalled, is not missing.
     pub(crate) fn is_zombied(&self, now: Instant) -> bool {
         self.unanswered
             .is_some_and(|sent| now >= sent + self.interval)
     }
 
-    /// When the last heartbeat was sent whose ACK has been read: everything that Discord had sent
-    /// this session when it saw that heartbeat has been read.
+    /// When the last acknowledged heartbeat was sent. Everything that Discord had sent to this
+    /// session before it received that heartbeat has been read.
     pub(crate) fn read_up_to(&self) -> Option<Instant> {
         self.read_up_to
     }
 
-    /// From the last acknowledged heartbeat to the moment when its ACK was read, which a stalled
-    /// shard does late.
+    /// The time from the last acknowledged heartbeat to the moment when its ACK was read. A stalled
+    /// shard reads the ACK late.
     pub(crate) fn latency(&self) -> Option<Duration> {
         self.latency
     }
 }
 
-/// Heartbeats of a shard, over all its connections.
+/// Counts the heartbeats of a shard, over all its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Beats {
-    /// Those that were sent.
+    /// The number of heartbeats sent.
     pub sent: u64,
-    /// Those that had no ACK when the next was due.
+    /// The number of heartbeats that had no ACK when the next scheduled one was due.
     pub missed: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the machine reads of Discord's payloads.
+//! The data that the machine parses from Discord's payloads.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ pub(super) struct Hello {
     pub(super) heartbeat_interval: u64,
 }
 
-/// What a session needs of READY. Only its id must be there: a server that sends the others in
-/// another type must not end the connection.
+/// The fields of READY that a session needs. Only `session_id` is required: a missing or wrongly
+/// typed other field must not end the connection.
 #[derive(Deserialize)]
 pub(super) struct Ready<'a> {
     session_id: String,
@@ -35,7 +35,7 @@ struct User {
 }
 
 impl Ready<'_> {
-    /// The session that starts at this sequence.
+    /// Creates the session, which starts at this sequence.
     pub(super) fn session(
         self,
         sequence: u64,
@@ -60,7 +60,7 @@ impl Ready<'_> {
 /// The data of `RATE_LIMITED`.
 #[derive(Deserialize)]
 pub(super) struct RateLimited {
-    /// Of the request.
+    /// The opcode of the rate-limited request.
     opcode: u64,
     /// In seconds.
     retry_after: f64,
@@ -74,16 +74,16 @@ struct RateLimitedGuild {
     nonce: Value,
 }
 
-/// What `RATE_LIMITED` says about a request for members.
+/// The data of a `RATE_LIMITED` for a request for members.
 pub(super) struct MembersLimited<'a> {
     pub(super) guild: u64,
-    /// How long requests for this guild must wait.
+    /// How long requests for members of this guild must wait.
     pub(super) pause: Duration,
     pub(super) nonce: Option<&'a str>,
 }
 
 impl RateLimited {
-    /// `None` if it is about another kind of command.
+    /// The data, if the rate limit is about a request for members.
     pub(super) fn members(&self) -> Option<MembersLimited<'_>> {
         let guild = self.meta.guild_id.parse().ok()?;
         (self.opcode == 8).then(|| MembersLimited {
@@ -94,7 +94,7 @@ impl RateLimited {
     }
 }
 
-/// What a field holds, if it is of the expected type.
+/// The value of a field, if it has the expected type.
 fn lenient<'a, T: Deserialize<'a>>(field: Option<&'a RawValue>) -> Option<T> {
     serde_json::from_str(field?.get()).ok()
 }

@@ -1,4 +1,5 @@
-//! The contract between a shard's machine and the thread that drives it.
+//! The inputs and outputs of a shard's [`Machine`](super::Machine), between it and the thread that
+//! drives it.
 
 use std::time::{Duration, Instant};
 
@@ -13,84 +14,86 @@ use super::session::Session;
 /// Something that happened to a shard.
 #[derive(Debug)]
 pub enum Input {
-    /// The connection asked for is open.
+    /// The requested connection is open.
     Connected,
-    /// A payload came.
+    /// A payload arrived.
     Payload(Bytes),
-    /// Nothing is left to read. Only then is it judged whether something is missing: HELLO, READY,
-    /// RESUMED, an ACK.
+    /// The socket has nothing left to read. Only this input makes the machine check whether HELLO,
+    /// READY, RESUMED or an ACK is missing.
     Drained,
-    /// The shard does not read for now, because what it delivered has not been handled.
+    /// The shard has paused reading, because events that it delivered have not been handled yet.
+    /// This extends the deadlines for an ACK and for RESUMED.
     Stalled,
     /// The peer sent a close frame, with or without a code.
     Closed(Option<u16>),
-    /// The connection failed, or cannot be used any more.
+    /// The connection failed or can no longer be used.
     Failed(Disconnect),
-    /// It is this shard's turn to identify, or it may resume.
+    /// The shard may identify now, or, after [`Output::RequestConfirmation`], resume.
     Permit,
-    /// The limiter or the session store failed; it may work again later.
+    /// The limiter or the session store failed. The machine requests again after a pause.
     NoPermit,
-    /// The user wants to say something.
+    /// The user sends a command.
     Command(Command),
-    /// A command was asked to be sent, but the connection did not carry it.
+    /// A command from [`Output::SendCommand`] was not sent before the connection ended.
     Unsent(Command),
-    /// The user wants members of a guild.
+    /// The user requests members of a guild.
     RequestMembers(MemberRequest),
     /// The request for members with this id was cancelled.
     CancelMembers(u32),
-    /// The owner wants to know whether the connection is alive: a heartbeat is due, if the session
-    /// is.
+    /// The owner checks whether the connection is alive: the machine sends a heartbeat at once if
+    /// the session is live, and otherwise ignores this.
     Probe,
-    /// The shard is to connect anew and resume, with this identity if it ever identifies again.
-    /// What went wrong before is forgotten.
+    /// The shard must reconnect at once and resume its session. This identity replaces the old one,
+    /// and counted failures are reset. With other intents the session cannot be resumed, and a new
+    /// one is started.
     Restart(Box<Identity>),
-    /// The shard is to stop for good.
+    /// The shard must stop permanently.
     Stop(StopReason),
 }
 
-/// Something that the machine asks for.
+/// What the caller must do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
     /// Open a connection.
     Connect(Endpoint),
-    /// Take a place in the identify queue; answer with [`Input::Permit`].
+    /// Join the identify queue; answer with [`Input::Permit`] or [`Input::NoPermit`].
     RequestPermit,
     /// Ask the session store whether this process may resume the session; answer with
-    /// [`Input::Permit`].
+    /// [`Input::Permit`] or [`Input::NoPermit`].
     RequestConfirmation,
     /// Send a heartbeat.
     Send(String),
     /// Send this RESUME.
     Resume(Secret),
-    /// Spend the permit on this IDENTIFY.
+    /// Send this IDENTIFY, which uses the permit.
     Identify(Secret),
-    /// Send a command; give it back as [`Input::Unsent`] if the connection ends first.
+    /// Send a command; return it as [`Input::Unsent`] if the connection ends before it is sent.
     SendCommand(Command),
-    /// Hand an event to the user.
+    /// Deliver an event to the user.
     Deliver(Payload),
-    /// Hand a `GUILD_MEMBERS_CHUNK` to the request that it answers.
+    /// Deliver a `GUILD_MEMBERS_CHUNK` to the request that it answers.
     DeliverMembers(ChunkOf, Payload),
     /// The request for members with this id has failed.
     FailMembers(u32, MembersFailure),
-    /// An event of this sequence came that nobody wants: it answers a request for members that is
-    /// over.
+    /// Count the event with this sequence as handled, without delivering it: it is a member chunk
+    /// that cannot be read, or that no open request needs.
     Skip(u64),
-    /// Tell the user what happened to the shard.
+    /// Report to the user what happened to the shard.
     Report(Notice),
-    /// Close the connection with a code, or drop it at once.
+    /// Close the connection with this code; without a code, drop it at once.
     Disconnect(Option<u16>),
-    /// Nothing to do before that instant, or before the next input.
+    /// Do nothing until this instant or the next input, whichever comes first.
     Wait(Option<(Instant, Timer)>),
-    /// Nothing to do ever again.
+    /// The shard has stopped; there is nothing more to do.
     Stop(StopReason),
 }
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// The url that `/gateway/bot` gave.
+    /// The URL from `/gateway/bot`.
     Main,
-    /// The session's own url.
+    /// The session's [`resume_url`](Session::resume_url).
     Resume(String),
 }
 
@@ -100,43 +103,44 @@ pub enum Endpoint {
 pub enum Notice {
     /// A connection is being opened.
     Connecting {
-        /// Whether to resume a session, else to start one.
+        /// Whether to resume a session; `false` to start a new one.
         resuming: bool,
     },
     /// A new session has started.
     Ready(Session),
-    /// The session goes on; what was missed has been replayed.
+    /// The session was resumed, and Discord has replayed the missed events.
     Resumed,
-    /// The session is over, and what came after its last sequence is lost.
+    /// The session is over. Events after its last sequence are lost.
     SessionLost(Session),
-    /// The connection is gone; the shard will try again.
+    /// The connection was lost; the shard will reconnect.
     Disconnected {
-        /// Why.
+        /// Why it was lost.
         reason: Disconnect,
-        /// How long the shard waits before it connects again.
+        /// How long the shard waits before it reconnects.
         retry_in: Duration,
-        /// Whether it will resume, else identify.
+        /// Whether the shard will then resume its session; `false` if it will identify.
         resumable: bool,
     },
 }
 
-/// Why a shard wakes by itself.
+/// Why a shard wakes up without an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// The pause before the next connection is over.
     Reconnect,
-    /// The connection takes too long.
+    /// Opening the connection has taken too long.
     Connect,
-    /// HELLO takes too long.
+    /// HELLO has taken too long.
     Hello,
     /// A heartbeat is due.
     Heartbeat,
-    /// READY or RESUMED takes too long.
+    /// READY or RESUMED has taken too long.
     Answer,
-    /// The limiter or the session store may be asked again.
+    /// The pause after a failure of the limiter or the session store is over; the machine requests
+    /// again.
     Limiter,
-    /// The session store takes too long: the session is resumed without its answer.
+    /// The session store has taken too long: the session is resumed without its answer.
     Confirmation,
-    /// A command may go out again.
+    /// A rate limit allows the next command.
     SendBudget,
 }

@@ -1,4 +1,4 @@
-//! What a shard says and when: the one match on inputs and on opcodes.
+//! The state machine of a shard. All inputs and all opcodes are matched here.
 
 mod confirm;
 mod ending;
@@ -31,25 +31,30 @@ use crate::log_shard::log_shard;
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
-/// Connections to a session's own url that may come to nothing before the main one is tried.
+/// The number of connections in a row to a session's resume URL that may end before HELLO; the next
+/// one uses the main URL.
 const DEAD_CONNECTS: u32 = 3;
 
-/// With more, heartbeats alone would break the send limit.
+/// The largest number of scheduled heartbeats per send window. With many more, heartbeats alone
+/// would use up the send limit.
 const MAX_BEATS_PER_WINDOW: u32 = 60;
 
-/// With a shorter one, which the window of a simulator may allow, a shard would do nothing else.
+/// The shortest heartbeat interval. A simulator's short send window may allow a shorter one, but a
+/// shard would then do nothing but send heartbeats.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// With a longer heartbeat interval no dead connection would be noticed.
+/// The longest heartbeat interval. With a longer one, a dead connection would go unnoticed. Also
+/// the longest pause that `RATE_LIMITED` can cause.
 const MAX_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// The close code for a connection whose session is to be resumed.
+/// The close code for a connection whose session will be resumed.
 const RESUMABLE: u16 = 4000;
 
 /// The close code that ends a session.
 const NORMAL: u16 = 1000;
 
-/// The protocol of one shard, without socket, thread, clock or lock.
+/// The gateway protocol of one shard, without a socket, thread, clock or lock. The [module
+/// documentation](super) describes its states and how to drive it.
 #[derive(Debug)]
 pub struct Machine {
     shard: ShardId,
@@ -62,13 +67,16 @@ pub struct Machine {
     requests: MemberRequests,
     retry: Retry,
     beats: Beats,
-    /// What is asked before a RESUME, if anything is.
+    /// The confirmation before a RESUME; `None` if the shard resumes without one.
     confirmation: Option<Confirmation>,
 }
 
 impl Machine {
-    /// A shard that connects at once. It resumes `session` if that belongs to it and was started
-    /// with the same intents; else it reports it as lost.
+    /// Creates a machine that connects at once.
+    ///
+    /// It resumes `session` if the session belongs to this shard, and its intents are the same or
+    /// not known. Otherwise it reports the session as lost. `seed` seeds the random numbers for
+    /// jitter and for the nonces of requests for members.
     pub fn new(
         now: Instant,
         shard: ShardId,
@@ -106,29 +114,32 @@ impl Machine {
         }
     }
 
-    /// With a circuit breaker: after this many sessions in a row that never lasted, within
-    /// [`Timing::circuit_window`], and the shard stops with [`StopReason::CircuitOpen`].
+    /// Sets the circuit breaker: the shard stops with [`StopReason::CircuitOpen`] once this many
+    /// sessions in a row have ended early, within [`Timing::circuit_window`]. Default: `None`, no
+    /// circuit breaker.
     #[must_use]
     pub fn with_max_short_sessions(mut self, most: Option<NonZeroU32>) -> Self {
         self.retry.set_max_short_sessions(most);
         self
     }
 
-    /// With the number of sessions that the bot may start in a day, over all its shards.
+    /// Sets the number of sessions that the bot may start in a day, over all its shards. Default:
+    /// 1000.
     #[must_use]
     pub fn with_session_starts(mut self, now: Instant, total: u32) -> Self {
         self.retry.set_session_starts(now, self.shard, total);
         self
     }
 
-    /// With a question before each RESUME: whether the session is still this process's own.
+    /// Sets whether the machine asks before each RESUME whether this process still owns the session
+    /// ([`Output::RequestConfirmation`]). Default: `false`.
     #[must_use]
     pub fn with_confirmation(mut self, asks: bool) -> Self {
         self.confirmation = asks.then(Confirmation::default);
         self
     }
 
-    /// Takes in what happened.
+    /// Passes in an input: something that happened to the shard.
     pub fn handle(&mut self, now: Instant, input: Input) {
         match input {
             Input::Connected => self.handle_connected(now),
@@ -171,7 +182,8 @@ impl Machine {
         }
     }
 
-    /// What is to be done next. Ask until it says [`Output::Wait`] or [`Output::Stop`].
+    /// Returns what the caller must do next. Call it until it returns [`Output::Wait`] or
+    /// [`Output::Stop`].
     pub fn poll(&mut self, now: Instant) -> Output {
         if let Some(output) = self.poll_at_once() {
             return output;
@@ -190,18 +202,18 @@ impl Machine {
         }
     }
 
-    /// The next queued output, ignoring timers; lets a caller process several payloads before it
-    /// [polls](Self::poll).
+    /// Returns the next queued output, and ignores timers. With it, a caller can process several
+    /// payloads before it calls [`poll`](Self::poll).
     pub fn poll_at_once(&mut self) -> Option<Output> {
         self.outbox.pop_front()
     }
 
-    /// Where the shard stands.
+    /// The state of the shard.
     pub fn stage(&self) -> ShardState {
         ShardState::from(&self.state)
     }
 
-    /// What it wants to hear about when it identifies.
+    /// The intents that the shard identifies with.
     pub fn intents(&self) -> Intents {
         self.identity.intents
     }
@@ -211,51 +223,54 @@ impl Machine {
         self.state.session()
     }
 
-    /// From the last acknowledged heartbeat of this connection to the moment when its ACK was read.
+    /// The time from the last acknowledged heartbeat of this connection to the moment when its ACK
+    /// was read. `None` before the first ACK.
     pub fn latency(&self) -> Option<Duration> {
         self.state.link()?.heartbeat.latency()
     }
 
-    /// The heartbeats so far.
+    /// The heartbeat counts so far.
     pub fn beats(&self) -> Beats {
         self.beats
     }
 
-    /// Everything that Discord had sent this session by that instant has been read. `None` if no
-    /// heartbeat of this connection proves it yet.
+    /// The instant up to which everything that Discord sent to this session has been read. `None`
+    /// until an acknowledged heartbeat of this connection proves it.
     pub fn read_up_to(&self) -> Option<Instant> {
         self.state.link()?.heartbeat.read_up_to()
     }
 
-    /// With a presence in place of that of the identity, as if a command had set it: it goes into
-    /// the next IDENTIFY, or is sent once a session is resumed.
+    /// Sets a presence that replaces the identity's presence, as if a command had set it. The next
+    /// IDENTIFY contains it, or it is sent once a session is resumed. A command that is not a
+    /// presence counts as `None`.
     #[must_use]
     pub fn with_presence(mut self, presence: Option<Command>) -> Self {
-        // A session that is resumed may have another.
+        // A resumed session may show another presence, so this one is queued too.
         self.outgoing
             .set_presence(presence.filter(Command::is_presence));
         self
     }
 
-    /// Commands that wait to be sent, but for a presence.
+    /// The number of queued commands, without a presence.
     pub fn queued_commands(&self) -> usize {
         self.outgoing.len()
     }
 
-    /// Whether a presence waits to be sent.
+    /// Whether a presence is queued.
     pub fn has_queued_presence(&self) -> bool {
         self.outgoing.has_presence()
     }
 
-    /// Takes the commands that wait to be sent, except a presence and those of requests for
-    /// members: another machine could not tell which request is answered.
+    /// Takes the queued commands, except a presence and the commands of requests for members:
+    /// another machine could not match the answers to the requests.
     pub fn take_commands(&mut self) -> VecDeque<Command> {
         let mut commands = self.outgoing.take();
         commands.retain(|command| !self.requests.is_own(command));
         commands
     }
 
-    /// What should have come by now, as long as the peer had nothing more to read.
+    /// Why the connection must end, if something has not arrived in time. Call it only when the
+    /// socket has nothing left to read.
     fn missing(&self, now: Instant) -> Option<Disconnect> {
         let is_late = |deadline: &Instant| now >= *deadline;
         match &self.state {
@@ -277,7 +292,7 @@ impl Machine {
         }
     }
 
-    /// What has not been read is not late.
+    /// Restarts the waits for an ACK and for RESUMED: they may have arrived but not been read.
     fn extend_deadlines(&mut self, now: Instant) {
         if let Some(link) = self.state.link_mut() {
             link.heartbeat.extend_ack_deadline(now);
@@ -319,7 +334,7 @@ impl Machine {
                 }
             }
             op => {
-                log_shard!(debug, self.shard, "unknown opcode {op} ignored");
+                log_shard!(debug, self.shard, "ignored unknown opcode {op}");
             }
         }
         Ok(())
@@ -379,7 +394,7 @@ impl Machine {
         });
     }
 
-    /// Asks again after a pause.
+    /// Schedules the next request after a pause.
     fn handle_no_permit(&mut self, now: Instant) {
         let (State::Queued { ask_again, .. } | State::Confirming { ask_again, .. }) =
             &mut self.state
@@ -401,7 +416,7 @@ impl Machine {
         Ok(())
     }
 
-    /// An event of the session that is live or being resumed.
+    /// Handles an event of the session that is live or being resumed.
     fn handle_event(&mut self, now: Instant, payload: Payload) {
         let (State::Resuming { session, .. } | State::Ready { session, .. }) = &mut self.state
         else {
@@ -409,15 +424,17 @@ impl Machine {
             log_shard!(warn, self.shard, "ignored {name}: no session is live");
             return;
         };
+
         let sequence = payload.sequence().unwrap_or(0);
         if sequence <= session.sequence && payload.name() != Some(&EventName::Resumed) {
             log_shard!(
                 debug,
                 self.shard,
-                "sequence {sequence} came again and is dropped"
+                "dropped a redelivered event, sequence {sequence}"
             );
             return;
         }
+
         session.sequence = session.sequence.max(sequence);
         if let State::Resuming { deadline, .. } = &mut self.state {
             *deadline = now + self.timing.answer_timeout;
@@ -432,7 +449,7 @@ impl Machine {
             .with_intents(self.identity.intents);
 
         if self.session().is_some_and(|old| old.id == session.id) {
-            // The first event of this very session, in a replay or again: an event like any other.
+            // The READY of the current session, replayed or redelivered: handled like any event.
             self.handle_event(now, payload);
             return Ok(());
         }
@@ -440,7 +457,7 @@ impl Machine {
         self.change_state(|machine, state| {
             let link = match state {
                 State::Identifying { link, .. } => link,
-                // Nobody asked for it, but the session that it names is the one that lives now.
+                // The shard did not identify, but the session in this READY is the live one now.
                 State::Resuming {
                     link, session: old, ..
                 }
@@ -507,7 +524,7 @@ impl Machine {
         })
     }
 
-    /// What a connection with HELLO behind it asks for: heartbeats first, then commands.
+    /// Returns what a connection that has received HELLO needs: heartbeats first, then commands.
     fn poll_link(&mut self, now: Instant) -> Output {
         if let Some(heartbeat) = self.poll_heartbeat(now) {
             return heartbeat;
@@ -564,7 +581,7 @@ impl Machine {
         Output::Wait(Some(wait))
     }
 
-    /// The heartbeat that is due, if there is one.
+    /// Returns the heartbeat that is due, if there is one.
     fn poll_heartbeat(&mut self, now: Instant) -> Option<Output> {
         let sequence = self.session().map(|session| session.sequence);
         let link = self.state.link_mut()?;
@@ -581,8 +598,9 @@ impl Machine {
         Some(Output::Send(command::heartbeat(sequence)))
     }
 
-    /// Replaces the state by what `next` makes of it.
+    /// Replaces the state with the result of `next`.
     fn change_state(&mut self, next: impl FnOnce(&mut Self, State) -> State) {
+        // Stays in place only if `next` panics.
         let empty = State::Stopped {
             reason: StopReason::Panicked,
             session: None,
@@ -592,7 +610,7 @@ impl Machine {
     }
 }
 
-/// The earlier of two deadlines, with its reason.
+/// Picks the earlier of two deadlines, with its reason.
 trait MinByInstant {
     fn min_by_instant(self, other: Self) -> Self;
 }

@@ -19,10 +19,11 @@ pub struct MemberRequest {
 }
 
 impl MemberRequest {
-    /// A request under an id that no other request to the same machine has.
+    /// Creates a request. No other request to the same machine may have the same `id`.
     ///
     /// # Errors
-    /// If Discord would not answer it: see [`Command::request_members`].
+    /// If the command is invalid: for example an id is 0, or the query breaks a limit of
+    /// [`MemberQuery`].
     pub fn new(id: u32, guild_id: u64, query: &MemberQuery) -> Result<Self, InvalidCommand> {
         Command::request_members(guild_id, query, None)?;
         Ok(Self {
@@ -32,12 +33,12 @@ impl MemberRequest {
         })
     }
 
-    /// Its id.
+    /// The id of the request.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// The guild whose members it asks for.
+    /// The guild whose members are requested.
     pub fn guild_id(&self) -> u64 {
         self.guild_id
     }
@@ -48,21 +49,21 @@ impl MemberRequest {
 pub struct ChunkOf {
     /// The id of the request.
     pub request: u32,
-    /// The number of the chunk, from 0.
+    /// The index of the chunk, from 0.
     pub index: u32,
-    /// How many chunks there are.
+    /// The total number of chunks.
     pub count: u32,
 }
 
-/// Why not all members arrived.
+/// Why a request for members failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MembersFailure {
     /// The deadline has passed.
     #[error("timed out")]
     TimedOut,
-    /// The session ended while they were arriving.
-    #[error("the session was lost: ask again")]
+    /// The session ended after some of the members had arrived.
+    #[error("the session was lost; request the members again")]
     SessionLost,
     /// The shard has stopped.
     #[error("the shard stopped: {0}")]
@@ -72,15 +73,15 @@ pub enum MembersFailure {
     Malformed,
 }
 
-/// The requests that are not over.
+/// The open requests.
 ///
-/// The nonce of a command names the shard's run, the request and the attempt, so that the answers
-/// to two attempts can be told apart.
+/// The nonce of a command contains the shard's run, the request and the attempt, so that the
+/// answers to two attempts can be told apart.
 #[derive(Debug)]
 pub(super) struct MemberRequests {
     run: u32,
     pending: BTreeMap<u32, Pending>,
-    /// Whether there has been any request. Until then no chunk is looked into.
+    /// Whether there has been any request. Until then no chunk is parsed.
     has_begun: bool,
 }
 
@@ -89,25 +90,26 @@ struct Pending {
     request: MemberRequest,
     /// The latest attempt, from 0.
     attempt: u32,
-    /// The command of the latest attempt has been sent.
+    /// Whether the command of the latest attempt has been sent.
     is_sent: bool,
     /// The attempt whose answer has begun to arrive.
     answered: Option<u32>,
 }
 
-/// Whose answer an event is.
+/// Which request an event answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// It is no answer to a request of this run.
+    /// It does not answer a request of this run.
     None,
-    /// It answers a request that is over, or an attempt that another one has overtaken.
+    /// It answers a request that is over, or an attempt that does not count because another one was
+    /// answered first.
     Unwanted,
-    /// It answers this request, and cannot be read. The request is over.
+    /// It answers this request, but cannot be read. The request is over.
     Malformed(u32),
     /// It answers a request.
     Chunk {
         chunk: ChunkOf,
-        /// The nonce of a later attempt, which is not needed and may be waiting to be sent.
+        /// The nonce of a later attempt that is no longer needed. Its command may still be queued.
         needless: Option<String>,
     },
 }
@@ -130,7 +132,7 @@ impl ChunkHeader {
 }
 
 impl MemberRequests {
-    /// `run` is a random number.
+    /// `run` is a random number, which identifies the shard's run in nonces.
     pub(super) fn new(run: u32) -> Self {
         Self {
             run,
@@ -139,7 +141,7 @@ impl MemberRequests {
         }
     }
 
-    /// A request begins. Returns its command.
+    /// Begins a request. Returns its command.
     pub(super) fn begin(&mut self, request: MemberRequest) -> Option<Command> {
         self.has_begun = true;
         let id = request.id;
@@ -154,14 +156,13 @@ impl MemberRequests {
         command
     }
 
-    /// A request was cancelled. Returns the nonce of its command, which may be waiting
-    /// to be sent.
+    /// Cancels a request. Returns the nonce of its latest command, which may still be queued.
     pub(super) fn cancel(&mut self, id: u32) -> Option<String> {
         let pending = self.pending.remove(&id)?;
         Some(nonce(self.run, id, pending.attempt))
     }
 
-    /// A command is being sent.
+    /// Notes that a command is being sent.
     pub(super) fn note_sent(&mut self, command: &Command) {
         if let Some((id, attempt)) = self.parse(command)
             && let Some(pending) = self.latest(id, attempt)
@@ -170,8 +171,8 @@ impl MemberRequests {
         }
     }
 
-    /// A command was not sent after all. Returns whether to send it again: a request that is over
-    /// or has a later attempt needs no more than that.
+    /// Notes that a command was not sent after all. Returns whether to send it again: not if its
+    /// request is over or has a later attempt.
     pub(super) fn note_unsent(&mut self, command: &Command) -> bool {
         let Some((id, attempt)) = self.parse(command) else {
             return true;
@@ -180,12 +181,12 @@ impl MemberRequests {
         pending.map(|pending| pending.is_sent = false).is_some()
     }
 
-    /// Whether a command belongs to a request of this run, so that no other run may send it.
+    /// Whether a command belongs to a request of this run. No other run may send such a command.
     pub(super) fn is_own(&self, command: &Command) -> bool {
         self.parse(command).is_some()
     }
 
-    /// Whose answer an event is.
+    /// Finds the request that an event answers.
     pub(super) fn claim(&mut self, payload: &Payload) -> Claim {
         if !self.has_begun || payload.name() != Some(&EventName::GuildMembersChunk) {
             return Claim::None;
@@ -198,7 +199,7 @@ impl MemberRequests {
             return Claim::None;
         };
 
-        // The attempt that is answered first is the one that counts.
+        // Only the attempt that is answered first counts.
         let counts = |pending: &&mut Pending| match pending.answered {
             Some(answered) => answered == attempt,
             None => attempt <= pending.attempt,
@@ -223,16 +224,17 @@ impl MemberRequests {
         }
     }
 
-    /// Discord answered the command with this nonce with `RATE_LIMITED`. Returns the command of
-    /// another attempt.
+    /// Discord answered the command that has this nonce with `RATE_LIMITED`. Returns the command of
+    /// a new attempt.
     pub(super) fn rate_limited(&mut self, nonce: &str) -> Option<Command> {
         let (id, attempt) = self.parse_nonce(nonce)?;
         let run = self.run;
         self.latest(id, attempt)?.repeat(run)
     }
 
-    /// A session is live, after a connection that may not have carried everything. Returns the
-    /// commands of other attempts for requests of which nothing has arrived.
+    /// A session has become live on a new connection. The old connection may have lost commands, so
+    /// this returns the commands of new attempts, for each sent request whose answer has not begun
+    /// to arrive.
     pub(super) fn live(&mut self) -> Vec<Command> {
         let run = self.run;
         self.pending
@@ -242,8 +244,8 @@ impl MemberRequests {
             .collect()
     }
 
-    /// The session is over. Returns the requests that end with it, because a part of their answer
-    /// has arrived.
+    /// The session is over. Removes and returns the requests that fail with it: those whose answer
+    /// has begun to arrive.
     pub(super) fn session_lost(&mut self) -> Vec<u32> {
         let mut over = Vec::new();
         self.pending.retain(|id, pending| {
@@ -255,7 +257,7 @@ impl MemberRequests {
         over
     }
 
-    /// The request, if this is its latest attempt.
+    /// The request, if `attempt` is its latest attempt.
     fn latest(&mut self, id: u32, attempt: u32) -> Option<&mut Pending> {
         let pending = self.pending.get_mut(&id)?;
         (pending.attempt == attempt).then_some(pending)
@@ -265,7 +267,7 @@ impl MemberRequests {
         self.parse_nonce(command.nonce()?)
     }
 
-    /// The request and the attempt that a nonce of this run names.
+    /// The request and the attempt in a nonce of this run.
     fn parse_nonce(&self, nonce: &str) -> Option<(u32, u32)> {
         let mut parts = nonce.split('.');
         let mut hex = || u32::from_str_radix(parts.next()?, 16).ok();
@@ -275,7 +277,7 @@ impl MemberRequests {
 }
 
 impl Pending {
-    /// The command of another attempt.
+    /// Begins a new attempt and returns its command.
     fn repeat(&mut self, run: u32) -> Option<Command> {
         self.attempt += 1;
         self.is_sent = false;
@@ -290,7 +292,7 @@ impl Pending {
             query,
         } = &self.request;
         let nonce = nonce(run, *id, self.attempt);
-        // The request was checked when it was made, and the nonce is always short enough.
+        // Never `None`: `MemberRequest::new` checked the request, and the nonce is short enough.
         Command::request_members(*guild_id, query, Some(&nonce)).ok()
     }
 }
@@ -382,7 +384,11 @@ mod tests {
         assert_eq!(requests.rate_limited("other"), None);
         let again = requests.rate_limited("0000abcd.0.0").unwrap();
         assert_eq!(again.nonce(), Some("0000abcd.0.1"));
-        assert_eq!(requests.rate_limited("0000abcd.0.0"), None, "said twice");
+        assert_eq!(
+            requests.rate_limited("0000abcd.0.0"),
+            None,
+            "the same rate limit twice"
+        );
         let unmade = requests.claim(&chunk("0000abcd.0.2", 0));
         assert_eq!(unmade, Claim::Unwanted, "no such attempt was made");
         assert_eq!(requests.claim(&chunk("0000abcd.0.1", 0)), claim(0, 0, None));
@@ -394,11 +400,11 @@ mod tests {
         requests.claim(&chunk("0000abcd.1.0", 0));
         let query = MemberQuery::ids([2]);
         let unsent = Command::request_members(5, &query, Some("0000abcd.2.0")).unwrap();
-        assert!(requests.note_unsent(&unsent), "it is sent again as it is");
+        assert!(requests.note_unsent(&unsent), "it is sent again unchanged");
         assert_eq!(
             nonces(&requests.live()),
             ["0000abcd.0.1"],
-            "the second is arriving, the third was not sent"
+            "the second is being answered, the third was not sent"
         );
 
         // The first attempt had arrived at Discord after all.

@@ -1,12 +1,12 @@
-//! How often members of a guild may be asked for.
+//! How often members of a guild may be requested.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::command::{Command, MemberScope};
 
-/// When a guild's members may be asked for again. It outlives connections, as Discord's own count
-/// does.
+/// When the members of each guild may be requested again. It outlives connections, as Discord's own
+/// count does.
 ///
 /// Source: [Discord, Rate limit when requesting all guild
 /// members](https://docs.discord.com/developers/change-log#introducing-rate-limit-when-requesting-all-guild-members).
@@ -16,28 +16,30 @@ pub(crate) struct MemberWindows {
 }
 
 impl MemberWindows {
-    /// When a command may go out, as far as this limit goes; now, if it may already.
+    /// When this limit allows a command to be sent; `now` if it is allowed already.
     pub(crate) fn free_at(&self, now: Instant, command: &Command) -> Instant {
         let free_at = command.members().and_then(|scope| self.free_at.get(&scope));
         free_at.map_or(now, |free_at| now.max(*free_at))
     }
 
-    /// A command goes out: if it asks for all members of a guild, none like it may for a while.
+    /// Records a command that is being sent. If it requests all members of a guild, the next such
+    /// request for that guild must wait for `window`.
     pub(crate) fn record(&mut self, now: Instant, command: &Command, window: Duration) {
         if let Some(scope) = command.members().filter(|scope| scope.all) {
             self.close(now, scope, window);
         }
     }
 
-    /// A command that was counted has not been sent after all.
+    /// Removes the wait that [`record`](Self::record) added for a command, because it was not sent
+    /// after all.
     pub(crate) fn forget(&mut self, command: &Command) {
         if let Some(scope) = command.members().filter(|scope| scope.all) {
             self.free_at.remove(&scope);
         }
     }
 
-    /// Discord has said so: nothing more for this guild for a while, whatever part of its members
-    /// it is about.
+    /// Applies a rate limit that Discord has sent: all requests for members of this guild must
+    /// wait.
     pub(crate) fn limit(&mut self, now: Instant, guild: u64, retry_after: Duration) {
         for all in [true, false] {
             self.close(now, MemberScope { guild, all }, retry_after);
@@ -78,7 +80,11 @@ mod tests {
         assert_eq!(windows.free_at(now, &all), now);
         windows.record(now, &all, WINDOW);
         assert_eq!(windows.free_at(now, &all), now + WINDOW);
-        assert_eq!(windows.free_at(now, &some), now, "others are not limited");
+        assert_eq!(
+            windows.free_at(now, &some),
+            now,
+            "other requests are not limited"
+        );
         assert_eq!(
             windows.free_at(now, &ask(2, &MemberQuery::all())),
             now,
@@ -107,6 +113,6 @@ mod tests {
             "the longer one"
         );
         windows.limit(now + WINDOW, 2, WINDOW);
-        assert_eq!(windows.free_at.len(), 2, "what is over is forgotten");
+        assert_eq!(windows.free_at.len(), 2, "an expired wait is removed");
     }
 }

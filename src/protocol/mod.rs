@@ -1,4 +1,4 @@
-//! What the gateway says and wants to hear, without socket, thread, lock, clock or ambient random
+//! The gateway protocol as a state machine, without a socket, thread, lock, clock or global random
 //! source.
 //!
 //! # The states
@@ -16,42 +16,46 @@
 //!             ├───────────────────────────── Identifying                    │     │
 //!             │                                   │ READY                   │ RESUMED
 //!             │                                   ▼                         │     │
-//!             └───────────────────────────────  Ready  ◀────────────────────┘ ◀───┘ (or an unasked READY)
+//!             └───────────────────────────────  Ready  ◀────────────────────┘ ◀───┘ (or an unexpected READY)
 //!
 //!          every state ──Stop, or a fatal close code──▶ Stopped
 //! ```
 //!
-//! - **Waiting**: no connection; the pause before the next one runs.
+//! - **Waiting**: no connection; the shard pauses before it opens the next one.
 //! - **Connecting**: TCP, TLS and the websocket upgrade, under one deadline.
-//! - **`AwaitingHello`**: connected; Discord has not given a heartbeat interval.
-//! - **Queued**: heartbeating, waiting for a turn to identify.
+//! - **`AwaitingHello`**: connected; HELLO, with the heartbeat interval, has not arrived.
+//! - **Queued**: heartbeating, waiting for a permit to identify.
 //! - **Identifying**: IDENTIFY is sent; READY or op 9 will follow.
-//! - **Confirming**: heartbeating before RESUME, if a session store is to say first whether the session
-//!   is still this process's own; not drawn above.
-//! - **Resuming**: RESUME is sent; events are replayed until RESUMED, or op 9 follows.
+//! - **Confirming**: heartbeating before RESUME, while a session store is asked whether this
+//!   process still owns the session. Only with [`Machine::with_confirmation`]; not drawn above.
+//! - **Resuming**: RESUME is sent; Discord replays events until it sends RESUMED, or refuses with
+//!   op 9.
 //! - **Ready**: a live session.
-//! - **Stopped**: for good, with a reason; it stays so and repeats it.
+//! - **Stopped**: the final state, with a reason. Every further poll returns that reason.
 //!
-//! A loss is anything that ends a connection: a close frame, a cut, op 7, op 9, a time-out, a
-//! missing ACK, a payload that cannot be read. The session stays with the shard unless Discord's
-//! rules end it (op 9 `false`, close codes 4003, 4007, 4009), or until it brings nothing but
-//! payloads that cannot be read; its end is reported.
+//! A loss is anything that ends a connection: a close frame, a cut, op 7, op 9, a timeout, a
+//! missing ACK, or a payload that cannot be read. The shard keeps its session after a loss, except
+//! in two cases: Discord ended the session (op 9 `false`, close codes 4003, 4007, 4009), or five
+//! connections in a row ended at the same payload, which cannot be read. The end of a session is
+//! reported as [`Notice::SessionLost`].
 //!
 //! # The contract
 //!
-//! 1. Whatever happens goes in through [`Machine::handle`].
-//! 2. Then [`Machine::poll`] is asked, and what it says is done, until it says [`Output::Wait`] or
-//!    [`Output::Stop`]. Whoever has several payloads at hand may ask [`Machine::poll_at_once`]
-//!    between them.
-//! 3. On `Wait`, the socket is read, also if the instant given is over. A payload is the next
-//!    input. If there is none, that is an input too ([`Input::Drained`]): only then is it judged
-//!    whether HELLO, READY, RESUMED or an ACK is missing, so that a process that was frozen finds
-//!    what came meanwhile. Only then may the caller block, until the instant given. A caller that
-//!    does not read, because it has no room, says so before and after it blocks
-//!    ([`Input::Stalled`]).
-//! 4. After [`Output::Disconnect`], nothing of that connection may be handed in any more.
+//! The caller drives the machine like this:
 //!
-//! Instants only ever move forward. No input makes the machine panic or spin.
+//! 1. It passes everything that happens to [`Machine::handle`].
+//! 2. It then calls [`Machine::poll`] and carries out each output, until the output is
+//!    [`Output::Wait`] or [`Output::Stop`]. A caller that has several payloads to pass in may call
+//!    [`Machine::poll_at_once`] between them.
+//! 3. On `Wait`, it reads the socket, even if the instant in `Wait` has passed. A payload is the
+//!    next input. If there is none, the next input is [`Input::Drained`]. Only that input makes the
+//!    machine check whether HELLO, READY, RESUMED or an ACK is missing, so a process that was
+//!    frozen first reads what arrived meanwhile. After `Drained`, the caller may block until the
+//!    instant in `Wait`. A caller that does not read, because it has no room for events, passes in
+//!    [`Input::Stalled`] before and after it blocks.
+//! 4. After [`Output::Disconnect`], it passes in nothing more from that connection.
+//!
+//! Instants must never go backwards. No input makes the machine panic or spin.
 #![deny(clippy::disallowed_methods)]
 
 mod allowance;
@@ -88,7 +92,7 @@ pub use send_budget::{PRESENCES_PER_WINDOW, SENDS_PER_WINDOW};
 pub use session::Session;
 pub use state::ShardState;
 
-/// What Discord wants every client to call itself.
+/// The user agent that this library sends, in the format that Discord requires.
 ///
 /// Source: [Discord, User Agent](https://docs.discord.com/developers/reference#user-agent).
 pub(crate) const USER_AGENT: &str = concat!(

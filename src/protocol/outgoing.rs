@@ -1,4 +1,4 @@
-//! What a shard has to say once its session is live.
+//! The commands that a shard sends once its session is live.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -8,20 +8,20 @@ use super::command::Command;
 use super::member_windows::MemberWindows;
 use super::send_budget::SendBudget;
 
-/// The commands that wait, and the presence.
+/// The queue of commands, and the presence.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    /// In the order in which they were asked for, without presences.
+    /// The queued commands, oldest first, without presences.
     commands: VecDeque<Command>,
-    /// The presence that waits to be sent: only the latest does.
+    /// The queued presence: only the latest one is queued.
     next_presence: Option<Command>,
-    /// The presence that was asked for last, for the next IDENTIFY.
+    /// The presence that was set last, for the next IDENTIFY.
     last_presence: Option<Command>,
     members: MemberWindows,
 }
 
 impl Outgoing {
-    /// What the user wants to say.
+    /// Queues a command. A presence replaces the queued one.
     pub(crate) fn push(&mut self, command: Command) {
         if command.is_presence() {
             self.set_presence(Some(command));
@@ -30,16 +30,16 @@ impl Outgoing {
         }
     }
 
-    /// As if this presence had been asked for last, or none.
+    /// Queues this presence and uses it for the next IDENTIFY; `None` removes both.
     pub(crate) fn set_presence(&mut self, presence: Option<Command>) {
         self.next_presence.clone_from(&presence);
         self.last_presence = presence;
     }
 
-    /// The connection did not carry this one: it goes first on the next.
+    /// Queues a command again, before all others, because the connection ended before it was sent.
     pub(crate) fn put_back(&mut self, command: Command) {
         if command.is_presence() {
-            // A newer one may wait already.
+            // A newer one may be queued already.
             self.next_presence.get_or_insert(command);
         } else {
             self.members.forget(&command);
@@ -47,30 +47,35 @@ impl Outgoing {
         }
     }
 
-    /// The connection did not carry this one, and it is not needed any more.
+    /// Drops a command that was not sent before the connection ended and is no longer needed. Its
+    /// request does not count for Discord's limit.
     pub(crate) fn forget(&mut self, command: &Command) {
         self.members.forget(command);
     }
 
-    /// The answer to the request for members with this nonce is not wanted any more.
+    /// Removes the queued request for members that has this nonce.
     pub(crate) fn cancel(&mut self, nonce: &str) {
         self.commands
             .retain(|command| command.nonce() != Some(nonce));
     }
 
-    /// The presence for an IDENTIFY, which need not be sent any more then.
+    /// The presence for an IDENTIFY. It is removed from the queue, because the IDENTIFY sends it.
     pub(crate) fn identify_with(&mut self) -> Option<&Command> {
         self.next_presence = None;
         self.last_presence.as_ref()
     }
 
-    /// Discord asks for a pause before the next request for members of this guild.
+    /// Delays the next request for members of this guild, because Discord requires a pause.
     pub(crate) fn pause_members(&mut self, now: Instant, guild: u64, pause: Duration) {
         self.members.limit(now, guild, pause);
     }
 
-    /// Takes the next command that may go out, and counts it; else says when one may.
-    /// `members_window` is the time between two requests for all members of a guild.
+    /// Takes the next command that may be sent, and counts it.
+    ///
+    /// `members_window` is the minimum time between two requests for all members of a guild.
+    ///
+    /// # Errors
+    /// If no command may be sent now: the time when one may, or `None` if the queue is empty.
     pub(crate) fn poll(
         &mut self,
         now: Instant,
@@ -91,7 +96,7 @@ impl Outgoing {
             return Err(Some(presence_at.map_or(budget_at, |at| at.min(budget_at))));
         }
 
-        // A request for members that must wait holds up nothing else.
+        // A request for members that must wait does not delay other commands.
         let free_at = |command: &Command| budget_at.max(self.members.free_at(now, command));
         let is_free = |command: &Command| free_at(command) <= now;
         if let Some(at) = self.commands.iter().position(is_free)
@@ -104,17 +109,17 @@ impl Outgoing {
         Err(self.commands.iter().map(free_at).chain(presence_at).min())
     }
 
-    /// How many commands wait, without a presence.
+    /// The number of queued commands, without a presence.
     pub(crate) fn len(&self) -> usize {
         self.commands.len()
     }
 
-    /// Whether a presence waits.
+    /// Whether a presence is queued.
     pub(crate) fn has_presence(&self) -> bool {
         self.next_presence.is_some()
     }
 
-    /// Takes the commands that wait, without a presence.
+    /// Takes all queued commands, without a presence.
     pub(crate) fn take(&mut self) -> VecDeque<Command> {
         mem::take(&mut self.commands)
     }
@@ -156,11 +161,11 @@ mod tests {
             outgoing.push(command);
         }
         assert_eq!(outgoing.poll(now, &mut budget, WINDOW), Ok(new.clone()));
-        // A connection did not carry the older one, while a newer one waits.
+        // The older one was not sent before a connection ended, while a newer one is queued.
         outgoing.push(new.clone());
         outgoing.put_back(old);
         assert_eq!(outgoing.identify_with(), Some(&new));
-        assert!(!outgoing.has_presence(), "the IDENTIFY carries it");
+        assert!(!outgoing.has_presence(), "the IDENTIFY sends it");
         assert_eq!(outgoing.poll(now, &mut budget, WINDOW), Ok(sounds(1)));
         assert_eq!(outgoing.poll(now, &mut budget, WINDOW), Err(None));
     }

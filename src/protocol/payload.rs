@@ -1,4 +1,4 @@
-//! Inbound payloads: `op`, `s` and `t` are read once, `d` stays bytes.
+//! Inbound payloads: `op`, `s` and `t` are parsed on arrival, `d` stays bytes.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -16,9 +16,9 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Reads the envelope, in whatever order its fields come.
+    /// Reads the envelope (`op`, `s`, `t`). Its fields may be in any order.
     pub fn read(bytes: Bytes) -> Result<Self, MalformedPayload> {
-        // An unknown name may contain anything, escapes too.
+        // Not for an unknown name: it may contain anything, even escapes.
         if let Some(event) = json::usual_event(&bytes)
             && let Some(name) = EventName::find(event.name)
         {
@@ -50,18 +50,18 @@ impl Payload {
         self.op
     }
 
-    /// The sequence (`s`); a dispatch has one.
+    /// The sequence (`s`). Every dispatch has one.
     pub fn sequence(&self) -> Option<u64> {
         self.sequence
     }
 
-    /// The event's name (`t`); a dispatch has one.
+    /// The event's name (`t`). Every dispatch has one.
     pub fn name(&self) -> Option<&EventName> {
         self.name.as_ref()
     }
 
-    /// The JSON of `d`; `null` if there is none. That of an event is not looked into: whoever reads
-    /// it finds out whether it is well-formed.
+    /// The JSON of `d`; `null` if there is none. The `d` of an event is not checked: if it is
+    /// malformed, the caller's parser reports that.
     pub fn data(&self) -> &[u8] {
         self.body.data()
     }
@@ -71,32 +71,32 @@ impl Payload {
         self.body.size()
     }
 
-    /// Reads `d`. Fields that `T` does not name are skipped.
+    /// Parses `d`. Fields that `T` does not name are skipped.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MalformedPayload> {
         Ok(self.body.parse().map_err(|(_, error)| error)?)
     }
 
-    /// Name, sequence and the rest, if it is an event.
+    /// The name, the sequence and the body, if the payload is an event.
     pub(crate) fn into_event(self) -> Option<(EventName, u64, Body)> {
         let (name, sequence) = self.name.zip(self.sequence).filter(|_| self.op == 0)?;
         Some((name, sequence, self.body))
     }
 }
 
-/// A payload that Discord should not have sent.
+/// Why a payload from Discord cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MalformedPayload {
-    /// Not JSON, or a field is missing or of the wrong type.
+    /// The payload is not JSON, or a field is missing or has the wrong type.
     #[error("malformed payload: {0}")]
     Json(#[from] serde_json::Error),
     /// An event without a name or a sequence.
     #[error("malformed payload: an event without `s` or `t`")]
     Dispatch,
-    /// A heartbeat interval with which no connection can be kept.
+    /// A heartbeat interval that is too short or too long to keep a connection.
     #[error("malformed HELLO: a heartbeat interval of {0} ms")]
     HeartbeatInterval(u64),
-    /// A READY that names no session.
+    /// A READY with an empty session id.
     #[error("malformed READY: an empty session id")]
     SessionId,
 }
@@ -171,7 +171,7 @@ mod tests {
         }
     }
 
-    /// A field of an envelope, or one that is none, with what it may have or something else.
+    /// A field of an envelope, or an unknown field, with a usual or an unusual value.
     fn any_field() -> impl Strategy<Value = String> {
         let name = prop_oneof![
             Just(r#""TYPING_START""#),
@@ -189,7 +189,7 @@ mod tests {
         ]
     }
 
-    /// What may come: fields in any order, or in the usual one with others behind; whole or cut
+    /// Any payload: fields in any order, or in the usual order with others after them; whole or cut
     /// off.
     fn any_payload() -> impl Strategy<Value = Vec<u8>> {
         let fields = prop::collection::vec(any_field(), 0..6);
@@ -221,8 +221,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-        /// The short way and the long way agree: on all that is read at once, and on the rest once
-        /// it is read.
+        /// The fast path and `serde_json` agree: on the envelope at once, and on `d` when it is
+        /// parsed.
         #[test]
         fn reading_is_what_serde_json_does(bytes in any_payload()) {
             let expected = serde_json::from_slice::<Envelope<'_, EventName>>(&bytes).ok();

@@ -1,4 +1,4 @@
-//! When a shard connects again, and when it gives up.
+//! When a shard reconnects, and when it gives up.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -10,26 +10,28 @@ use super::close::{Disconnect, Recovery};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
-/// Connections in a row that may end at the same event because it cannot be read. Discord replays
-/// it each time, so that the session would never get past it.
+/// The number of connections in a row that may end at the same unreadable payload. Discord replays
+/// the event each time, so the session would never get past it.
 pub(super) const MAX_UNREADABLE: u32 = 5;
 
-/// What has gone wrong with a shard's connections and sessions, and what follows from it.
+/// Counts the failures of a shard's connections and sessions, and derives the pauses from them.
 #[derive(Debug)]
 pub(crate) struct Retry {
-    /// Connections in a row that were not ready for long.
+    /// The number of lost connections, counted from the last one that stayed ready for
+    /// [`Timing::stable_after`].
     failures: u32,
-    /// How often in a row the limiter has failed.
+    /// How often in a row the limiter or the session store has failed.
     limiter_failures: u32,
-    /// IDENTIFYs, or RESUMEs that will cost one, in a row that led to no lasting session.
+    /// The number of losses that cost an IDENTIFY or may cost one (op 9), in a row without a
+    /// lasting session between them.
     wasted_identifies: u32,
     allowance: IdentifyAllowance,
-    /// When sessions ended that never lasted, in a row and within the circuit breaker's window.
+    /// The end times of sessions that ended early, in a row and within [`Timing::circuit_window`].
     short_sessions: VecDeque<Instant>,
-    /// The circuit breaker opens after this many of them.
+    /// The circuit breaker opens after this many short sessions; `None` for no circuit breaker.
     max_short_sessions: Option<NonZeroU32>,
-    /// The last sequence before a payload that could not be read, and how often in a row it was
-    /// that one.
+    /// The last sequence before an unreadable payload, and how often in a row a payload after that
+    /// sequence was unreadable.
     unreadable: (u64, u32),
 }
 
@@ -38,14 +40,14 @@ pub(crate) struct Retry {
 pub(crate) struct Ended {
     pub(crate) reason: Disconnect,
     pub(crate) recovery: Recovery,
-    /// Since when its session was live, if it was.
+    /// When its session became live, if it did.
     pub(crate) ready_since: Option<Instant>,
-    /// An IDENTIFY had been sent and was not answered.
+    /// Whether an IDENTIFY had been sent and was not answered by READY.
     pub(crate) was_identifying: bool,
 }
 
 impl Retry {
-    /// For a shard of a bot that may start as many sessions a day as Discord allows by default.
+    /// Creates the counts of a shard whose bot may start [`DEFAULT_SESSION_STARTS`] sessions a day.
     pub(crate) fn new(now: Instant, shard: ShardId) -> Self {
         Self {
             failures: 0,
@@ -58,25 +60,25 @@ impl Retry {
         }
     }
 
-    /// Sets how many sessions the bot may start in a day, over all its shards.
+    /// Sets the number of sessions that the bot may start in a day, over all its shards.
     pub(crate) fn set_session_starts(&mut self, now: Instant, shard: ShardId, total: u32) {
         self.allowance = IdentifyAllowance::new(now, shard, total);
     }
 
-    /// Sets how many sessions in a row that never lasted, within [`Timing::circuit_window`],
-    /// [open the circuit](Self::circuit_opened_by).
+    /// Sets how many sessions in a row must end early, within [`Timing::circuit_window`], to [open
+    /// the circuit](Self::circuit_opened_by).
     pub(crate) fn set_max_short_sessions(&mut self, max: Option<NonZeroU32>) {
         self.max_short_sessions = max;
     }
 
-    /// The user wants a fresh start.
+    /// Forgets all failed connections and sessions, because the user restarts the shard.
     pub(crate) fn reset(&mut self) {
         self.forget_failures();
         self.unreadable = (0, 0);
     }
 
-    /// Counts a connection that has ended. Returns how long to stay away. `jitter` is a random
-    /// number from 0 to 1.
+    /// Counts a connection that has ended. Returns the pause before the next one. `jitter` is a
+    /// random number from 0 to 1.
     pub(crate) fn pause(
         &mut self,
         now: Instant,
@@ -90,7 +92,8 @@ impl Retry {
             self.forget_failures();
         }
 
-        // Discord may ask for that at any time: it is no failure, and the session is waiting.
+        // Discord may request a reconnect at any time. It is not a failure, and the session can be
+        // resumed at once.
         if ended.reason == Disconnect::ReconnectRequested && ended.ready_since.is_some() {
             return Duration::ZERO;
         }
@@ -109,7 +112,7 @@ impl Retry {
             self.short_sessions.retain(is_recent);
         }
 
-        // Discord asks for a random pause after op 9.
+        // Discord requires a random pause after op 9.
         if is_invalid {
             let (min, max) = (timing.invalid_session_min, timing.invalid_session_max);
             pause += min + max.saturating_sub(min).mul_f64(jitter);
@@ -117,8 +120,8 @@ impl Retry {
         pause
     }
 
-    /// How many sessions in a row never lasted, if they have opened the circuit: another IDENTIFY
-    /// would be wasted.
+    /// The number of sessions in a row that ended early, if it is large enough to open the circuit:
+    /// another IDENTIFY would be wasted.
     pub(crate) fn circuit_opened_by(&self) -> Option<usize> {
         let count = self.short_sessions.len();
         self.max_short_sessions
@@ -126,8 +129,8 @@ impl Retry {
             .then_some(count)
     }
 
-    /// Counts a payload after this sequence that cannot be read. Returns whether the session will
-    /// never get past it.
+    /// Counts an unreadable payload after this sequence. Returns whether the session will never get
+    /// past it.
     pub(crate) fn is_stuck(&mut self, sequence: u64) -> bool {
         let (last, count) = self.unreadable;
         let count = if sequence == last { count + 1 } else { 1 };
@@ -135,21 +138,23 @@ impl Retry {
         count >= MAX_UNREADABLE
     }
 
-    /// The limiter has failed. Returns how long to wait before it is asked again.
+    /// Counts a failure of the limiter or the session store. Returns how long to wait before the
+    /// next request.
     pub(crate) fn limiter_pause(&mut self, timing: &Timing, jitter: f64) -> Duration {
         self.limiter_failures = self.limiter_failures.saturating_add(1);
         let (base, cap) = (timing.backoff_base, timing.backoff_cap);
         backoff::delay(base, cap, self.limiter_failures, jitter)
     }
 
-    /// The limiter works.
+    /// Resets the count of [`limiter_pause`](Self::limiter_pause), after an answer.
     pub(crate) fn limiter_works(&mut self) {
         self.limiter_failures = 0;
     }
 
     fn back_off(&mut self, timing: &Timing, jitter: f64, ended: Ended) -> Duration {
         let is_our_fault = matches!(ended.reason, Disconnect::Discord(code) if code.is_our_fault());
-        // Where a session was live, Discord works and the session waits.
+        // If a session was live, Discord is available and the session can be resumed: a long pause
+        // would only delay its events.
         let cap = if ended.ready_since.is_some() && !is_our_fault {
             timing.backoff_cap_ready
         } else {
@@ -161,8 +166,10 @@ impl Retry {
         pause
     }
 
-    /// An IDENTIFY was wasted, or may be, of which there are few a day: the pauses grow long, and
-    /// however long the sessions between them last, a shard wastes no more than its share.
+    /// The pause after a loss that cost an IDENTIFY, or may cost one.
+    ///
+    /// Discord allows few IDENTIFYs a day. So the pauses grow long, and a shard never spends more
+    /// than its [share](IdentifyAllowance) on lost sessions, however long the sessions last.
     fn pause_after_waste(
         &mut self,
         now: Instant,
@@ -197,8 +204,8 @@ mod tests {
     use super::*;
     use crate::protocol::CloseCode;
 
-    /// The pauses, in seconds, after connections in a row that end for the same reason, `lasts`
-    /// seconds after their session was live, or before it was.
+    /// The pauses, in seconds, after connections in a row that end for the same reason: `lasts`
+    /// seconds after their session became live, or before that if `lasts` is `None`.
     fn pauses(lasts: Option<u64>, reason: Disconnect, recovery: Recovery) -> Vec<u64> {
         let (mut now, timing) = (Instant::now(), Timing::default());
         let mut retry = Retry::new(now, ShardId::ONE);
@@ -226,7 +233,11 @@ mod tests {
     fn the_pauses_grow_until_a_session_lasts() {
         let cut = |lasts| pauses(lasts, Disconnect::ConnectionLost, Recovery::Resume);
         assert_eq!(cut(None), [0, 1, 2, 4, 8, 16, 32, 60]);
-        assert_eq!(cut(Some(1)), [0, 1, 2, 4, 5, 5, 5, 5], "a session waits");
+        assert_eq!(
+            cut(Some(1)),
+            [0, 1, 2, 4, 5, 5, 5, 5],
+            "the session can be resumed"
+        );
         assert_eq!(cut(Some(60)), [0; 8]);
         let our_fault = Disconnect::Discord(CloseCode(4008));
         let often = pauses(Some(1), our_fault, Recovery::Resume);

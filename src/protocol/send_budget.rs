@@ -3,21 +3,21 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Payloads that a connection may carry per [`send_window`](crate::Timing::send_window), heartbeats
-/// included.
+/// The number of payloads that a shard may send on a connection per
+/// [`send_window`](crate::Timing::send_window), including heartbeats.
 ///
 /// Source: [Discord, Rate
 /// limiting](https://docs.discord.com/developers/events/gateway#rate-limiting).
 pub const SENDS_PER_WINDOW: usize = 120;
 
-/// Presence updates (op 3) that a connection may carry per
+/// The number of presence updates (op 3) that a shard may send on a connection per
 /// [`presence_window`](crate::Timing::presence_window).
 pub const PRESENCES_PER_WINDOW: usize = 5;
 
-/// Places kept for heartbeats that Discord asks for (op 1).
+/// The number of sends reserved for heartbeats that Discord requests (op 1).
 const REQUESTED: usize = 3;
 
-/// So many events in any window of a length.
+/// The recent sends of a sliding window, for a rate limit.
 #[derive(Debug)]
 struct Window {
     length: Duration,
@@ -32,7 +32,7 @@ impl Window {
         }
     }
 
-    /// When one more fits under `limit`; now, if it does already.
+    /// When one more send fits under `limit`; `now` if it fits already.
     fn free_at(&self, now: Instant, limit: usize) -> Instant {
         match self.sent.len().checked_sub(limit) {
             Some(over) => self
@@ -55,18 +55,19 @@ impl Window {
     }
 }
 
-/// What one connection may still send. Each connection starts with a fresh one.
+/// The send rate limits of one connection. Each connection starts with a new budget.
 #[derive(Debug)]
 pub(crate) struct SendBudget {
     all: Window,
     presences: Window,
-    /// Places that only the heartbeats of the schedule may take.
+    /// The number of sends reserved for scheduled heartbeats.
     scheduled: usize,
 }
 
 impl SendBudget {
-    /// Keeps places for the heartbeats of a window: those of the schedule, of which the first may
-    /// come early and one may be late, and three that Discord asks for.
+    /// Reserves sends for the heartbeats of a window: three that Discord requests, and the
+    /// scheduled ones. Two extra scheduled ones are reserved, because the first may be early and
+    /// one may be late.
     pub(crate) fn new(
         send_window: Duration,
         presence_window: Duration,
@@ -86,7 +87,7 @@ impl SendBudget {
         }
     }
 
-    /// When a command may go out; now, if it may already.
+    /// When a command may be sent; `now` if it may be sent already.
     pub(crate) fn command_at(&self, now: Instant, is_presence: bool) -> Instant {
         let any = self
             .all
@@ -98,13 +99,13 @@ impl SendBudget {
         }
     }
 
-    /// Whether a heartbeat that Discord asked for may go out, leaving places for the schedule and
-    /// for an IDENTIFY.
+    /// Whether a heartbeat that Discord requested may be sent. It must leave room for the scheduled
+    /// heartbeats and for an IDENTIFY.
     pub(crate) fn allows_requested_beat(&self, now: Instant) -> bool {
         self.all.free_at(now, SENDS_PER_WINDOW - 1 - self.scheduled) <= now
     }
 
-    /// Something was sent.
+    /// Counts a sent payload.
     pub(crate) fn record(&mut self, now: Instant, is_presence: bool) {
         self.all.record(now);
         if is_presence {
@@ -146,7 +147,7 @@ mod tests {
         assert_eq!(
             sent,
             SENDS_PER_WINDOW - 1 - budget.scheduled,
-            "the rest is the schedule's and the IDENTIFY's"
+            "the rest is reserved for scheduled heartbeats and an IDENTIFY"
         );
     }
 

@@ -1,38 +1,42 @@
-//! What outlives a connection, and a process.
+//! A gateway session, which outlives a connection and can outlive a process.
 
 use serde::{Deserialize, Serialize};
 
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
-/// A session with Discord, enough to resume it.
+/// A gateway session: all that is needed to resume it.
 ///
-/// Store it (it is serde) and start with it again within a few minutes: the shard then resumes, no
-/// IDENTIFY is spent, and Discord replays what came after `sequence`.
+/// Store it (it implements serde's traits) and start a shard with it within a few minutes. The
+/// shard then resumes the session: this costs no IDENTIFY, and Discord replays the events after
+/// `sequence`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Session {
-    /// Discord's name for the session.
+    /// The session id that Discord sent in READY.
     pub id: String,
-    /// The sequence to resume from.
+    /// The sequence to resume from: Discord replays the events after it.
     pub sequence: u64,
-    /// Where Discord wants it resumed.
+    /// The `resume_gateway_url` from READY; empty if there was none, and then the session is
+    /// resumed at the main URL.
     pub resume_url: String,
-    /// The shard that it belongs to; a session of another shard or total is not used.
+    /// The shard that the session belongs to. A shard with another id or another total does not use
+    /// it.
     pub shard: ShardId,
-    /// The bot that it belongs to.
+    /// The user id of the bot that the session belongs to; 0 if READY did not contain it.
     pub bot_user_id: u64,
-    /// What it was started to hear about. Discord goes by these until the session ends, so that a
-    /// shard with other intents starts a new one. `None` if that is not known, for a session that
-    /// an older version of this library stored.
+    /// The intents that the session was started with. They apply until the session ends, so a shard
+    /// with other intents starts a new session. `None` if they are not known: an older version of
+    /// this library stored the session.
     #[serde(default)]
     pub intents: Option<Intents>,
-    /// When it was taken, in seconds since the Unix epoch; 0 while it is in use.
+    /// When this copy was taken from the shard, in seconds since the Unix epoch; 0 in a session
+    /// that [`Session::new`] made.
     pub saved_at: u64,
 }
 
 impl Session {
-    /// A session as READY describes it.
+    /// Creates a session from the data of READY, with unknown intents and a `saved_at` of 0.
     pub fn new(
         id: String,
         sequence: u64,
@@ -51,7 +55,7 @@ impl Session {
         }
     }
 
-    /// With the intents that it was started with.
+    /// Sets the intents that the session was started with.
     #[must_use]
     pub fn with_intents(self, intents: Intents) -> Self {
         Self {
@@ -60,19 +64,21 @@ impl Session {
         }
     }
 
-    /// Whether a shard that wants to hear about `intents` can resume it.
+    /// Whether a shard with this id and these intents can resume the session.
     pub(crate) fn fits(&self, shard: ShardId, intents: Intents) -> bool {
         self.shard == shard && self.intents.is_none_or(|own| own == intents)
     }
 
-    /// Why it is not resumed by a shard that it does not fit.
+    /// The log text for a session that [does not fit](Self::fits) the shard.
     pub(crate) fn misfit(&self, intents: Intents) -> String {
         match self.intents {
             Some(own) if own != intents => format!(
-                "the session was started with the intents {own:?}, not {intents:?}: a new one is \
-                 started"
+                "the session was started with intents {own:?}, not {intents:?}; starting a new one"
             ),
-            _ => format!("the session of shard {} is not used", self.shard),
+            _ => format!(
+                "the session belongs to shard {}; starting a new one",
+                self.shard
+            ),
         }
     }
 }

@@ -9,8 +9,7 @@ use super::heartbeat::Heartbeat;
 use super::send_budget::SendBudget;
 use super::session::Session;
 
-/// Where a shard stands; the module documentation of [`protocol`](super) draws the ways between
-/// them.
+/// The state of a shard. The module documentation of [`protocol`](super) shows the transitions.
 #[derive(Debug)]
 pub(crate) enum State {
     Waiting {
@@ -27,7 +26,7 @@ pub(crate) enum State {
     },
     Queued {
         link: Link,
-        /// When to ask a limiter again that has failed.
+        /// When to request a permit again, if the limiter has failed.
         ask_again: Option<Instant>,
     },
     Identifying {
@@ -37,9 +36,9 @@ pub(crate) enum State {
     Confirming {
         link: Link,
         session: Session,
-        /// When it is resumed without an answer, if ever.
+        /// When the session is resumed without the store's answer; `None` if it must wait for one.
         deadline: Option<Instant>,
-        /// When to ask a store again that has failed.
+        /// When to request confirmation again, if the store has failed.
         ask_again: Option<Instant>,
     },
     Resuming {
@@ -58,18 +57,18 @@ pub(crate) enum State {
     },
 }
 
-/// What the next connection is for.
+/// How the next connection starts its session.
 #[derive(Debug)]
 pub(crate) enum Start {
     Identify,
     Resume {
         session: Session,
-        /// Connections in a row to the session's own url that came to nothing.
+        /// The number of connections in a row that ended before HELLO.
         dead_connects: u32,
     },
 }
 
-/// What belongs to one connection and is made anew for the next.
+/// The data of one connection, created again for the next.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) heartbeat: Heartbeat,
@@ -124,7 +123,7 @@ impl State {
         }
     }
 
-    /// The way to start again with what is left of this connection.
+    /// How the next connection starts, given the state of this one.
     pub(crate) fn into_start(self) -> Start {
         match self {
             Self::Waiting { start, .. } => start,
@@ -160,28 +159,28 @@ impl State {
     }
 }
 
-/// Where a shard stands, for its owner to see.
+/// The state of a shard, as its owner sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShardState {
     /// Waiting before the next attempt to connect.
     Waiting,
-    /// Opening a connection: TCP, TLS, upgrade.
+    /// Opening a connection: TCP, TLS and the websocket upgrade.
     Connecting,
-    /// Connected; Discord has not said HELLO.
+    /// Connected; HELLO has not arrived.
     AwaitingHello,
-    /// Connected and heartbeating, waiting for its turn to identify.
+    /// Connected and heartbeating, waiting for a permit to identify.
     Queued,
-    /// IDENTIFY is sent, READY has not come.
+    /// IDENTIFY is sent; READY has not arrived.
     Identifying,
-    /// Connected and heartbeating; the session store is asked whether the session may be resumed
-    /// here.
+    /// Connected and heartbeating; the session store is asked whether this process may resume the
+    /// session.
     Confirming,
-    /// RESUME is sent; events are being replayed, RESUMED has not come.
+    /// RESUME is sent and Discord replays events; RESUMED has not arrived.
     Resuming,
     /// The session is live.
     Ready,
-    /// The shard has stopped and will not come back by itself.
+    /// The shard has stopped and does not reconnect by itself.
     Stopped(StopReason),
 }
 
@@ -201,7 +200,7 @@ impl From<&State> for ShardState {
     }
 }
 
-/// As its text.
+/// Serializes the [`Display`](std::fmt::Display) text.
 impl Serialize for ShardState {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -1,4 +1,4 @@
-//! Connections to the server, and the time that they may take.
+//! Connections to the Redis server, with timeouts.
 
 use std::io;
 use std::mem;
@@ -15,24 +15,25 @@ use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisError, 
 use crate::clock;
 use crate::error::{Error, StoreError};
 
-/// How long a connection may take to be made: look-up, TCP, TLS and login.
+/// How long an attempt to connect may take: host lookup, TCP, TLS and login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the server may take to answer.
+/// How long the server may take to answer a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The first pause after a connection that could not be made; it doubles up to the longest.
+/// The pause after the first failed attempt to connect. It doubles with each failure, up to
+/// [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-/// Attempts at a time: each may have a thread that is stuck.
+/// The largest number of attempts to connect at a time. Each may have a thread that is stuck.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// A server that has not been heard of for this long is asked whether it is there; it is gone after
-/// three more.
+/// The time without data after which TCP keepalive probes the server, and the interval between
+/// probes.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Connections that are kept for the next call.
+/// The largest number of idle connections that are kept for later calls.
 const MAX_IDLE: usize = 4;
 
 /// Connections to one server, each used by one call at a time.
@@ -43,19 +44,19 @@ pub(super) struct Connections {
 
 #[derive(Default)]
 struct State {
-    /// Attempts to connect whose threads have not ended.
+    /// The number of attempts to connect whose threads have not ended.
     attempts: u32,
     idle: Vec<ServerConnection>,
-    /// Attempts in a row that failed.
+    /// The number of failed attempts in a row.
     failures: u32,
-    /// No other attempt is made before then.
+    /// When the next attempt is allowed.
     retry_at: Option<Instant>,
 }
 
-/// A connection.
+/// A connection, and the server that it leads to.
 pub(super) struct ServerConnection {
     pub(super) connection: Connection,
-    /// Which server it leads to; a server that starts anew is another one.
+    /// The server's `run_id`. It changes when the server restarts.
     pub(super) id: String,
 }
 
@@ -65,11 +66,11 @@ impl Connections {
             let allowed = "redis:// or rediss://, with a host, and no `#insecure`";
             Error::setting("url", given, allowed)
         };
-        // The text may hold a password.
+        // The error text must not contain the URL, which may hold a password.
         let info = url.into_connection_info();
         let info = info.map_err(|error| refused(error.to_string()))?;
 
-        // It would need one right more.
+        // Setting the library's name would need one more right.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE)
@@ -89,30 +90,32 @@ impl Connections {
         }
     }
 
-    /// Runs calls on a connection. They may run twice: if a connection that was kept turns out to
-    /// be dead, they run again on a new one.
+    /// Runs `calls` on a connection. They may run twice: if an idle connection turns out to be
+    /// dead, they run again on a new one.
     pub(super) fn with<T>(
         &self,
         mut calls: impl FnMut(&mut ServerConnection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        // Not in the condition: the lock must not be held during the calls.
+        // A separate statement, so that the lock is not held during the calls.
         let kept = self.state.lock().idle.pop();
         if let Some(mut server) = kept {
             match calls(&mut server) {
                 Err(error) if is_of_connection(&error) => {
-                    // The others are dead, too. They are closed without the lock.
+                    // The other idle connections are dead, too. Close them without the lock.
                     let dead = mem::take(&mut self.state.lock().idle);
                     drop(dead);
                 }
                 done => return self.keep(server, done),
             }
         }
+
         let mut server = self.connect()?;
         let done = calls(&mut server);
         self.keep(server, done)
     }
 
-    /// Keeps a connection on which all went well: after an error it may be in any state.
+    /// Keeps a connection for later calls if its last call succeeded: after an error, it may be in
+    /// any state.
     fn keep<T>(
         &self,
         server: ServerConnection,
@@ -135,7 +138,7 @@ impl Connections {
             (state.failures, state.retry_at) = (0, None);
         } else {
             let pause = PAUSE.saturating_mul(1 << state.failures.min(10));
-            // Processes that lost it at the same time come back one by one.
+            // Random, so that processes that lost the server together reconnect one by one.
             let pause = pause.min(MAX_PAUSE).mul_f64(0.5 + fastrand::f64() / 2.0);
             state.failures += 1;
             state.retry_at = Some(clock::now() + pause);
@@ -150,17 +153,17 @@ impl Connections {
             && now < retry_at
         {
             let wait = retry_at - now;
-            return Err(format!("no connection; the next attempt is in {wait:.1?}").into());
+            return Err(format!("not connected; the next attempt is in {wait:.1?}").into());
         }
         if state.attempts >= MAX_ATTEMPTS {
-            return Err(format!("no connection; {MAX_ATTEMPTS} attempts have not ended").into());
+            return Err(format!("not connected; {MAX_ATTEMPTS} attempts have not ended").into());
         }
         state.attempts += 1;
         Ok(Attempt(Arc::clone(&self.state)))
     }
 }
 
-/// An attempt to connect, while it lasts.
+/// An attempt to connect, which counts as one of [`State::attempts`] until it is dropped.
 struct Attempt(Arc<Mutex<State>>);
 
 impl Drop for Attempt {
@@ -169,24 +172,25 @@ impl Drop for Attempt {
     }
 }
 
-/// Connects on a thread of its own, which is abandoned if it takes too long: a look-up of the host
-/// and a TLS handshake have no time-out.
+/// Connects on a separate thread, which is abandoned if it takes too long: the host lookup and the
+/// TLS handshake have no timeout.
 fn connect_in_time(client: &Client, attempt: Attempt) -> Result<ServerConnection, StoreError> {
     let (client, (sender, receiver)) = (client.clone(), crossbeam_channel::bounded(1));
     let thread = thread::Builder::new().name("redis-connect".into());
     thread.spawn(move || {
-        // It ends before the outcome is known, which may make others connect.
+        // The attempt must end before its outcome is known, which may start further attempts.
         let connected = {
             let _attempt = attempt;
             connect(&client)
         };
-        // Nobody may wait any more.
+        // After the timeout, the receiver is gone.
         let _ = sender.send(connected);
     })?;
+
     match receiver.recv_timeout(CONNECT_TIMEOUT) {
         Ok(connected) => Ok(connected?),
         Err(RecvTimeoutError::Timeout) => {
-            Err(format!("no connection within {CONNECT_TIMEOUT:?}").into())
+            Err(format!("failed to connect within {CONNECT_TIMEOUT:?}").into())
         }
         Err(RecvTimeoutError::Disconnected) => Err("the attempt to connect panicked".into()),
     }
@@ -198,14 +202,14 @@ fn connect(client: &Client) -> RedisResult<ServerConnection> {
     connection.set_write_timeout(Some(CALL_TIMEOUT))?;
     let info: String = cmd("INFO").arg("server").query(&mut connection)?;
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-    let id = id.ok_or_else(|| io::Error::other("INFO does not tell the server's run_id"))?;
+    let id = id.ok_or_else(|| io::Error::other("the INFO reply has no run_id"))?;
     Ok(ServerConnection {
         connection,
         id: id.trim().to_owned(),
     })
 }
 
-/// Whether it says that a connection is dead.
+/// Whether the error means that the connection is dead.
 fn is_of_connection(error: &StoreError) -> bool {
     let error = error.downcast_ref::<RedisError>();
     error.is_some_and(|error| error.is_io_error() && !error.is_timeout())

@@ -1,4 +1,4 @@
-//! JSON under one key, which several processes change.
+//! A JSON document under one key in Redis, which several processes change.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -9,14 +9,15 @@ use super::connections::{Connections, ServerConnection};
 use crate::error::StoreError;
 use crate::limit::{Moment, Now};
 
-/// How often others may be quicker before a change is given up.
+/// How many times a change is attempted while other processes change the document first.
 const MAX_ATTEMPTS: u32 = 1000;
 
-/// The time and a text. In one call, so that a server that does not answer costs one time-out.
+/// Returns the server's time and a document. It is one call, so a server that does not answer costs
+/// one timeout.
 static READ: LazyLock<Script> =
     LazyLock::new(|| Script::new("return {redis.call('TIME'), redis.call('GET', KEYS[1])}"));
 
-/// Replaces a text, if it still is what was read.
+/// Replaces a document if it is still the one that was read.
 static SWAP: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end\n\
@@ -25,7 +26,7 @@ static SWAP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Sets a text, if a lease under another key has this token. Returns the lease's token.
+/// Sets a document if the lease under another key has the given token. Returns the lease's token.
 static SET_WITH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local lease = redis.call('GET', KEYS[1])\n\
@@ -36,7 +37,7 @@ static SET_WITH: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// What is stored cannot be used, for as long as it is there.
+/// A stored document that cannot be used: retries fail until it is replaced or removed.
 #[derive(Debug, thiserror::Error)]
 #[error("{key} cannot be used: {why}")]
 pub(super) struct Unusable {
@@ -44,7 +45,7 @@ pub(super) struct Unusable {
     why: String,
 }
 
-/// The text under one key.
+/// The document under one key.
 pub(super) struct Document {
     connections: Arc<Connections>,
     key: String,
@@ -55,14 +56,15 @@ impl Document {
         Self { connections, key }
     }
 
-    /// The server's time, and the text; empty if there is none.
+    /// Reads the server's time and the text of the document, which is empty if there is none.
     pub(super) fn read(&self) -> Result<(Now, String), StoreError> {
         self.connections.with(|server| self.read_from(server))
     }
 
-    /// Replaces the text by what `change` makes of it, in one step: it is asked again if another
-    /// process was quicker. The call may be repeated if its reply was lost, so `change` must bear
-    /// to see what it has written.
+    /// Replaces the text with the result of `change`, in one step.
+    ///
+    /// If another process changes the text meanwhile, `change` runs again on the new text. It also
+    /// runs again if a reply was lost, so it may get the text that it has written itself.
     pub(super) fn change<T>(
         &self,
         mut change: impl FnMut(&Now, &str) -> Result<(String, T), StoreError>,
@@ -75,11 +77,11 @@ impl Document {
                     return Ok(outcome);
                 }
             }
-            Err(format!("{self} is changed by others all the time").into())
+            Err(format!("{self} was changed by other processes in {MAX_ATTEMPTS} attempts").into())
         })
     }
 
-    /// What the text says, or the error that it is of no use, with the key.
+    /// Adds the key to the error of a text that cannot be read.
     pub(super) fn usable<T>(&self, read: Result<T, String>) -> Result<T, Unusable> {
         read.map_err(|why| Unusable {
             key: self.key.clone(),
@@ -87,12 +89,13 @@ impl Document {
         })
     }
 
-    /// The error that a process owns the part, where none may.
+    /// The error for a part that has an owner where none is allowed.
     pub(super) fn owned_by(&self, owner: &str) -> StoreError {
         format!("{self} is owned by {owner}: stop it first").into()
     }
 
-    /// Sets the text, if the lease has this token. Returns the token that it has, if there is one.
+    /// Sets the text if `lease` has this token. Returns the token that the lease has, or `None` if
+    /// there is no lease.
     pub(super) fn set_with(
         &self,
         lease: &Self,

@@ -1,4 +1,4 @@
-//! What all processes of a bot have in common: the number of parts, and the number of shards.
+//! What all processes of a bot must agree on: the number of parts and the number of shards.
 
 use std::thread;
 use std::time::Duration;
@@ -13,36 +13,36 @@ use crate::error::{Error, StoreError};
 use crate::limit::{IdentifyLimiter, LimitStatus, millis};
 use crate::seconds;
 
-/// The version of what is stored.
+/// The version of the stored JSON.
 const VERSION: u32 = 1;
 
-/// What is known of a bot's processes: [`Redis::status`].
+/// The state of a bot's processes, as [`Redis::status`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct FleetStatus {
-    /// How many shards the bot has in all; `None` until the first manager has started.
+    /// The total number of shards of the bot; `None` until the first manager has started.
     pub total: Option<u32>,
-    /// Its parts, of which there are none before the first is acquired.
+    /// The parts of the bot's shards; empty before a process has acquired the first one.
     pub parts: Vec<PartStatus>,
-    /// What is left of the identify limit; `None` if nothing has been stored yet.
+    /// What is left of the identify limit; `None` if nothing is stored yet or it cannot be read.
     pub limit: Option<LimitStatus>,
 }
 
-/// Who owns a part.
+/// Which process owns a part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PartStatus {
-    /// Which part, from 0.
+    /// The part's index, from 0.
     pub index: u32,
-    /// The process, as `host:process id:random number`; `None` if the part was released, or never
+    /// The owner, as `host:process id:random number`; `None` if the part was released or never
     /// acquired.
     pub owner: Option<String>,
-    /// How long ago the owner renewed its lease: less than 2 s, while it lives.
+    /// How long ago the owner renewed its lease: less than 2 s while the owner is alive.
     #[serde(serialize_with = "seconds::serialize_option")]
     pub renewed_ago: Option<Duration>,
 }
 
-/// What is stored.
+/// The stored document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Fleet {
     threadcord: u32,
@@ -68,11 +68,13 @@ impl Fleet {
 }
 
 impl Redis {
-    /// Which process owns which part, how long ago it renewed its lease, and what is left of the
-    /// identify limit. It takes one call to Redis per part.
+    /// Returns which process owns which part, how long ago it renewed its lease, and what is left
+    /// of the identify limit.
+    ///
+    /// This makes one call to Redis per part, and two others.
     ///
     /// # Errors
-    /// [`Error::Redis`] if Redis is away, or holds what another version has written.
+    /// [`Error::Redis`] if Redis is unreachable, or holds data of another version of this library.
     pub fn status(&self) -> Result<FleetStatus, Error> {
         let fleet = self.fleet().map_err(Error::Redis)?;
         let parts = fleet.map_or(0, |fleet| fleet.parts);
@@ -84,14 +86,15 @@ impl Redis {
         })
     }
 
-    /// Stores how many shards the bot has in all. Each process takes this number when it starts
-    /// next, if its plan names none.
+    /// Stores the total number of shards of the bot. Each process uses this number when it starts
+    /// next, if its plan sets none.
     ///
-    /// It first watches the leases that were not released, for one TTL (10 s).
+    /// Stop all processes first. This call blocks for one TTL (10 s) unless all parts were
+    /// released: it watches the other leases for renewals.
     ///
     /// # Errors
-    /// [`Error::Setting`] for 0; [`Error::Redis`] if a process owns a part, if none has ever owned
-    /// one, or if Redis cannot be used.
+    /// [`Error::Setting`] if `total` is 0; [`Error::Redis`] if a process owns a part, if no process
+    /// has ever acquired one, or if Redis cannot be used.
     pub fn set_total(&self, total: u32) -> Result<(), Error> {
         if total == 0 {
             return Err(Error::setting("total", total, "at least 1 shard"));
@@ -102,13 +105,14 @@ impl Redis {
         })
     }
 
-    /// Stores how many parts the bot's shards are divided into. The sessions of the old parts are
-    /// not used any more: all shards identify.
+    /// Stores into how many parts the bot's shards are divided. The sessions of the old parts are
+    /// no longer used: all shards identify.
     ///
-    /// It first watches the leases that were not released, for one TTL (10 s).
+    /// Stop all processes first. This call blocks for one TTL (10 s) unless all parts were
+    /// released: it watches the other leases for renewals.
     ///
     /// # Errors
-    /// As [`set_total`](Self::set_total).
+    /// As for [`set_total`](Self::set_total).
     pub fn set_parts(&self, parts: u32) -> Result<(), Error> {
         if parts == 0 {
             return Err(Error::setting("parts", parts, "at least 1 part"));
@@ -116,7 +120,7 @@ impl Redis {
         self.set_fleet(|fleet| Fleet { parts, ..fleet })
     }
 
-    /// Enters the number of parts, if no process has done so.
+    /// Stores the number of parts if no process has done so, and fails if another number is stored.
     pub(super) fn enter_parts(&self, parts: u32) -> Result<(), Error> {
         let new = Fleet {
             threadcord: VERSION,
@@ -127,15 +131,16 @@ impl Redis {
         if fleet.parts == parts {
             return Ok(());
         }
+
         let given = format!("one of {parts} parts");
         let allowed = format!(
-            "one of {}, as the other processes have it (`Redis::set_parts` changes it)",
+            "one of {} parts, as in the other processes (`Redis::set_parts` changes the number)",
             fleet.parts
         );
         Err(Error::setting("part", given, allowed))
     }
 
-    /// The number of shards that is stored; this one, if there is none.
+    /// Returns the stored total number of shards. If there is none, stores and returns `total`.
     pub(super) fn enter_total(&self, parts: u32, total: u32) -> Result<u32, Error> {
         let fleet = self.change_fleet(|fleet| {
             let fleet = fleet.unwrap_or(Fleet {
@@ -173,20 +178,20 @@ impl Redis {
     fn set_fleet(&self, change: impl Fn(Fleet) -> Fleet) -> Result<(), Error> {
         let known = self.fleet().map_err(Error::Redis)?;
         let Some(known) = known else {
-            return Err(Error::Redis("no process has owned a part yet".into()));
+            return Err(Error::Redis("no process has acquired a part yet".into()));
         };
         self.lock_out(known.parts).map_err(Error::Redis)?;
         let changed = self.change_fleet(|fleet| {
             let fleet = fleet.filter(|fleet| *fleet == known);
             Ok(change(
-                fleet.ok_or("another process has changed it meanwhile")?,
+                fleet.ok_or("another process has just changed the fleet")?,
             ))
         });
         changed.map(drop)
     }
 
-    /// Waits until it is sure that no process owns a part, and raises the tokens: a process that was
-    /// stopped all the time has lost its part when it goes on.
+    /// Waits until it is certain that no process owns a part, then raises the tokens. So a process
+    /// that was stopped all this time has lost its part when it runs again.
     fn lock_out(&self, parts: u32) -> Result<(), StoreError> {
         let (name, ttl) = (part::name(), self.timing.lease_ttl);
         let mut watched: Vec<_> = (0..parts)
@@ -242,7 +247,7 @@ impl Redis {
         })
     }
 
-    /// Where the lease of a part is.
+    /// The document with the lease of a part.
     pub(super) fn lease(&self, index: u32, of: u32) -> Document {
         self.document(&format!("part:{index}/{of}"))
     }

@@ -1,4 +1,4 @@
-//! The thread that keeps a lease.
+//! The thread that renews a lease.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,26 +15,27 @@ use crate::error::{Error, StoreError};
 use crate::limit::{Granter, LimitError, Ticket, Wake, millis};
 use crate::store::OwnershipLost;
 
-/// How often a lease is renewed, in parts of a TTL.
+/// How many times a lease is renewed per TTL.
 const RENEWALS_PER_TTL: u32 = 10;
 
-/// A lease that this process has, or had.
+/// A lease that this process owns or has owned, and the thread that renews it.
 pub(super) struct Keeper {
     document: Document,
     ttl: Duration,
     state: Mutex<State>,
-    /// There is a ticket to answer, or the lease is not kept any more.
+    /// Wakes the thread when a ticket must be answered or the lease is no longer kept.
     changed: Condvar,
 }
 
 struct State {
-    /// As it was stored last.
+    /// The lease as this process last stored it.
     own: Lease,
     condition: Condition,
-    /// Tickets that the next renewal answers.
+    /// The tickets that the next renewal answers.
     waiting: Vec<Granter>,
 }
 
+/// Whether this process keeps its lease, or how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
     Kept,
@@ -43,7 +44,7 @@ enum Condition {
 }
 
 impl Keeper {
-    /// Renews a lease from now on.
+    /// Starts a thread that renews the lease until this process loses or releases it.
     pub(super) fn start(document: Document, own: Lease, ttl: Duration) -> Result<Arc<Self>, Error> {
         let keeper = Arc::new(Self {
             document,
@@ -55,10 +56,11 @@ impl Keeper {
             }),
             changed: Condvar::new(),
         });
+
         let of_thread = Arc::clone(&keeper);
         let thread = thread::Builder::new().name("redis-lease".into());
         let spawned = thread.spawn(move || {
-            // A logger that panics must not cost the lease.
+            // A logger that panics must not end the renewals.
             while catch_unwind(AssertUnwindSafe(|| of_thread.run())).is_err() {}
         });
         if let Err(source) = spawned {
@@ -71,10 +73,11 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Asks whether the lease is still this process's own; the answer is that of a renewal which is
-    /// sent from now on.
+    /// Requests a confirmation that this process still owns the lease. A renewal that starts after
+    /// this call answers the ticket.
     pub(super) fn confirm(&self, wake: Wake) -> Ticket {
         let (ticket, granter) = Ticket::pair(wake, |_| {});
+
         let is_kept = {
             let mut state = self.state.lock();
             let is_kept = state.condition == Condition::Kept;
@@ -83,6 +86,7 @@ impl Keeper {
             }
             is_kept
         };
+
         if is_kept {
             self.changed.notify_all();
         } else {
@@ -100,22 +104,24 @@ impl Keeper {
         }
     }
 
-    /// Since when the server is known that has the lease: another time after it has lost its data,
-    /// or another server has taken its place.
+    /// Since when this process has renewed the lease on its server. The value changes after the
+    /// server has lost its data or another server has replaced it.
     pub(super) fn server_since(&self) -> u64 {
         self.state.lock().own.server_since
     }
 
-    /// Another process has the lease.
+    /// Notes that another process owns the lease.
     pub(super) fn lose(&self) {
         self.end(Condition::Lost);
     }
 
-    /// Leaves the lease to the next process. If Redis is away, that one waits for one TTL.
+    /// Releases the lease for the next process. If Redis is unreachable, that process has to wait
+    /// for one TTL.
     pub(super) fn release(&self) {
         if !self.end(Condition::Released) {
             return;
         }
+
         let own = self.state.lock().own.clone();
         let ttl = millis(self.ttl);
         let released = self.document.change(|now, text| {
@@ -125,17 +131,18 @@ impl Keeper {
                 None => Ok((text.to_owned(), false)),
             }
         });
+
         let (key, ttl) = (&self.document, self.ttl);
         match released {
             Ok(true) => log::info!("{key} is released"),
-            Ok(false) => log::warn!("{key} is not released, since another process may own it"),
+            Ok(false) => log::warn!("{key} is not released, because another process may own it"),
             Err(error) => {
-                log::warn!("failed to release {key}; the next process waits for {ttl:?}: {error}");
+                log::warn!("failed to release {key}, so the next owner must wait {ttl:?}: {error}");
             }
         }
     }
 
-    /// The lease is not kept any more. Returns whether it was until now.
+    /// Stops keeping the lease. Returns whether it was kept until now.
     fn end(&self, condition: Condition) -> bool {
         let waiting = {
             let mut state = self.state.lock();
@@ -152,30 +159,33 @@ impl Keeper {
         true
     }
 
+    /// The thread: renews the lease when that is due or requested, and answers the tickets.
     fn run(&self) {
         let mut due = clock::now() + self.ttl / RENEWALS_PER_TTL;
         let mut is_failing = false;
         while let Some((own, waiting)) = self.next(due) {
             due = clock::now() + self.ttl / RENEWALS_PER_TTL;
+
             let was_failing = is_failing;
             let (failure, note) = self.handle(self.renew(&own));
             is_failing = note.is_some();
+
             for granter in waiting {
                 match &failure {
-                    // A shard that has left wants no answer.
+                    // A shard that has left needs no answer.
                     None => drop(granter.grant()),
                     Some(failure) => granter.refuse(failure.clone()),
                 }
             }
             let is_over = failure == Some(LimitError::Closed);
-            // A logger that panics must not keep the answers back.
+            // Logged last: a logger that panics must not hold back the answers.
             if let Some(note) = note.filter(|_| is_over || !was_failing) {
                 log::error!("{}: {note}", self.document);
             }
         }
     }
 
-    /// Waits until a renewal is due, or asked for. `None` if the lease is not kept any more.
+    /// Waits until a renewal is due or requested. `None` if the lease is no longer kept.
     fn next(&self, due: Instant) -> Option<(Lease, Vec<Granter>)> {
         let mut state = self.state.lock();
         while state.condition == Condition::Kept && state.waiting.is_empty() {
@@ -202,7 +212,7 @@ impl Keeper {
         })
     }
 
-    /// Takes the outcome of a renewal. Returns why those who wait are refused, and what to log.
+    /// Applies the outcome of a renewal. Returns the error for the waiting tickets and a log note.
     fn handle(&self, renewed: Result<Renewal, StoreError>) -> (Option<LimitError>, Option<String>) {
         match renewed {
             Ok(Renewal::Confirmed(lease)) => {
@@ -211,12 +221,12 @@ impl Keeper {
             }
             Ok(Renewal::InDoubt(lease)) => {
                 self.state.lock().own = lease;
-                let why = "this Redis may not know of another owner yet";
+                let why = "this Redis server may not know of another owner yet";
                 (Some(LimitError::failed(why)), None)
             }
             Ok(Renewal::Lost(lease)) => {
                 self.lose();
-                let note = format!("it belongs to {} now", lease.owner);
+                let note = format!("the part now belongs to {}", lease.owner);
                 (Some(LimitError::Closed), Some(note))
             }
             Ok(Renewal::Released) => (Some(LimitError::Closed), None),

@@ -1,77 +1,83 @@
-//! Who owns a part of a bot's shards: the rules, without a server.
+//! The rules that decide who owns a part of a bot's shards. This module does no I/O.
 //!
-//! A lease is JSON under one key. Its owner renews it every second; a process that waits for it
-//! reads it several times a second, and takes it over once it has watched it for one TTL without a
-//! renewal. Times are milliseconds on the server's clock.
+//! A lease is JSON under one key. Its owner renews it every second. A process that waits for the
+//! lease reads it several times a second, and takes it over once it has watched it for one TTL
+//! without a renewal. All times are milliseconds on the server's clock.
 #![deny(clippy::disallowed_methods)]
 
 use serde::{Deserialize, Serialize};
 
 use crate::limit::Now;
 
-/// The version of what is stored.
+/// The version of the stored JSON.
 const VERSION: u32 = 1;
 
 /// A part's lease, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lease {
     threadcord: u32,
-    /// Rises with each owner. A save with a lower one is refused.
+    /// Rises with each owner. A save with a lower token is refused.
     pub(super) token: u64,
-    /// A name for one attempt of a process to own the part, with a random number.
+    /// The name of one attempt by a process to own the part, with a random number.
     pub(super) owner: String,
+    /// When its owner took or last renewed it.
     pub(super) renewed_at: u64,
-    /// The owner has stopped and saved its sessions.
+    /// Whether the owner has stopped and saved its sessions.
     pub(super) is_released: bool,
-    /// Which server this was written on.
+    /// The server on which this was written ([`Now::clock`]).
     server: String,
-    /// Since when its owner has known that server.
+    /// Since when its owner has renewed it on that server without interruption.
     pub(super) server_since: u64,
 }
 
-/// What a process remembers that waits for a lease.
+/// What a process that waits for a lease remembers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watch {
     last: Option<Look>,
-    /// From when on it has looked, without a gap in which a renewal may have been lost.
+    /// The start of the present watch, which has no gap in which a renewal may have been missed.
     since: u64,
 }
 
+/// One look at a lease.
 #[derive(Clone, Debug)]
 struct Look {
     server: String,
     at: u64,
-    /// Whether there was a lease.
+    /// Whether a lease was stored.
     has_lease: bool,
 }
 
-/// What a process that waits does next.
+/// What a process that waits for a lease must do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// It stores this lease, which is its own.
+    /// Store this lease, which makes it the owner.
     Take(Lease),
-    /// It has the lease already: only the reply was lost.
+    /// Nothing: it already owns this lease, and only the reply was lost.
     Owned(Lease),
-    /// It looks again. Without a renewal, the lease is free then.
+    /// Look again. Without a renewal, the lease is free at `until`.
     Wait { until: u64 },
 }
 
-/// What a renewal finds.
+/// The outcome of a renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Renewal {
-    /// The lease is this process's own, and stored so.
+    /// This process owns the lease; the renewed lease must be stored.
     Confirmed(Lease),
-    /// As far as this server knows, which has just taken another's place or lost its data. An owner
-    /// that it does not know of will renew soon.
+    /// This process seems to own the lease. But the server has just replaced another one or lost
+    /// its data, so it may not know of a later owner, which will renew soon. The lease must be
+    /// stored.
     InDoubt(Lease),
-    /// Another process owns it.
+    /// Another process owns the lease.
     Lost(Lease),
-    /// This process has released it.
+    /// This process has released the lease.
     Released,
 }
 
 impl Lease {
-    /// Reads what another process has written; what is wrong with it, if it cannot be used.
+    /// Reads a stored lease; `None` if the text is empty.
+    ///
+    /// # Errors
+    /// Why the text cannot be used.
     pub(super) fn read(text: &str) -> Result<Option<Self>, String> {
         if text.is_empty() {
             return Ok(None);
@@ -87,18 +93,19 @@ impl Lease {
         }
     }
 
-    /// How long ago it was renewed, in milliseconds.
+    /// How long ago the lease was renewed, in milliseconds.
     pub(super) fn age(&self, now: &Now) -> u64 {
         now.at.saturating_sub(self.renewed_at)
     }
 
-    /// Whether it has no owner: the last one has stopped, on this server. Another may not know of
-    /// a later owner.
+    /// Whether the lease has no owner, because the last one released it on this server. Another
+    /// server may not know a later owner.
     pub(super) fn is_free(&self, now: &Now) -> bool {
         self.is_released && self.server == now.clock
     }
 
-    /// Renews one's own lease, which was stored last as `own`, where `stored` is there now.
+    /// Renews the lease of this process, which it last stored as `own`. `stored` is what the server
+    /// has now.
     pub(super) fn renew(now: &Now, own: &Self, stored: Option<Self>, ttl: u64) -> Renewal {
         let is_same_server = match stored {
             Some(stored) if stored.token > own.token => return Renewal::Lost(stored),
@@ -108,7 +115,7 @@ impl Lease {
             Some(stored) if stored.token == own.token && stored.is_released => {
                 return Renewal::Released;
             }
-            // One's own, or an older one of a server that has lost writes.
+            // The own lease, or an older one on a server that has lost writes.
             Some(stored) => {
                 stored.token == own.token
                     && own.server == now.clock
@@ -117,10 +124,12 @@ impl Lease {
             }
             None => false,
         };
-        // While it is in doubt, other owners must have been able to renew all the time.
+
+        // The time in doubt counts only if another owner was able to renew throughout it.
         let was_in_doubt = own.renewed_at.saturating_sub(own.server_since) < ttl / 2;
         let was_away = now.at.saturating_sub(own.renewed_at) > 3 * ttl / 10;
         let is_same_server = is_same_server && !(was_in_doubt && was_away);
+
         let server_since = if is_same_server {
             own.server_since
         } else {
@@ -132,6 +141,7 @@ impl Lease {
             server_since,
             ..own.clone()
         };
+
         if now.at.saturating_sub(server_since) < ttl / 2 {
             Renewal::InDoubt(renewed)
         } else {
@@ -139,7 +149,7 @@ impl Lease {
         }
     }
 
-    /// The same, once its owner has stopped.
+    /// Returns this lease, marked as released.
     pub(super) fn released(self) -> Self {
         Self {
             is_released: true,
@@ -147,8 +157,8 @@ impl Lease {
         }
     }
 
-    /// What an owner leaves that has stopped. Nothing if it is not the owner any more, or not for
-    /// sure.
+    /// Returns the released lease that an owner stores when it stops. `None` if it is no longer the
+    /// owner, or if that is in doubt.
     pub(super) fn release(now: &Now, own: &Self, stored: Option<Self>, ttl: u64) -> Option<Self> {
         match Self::renew(now, own, stored, ttl) {
             Renewal::Confirmed(lease) => Some(lease.released()),
@@ -158,7 +168,7 @@ impl Lease {
 }
 
 impl Watch {
-    /// Looks at what is stored, as the process that calls itself `owner`.
+    /// Looks at the stored lease, for the process with the name `owner`.
     pub(super) fn look(
         &mut self,
         now: &Now,
@@ -184,13 +194,15 @@ impl Watch {
             renewed_at: now.at,
             is_released: false,
             server: now.clock.clone(),
-            // Its previous owner, or this watch, has known the server for long enough.
+            // A full TTL back, so that it is not in doubt: the previous owner released it on this
+            // server, or this process has watched this server for one TTL.
             server_since: now.at.saturating_sub(ttl),
         })
     }
 
-    /// When a lease is free that is not renewed until then. Its owner may have been unable to renew
-    /// it for as long as this process was unable to look.
+    /// When the lease is free if it is not renewed until then. The TTL counts from the start of the
+    /// watch at the earliest: while this process was unable to look, the owner may have been unable
+    /// to renew.
     fn free_at(&self, now: &Now, stored: Option<&Lease>, ttl: u64) -> u64 {
         let renewed_at = stored
             .filter(|lease| lease.server == now.clock && lease.renewed_at <= now.at)
@@ -198,8 +210,8 @@ impl Watch {
         renewed_at.max(self.since).saturating_add(ttl)
     }
 
-    /// Notes a look. After a gap, on another server, when the clock has been set back or the lease
-    /// has been lost, what was seen before does not count.
+    /// Notes a look. The watch starts again after a gap, on another server, when the clock was set
+    /// back, or when the lease has disappeared.
     fn pass(&mut self, now: &Now, has_lease: bool, ttl: u64) {
         let is_continued = self.last.as_ref().is_some_and(|last| {
             let gap = now.at.checked_sub(last.at);

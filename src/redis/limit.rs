@@ -1,4 +1,4 @@
-//! The identify limit that processes on several machines share.
+//! An identify limit that processes on several machines share.
 
 use std::time::Instant;
 
@@ -11,18 +11,21 @@ use crate::limit::{
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
-/// Discord's identify limit for all processes of a bot, in Redis;
-/// [`Redis::identify_limit`](super::Redis::identify_limit) makes it.
+/// Discord's identify limit for all processes of a bot, kept in Redis. Get it from
+/// [`Redis::identify_limit`](super::Redis::identify_limit).
 ///
 /// A permit is valid for [`Timing::permit_validity`] (2 s). The window of its key is 500 ms longer
-/// than Discord's (five times [`Timing::guard`]) and counts from the report of the IDENTIFY, or
-/// from when the permit expired: a process that dies in between makes the next IDENTIFY of the key
-/// late, never early. Within a process, shards are served in the order in which they asked.
+/// than Discord's (five times [`Timing::guard`]). It starts at the report of the IDENTIFY, or when
+/// the permit expires. So a process that dies in between makes the next IDENTIFY of the key late,
+/// never early. Within a process, the shards of a key are served in the order of their requests.
 ///
-/// How many IDENTIFYs are left is Discord's to say: every manager asks when it starts, and one of
-/// the processes asks when a day is over, when Redis has lost what it held, and every 5 minutes or
-/// 100 IDENTIFYs (10 if fewer than 200 are left). Until Discord has answered, no shard identifies.
-/// Ten are never spent (a tenth, of less than 100 a day).
+/// Discord decides how many IDENTIFYs are left. Every manager requests the limits when it starts.
+/// After that, one of the processes requests them when a day is over, when Redis has restarted or
+/// lost its data, and every 5 minutes or 100 IDENTIFYs (10 if fewer than 200 are left). No shard
+/// identifies before Discord's first answer, or between the end of a day, a restart or a loss of
+/// data and the next answer.
+///
+/// Ten IDENTIFYs of a day are never spent (a tenth if Discord allows fewer than 100 a day).
 #[derive(Debug)]
 pub struct RedisLimit(SharedLimit<LimitDocument>);
 
@@ -38,7 +41,7 @@ impl RedisLimit {
         Self(SharedLimit::new(LimitDocument { document, rules }))
     }
 
-    /// Whether it can be read and written.
+    /// Checks that the limit can be read and written.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let storage = self.0.storage();
         storage.change(None, |now, reservations| {
@@ -89,7 +92,7 @@ impl Storage for LimitDocument {
             let read = self.parse(text, said.is_some())?;
             let mut reservations = read.unwrap_or_else(|| {
                 let mut new = Reservations::new(now, said.unwrap_or_default());
-                // It may have been lost, and others may have a permit.
+                // The data may have been lost, and other processes may have a permit.
                 new.occupy(now, self.rules);
                 new
             });

@@ -1,49 +1,55 @@
-//! Several processes on several machines, one bot: what they share lies in Redis.
+//! One bot in several processes on several machines, which share their state in Redis.
 //!
-//! [`Redis::identify_limit`] is one identify limit for all of them, and works alone. A
-//! [part](Redis::part) is a fixed share of the shards, which one process at a time owns: its
-//! sessions are kept here, and a process that waits for it goes on with them when the owner stops,
-//! dies, or is cut off. So a rolling deploy starts the new process first, and then stops the old
-//! one.
+//! - [`Redis::identify_limit`] is one identify limit for all processes. It can be used without
+//!   parts.
+//! - A [part](Redis::part) is a fixed share of the shards, which one process at a time owns. Its
+//!   sessions are stored in Redis. When the owner stops, dies, or is cut off, a standby process
+//!   that waits for the part takes it over and resumes its sessions. In a rolling deploy, start the
+//!   new process first, and then stop the old one.
 //!
 //! # Who owns a part
-//! Its owner renews a lease every second, which is good for [`Timing::lease_ttl`] (10 s). With a
-//! process that waits, the sessions of an owner that was killed are resumed about one TTL later,
-//! from their last save, at most a second old: no event is lost, no IDENTIFY is spent, and what was
-//! handled since that save comes again. An owner that was stopped for longer than the TTL is told
-//! when it goes on, drops its connections, and its manager ends with
-//! [`Error::OwnershipLost`]: start the process anew.
+//! The owner of a part holds a lease, which is valid for [`Timing::lease_ttl`] (10 s), and renews
+//! it every second. If the owner is killed and a standby waits, the standby resumes the sessions
+//! about one TTL later, from their last save, which is at most a second old. No event is lost, and
+//! no IDENTIFY is spent; events that were handled since that save are redelivered.
 //!
-//! While Redis is away, or starts anew without its data, no part changes its owner. One that is cut
-//! off from Redis alone goes on until another process has resumed its sessions.
+//! An owner that was stopped for longer than the TTL learns that it has lost the part when it runs
+//! again. It drops its connections, and its manager ends with [`Error::OwnershipLost`]: restart the
+//! process.
 //!
-//! # What Redis needs
+//! If Redis is unreachable, or restarts without its data, no part changes its owner. If only the
+//! owner cannot reach Redis, its shards run until another process has resumed its sessions.
+//!
+//! # Requirements for Redis
 //! Redis 6.2 or Valkey, one server (not a cluster; behind a failover is fine). All keys start with
-//! `threadcord:{<bot user id>}:`, are readable JSON, and never expire. Nobody else should write
-//! them:
+//! `threadcord:{<bot user id>}:`, are readable JSON, and never expire. No other program should
+//! write them. This command creates a user with the necessary rights:
 //!
 //! ```text
 //! ACL SETUSER bot on >password ~threadcord:* resetchannels -@all
 //!     +get +set +time +info +evalsha +script|load
 //! ```
 //!
-//! A url that names a database (`/1`) needs `+select`, one with `?protocol=resp3` needs `+hello`.
+//! A URL that names a database (`/1`) also needs `+select`; one with `?protocol=resp3` also needs
+//! `+hello`.
 //!
-//! Use `rediss://` (TLS, whose certificate is checked), or a network that only these processes
-//! reach. `maxmemory-policy noeviction` keeps the keys where memory runs short.
+//! Use `rediss://` (TLS, with a check of the certificate), or a network that only these processes
+//! can reach. `maxmemory-policy noeviction` prevents the loss of keys when memory is short.
 //!
-//! Times are those of the server; the clocks of the other machines do not matter. Its clock should
-//! be slewed, not stepped: a clock that is set forward ends windows too early. Behind a failover,
-//! set `min-replicas-to-write 1` and a `min-replicas-max-lag` of a few seconds, so that a server
-//! that was replaced while it was cut off does not go on granting.
+//! All times are measured on the server's clock; the clocks of the other machines do not matter.
+//! The server's clock should be slewed, not stepped: a clock that is set forward ends windows too
+//! early. Behind a failover, set `min-replicas-to-write 1` and a `min-replicas-max-lag` of a few
+//! seconds. Then a server that was replaced while it was cut off stops granting permits.
 //!
-//! # When Redis is away
-//! No shard identifies, and connections go on. A call takes 2 s at most, a connection 5 s to be
-//! made, and no thread of a shard ever waits for either; [`Redis::open`], the start of a manager
-//! and [`status`](crate::Handle::status) do. When Redis has lost what it held, or another server
-//! has taken its place, no shard identifies for one window and the 2 s that a permit is valid, nor
-//! before Discord has said what is left of the day. Where a host name has several addresses, one
-//! that drops packets can use up the 5 s: name a single address then.
+//! # When Redis is unreachable
+//! No shard identifies, but open connections continue. A call to Redis times out after 2 s, and a
+//! connection attempt after 5 s. No shard thread ever waits for either, but [`Redis::open`], the
+//! start of a manager and [`status`](crate::Handle::status) do. If a host name has several IP
+//! addresses, one that drops packets can use up the 5 s: then give a single IP address.
+//!
+//! After Redis has restarted or lost its data, or another server has replaced it, no shard
+//! identifies for one window plus the 2 s for which a permit is valid, or before Discord has
+//! returned how many IDENTIFYs are left today.
 
 mod connections;
 mod document;
@@ -68,13 +74,13 @@ use crate::error::Error;
 use crate::timing::Timing;
 use crate::token::Token;
 
-/// How long a lease may last.
+/// The allowed values of [`Timing::lease_ttl`].
 const LEASE_TTLS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// The longest time of any kind.
+/// The longest value that any time in [`Timing`] may have.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// A Redis server that the processes of a bot share. Clones share their connections.
+/// A Redis server that the processes of one bot share. Clones share their connections.
 ///
 /// ```no_run
 /// use threadcord::redis::Redis;
@@ -103,37 +109,39 @@ impl Redis {
     /// it can be used.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a url that is none, or that switches the check of the certificate
-    /// off, and for a token that names no bot; [`Error::Redis`] if the server does not answer
-    /// within 5 s, refuses the login, lacks a right, or holds what another version of this library
-    /// has written.
+    /// - [`Error::Setting`]: the URL is invalid or switches off the check of the certificate, the
+    ///   token does not contain the bot's user id, or a time in [`Timing`] is out of range.
+    /// - [`Error::Redis`]: the server does not answer in time (a connection may take 5 s), refuses
+    ///   the login or a command, or holds data of another version of this library.
     pub fn open(url: &str, token: &Token) -> Result<Self, Error> {
         Self::open_with_timing(url, token, &Timing::default())
     }
 
-    /// As [`open`](Self::open), with other windows, for a simulator whose time runs faster. All
-    /// processes need the same.
+    /// Like [`open`](Self::open), but with other times, for a simulator whose time runs faster. All
+    /// processes must use the same times.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with_timing(url: &str, token: &Token, timing: &Timing) -> Result<Self, Error> {
         let bot = token.user_id().ok_or_else(|| {
-            let given = "one that does not begin with a user id";
+            let given = "one that does not start with a user id";
             Error::setting(
                 "token",
                 given,
-                "a bot's token, whose keys are named after its id",
+                "a bot's token, whose user id names the keys in Redis",
             )
         })?;
+
         if !LEASE_TTLS.contains(&timing.lease_ttl) || timing.longest() > MAX_DURATION {
             let given = format!(
-                "{:?}, with {:?} at most",
+                "{:?}, with {:?} as the longest time",
                 timing.lease_ttl,
                 timing.longest()
             );
-            let allowed = format!("{LEASE_TTLS:?}, and none above {MAX_DURATION:?}");
+            let allowed = format!("{LEASE_TTLS:?}, with no time above {MAX_DURATION:?}");
             return Err(Error::setting("timing.lease_ttl", given, allowed));
         }
+
         let redis = Self {
             connections: Arc::new(Connections::new(url)?),
             bot,
@@ -143,17 +151,17 @@ impl Redis {
         Ok(redis)
     }
 
-    /// The identify limit of all processes that use this server, for
+    /// Returns the identify limit that all processes on this server share, for
     /// [`Config::limiter`](crate::Config::limiter).
     pub fn identify_limit(&self) -> Arc<RedisLimit> {
         Arc::new(RedisLimit::new(self.document("limit"), &self.timing))
     }
 
-    /// A part of the bot's shards, for one process at a time: those whose number leaves `index`
-    /// when divided by `of`, as [`Plan::bucket`](crate::Plan::bucket) has them.
+    /// Returns a part of the bot's shards, for one process at a time.
     ///
-    /// A second process that [acquires](Part::acquire) the same part waits until the first has
-    /// stopped or died, and goes on with its sessions.
+    /// It has the shards whose number modulo `of` is `index`, like
+    /// [`Plan::bucket`](crate::Plan::bucket). A second process that [acquires](Part::acquire) the
+    /// same part waits until the first process has stopped or died, and resumes its sessions.
     ///
     /// ```no_run
     /// use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A part of a bot's shards, which one process at a time owns.
+//! A part of a bot's shards, owned by one process at a time.
 
 use std::fmt;
 use std::process;
@@ -18,14 +18,14 @@ use crate::limit::{Ticket, Wake, millis};
 use crate::shard_id::ShardId;
 use crate::store::{OwnershipLost, Saved, SessionStore};
 
-/// How often a process that waits looks at a lease, in parts of a TTL.
+/// How many times per TTL a waiting process looks at a lease.
 pub(super) const LOOKS_PER_TTL: u32 = 40;
 
 /// How often the sessions of a part are saved.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A part of a bot's shards: those whose number leaves `index` when divided by `of`.
-/// [`Redis::part`] makes it.
+/// A part of a bot's shards: those whose number modulo `of` is `index`. Get it from
+/// [`Redis::part`].
 #[derive(Clone, Debug)]
 pub struct Part {
     pub(super) redis: Redis,
@@ -33,41 +33,44 @@ pub struct Part {
     pub(super) of: u32,
 }
 
-/// A part that this process owns: the session store of the manager that runs it.
+/// A part that this process owns. It is the session store of the manager that runs the part.
 ///
 /// A thread renews the lease every second ([`Timing::lease_ttl`](crate::Timing::lease_ttl) / 10).
-/// The sessions are saved once a second, if they have moved. When the manager ends, or this is
-/// dropped, the part is released: the next process takes it over at once. That may take some
-/// seconds while Redis is away. A clone of the configuration that is kept keeps the part, too, if the
-/// manager does not start.
+/// The sessions are saved once a second if they have changed.
 ///
-/// Where another process has taken it over, since this one was stopped or cut off for longer than
-/// the TTL, nothing is saved any more, and the manager ends with [`Error::OwnershipLost`].
+/// When the manager ends or this is dropped, the part is released, and the next process takes it
+/// over at once. The release may take some seconds while Redis is unreachable. If the manager does
+/// not start, a clone of its configuration still owns the part until the clone is dropped.
+///
+/// If this process was stopped or cut off for longer than the TTL, another process may have taken
+/// the part over. Then nothing more is saved, and the manager ends with [`Error::OwnershipLost`].
 pub struct OwnedPart {
     part: Part,
     keeper: Arc<Keeper>,
     sessions: Sessions,
-    /// How many shards all processes run; 0 until it is known.
+    /// The total number of shards of all processes; 0 until it is known.
     total: AtomicU32,
 }
 
 impl Part {
-    /// Waits until no other process owns the part, for `timeout` at most, and owns it.
+    /// Blocks until no other process owns the part, at most for `timeout`, and takes the ownership.
     ///
-    /// A part that was released is free at once. One whose owner has died is free once its lease
-    /// has not been renewed for one TTL ([`Timing::lease_ttl`](crate::Timing::lease_ttl), 10 s); a
-    /// process that was not there before counts from its first look. So does the very first process
-    /// of a bot, since Redis may have lost who owns the part. Errors of Redis are waited out.
+    /// A released part is free at once. If the owner has died, the part is free when its lease has
+    /// not been renewed for one TTL ([`Timing::lease_ttl`](crate::Timing::lease_ttl), 10 s). A
+    /// process that starts to wait later counts the TTL from its first look at the lease. The very
+    /// first process of a bot also waits for one TTL, because Redis may have lost the data about an
+    /// owner. While Redis fails, this retries.
     ///
     /// # Errors
-    /// [`Error::Setting`] if there is no such part, or if the bot's shards are divided into another
-    /// number of parts. [`Error::Redis`] if Redis holds what this version cannot read; after
-    /// `timeout`, if another process owns the part, or Redis cannot be used.
+    /// - [`Error::Setting`]: there is no such part, or the bot's shards are divided into another
+    ///   number of parts.
+    /// - [`Error::Redis`]: Redis holds data that this version cannot read; or, after `timeout`,
+    ///   another process still owns the part or Redis cannot be used.
     pub fn acquire(&self, timeout: Duration) -> Result<OwnedPart, Error> {
         let Self { redis, index, of } = self;
         if index >= of {
             let given = format!("part {index} of {of}");
-            let allowed = "a part from 0 to the number of parts less one";
+            let allowed = "parts 0 to the number of parts minus 1";
             return Err(Error::setting("part", given, allowed));
         }
 
@@ -93,7 +96,8 @@ impl Part {
             if deadline.is_some_and(|deadline| clock::now() >= deadline) {
                 return Err(wait);
             }
-            // A reason of another kind may be one to act on.
+            // Logged again only when the reason changes between a lease that is held and an error
+            // of Redis, which an operator may have to fix.
             if told != Some(is_owned) {
                 told = Some(is_owned);
                 log::warn!("waiting for part {index} of {of}: {}", wait.report());
@@ -124,10 +128,10 @@ struct Candidate {
     ttl: u64,
 }
 
-/// What a process finds that wants to own a part.
+/// What a candidate finds.
 enum Look {
     Owned(Lease),
-    /// It waits, for this reason.
+    /// It must wait, for this reason.
     Waits(String),
 }
 
@@ -145,11 +149,11 @@ impl Candidate {
                 Step::Take(own) => Ok((serde_json::to_string(&own)?, Look::Owned(own))),
                 Step::Owned(own) => Ok((text.to_owned(), Look::Owned(own))),
                 Step::Wait { until } => {
-                    let owner = stored.map_or("a process that Redis may have lost".into(), |own| {
+                    let owner = stored.map_or("a process that Redis may not know".into(), |own| {
                         format!("{}, renewed {} ms ago", own.owner, own.age(now))
                     });
                     let left = until.saturating_sub(now.at);
-                    let why = format!("it belongs to {owner}, for {left} ms unless renewed");
+                    let why = format!("it belongs to {owner}; free in {left} ms unless renewed");
                     Ok((text.to_owned(), Look::Waits(why)))
                 }
             }
@@ -169,16 +173,18 @@ impl SessionStore for OwnedPart {
         let server_since = self.keeper.server_since();
         let total = self.total.load(Ordering::Relaxed);
         if total > 0 && !self.sessions.is_saved_on(server_since) {
-            // The server may have lost it, and a process that starts next would take another.
+            // The server may have lost the total, and the next process to start could store
+            // another one.
             let stored = self.part.redis.enter_total(self.part.of, total)?;
             if stored != total {
                 let why = format!(
-                    "this process runs a part of {total} shards, and others of {stored}: stop all, \
-                     and start them again"
+                    "this process runs a part of {total} shards, but others a part of {stored}: \
+                     stop all processes, and start them again"
                 );
                 return Err(why.into());
             }
         }
+
         match self.sessions.save(saved, server_since)? {
             Save::Done => Ok(()),
             Save::Refused => {
@@ -229,7 +235,8 @@ impl fmt::Debug for OwnedPart {
     }
 }
 
-/// What this process calls itself, for operators to find it. No other attempt has the same name.
+/// A name for an attempt of this process to own a part, by which operators can find the process.
+/// It ends with a random number, which differs for each attempt.
 pub(super) fn name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
     let host = host.or_else(|_| std::env::var("COMPUTERNAME"));

@@ -1,4 +1,4 @@
-//! The sessions of a part, which only its owner saves.
+//! The stored sessions of a part, which only its owner may save.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,10 @@ use crate::error::StoreError;
 use crate::protocol::Session;
 use crate::store::{self, MAX_AGE, Saved};
 
-/// Sessions that have not moved are saved again after this time, so that they do not seem old.
+/// Unchanged sessions are saved again after this time, so that they do not seem old.
 const REFRESH: Duration = Duration::from_secs(30);
 
+/// The sessions of a part, for its owner.
 pub(super) struct Sessions {
     lease: Document,
     document: Document,
@@ -20,15 +21,15 @@ pub(super) struct Sessions {
     last: Mutex<Option<Last>>,
 }
 
-/// What was saved last.
+/// The last successful save.
 struct Last {
     saved: Saved,
     at: Instant,
-    /// Since when the server was known.
+    /// [`Lease::server_since`](super::lease::Lease::server_since) at that time.
     server_since: u64,
 }
 
-/// What has become of a save.
+/// The outcome of a save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Save {
     Done,
@@ -37,7 +38,8 @@ pub(super) enum Save {
 }
 
 impl Sessions {
-    /// Those under `document`, for the owner whose token is in `lease`.
+    /// The sessions under `document`, for an owner with this `token`. They are saved only while
+    /// `lease` has that token.
     pub(super) fn new(document: Document, lease: Document, token: u64) -> Self {
         Self {
             lease,
@@ -52,6 +54,7 @@ impl Sessions {
         if text.is_empty() {
             return Ok(Saved::default());
         }
+
         match store::decode(text.as_bytes()) {
             Ok(mut saved) => {
                 let server = now.at / 1000;
@@ -61,16 +64,13 @@ impl Sessions {
                 Ok(saved)
             }
             Err(why) => {
-                log::warn!(
-                    "{} holds no sessions that can be used: {why}",
-                    self.document
-                );
+                log::warn!("{} holds no usable sessions: {why}", self.document);
                 Ok(Saved::default())
             }
         }
     }
 
-    /// Whether something was saved on this server, and should still be there.
+    /// Whether the last save was made on the same server, so that it should still be there.
     pub(super) fn is_saved_on(&self, server_since: u64) -> bool {
         let last = self.last.lock();
         last.as_ref()
@@ -87,7 +87,7 @@ impl Sessions {
             return Ok(Save::Done);
         }
 
-        // The next process may have another clock: the times are those of the server.
+        // The process that loads them may have another clock, so the server's clock is used.
         let (server, _) = self.lease.read()?;
         let mut stored = saved.clone();
         shift(
@@ -106,20 +106,20 @@ impl Sessions {
                 Ok(Save::Done)
             }
             Some(token) if token > self.token => Ok(Save::Refused),
-            // The next renewal writes the lease again.
+            // There is no lease, or an older one: the next renewal writes it again.
             _ => Err(format!("Redis has lost {}", self.lease).into()),
         }
     }
 }
 
-/// Puts the times of sessions, which are those of one clock, on another one.
+/// Converts the times of sessions from one clock, which is at `from`, to another, which is at `to`.
 fn shift(saved: &mut Saved, from: u64, to: u64) {
     for session in &mut saved.sessions {
         session.saved_at = session.saved_at.saturating_add(to).saturating_sub(from);
     }
 }
 
-/// Whether both have the same sessions, apart from `saved_at`.
+/// Whether both have the same sessions, except for `saved_at`.
 fn is_same(a: &Saved, b: &Saved) -> bool {
     let is_same = |(a, b): (&Session, &Session)| {
         let b = Session {

@@ -22,16 +22,17 @@ use crate::hosts::{is_discord, is_encrypted, is_private, parse_url};
 use crate::protocol::USER_AGENT;
 use crate::token::Token;
 
-/// The window in which Discord counts the requests of all routes.
+/// The window of Discord's global rate limit.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// No window is longer, so that no instant overflows.
+/// The longest window, so that no instant overflows.
 const MAX_WINDOW: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Connections that are kept open: as many threads may call at once without a new handshake each.
+/// The number of idle connections that are kept open. As many threads can call at the same time
+/// without a new handshake each.
 const MAX_IDLE_CONNECTIONS: usize = 32;
 
-/// The settings of [`Rest`], by [`Rest::builder`].
+/// The settings of a [`Rest`] client; [`Rest::builder`] creates them.
 #[derive(Clone)]
 #[must_use = "`build` makes the client"]
 pub struct RestBuilder {
@@ -57,20 +58,20 @@ impl RestBuilder {
         }
     }
 
-    /// Sets what the paths are below. Default: `https://discord.com/api/v10`.
+    /// Sets the URL to which paths are appended. Default: `https://discord.com/api/v10`.
     pub fn base_url(mut self, base_url: impl Into<String>) -> Self {
         self.base_url = base_url.into();
         self
     }
 
-    /// Trusts these certificates (PEM) alone. Default: what the system trusts.
+    /// Trusts only these certificates (PEM). Default: the certificates that the system trusts.
     pub fn root_certificates(mut self, pem: impl Into<String>) -> Self {
         self.root_certificates = Some(pem.into());
         self
     }
 
-    /// Allows `http://` to other hosts than this machine, which sends the token in the clear.
-    /// Default: no.
+    /// Allows `http://` to hosts other than this machine. The token is then sent unencrypted.
+    /// Default: `false`.
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
         self.allow_plaintext = allow;
         self
@@ -82,9 +83,9 @@ impl RestBuilder {
         self
     }
 
-    /// Sets how many requests of all routes together go out in a window. Large bots may ask Discord
-    /// for more; several processes with one token share it. A window of less than 1 s is for
-    /// simulators whose time runs faster. Default: 50 in 1 s.
+    /// Sets the global rate limit: how many requests to all routes together are sent in a window.
+    /// Default: 50 in 1 s. Large bots may ask Discord for a higher limit. Processes with the same
+    /// token share the limit. A window of less than 1 s is for simulators whose time runs faster.
     ///
     /// Source: [Discord, Global rate
     /// limit](https://docs.discord.com/developers/topics/rate-limits#global-rate-limit).
@@ -94,12 +95,16 @@ impl RestBuilder {
         self
     }
 
-    /// Makes the client. Nothing is sent.
+    /// Creates the client. Sends nothing.
     ///
-    /// [`Error::Setting`] for a base URL that is not `http(s)://`, has a query, a fragment or a
-    /// password, or is plain where that is not allowed or would lead through a proxy, for a proxy
-    /// that is no `http://` URL, for certificates that are no PEM, and for a window of less than 1 s
-    /// with a host of Discord's, or of more than 7 days.
+    /// # Errors
+    /// [`Error::Setting`] for
+    /// - a base URL that is not `http://` or `https://`, or has a query, a fragment, a user or a
+    ///   password;
+    /// - a base URL with `http://`, if plaintext is not allowed there or a proxy is set;
+    /// - a proxy that is not an `http://` URL;
+    /// - certificates that are not PEM;
+    /// - a window of more than 7 days, or of less than 1 s with a host of Discord.
     pub fn build(self) -> Result<Rest, Error> {
         let base_url = self.check()?;
         let proxy = check_proxy(self.proxy.as_deref(), &[&base_url])?;
@@ -144,15 +149,15 @@ impl RestBuilder {
     fn check(&self) -> Result<Uri, Error> {
         let url = check_rest_url("base_url", &self.base_url, self.allow_plaintext)?;
         if self.window > MAX_WINDOW || (is_discord(&url) && self.window < WINDOW) {
-            let given = format!("for a window of {:?}", self.window);
-            let allowed = "1 s to 7 days, or less than that for a simulator";
+            let given = format!("a window of {:?}", self.window);
+            let allowed = "1 s to 7 days (less than 1 s only with a simulator)";
             return Err(Error::setting("rate_limit", given, allowed));
         }
         Ok(url)
     }
 }
 
-/// Without the token and what else may be secret.
+/// Omits the token and all else that may be secret.
 impl fmt::Debug for RestBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RestBuilder")
@@ -161,7 +166,7 @@ impl fmt::Debug for RestBuilder {
     }
 }
 
-/// Reads a URL that the token is sent to. It has no user and no password, and no fragment.
+/// Parses a URL to which the token is sent. It must have no user, no password and no fragment.
 pub(crate) fn check_url(
     setting: &'static str,
     given: &str,
@@ -170,15 +175,17 @@ pub(crate) fn check_url(
 ) -> Result<Uri, Error> {
     let [encrypted, plain] = schemes;
     if given.contains('@') {
-        // A password is not shown.
-        let allowed = "a URL without a user and a password";
+        // The URL is not shown, since it may contain a password.
+        let allowed = "a URL without user and password";
         return Err(Error::setting(setting, "a URL with an @", allowed));
     }
+
     let refuse = |allowed: String| Err(Error::setting(setting, given, allowed));
     let Some(url) = parse_url(given, schemes) else {
-        let allowed = format!("a URL that starts with {encrypted}:// or {plain}://, then a host");
+        let allowed = format!("a URL that starts with {encrypted}:// or {plain}:// and a host");
         return refuse(allowed);
     };
+
     if given.contains('#') {
         return refuse("a URL without a fragment".into());
     }
@@ -191,7 +198,7 @@ pub(crate) fn check_url(
     Ok(url)
 }
 
-/// Reads a URL that paths are put below.
+/// Parses a URL to which paths are appended.
 pub(crate) fn check_rest_url(
     setting: &'static str,
     given: &str,
@@ -204,7 +211,8 @@ pub(crate) fn check_rest_url(
     Ok(url)
 }
 
-/// The proxy to connect through, if one is given. Nothing goes through it in the clear.
+/// Parses the proxy to connect through, if one is given. Fails if one of the URLs in `to` is not
+/// encrypted, so that the proxy never sees the token.
 pub(crate) fn check_proxy(given: Option<&str>, to: &[&Uri]) -> Result<Option<Proxy>, Error> {
     let Some(given) = given else { return Ok(None) };
     let proxy = Proxy::parse(given).map_err(|why| {
@@ -212,8 +220,8 @@ pub(crate) fn check_proxy(given: Option<&str>, to: &[&Uri]) -> Result<Option<Pro
         Error::setting("proxy", why, allowed)
     })?;
     if let Some(plain) = to.iter().find(|url| !is_encrypted(url)) {
-        let given = format!("one for {plain}, which would show it the token");
-        let allowed = "used with https:// and wss:// alone";
+        let given = format!("set for {plain}, and would see the token");
+        let allowed = "only with https:// and wss:// URLs";
         return Err(Error::setting("proxy", given, allowed));
     }
     Ok(Some(proxy))
@@ -221,7 +229,7 @@ pub(crate) fn check_proxy(given: Option<&str>, to: &[&Uri]) -> Result<Option<Pro
 
 fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, Error> {
     let refused =
-        |why: String| Error::setting("root_certificates", why, "one or more certificates as PEM");
+        |why: String| Error::setting("root_certificates", why, "one or more PEM certificates");
     let mut certificates = Vec::new();
     for item in ureq::tls::parse_pem(pem.as_bytes()) {
         if let PemItem::Certificate(certificate) =
@@ -230,8 +238,9 @@ fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, Error> {
             certificates.push(certificate);
         }
     }
+
     if certificates.is_empty() {
-        Err(refused("without a certificate".into()))
+        Err(refused("PEM without a certificate".into()))
     } else {
         Ok(certificates)
     }

@@ -1,4 +1,4 @@
-//! The HTTP client's connections, made as those of the shards are.
+//! Makes the HTTP client's connections in the same way as those of the shards.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -18,10 +18,10 @@ use ureq::{Error, Timeout};
 use crate::dial::{DialError, Dialer};
 use crate::hosts::port;
 
-/// No connection takes longer, whatever its call may.
+/// The longest that connecting may take, even if the call has more time.
 const MAX_CONNECT: Duration = Duration::from_secs(60);
 
-/// Looks up where to connect to: a proxy, if there is one, which looks up the rest itself.
+/// Resolves the host to connect to: the proxy if there is one, which resolves the target itself.
 pub(super) struct Names {
     pub(super) dialer: Arc<Dialer>,
     pub(super) system: DefaultResolver,
@@ -41,6 +41,7 @@ impl Resolver for Names {
             .authority(format!("{host}:{port}"))
             .path_and_query("/")
             .build()?;
+
         let resolved = self.system.resolve(&there, config, timeout);
         resolved.map_err(|error| match error {
             Error::Io(error) => {
@@ -74,6 +75,7 @@ impl Connector for Tcp {
         let (host, port) = host_and_port(details.uri);
         let timeout = left(details.timeout)?.unwrap_or(Duration::MAX);
         let deadline = Instant::now() + timeout.min(MAX_CONNECT);
+
         let addresses = details.addrs.iter().copied().collect();
         let stream = self.0.connect(host, port, addresses, deadline);
         let (stream, address) = stream.map_err(|error| match error {
@@ -87,6 +89,7 @@ impl Connector for Tcp {
             DialError::Io(error) | DialError::Resolve(error) => Error::Io(error),
             DialError::Proxy(error) => Error::Other(Box::new(error)),
         })?;
+
         let config = details.config;
         Ok(Some(Connection {
             stream,
@@ -113,7 +116,8 @@ pub(super) struct Connection {
     buffers: LazyBuffers,
 }
 
-/// Where a connection leads. One that ends without an answer counts as failed.
+/// The host and the IP address of a connection. If the connection ends without an answer, the IP
+/// address counts as failed.
 struct Route {
     dialer: Arc<Dialer>,
     host: String,
@@ -158,7 +162,7 @@ impl Transport for Connection {
             match self.stream.write(output) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(count) => output = &output[count..],
-                // A signal came.
+                // A signal interrupted the call.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(or_timeout(error, timeout)),
             }
@@ -179,14 +183,15 @@ impl Transport for Connection {
                     }
                     return Ok(count > 0);
                 }
-                // A signal came.
+                // A signal interrupted the call.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(or_timeout(error, timeout)),
             }
         }
     }
 
-    /// One that has something to read has ended, or is of no use: nothing was asked.
+    /// Whether an idle connection can be used again. If there is something to read, it cannot: no
+    /// request is in flight, so the peer has closed the connection or sent unexpected data.
     fn is_open(&mut self) -> bool {
         let is_blocked = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
         self.stream.set_nonblocking(true).is_ok()
@@ -201,7 +206,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// How long it may take, if not for ever. No time at all is an error.
+/// The time that is left; `None` if it is not limited. No time left is an error.
 fn left(timeout: NextTimeout) -> Result<Option<Duration>, Error> {
     if timeout.after.is_zero() {
         return Err(Error::Timeout(timeout.reason));
@@ -209,7 +214,7 @@ fn left(timeout: NextTimeout) -> Result<Option<Duration>, Error> {
     Ok(timeout.not_zero().map(|after| *after))
 }
 
-/// How long a call of the system may take.
+/// How long a system call may take; `None` if it is not limited. No time left is an error.
 fn until(deadline: Option<Instant>, timeout: NextTimeout) -> Result<Option<Duration>, Error> {
     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
     match left {
@@ -218,7 +223,7 @@ fn until(deadline: Option<Instant>, timeout: NextTimeout) -> Result<Option<Durat
     }
 }
 
-/// Unix says of a timeout that the call would block.
+/// Converts an I/O error. Unix reports a timeout as `WouldBlock`.
 fn or_timeout(error: io::Error, timeout: NextTimeout) -> Error {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),

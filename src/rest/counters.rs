@@ -1,4 +1,4 @@
-//! What became of requests.
+//! Counts requests by their outcome.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,18 @@ use serde::Serialize;
 
 use crate::histogram::Histogram;
 
-/// The requests of a [`Rest`](super::Rest) and its clones. No count ever goes back.
+/// Counts the requests of a [`Rest`](super::Rest) and its clones. No count ever decreases.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RestCounters {
-    /// Answers by HTTP status. One request can have several: those with 429 were rate limited.
+    /// The number of answers by HTTP status. A request that is retried can have several. A 429
+    /// means that it was rate limited.
     pub answers: BTreeMap<u16, u64>,
-    /// Attempts without an answer: no connection, or none in time.
+    /// The number of attempts without an answer: the connection failed, or the answer was late.
     pub failures: u64,
-    /// Requests that were not sent: their turn would have come too late, Discord had refused too many
-    /// others, or the manager was closed.
+    /// The number of requests that were held back, because their turn would have come too late,
+    /// because Discord had refused too many others, or because the manager was closed.
     pub held: u64,
-    /// How long each attempt waited for its turn, by Discord's rate limits.
+    /// How long each attempt waited for its turn because of Discord's rate limits.
     pub wait: Histogram,
 }

@@ -1,9 +1,9 @@
-//! When a REST request may go out.
+//! Decides when a REST request may be sent.
 //!
-//! Discord counts requests in windows: of all routes together, and of each *bucket*. Which bucket a
-//! route belongs to, how many requests it takes and when its window ends, Discord says in the
-//! headers of each answer. So the first request to a bucket is sent alone, and the others as its
-//! answer allows.
+//! Discord counts requests in windows, both for all routes together and for each *bucket*. The
+//! headers of each answer report which bucket a route belongs to, how many requests the bucket
+//! takes, and when its window ends. So the first request to a bucket is sent alone, and the others
+//! follow as its answer allows.
 //!
 //! Source: [Discord, Rate limits](https://docs.discord.com/developers/topics/rate-limits).
 #![deny(clippy::disallowed_methods)]
@@ -26,12 +26,13 @@ use self::global::Global;
 use self::invalid::InvalidRequests;
 use super::route::Route;
 
-/// Above this number of buckets and of routes, those without a queue are dropped.
+/// The most buckets and the most bucket names that are kept. Beyond that, buckets without a ticket
+/// are dropped, and all names are forgotten.
 const MAX_KEPT: usize = 10_000;
 
-/// Whose turn it is, within each bucket in the order of arrival.
+/// The queue of requests. Within a bucket they are sent in the order of arrival.
 ///
-/// A ticket is in one of three states:
+/// Each request has a ticket, which is in one of three states:
 ///
 /// ```text
 ///   request ──▶ Waiting ── granted ──▶ Sent ── answered, failed ──▶ Answered ──▶ leave
@@ -42,23 +43,23 @@ const MAX_KEPT: usize = 10_000;
 pub(super) struct RateLimits {
     global: Global,
     buckets: HashMap<Key, Bucket>,
-    /// What Discord calls the bucket of a route.
+    /// Discord's name for the bucket of each route, by the route's template.
     names: HashMap<Arc<str>, Arc<str>>,
     /// In the order of arrival.
     tickets: BTreeMap<TicketId, Ticket>,
     next_id: TicketId,
-    /// This machine's address is blocked until then, and what was answered.
+    /// Until when this machine's IP address is blocked, and the text of the answer that said so.
     blocked: Option<(Instant, String)>,
     invalid: InvalidRequests,
     is_closed: bool,
-    /// Tickets that have something to find out.
+    /// Tickets that must be polled again.
     woken: Vec<TicketId>,
 }
 
 pub(super) type TicketId = u64;
 
-/// A bucket: the name that Discord gives it, or its route as long as that is unknown, and what has
-/// a limit of its own.
+/// Identifies a bucket: by Discord's name for it (the route's template until that is known) and by
+/// the major parameter, which has a separate limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     name: Arc<str>,
@@ -69,10 +70,10 @@ struct Key {
 struct Ticket {
     route: Route,
     key: Key,
-    /// It gives up if it would have to wait for longer.
+    /// The request fails if it would have to wait for longer.
     deadline: Instant,
     state: State,
-    /// When it asks again by itself.
+    /// When its caller polls again without being woken.
     wakes_at: Option<Instant>,
 }
 
@@ -83,26 +84,26 @@ enum State {
     Answered,
 }
 
-/// What a ticket may do.
+/// What the caller of a ticket should do.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Turn {
     /// Send its request.
     Go,
-    /// Ask again then, or when it is woken.
+    /// Poll again at this time, or when it is woken.
     Wait(Option<Instant>),
-    /// Nothing: it would have to wait for too long; how long, is zero if that is not known.
+    /// Fail: the wait would exceed the deadline. `retry_after` is zero if it is not known.
     Limited {
         retry_after: Duration,
         text: Option<String>,
     },
-    /// Nothing: too many requests were refused.
+    /// Fail: Discord has refused too many requests.
     TooManyInvalidRequests { count: u32, retry_after: Duration },
-    /// Nothing: the limits are closed.
+    /// Fail: the limits are closed.
     Closed,
 }
 
 impl RateLimits {
-    /// All routes together take that many requests in a window.
+    /// Creates an empty queue with a global rate limit of `limit` requests in each `window`.
     pub(super) fn new(limit: u32, window: Duration) -> Self {
         Self {
             global: Global::new(limit, window),
@@ -117,7 +118,7 @@ impl RateLimits {
         }
     }
 
-    /// Queues a request, which gives up if it would have to wait beyond `deadline`.
+    /// Queues a request, which fails if it would have to wait beyond `deadline`.
     pub(super) fn request(&mut self, route: Route, deadline: Instant) -> TicketId {
         let id = self.next_id;
         self.next_id += 1;
@@ -133,7 +134,7 @@ impl RateLimits {
         id
     }
 
-    /// What a ticket may do now. Once it may go, its request counts.
+    /// Returns what the caller of a ticket should do now. From [`Turn::Go`] on its request counts.
     pub(super) fn poll(&mut self, now: Instant, id: TicketId) -> Turn {
         self.grant(now);
         let waiting = match self.tickets.get(&id) {
@@ -158,7 +159,7 @@ impl RateLimits {
         Turn::Wait(waiting.wakes_at)
     }
 
-    /// Discord has answered a request.
+    /// Updates the limits from the answer to a request.
     pub(super) fn answered(&mut self, now: Instant, id: TicketId, answer: &Answer) {
         self.invalid.count(now, answer);
         if self.invalid.too_many(now).is_some() {
@@ -172,13 +173,13 @@ impl RateLimits {
         }
     }
 
-    /// No answer came, and whether the request was counted is not known.
+    /// Notes that no answer came: whether Discord has counted the request is not known.
     pub(super) fn failed(&mut self, now: Instant, id: TicketId) {
         self.end_of_flight(now, id);
         self.grant(now);
     }
 
-    /// Has a ticket wait once more.
+    /// Makes a ticket wait again, for another attempt.
     pub(super) fn requeue(&mut self, id: TicketId) {
         if let Some(ticket) = self.tickets.get_mut(&id) {
             ticket.state = State::Waiting;
@@ -194,10 +195,10 @@ impl RateLimits {
         self.grant(now);
     }
 
-    /// From now on nothing waits: a request is sent at once or refused.
+    /// Closes the limits. From now on no request waits: it is sent at once, or fails.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
-        // A ticket whose request has been answered may pause before it waits again.
+        // A ticket in the state `Answered` may be in a pause between two attempts, which must end.
         let idle = self.tickets.iter();
         let idle = idle.filter(|(_, ticket)| !matches!(ticket.state, State::Sent(_)));
         self.woken.extend(idle.map(|(id, _)| *id));
@@ -207,13 +208,14 @@ impl RateLimits {
         self.is_closed
     }
 
-    /// Takes the tickets that have to ask again: they may go, or their wait has changed.
+    /// Takes the tickets that must be polled again: they may go, or their wait has changed.
     pub(super) fn take_woken(&mut self) -> Vec<TicketId> {
         std::mem::take(&mut self.woken)
     }
 
-    /// Gives turns to all that can go now, the oldest first, and says when to ask again to the
-    /// first of each bucket and to the first of those that the limit of all routes holds back.
+    /// Gives their turn to all tickets that can go now, the oldest first. Only two kinds of the
+    /// others get a time at which to poll again: the first of each bucket, and the first of those
+    /// that the global rate limit holds back. The rest are woken by the one before them.
     fn grant(&mut self, now: Instant) {
         let waiting = self.tickets.iter();
         let waiting = waiting.filter(|(_, ticket)| ticket.state == State::Waiting);
@@ -223,7 +225,7 @@ impl RateLimits {
             blocked_until.or_else(|| self.invalid.too_many(now).map(|(_, wait)| now + wait))
         {
             for (at, id) in waiting.into_iter().enumerate() {
-                // The first wakes the others.
+                // Polling the first one wakes the others.
                 self.wakes_at(id, (at == 0).then_some(until));
             }
             return;
@@ -234,7 +236,7 @@ impl RateLimits {
         for id in waiting {
             let ticket = &self.tickets[&id];
             if full.contains(&ticket.key) {
-                // One that was sent before may have come back to the front.
+                // A requeued ticket may have come back to the front: this one is no longer first.
                 self.wakes_at(id, None);
                 continue;
             }
@@ -253,7 +255,7 @@ impl RateLimits {
                     self.go(now, id);
                     continue;
                 }
-                // The first of them wakes the others.
+                // Polling the first one wakes the others.
                 (Room::At(_), Room::At(turn)) => {
                     (!std::mem::replace(&mut is_global_full, true)).then_some(turn)
                 }
@@ -277,7 +279,7 @@ impl RateLimits {
         self.woken.push(id);
     }
 
-    /// Says when a ticket has to ask again; it is woken if that is sooner than it knows.
+    /// Sets when a ticket must be polled again. It is woken if that is sooner than before.
     fn wakes_at(&mut self, id: TicketId, at: Option<Instant>) {
         let Some(ticket) = self.tickets.get_mut(&id) else {
             return;
@@ -293,7 +295,7 @@ impl RateLimits {
         }
     }
 
-    /// When a ticket may go at the earliest, as far as is known.
+    /// The earliest time at which a ticket may go, as far as it is known.
     fn expected(&self, now: Instant, id: TicketId, ticket: &Ticket) -> Instant {
         let ahead = self.tickets.range(..id).map(|(_, ticket)| ticket);
         let ahead = ahead.filter(|other| other.state == State::Waiting && other.key == ticket.key);
@@ -315,7 +317,8 @@ impl RateLimits {
         self.blocked.as_ref().filter(|(until, _)| *until > now)
     }
 
-    /// A request is under way no more. Returns when it was sent.
+    /// Notes that a request is no longer in flight. Returns when it was sent; `None` if it was not
+    /// in flight.
     fn end_of_flight(&mut self, now: Instant, id: TicketId) -> Option<Instant> {
         let ticket = self.tickets.get_mut(&id)?;
         let State::Sent(sent) = ticket.state else {
@@ -331,7 +334,7 @@ impl RateLimits {
         Some(sent)
     }
 
-    /// Takes from an answer what it says of the bucket.
+    /// Updates the bucket from an answer, and holds requests back if the answer is a 429.
     fn learn(&mut self, now: Instant, id: TicketId, sent: Instant, answer: &Answer) {
         let Some(Ticket { key, route, .. }) = self.tickets.get(&id) else {
             return;
@@ -339,6 +342,7 @@ impl RateLimits {
         let (key, is_exempt) = (key.clone(), route.is_exempt);
         let bucket = self.buckets.entry(key.clone()).or_default();
         let mut is_news = bucket.learn(now, sent, answer);
+
         match &answer.limited {
             None => (),
             Some(Limited::Global(wait)) if !is_exempt => {
@@ -357,15 +361,16 @@ impl RateLimits {
                 self.wake(|_| true);
             }
         }
+
         if is_news {
-            // Some may wait for longer than they can.
+            // The new wait may exceed the deadlines of some.
             self.wake(|ticket| ticket.key == key);
         }
         self.grant(now);
     }
 
-    /// From now on the route of a ticket belongs to the bucket of that name, and so do its requests
-    /// that wait or are under way.
+    /// Assigns the route of a ticket to the bucket of that name, together with the route's requests
+    /// that wait or are in flight.
     fn join(&mut self, id: TicketId, name: &Arc<str>) {
         let Some(Ticket { route, key, .. }) = self.tickets.get(&id) else {
             return;
@@ -412,7 +417,8 @@ impl RateLimits {
         self.woken.extend(woken.map(|(id, _)| *id));
     }
 
-    /// Forgets buckets, if there are too many: first those of which nothing has to be remembered.
+    /// Forgets buckets that have no ticket, if there are too many: first those that hold no state,
+    /// then the others.
     fn forget(&mut self, now: Instant) {
         if self.buckets.len() <= MAX_KEPT {
             return;

@@ -1,4 +1,4 @@
-//! Discord's HTTP interface, within its rate limits: so that a bot can answer.
+//! A client for Discord's HTTP API that keeps within the rate limits.
 
 mod builder;
 mod connect;
@@ -40,36 +40,38 @@ use crate::dial::{Dialer, ProxyError, ProxyFailure};
 use crate::error::{Error, StatusError};
 use crate::token::Token;
 
-/// How often a request is sent in all, if it does not get through.
+/// How many times a request is sent in total if it fails.
 const ATTEMPTS: u32 = 4;
 
-/// How often it is sent in all, if Discord answers that it is rate limited.
+/// How many times a request is sent in total if Discord answers each time that it is rate limited.
 const LIMITED_ATTEMPTS: u32 = 30;
 
 /// The pause after the first failed attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The largest answer that is read.
+/// The longest body of a successful answer, in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// How much of an answer is read if it is an error.
+/// How many bytes are read of the body of an error.
 const MAX_ERROR: u64 = 64 << 10;
 
-/// No call takes longer, so that no instant overflows.
+/// The longest timeout of a call, so that no instant overflows.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Discord's HTTP interface, with the bot's token. Cheap to clone; clones share connections and
-/// rate limits, so have one for each bot, such as [`Handle::rest`](crate::Handle::rest).
+/// A client for Discord's HTTP API, with the bot's token. Cheap to clone; clones share connections
+/// and rate limits. Use one for each bot, such as [`Handle::rest`](crate::Handle::rest).
 ///
-/// It keeps Discord's rate limits: a call blocks until it is its turn, in the order of arrival, or
-/// fails at once if that would take longer than it may. Other processes with the same token spend
-/// from the same limits; it sees that by what Discord says is left, and makes room.
+/// It keeps within Discord's rate limits. A call blocks until it is its turn, in the order of
+/// arrival. It fails at once if its turn would come after its [timeout](Request::timeout). Other
+/// processes with the same token use the same limits. The client notices them by the remaining
+/// requests that Discord reports, and leaves them room.
 ///
 /// There are no typed endpoints: paths and bodies are those of [Discord's
 /// documentation](https://docs.discord.com/developers/reference).
 ///
-/// The bot's token is sent to this base URL alone, encrypted or to this machine, and not with the
-/// paths of webhooks and interactions that carry a token of their own.
+/// The bot's token is sent only to the [base URL](RestBuilder::base_url): encrypted, or to this
+/// machine, unless [`RestBuilder::allow_plaintext`] allows more. It is not sent with paths of
+/// webhooks and interactions that contain their own token.
 #[derive(Clone)]
 pub struct Rest(Arc<Inner>);
 
@@ -83,31 +85,31 @@ struct Inner {
     counters: Mutex<RestCounters>,
 }
 
-/// What `/gateway/bot` says.
+/// The answer to `/gateway/bot`.
 ///
 /// Source: [Discord, Get Gateway
 /// Bot](https://docs.discord.com/developers/events/gateway#get-gateway-bot).
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct GatewayBot {
-    /// Where to connect to.
+    /// The URL of the gateway.
     pub url: String,
-    /// How many shards Discord recommends.
+    /// The number of shards that Discord recommends.
     pub shards: NonZeroU32,
-    /// What is left of the bot's IDENTIFYs.
+    /// The limit of the bot's IDENTIFYs, and how many are left.
     pub session_start_limit: SessionStartLimit,
-    /// When Discord was asked: of IDENTIFYs that were sent since then the answer may not know.
+    /// When the request was made. The answer may not include IDENTIFYs that were sent after this.
     #[serde(skip, default = "Instant::now")]
     pub asked_at: Instant,
 }
 
-/// What is left of a bot's IDENTIFYs, as Discord sends it.
+/// The limit of a bot's IDENTIFYs and how many are left, as Discord reports it.
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct SessionStartLimit {
-    /// IDENTIFYs a day.
+    /// The number of IDENTIFYs per day.
     pub total: u32,
-    /// IDENTIFYs left until the reset.
+    /// The number of IDENTIFYs left until the reset.
     pub remaining: u32,
     /// Milliseconds until the reset.
     pub reset_after: u64,
@@ -116,24 +118,26 @@ pub struct SessionStartLimit {
 }
 
 impl Rest {
-    /// The API of Discord itself, for a bot without a gateway. See also
-    /// [`Handle::rest`](crate::Handle::rest).
+    /// Creates a client of Discord's API with default settings, for a bot without a gateway. With a
+    /// gateway, use [`Handle::rest`](crate::Handle::rest).
+    ///
+    /// Fails as [`RestBuilder::build`] does.
     pub fn new(token: Token) -> Result<Self, Error> {
         Self::builder(token).build()
     }
 
-    /// Other settings than the default.
+    /// Returns a builder, for settings other than the default.
     pub fn builder(token: Token) -> RestBuilder {
         RestBuilder::new(token)
     }
 
-    /// What the paths are below, for example `https://discord.com/api/v10`, without a slash at the
-    /// end.
+    /// The URL to which paths are appended, for example `https://discord.com/api/v10`. It has no
+    /// slash at the end.
     pub fn base_url(&self) -> &str {
         &self.0.base_url
     }
 
-    /// Where the gateway is. Needs no token.
+    /// Requests the URL of the gateway (`GET /gateway`). Discord requires no token for it.
     pub fn gateway(&self) -> Result<String, Error> {
         #[derive(Deserialize)]
         struct Gateway {
@@ -143,15 +147,15 @@ impl Rest {
         Ok(gateway.url)
     }
 
-    /// Where the gateway is, how many shards Discord recommends, and how often the bot may still
-    /// identify.
+    /// Requests the URL of the gateway, the number of shards that Discord recommends, and how many
+    /// IDENTIFYs the bot has left (`GET /gateway/bot`).
     pub fn gateway_bot(&self) -> Result<GatewayBot, Error> {
         let asked_at = clock::now();
         let answer: GatewayBot = self.get("/gateway/bot").send()?.json()?;
         Ok(GatewayBot { asked_at, ..answer })
     }
 
-    /// The application that the bot belongs to.
+    /// Requests the application that the bot belongs to (`GET /oauth2/applications/@me`).
     pub fn current_application(&self) -> Result<Value, Error> {
         self.get("/oauth2/applications/@me").send()?.json()
     }
@@ -181,7 +185,8 @@ impl Rest {
         self.request("DELETE", path)
     }
 
-    /// Begins a request of any method, in upper or lower case, with a path below the API's version.
+    /// Begins a request with this method, in upper or lower case. The path is relative to the
+    /// [base URL](Self::base_url). Methods: DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT.
     pub fn request(&self, method: &str, path: &str) -> Request<'_> {
         Request::new(self, method, path)
     }
@@ -189,7 +194,7 @@ impl Rest {
     /// Sends a request in one call, for example `call("POST", "/channels/1/messages",
     /// Some(&json!({"content": "pong"})))`. An answer without a body is `null`.
     ///
-    /// It blocks, and fails, as [`Request::send`] does.
+    /// It blocks and fails as [`Request::send`] does.
     pub fn call(&self, method: &str, path: &str, json: Option<&Value>) -> Result<Value, Error> {
         let request = self.request(method, path);
         let request = match json {
@@ -199,17 +204,17 @@ impl Rest {
         request.send()?.json()
     }
 
-    /// What became of the requests so far, of this one and its clones.
+    /// Counts the requests of this client and its clones so far, by their outcome.
     pub fn counters(&self) -> RestCounters {
         self.0.counters.lock().clone()
     }
 
-    /// How it connects, for what connects in the same way.
+    /// The dialer of this client, for other connections that must be made in the same way.
     pub(crate) fn dialer(&self) -> Arc<Dialer> {
         Arc::clone(&self.0.dialer)
     }
 
-    /// Ends the calls that wait for their turn, and all waits to come.
+    /// Fails the calls that wait for their turn, and all later calls that would have to wait.
     pub(crate) fn close(&self) {
         self.0.turns.close();
     }
@@ -223,7 +228,7 @@ impl Rest {
             .map_err(|failure| failure.into_error(parts))
     }
 
-    /// Sends a request until it is answered for good.
+    /// Sends a request, and retries it until it has its final answer or must fail.
     fn attempts(
         &self,
         parts: &Parts,
@@ -328,7 +333,7 @@ impl Rest {
         parts: &Parts,
         timeout: Duration,
     ) -> Result<http::Response<Body>, ureq::Error> {
-        // What ureq logs has placeholders for the secrets.
+        // ureq logs requests, so it gets placeholders in place of the secrets.
         let mut path = parts.path.clone();
         let own = own_token(&path).map(|range| {
             let hidden = self.0.secrets.hide(&path[range.clone()]);
@@ -339,7 +344,7 @@ impl Rest {
         let mut request = http::Request::builder()
             .method(&parts.method)
             .uri(format!("{}{path}", self.0.base_url));
-        // For this request alone, so that a placeholder from a log is of no use later.
+        // A new placeholder for each request, so that one from a log is of no use later.
         let token = own
             .is_none()
             .then(|| self.0.secrets.hide(self.0.token.expose()));
@@ -367,7 +372,7 @@ impl Rest {
             let request = request.header("content-type", "application/json");
             run(agent, request.body(json.as_bytes())?, timeout)
         } else if matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
-            // A length of 0 has to be said where a body is usual.
+            // These methods usually have a body, so an empty one needs `Content-Length: 0`.
             run(agent, request.body(&[][..])?, timeout)
         } else {
             run(agent, request.body(())?, timeout)
@@ -375,12 +380,12 @@ impl Rest {
     }
 }
 
-/// How an attempt ended.
+/// The answer to one attempt.
 enum Outcome {
     Success(Response),
-    /// With a 429.
+    /// A 429, and how long to wait.
     Limited(Duration),
-    /// With another status than success.
+    /// Any other status, and the body.
     Status(u16, String),
 }
 
@@ -424,7 +429,7 @@ impl Failure {
                     retry_after,
                 }
             }
-            // A webhook or an interaction has a token of its own.
+            // Where the path has its own token, the 401 does not concern the bot's.
             Self::Status(401, _) if own_token(&parts.path).is_none() => Error::Unauthorized,
             Self::Status(status, body) => {
                 Error::Status(Box::new(StatusError::new(request, status, body)))
@@ -474,7 +479,7 @@ fn run(
     agent.run(configured.timeout_global(Some(timeout)).build())
 }
 
-/// Reads an answer; of an error, what there is of it.
+/// Reads an answer. The body of an error may be cut short.
 fn read(response: http::Response<Body>) -> Result<Read, ureq::Error> {
     let (head, mut body) = response.into_parts();
     let status = head.status.as_u16();
@@ -483,10 +488,11 @@ fn read(response: http::Response<Body>) -> Result<Read, ureq::Error> {
     } else {
         let mut read = Vec::new();
         let mut reader = io::Read::take(body.as_reader(), MAX_ERROR);
-        // The status says more than why its text is cut short.
+        // If this fails, the status is still the more useful error.
         let _ = io::Read::read_to_end(&mut reader, &mut read);
         read
     };
+
     Ok(Read {
         status,
         headers: head.headers,
@@ -494,7 +500,8 @@ fn read(response: http::Response<Body>) -> Result<Read, ureq::Error> {
     })
 }
 
-/// Whether a request got nowhere, so that it may be sent again whatever it is.
+/// Whether a request cannot have reached Discord, so that even one that is not idempotent may be
+/// retried.
 fn was_not_connected(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::HostNotFound

@@ -1,4 +1,4 @@
-//! A request, step by step.
+//! Builds a request step by step.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use super::response::Response;
 use super::{Rest, route};
 use crate::error::Error;
 
-/// The longest reason that Discord takes for its audit log.
+/// The longest audit log reason that Discord accepts, in characters.
 ///
 /// Source: [Discord, Audit log
 /// reason](https://docs.discord.com/developers/resources/audit-log#audit-log-entry-object).
 const MAX_REASON: usize = 512;
 
-/// The longest name of a file.
+/// The longest file name, in bytes.
 const MAX_FILE_NAME: usize = 255;
 
-/// Headers that the library sets by itself.
+/// Headers that the library sets itself.
 const OWN_HEADERS: [&str; 8] = [
     "authorization",
     "connection",
@@ -45,9 +45,9 @@ const METHODS: [Method; 7] = [
     Method::PUT,
 ];
 
-/// A request to Discord, by [`Rest::post`] and its like.
+/// A request to Discord; begin one with [`Rest::get`], [`Rest::post`] and so on.
 ///
-/// What is wrong with it is reported by [`send`](Self::send), before anything is sent.
+/// [`send`](Self::send) reports invalid settings, before anything is sent.
 ///
 /// ```no_run
 /// # fn f(rest: &threadcord::rest::Rest) -> Result<(), threadcord::Error> {
@@ -70,7 +70,7 @@ pub struct Request<'a> {
     pub(super) parts: Result<Parts, Error>,
 }
 
-/// What a request consists of, once everything in it has been found right.
+/// The parts of a request, all of which have been checked.
 pub(super) struct Parts {
     pub(super) method: Method,
     /// With its query.
@@ -96,6 +96,7 @@ impl<'a> Request<'a> {
             let allowed = "DELETE, GET, HEAD, OPTIONS, PATCH, POST or PUT";
             Error::setting("method", upper, allowed)
         });
+
         let parts = method.and_then(|method| {
             route::check(path)?;
             Ok(Parts {
@@ -111,7 +112,7 @@ impl<'a> Request<'a> {
         Self { rest, parts }
     }
 
-    /// Adds a parameter to the path, percent-encoded.
+    /// Adds a query parameter, percent-encoded.
     pub fn query(self, name: &str, value: impl fmt::Display) -> Self {
         self.with(|parts| {
             let separator = if parts.path.contains('?') { "&" } else { "?" };
@@ -125,21 +126,22 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Adds a header. Those that the library sets by itself are refused: `Authorization`,
+    /// Adds a header. Headers that the library sets itself are refused: `Authorization`,
     /// `Connection`, `Content-Length`, `Content-Type`, `Host`, `Transfer-Encoding`, `User-Agent`
     /// and `X-Audit-Log-Reason`.
     pub fn header(self, name: &str, value: &str) -> Self {
         self.with(|parts| {
-            let allowed = "a header's name, except those that the library sets by itself";
+            let allowed = "a header name, except those that the library sets itself";
             let wrong = || Error::setting("header", name, allowed);
             let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
             if OWN_HEADERS.contains(&parsed.as_str()) {
                 return Err(wrong());
             }
+
             let value = HeaderValue::from_str(value).map_err(|_| {
                 Error::setting(
                     "header",
-                    format!("{name} with a value that no header can have"),
+                    format!("{name} with an invalid value"),
                     "visible ASCII",
                 )
             })?;
@@ -148,7 +150,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Says why, for the audit log of the guild: 1 to 512 characters.
+    /// Sets the reason that Discord shows in the guild's audit log: 1 to 512 characters.
     pub fn reason(self, reason: &str) -> Self {
         self.with(|parts| {
             let length = reason.chars().count();
@@ -160,15 +162,16 @@ impl<'a> Request<'a> {
                     allowed,
                 ));
             }
+
             let encoded = utf8_percent_encode(reason, NON_ALPHANUMERIC).to_string();
             let value = HeaderValue::from_str(&encoded)
-                .map_err(|error| Error::setting("reason", error, "a text"))?;
+                .map_err(|error| Error::setting("reason", error, "text"))?;
             parts.reason = Some(value);
             Ok(())
         })
     }
 
-    /// Sets the body. With files it becomes their form's `payload_json`.
+    /// Sets the JSON body. If there are files, it becomes the form field `payload_json`.
     pub fn json(self, body: &(impl Serialize + ?Sized)) -> Self {
         self.with(|parts| {
             let json = serde_json::to_string(body).map_err(|error| not_json(&error))?;
@@ -177,7 +180,9 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Attaches a file. The first is `files[0]`, as in the `attachments` of a message.
+    /// Attaches a file. The first one is `files[0]`, as the `attachments` of a message count them.
+    /// The name has 1 to 255 bytes, without double quotes, slashes, backslashes and control
+    /// characters.
     ///
     /// Source: [Discord, Uploading
     /// files](https://docs.discord.com/developers/reference#uploading-files).
@@ -192,6 +197,7 @@ impl<'a> Request<'a> {
                 );
                 return Err(Error::setting("file", name.escape_debug(), allowed));
             }
+
             parts.files.push(File {
                 name: name.to_owned(),
                 bytes: bytes.into(),
@@ -200,8 +206,8 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// How long the whole call may take: waiting for its turn, all attempts, and reading the
-    /// answer. Default: 30 s, and 10 s on a thread that runs a handler.
+    /// Sets how long the whole call may take: waiting for its turn, all attempts, and reading the
+    /// answer. Default: 30 s; 10 s on a thread that runs a handler. Maximum: 24 hours.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|parts| {
             parts.timeout = Some(timeout);
@@ -209,18 +215,25 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Sends it, and blocks until the answer is there.
+    /// Sends the request, and blocks until the answer has arrived.
     ///
-    /// It waits for its turn within Discord's rate limits. If that takes longer than its
-    /// [timeout](Self::timeout), it fails at once with [`Error::RateLimited`]. After an error of
-    /// the connection and after a 5xx it is sent again, up to three times and while there is time,
-    /// if its method is GET, HEAD, PUT or DELETE; any other only if no connection was made, for
-    /// Discord might carry it out twice.
+    /// The request waits for its turn within Discord's rate limits. If that would take longer than
+    /// its [timeout](Self::timeout), it fails at once with [`Error::RateLimited`].
     ///
-    /// [`Error::Status`] if Discord refuses it, [`Error::Unauthorized`] if it refuses the bot's
-    /// token, [`Error::TooManyInvalidRequests`] after too many refusals, [`Error::Setting`] if
-    /// something in it is wrong, [`Error::Closed`] if it would have to wait and the manager is
-    /// closed, [`Error::Http`] if Discord cannot be reached or does not answer in time.
+    /// After a connection error or a 5xx it is retried, up to three times and while there is time,
+    /// if its method is GET, HEAD, PUT or DELETE. A request with another method is retried only if
+    /// no connection was made, because Discord might carry it out twice.
+    ///
+    /// # Errors
+    /// - [`Error::Setting`]: something in the request is invalid.
+    /// - [`Error::RateLimited`]: its turn would come after its timeout, or 30 attempts in a row
+    ///   were answered with a 429.
+    /// - [`Error::Status`]: Discord refuses it.
+    /// - [`Error::Unauthorized`]: Discord refuses the bot's token.
+    /// - [`Error::TooManyInvalidRequests`]: Discord has refused too many requests.
+    /// - [`Error::Http`]: Discord cannot be reached or does not answer in time.
+    /// - [`Error::Proxy`]: the proxy opens no connection.
+    /// - [`Error::Closed`]: the request would have to wait, and the manager is closed.
     pub fn send(self) -> Result<Response, Error> {
         self.rest.send(&self.parts?)
     }
@@ -234,13 +247,13 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A body that cannot be sent.
+/// The error for a body that cannot be serialised.
 pub(crate) fn not_json(error: &serde_json::Error) -> Error {
     let given = format!("not JSON: {error}");
-    Error::setting("json", given, "what serde_json can serialise")
+    Error::setting("json", given, "a value that serde_json can serialise")
 }
 
-/// Method and path, without secrets.
+/// Shows method and path, without secrets.
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.parts {
@@ -260,14 +273,14 @@ impl Parts {
         !self.files.is_empty()
     }
 
-    /// The names of the form's fields.
+    /// The names of the form's fields, one for each file.
     pub(super) fn fields(&self) -> Vec<String> {
         (0..self.files.len())
             .map(|at| format!("files[{at}]"))
             .collect()
     }
 
-    /// The form, with one field for each file.
+    /// The form: the JSON as `payload_json`, and one field for each file.
     pub(super) fn form<'b>(&'b self, fields: &'b [String]) -> Result<Form<'b>, ureq::Error> {
         let mut form = Form::new();
         if let Some(json) = &self.json {

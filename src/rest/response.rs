@@ -1,4 +1,4 @@
-//! What a request was answered with.
+//! The answer to a request.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use ureq::http::HeaderMap;
 
 use crate::error::Error;
 
-/// How much of an unexpected answer is quoted.
+/// How many characters of an unexpected answer are quoted.
 const QUOTED: usize = 200;
 
-/// A successful answer of Discord's.
+/// A successful answer from Discord.
 #[derive(Clone)]
 pub struct Response {
     request: String,
@@ -34,23 +34,27 @@ impl Response {
         self.status
     }
 
-    /// The first header of this name, in any case; `None` also if it is not ASCII.
+    /// The first header with this name, in upper or lower case. `None` if there is none, or if its
+    /// value is not visible ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The body, up to 16 MiB.
+    /// The body, at most 16 MiB.
     pub fn bytes(&self) -> &[u8] {
         &self.body
     }
 
-    /// The body, up to 16 MiB.
+    /// The body, without a copy.
     pub fn into_bytes(self) -> Vec<u8> {
         self.body
     }
 
-    /// The body as JSON of any shape, for example as a [`Value`](serde_json::Value); an empty body
-    /// counts as `null`. [`Error::UnexpectedAnswer`] if it is of another shape.
+    /// Parses the body as JSON, for example as a [`Value`](serde_json::Value). An empty body counts
+    /// as `null`.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedAnswer`] if the body is not JSON of the type `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         let body: &[u8] = if self.body.is_empty() {
             b"null"

@@ -1,4 +1,4 @@
-//! What a path is: the rate limit that it counts against, and the secret that it may hold.
+//! What the library reads from a path: its rate limit, and the token that it may contain.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,17 +9,17 @@ use ureq::http::uri::PathAndQuery;
 
 use crate::error::Error;
 
-/// A method and a path, as Discord's rate limits tell them apart.
+/// A method and a path, reduced to what Discord's rate limits distinguish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    /// Method and path with `{}` for each id.
+    /// Method and path, with `{}` for each parameter such as an id.
     pub(super) template: Arc<str>,
-    /// The channel, guild or webhook, which has a limit of its own; empty if there is none.
+    /// The major parameter: a channel, guild, webhook or interaction, each of which has a separate
+    /// limit. Empty if there is none.
     ///
     /// Source: [Discord, Rate limits](https://docs.discord.com/developers/topics/rate-limits).
     pub(super) major: Arc<str>,
-    /// Whether it does not count against the limit of all routes together, as the first answer to
-    /// an interaction.
+    /// Whether it does not count against the global rate limit. Answers to interactions do not.
     pub(super) is_exempt: bool,
 }
 
@@ -44,7 +44,7 @@ impl Route {
                 major.push_str(part);
             }
 
-            // An emoji, an invite and a template are parameters as well.
+            // The names of emojis, invites and templates are parameters as well.
             let is_name = matches!(kind, "invites" | "reactions" | "templates");
             let is_parameter = is_id(part) || is_token || is_name;
             template.push('/');
@@ -69,7 +69,7 @@ fn without_query(path: &str) -> &str {
     &path[..end]
 }
 
-/// The token that a path of a webhook or an interaction holds, wherever it is:
+/// Where the token is in a path of a webhook or an interaction, at any depth:
 /// `/webhooks/ID/TOKEN`, `/interactions/ID/TOKEN/callback`.
 pub(super) fn own_token(path: &str) -> Option<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
@@ -88,8 +88,7 @@ pub(super) fn own_token(path: &str) -> Option<Range<usize>> {
     })
 }
 
-/// Method and path for errors and logs, without the token that a path of an interaction or webhook
-/// holds.
+/// Method and path for errors and logs, without the token in a path of an interaction or a webhook.
 pub(super) fn describe(method: impl fmt::Display, path: &str) -> String {
     match own_token(path) {
         Some(own) => format!("{method} {}...{}", &path[..own.start], &path[own.end..]),
@@ -97,7 +96,7 @@ pub(super) fn describe(method: impl fmt::Display, path: &str) -> String {
     }
 }
 
-/// Whether a path can be sent as it is.
+/// Checks that a path can be sent unchanged.
 pub(super) fn check(path: &str) -> Result<(), Error> {
     let is_up = |part: &str| matches!(part, "." | "..");
     let is_right = path.starts_with('/')
@@ -109,6 +108,7 @@ pub(super) fn check(path: &str) -> Result<(), Error> {
     if is_right {
         return Ok(());
     }
+
     let allowed = "a path below the API's version, such as /channels/1/messages: with a leading \
                    slash, percent-encoded, without `#`, `.` and `..`";
     let given = own_token(path).map(|own| path.replace(&path[own], "..."));

@@ -1,8 +1,8 @@
-//! Keeps secrets out of what the HTTP client logs.
+//! Keeps secrets out of the HTTP client's log.
 //!
-//! ureq writes each request to the log, at trace level with every byte, and cannot be told to leave
-//! anything out. So it never learns a secret: it gets a placeholder, which is replaced by the
-//! secret on its way to the connection.
+//! ureq logs each request, at trace level with every byte, and has no setting that omits anything.
+//! So it never gets a secret, but a placeholder. The placeholder is replaced by the secret on its
+//! way to the connection.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
-/// What every placeholder begins with.
+/// The prefix of every placeholder.
 const PREFIX: &str = "hidden-";
 
-/// The secrets of requests that are under way.
+/// The secrets of the requests that are in progress.
 #[derive(Clone, Default)]
 pub(super) struct Secrets(Arc<Mutex<Vec<Secret>>>);
 
@@ -22,16 +22,16 @@ struct Secret {
     secret: String,
 }
 
-/// One secret, which is replaced as long as this lives.
+/// One hidden secret. Its placeholder is replaced as long as this value lives.
 pub(super) struct Hidden {
     secrets: Secrets,
     placeholder: String,
 }
 
 impl Secrets {
-    /// Takes a secret for one request.
+    /// Stores a secret for one request, under a new placeholder.
     pub(super) fn hide(&self, secret: &str) -> Hidden {
-        // Nobody can guess it, so that no body can ask for the secret.
+        // Random, so that the body of a request cannot contain it on purpose to get the secret.
         let placeholder = format!("{PREFIX}{:032x}", fastrand::u128(..));
         self.0.lock().push(Secret {
             placeholder: placeholder.clone(),
@@ -43,12 +43,13 @@ impl Secrets {
         }
     }
 
-    /// What is to be sent in place of these bytes, if that is something else.
+    /// Replaces the placeholders in these bytes; `None` if there are none.
     fn reveal(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut windows = bytes.windows(PREFIX.len());
         if !windows.any(|window| window == PREFIX.as_bytes()) {
             return None;
         }
+
         let secrets = self.0.lock();
         let mut revealed = None;
         for Secret {
@@ -69,7 +70,7 @@ impl Secrets {
 }
 
 impl Hidden {
-    /// What to write in place of the secret.
+    /// The string to write in place of the secret.
     pub(super) fn placeholder(&self) -> &str {
         &self.placeholder
     }
@@ -103,7 +104,7 @@ impl<T: Transport> Connector<T> for Secrets {
     }
 }
 
-/// A connection that is given secrets in place of placeholders.
+/// A connection that replaces placeholders by secrets in what it sends.
 #[derive(Debug)]
 pub(super) struct Revealing<T> {
     transport: T,
@@ -120,13 +121,13 @@ impl<T: Transport> Transport for Revealing<T> {
         let Some(revealed) = self.secrets.reveal(&output[..amount]) else {
             return self.transport.transmit_output(amount, timeout);
         };
-        // A head is small, but a secret can be longer than its placeholder.
+        // The request head fits into the buffer, but a secret can be longer than its placeholder.
         let room = output
             .get_mut(..revealed.len())
             .ok_or(Error::LargeResponseHeader(revealed.len(), amount))?;
         room.copy_from_slice(&revealed);
         let sent = self.transport.transmit_output(revealed.len(), timeout);
-        // The buffer is written to again, and what stays of it must not be logged.
+        // ureq writes to this buffer again, and must not log what is left in it.
         self.transport.buffers().output()[..revealed.len()].fill(0);
         sent
     }

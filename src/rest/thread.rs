@@ -1,4 +1,4 @@
-//! Which threads run handlers: those must not block for long.
+//! Knows which threads run handlers, which must not block for long.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 /// How long a call may take by default.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same on a thread that runs a handler, where the events behind it wait meanwhile.
+/// The default on a thread that runs a handler: the next events wait until the handler returns.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
 thread_local! {
     static HANDLES_EVENTS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs something that handles events on this thread.
+/// Runs `handle`. During that, this thread counts as one that runs a handler.
 pub(crate) fn handle_events<T>(handle: impl FnOnce() -> T) -> T {
-    /// Sets it back, also after a panic.
+    /// Restores the previous value, also after a panic.
     struct Reset(bool);
 
     impl Drop for Reset {
@@ -28,7 +28,7 @@ pub(crate) fn handle_events<T>(handle: impl FnOnce() -> T) -> T {
     handle()
 }
 
-/// How long a call on this thread may take, if it does not say.
+/// How long a call on this thread may take if it sets no timeout.
 pub(super) fn default_timeout() -> Duration {
     if HANDLES_EVENTS.get() {
         HANDLER_TIMEOUT

@@ -1,4 +1,4 @@
-//! The queue of requests: each caller waits on a Condvar of its own.
+//! The queue of requests. Each caller waits on its own Condvar.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::limits::{Answer, RateLimits, TicketId, Turn};
 use super::route::Route;
 use crate::clock;
 
-/// The rate limits of a bot, which all clones and threads share.
+/// The rate limits of a bot, shared by all clones and threads.
 pub(super) struct Turns {
     state: Mutex<State>,
 }
@@ -22,7 +22,7 @@ struct State {
 
 struct Caller {
     condvar: Arc<Condvar>,
-    /// Whether it has been woken and has not asked since.
+    /// Whether it has been woken and has not yet noticed.
     is_woken: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Place<'a> {
     condvar: Arc<Condvar>,
 }
 
-/// Why a request does not go out.
+/// Why a request is not sent.
 #[derive(Debug, PartialEq)]
 pub(super) enum Held {
     Limited {
@@ -74,12 +74,12 @@ impl Turns {
         }
     }
 
-    /// Ends all waits for a turn and all pauses, and those to come.
+    /// Ends all waits for a turn and all pauses, now and in the future.
     pub(super) fn close(&self) {
         self.change(|state| state.limits.close());
     }
 
-    /// Changes something, and wakes those that it concerns.
+    /// Changes the state, and wakes the callers that the change concerns.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         let changed = change(&mut state);
@@ -104,7 +104,7 @@ impl State {
         condvars
     }
 
-    /// Whether a caller was woken since it last asked this.
+    /// Whether a caller was woken since the last call of this.
     fn was_woken(&mut self, id: TicketId) -> bool {
         let caller = self.callers.get_mut(&id);
         caller.is_some_and(|caller| std::mem::take(&mut caller.is_woken))
@@ -131,14 +131,14 @@ impl Place<'_> {
             };
 
             let mut state = self.turns.state.lock();
-            // Others may have woken it since it asked.
+            // Another thread may have woken it since it polled; that wakeup must not be lost.
             if !state.was_woken(self.id) {
                 self.condvar.wait_until(&mut state, until);
             }
         }
     }
 
-    /// Blocks for a pause between two attempts. Returns `false` if the limits are closed.
+    /// Blocks for a pause between two attempts. Returns `false` if the limits were closed.
     pub(super) fn pause(&self, pause: Duration) -> bool {
         let until = clock::now() + pause;
         let mut state = self.turns.state.lock();
@@ -148,19 +148,20 @@ impl Place<'_> {
         !state.limits.is_closed()
     }
 
-    /// Discord has answered.
+    /// Updates the limits from an answer.
     pub(super) fn answered(&self, answer: &Answer) {
         self.turns
             .change(|state| state.limits.answered(clock::now(), self.id, answer));
     }
 
-    /// No answer came.
+    /// Notes that no answer came.
     pub(super) fn failed(&self) {
         self.turns
             .change(|state| state.limits.failed(clock::now(), self.id));
     }
 
-    /// The next [`wait`](Self::wait) is for another attempt, before all that came later.
+    /// Queues the call for another attempt, ahead of all that came later. The next
+    /// [`wait`](Self::wait) waits for it.
     pub(super) fn again(&self) {
         self.turns.change(|state| state.limits.requeue(self.id));
     }

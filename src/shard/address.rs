@@ -1,4 +1,4 @@
-//! Where a shard may connect to, and with it who gets to see the token.
+//! The URLs that a shard may connect to, and so the hosts that receive the token.
 #![deny(clippy::disallowed_methods)]
 
 use http::Uri;
@@ -16,7 +16,7 @@ const DISCORD: &str = "discord.gg";
 /// The schemes of gateways.
 const SCHEMES: [&str; 2] = ["wss", "ws"];
 
-/// The gateway's address, and the rule for the addresses that sessions name.
+/// The gateway's URL, and the rule for the resume URLs of sessions.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
     main: Uri,
@@ -41,9 +41,9 @@ impl Addresses {
         with_query(self.main.clone(), compression)
     }
 
-    /// A session's own address, if the token may go there: to the gateway's host, below
-    /// `discord.gg` if the gateway is, or to a host that the user listed; and never in the clear
-    /// where the gateway is not.
+    /// A session's resume URL, if the token may be sent there: to the gateway's host, to a host
+    /// under `discord.gg` if the gateway is under it too, or to a host that the user listed. An
+    /// unencrypted URL is never trusted if the gateway's is encrypted.
     pub(crate) fn resume(&self, url: &str, compression: Compression) -> Option<Uri> {
         let url = parse_resume(url)?;
         let (host, main) = (url.host()?, self.main.host()?);
@@ -55,8 +55,9 @@ impl Addresses {
     }
 }
 
-/// A session's own URL, if it has the form of Discord's: a scheme, a name in lower case, perhaps a
-/// port, perhaps a slash. Of a URL with more in it, two readers may disagree which host it names.
+/// Parses a session's resume URL, if it has the form of Discord's: a scheme, a host name in lower
+/// case, an optional port and an optional slash. For any other URL, two parsers may disagree about
+/// the host.
 fn parse_resume(given: &str) -> Option<Uri> {
     let (_, rest) = given.split_once("://")?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -73,7 +74,7 @@ fn parse_resume(given: &str) -> Option<Uri> {
         .flatten()
 }
 
-/// The URL with Discord's parameters, whatever it has of them. Other parameters stay.
+/// Replaces Discord's query parameters in a URL; other parameters stay.
 fn with_query(url: Uri, compression: Compression) -> Uri {
     let mut query = format!("v={API_VERSION}&encoding=json");
     if let Some(compress) = compression.query() {

@@ -1,4 +1,4 @@
-//! What shards have been through, counted over all their runs.
+//! Counters of shards, over all their runs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use crate::protocol::{Disconnect, EventName};
 use crate::seconds;
 use crate::shard_id::ShardId;
 
-/// The name under which events are counted that Discord does not document.
+/// The name under which events that Discord does not document are counted.
 const UNDOCUMENTED: &str = "UNDOCUMENTED";
 
-/// What a shard has been through since the manager was started. No count ever goes back: they go on
-/// when the shard is closed and opened again, and stay when a reshard replaces it.
+/// Counters of a shard since the manager was started. They never decrease: they continue when the
+/// shard is closed and opened again, and stay when a reshard replaces it.
 ///
 /// It serialises with durations in seconds. Their names for Prometheus are listed at
 /// [`ManagerStatus::prometheus`](crate::ManagerStatus::prometheus).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ShardCounters {
-    /// Events of Discord delivered, and chunks of members.
+    /// Events from Discord that were delivered, and chunks of members.
     pub events: u64,
-    /// Of which name how many; those that Discord does not document count as `UNDOCUMENTED`.
+    /// The same, by event name. Events that Discord does not document count as `UNDOCUMENTED`.
     pub events_by_name: BTreeMap<&'static str, u64>,
     /// Their bytes, inflated.
     pub bytes: u64,
@@ -35,12 +35,12 @@ pub struct ShardCounters {
     pub filtered: u64,
     /// How often the shard stopped reading because events were not handled.
     pub stalls: u64,
-    /// For how long in all, without a stall that has not ended.
+    /// Total time of these stalls, not counting one that has not ended.
     #[serde(serialize_with = "seconds::serialize")]
     pub stalled_for: Duration,
     /// Connections started.
     pub connects: u64,
-    /// Connections lost, and why. A stop does not count.
+    /// Connections lost, by cause. A stop does not count.
     pub disconnects: BTreeMap<Disconnect, u64>,
     /// IDENTIFYs sent.
     pub identifies: u64,
@@ -50,22 +50,22 @@ pub struct ShardCounters {
     pub sessions_lost: u64,
     /// Heartbeats sent.
     pub heartbeats: u64,
-    /// Heartbeats that had no ACK when the next was due: the connection was dead, or the shard had
-    /// stalled.
+    /// Heartbeats without an ACK when the next one was due: the connection was dead, or the shard
+    /// had stalled.
     pub missed_heartbeats: u64,
     /// Commands that the operating system has taken.
     pub commands_sent: u64,
-    /// Commands and requests for members that were refused: too many waited, or the shard had
+    /// Commands and requests for members that were refused: too many were queued, or the shard had
     /// stopped.
     pub commands_refused: u64,
     /// How long the shard waited for its turn to identify, from HELLO to IDENTIFY.
     pub identify_wait: Histogram,
-    /// How long events waited, from the socket to the handler or the caller that takes them.
-    /// Measured at one event of each batch, which represents those since the one before. With
-    /// [`Events::receiver`](crate::Events::receiver) it includes the time that they are handled.
+    /// How long events waited, from the socket to the handler or the caller that takes them. One
+    /// event of each batch is measured; it stands for all events since the one measured before.
+    /// With [`Events::receiver`](crate::Events::receiver) this includes the time to handle them.
     pub event_wait: Histogram,
-    /// How long they were handled: from then until they were dropped or released. Measured at the
-    /// same events.
+    /// How long events were handled: from the end of their wait until they were dropped or
+    /// released. The same events are measured.
     pub event_handling: Histogram,
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct Counters {
     bytes: AtomicU64,
     filtered: AtomicU64,
     times: Arc<Times>,
-    /// What changes less often than with each event.
+    /// Counts that change less often than with each event.
     rest: Mutex<ShardCounters>,
 }
 
@@ -111,7 +111,7 @@ impl Counters {
         count(&mut self.rest.lock());
     }
 
-    /// Where the times are kept that events wait and are handled.
+    /// The histograms of how long events wait and are handled.
     pub(super) fn times(&self) -> Arc<Times> {
         Arc::clone(&self.times)
     }
@@ -141,7 +141,7 @@ impl Counters {
 pub(crate) struct AllCounters(Mutex<BTreeMap<ShardId, Arc<Counters>>>);
 
 impl AllCounters {
-    /// Those of a shard, which go on.
+    /// The counters of a shard, which continue those of its earlier runs.
     pub(super) fn of(&self, shard: ShardId) -> Arc<Counters> {
         Arc::clone(self.0.lock().entry(shard).or_default())
     }

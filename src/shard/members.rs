@@ -11,20 +11,21 @@ use crate::error::Error;
 use crate::event::{DecodeError, Dispatch, Id, Lease};
 use crate::protocol::{ChunkOf, MemberRequest, MembersFailure, StopReason};
 
-/// How long an answer may take by default.
+/// How long a request may take by default.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Members of a guild as they arrive: an iterator over parts of up to 1,000 members that blocks
-/// until the next one is there. Discord sends them in order as a rule; each has its
-/// [`index`](MembersChunk::index). It ends when all are there, or with an error.
+/// Members of a guild as they arrive: an iterator over chunks of up to 1,000 members that blocks
+/// until the next chunk arrives. Discord usually sends them in order; each has its
+/// [`index`](MembersChunk::index). The iterator ends when all chunks have arrived, or with an
+/// error.
 ///
-/// It has a minute, unless [`timeout`](Self::timeout) says otherwise. Dropping it forgets the
-/// request. Its parts are events of the shard that come here in place of the stream: they count as
-/// outstanding until they are dropped, so that a guild of any size takes no more memory than the
-/// shard's credit.
+/// The request times out after a minute, unless [`timeout`](Self::timeout) sets another time.
+/// Dropping `Members` cancels the request. Chunks are events of the shard that are delivered here
+/// instead of in the stream. They count as outstanding until they are dropped, so a guild of any
+/// size takes no more memory than the shard's outstanding limit.
 ///
-/// Do not wait on it from the only thread that consumes events: once credit runs out the shard
-/// [stalls](crate::EventKind::Stalled) and the request times out.
+/// Do not wait on it from the only thread that consumes events: once the outstanding limit is
+/// reached, the shard [stalls](crate::EventKind::Stalled) and the request times out.
 #[derive(Debug)]
 pub struct Members {
     shard: Shard,
@@ -32,12 +33,12 @@ pub struct Members {
     guild_id: u64,
     replies: Receiver<Reply>,
     deadline: Instant,
-    /// The parts that came.
+    /// The indices of the chunks that have arrived.
     seen: HashSet<u32>,
     is_over: bool,
 }
 
-/// A part of the members of a guild.
+/// One chunk of the members of a guild.
 ///
 /// Source: [Discord, Guild Members
 /// Chunk](https://docs.discord.com/developers/events/gateway-events#guild-members-chunk).
@@ -50,7 +51,7 @@ pub struct MembersChunk {
     _lease: Lease,
 }
 
-/// What [`Members`] are told.
+/// What the shard's thread sends to a [`Members`].
 #[derive(Debug)]
 pub(super) enum Reply {
     Chunk(MembersChunk),
@@ -70,7 +71,7 @@ impl Members {
         }
     }
 
-    /// How long it may take from now on until everything is there.
+    /// Sets how long it may take, from now, until all chunks have arrived.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         let now = Instant::now();
         self.deadline = now.checked_add(timeout).unwrap_or(now + A_YEAR);
@@ -85,7 +86,7 @@ impl Members {
     /// Waits for all members and reads them as `T`s.
     ///
     /// # Errors
-    /// [`Error::Members`] if not all arrive, or one cannot be read as a `T`.
+    /// [`Error::Members`] if not all members arrive, or if one cannot be read as a `T`.
     pub fn read_all<T: for<'a> Deserialize<'a>>(mut self) -> Result<Vec<T>, Error> {
         let mut parts = BTreeMap::new();
         while let Some(chunk) = self.next() {
@@ -97,11 +98,12 @@ impl Members {
         Ok(parts.into_values().flatten().collect())
     }
 
-    /// The next chunk, or why there will be none, if either is there; never blocks. For loops that
-    /// must not wait, such as that of a window.
+    /// Takes the next chunk, or the error that ended the request, if either has arrived; never
+    /// blocks. For loops that must not wait, such as a GUI's.
     ///
     /// # Errors
-    /// `Empty` if nothing has come since, `Disconnected` once everything was taken.
+    /// `Empty` if nothing has arrived since the last call, `Disconnected` once everything was
+    /// taken.
     pub fn try_recv(&mut self) -> Result<Result<MembersChunk, Error>, TryRecvError> {
         self.receive(Instant::now()).map_err(|error| match error {
             RecvTimeoutError::Timeout => TryRecvError::Empty,
@@ -109,10 +111,10 @@ impl Members {
         })
     }
 
-    /// As [`try_recv`](Self::try_recv), and waits for it.
+    /// As [`try_recv`](Self::try_recv), but waits up to `timeout`.
     ///
     /// # Errors
-    /// `Timeout` if nothing comes in time, `Disconnected` once everything was taken.
+    /// `Timeout` if nothing arrives in time, `Disconnected` once everything was taken.
     pub fn recv_timeout(
         &mut self,
         timeout: Duration,
@@ -121,7 +123,7 @@ impl Members {
         self.receive(until)
     }
 
-    /// The next chunk, or why there will be none.
+    /// Takes the next chunk, or the error that ends the request.
     fn receive(&mut self, until: Instant) -> Result<Result<MembersChunk, Error>, RecvTimeoutError> {
         let until = until.min(self.deadline);
         while !self.is_over {
@@ -139,7 +141,7 @@ impl Members {
                 Err(RecvTimeoutError::Timeout) => {
                     return Ok(Err(self.fail(MembersFailure::TimedOut)));
                 }
-                // The thread says why it forgets a request; one that panics says nothing.
+                // The thread reports why it ends a request, except when it panics.
                 Err(RecvTimeoutError::Disconnected) => {
                     let failure = MembersFailure::Stopped(StopReason::Panicked);
                     return Ok(Err(self.fail(failure)));
@@ -159,7 +161,7 @@ impl Members {
 
     fn fail(&mut self, failure: MembersFailure) -> Error {
         self.is_over = true;
-        // What still comes is not kept, even if this is.
+        // Later chunks are dropped, even if this `Members` is kept.
         self.replies = crossbeam_channel::never();
         self.shard.forget_members(self.id);
         self.error(failure)
@@ -176,23 +178,23 @@ impl Iterator for Members {
 
 impl Drop for Members {
     fn drop(&mut self) {
-        // Also once all is there: it is the thread's to remember until then.
+        // Also when all chunks have arrived: the thread remembers the request until this message.
         self.shard.forget_members(self.id);
     }
 }
 
 impl MembersChunk {
-    /// Which part it is, from 0.
+    /// The index of this chunk, from 0.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// How many parts there are.
+    /// The number of chunks that answer the request.
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// The members, read as `T`s.
+    /// Reads the members as `T`s.
     pub fn members<'a, T: Deserialize<'a>>(&'a self) -> Result<Vec<T>, DecodeError> {
         #[derive(Deserialize)]
         struct Part<T> {
@@ -201,7 +203,7 @@ impl MembersChunk {
         Ok(self.dispatch.decode::<Part<T>>()?.members)
     }
 
-    /// Their presences, if they were asked for, read as `T`s.
+    /// Reads the members' presences, if they were requested, as `T`s.
     pub fn presences<'a, T: Deserialize<'a>>(&'a self) -> Result<Vec<T>, DecodeError> {
         #[derive(Deserialize)]
         struct Part<T> {
@@ -214,7 +216,7 @@ impl MembersChunk {
             .unwrap_or_default())
     }
 
-    /// The ids that were asked for and are no members.
+    /// The ids that were requested but are not members of the guild.
     pub fn not_found(&self) -> Result<Vec<u64>, DecodeError> {
         #[derive(Deserialize)]
         struct Part {
@@ -228,7 +230,7 @@ impl MembersChunk {
         Ok(ids.into_iter().map(|id| id.0).collect())
     }
 
-    /// The event as a whole.
+    /// The whole event.
     pub fn dispatch(&self) -> &Dispatch {
         &self.dispatch
     }
@@ -241,7 +243,7 @@ pub(super) struct Request {
     pub(super) replies: Sender<Reply>,
 }
 
-/// Where the thread sends what arrives for the requests that are not over, by their ids.
+/// The receivers of the requests that have not ended, by request id.
 #[derive(Debug, Default)]
 pub(super) struct Waiting(HashMap<u32, Sender<Reply>>);
 
@@ -254,7 +256,7 @@ impl Waiting {
         self.0.remove(&id);
     }
 
-    /// Hands a chunk to the receiver of its request.
+    /// Sends a chunk to the receiver of its request.
     pub(super) fn answer(&self, chunk: ChunkOf, dispatch: Dispatch, lease: Lease) {
         if let Some(replies) = self.0.get(&chunk.request) {
             let chunk = MembersChunk {
@@ -281,7 +283,7 @@ impl Waiting {
     }
 }
 
-/// No answer will come.
+/// Reports that a request has failed.
 pub(super) fn fail(replies: &Sender<Reply>, failure: MembersFailure) {
     // The receiver may be gone.
     let _ = replies.send(Reply::Failed(failure));

@@ -1,4 +1,4 @@
-//! One shard, one thread.
+//! A shard: its handle, and the thread that runs it.
 
 mod address;
 mod counters;
@@ -44,14 +44,14 @@ use crate::timing::Timing;
 use crate::token::Token;
 use crate::transport::Waker;
 
-/// As long as anybody waits.
+/// The longest wait: a timeout too large for an `Instant` is cut to this.
 const A_YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A running shard. Cheap to clone; it does not keep the shard alive.
+/// A handle to a running shard. Cheap to clone; it does not keep the shard alive.
 #[derive(Clone, Debug)]
 pub struct Shard(Arc<Shared>);
 
-/// What the threads of a manager's shards have in common.
+/// What the threads of a manager's shards share.
 pub(crate) struct Context<C> {
     pub(crate) connector: C,
     pub(crate) addresses: Addresses,
@@ -59,7 +59,7 @@ pub(crate) struct Context<C> {
     pub(crate) timing: Timing,
     pub(crate) on_close: Option<CloseHook>,
     pub(crate) limiter: Arc<dyn IdentifyLimiter>,
-    /// Whom to ask before a session is resumed.
+    /// The store that confirms that this process may resume a session.
     pub(crate) store: Option<Arc<dyn SessionStore>>,
     /// Sessions that the bot may start in a day, over all its shards.
     pub(crate) session_starts: u32,
@@ -67,10 +67,11 @@ pub(crate) struct Context<C> {
     pub(crate) observer: Observer,
 }
 
-/// Hears of a shard's changes, on the shard's thread.
+/// Receives a shard's changes, on the shard's thread.
 pub(crate) type Observer = Box<dyn Fn(Run, Change) + Send + Sync>;
 
-/// One run of a shard, from the start of its thread to the end: one that is opened again is another.
+/// One run of a shard, from the start of its thread to the end. A shard that is opened again is
+/// another run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Run {
     pub(crate) shard: ShardId,
@@ -78,59 +79,60 @@ pub(crate) struct Run {
     pub(crate) number: u64,
 }
 
-/// Something that the owner of a shard wants to know at once.
+/// A change that is reported to the owner of a shard at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It has another state.
+    /// The shard has entered this state.
     ShardState(ShardState),
-    /// All guilds of its session have arrived or were given up.
+    /// All guilds of its session have arrived, or the wait for the rest has timed out.
     GuildsIn,
-    /// Whether it has stopped reading until its events are handled.
+    /// Whether the shard has stopped reading until its events are handled.
     Stalled(bool),
-    /// It is about to stop, and was to restart before that.
+    /// The shard is stopping and will not carry out a restart that was requested.
     MissedRestart,
 }
 
 /// What the handle and the thread share.
 struct Shared {
     run: Run,
-    /// What the session may hear about, as bits.
+    /// The intents of the session, as bits.
     intents: AtomicU64,
     waker: Waker,
     queue: Queue,
-    /// How many requests for members there were.
+    /// The number of requests for members so far, which is the id of the next one.
     requests: AtomicU32,
-    /// The thread may be looking a host up, which nothing can interrupt.
+    /// The thread may be in a DNS lookup, which nothing can interrupt.
     resolving: AtomicBool,
     report: Mutex<Report>,
-    /// Everything that Discord had sent the session by then has been read.
+    /// Everything that Discord had sent to the session by this instant has been read.
     read_up_to: Mutex<Option<Instant>>,
-    /// A heartbeat is on its way for whoever waits for an ACK.
+    /// A probe heartbeat has been requested, and its ACK has not been read.
     probes: AtomicBool,
     counters: Arc<Counters>,
-    /// What had not been sent when it stopped.
+    /// Commands that had not been sent when the shard stopped.
     unsent: Mutex<Vec<Command>>,
     ledger: Arc<Ledger>,
 }
 
 impl Shard {
-    /// Which one it is.
+    /// The shard's id.
     pub fn id(&self) -> ShardId {
         self.0.run.shard
     }
 
-    /// Which run of it.
+    /// The run of the shard that this is.
     pub(crate) fn run(&self) -> Run {
         self.0.run
     }
 
-    /// From the last heartbeat to its ACK; `None` before the first one of a connection.
+    /// Time from the last acknowledged heartbeat to its ACK; `None` before the first ACK of a
+    /// connection.
     pub fn latency(&self) -> Option<Duration> {
         self.0.report.lock().latency
     }
 
-    /// The session, at its low-water mark: the sequence up to which every event has been handled.
-    /// `None` before the first READY, and once the session has ended.
+    /// The session, at the sequence up to which all events are handled. `None` before the first
+    /// READY, and once the session has ended.
     pub fn session(&self) -> Option<Session> {
         let saved_at = clock::wall()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -141,7 +143,7 @@ impl Shard {
         })
     }
 
-    /// Events that were delivered and have not been handled: how many, and their bytes.
+    /// Events that were delivered and have not been handled: their number and their bytes.
     pub(crate) fn outstanding(&self) -> (usize, usize) {
         self.0.ledger.outstanding()
     }
@@ -149,15 +151,16 @@ impl Shard {
     /// Queues a command; never blocks.
     ///
     /// It is sent once the shard is ready and Discord's rate limits allow: 120 payloads per 60 s,
-    /// heartbeats included; presences and requests for all members have limits of their own.
-    /// Heartbeats, IDENTIFY and RESUME go first. Commands not sent before a disconnect are sent on
-    /// the next connection; those that the operating system had taken by then may be lost. Commands
-    /// that are queued when the shard stops are sent if it is opened again.
+    /// heartbeats included. Presences and requests for all members have separate limits.
+    /// Heartbeats, IDENTIFY and RESUME are sent first. Commands not sent before a disconnect are
+    /// sent on the next connection. Commands that the operating system had taken by then may be
+    /// lost. Commands that are queued when the shard stops are sent if it is opened again.
     ///
     /// # Errors
-    /// With the command, if [`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands)
-    /// wait already or the shard has stopped.
-    /// A presence is never refused for that: only the latest is queued.
+    /// Returns the command if
+    /// [`ShardConfig::max_waiting_commands`](crate::ShardConfig::max_waiting_commands) are queued
+    /// already, or if the shard has stopped. A presence is never refused because the queue is full:
+    /// only the latest is queued.
     ///
     /// Source: [Discord, Rate
     /// limiting](https://docs.discord.com/developers/events/gateway#rate-limiting).
@@ -165,10 +168,10 @@ impl Shard {
         self.send_until(command, None)
     }
 
-    /// As [`send`](Self::send), and waits for room.
+    /// As [`send`](Self::send), but waits up to `timeout` for room in the queue.
     ///
     /// # Errors
-    /// With the command, if there is none in time or the shard stops.
+    /// Returns the command if there is no room in time, or if the shard stops.
     pub fn send_timeout(&self, command: Command, timeout: Duration) -> Result<(), SendError> {
         let now = clock::now();
         self.send_until(
@@ -177,8 +180,8 @@ impl Shard {
         )
     }
 
-    /// Asks for members of a guild of this shard and gathers the answer. Does not block; taking
-    /// from [`Members`] does.
+    /// Requests members of a guild of this shard. Does not block; taking from the returned
+    /// [`Members`] does.
     ///
     /// Several requests may run at once. Discord allows one request for all members of a guild per
     /// 30 s: a second one is queued. A request that Discord answers with `RATE_LIMITED`, for
@@ -212,7 +215,7 @@ impl Shard {
         let intents = Intents::from_bits_truncate(self.0.intents.load(Ordering::Relaxed));
         let missing = query.needs().difference(intents);
         if !missing.is_empty() {
-            let given = format!("for what Discord tells only with the intents {missing:?}");
+            let given = format!("for data that Discord sends only with the intents {missing:?}");
             return Err(InvalidCommand::field(
                 "query",
                 given,
@@ -238,24 +241,25 @@ impl Shard {
         Ok(members)
     }
 
-    /// Asks the shard to end its session and stop, and returns at once. Once it has stopped, the
-    /// bot is offline in its guilds.
+    /// Requests that the shard end its session and stop; does not wait for it. Once the shard has
+    /// stopped, the bot is offline in its guilds.
     pub fn request_close(&self) {
-        // One that has stopped already is what was asked for.
+        // A shard that has stopped already needs no request.
         let _ = self.post(Message::Stop(StopReason::Closed));
     }
 
-    /// Asks the shard to stop so that its session can be resumed, and returns at once.
+    /// Requests that the shard stop so that its session can be resumed; does not wait for it.
     pub fn request_suspend(&self) {
         let _ = self.post(Message::Stop(StopReason::Suspended));
     }
 
-    /// Asks the shard to drop its connection, because another process has taken its session over.
+    /// Requests that the shard drop its connection, because another process has taken over its
+    /// session.
     pub(crate) fn request_leave(&self) {
         let _ = self.post(Message::Stop(StopReason::OwnershipLost));
     }
 
-    /// Has it connect anew and resume; what went wrong before is forgotten.
+    /// Requests that the shard reconnect and resume, and forget its earlier failures.
     pub(crate) fn restart(&self, identity: Identity) -> Result<(), Error> {
         self.post(Message::Restart(Box::new(identity)))
             .map_err(|failure| match failure {
@@ -264,15 +268,15 @@ impl Shard {
             })
     }
 
-    /// As [`send`](Self::send), for a presence that the next run starts with, too: a shard that has
-    /// stopped refuses nothing.
+    /// As [`send`](Self::send), for a presence that the next run starts with as well. A stopped
+    /// shard ignores it, and it is not counted as refused.
     pub(crate) fn send_presence(&self, command: Command) {
         if self.0.queue.send(command, None).is_ok() {
             self.0.waker.wake();
         }
     }
 
-    /// As [`send`](Self::send), for what another shard had taken already: there is always room.
+    /// As [`send`](Self::send), for a command that another shard had queued: there is always room.
     pub(crate) fn hand_over(&self, command: Command) -> Result<(), SendFailure> {
         self.0
             .queue
@@ -282,72 +286,73 @@ impl Shard {
         Ok(())
     }
 
-    /// Credit for something that is no event of Discord's.
+    /// Takes credit for an event that does not come from Discord.
     pub(crate) fn hold(&self) -> Lease {
         self.0.ledger.hold()
     }
 
-    /// The presence that was asked for last.
+    /// The presence that was requested last.
     pub(crate) fn last_presence(&self) -> Option<Command> {
         self.0.queue.last_presence()
     }
 
-    /// This presence counts as asked for, should the shard open again.
+    /// Records a presence as the last one requested, for the case that the shard is opened again.
     pub(crate) fn remember_presence(&self, presence: &Command) {
         self.0.queue.set_last_presence(Some(presence.clone()));
     }
 
-    /// The answer to a request for members is not wanted any more.
+    /// Cancels a request for members.
     fn forget_members(&self, id: u32) {
-        // One that has stopped has forgotten it.
+        // A shard that has stopped has forgotten the request.
         let _ = self.post(Message::ForgetMembers(id));
     }
 
-    /// What had not been sent when it stopped.
+    /// Takes the commands that had not been sent when the shard stopped.
     pub(crate) fn take_unsent(&self) -> Vec<Command> {
         std::mem::take(&mut *self.0.unsent.lock())
     }
 
-    /// Whether all that was sent to it before an instant has been delivered, or never will be:
-    /// Discord has acknowledged a heartbeat that was sent since then, or there is no session. A
-    /// [probe](Self::probe) finds out.
+    /// Whether everything that Discord sent to the shard before `up_to` has been delivered, or
+    /// never will be: Discord has acknowledged a heartbeat that was sent since then, or there is no
+    /// session. A [probe](Self::probe) makes the shard send such a heartbeat.
     pub(crate) fn has_read(&self, up_to: Instant) -> bool {
         let has_read = self.0.read_up_to.lock().is_some_and(|at| at >= up_to);
         has_read || self.0.ledger.session().is_none()
     }
 
-    /// Has it send a heartbeat, unless one is on its way for this.
+    /// Requests a heartbeat, unless a probe is already in progress.
     pub(crate) fn probe(&self) {
         if !self.0.probes.swap(true, Ordering::AcqRel) {
-            // One that has stopped is not waited for.
+            // The caller does not wait for a shard that has stopped.
             let _ = self.post(Message::Probe);
         }
     }
 
-    /// How many events it has delivered.
+    /// The number of events that the shard has delivered.
     pub(crate) fn delivered(&self) -> u64 {
         self.0.ledger.deliveries()
     }
 
-    /// Whether the first `count` events that it delivered have been handled.
+    /// Whether the first `count` events that the shard delivered have been handled.
     pub(crate) fn has_handled(&self, count: u64) -> bool {
         self.0.ledger.has_handled(count)
     }
 
-    /// Takes the session out of one that has stopped, at its low-water mark.
+    /// Takes the session out of a stopped shard, at the sequence up to which all events are
+    /// handled.
     pub(crate) fn take_session(&self) -> Option<Session> {
         let session = self.session();
         self.0.ledger.end();
         session
     }
 
-    /// Whether the thread may be looking a host up.
+    /// Whether the thread may be in a DNS lookup.
     pub(crate) fn is_resolving(&self) -> bool {
         self.0.resolving.load(Ordering::SeqCst)
     }
 
-    /// It was asked to stop while it looked a host up: nobody waits for it, and another run may take
-    /// its place before it has ended.
+    /// Abandons a shard that was requested to stop during a DNS lookup: its owner does not wait for
+    /// it, and another run may take its place before its thread has ended.
     pub(crate) fn abandon(&self, keeps_session: bool) {
         let commands = self.0.queue.abandon();
         self.0.unsent.lock().extend(commands);
@@ -365,7 +370,7 @@ impl Shard {
         Ok(())
     }
 
-    /// A session was lost after the shard had stopped.
+    /// Counts a session that was lost after the shard had stopped.
     pub(crate) fn count_session_lost(&self) {
         self.0
             .counters
@@ -379,7 +384,7 @@ impl Shard {
         SendError::new(command, self.failure(refusal))
     }
 
-    /// Has the thread do something. One that has stopped does nothing any more.
+    /// Sends a message to the thread. Fails if the thread has stopped.
     fn post(&self, message: Message) -> Result<(), SendFailure> {
         self.0
             .queue
@@ -396,7 +401,7 @@ impl Shard {
             Refusal::TimedOut(waiting) => SendFailure::TimedOut { shard, waiting },
             Refusal::Closed => match self.0.report.lock().stage {
                 ShardState::Stopped(reason) => SendFailure::Stopped { shard, reason },
-                // It is about to say why.
+                // The thread has closed its queue but not yet published the reason.
                 _ => SendFailure::Stopped {
                     shard,
                     reason: StopReason::Closed,

@@ -1,4 +1,4 @@
-//! When a shard reads, and when it lets others do their part.
+//! Decides when a shard reads, waits, and lets other threads run.
 #![deny(clippy::disallowed_methods)]
 
 use std::mem;
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::event::Room;
 
-/// How many messages are read before the clock is, and before others learn what state the shard has.
+/// How many messages are read before the clock is read and the shard's state is published.
 const READS_AT_ONCE: u32 = 32;
 
-/// After so many bytes a shard wakes whoever waits for events and lets them run, who may be waiting
-/// for its core: as much as fits into the cache of a core, so that memory which is freed meanwhile
-/// is used again while it is warm.
+/// After this many bytes a shard wakes the threads that wait for events and yields its core to
+/// them. This much fits into a core's cache, so memory that they free is reused while it is still
+/// cached.
 const RUN_AHEAD: usize = 256 << 10;
 
-/// How long nothing comes before a shard gives memory back that it needs under load.
+/// How long a shard must receive no event before it frees the memory that it needs only under load.
 const SHRINK_AFTER: Duration = Duration::from_secs(2);
 
 /// How a shard shares its time between reading, its events' consumers, and waiting.
@@ -25,7 +25,7 @@ pub(super) struct Pace {
     /// How many messages may be read before anything else is looked at: the clock, requests, what is
     /// due.
     reads_left: u32,
-    /// Whoever waits for events has not been notified of the last ones.
+    /// The threads that wait for events have not been notified of the latest ones.
     has_unannounced: bool,
     /// Bytes read since others were last let run.
     run_ahead: usize,
@@ -39,7 +39,7 @@ pub(super) struct Pace {
 pub(super) enum Turn {
     /// Say that it has stalled.
     ReportStall,
-    /// Say that it reads again, after so long.
+    /// Say that it reads again, after a stall of this duration.
     ReportStallEnded(Duration),
     /// Wait, without reading, until credit comes back.
     WaitForCredit,
@@ -50,8 +50,9 @@ pub(super) enum Turn {
 }
 
 impl Pace {
-    /// What to do, if there is `room` for more events. `is_live` if events may come at any time, and
-    /// `is_stalled` tells whether credit is still missing, also while no event may come.
+    /// Returns what to do next. `room` says whether more events may be read, `is_live` whether
+    /// events may arrive at any time, and `is_stalled` whether credit is still missing, also while
+    /// no event may arrive.
     pub(super) fn turn(
         &mut self,
         now: Instant,
@@ -101,7 +102,7 @@ impl Pace {
         self.is_drained = true;
     }
 
-    /// Whether others are to be notified, and let run, before the shard reads on.
+    /// Whether other threads must be notified and allowed to run before the shard reads on.
     pub(super) fn lets_others_run(&mut self) -> bool {
         let is_ahead = self.run_ahead > RUN_AHEAD;
         if is_ahead {
@@ -135,7 +136,8 @@ impl Pace {
         self.is_drained = false;
     }
 
-    /// Whether somebody has to be notified of events. Asked before everything that may take long.
+    /// Whether waiting threads must be notified of events. Called before everything that may take
+    /// long.
     pub(super) fn take_unannounced(&mut self) -> bool {
         mem::take(&mut self.has_unannounced)
     }

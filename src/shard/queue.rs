@@ -1,4 +1,4 @@
-//! What other threads want of a shard's thread.
+//! The queue of messages from other threads to a shard's thread.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -9,12 +9,12 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::members::Request;
 use crate::protocol::{Command, Identity, StopReason};
 
-/// Something that a handle wants of the thread. The first two have something to send.
+/// A message from a handle to the thread. The first two send something to Discord.
 #[derive(Debug)]
 pub(super) enum Message {
     Command(Command),
     RequestMembers(Box<Request>),
-    /// Nobody waits for the answer to that request any more.
+    /// The caller no longer waits for the answer to the request with this id.
     ForgetMembers(u32),
     Probe,
     Restart(Box<Identity>),
@@ -33,19 +33,19 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     messages: VecDeque<Message>,
-    /// How many of them are to be sent.
+    /// How many of the messages send something to Discord.
     commands: usize,
-    /// How many more the machine has, which wait for Discord's limits.
+    /// How many more the machine holds until Discord's limits allow them.
     in_machine: usize,
-    /// The newest presence, if the thread has not taken it.
+    /// The latest presence, if the thread has not taken it.
     presence: Option<Command>,
     presence_in_machine: bool,
-    /// The presence that was asked for last.
+    /// The presence that was requested last.
     last_presence: Option<Command>,
     is_closed: bool,
 }
 
-/// Why a message is not taken.
+/// Why a message is refused. The number is that of the queued commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Closed,
@@ -62,7 +62,7 @@ impl Queue {
         }
     }
 
-    /// Takes a command; a full queue is waited for until `deadline`, if there is one.
+    /// Queues a command. If the queue is full, waits for room until `deadline`, if there is one.
     pub(super) fn send(
         &self,
         command: Command,
@@ -87,7 +87,7 @@ impl Queue {
         }
     }
 
-    /// Takes a request for members.
+    /// Queues a request for members.
     pub(super) fn request(&self, request: Box<Request>) -> Result<(), Refusal> {
         let mut state = self.room(None)?;
         state.commands += 1;
@@ -95,7 +95,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes a command that another shard had taken before.
+    /// Queues a command that another shard had queued before, even if the queue is full.
     pub(super) fn hand_over(&self, command: Command) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.is_closed {
@@ -106,7 +106,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes a message that sends nothing, for which there is always room.
+    /// Queues a message that sends nothing; there is always room for it.
     pub(super) fn push(&self, message: Message) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.is_closed {
@@ -116,7 +116,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits until one more command may wait.
+    /// Waits for room for one more command.
     fn room(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, State>, Refusal> {
         let mut state = self.state.lock();
         loop {
@@ -133,7 +133,7 @@ impl Queue {
         }
     }
 
-    /// Takes the messages out; the newest presence comes last.
+    /// Takes all messages; the latest presence comes last.
     pub(super) fn take(&self) -> VecDeque<Message> {
         let mut state = self.state.lock();
         state.in_machine += mem::take(&mut state.commands);
@@ -142,7 +142,7 @@ impl Queue {
         messages
     }
 
-    /// The machine has so many commands that wait, and perhaps a presence.
+    /// Sets how many queued commands the machine holds, and whether it holds a presence.
     pub(super) fn set_in_machine(&self, count: usize, presence: bool) {
         let mut state = self.state.lock();
         state.presence_in_machine = presence;
@@ -151,32 +151,32 @@ impl Queue {
         }
     }
 
-    /// How many commands wait.
+    /// The number of queued commands, including a presence.
     pub(super) fn waiting_commands(&self) -> usize {
         let state = self.state.lock();
         state.waiting_commands()
             + usize::from(state.presence.is_some() || state.presence_in_machine)
     }
 
-    /// The presence that was asked for last.
+    /// The presence that was requested last.
     pub(super) fn last_presence(&self) -> Option<Command> {
         self.state.lock().last_presence.clone()
     }
 
-    /// The presence that the shard starts with, as if it had been asked for.
+    /// Sets the presence that counts as requested last, such as the one the shard starts with.
     pub(super) fn set_last_presence(&self, presence: Option<Command>) {
         self.state.lock().last_presence = presence;
     }
 
-    /// Whether the thread was asked to stop, and has not taken that.
+    /// Whether a stop is queued that the thread has not taken.
     pub(super) fn has_stop(&self) -> bool {
         let state = self.state.lock();
         let mut messages = state.messages.iter();
         messages.any(|message| matches!(message, Message::Stop(_)))
     }
 
-    /// Takes nothing any more. Returns the commands that the thread has not taken, which it never
-    /// will.
+    /// Closes the queue and returns the commands that the thread has not taken. Other messages stay
+    /// for the thread.
     pub(super) fn abandon(&self) -> Vec<Command> {
         let mut state = self.state.lock();
         state.is_closed = true;
@@ -193,7 +193,7 @@ impl Queue {
         commands
     }
 
-    /// Takes nothing any more. Returns what the thread has not taken.
+    /// Closes the queue and returns the messages that the thread has not taken.
     pub(super) fn close(&self) -> VecDeque<Message> {
         let mut state = self.state.lock();
         state.is_closed = true;

@@ -12,31 +12,30 @@ use crate::shard_id::ShardId;
 
 /// A shard at one moment. It serialises with durations in seconds.
 ///
-/// What is outstanding carries over if the shard is opened again and goes on with its session. What
-/// it has been through is counted in [`ShardCounters`](crate::status::ShardCounters).
+/// Outstanding events carry over if the shard is opened again and continues its session. Totals
+/// over all its runs are in [`ShardCounters`](crate::status::ShardCounters).
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ShardStatus {
-    /// Which one.
+    /// The shard.
     pub shard: ShardId,
     /// What it is doing.
     pub state: ShardState,
-    /// For how long already.
+    /// How long it has been in this state.
     #[serde(serialize_with = "seconds::serialize")]
     pub time_in_state: Duration,
-    /// Whether the guilds of its session have arrived or were given up.
+    /// Whether all guilds of its session have arrived, or the wait for the rest has timed out.
     pub guilds_in: bool,
-    /// Guilds of its session, those included that are unavailable; `None` if it was resumed when
-    /// the shard was opened, since only READY tells.
+    /// The number of guilds of its session, including unavailable ones. `None` if the session was
+    /// resumed when the shard was opened, since only READY lists the guilds.
     pub guilds: Option<usize>,
-    /// For how long nothing has come of Discord, not even the ACK of a heartbeat; `None` before the
-    /// first payload since it was opened. While it is connected and reads, that is less than two
+    /// Time since the last payload from Discord, heartbeat ACKs included; `None` before the first
+    /// payload since it was opened. While it is connected and reads, this is less than two
     /// heartbeat intervals (of 41 s each, at present).
     #[serde(serialize_with = "seconds::serialize_option")]
     pub last_heard: Option<Duration>,
-    /// From the last heartbeat that was acknowledged to the moment when its ACK was read; `None`
-    /// before the first one of a connection. A shard that has [stalled](Self::stalled_for) reads
-    /// ACKs late.
+    /// Time from the last acknowledged heartbeat until its ACK was read; `None` before the first
+    /// ACK of a connection. A [stalled](Self::stalled_for) shard reads ACKs late.
     #[serde(serialize_with = "seconds::serialize_option")]
     pub latency: Option<Duration>,
     /// The last sequence of its session that was delivered.
@@ -45,16 +44,16 @@ pub struct ShardStatus {
     pub outstanding_events: usize,
     /// Their bytes, inflated.
     pub outstanding_bytes: usize,
-    /// For how long it has not read because events are not handled; `None` if it reads.
+    /// How long it has not read because its events are not handled; `None` if it reads.
     #[serde(serialize_with = "seconds::serialize_option")]
     pub stalled_for: Option<Duration>,
-    /// Commands that wait to be sent.
+    /// Commands that are queued.
     pub waiting_commands: usize,
     /// Why it last lost a connection; a stop does not count.
     pub last_disconnect: Option<Disconnect>,
 }
 
-/// What the thread of a shard has said about it.
+/// What a shard's thread last reported about the shard.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Report {
     pub(super) stage: ShardState,
@@ -89,15 +88,15 @@ impl Report {
 }
 
 impl ShardStatus {
-    /// Whether its session is live, and it reads. For a moment it is not whenever a connection is
-    /// replaced, which Discord asks for every few hours.
+    /// Whether its session is live and the shard reads. This is briefly `false` whenever a
+    /// connection is replaced, which Discord requests every few hours.
     pub fn is_healthy(&self) -> bool {
         self.state == ShardState::Ready && self.stalled_for.is_none()
     }
 }
 
 impl Shard {
-    /// What it is doing. Does not block.
+    /// Returns the shard's current state. Does not block.
     pub fn status(&self) -> ShardStatus {
         let Shared {
             report,
@@ -126,7 +125,7 @@ impl Shard {
         }
     }
 
-    /// What it has been through, in this run and those before. Does not block.
+    /// Returns the shard's counters, over this run and earlier ones. Does not block.
     pub fn counters(&self) -> ShardCounters {
         self.0.counters.read()
     }

@@ -10,7 +10,7 @@ use super::traffic::Mix;
 use super::world::World;
 use crate::intents::Intents;
 
-/// The settings of a [`Gateway`].
+/// Configures and starts a [`Gateway`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     pub(super) settings: Settings,
@@ -21,7 +21,7 @@ pub struct Builder {
 }
 
 impl Gateway {
-    /// A gateway with one shard and no guilds, to begin with.
+    /// Returns a builder with the defaults: one shard, no guilds.
     pub fn builder() -> Builder {
         Builder::new()
     }
@@ -67,13 +67,13 @@ impl Builder {
         }
     }
 
-    /// The port of the loopback interface. Default: 0, any that is free.
+    /// The port on the loopback interface. Default: 0, which picks any free port.
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
         self
     }
 
-    /// Whether to serve `wss` and `https` with a certificate of [`Gateway::root_certificate`].
+    /// Whether to serve `wss` and `https`. Clients must trust [`Gateway::root_certificate`].
     /// Default: no.
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
@@ -86,8 +86,8 @@ impl Builder {
         self
     }
 
-    /// Treats the bot as a large one, of over 150,000 guilds: the shard count of an IDENTIFY must
-    /// be a multiple of this, or it is answered with 4010. Default: 1.
+    /// Treats the bot as a large one, with over 150,000 guilds. The shard count of an IDENTIFY must
+    /// be a multiple of this number; otherwise the gateway closes with 4010. Default: 1.
     pub fn shard_multiple(mut self, multiple: u32) -> Self {
         self.settings.shard_multiple = multiple;
         self
@@ -111,43 +111,46 @@ impl Builder {
         self
     }
 
-    /// What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms. The client
-    /// needs the same scale (`Timing::scaled`), or it identifies too early. Default: 1.
+    /// The factor for Discord's durations: with 0.01 a window of 5 s lasts 50 ms. The client needs
+    /// the same scale (`Timing::scaled`), or it identifies too early. Above 0, up to 1000.
+    /// Default: 1.
     pub fn time_scale(mut self, factor: f64) -> Self {
         self.settings.time_scale = factor;
         self
     }
 
-    /// The heartbeat interval before scaling. Default: 41.25 s. A heartbeat may be late by a
-    /// quarter of it and 2 s, which are not scaled, for they are the machine's.
+    /// The heartbeat interval before scaling. Default: 41.25 s.
+    ///
+    /// A heartbeat may be late by a quarter of the interval plus 2 s. The 2 s are not scaled: they
+    /// allow for delays of the machine.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.settings.heartbeat_interval = interval;
         self
     }
 
-    /// How long READY takes, not scaled. Default: at once.
+    /// The delay before READY, not scaled. Default: none.
     pub fn ready_delay(mut self, delay: Duration) -> Self {
         self.settings.ready_delay = delay;
         self
     }
 
-    /// How long each guild of a session takes to become available after the one before, not scaled.
-    /// Default: at once.
+    /// The delay between one guild of a session and the next becoming available, not scaled.
+    /// Default: none.
     pub fn guild_delay(mut self, delay: Duration) -> Self {
         self.settings.guild_delay = delay;
         self
     }
 
-    /// How long every message takes in each direction, and how much longer by chance, not scaled.
-    /// Default: nothing.
+    /// The latency of every message in each direction, and the maximum random delay on top of it.
+    /// Neither is scaled. Default: none.
     pub fn latency(mut self, latency: Duration, jitter: Duration) -> Self {
         self.settings.latency = latency;
         self.settings.jitter = jitter;
         self
     }
 
-    /// IDENTIFYs a day, how many of them are left, and when there are more, not scaled. Default:
-    /// 1000, 1000, 24 h.
+    /// The session start limit: the total number of IDENTIFYs, how many are left, and the time
+    /// until the limit resets, not scaled. Default: 1000, 1000, 24 h.
     pub fn session_starts(mut self, total: u32, left: u32, reset_after: Duration) -> Self {
         self.settings.session_starts = total;
         self.settings.session_starts_left = left;
@@ -155,25 +158,25 @@ impl Builder {
         self
     }
 
-    /// The intents that the bot may use; others are answered with 4014. Default: all.
+    /// The intents that the bot may use. Others close the connection with 4014. Default: all.
     pub fn allowed_intents(mut self, intents: Intents) -> Self {
         self.settings.allowed_intents = intents;
         self
     }
 
-    /// How many guilds a shard may hold before 4011. Default: 2500.
+    /// The maximum number of guilds of a shard. More close the connection with 4011. Default: 2500.
     pub fn guilds_per_shard(mut self, guilds: usize) -> Self {
         self.settings.guilds_per_shard = guilds;
         self
     }
 
-    /// Events a second that the guilds bring forth by themselves, in all. Default: 0.
+    /// How many events a second the guilds generate by themselves, in total. Default: 0.
     pub fn activity(mut self, events_per_second: f64) -> Self {
         self.settings.activity = events_per_second;
         self
     }
 
-    /// Which events the guilds bring forth, each with its weight; the names are those of
+    /// Which events the guilds generate, each with its weight. The allowed names are
     /// [`EVENT_NAMES`](super::EVENT_NAMES). Default: all of them, mostly messages, typing and
     /// presences.
     pub fn mix<'a>(mut self, weights: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
@@ -184,69 +187,74 @@ impl Builder {
         self
     }
 
-    /// Which transport compressions it offers. Default: all.
+    /// Which transport compressions the gateway offers. Default: all.
     pub fn compression(mut self, offer: Offer) -> Self {
         self.settings.offer = offer;
         self
     }
 
-    /// Whether [`Gateway::dispatches`] remembers every event that sessions were given, which takes
-    /// memory. Default: no.
+    /// Whether to record every event that was sent to a session, for [`Gateway::dispatches`]. This
+    /// takes memory. Default: no.
     pub fn keep_dispatches(mut self, keep: bool) -> Self {
         self.settings.keep_dispatches = keep;
         self
     }
 
-    /// How many events a session keeps for replay, besides 8 MiB; a RESUME from before them is
-    /// answered with op 9. Discord documents no number. Default: 3,500, as it once said.
+    /// How many events a session keeps for replay; there is also a limit of 8 MiB. A RESUME from a
+    /// sequence before them is answered with op 9. Discord no longer documents a number. Default:
+    /// 3,500, which it once documented.
     pub fn replay_events(mut self, events: usize) -> Self {
         self.settings.replay_events = events;
         self
     }
 
-    /// How long a replay takes to begin after RESUME, not scaled. Heartbeats are acknowledged
-    /// meanwhile, ahead of the events. Default: at once.
+    /// The delay between RESUME and the start of the replay, not scaled. Meanwhile heartbeats are
+    /// acknowledged, ahead of the events. Default: none.
     pub fn replay_delay(mut self, delay: Duration) -> Self {
         self.settings.replay_delay = delay;
         self
     }
 
-    /// What an old connection is sent when its session is resumed on another one. Discord documents
-    /// nothing. Default: nothing.
+    /// What the old connection receives when its session is resumed on another connection. Discord
+    /// does not document this. Default: nothing.
     pub fn on_takeover(mut self, answer: Answer) -> Self {
         self.settings.on_takeover = answer;
         self
     }
 
-    /// How many requests each route takes in a window, which is scaled; a channel, a guild and a
-    /// webhook have limits of their own. Discord promises no numbers. Default: 5 in 5 s.
+    /// How many requests each route accepts in a window, which is scaled. Each channel, guild and
+    /// webhook has its own limit. Discord guarantees no numbers. Default: 5 in 5 s.
     pub fn rest_limit(mut self, requests: u32, window: Duration) -> Self {
         self.settings.rest_limit = (requests, window);
         self
     }
 
-    /// How many requests all routes take together in a second, which is scaled. Those of
-    /// interactions are not counted. Default: 50.
+    /// The global rate limit: how many requests all routes together accept in a second, which is
+    /// scaled. Requests for interactions are not counted. Default: 50.
     pub fn global_rest_limit(mut self, requests: u32) -> Self {
         self.settings.global_rest_limit = requests;
         self
     }
 
-    /// Whether to close a connection also for what Discord documents otherwise and is not known to
-    /// refuse, with the close code that would be right for it. Default: no, it is a
-    /// [warning](super::Observed::warnings).
+    /// Whether to close a connection also for a payload that deviates from Discord's documentation
+    /// but that Discord is not known to refuse. It is closed with the matching close code. Default:
+    /// no; a [warning](super::Observed::warnings) is recorded instead.
     pub fn strict(mut self, strict: bool) -> Self {
         self.settings.is_strict = strict;
         self
     }
 
-    /// What chance starts from. Default: 0.
+    /// The seed of the random number generator. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.settings.seed = seed;
         self
     }
 
-    /// Starts it on the loopback interface.
+    /// Starts the gateway on the loopback interface.
+    ///
+    /// # Errors
+    /// If a setting is out of its range, the port is in use, or the operating system reports an
+    /// error.
     pub fn start(mut self) -> Result<Gateway, StartError> {
         self.check()?;
         if !self.mix.is_empty() {
@@ -263,7 +271,7 @@ impl Builder {
         &self.settings.token
     }
 
-    /// The world by itself, at a time of the clock and since Unix's epoch.
+    /// Builds the world without a server, starting at `now`, which is `unix` after the Unix epoch.
     pub(crate) fn world(self, now: Instant, unix: Duration, url: String) -> World {
         let mut world = World::new(now, unix, self.settings, url);
         world.add_guilds(self.guilds);

@@ -1,4 +1,4 @@
-//! A certificate authority of one gateway's own, and certificates that are as wrong as can be.
+//! A certificate authority for one gateway, with valid and invalid certificates.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// An authority, and certificates of it for this machine.
+    /// Creates an authority, and certificates for this machine.
     pub(super) fn new() -> io::Result<Self> {
         let authority = authority("simulated authority")?;
         let here = || params(&["localhost", "127.0.0.1", "::1"]);
@@ -38,7 +38,8 @@ type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority(name: &str) -> io::Result<Authority> {
     let mut params = CertificateParams::default();
-    // A name of its own: an issuer of the name of what it signs would be taken for that.
+    // Its name must differ from the certificates' names: a certificate whose issuer has the same
+    // name counts as self-signed.
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(io::Error::other)?)

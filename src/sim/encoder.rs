@@ -1,4 +1,4 @@
-//! Payloads to websocket messages, in Discord's compressions.
+//! Encodes payloads as websocket messages, with Discord's compressions.
 
 use flate2::{Compress, FlushCompress};
 use tungstenite::Message;
@@ -8,7 +8,7 @@ use zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
 /// The window of Discord's zstd streams: 256 KiB.
 const ZSTD_WINDOW_LOG: u32 = 18;
 
-/// Above this size a payload is compressed when the client asked for payload compression.
+/// Payloads above this number of bytes are compressed if the client requested payload compression.
 const PAYLOAD_THRESHOLD: usize = 256;
 
 /// The compressor of one connection.
@@ -20,7 +20,7 @@ pub(super) enum Encoder {
 }
 
 impl Encoder {
-    /// What the `compress` parameter of the url asks for; `None` if there is no such thing.
+    /// The encoder for the `compress` parameter of the URL; `None` if the value is unknown.
     pub(super) fn new(compress: Option<&str>) -> Option<Self> {
         match compress {
             None => Some(Self::None),
@@ -63,7 +63,7 @@ fn deflate(context: &mut Compress, payload: &[u8], flush: FlushCompress) -> Vec<
     let before = context.total_in();
     loop {
         let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
-        // Memory of its own growing: it fails for nothing that a payload can be.
+        // It cannot fail for any payload: the output grows as needed.
         let _ = context.compress_vec(payload.get(taken..).unwrap_or_default(), &mut output, flush);
         if output.len() < output.capacity() {
             return output;

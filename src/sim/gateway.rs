@@ -1,4 +1,4 @@
-//! A running gateway, and what its owner does with it.
+//! A running gateway and its methods.
 
 use std::fmt;
 use std::io;
@@ -23,7 +23,7 @@ use super::world::{World, is_pattern, names};
 use super::{payloads, server};
 use crate::shard_id::ShardId;
 
-/// A running gateway. Dropping it stops it.
+/// A running simulated gateway. Dropping it stops it.
 pub struct Gateway {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -33,7 +33,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Serves a world, which the settings' builder makes for the url of the gateway.
+    /// Binds the port, builds the world for the gateway's URL with `world`, and serves it.
     pub(super) fn serve(
         port: u16,
         is_tls: bool,
@@ -51,7 +51,7 @@ impl Gateway {
         let certificate = certificates.as_ref();
         let root_certificate = certificate.map(|certificates| certificates.root.clone());
         let scheme = if is_tls { "wss" } else { "ws" };
-        // A clock before 1970 is a clock that is not set.
+        // A time before 1970 means that the clock is not set.
         let unix = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
@@ -77,12 +77,12 @@ impl Gateway {
         })
     }
 
-    /// The url of the gateway, as `/gateway/bot` gives it.
+    /// The URL of the gateway, as `/gateway/bot` returns it.
     pub fn url(&self) -> String {
         self.shared.world.lock().url().to_owned()
     }
 
-    /// The base of the HTTP interface.
+    /// The base URL of the HTTP API.
     pub fn rest_url(&self) -> String {
         let scheme = if self.root_certificate.is_some() {
             "https"
@@ -97,7 +97,7 @@ impl Gateway {
         &self.token
     }
 
-    /// The certificate to trust, as PEM, if it serves TLS.
+    /// The root certificate that clients must trust, as PEM; `None` without TLS.
     pub fn root_certificate(&self) -> Option<&str> {
         self.root_certificate.as_deref()
     }
@@ -107,7 +107,7 @@ impl Gateway {
         self.shared.world.lock().guild_ids()
     }
 
-    /// The text channel of a guild.
+    /// The text channel of a guild; `None` if the guild does not exist.
     pub fn channel_of(&self, guild_id: u64) -> Option<u64> {
         self.shared
             .world
@@ -116,24 +116,26 @@ impl Gateway {
             .map(payloads::Guild::channel)
     }
 
-    /// The channel in which a user writes to the bot directly.
+    /// The channel for direct messages between a user and the bot.
     pub fn direct_channel(&self) -> u64 {
         payloads::DIRECT_CHANNEL
     }
 
-    /// Puts the bot into more guilds.
+    /// Adds the bot to `count` more guilds.
     pub fn add_guilds(&self, count: u32) {
         self.change(|world, _| world.add_guilds(count));
     }
 
-    /// From now on `/gateway/bot` recommends this many shards, at least 1.
+    /// Changes how many shards `/gateway/bot` recommends, at least 1.
     pub fn set_shards(&self, shards: u32) {
         self.change(|world, _| world.set_shards(shards));
     }
 
-    /// Sends an event to the sessions of the shard of a guild, or without one of shard 0, whose
-    /// intents want it. Returns how many sessions that were: 0 as long as none has started, and
-    /// then no session receives it.
+    /// Sends an event to the sessions of a guild's shard, or of shard 0 without a guild. Only
+    /// sessions whose intents include the event receive it.
+    ///
+    /// Returns the number of those sessions. It is 0 before the first session has started; the
+    /// event is then not sent later either.
     pub fn emit(
         &self,
         guild_id: Option<u64>,
@@ -143,7 +145,7 @@ impl Gateway {
         self.change(|world, _| world.emit(guild_id, name, data))
     }
 
-    /// From now on the guilds cause this many events a second; see
+    /// Changes how many events a second the guilds generate; see
     /// [`Builder::activity`](super::Builder::activity).
     ///
     /// # Panics
@@ -157,13 +159,13 @@ impl Gateway {
         self.change(|world, now| world.set_activity(now, events_per_second));
     }
 
-    /// A user writes a message in a channel. Returns its id.
+    /// Lets a user write a message in a channel. Returns the id of the message.
     pub fn chat(&self, channel_id: u64, text: &str) -> Result<u64, EmitError> {
         self.change(|world, now| world.chat(now, channel_id, text))
     }
 
-    /// A user does something with the bot: uses a command, presses a button, submits a modal.
-    /// Returns the interaction's id. The bot has 3 s to answer it, which are not scaled.
+    /// Lets a user interact with the bot: use a command, press a button or submit a modal. Returns
+    /// the id of the interaction. The bot has 3 s, not scaled, to answer it.
     ///
     /// # Errors
     /// If there is no such channel, user, message, component or option.
@@ -171,7 +173,7 @@ impl Gateway {
         self.change(|world, now| world.interact(now, interaction))
     }
 
-    /// A user reacts to a message; the emoji is a character, or `name:id` of one of a guild.
+    /// Lets a user react to a message. `emoji` is a character, or `name:id` for a guild's emoji.
     ///
     /// # Errors
     /// If there is no such channel, message or emoji.
@@ -179,18 +181,18 @@ impl Gateway {
         self.change(|world, _| world.member_reacts(channel_id, message_id, emoji))
     }
 
-    /// From now on the bot lacks these [`permissions`](super::permissions) in a guild, and no
-    /// others: requests that need one are answered with 403 and the code 50013.
+    /// Denies the bot these [`permissions`](super::permissions) in a guild. Requests that need one
+    /// of them are answered with 403 and the code 50013. Each call replaces the previous set.
     pub fn deny(&self, guild_id: u64, permissions: u64) {
         self.change(|world, _| world.deny(guild_id, permissions));
     }
 
-    /// From now on `handler` answers the requests of a route, in place of the simulator if that
-    /// knows it too. `{}` in the path is any one segment, and becomes one of
-    /// [`Request::parameters`]. Authorization and rate limits are checked before.
+    /// Answers the requests of a route with `handler`, also if the simulator has that route built
+    /// in. `{}` in the path matches any one segment, which becomes one of
+    /// [`Request::parameters`]. Authorization and rate limits are checked first.
     ///
-    /// The handler runs on the gateway's thread, where it must not wait for anything that the
-    /// gateway does. If it panics, the request is answered with 500.
+    /// The handler runs on the gateway's thread, so it must not wait for the gateway to do
+    /// anything. If it panics, the request is answered with 500.
     ///
     /// ```
     /// # use serde_json::json;
@@ -215,30 +217,32 @@ impl Gateway {
             "`path` is {path:?}; allowed: a path below `/api/v10`, for example `/guilds/{{}}/roles`"
         );
         let handler = Arc::new(handler);
-        // The old one is dropped here, past the world's lock.
+        // The old handler is dropped here, after the world's lock is released: its `Drop` may call
+        // the gateway.
         drop(self.change(|world, _| world.on(method, path, handler)));
     }
 
-    /// The methods and paths that the simulator answers by itself.
+    /// The methods and paths of the built-in routes.
     pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
         names()
     }
 
-    /// Lets a fault happen: now to connections, or at the next handshake if it is one that waits.
+    /// Injects a fault: into open connections at once, or at the next handshake if the fault waits
+    /// for one (see [`Fault`]).
     pub fn inject(&self, target: impl Into<Target>, fault: Fault) {
         self.change(|world, now| world.inject(now, target.into(), fault));
     }
 
-    /// Lets a fault happen after a delay, which is not scaled, of at most a year.
+    /// Injects a fault after a delay of at most a year, not scaled.
     pub fn inject_after(&self, delay: Duration, target: impl Into<Target>, fault: Fault) {
         self.change(|world, now| world.inject_after(now, delay, target.into(), fault));
     }
 
-    /// From now on these faults happen by chance, at this rate per second on average, each to a
-    /// connection by chance. A rate of 0 ends it, and forgets all that still wait for a handshake.
-    /// [`Fault::all`] has one of each kind.
+    /// Injects these faults at random, `per_second` on average, each into a random connection. A
+    /// rate of 0 stops this and discards the faults that still wait for a handshake.
+    /// [`Fault::all`] returns faults of every kind.
     ///
-    /// Of the kinds that wait for a handshake, one of each may wait at a time.
+    /// At most one of several equal faults waits for a handshake at a time.
     ///
     /// # Panics
     /// If the rate is not from 0 to 1,000,000.
@@ -252,44 +256,44 @@ impl Gateway {
         self.change(|world, now| world.set_random_faults(now, per_second, faults));
     }
 
-    /// Sends a shard any payload, whatever it is, in its compression.
+    /// Sends a shard any text as a payload, compressed as its connection requires.
     pub fn send_raw(&self, shard: ShardId, text: &str) {
         self.change(|world, _| world.send_raw(shard, text));
     }
 
-    /// Sends a shard any text as a text message, past its compression.
+    /// Sends a shard any text as a text message, without its compression.
     pub fn send_text(&self, shard: ShardId, text: &str) {
         self.change(|world, _| world.send_message(shard, &Message::text(text)));
     }
 
-    /// Sends a shard any bytes as a binary message, past its compression.
+    /// Sends a shard any bytes as a binary message, without its compression.
     pub fn send_bytes(&self, shard: ShardId, bytes: &[u8]) {
         self.change(|world, _| world.send_message(shard, &Message::binary(bytes.to_vec())));
     }
 
-    /// What clients did so far, and which rules they broke.
+    /// Returns what clients have done so far, and which rules they broke.
     pub fn observed(&self) -> Observed {
         self.shared.world.lock().observed.clone()
     }
 
-    /// As [`observed`](Self::observed), since this was last called. It forgets records, violations,
-    /// faults and lost sessions, and the sequences of sessions that are over. For programs that run
-    /// long.
+    /// Like [`observed`](Self::observed), and frees memory, for programs that run for a long time.
+    ///
+    /// Each call returns the records, violations, warnings, faults and lost sessions since the last
+    /// call, and discards them. It also discards the sequences of sessions that have ended. The
+    /// counts of events and of started sessions continue.
     pub fn drain(&self) -> Observed {
         self.shared.world.lock().drain()
     }
 
-    /// Every event that sessions were given, in order, if
-    /// [`Builder::keep_dispatches`](super::Builder::keep_dispatches) says so;
-    /// RESUMED is not among them.
+    /// Every event that was sent to a session, in order, without RESUMED. Empty unless
+    /// [`Builder::keep_dispatches`](super::Builder::keep_dispatches) is set.
     pub fn dispatches(&self) -> Vec<Dispatched> {
         self.shared.world.lock().dispatches.clone()
     }
 
-    /// Waits until something has been observed. Returns whether it was, in time.
+    /// Waits until `condition` is true. Returns `false` if it is still false after `timeout`.
     ///
-    /// The world stands still while `condition` looks at it: calling the gateway from there is a
-    /// deadlock.
+    /// The gateway is locked while `condition` runs: calling the gateway from it is a deadlock.
     pub fn wait_for(
         &self,
         timeout: Duration,
@@ -310,26 +314,27 @@ impl Gateway {
         true
     }
 
-    /// As [`wait_for`](Self::wait_for), for tests.
+    /// Like [`wait_for`](Self::wait_for), but panics after the timeout. For tests.
     ///
     /// # Panics
-    /// If it is not, in time; with what was expected and what was last seen instead.
+    /// If `condition` is still false after `timeout`. The message has `what` was expected, the live
+    /// shards and the last 20 records.
     pub fn expect(&self, what: &str, timeout: Duration, condition: impl FnMut(&Observed) -> bool) {
         if !self.wait_for(timeout, condition) {
             let seen = self.observed();
             let last = &seen.records[seen.records.len().saturating_sub(20)..];
             panic!(
-                "not in {timeout:?}: {what}\nlive: {:?}\nlast seen: {last:#?}",
+                "not within {timeout:?}: {what}\nlive shards: {:?}\nlast records: {last:#?}",
                 seen.live
             );
         }
     }
 
-    /// Waits for the first request of a route that no call of this has given yet. `{}` in the
-    /// path is any one segment.
+    /// Waits for the next request of a route and returns it; each request is returned once. `{}` in
+    /// the path matches any one segment.
     ///
     /// # Panics
-    /// If there is none, in time; with the requests that came instead.
+    /// If there is none after `timeout`. The message lists the requests that came instead.
     pub fn expect_request(&self, method: &str, path: &str, timeout: Duration) -> Request {
         let deadline = after(Instant::now(), timeout);
         let mut world = self.shared.world.lock();
@@ -347,10 +352,10 @@ impl Gateway {
         }
         let came: Vec<String> = world.untaken().map(ToString::to_string).collect();
         drop(world);
-        panic!("no {method} {path} in {timeout:?}; what came: {came:#?}");
+        panic!("no {method} {path} within {timeout:?}; received instead: {came:#?}");
     }
 
-    /// Panics if a client broke a rule, by which Discord would have refused something.
+    /// Panics if a client broke a rule: it sent something that Discord would have refused.
     ///
     /// # Panics
     /// With the list of violations.
@@ -363,7 +368,7 @@ impl Gateway {
     fn change<R>(&self, change: impl FnOnce(&mut World, Instant) -> R) -> R {
         let result = change(&mut self.shared.world.lock(), Instant::now());
         self.shared.changed.notify_all();
-        // Without its thread nothing is served any more, and nobody has to be woken.
+        // An error is harmless: if the server's thread has ended, there is no thread to wake.
         let _ = self.shared.waker.wake();
         result
     }
@@ -381,7 +386,8 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         self.change(|world, _| world.stopped = true);
         let thread = self.thread.take();
-        // A handler that holds the last reference is dropped on the gateway's own thread.
+        // If a handler held the last reference, this runs on the gateway's own thread, which cannot
+        // join itself.
         let is_other =
             |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
         if let Some(thread) = thread.filter(is_other) {

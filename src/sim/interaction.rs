@@ -23,7 +23,7 @@ pub(super) enum Deed {
     Command {
         name: String,
         options: Value,
-        /// The option that is being typed, if the command is not sent yet.
+        /// The option that the user is typing, for autocomplete.
         focused: Option<String>,
     },
     UserCommand {
@@ -55,11 +55,11 @@ impl Interaction {
 
     /// Uses a slash command.
     ///
-    /// `options` is an object: names with values, or null. The types are those of the command that
-    /// the bot has registered; users, channels and roles are ids as strings, attachments are file
-    /// names, and a subcommand or a group is an object of its own. Of a command that is not
-    /// registered, options are strings, integers, booleans, numbers and subcommands, by their JSON
-    /// types.
+    /// `options` is null or an object that maps option names to values. The types are those of the
+    /// command that the bot has registered: users, channels and roles are ids as strings,
+    /// attachments are file names, and a subcommand or a group is a nested object. If the command
+    /// is not registered, the JSON types decide: options are strings, integers, booleans, numbers
+    /// and subcommands.
     pub fn command(channel_id: u64, name: &str, options: Value) -> Self {
         let deed = Deed::Command {
             name: name.to_owned(),
@@ -69,8 +69,8 @@ impl Interaction {
         Self::new(channel_id, deed)
     }
 
-    /// Types a slash command whose option `focused` the bot completes. Options as for
-    /// [`command`](Self::command); what is typed so far is among them.
+    /// Types a slash command, and requests autocompletion of the option `focused`. `options` is as
+    /// for [`command`](Self::command), and includes the text typed so far.
     pub fn autocomplete(channel_id: u64, name: &str, options: Value, focused: &str) -> Self {
         let deed = Deed::Command {
             name: name.to_owned(),
@@ -80,7 +80,7 @@ impl Interaction {
         Self::new(channel_id, deed)
     }
 
-    /// Uses a command in the menu of a user.
+    /// Uses a command in the context menu of a user.
     pub fn user_command(channel_id: u64, name: &str, user_id: u64) -> Self {
         let deed = Deed::UserCommand {
             name: name.to_owned(),
@@ -89,7 +89,7 @@ impl Interaction {
         Self::new(channel_id, deed)
     }
 
-    /// Uses a command in the menu of a message.
+    /// Uses a command in the context menu of a message.
     pub fn message_command(channel_id: u64, name: &str, message_id: u64) -> Self {
         let deed = Deed::MessageCommand {
             name: name.to_owned(),
@@ -98,13 +98,13 @@ impl Interaction {
         Self::new(channel_id, deed)
     }
 
-    /// Presses a button of the newest message in the channel that has it.
+    /// Presses a button on the newest message in the channel that has it.
     pub fn press(channel_id: u64, custom_id: &str) -> Self {
         Self::select(channel_id, custom_id, [])
     }
 
-    /// Chooses from a menu of the newest message in the channel that has it: options by their
-    /// values; users, roles and channels by their ids.
+    /// Chooses from a select menu on the newest message in the channel that has it. `values` are
+    /// the values of options, or the ids of users, roles and channels.
     pub fn select<'a>(
         channel_id: u64,
         custom_id: &str,
@@ -117,8 +117,8 @@ impl Interaction {
         Self::new(channel_id, deed)
     }
 
-    /// Submits the modal that the bot has opened last in the channel. `fields` is an object: the
-    /// `custom_id`s of its inputs with what was entered, a string or an array of strings.
+    /// Submits the modal that the bot opened last in the channel. `fields` is an object that maps
+    /// the `custom_id`s of the inputs to what the user entered: a string or an array of strings.
     pub fn submit(channel_id: u64, custom_id: &str, fields: Value) -> Self {
         let deed = Deed::Modal {
             custom_id: custom_id.to_owned(),
@@ -127,7 +127,7 @@ impl Interaction {
         Self::new(channel_id, deed)
     }
 
-    /// Who does it. Default: the guild's owner; in a direct channel its user.
+    /// Sets the user who interacts. Default: the guild's owner, or the user of a direct channel.
     pub fn by(mut self, user_id: u64) -> Self {
         self.user = Some(user_id);
         self

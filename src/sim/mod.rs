@@ -1,4 +1,5 @@
-//! A simulated gateway to test bots on: Discord's rules, over real sockets, on this machine.
+//! A simulated Discord gateway for testing bots. It runs on this machine, over real sockets, and
+//! enforces Discord's rules.
 //!
 //! ```
 //! use std::time::Duration;
@@ -31,8 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A whole bot is tested the same way: users write, react, use commands, press buttons and submit
-//! modals ([`Interaction`]), and what the bot asked for is there to look at ([`Request`]).
+//! A complete bot is tested the same way. Users write, react, use commands, press buttons and
+//! submit modals ([`Interaction`]); the test inspects the requests that the bot made ([`Request`]).
 //!
 //! ```
 //! use std::time::Duration;
@@ -122,26 +123,28 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # How it judges
-//! It refuses what Discord is documented or known to refuse, as Discord does, and records it as a
-//! [violation](Observed::violations). It accepts what widely used libraries send although the
-//! documentation says otherwise, and records a [warning](Observed::warnings);
-//! [`strict`](Builder::strict) closes gateway connections for it, too.
+//! # What it refuses
+//! The simulator refuses what Discord is documented or known to refuse, in the same way as Discord,
+//! and records a [violation](Observed::violations). Some libraries in wide use deviate from the
+//! documentation. The simulator accepts what they send and records a
+//! [warning](Observed::warnings). With [`strict`](Builder::strict) it also closes the gateway
+//! connection in that case.
 //!
-//! One thread serves the gateway (`ws` or `wss`) and its HTTP interface on one port. A pure core
-//! that shares no code with the library decides what it does. Whatever can go wrong with a
-//! connection is a [`Fault`], to be [injected](Gateway::inject) at once, after a delay, or at
-//! random. The program `gateway-sim` is the same for bots in any language.
+//! One thread serves the gateway (`ws` or `wss`) and its HTTP API on one port. Everything that can
+//! go wrong with a connection is a [`Fault`]. A fault can be [injected](Gateway::inject) at once,
+//! after a delay, or at random. The program `gateway-sim` provides the same simulator to bots in
+//! any language.
 //!
-//! # What it leaves out
-//! - Voice, and the encoding `etf`.
-//! - HTTP routes other than [`Gateway::routes`]: threads, webhooks of channels, changes to guilds,
-//!   channels, roles and emoji. [`Gateway::on`] answers those that a test needs.
-//! - Permissions: the bot has all, unless [`Gateway::deny`] takes some away.
-//! - Messages: each channel keeps 100, and those of the bot the longest.
-//! - Uploaded files are kept with their request, and cannot be downloaded.
-//! - The lists in a `GUILD_CREATE` of voice states, threads, stages, events and sounds are empty.
-//! - Limits of Discord's on embeds, components, and the definitions of commands.
+//! # Limitations
+//! - Voice and the `etf` encoding are not supported.
+//! - Only the HTTP routes in [`Gateway::routes`] are built in. There are none for threads, channel
+//!   webhooks, or changes to guilds, channels, roles and emoji. A test can add the routes that it
+//!   needs with [`Gateway::on`].
+//! - The bot has all permissions, unless [`Gateway::deny`] removes some.
+//! - Each channel keeps 100 messages. The bot's own messages are kept the longest.
+//! - Uploaded files are kept with their request, but cannot be downloaded.
+//! - In `GUILD_CREATE`, the lists of voice states, threads, stages, events and sounds are empty.
+//! - Discord's limits on embeds, components and command definitions are not enforced.
 
 mod builder;
 mod certificate;

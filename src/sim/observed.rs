@@ -18,25 +18,25 @@ pub struct Observed {
     pub records: Vec<Record>,
     /// The rules that clients broke, in order.
     pub violations: Vec<Violation>,
-    /// What differs from Discord's documentation but is accepted, and requests over a limit, which
-    /// were answered with 429; in order.
+    /// What was accepted although it deviates from Discord's documentation, and requests over a
+    /// rate limit, which were answered with 429. In order.
     pub warnings: Vec<Violation>,
     /// The faults that struck, in order.
     pub faults: Vec<Strike>,
-    /// Shards whose session is live, with their connections: past READY or RESUMED.
+    /// The shards with a live session (after READY or RESUMED), each with its connection.
     pub live: BTreeMap<ShardId, usize>,
-    /// How many events sessions were given, in all.
+    /// How many events were sent to sessions, in total.
     pub events: u64,
     /// How many sessions have started.
     pub started: u64,
-    /// The last sequence that each session was given, those included that are over.
+    /// The last sequence that was sent to each session, including sessions that have ended.
     pub sequences: BTreeMap<String, u64>,
-    /// The sessions that the gateway ended while their client wanted to go on.
+    /// The sessions that the gateway ended although their client wanted to continue.
     pub lost: BTreeSet<String>,
 }
 
 impl Observed {
-    /// The IDENTIFYs of a shard, in order: when, and their data without the token.
+    /// The IDENTIFYs of a shard, in order: the time, and the data without the token.
     pub fn identifies(&self, shard: ShardId) -> impl Iterator<Item = (Instant, &Value)> {
         self.of(shard).filter_map(|record| match &record.action {
             Action::Identify(data) => Some((record.at, data)),
@@ -44,7 +44,7 @@ impl Observed {
         })
     }
 
-    /// The commands of a shard with an opcode, in order: when, and their data.
+    /// The commands of a shard with an opcode, in order: the time, and the data.
     pub fn commands(&self, shard: ShardId, opcode: u64) -> impl Iterator<Item = (Instant, &Value)> {
         self.of(shard)
             .filter_map(move |record| match &record.action {
@@ -63,7 +63,7 @@ impl Observed {
             })
     }
 
-    /// How many records have an action like this.
+    /// How many records have an action for which `wanted` is true.
     pub fn count(&self, wanted: impl Fn(&Action) -> bool) -> usize {
         self.records
             .iter()
@@ -84,11 +84,11 @@ impl Observed {
 pub struct Record {
     /// When.
     pub at: Instant,
-    /// Which of the connections since the start.
+    /// The number of the connection, counted since the start.
     pub connection: usize,
     /// The shard, once it is known.
     pub shard: Option<ShardId>,
-    /// What.
+    /// What the client did.
     pub action: Action,
 }
 
@@ -98,13 +98,13 @@ pub struct Record {
 pub enum Action {
     /// It connected: the websocket is open.
     Connected,
-    /// It identified, with this data; the token is left out.
+    /// It identified with this data, without the token.
     Identify(Value),
     /// It resumed a session from a sequence.
     Resume {
         /// The session.
         session: String,
-        /// The last sequence that it has seen.
+        /// The last sequence that the client has received.
         sequence: u64,
     },
     /// It sent a heartbeat with its last sequence.
@@ -116,8 +116,8 @@ pub enum Action {
         /// The payload's `d`.
         data: Value,
     },
-    /// The connection is over: the client closed it with a code, or it was cut, or the gateway
-    /// closed it.
+    /// The connection ended. It has a code if the client closed it with one, and none if the
+    /// connection was cut or the gateway closed it.
     Closed(Option<u16>),
     /// It posted a message, or answered an interaction with one.
     Post {
@@ -126,18 +126,18 @@ pub enum Action {
         /// The text.
         text: String,
     },
-    /// It called the HTTP interface.
+    /// It called the HTTP API.
     Request {
         /// The request.
         request: Box<Request>,
-        /// The status that it was answered with.
+        /// The status of the answer.
         status: u16,
-        /// The body that it was answered with.
+        /// The body of the answer.
         answer: Value,
     },
 }
 
-/// A rule that a client broke, or kept less strictly than Discord documents it.
+/// A rule that a client broke, or a deviation from Discord's documentation.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Violation {
@@ -145,13 +145,13 @@ pub struct Violation {
     pub at: Instant,
     /// The shard, once it is known.
     pub shard: Option<ShardId>,
-    /// Which rule, in words: what Discord documents. It begins with the close code, if Discord
-    /// closes the connection, or with the HTTP status, if it answers with one.
+    /// The rule, in words, as Discord documents it. It begins with the close code if Discord closes
+    /// the connection, or with the HTTP status if Discord answers a request with one.
     pub rule: String,
     /// What the client sent, shortened and without its token; empty if it sent nothing.
     pub sent: String,
-    /// Whether Discord is documented or known to refuse it. A client that Discord lets pass is
-    /// warned.
+    /// Whether Discord is documented or known to refuse it. Otherwise it is only a
+    /// [warning](Observed::warnings).
     pub is_refused: bool,
 }
 
@@ -180,7 +180,7 @@ pub struct Strike {
     pub fault: Fault,
 }
 
-/// An event that a session was given.
+/// An event that was sent to a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Dispatched {
@@ -194,7 +194,7 @@ pub struct Dispatched {
     pub digest: u64,
 }
 
-/// A short stand-in for an event's data, the same for the same bytes in the same process.
+/// Hashes an event's data. Equal bytes give the same hash within a process.
 pub fn digest(data: &[u8]) -> u64 {
     use std::hash::{DefaultHasher, Hasher};
     let mut hasher = DefaultHasher::new();
@@ -202,7 +202,7 @@ pub fn digest(data: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Why the world cannot do what it was asked for.
+/// Why the gateway cannot do what a test requested.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
@@ -215,40 +215,38 @@ pub enum EmitError {
     /// There is no such message in the channel.
     #[error("there is no message {0} in the channel")]
     UnknownMessage(u64),
-    /// There is no such user there.
+    /// There is no such user in the channel.
     #[error("there is no user {0} in the channel")]
     UnknownUser(u64),
     /// There is no such role in the guild.
     #[error("there is no role {0} in the guild")]
     UnknownRole(u64),
-    /// A reaction is with a character, or with an emoji of a guild as `name:id`.
-    #[error("{0:?} is no emoji: allowed are a character, or name:id of one of a guild")]
+    /// A reaction needs a character, or a guild's emoji as `name:id`.
+    #[error("{0:?} is not an emoji: allowed are a character, or name:id for an emoji of a guild")]
     UnknownEmoji(String),
     /// No message in the channel has such a component that is enabled, and no modal is open.
-    #[error(
-        "no message in the channel has a component {0:?} that is enabled, and no such modal is open"
-    )]
+    #[error("no message in the channel has an enabled component {0:?}, and no such modal is open")]
     UnknownComponent(String),
-    /// A command or a menu has no such option, or that is no value for it.
+    /// A command or a menu has no such option, or the value is not valid for it.
     #[error("{of:?} has no option {given}, or its value is not valid")]
     UnknownOption {
         /// The command, or the menu.
         of: String,
-        /// What was given.
+        /// The given option.
         given: String,
     },
-    /// A command has an option that is required.
+    /// A required option of a command is missing.
     #[error("{of:?} requires the option {missing:?}")]
     MissingOption {
         /// The command.
         of: String,
-        /// The option.
+        /// The missing option.
         missing: String,
     },
-    /// An event's data is an object.
+    /// The data of an event must be a JSON object.
     #[error("the data of {0} is not a JSON object")]
     NotAnObject(String),
-    /// An event's name is in capitals.
+    /// The name of an event may only have A to Z, 0 to 9 and `_`.
     #[error("{0:?} is not the name of an event: allowed are A to Z, 0 to 9 and _")]
     NotAName(String),
 }

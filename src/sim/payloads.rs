@@ -1,4 +1,4 @@
-//! What Discord's objects look like.
+//! Discord's objects as JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ pub(super) const EPOCH: u64 = 1_420_070_400_000;
 /// The bot's own user and application.
 pub(super) const BOT: u64 = 100_000_000_000_000_000;
 
-/// Somebody who writes to the bot, and where.
+/// The user who writes direct messages to the bot, and their channel.
 pub(super) const FRIEND: u64 = 100_000_000_000_000_101;
 pub(super) const DIRECT_CHANNEL: u64 = 100_000_000_000_000_201;
 
@@ -28,7 +28,7 @@ pub(super) struct Guild {
 }
 
 impl Guild {
-    /// The n-th guild; the shard changes from one to the next.
+    /// The n-th guild. Consecutive guilds belong to consecutive shards.
     pub(super) fn new(n: u32, members: u32) -> Self {
         Self {
             id: ((1_600_000_000_000 - EPOCH + u64::from(n)) << 22) | 1,
@@ -53,7 +53,7 @@ impl Guild {
     }
 }
 
-/// An instant of the world as Discord writes it.
+/// A time since the Unix epoch as Discord writes it.
 pub(super) fn timestamp(unix: Duration) -> String {
     humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + unix)
         .to_string()
@@ -72,7 +72,7 @@ pub(super) fn user(id: u64, bot: bool) -> Value {
     })
 }
 
-/// The bot, as it is told about itself.
+/// The bot's user object as the bot itself receives it.
 pub(super) fn current_user() -> Value {
     let mut bot = user(BOT, true);
     extend(
@@ -89,7 +89,7 @@ pub(super) fn username(id: u64) -> String {
     format!("user{}", id % 1_000_000)
 }
 
-/// The application, for which these intents are switched on.
+/// The application, with the flags for the privileged intents in `allowed`.
 ///
 /// Source: [Discord, Application
 /// flags](https://docs.discord.com/developers/resources/application#application-object-application-flags).
@@ -159,7 +159,7 @@ pub(super) fn ready(
     })
 }
 
-/// A guild as `GUILD_CREATE` tells of it, with these of its members.
+/// The data of a `GUILD_CREATE`, which lists these members.
 pub(super) fn guild_create(
     guild: Guild,
     members: &[Value],
@@ -186,7 +186,7 @@ pub(super) fn guild_create(
     data
 }
 
-/// A guild without what only `GUILD_CREATE` has.
+/// A guild without the fields that only `GUILD_CREATE` has.
 pub(super) fn guild_object(guild: Guild) -> Value {
     json!({
         "id": guild.id.to_string(),
@@ -335,7 +335,7 @@ pub(super) fn direct_channel(id: u64, with: u64) -> Value {
     })
 }
 
-/// A message as the HTTP interface shows it.
+/// A message as the HTTP API returns it.
 pub(super) fn message(id: u64, unix: Duration, channel: u64, author: u64, text: &str) -> Value {
     json!({
         "id": id.to_string(),
@@ -395,7 +395,7 @@ pub(super) fn presence(guild: Guild, user_id: u64, status: &str) -> Value {
     })
 }
 
-/// What every interaction has in a channel, of a guild or direct.
+/// The fields that every interaction in a channel has; `guild` is `None` in a direct channel.
 pub(super) fn interaction(id: u64, token: &str, channel: u64, guild: Option<Guild>) -> Value {
     let mut data = json!({
         "id": id.to_string(),

@@ -6,9 +6,9 @@
 
 /// To kick members.
 pub const KICK_MEMBERS: u64 = 1 << 1;
-/// To ban members, and to see who is banned.
+/// To ban members, and to list bans.
 pub const BAN_MEMBERS: u64 = 1 << 2;
-/// To add reactions that a message does not have yet.
+/// To add a reaction that the message does not have yet.
 pub const ADD_REACTIONS: u64 = 1 << 6;
 /// To write messages.
 pub const SEND_MESSAGES: u64 = 1 << 11;
@@ -16,7 +16,7 @@ pub const SEND_MESSAGES: u64 = 1 << 11;
 pub const MANAGE_MESSAGES: u64 = 1 << 13;
 /// To upload files.
 pub const ATTACH_FILES: u64 = 1 << 15;
-/// To read messages from before.
+/// To read earlier messages.
 pub const READ_MESSAGE_HISTORY: u64 = 1 << 16;
 /// To change the nicknames of others.
 pub const MANAGE_NICKNAMES: u64 = 1 << 27;
@@ -25,7 +25,7 @@ pub const MANAGE_ROLES: u64 = 1 << 28;
 /// To time members out.
 pub const MODERATE_MEMBERS: u64 = 1 << 40;
 
-/// What the bot and everyone else has in every guild, unless it is denied.
+/// The permissions that the bot and every member have in every guild, unless denied.
 pub(super) const ALL: u64 = KICK_MEMBERS
     | BAN_MEMBERS
     | ADD_REACTIONS

@@ -1,4 +1,4 @@
-//! A request to the HTTP interface, and what it is answered with.
+//! A request to the HTTP API, and its response.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-/// A request to the HTTP interface.
+/// A request to the HTTP API.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Request {
@@ -15,9 +15,9 @@ pub struct Request {
     pub method: String,
     /// The path below `/api/v10`, decoded, for example `/channels/5/messages`.
     pub path: String,
-    /// What stands at each `{}` of the route, in order.
+    /// The path segment at each `{}` of the route, in order.
     pub parameters: Vec<String>,
-    /// The parameters behind the `?`.
+    /// The query parameters.
     pub query: BTreeMap<String, String>,
     /// The headers, in order, their names in lower case.
     pub headers: Vec<(String, String)>,
@@ -35,27 +35,27 @@ pub struct File {
     pub field: String,
     /// The name of the file.
     pub name: String,
-    /// Its type, if the request says it.
+    /// Its content type, if the request gives one.
     pub content_type: Option<String>,
-    /// What is in it.
+    /// The content of the file.
     pub bytes: Vec<u8>,
 }
 
 impl Request {
-    /// The first header of this name, in any case.
+    /// The first header with this name, which is compared case-insensitively.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();
         let (_, value) = headers.find(|(other, _)| other.eq_ignore_ascii_case(name))?;
         Some(value)
     }
 
-    /// The reason for the audit log, decoded.
+    /// The reason for the audit log (the header `X-Audit-Log-Reason`), decoded.
     pub fn reason(&self) -> Option<String> {
         let reason = self.header("x-audit-log-reason")?;
         Some(percent_decode_str(reason).decode_utf8_lossy().into_owned())
     }
 
-    /// The id at a `{}` of the route; 0, which nothing has, if it is none.
+    /// The id at the `{}` with this index; 0 if it is not an id. No object has the id 0.
     pub(super) fn id(&self, at: usize) -> u64 {
         let parameter = self.parameters.get(at);
         parameter
@@ -63,12 +63,12 @@ impl Request {
             .unwrap_or_default()
     }
 
-    /// A parameter that is an id, which a list begins after or ends before.
+    /// A query parameter that is an id: a list begins after it or ends before it.
     pub(super) fn bound(&self, name: &str) -> Option<u64> {
         self.query.get(name)?.parse().ok()
     }
 
-    /// A boolean parameter.
+    /// A boolean query parameter.
     ///
     /// Source: [Discord, Boolean query
     /// strings](https://docs.discord.com/developers/reference#boolean-query-strings).
@@ -78,7 +78,7 @@ impl Request {
     }
 }
 
-/// One line: the method, the path and the body.
+/// One line: the method, the path, the body and the files.
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.method, self.path)?;
@@ -99,20 +99,20 @@ impl fmt::Debug for File {
     }
 }
 
-/// What a request is answered with.
+/// The response to a request.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Response {
     /// The status.
     pub status: u16,
-    /// Headers besides those of every answer.
+    /// Headers in addition to those that every response has.
     pub headers: Vec<(String, String)>,
-    /// The body; nothing if it is null.
+    /// The body; none if it is null.
     pub json: Value,
 }
 
 impl Response {
-    /// A status from 200 to 599, and a body.
+    /// A response with a status from 200 to 599 and a body.
     pub fn json(status: u16, json: Value) -> Self {
         let headers = Vec::new();
         Self {
@@ -122,12 +122,12 @@ impl Response {
         }
     }
 
-    /// 204, without a body.
+    /// A response with the status 204, without a body.
     pub fn no_content() -> Self {
         Self::json(204, Value::Null)
     }
 
-    /// An error of Discord's shape.
+    /// An error response in Discord's format.
     ///
     /// Source: [Discord, JSON error
     /// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#json).

@@ -7,7 +7,7 @@ use super::fault::Answer;
 use super::traffic::Mix;
 use crate::intents::Intents;
 
-/// Events a second.
+/// The maximum of every configured rate, in events a second.
 pub(super) const MAX_ACTIVE: f64 = 1_000_000.0;
 
 /// The rules and limits of a world.
@@ -36,26 +36,26 @@ pub(super) struct Settings {
     pub(super) replay_events: usize,
     pub(super) replay_delay: Duration,
     pub(super) on_takeover: Answer,
-    /// Requests of a route, and their window before it is scaled.
+    /// The number of requests that a route accepts in a window, and that window before scaling.
     pub(super) rest_limit: (u32, Duration),
     pub(super) global_rest_limit: u32,
     pub(super) is_strict: bool,
     pub(super) seed: u64,
 }
 
-/// Which transport compressions a gateway offers; a client that asks for another is answered with
-/// HTTP 400.
+/// Which transport compressions a gateway offers. A client that requests another one is answered
+/// with HTTP 400.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Offer {
-    /// All that Discord has, and none.
+    /// Every compression that Discord offers, and uncompressed connections.
     #[default]
     Any,
-    /// None.
+    /// Only uncompressed connections.
     Plain,
-    /// `zlib-stream`.
+    /// Only `zlib-stream`.
     ZlibStream,
-    /// `zstd-stream`.
+    /// Only `zstd-stream`.
     ZstdStream,
 }
 
@@ -78,17 +78,17 @@ pub enum StartError {
     /// A setting is out of its range.
     #[error("`{setting}` is {given}; allowed: {allowed}")]
     Setting {
-        /// Which.
+        /// The name of the setting.
         setting: &'static str,
-        /// What was given.
+        /// The given value.
         given: String,
-        /// What is allowed.
+        /// The allowed values.
         allowed: String,
     },
-    /// Another program has the port.
-    #[error("port {0} is in use: take another, or 0 for any that is free")]
+    /// The port is already in use.
+    #[error("port {0} is in use: choose another, or 0 for any free port")]
     PortInUse(u16),
-    /// The operating system refused something.
+    /// The operating system reported an error.
     #[error("the simulated gateway cannot start: {0}")]
     Io(#[from] io::Error),
 }

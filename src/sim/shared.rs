@@ -1,4 +1,4 @@
-//! What the gateway's thread and its owner share.
+//! The state shared by the gateway's thread and the `Gateway`.
 
 use parking_lot::{Condvar, Mutex};
 

@@ -1,12 +1,12 @@
-//! Instants that are far away.
+//! Arithmetic with instants that cannot overflow.
 
 use std::time::{Duration, Instant};
 
-/// A year: what lies further off does not happen.
+/// The longest delay: a year.
 pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The instant after a delay. Delays that nobody lives to see are cut down, for instants end
-/// somewhere.
+/// The instant after a delay. The delay is limited to [`LONGEST`], because adding to an `Instant`
+/// can overflow.
 pub(super) fn after(now: Instant, delay: Duration) -> Instant {
     now + delay.min(LONGEST)
 }

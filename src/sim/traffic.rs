@@ -1,4 +1,4 @@
-//! What guilds bring forth by themselves.
+//! The events that guilds generate by themselves.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::payloads::{self, Guild};
 
-/// The names of the events that guilds can bring forth, for [`Builder::mix`](super::Builder::mix).
+/// The names of the events that guilds can generate, for [`Builder::mix`](super::Builder::mix).
 pub const EVENT_NAMES: [&str; 25] = [
     "MESSAGE_CREATE",
     "MESSAGE_UPDATE",
@@ -36,7 +36,7 @@ pub const EVENT_NAMES: [&str; 25] = [
     "WEBHOOKS_UPDATE",
 ];
 
-/// How often each happens, in the order of the names, if nobody says otherwise.
+/// The default weight of each event, in the order of [`EVENT_NAMES`].
 const USUAL: [u32; EVENT_NAMES.len()] = [
     300, 40, 10, 80, 10, 200, 250, 30, 10, 20, 5, 2, 1, 2, 1, 1, 1, 5, 5, 2, 5, 5, 2, 1, 1,
 ];
@@ -60,7 +60,8 @@ impl Default for Mix {
 }
 
 impl Mix {
-    /// If a name is unknown or all weights are 0: what was given, and what is allowed.
+    /// # Errors
+    /// If a name is unknown or all weights are 0: the given value, and the allowed values.
     pub(super) fn new(weights: &[(String, u32)]) -> Result<Self, (String, String)> {
         let known = |(name, weight): &(String, u32)| {
             let known = EVENT_NAMES.into_iter().find(|known| known == name);
@@ -71,7 +72,7 @@ impl Mix {
         let weights: Vec<_> = weights.iter().map(known).collect::<Result<_, _>>()?;
         if weights.iter().all(|(_, weight)| *weight == 0) {
             return Err((
-                "nothing but weights of 0".into(),
+                "only weights of 0".into(),
                 "at least one weight above 0".into(),
             ));
         }
@@ -95,16 +96,16 @@ impl Mix {
     }
 }
 
-/// Something that a member writes.
+/// A random message text of a member.
 pub(super) fn text(rng: &mut Rng) -> &'static str {
     TEXTS[rng.usize(..TEXTS.len())]
 }
 
-/// What members react with.
+/// The emoji with which members react.
 pub(super) const EMOJI: &str = "🎉";
 
-/// The data of an event of a guild that nothing has to be kept of; `id` is a new one, and `member`
-/// does it.
+/// The data of a guild event that changes no state of the world. `id` is a new id; `member` is the
+/// acting member.
 pub(super) fn data(
     name: &str,
     guild: Guild,

@@ -1,4 +1,5 @@
-//! From websocket messages to payloads: Discord's compressions, with bounded output.
+//! Decompresses websocket messages into payloads: all of Discord's compressions, with bounded
+//! output.
 
 use std::mem;
 use std::ops::RangeInclusive;
@@ -13,19 +14,19 @@ use super::pages::{self, Pages};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
-    /// Each large payload by itself, with zlib; asked for in IDENTIFY.
+    /// Each large payload separately, with zlib; IDENTIFY requests it.
     Payload,
     /// One zlib stream per connection.
     ZlibStream,
-    /// One zstd stream per connection: the least work for the most saved.
+    /// One zstd stream per connection. It saves the most bytes for the least work.
     #[default]
     ZstdStream,
 }
 
 impl Compression {
-    /// The value of the gateway url's `compress` parameter, if it has one.
+    /// The value of the `compress` parameter in the gateway's URL, if this compression has one.
     pub(crate) fn query(self) -> Option<&'static str> {
         match self {
             Self::None | Self::Payload => None,
@@ -35,12 +36,12 @@ impl Compression {
     }
 }
 
-/// A message that is no payload.
+/// Why a message cannot be decompressed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InflateError {
-    /// A binary message although no compression was asked for.
-    #[error("a binary message without compression")]
+    /// A binary message, although no compression was requested.
+    #[error("a binary message, but no compression was requested")]
     NotCompressed,
     /// The compressed data is damaged or truncated.
     #[error("compressed data is damaged: {0}")]
@@ -50,37 +51,40 @@ pub enum InflateError {
     TooLarge(usize),
 }
 
-/// What ends a payload in a zlib stream: the mark of a sync flush.
+/// The end of a payload in a zlib stream: the marker of a sync flush.
 const ZLIB_SUFFIX: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
-/// The largest zstd window that is accepted: 8 MiB, the most that decoders are asked to support.
+/// The base-2 logarithm of the largest zstd window that is accepted: 8 MiB, which decoders are
+/// recommended to support.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// What a payload is at least expected to need.
+/// The smallest buffer for a payload, in bytes.
 const SMALLEST_BUFFER: usize = 512;
 
-/// What is expected to need more is inflated into pages of its own at once.
+/// A payload that is expected to be longer is decompressed directly into its own pages.
 const LARGEST_SPARE: usize = 64 << 10;
 
-/// A payload of this length or more has pages of its own.
+/// A payload of this length or more has its own pages.
 const OWN_PAGES: usize = 32 << 10;
 
-/// Payloads of such sizes share a block of memory with their neighbours: memory that one thread
-/// takes and another gives back costs more than the copy. An ACK is smaller, so that a shard that
-/// only beats holds no block.
+/// Payloads of these lengths share a block of memory with their neighbours: memory that one thread
+/// allocates and another frees costs more than the copy. An ACK is shorter, so that a shard which
+/// only sends heartbeats holds no block.
 const SHARED: RangeInclusive<usize> = 257..=4096;
 
-/// So many of them come first after a rest that share nothing: a shard that has little to say needs
-/// no block.
+/// The number of such payloads that get their own memory after each [`shrink`](Inflater::shrink),
+/// before the others share a block. So a shard with few events needs no block.
 const ALONE: u32 = 8;
 
-/// Such a block. One event that a program keeps holds all of it.
+/// The size of such a block. One event that a program keeps holds the whole block.
 const BLOCK: usize = 16 << 10;
 
-/// To how much of its size JSON shrinks at least, and at most as far as is reckoned with.
+/// The range of compression ratios that is assumed when a buffer is sized: JSON shrinks at least to
+/// a fifth; at most, a thirty-second is assumed.
 const RATIOS: RangeInclusive<usize> = 5..=32;
 
-/// Messages that are smaller say nothing about how large messages shrink.
+/// The shortest message from which a ratio is learned. Shorter ones say nothing about how much long
+/// ones shrink.
 const TELLING: usize = 1 << 10;
 
 /// The decompressor of one connection, for a [`Transport`](super::Transport).
@@ -95,16 +99,18 @@ pub struct Inflater {
     room: Room,
 }
 
-/// Where payloads go.
+/// The memory into which payloads are decompressed.
 struct Room {
     max: usize,
-    /// What most payloads are inflated into, before they move to where they stay.
+    /// The buffer into which most payloads are decompressed, before they are copied to their final
+    /// memory.
     spare: Vec<u8>,
-    /// What is free of the block that small payloads share.
+    /// The free part of the block that small payloads share.
     block: BytesMut,
-    /// How many that would share one have come alone since the last rest.
+    /// The number of payloads since the last shrink that could share a block and got their own
+    /// memory. See [`ALONE`].
     shareable: u32,
-    /// How many times as long as its message the last large payload was.
+    /// The compression ratio of the last message of [`TELLING`] bytes or more.
     ratio: usize,
 }
 
@@ -121,7 +127,7 @@ enum Kind {
 }
 
 impl Inflater {
-    /// A decompressor for a new connection; payloads may have up to `max` bytes.
+    /// Creates a decompressor for a new connection. Payloads may have at most `max` bytes.
     pub fn new(compression: Compression, max: usize) -> Self {
         let kind = match compression {
             Compression::None => Kind::Plain,
@@ -132,7 +138,7 @@ impl Inflater {
             },
             Compression::ZstdStream => {
                 let mut context = DCtx::create();
-                // Fails for values out of range alone, which this constant is not.
+                // Fails only for values out of range, which this constant is not.
                 let _ = context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX));
                 Kind::ZstdStream { context }
             }
@@ -149,7 +155,7 @@ impl Inflater {
         }
     }
 
-    /// Called when the connection has been idle for a while; releases buffers.
+    /// Releases buffers. Call it when the connection has been idle for a while.
     pub fn shrink(&mut self) {
         self.room.spare = Vec::new();
         self.room.block = BytesMut::new();
@@ -157,17 +163,17 @@ impl Inflater {
         pages::give_back();
     }
 
-    /// A text message, which is a payload by itself, whatever the compression: servers that know
-    /// none send text although they were asked for it.
+    /// Returns the payload of a text message, which is the message itself whatever the compression.
+    /// Servers without compression send text even if compression was requested.
     pub fn text(&mut self, message: &[u8]) -> Bytes {
         self.room.copy(message)
     }
 
-    /// A binary message; `None` if it is only a part of a payload.
+    /// Decompresses a binary message. Returns `None` if it is only a part of a payload.
     ///
     /// # Errors
-    /// If it is damaged, if what is in it is too large, or if there is no compression. The
-    /// connection is of no use then.
+    /// Fails if the message is damaged, if its payload is too large, or if there is no compression.
+    /// The decompressor cannot be used any more then, so close the connection.
     pub fn binary(&mut self, message: &[u8]) -> Result<Option<Bytes>, InflateError> {
         let room = &mut self.room;
         match &mut self.kind {
@@ -189,6 +195,7 @@ impl Inflater {
                 if partial.len() + message.len() > room.max {
                     return Err(InflateError::TooLarge(room.max));
                 }
+
                 partial.extend_from_slice(message);
                 if !partial.ends_with(&ZLIB_SUFFIX) {
                     return Ok(None);
@@ -210,6 +217,7 @@ fn inflate(
     let mut output = room.expect(input.len());
     let before = (context.total_in(), context.total_out());
     let since = |before, now| usize::try_from(now - before).unwrap_or(usize::MAX);
+
     loop {
         let rest = input.get(since(before.0, context.total_in())..);
         let status = context
@@ -220,7 +228,7 @@ fn inflate(
             )
             .map_err(|error| InflateError::Corrupt(error.to_string()))?;
         output.filled = since(before.1, context.total_out());
-        // Room that is left means that nothing is left to come out.
+        // If the buffer has room left, the decompressor has no more output.
         if status == Status::StreamEnd || !output.free().is_empty() {
             room.learn(input.len(), output.filled);
             return Ok((room.keep(output), status));
@@ -242,6 +250,7 @@ fn decompress(
             .decompress_stream(&mut buffer, &mut input)
             .map_err(|code| InflateError::Corrupt(zstd_safe::get_error_name(code).into()))?;
         output.filled += buffer.pos();
+
         if output.free().is_empty() {
             room.grow(&mut output)?;
         } else if input.pos() == input.src.len() {
@@ -251,7 +260,7 @@ fn decompress(
     }
 }
 
-/// What a payload is inflated into.
+/// The buffer into which a payload is decompressed.
 struct Output {
     memory: Memory,
     filled: usize,
@@ -263,7 +272,7 @@ enum Memory {
 }
 
 impl Output {
-    /// In pages of its own; if the system has none left, on the heap.
+    /// Creates a buffer in its own pages, or on the heap if there are no pages left.
     fn in_pages(length: usize) -> Self {
         let pages = Pages::new(length).map(Memory::Pages);
         Self {
@@ -299,7 +308,8 @@ impl Output {
 }
 
 impl Room {
-    /// Room for what is in a message of this length.
+    /// Returns a buffer with room for the payload that a message of this length is expected to
+    /// have.
     fn expect(&mut self, compressed: usize) -> Output {
         let room = compressed
             .saturating_mul(self.ratio)
@@ -308,6 +318,7 @@ impl Room {
         if room > LARGEST_SPARE {
             return Output::in_pages(room);
         }
+
         let mut spare = mem::take(&mut self.spare);
         if spare.len() < room {
             spare.resize(room, 0);
@@ -318,7 +329,8 @@ impl Room {
         }
     }
 
-    /// The payload that has come out, in no more memory than it needs.
+    /// Returns the decompressed payload. Copies a short one, so that it holds no more memory than
+    /// it needs.
     fn keep(&mut self, mut output: Output) -> Bytes {
         let length = output.filled;
         if length >= OWN_PAGES && matches!(output.memory, Memory::Pages(_)) {
@@ -333,18 +345,20 @@ impl Room {
         payload
     }
 
-    /// A payload in memory of its own, or in a block with others.
+    /// Copies a payload into its own memory, or into a block with others.
     fn copy(&mut self, payload: &[u8]) -> Bytes {
         if payload.len() >= OWN_PAGES {
             let mut output = Output::in_pages(payload.len());
             output.push(payload);
             return output.into_payload();
         }
+
         let is_shareable = SHARED.contains(&payload.len());
         if !is_shareable || self.shareable < ALONE {
             self.shareable += u32::from(is_shareable);
             return Bytes::copy_from_slice(payload);
         }
+
         if !self.block.try_reclaim(payload.len()) {
             self.block = BytesMut::with_capacity(BLOCK);
         }
@@ -352,7 +366,7 @@ impl Room {
         self.block.split().freeze()
     }
 
-    /// Doubles the room of an output that has none left, up to the bound.
+    /// Doubles a full buffer, up to the limit. Fails if it has reached the limit.
     fn grow(&self, output: &mut Output) -> Result<(), InflateError> {
         let length = output.filled;
         if length >= self.max {
@@ -370,7 +384,7 @@ impl Room {
         Ok(())
     }
 
-    /// Remembers how far a message has shrunk.
+    /// Remembers the compression ratio of a message.
     fn learn(&mut self, compressed: usize, inflated: usize) {
         if compressed >= TELLING {
             self.ratio = (inflated / compressed + 1).clamp(*RATIOS.start(), *RATIOS.end());
@@ -411,7 +425,7 @@ mod tests {
         context
     }
 
-    /// Text that does not compress to nothing.
+    /// Text that compresses only a little.
     fn noise(length: usize) -> Vec<u8> {
         let mut rng = fastrand::Rng::with_seed(7);
         (0..length).map(|_| rng.alphanumeric() as u8).collect()
@@ -474,7 +488,7 @@ mod tests {
         for n in 0..5000_usize {
             let text = noise(rng.usize(1..5000));
             let payload = inflater.text(&text);
-            // Many are dropped at once, so that blocks are used again; some stay for long.
+            // Many are dropped at once, so that blocks are reused; some stay for long.
             if n.is_multiple_of(7) {
                 kept.push((text, payload));
             }

@@ -1,7 +1,7 @@
-//! Bytes to whole text payloads and back.
+//! Connections that carry whole text payloads.
 //!
-//! [`Transport`] is the seam between a shard's thread and the network; [`WebSocketConnector`] is
-//! what stands behind it.
+//! [`Transport`] is the interface between a shard's thread and the network. [`WebSocketConnector`]
+//! makes the usual implementation, [`WebSocketTransport`].
 
 mod inflate;
 mod pages;
@@ -23,30 +23,32 @@ pub use websocket::{WebSocketConnector, WebSocketTransport};
 use crate::dial::{DialError, ProxyError};
 use crate::shard_id::ShardId;
 
-/// Makes transports, one for each shard; holds what they share. [`ShardManager::start_with`] takes
-/// one of your own: for a proxy, for a record of what goes over the wire, for a network of a test.
+/// Makes the transport of each shard, and holds what the transports share.
+///
+/// Implement it for [`ShardManager::start_with`], for example to connect through a proxy, to record
+/// what is sent and received, or to simulate a network in a test.
 ///
 /// [`ShardManager::start_with`]: crate::ShardManager::start_with
 pub trait Connector: Send + Sync {
-    /// What it makes.
+    /// The transport that it makes.
     type Transport: Transport + 'static;
 
-    /// A transport without a connection. An error is tried again later, with a pause.
+    /// Makes a transport without a connection. After an error it is called again, after a pause.
     fn transport(&self, shard: ShardId, settings: Settings) -> io::Result<Self::Transport>;
 }
 
-/// What a shard wants of its transport.
+/// What a shard requires of its transport.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Settings {
-    /// How what comes in is compressed.
+    /// How Discord compresses what it sends.
     pub compression: Compression,
-    /// The largest payload in bytes, inflated.
+    /// The size limit of a payload in bytes, after decompression.
     pub max_payload: usize,
 }
 
 impl Settings {
-    /// All of them.
+    /// Creates settings with these values.
     pub fn new(compression: Compression, max_payload: usize) -> Self {
         Self {
             compression,
@@ -55,87 +57,92 @@ impl Settings {
     }
 }
 
-/// The connection of one shard, or the lack of one. Everything happens on the shard's thread, and
-/// only [`wait`](Self::wait) blocks (and the look-up of a host's name in
-/// [`connect`](Self::connect)).
+/// The connection of one shard; at times there is none.
+///
+/// All calls come from the shard's thread. These can block: [`wait`](Self::wait),
+/// [`disconnect`](Self::disconnect) with a close code, and the lookup of the host name in
+/// [`connect`](Self::connect).
 ///
 /// The order of calls:
-/// 1. [`connect`](Self::connect) starts a connection and drops the one before.
-/// 2. [`read`](Self::read) drives it: it says [`Received::Opened`] once, then gives payloads, until
-///    it says [`Received::Nothing`]. After that the caller may wait.
-/// 3. [`send`](Self::send) is legal from `Opened` on. What the network does not take at once is
-///    sent while the caller reads or waits; [`written`](Self::written) tells how much. Where nothing
-///    can be sent any more, that is no error: reading goes on until the peer has closed.
-/// 4. After [`Received::Closed`] or an error, or whenever the caller wants,
-///    [`disconnect`](Self::disconnect) ends it.
+/// 1. [`connect`](Self::connect) starts a connection and drops the previous one.
+/// 2. [`read`](Self::read) drives the connection. It returns [`Received::Opened`] once, then
+///    payloads. After [`Received::Nothing`] the caller may wait.
+/// 3. [`send`](Self::send) is allowed from `Opened` on. What the network does not accept at once is
+///    sent while the caller reads or waits; [`written`](Self::written) reports how much was sent.
+///    It is no error if nothing can be sent any more: reading continues until the peer has closed.
+/// 4. [`disconnect`](Self::disconnect) ends the connection: after [`Received::Closed`], after an
+///    error, or at any other time.
 pub trait Transport: Send {
-    /// Starts a connection that has until `deadline` to open; the caller keeps the deadline.
+    /// Starts a connection, which has until `deadline` to open. The caller enforces the deadline.
     fn connect(&mut self, url: &Uri, deadline: Instant) -> Result<(), TransportError>;
 
-    /// What came next. Never blocks.
+    /// Returns what has arrived next. Never blocks.
     fn read(&mut self) -> Result<Received, TransportError>;
 
     /// Sends a text message. Never blocks.
     fn send(&mut self, text: String) -> Result<(), TransportError>;
 
-    /// Sends a text message that no layer below may log. Never blocks; it fails where it would.
+    /// Sends a text message that no layer below may log. Never blocks: it fails if it would have
+    /// to.
     fn send_secret(&mut self, text: &str) -> Result<(), TransportError>;
 
-    /// How many of the messages that were sent on this connection the operating system has taken as
-    /// a whole, secret ones included. After [`disconnect`](Self::disconnect) it tells that of the
-    /// connection which has ended, until the next one is started.
+    /// The number of messages on this connection that the operating system has accepted completely,
+    /// including secret ones. After [`disconnect`](Self::disconnect) it is the number of the
+    /// connection that has ended, until the next one is started.
     fn written(&self) -> u64;
 
     /// Blocks until there may be something to read (if `reading`), until the waker is called, or
-    /// until an instant.
+    /// until the instant `until`, whichever comes first.
     fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError>;
 
-    /// Ends the connection: with a close frame, whose answer may take until `deadline`, or at once.
+    /// Ends the connection. With a `code` it sends a close frame and waits for the peer's answer,
+    /// until `deadline` at most. Without one it ends the connection at once.
     fn disconnect(&mut self, code: Option<u16>, deadline: Instant);
 
-    /// Called when the connection has been idle for a while; may release buffers. Does nothing by
-    /// default.
+    /// Releases buffers, if it can. Called when the connection has been idle for a while. Does
+    /// nothing by default.
     fn shrink(&mut self) {}
 
-    /// Wakes this transport's [`wait`](Self::wait) from any thread.
+    /// Returns a waker, which ends [`wait`](Self::wait) from any thread.
     fn waker(&self) -> Waker;
 }
 
-/// What [`Transport::read`] gives.
+/// What [`Transport::read`] returns.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     /// The connection is open.
     Opened,
-    /// A whole payload, uncompressed.
+    /// A whole payload, decompressed.
     Payload(Bytes),
-    /// Something that is no payload, or only a part of one: read again.
+    /// A message that is not a payload, or only a part of one. Read again.
     Partial,
-    /// The peer closed, with or without a code and a reason.
+    /// The peer closed the connection, with or without a code and a reason.
     Closed {
-        /// Its code.
+        /// The close code.
         code: Option<u16>,
-        /// What it says for people; empty if nothing.
+        /// The reason as text; empty if there is none.
         reason: String,
     },
     /// Nothing is left to read for now.
     Nothing,
 }
 
-/// Wakes a shard's thread. Cheap to clone and to call; calls before the thread looks count as one.
+/// Wakes a shard's thread. Cheap to clone and to call. Several calls before the thread notices
+/// count as one.
 #[derive(Clone)]
 pub struct Waker(Arc<WakerState>);
 
 struct WakerState {
     called: AtomicBool,
-    /// Gone once the thread has ended.
+    /// `None` once the thread has ended.
     notify: Mutex<Option<Notify>>,
 }
 
 type Notify = Arc<dyn Fn() + Send + Sync>;
 
 impl Waker {
-    /// A waker that calls `notify` when it is first called, and again once that was
-    /// [taken](Self::take).
+    /// Creates a waker. Its first [`wake`](Self::wake) calls `notify`, and so does the first one
+    /// after each [`take`](Self::take) that returned `true`.
     pub fn new(notify: impl Fn() + Send + Sync + 'static) -> Self {
         Self(Arc::new(WakerState {
             called: AtomicBool::new(false),
@@ -154,19 +161,20 @@ impl Waker {
         }
     }
 
-    /// The thread has ended: a waker that is left keeps nothing else of it.
+    /// Drops `notify`, because the thread has ended. Wakers that are still held then keep nothing
+    /// else of the thread alive.
     pub(crate) fn close(&self) {
         let notify = self.0.notify.lock().take();
         drop(notify);
     }
 
-    /// Whether it was called since this was last asked.
+    /// Whether it was called since the last `take`, and resets that.
     pub fn take(&self) -> bool {
-        // The plain load keeps the usual answer, no, free of a write to a shared cache line.
+        // The answer is usually no. The load first avoids a write to a shared cache line then.
         self.is_called() && self.0.called.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether it was called, without taking that.
+    /// Whether it was called since the last [`take`](Self::take), without resetting that.
     pub fn is_called(&self) -> bool {
         self.0.called.load(Ordering::Acquire)
     }
@@ -178,7 +186,7 @@ impl fmt::Debug for Waker {
     }
 }
 
-/// What ends a connection from below.
+/// Why a connection fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
@@ -187,36 +195,36 @@ pub enum TransportError {
     Resolve {
         /// The host.
         host: String,
-        /// Why.
+        /// The resolver's error.
         source: io::Error,
     },
-    /// The proxy opens no connection.
+    /// The proxy did not open the connection.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
-    /// The connection failed or was cut.
+    /// The connection could not be opened, or was lost.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     /// The TLS handshake failed.
     #[error("the TLS handshake failed: {0}")]
     Tls(Box<dyn std::error::Error + Send + Sync>),
-    /// The server did not upgrade to a websocket, but answered with this HTTP status.
+    /// The server answered the websocket upgrade with this HTTP status instead of accepting it.
     #[error("the server answered the websocket upgrade with HTTP {0}")]
     Status(u16),
-    /// The peer broke the websocket protocol, or sent a message over the limit.
+    /// The peer violated the websocket protocol, or sent a message that exceeds the size limit.
     #[error("websocket: {0}")]
     WebSocket(Box<dyn std::error::Error + Send + Sync>),
-    /// A message could not be inflated.
+    /// A message could not be decompressed.
     #[error(transparent)]
     Inflate(#[from] InflateError),
 }
 
 impl TransportError {
-    /// The error and its causes, in one line.
+    /// Returns the error and its causes in one line.
     pub fn report(&self) -> String {
         let mut report = self.to_string();
         let mut error: &dyn std::error::Error = self;
         while let Some(source) = error.source() {
-            // Some say what their source says.
+            // Some errors already contain the text of their source.
             let text = source.to_string();
             if !report.contains(&text) {
                 report = format!("{report}: {text}");
@@ -226,7 +234,7 @@ impl TransportError {
         report
     }
 
-    /// Why a connection to a host is not made.
+    /// Converts the error of a connection to a host.
     fn of_dial(host: &str, error: DialError) -> Self {
         match error {
             DialError::Resolve(source) => Self::Resolve {
@@ -238,7 +246,7 @@ impl TransportError {
         }
     }
 
-    /// Whether the peer sent something malformed, as opposed to a connection that failed.
+    /// Whether the peer sent something malformed. Otherwise the connection failed.
     pub fn is_malformed(&self) -> bool {
         matches!(self, Self::WebSocket(_) | Self::Inflate(_))
     }

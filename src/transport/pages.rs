@@ -1,32 +1,32 @@
-//! Memory for what is large and does not last, which goes back to the system.
+//! Memory for large, short-lived data that goes back to the system when it is released.
 //!
-//! Freed in the middle of a heap, it would stay with the process: after a burst, that of every shard.
-//! But pages that come from the system are slow when they are first used. So some are kept for the
-//! next one who needs any, until a shard has had nothing to do for a while.
+//! Memory that is freed in the middle of a heap stays with the process: after a burst, that of
+//! every shard. Pages of the system do not, but they are slow when they are first used. So some are
+//! kept for reuse until a shard has been idle for a while.
 
 use std::mem;
 
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 
-/// Sizes are multiples of this, so that pages fit more than one payload.
+/// Sizes are multiples of this, so that kept pages can be reused for payloads of other lengths.
 const STEP: usize = 64 << 10;
 
-/// How many bytes are kept, for all shards of the process.
+/// The most bytes that are kept, for all shards of the process together.
 const MAX_KEPT: usize = 4 << 20;
 
 static KEPT: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
 
-/// Some bytes in pages of their own.
+/// A buffer in its own pages.
 pub(super) struct Pages {
-    /// Gone once this is dropped.
+    /// `None` only while this is being dropped.
     pages: Option<MmapMut>,
     length: usize,
 }
 
 impl Pages {
-    /// Pages of `length` bytes, whose content is whatever was last in them. `None` if the system has
-    /// none left.
+    /// Takes kept pages, or new ones from the system, for `length` bytes. Kept pages still contain
+    /// their last content. `None` if the system has no memory left.
     pub(super) fn new(length: usize) -> Option<Self> {
         let new = || MmapMut::map_anon(length.checked_next_multiple_of(STEP)?).ok();
         let pages = take(length).or_else(new)?;
@@ -64,19 +64,19 @@ fn take(length: usize) -> Option<MmapMut> {
     Some(kept.swap_remove(found))
 }
 
-/// Keeps pages for the next payload if there is room, or gives them back.
+/// Keeps pages for the next payload if there is room, or returns them to the system.
 fn keep(pages: MmapMut) {
     let mut kept = KEPT.lock();
     let bytes: usize = kept.iter().map(|pages| pages.len()).sum();
     if bytes + pages.len() <= MAX_KEPT {
         kept.push(pages);
     } else {
-        // The system is not called under the lock.
+        // Releases the lock before the system call that unmaps the pages.
         drop(kept);
     }
 }
 
-/// Gives back what is kept.
+/// Returns all kept pages to the system.
 pub(super) fn give_back() {
     let kept = mem::take(&mut *KEPT.lock());
     drop(kept);

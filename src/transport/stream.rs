@@ -1,5 +1,5 @@
-//! The bytes below the websocket: read in large pieces, with or without TLS, and followed frame by
-//! frame.
+//! The byte streams below the websocket: with or without TLS, read in large pieces, and followed
+//! frame by frame.
 
 use std::io::{self, Read, Write};
 
@@ -8,17 +8,19 @@ use native_tls::TlsStream;
 
 use super::pages::Pages;
 
-/// What a connection with TLS has as long as little comes: a record's header is read apart from its
-/// content.
+/// The buffer size of a TLS connection as long as little arrives. It needs a buffer because TLS
+/// reads a record's header apart from its content.
 pub(super) const SMALL: usize = 4 << 10;
 
-/// After so many reads in a row that filled all there was, a connection has a large buffer.
+/// After this number of consecutive reads that filled the whole buffer, a connection gets a large
+/// buffer.
 const ENOUGH: u32 = 4;
 
-/// Its size: a system call in thirty events then, and as much as a second-level cache likes.
+/// The size of the large buffer: about one system call for thirty events, and small enough for a
+/// second-level cache.
 const LARGE: usize = 64 << 10;
 
-/// The end of an HTTP answer's head.
+/// The end of an HTTP response head.
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 /// A connection with or without TLS.
@@ -28,7 +30,7 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// The bytes below TLS.
+    /// The buffered stream below TLS, if there is TLS.
     pub(super) fn buffered(&mut self) -> &mut Buffered<TcpStream> {
         match self {
             Self::Plain(stream) => stream,
@@ -39,7 +41,7 @@ impl Stream {
 
 /// A stream whose sending side may end before its receiving side.
 pub(super) trait Line: Read + Write {
-    /// Whether what is written goes nowhere any more.
+    /// Whether a write has failed. What is written after that is dropped.
     fn has_write_failed(&self) -> bool;
 }
 
@@ -77,29 +79,29 @@ impl Write for Stream {
     }
 }
 
-/// A stream that is read in large pieces and handed on in small ones, through a buffer that grows
-/// once more comes than fits into what there is.
+/// A stream that is read in large pieces and delivers small ones. Its buffer grows if more arrives
+/// than fits into it.
 ///
-/// When a write fails, only the sending side has ended: what the peer sent before, and why it closed,
-/// can still be read. So from then on what is written is dropped, and the layers above, of which each
-/// would give up at an error, go on reading until the peer's side ends as well.
+/// When a write fails, only the sending side has ended: what the peer sent before, and why it
+/// closed, can still be read. The layers above would stop at an error, so writes then succeed and
+/// their bytes are dropped. The layers above continue to read until the peer's side ends as well.
 ///
-/// Once it [trusts edges](Self::trust_edges), it asks the system no more after a read that left room:
-/// that one has taken all there was, and of more an edge will tell.
+/// Once it [trusts edges](Self::trust_edges), it makes no further system call after a read that
+/// left room in the buffer. That read has taken all there was, and an edge will report more.
 pub(super) struct Buffered<S> {
     stream: S,
-    /// The buffer as long as little comes; where it is empty, the stream is read into what the reader
-    /// has.
+    /// The buffer as long as little arrives. If it has no bytes, the stream is read directly into
+    /// the reader's buffer.
     small: Box<[u8]>,
-    /// The buffer while much comes.
+    /// The buffer while much arrives.
     large: Option<Pages>,
-    /// What of the buffer has come and has not been handed on.
+    /// The bytes of the buffer from `start` to `end` have arrived and have not been delivered.
     start: usize,
     end: usize,
-    /// How many of the last reads filled all that there was.
+    /// The number of consecutive reads that filled the whole buffer.
     filled: u32,
     trusts_edges: bool,
-    /// All has been read that had come when the last edge did.
+    /// Whether all that has arrived since the last edge is read.
     is_drained: bool,
     has_write_failed: bool,
 }
@@ -119,28 +121,29 @@ impl<S> Buffered<S> {
         }
     }
 
-    /// From now on its owner says of each edge that it [came](Self::edge_came).
+    /// Trusts edges from now on: the owner calls [`edge_came`](Self::edge_came) for each of them.
+    /// Only on Linux and Android; other systems do not guarantee what this relies on.
     ///
-    /// Source: [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html), Questions and answers,
-    /// on when a stream socket is drained. Other systems do not promise it.
+    /// Source: [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html), Questions and
+    /// answers, on when a stream socket is drained.
     pub(super) fn trust_edges(&mut self) {
         self.trusts_edges = cfg!(any(target_os = "linux", target_os = "android"));
     }
 
-    /// An edge has come. The one that tells that the peer has ended may tell of data, too, and no
-    /// other follows: from then on the system is always asked.
+    /// Notes that an edge has come. The edge that reports the peer's end may report data as well,
+    /// and no other edge follows it. So after that edge, each read calls the system.
     pub(super) fn edge_came(&mut self, has_ended: bool) {
         self.is_drained = false;
         self.trusts_edges &= !has_ended;
     }
 
-    /// What is below.
+    /// The stream below.
     #[cfg(test)]
     pub(super) fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 
-    /// Has a small buffer again, if nothing is in it.
+    /// Returns to the small buffer, if the buffer is empty.
     pub(super) fn shrink(&mut self) {
         if self.start == self.end {
             self.large = None;
@@ -162,6 +165,7 @@ impl<S: Read> Read for Buffered<S> {
                 Some(large) => large.all(),
                 None => &mut self.small,
             };
+
             let is_direct = buffer.is_empty();
             let into = if is_direct { &mut *output } else { buffer };
             let length = self.stream.read(into).inspect_err(|_| self.filled = 0)?;
@@ -177,6 +181,7 @@ impl<S: Read> Read for Buffered<S> {
             }
             self.end = length;
         }
+
         let buffer = match &self.large {
             Some(large) => large.as_ref(),
             None => &self.small,
@@ -195,7 +200,7 @@ impl<S: Read + Write> Line for Buffered<S> {
 }
 
 impl<S: Write> Buffered<S> {
-    /// What came of a write, unless the sending side has ended.
+    /// The result of a write; `dropped` if the write has failed because the sending side has ended.
     fn or_dropped<T>(&mut self, written: io::Result<T>, dropped: T) -> io::Result<T> {
         match written {
             Err(error)
@@ -204,7 +209,7 @@ impl<S: Write> Buffered<S> {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) =>
             {
-                log::debug!("nothing can be sent any more: {error}; reading goes on");
+                log::debug!("sending failed: {error}; only reading continues");
                 self.has_write_failed = true;
                 Ok(dropped)
             }
@@ -231,8 +236,8 @@ impl<S: Write> Write for Buffered<S> {
     }
 }
 
-/// A stream that follows the messages in both directions, so that its owner can tell which the peer
-/// can have received, and whether the websocket above holds a part of one.
+/// A stream that follows the messages in both directions. So its owner knows which messages the
+/// peer can have received, and whether the websocket above holds a part of one.
 pub(super) struct Followed<S> {
     stream: S,
     incoming: Messages,
@@ -248,17 +253,18 @@ impl<S> Followed<S> {
         }
     }
 
-    /// What is below.
+    /// The stream below.
     pub(super) fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 
-    /// Messages that were written as a whole, those of the protocol (pongs, closes) not counted.
+    /// The number of messages that were written completely. Control frames (pongs, closes) do not
+    /// count.
     pub(super) fn written(&self) -> u64 {
         self.outgoing.count
     }
 
-    /// Whether all that was read ends with a whole message.
+    /// Whether what was read so far ends with a whole message.
     pub(super) fn is_between_messages(&self) -> bool {
         self.incoming.is_between()
     }
@@ -292,21 +298,22 @@ impl<S: Line> Write for Followed<S> {
     }
 }
 
-/// The websocket messages in one direction of a connection, behind the head of the HTTP upgrade.
+/// Follows the websocket messages in one direction of a connection, after the head of the HTTP
+/// upgrade.
 ///
 /// Source: [RFC 6455, Base Framing
 /// Protocol](https://datatracker.ietf.org/doc/html/rfc6455#section-5.2).
 #[derive(Default)]
 struct Messages {
-    /// How much of the end of the head has passed, or all of it.
+    /// How many bytes of [`END_OF_HEAD`] have passed; all of them once the head has ended.
     head: usize,
-    /// The header of the frame that has begun, as far as it has passed.
+    /// The part that has passed of the current frame's header.
     header: Vec<u8>,
-    /// Bytes of the frame's payload that have not passed.
+    /// The number of bytes of the frame's payload that have not passed.
     left: u64,
-    /// A message has begun, and its last frame has not passed.
+    /// Whether a message has begun and its last frame has not passed.
     is_unfinished: bool,
-    /// Messages that have passed.
+    /// The number of messages that have passed.
     count: u64,
 }
 
@@ -315,7 +322,7 @@ impl Messages {
         self.header.is_empty() && !self.is_unfinished
     }
 
-    /// These bytes pass.
+    /// Follows bytes that pass.
     fn follow(&mut self, bytes: &[u8]) {
         let mut bytes = self.behind_head(bytes);
         while !bytes.is_empty() {
@@ -343,19 +350,19 @@ impl Messages {
         let first = self.header[0];
         self.header.clear();
         let (is_last, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
-        // Frames of the protocol itself may come between those of a message.
+        // Control frames may come between the frames of a message.
         if !is_control {
             self.is_unfinished = !is_last;
             self.count += u64::from(is_last);
         }
     }
 
-    /// Looks for the end of the head. Returns what lies behind it.
+    /// Looks for the end of the head. Returns the bytes after it.
     fn behind_head<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
         while self.head < END_OF_HEAD.len()
             && let [byte, rest @ ..] = bytes
         {
-            // The byte that does not fit may be the first of a new end.
+            // A byte that does not match may be the first byte of the end itself.
             self.head = if *byte == END_OF_HEAD[self.head] {
                 self.head + 1
             } else {
@@ -367,11 +374,12 @@ impl Messages {
     }
 }
 
-/// The length of a frame's payload, once all of its header is there.
+/// The length of a frame's payload; `None` until the header is complete.
 fn payload_length(header: &[u8]) -> Option<u64> {
     let [_, second, rest @ ..] = header else {
         return None;
     };
+
     let extended = match second & 0x7f {
         126 => 2,
         127 => 8,
@@ -381,6 +389,7 @@ fn payload_length(header: &[u8]) -> Option<u64> {
     if rest.len() < extended + mask {
         return None;
     }
+
     let length = |bytes: &[u8]| {
         bytes
             .iter()
@@ -396,7 +405,7 @@ fn payload_length(header: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Gives what it has in pieces of any size, and says now and then that there is nothing.
+    /// Delivers its bytes in pieces of random size, and sometimes returns `WouldBlock`.
     struct Pieces(Vec<u8>, fastrand::Rng);
 
     impl Read for Pieces {
@@ -447,7 +456,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn after_a_read_that_left_room_the_next_one_waits_for_an_edge() {
-        /// Counts how often it is read.
+        /// Counts how many times it is read.
         struct Counted(u32);
 
         impl Read for Counted {
@@ -530,7 +539,7 @@ mod tests {
         assert!(!messages.is_between(), "a frame has begun");
     }
 
-    /// Takes so many bytes, then fails for good.
+    /// Accepts this number of bytes, then fails forever.
     struct Failing(usize);
 
     impl Read for Failing {
@@ -558,7 +567,7 @@ mod tests {
     fn what_is_dropped_after_a_write_error_does_not_count_as_written() {
         let mut stream = Followed::new(Buffered::new(Failing(4 + 7 + 3), 0));
         stream.write_all(b"\r\n\r\n").unwrap();
-        // A frame of one masked byte has 7.
+        // A frame with one masked byte has 7 bytes.
         let frame = [0x81, 0x81, 1, 2, 3, 4, 5];
         for written in [1, 1, 1] {
             stream.write_all(&frame).unwrap();

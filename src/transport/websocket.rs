@@ -1,4 +1,5 @@
-//! TCP, native-tls and tungstenite, without blocking, under one mio poll for each shard.
+//! The websocket transport: TCP, native-tls and tungstenite, non-blocking, with one mio poll for
+//! each shard.
 
 use std::io::{self, Read, Write};
 use std::mem;
@@ -31,35 +32,37 @@ use crate::shard_id::ShardId;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
-/// Each socket, until one of them is connected.
+/// All sockets that are connecting, until one of them is connected.
 const DIAL: Token = Token(2);
 
-/// tungstenite allocates it for each connection, and clears as much before it reads; large messages
-/// grow it. (Once much comes a buffer of our own lies below it, so that this is no matter of system
-/// calls.)
+/// The size of tungstenite's read buffer. tungstenite allocates it for each connection and clears
+/// as much before each read. Large messages grow it. It does not affect the number of system calls:
+/// once much arrives, [`Buffered`] reads into its own, larger buffer below.
 const READ_BUFFER: usize = 4 * 1024;
 
-/// Bytes of a frame around a payload, and what a compression adds to data that it cannot shrink.
+/// Room for the bytes of a frame around a payload, and for what compression adds to data that it
+/// cannot shrink.
 const FRAME_SLACK: usize = 64 * 1024;
 
-/// Makes websocket transports that share their TLS settings and certificates.
+/// Makes websocket transports, which share TLS settings and certificates.
 #[derive(Clone)]
 pub struct WebSocketConnector {
     tls: Arc<Tls>,
     dialer: Arc<Dialer>,
 }
 
-/// What `wss` needs, and plain connections do not: the system's certificates take 60 ms and 6 MB.
+/// The TLS settings. They are created on demand, because only `wss` needs them and reading the
+/// system's certificates takes 60 ms and 6 MB.
 struct Tls {
-    /// In place of the system's.
+    /// The certificates to trust in place of the system's; the system's if `None`.
     root_certificates: Option<Vec<Certificate>>,
     connector: OnceLock<TlsConnector>,
 }
 
 impl WebSocketConnector {
-    /// With these root certificates (PEM) in place of the system's, connecting in this way. The
-    /// system's are read by [`read_certificates`](Self::read_certificates) or when the first
-    /// connection needs them.
+    /// Creates a connector that trusts these root certificates (PEM), or the system's if `None`,
+    /// and connects by `dialer`. The system's certificates are read by
+    /// [`read_certificates`](Self::read_certificates), or when the first connection needs them.
     pub(crate) fn with_settings(
         pem: Option<&str>,
         dialer: Arc<Dialer>,
@@ -75,7 +78,7 @@ impl WebSocketConnector {
         })
     }
 
-    /// Does what takes long before anything connects.
+    /// Reads the certificates now, so that the first connection need not wait for that.
     pub(crate) fn read_certificates(&self) -> native_tls::Result<()> {
         self.tls.connector().map(drop)
     }
@@ -106,9 +109,10 @@ impl Connector for WebSocketConnector {
         let wake = mio::Waker::new(poll.registry(), WAKE)?;
         let waker = Waker::new(move || {
             if let Err(error) = wake.wake() {
-                log::error!("a shard's thread cannot be woken: {error}");
+                log::error!("cannot wake a shard's thread: {error}");
             }
         });
+
         Ok(WebSocketTransport {
             tls: Arc::clone(&self.tls),
             dialer: Arc::clone(&self.dialer),
@@ -135,19 +139,20 @@ pub struct WebSocketTransport {
     events: Events,
     waker: Waker,
     link: Link,
-    /// The socket has not said `WouldBlock` since the last edge; mio tells of edges alone.
+    /// Whether there may be something to read: the socket has not returned `WouldBlock` since the
+    /// last edge. mio reports only edges.
     maybe_ready: bool,
-    /// An edge has told that the peer, or the connection, has ended.
+    /// Whether an edge has reported that the peer or the connection has ended.
     has_ended: bool,
     flushed: bool,
-    /// What the system had taken of the last connection when it ended.
+    /// The number of messages that the system had accepted on the last connection when it ended.
     written: u64,
     opening: Option<Opening>,
 }
 
 type Upgrade = ClientHandshake<Followed<Stream>>;
 
-/// How far the connection has come.
+/// The stage of the connection.
 enum Link {
     None,
     Dial(Box<Dial>),
@@ -156,7 +161,7 @@ enum Link {
     Open(Box<Socket<Followed<Stream>>>),
 }
 
-/// An open websocket, and what inflates its messages.
+/// An open websocket, with the decompressor of its messages.
 pub(super) struct Socket<S> {
     websocket: WebSocket<S>,
     inflater: Inflater,
@@ -165,7 +170,7 @@ pub(super) struct Socket<S> {
 /// A connection that is being opened.
 struct Opening {
     url: Uri,
-    /// Where it leads, once that is known.
+    /// The IP address that it connects to, once that is known.
     address: Option<SocketAddr>,
     /// When opening it times out.
     deadline: Instant,
@@ -231,13 +236,14 @@ impl Transport for WebSocketTransport {
         if socket.websocket.get_ref().has_write_failed() {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
         }
-        // tungstenite logs, at trace level, each frame that it sends: this one it only formats.
+
+        // tungstenite logs each frame that it sends, at trace level. So it only formats this one.
         let mut frame = Frame::message(text.to_owned(), OpCode::Data(Data::Text), true);
         frame.header_mut().mask = Some(fastrand::u32(..).to_ne_bytes());
         let mut bytes = Vec::with_capacity(frame.len());
         frame.format(&mut bytes)?;
-        // A fresh connection has room for one such payload; one that has not is not worth waiting
-        // for.
+
+        // A new connection has room for one such payload. If this one has not, it fails.
         let stream = socket.websocket.get_mut();
         stream.write_all(&bytes)?;
         Ok(stream.flush()?)
@@ -252,7 +258,8 @@ impl Transport for WebSocketTransport {
 
     fn wait(&mut self, until: Option<Instant>, reading: bool) -> Result<(), TransportError> {
         let has_more = reading && self.maybe_ready && !matches!(self.link, Link::None);
-        // Even then the socket's news are fetched: a thread that is woken often must not miss them.
+        // The socket is polled even if there is no time to wait: a thread that is woken often must
+        // not miss its events.
         let at_once = (has_more || self.waker.is_called()).then(Instant::now);
         let dial_at = match &self.link {
             Link::Dial(dial) => dial.wait_until(Instant::now()),
@@ -273,7 +280,8 @@ impl Transport for WebSocketTransport {
             self.flushed = matches!(not_blocked(socket.websocket.close(Some(frame))), Ok(true));
             self.discard(deadline);
         }
-        // What was still in a buffer may have left with the close.
+
+        // What was still in a buffer may have been sent with the close frame.
         self.written = self.written();
         self.link = Link::None;
         self.end_opening(false);
@@ -302,6 +310,7 @@ impl WebSocketTransport {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
             _ => {}
         }
+
         for event in &self.events {
             if event.token() == DIAL {
                 self.maybe_ready = true;
@@ -317,10 +326,10 @@ impl WebSocketTransport {
         Ok(())
     }
 
-    /// Reads and forgets what still comes, which is Discord's to send again, until the peer closes.
-    /// It reads below tungstenite, which must not be asked again after it found a frame wrong.
+    /// Reads and discards what still arrives, until the peer closes. Discord redelivers it. This
+    /// reads below tungstenite, which must not be read again after it has found an invalid frame.
     fn discard(&mut self, deadline: Instant) {
-        // Not on the stack, where it would stay with the shard.
+        // On the heap: stack memory, once used, would stay with the shard's thread.
         let mut buffer = vec![0; 4096];
         while Instant::now() < deadline && self.flush().is_ok() {
             let Link::Open(socket) = &mut self.link else {
@@ -342,12 +351,13 @@ impl WebSocketTransport {
     fn read_or_open(&mut self) -> Result<Received, TransportError> {
         self.flush()?;
         self.maybe_ready |= self.is_dial_due();
+
         while self.maybe_ready {
             if let Link::Open(socket) = &mut self.link {
                 let received = socket.read();
                 match received {
                     Ok(Received::Nothing) => self.maybe_ready = false,
-                    // The answer to a ping may be waiting to be sent.
+                    // The answer to a ping may wait to be flushed.
                     Ok(Received::Partial) => self.flushed = false,
                     _ => {}
                 }
@@ -364,7 +374,7 @@ impl WebSocketTransport {
         Ok(Received::Nothing)
     }
 
-    /// Whether it is time to try the next address of a host.
+    /// Whether it is time to try the next IP address of the host.
     fn is_dial_due(&self) -> bool {
         match &self.link {
             Link::Dial(dial) => {
@@ -375,8 +385,8 @@ impl WebSocketTransport {
         }
     }
 
-    /// The connection is open, or has failed, or is not wanted any more. The next one to that host
-    /// heeds which address has worked or failed.
+    /// Ends opening the connection: it is open, has failed, or is no longer wanted. Remembers
+    /// whether its IP address has worked or failed, for the next connection to that host.
     fn end_opening(&mut self, is_open: bool) {
         if let Some(opening) = self.opening.take()
             && let Some(address) = opening.address
@@ -387,7 +397,8 @@ impl WebSocketTransport {
         }
     }
 
-    /// Takes the handshakes as far as they go. Returns whether the websocket is open.
+    /// Takes the next step of the handshakes that is possible without blocking. Returns whether the
+    /// websocket is open.
     #[cold]
     fn shake_hands(&mut self) -> Result<bool, TransportError> {
         match mem::replace(&mut self.link, Link::None) {
@@ -416,7 +427,7 @@ impl WebSocketTransport {
 
         opening.address = Some(address);
         let both = Interest::READABLE | Interest::WRITABLE;
-        // What the socket's edges have told so far, they tell again.
+        // A reregistration reports the current readiness again, so no edge so far is lost.
         self.poll.registry().reregister(&mut stream, SOCKET, both)?;
         if is_encrypted(&opening.url) {
             let stream = Buffered::new(stream, SMALL);
@@ -497,7 +508,7 @@ impl<S: Read + Write> Socket<S> {
         }
     }
 
-    /// What came next.
+    /// Returns what has arrived next.
     pub(super) fn read(&mut self) -> Result<Received, TransportError> {
         match self.websocket.read() {
             Ok(Message::Text(text)) => Ok(Received::Payload(self.inflater.text(text.as_bytes()))),
@@ -515,7 +526,7 @@ impl<S: Read + Write> Socket<S> {
                     reason: String::new(),
                 },
             }),
-            // tungstenite answers pings by itself.
+            // tungstenite answers pings itself.
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(Received::Partial),
             Err(error) if is_blocked(&error) => Ok(Received::Nothing),
             Err(error) => Err(error.into()),
@@ -524,9 +535,9 @@ impl<S: Read + Write> Socket<S> {
 }
 
 impl<S: Line> Socket<Followed<S>> {
-    /// Gives back the memory that large messages and many at once have taken. That of tungstenite
-    /// goes with the websocket: the connection gets another, if this one holds no part of a message.
-    /// Nothing must be left to read.
+    /// Releases the memory that large messages, or many at once, have taken. tungstenite releases
+    /// its buffers only with the websocket. So the connection gets a new websocket, unless the old
+    /// one holds a part of a message. Nothing must be left to read.
     fn shrink(mut self, max_payload: usize) -> Self {
         self.inflater.shrink();
         if !self.websocket.get_ref().is_between_messages() || !self.websocket.can_write() {
@@ -539,9 +550,9 @@ impl<S: Line> Socket<Followed<S>> {
     }
 }
 
-/// The settings of a websocket whose payloads have up to `max_payload` bytes.
+/// The settings of a websocket whose payloads have at most `max_payload` bytes.
 pub(super) fn settings(max_payload: usize) -> WebSocketConfig {
-    // A compressed message is hardly ever larger than what is in it, so one bound serves for both.
+    // A compressed message is hardly ever larger than its payload, so one limit serves for both.
     let largest = Some(max_payload.saturating_add(FRAME_SLACK));
     WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
@@ -554,7 +565,7 @@ fn is_blocked(error: &tungstenite::Error) -> bool {
     matches!(error, tungstenite::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Whether a write went through, where being blocked is no error.
+/// Returns whether a write was completed. That it would block is not an error.
 fn not_blocked(result: tungstenite::Result<()>) -> Result<bool, TransportError> {
     match result {
         Ok(()) => Ok(true),
@@ -572,7 +583,7 @@ mod tests {
 
     const MAX: usize = 1 << 20;
 
-    /// A peer that says more whenever it is told to.
+    /// A peer whose bytes the test adds as it goes.
     #[derive(Default)]
     struct Peer(VecDeque<u8>);
 
@@ -609,7 +620,7 @@ mod tests {
         let mut stream = Followed::new(Buffered::new(Peer::default(), 0));
         let head = b"HTTP/1.1 101 Switching\r\n\r\r\n\r\n";
         stream.get_mut().get_mut().0.extend(head);
-        // In pieces, so that its end lies in two of them.
+        // Byte by byte, so that the end of the head is split.
         for _ in 0..head.len() {
             stream.read_exact(&mut [0]).unwrap();
         }
@@ -671,8 +682,8 @@ mod tests {
 
     #[test]
     fn a_shrink_after_a_message_in_several_frames_loses_nothing() {
-        // Two frames with short headers, whose message would have had a long one: two bytes more
-        // than came, which is as much as came of the next one.
+        // Two frames with headers of 4 bytes each. In one frame, the message would have a header of
+        // 10 bytes: 2 more than arrived, which is as much as arrives of the next message.
         let half = "x".repeat(40_000);
         let mut bytes = Vec::new();
         Frame::message(half.clone(), OpCode::Data(Data::Text), false)

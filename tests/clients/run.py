@@ -69,7 +69,7 @@ class Process:
         return next((line for line in self.lines[since:] if re.search(pattern, line)), None)
 
     def wait(self, pattern, since=0, patience=PATIENCE):
-        """The first line since then that matches, if it comes in time."""
+        """The first line since a given one that matches, if it is printed in time."""
         end = time.monotonic() + patience
         while time.monotonic() < end:
             if line := self.find(pattern, since):
@@ -89,7 +89,7 @@ class Process:
 
 
 def install(kind, package, version):
-    """Installs a library; what its bot is started with."""
+    """Installs a library. Returns the command that starts its bot."""
     name = re.sub(r"\W", "_", package)
     if kind == "python":
         place = TARGET / name
@@ -116,7 +116,7 @@ def recover(sim, fault, shard, expected):
 
 
 def chat(sim):
-    """A member writes until the bot answers: it may just connect again."""
+    """Sends messages until the bot answers: the bot may be reconnecting."""
     for _ in range(PATIENCE // 3):
         since = len(sim.lines)
         sim.order("chat !ping")
@@ -137,7 +137,7 @@ def play(sim, has_components):
     yield "presence", all(sim.wait(rf"shard {shard}/2 +command op 3") for shard in (0, 1))
     yield "cut", recover(sim, "cut", 0, "resume")
     yield "op 7", recover(sim, "reconnect", 1, "resume")
-    # Not every library keeps to the limit of IDENTIFYs after an op 9.
+    # Not every library respects the identify limit after an op 9.
     time.sleep(6)
     yield "op 9", recover(sim, "invalid-session=false", 0, "identify")
 
@@ -167,7 +167,7 @@ def test(name):
     kind, package, version, has_components = LIBRARIES[name]
     command = install(kind, package, version)
     certificate = TARGET / "certificate.pem"
-    # It speaks HTTPS alone.
+    # This library supports only HTTPS.
     tls = ["--tls", "--certificate", certificate] if name == "eris" else []
     flags = ["--shards", "2", "--guilds", "2", "--members", "5"]
     sim = Process([SIM, *flags, *tls], TARGET / f"{name}.sim.log")

@@ -1,4 +1,4 @@
-//! The accounts of a fleet: what the gateway gave to each session against what the program got.
+//! The records of a fleet: what the gateway sent to each session, and what the program received.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,14 +7,14 @@ use threadcord::{Event, EventKind, ShardId, sim};
 /// One event: its sequence, its name, and a digest of its data.
 pub type Entry = (u64, String, u64);
 
-/// What the program got.
+/// What the program received.
 #[derive(Default)]
 pub struct Book {
-    /// The events of each session, in the order in which they came.
+    /// The events of each session, in the order of their arrival.
     pub sessions: BTreeMap<String, Vec<Entry>>,
     /// The session of each shard.
     current: HashMap<ShardId, String>,
-    /// The sessions that were told to be lost, and their last sequences.
+    /// The sessions that were reported as lost, and their last sequences.
     pub lost: BTreeMap<String, u64>,
     pub closed: Vec<(ShardId, threadcord::StopReason)>,
 }
@@ -28,6 +28,7 @@ impl Book {
             EventKind::Stopped(reason) => self.closed.push((event.shard(), *reason)),
             _ => {}
         }
+
         let Some(dispatch) = event.dispatch() else {
             return;
         };
@@ -39,6 +40,7 @@ impl Book {
                 .to_owned();
             self.current.insert(event.shard(), session);
         }
+
         if dispatch.name() != "RESUMED" {
             let session = self.current.get(&event.shard()).expect("READY comes first");
             let entry = (
@@ -54,8 +56,8 @@ impl Book {
     }
 
     /// How many events the sessions that are live at the gateway still wait for, and how many
-    /// sessions it has ended whose loss was not told yet: on a slow line the end, and what was sent
-    /// before it, may come much later.
+    /// sessions it has ended whose loss is not reported yet. On a slow connection the end, and what
+    /// was sent before it, may arrive much later.
     pub fn outstanding(&self, gateway: &sim::Gateway) -> u64 {
         let seen = gateway.observed();
         let outstanding_of = |(session, last): (&String, &u64)| {
@@ -69,8 +71,8 @@ impl Book {
         seen.sequences.iter().map(outstanding_of).sum()
     }
 
-    /// Every session got what the gateway gave it, once each and in order: all of it, or up to
-    /// where it was lost by Discord's rules, which was told. Returns how many events that were.
+    /// Checks that every session received each event of the gateway once and in order: all of them,
+    /// or those up to a reported loss that Discord's rules allow. Returns the number of events.
     pub fn check(&self, gateway: &sim::Gateway) -> usize {
         let seen = gateway.observed();
         let mut given: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
@@ -81,6 +83,7 @@ impl Book {
                 event.digest,
             ));
         }
+
         let mut count = 0;
         for (session, given) in &given {
             let got = self.sessions.get(session).map_or(&[][..], Vec::as_slice);
@@ -115,8 +118,9 @@ impl Book {
                 );
             }
         }
+
         for session in self.sessions.keys() {
-            assert!(given.contains_key(session), "session {session} is nobody's");
+            assert!(given.contains_key(session), "unknown session {session}");
         }
         count
     }

@@ -1,4 +1,4 @@
-//! Transports that do something of a test's before each call.
+//! Transports that call a hook of the test before each call.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use threadcord::transport::{
     Connector, Received, Settings, Transport, TransportError, Uri, Waker, WebSocketConnector,
 };
 
-/// What is called next.
+/// The method that is called next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// The connector, for a transport.
@@ -26,7 +26,7 @@ pub enum Call {
 
 type Hook = Arc<dyn Fn(ShardId, Call) + Send + Sync>;
 
-/// Real transports, each call of which comes after one of the hook.
+/// A connector of real transports that call the hook before each call.
 pub struct Hooked {
     connector: WebSocketConnector,
     hook: Hook,

@@ -1,4 +1,5 @@
-//! What a program logs, kept for a test to read. A logger belongs to the process: one test a file.
+//! Keeps log lines for a test to read. A logger belongs to the process, so that a file that uses
+//! this can have only one test.
 
 use log::{LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
@@ -24,7 +25,7 @@ impl Log for Lines {
     fn flush(&self) {}
 }
 
-/// Keeps every line from now on, of this level and above it.
+/// Keeps every line from now on that has this level or a higher one.
 pub fn keep(level: LevelFilter) {
     log::set_logger(&LINES).unwrap();
     log::set_max_level(level);

@@ -1,4 +1,4 @@
-//! The rig: a simulated gateway, and a manager that is pointed at it.
+//! The test rig: a simulated gateway, and a manager that connects to it.
 
 #![allow(
     dead_code,
@@ -28,10 +28,10 @@ use threadcord::{
     ShardStatus, Timing, Token, sim,
 };
 
-/// How long anything may take on a busy machine before a test gives up.
+/// The timeout for every step of a test, long enough for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A hundredth of Discord's time: a window of 5 s has 50 ms.
+/// Time runs 100 times as fast as at Discord: a window of 5 s takes 50 ms.
 pub const SCALE: f64 = 0.01;
 
 pub const COMPRESSIONS: [Compression; 4] = [
@@ -41,7 +41,7 @@ pub const COMPRESSIONS: [Compression; 4] = [
     Compression::ZstdStream,
 ];
 
-/// A gateway whose time is scaled, but for the heartbeat interval, which is 5 s.
+/// A gateway whose time is scaled, except the heartbeat interval, which is 5 s.
 pub fn gateway() -> sim::Builder {
     sim::Gateway::builder()
         .time_scale(SCALE)
@@ -51,7 +51,7 @@ pub fn gateway() -> sim::Builder {
 /// A configuration for a gateway of the rig.
 pub fn config(gateway: &sim::Gateway) -> Config {
     let mut timing = Timing::scaled(SCALE);
-    // Most tests take their events on the thread that suspends.
+    // Most tests take their events on the thread that suspends, so a suspend must not wait.
     timing.handlers_timeout = Duration::ZERO;
     // The simulator gives an event to all sessions at once.
     timing.session_skew = Duration::from_millis(10);
@@ -73,7 +73,7 @@ pub fn ready(config: Config) -> ShardManager {
     manager
 }
 
-/// Something to say that is answered, or not, but changes nothing.
+/// A command that changes nothing, whether it is answered or not.
 pub fn sounds(guild: u64) -> Command {
     Command::soundboard_sounds(&[guild]).unwrap()
 }
@@ -87,7 +87,7 @@ pub fn status_of(manager: &ShardManager, shard: ShardId) -> ShardStatus {
     manager.handle().shard(shard).unwrap().status()
 }
 
-/// What a shard that has been opened has been through.
+/// The counters of a shard that has been opened.
 pub fn counters_of(manager: &ShardManager, shard: ShardId) -> ShardCounters {
     manager.handle().shard(shard).unwrap().counters()
 }
@@ -98,7 +98,7 @@ pub fn owes_nothing(shard: &Shard) -> bool {
     (status.outstanding_events, status.outstanding_bytes) == (0, 0)
 }
 
-/// The next event that is wanted; the others are dropped.
+/// Returns the next event that satisfies a condition; drops the others.
 pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -110,8 +110,8 @@ pub fn next(events: &Events, mut wanted: impl FnMut(&Event) -> bool) -> Event {
     }
 }
 
-/// Sends events to a guild, of which the newest is always held and those before it are handled,
-/// until `condition` holds. Returns the one that is held then.
+/// Sends events to a guild until `condition` holds. The latest event is always held, and those
+/// before it are handled. Returns the event that is held at the end.
 pub fn hold_newest(
     gateway: &sim::Gateway,
     events: &Events,
@@ -132,9 +132,9 @@ pub fn hold_newest(
     held.expect("an event is held")
 }
 
-/// Sends every guild numbered events, `rate` a second in all, until it is told to stop; each number
-/// `copies` times in a row. Each must be heard by so many sessions. Returns how many events each
-/// guild got.
+/// Sends every guild numbered events, `rate` a second in total, until it is stopped; each number
+/// `copies` times in a row. Each must reach the given number of sessions. Returns the number of
+/// events for each guild.
 pub fn send(
     gateway: &sim::Gateway,
     rate: u32,
@@ -170,7 +170,7 @@ pub fn number(event: &Event) -> Option<(u64, u64)> {
     ))
 }
 
-/// Threads and open descriptors of this process.
+/// The numbers of threads and open descriptors of this process.
 #[cfg(target_os = "linux")]
 pub fn footprint() -> (usize, usize) {
     let entries = |folder| std::fs::read_dir(folder).unwrap().count();
@@ -196,7 +196,7 @@ pub fn variable(name: &str) -> Option<u64> {
     })
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -205,7 +205,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Fails unless something is done in time, without waiting for it any longer.
+/// Runs a function on another thread, and fails if it does not return in time.
 pub fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
     let (done, ended) = crossbeam_channel::bounded(1);
     std::thread::spawn(move || {
@@ -218,8 +218,8 @@ pub fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
     );
 }
 
-/// An HTTP server that answers each connection's first request with the next of `answers`, and the
-/// last one for good.
+/// An HTTP server that answers each connection's first request with the next of `answers`. When
+/// they are used up, it repeats the last one.
 pub struct Http {
     pub url: String,
     pub requests: std::sync::Arc<std::sync::atomic::AtomicUsize>,
@@ -239,7 +239,8 @@ impl Http {
                 format!("HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}")
             })
             .collect();
-        // It ends with the test's process.
+
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();

@@ -1,4 +1,4 @@
-//! Real processes: a test that starts itself again, once for each.
+//! Real processes: a test starts its own binary once for each process.
 
 use std::env;
 use std::io::{self, Write};
@@ -9,24 +9,24 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
-/// Fails where no test may be skipped, which the variable tells; else says on standard error that
-/// this one is, because of a program.
+/// Panics if the environment variable says that no test may be skipped. Otherwise prints to
+/// standard error that this test is skipped because a program is missing.
 pub fn skip(test: &str, program: &str, variable: &str) {
     assert!(
         env::var_os(variable).is_none(),
         "{program} is not installed"
     );
-    // Not through `eprintln!`, which a test that passes does not show.
+    // `eprintln!` would not be shown for a test that passes.
     let _ = writeln!(io::stderr(), "SKIPPED {test}: {program} is not installed");
 }
 
-/// A port that nobody listens on. Another program may take it before the caller does.
+/// A port on which no program listens. Another program may take it before the caller does.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// A process that runs one test of this binary, and is killed with this.
+/// A process that runs one test of this binary. It is killed when this is dropped.
 pub struct Process(Child);
 
 impl Process {
@@ -51,13 +51,13 @@ impl Process {
         self.0.id()
     }
 
-    /// Kills it as `kill -9` does.
+    /// Kills the process as `kill -9` does.
     pub fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 
-    /// Stops it where it is; it goes on when it is [thawed](Self::thaw).
+    /// Stops the process where it is; it continues when it is [thawed](Self::thaw).
     pub fn freeze(&self) {
         signal(self.id(), "STOP");
     }
@@ -66,12 +66,12 @@ impl Process {
         signal(self.id(), "CONT");
     }
 
-    /// How it has ended, if it has.
+    /// The exit status, if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().unwrap()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the process ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -1,11 +1,11 @@
-//! The program `gateway-sim`, as a process of its own.
+//! The program `gateway-sim`, as a separate process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use threadcord::{Config, Intents, Token};
 
-/// The program, with what a bot has to know.
+/// The running program, with what a bot must know to connect.
 pub struct Program {
     pub child: Child,
     pub lines: BufReader<std::process::ChildStdout>,
@@ -30,6 +30,7 @@ impl Program {
                 .trim()
                 .to_owned()
         };
+
         let _gateway = value("gateway");
         let (rest_url, token) = (value("rest"), value("token"));
         Self {
@@ -48,7 +49,7 @@ impl Program {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Lets it end; returns all that it has said.
+    /// Ends the program. Returns everything that it has printed.
     pub fn end(mut self) -> (String, ExitStatus) {
         self.order("quit");
         let mut said = String::new();
@@ -59,7 +60,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It has ended, unless a test has failed.
+        // The program has ended already, unless a test has failed.
         let _ = self.child.kill();
     }
 }

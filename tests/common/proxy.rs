@@ -1,4 +1,4 @@
-//! HTTP proxies: one of the test's own, whose answers it chooses, and those of the distribution.
+//! HTTP proxies: one in the test, which chooses its answers, and those of the Linux distribution.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,11 +15,11 @@ use super::process::{free_port, skip};
 /// What a proxy answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It opens the connection.
+    /// Opens the connection.
     Open,
-    /// A text, and it closes.
+    /// Sends a text and closes.
     Text(&'static str),
-    /// Nothing, and it stays.
+    /// Sends nothing and keeps the connection open.
     Silence,
 }
 
@@ -31,7 +31,7 @@ pub struct Proxy {
 
 struct State {
     answer: Answer,
-    /// The first line of each request, and what it says to log in.
+    /// The first line of each request, and its credentials.
     requests: Vec<(String, Option<String>)>,
 }
 
@@ -57,12 +57,12 @@ impl Proxy {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// From now on it answers so.
+    /// Sets the answer to all further requests.
     pub fn answer(&self, answer: Answer) {
         self.state.lock().answer = answer;
     }
 
-    /// What was asked of it so far.
+    /// The requests so far.
     pub fn requests(&self) -> Vec<(String, Option<String>)> {
         self.state.lock().requests.clone()
     }
@@ -77,6 +77,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         }
         head.push(byte[0]);
     }
+
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.lines();
     let request = lines.next().unwrap().to_owned();
@@ -87,6 +88,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         state.requests.push((request, login.map(str::to_owned)));
         state.answer
     };
+
     match answer {
         Answer::Text(text) => drop(stream.write_all(text.as_bytes())),
         Answer::Silence => thread::park(),
@@ -107,7 +109,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream) {
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
-/// A proxy of the distribution, which ends with this.
+/// A proxy program of the distribution. It is ended when this is dropped.
 pub struct Program {
     child: Child,
     port: u16,
@@ -115,7 +117,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// tinyproxy, which wants a login.
+    /// Starts tinyproxy, which requires credentials.
     pub fn tinyproxy(test: &str) -> Option<Self> {
         Self::start(test, "tinyproxy", |port, _| {
             format!(
@@ -140,7 +142,7 @@ impl Program {
         self.port
     }
 
-    /// Without the program, it says on standard error that the test is skipped.
+    /// Without the program, prints to standard error that the test is skipped.
     fn start(test: &str, name: &str, config: impl Fn(u16, &Path) -> String) -> Option<Self> {
         let paths = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
         let paths = paths.map(|folder| Path::new(folder).join(name));
@@ -149,6 +151,7 @@ impl Program {
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
+
         // Another program may take the port in between.
         let started = (0..10).find_map(|_| {
             let port = free_port();
@@ -172,6 +175,7 @@ fn spawn(path: &Path, config: &Path, port: u16) -> Option<Child> {
     } else {
         &["-d", "-c"]
     };
+
     let mut child = Command::new(path)
         .args(flags)
         .arg(config)
@@ -181,9 +185,10 @@ fn spawn(path: &Path, config: &Path, port: u16) -> Option<Child> {
         .unwrap();
     let is_there = || {
         let stream = TcpStream::connect(("127.0.0.1", port)).ok();
-        // To a port that nobody listens on, a connection may find itself.
+        // A connection to a local port without a listener may connect to itself.
         stream.is_some_and(|stream| stream.local_addr().ok() != stream.peer_addr().ok())
     };
+
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is_there() {
         if child.try_wait().unwrap().is_some() {

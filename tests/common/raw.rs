@@ -1,4 +1,4 @@
-//! A gateway that does what a test tells it, and nothing else.
+//! A gateway that does only what a test tells it to do.
 
 use std::net::{TcpListener, TcpStream};
 
@@ -28,7 +28,7 @@ impl Raw {
         Self { listener }
     }
 
-    /// A configuration for one shard that connects to it, and asks nobody.
+    /// A configuration for one shard that connects to this gateway, and makes no other request.
     pub fn config(&self) -> Config {
         let address = self.listener.local_addr().unwrap();
         let mut config = Config::new(Token::new("a.b.c").unwrap(), Intents::GUILDS)
@@ -45,9 +45,10 @@ impl Raw {
     pub fn accept(&self) -> Peer {
         let (stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        // What is written has left, whatever becomes of the socket.
+        // Written bytes are sent at once, whatever happens to the socket later.
         stream.set_nodelay(true).unwrap();
         let mut user_agent = String::new();
+
         #[expect(clippy::result_large_err, reason = "tungstenite wants it so")]
         let callback = |request: &Request, response: Response| {
             if let Some(agent) = request.headers().get("user-agent") {
@@ -55,6 +56,7 @@ impl Raw {
             }
             Ok(response)
         };
+
         let socket = tungstenite::accept_hdr(stream, callback).unwrap();
         Peer {
             socket,
@@ -75,7 +77,7 @@ impl Raw {
         peer
     }
 
-    /// Whether somebody connects within a while.
+    /// Whether a client connects within a time.
     pub fn is_called(&self, within: std::time::Duration) -> bool {
         self.listener.set_nonblocking(true).unwrap();
         std::thread::sleep(within);
@@ -96,7 +98,7 @@ impl Peer {
         self.send(&json!({"op": 0, "t": name, "s": sequence, "d": data}));
     }
 
-    /// So many numbered events.
+    /// Sends this many numbered events.
     pub fn events(&mut self, count: u64) {
         for n in 0..count {
             let data = json!({"guild_id": "1", "user_id": "1", "timestamp": n});

@@ -11,7 +11,7 @@ use super::process::{free_port, signal, skip};
 /// How long the server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A `redis-server` on a free port, with nothing on disk; it ends with this.
+/// A `redis-server` on a free port that stores nothing on disk. It is ended when this is dropped.
 pub struct RedisServer {
     child: Child,
     port: u16,
@@ -20,17 +20,18 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one, with these arguments besides. Without `redis-server`, it says on standard error
-    /// that the test is skipped, and returns `None`.
+    /// Starts a server with these additional arguments. Without `redis-server`, prints to standard
+    /// error that the test is skipped, and returns `None`.
     ///
     /// # Panics
-    /// Where none may be skipped (`THREADCORD_NEEDS_REDIS`), and if the server does not start.
+    /// If no test may be skipped (`THREADCORD_NEEDS_REDIS`), or if the server does not start.
     pub fn start(test: &str, arguments: &[&str]) -> Option<Self> {
         let version = Command::new("redis-server").arg("--version").output();
         if version.is_err() {
             skip(test, "redis-server", "THREADCORD_NEEDS_REDIS");
             return None;
         }
+
         let arguments: Vec<_> = arguments.iter().map(|text| (*text).to_owned()).collect();
         let folder = tempfile::tempdir().unwrap();
         // Another program may take the port in between.
@@ -55,19 +56,19 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// For what only an operator does.
+    /// A connection for what only an operator does.
     pub fn admin(&self) -> redis::Connection {
         let client = redis::Client::open(self.url()).unwrap();
         client.get_connection().unwrap()
     }
 
-    /// Kills it; connections to it break.
+    /// Kills the server; connections to it break.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Stops it, so that it does not answer until it is [thawed](Self::thaw).
+    /// Stops the server, so that it does not answer until it is [thawed](Self::thaw).
     pub fn freeze(&self) {
         signal(self.child.id(), "STOP");
     }
@@ -76,7 +77,7 @@ impl RedisServer {
         signal(self.child.id(), "CONT");
     }
 
-    /// Starts it again, empty.
+    /// Starts the server again, without data.
     pub fn restart(&mut self) {
         self.kill();
         // The port may be taken for a moment by a client that tries to connect to it from there.
@@ -101,6 +102,7 @@ fn spawn(port: u16, arguments: &[String], folder: &tempfile::TempDir) -> Option<
         .spawn()
         .unwrap();
     let deadline = Instant::now() + PATIENCE;
+
     while !answers(port) {
         let has_ended = child.try_wait().unwrap().is_some();
         if has_ended {
@@ -112,7 +114,7 @@ fn spawn(port: u16, arguments: &[String], folder: &tempfile::TempDir) -> Option<
     Some(child)
 }
 
-/// Whether there is a server that answers.
+/// Whether a server answers.
 fn answers(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
         return false;

@@ -1,4 +1,4 @@
-//! The whole fleet under everything that happens to processes, for minutes.
+//! The whole fleet under everything that can happen to processes, for minutes.
 
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -18,7 +18,7 @@ const PARTS: u32 = 4;
 const SHARDS: u32 = 64;
 const EVENTS_PER_SECOND: f64 = 5000.0;
 
-/// How long it may take until all is well again.
+/// The timeout for the recovery of the fleet.
 const CALM: Duration = Duration::from_secs(90);
 
 /// The library that gives a program another clock, of the package `faketime`.
@@ -34,13 +34,13 @@ fn libfaketime() -> String {
 enum Act {
     /// An owner is killed.
     Kill(u32),
-    /// An owner is stopped, and goes on.
+    /// An owner is frozen, and later continues.
     Freeze(u32),
     Thaw(u32),
-    /// Redis is stopped, and goes on.
+    /// Redis is frozen, and later continues.
     FreezeRedis,
     ThawRedis,
-    /// Redis starts anew, without its data.
+    /// Redis restarts without its data.
     EmptyRedis,
     /// The processes of a part are replaced, one after the other.
     Deploy(u32),
@@ -61,15 +61,17 @@ fn acts(seconds: u64, rng: &mut Rng) -> Vec<(Duration, Act)> {
         (empty, Act::EmptyRedis),
         (share(88), Act::Deploy(rng.u32(0..PARTS))),
     ];
+
     for slot in (5000..seconds * 1000).step_by(15_000) {
         let kill = slot + rng.u64(0..3000);
         let part = rng.u32(0..PARTS);
-        // Sessions without an owner are in Redis alone.
+        // Sessions without an owner are only in Redis.
         let is_unowned = (empty.saturating_sub(15_000)..empty + 5000).contains(&kill);
         if !is_unowned {
             acts.push((kill, Act::Kill(part)));
         }
     }
+
     acts.sort_by_key(|(at, _)| *at);
     let acts = acts.into_iter();
     acts.map(|(at, act)| (Duration::from_millis(at), act))
@@ -80,7 +82,7 @@ fn acts(seconds: u64, rng: &mut Rng) -> Vec<(Duration, Act)> {
 struct Crew {
     part: u32,
     processes: Vec<Process>,
-    /// The process that owned it last.
+    /// The last process that owned the part.
     owner: u32,
     frozen: Option<Process>,
 }
@@ -93,7 +95,7 @@ impl Crew {
         Some(self.processes.remove(at))
     }
 
-    /// Starts processes anew that have ended, as an orchestrator does.
+    /// Restarts processes that have ended, as an orchestrator does.
     fn replace_ended(&mut self, fleet: &Fleet<'_>) {
         for process in &mut self.processes {
             if let Some(status) = process.ended() {
@@ -306,16 +308,18 @@ fn a_fleet_loses_nothing_whatever_happens_to_its_processes() {
     finish(&mut chaos);
 }
 
-/// When all is calm, every event has been handled, and no rule was broken.
+/// Checks, after the faults have ended, that every event was handled and that no rule was broken.
 fn finish(chaos: &mut Chaos<'_>) {
     let gateway = chaos.gateway;
     gateway.set_activity(0.0);
     let start = Instant::now();
     let is_ready = |seen: &Observed| seen.live.len() == SHARDS as usize;
+
     while !gateway.wait_for(Duration::from_millis(200), is_ready) {
         chaos.look();
         assert!(start.elapsed() < CALM, "all shards are ready again");
     }
+
     let (given, repeated) = chaos.fleet.check();
     let seen = gateway.observed();
     chaos.takeovers.print(&seen);
@@ -334,6 +338,7 @@ fn finish(chaos: &mut Chaos<'_>) {
             is_own && is_heartbeat && (from..=until + CALM).contains(&violation.at)
         })
     };
+
     let violations: Vec<_> = seen
         .violations
         .iter()

@@ -42,7 +42,7 @@ fn of_part(gateway: &Gateway, redis: &Redis, plan: Plan, part: OwnedPart) -> Con
         .session_store(part)
 }
 
-/// A gateway that wants a heartbeat every 200 ms.
+/// A gateway with a heartbeat interval of 200 ms.
 fn lively() -> Gateway {
     let gateway = gateway().guilds(8).shards(4).max_concurrency(4);
     let gateway = gateway.heartbeat_interval(Duration::from_secs(20));
@@ -58,8 +58,8 @@ fn identifies(seen: &Observed) -> usize {
 }
 
 #[test]
-fn a_part_has_one_owner_and_a_standby_goes_on_with_its_sessions() {
-    let name = "a_part_has_one_owner_and_a_standby_goes_on_with_its_sessions";
+fn a_part_has_one_owner_and_a_standby_resumes_its_sessions() {
+    let name = "a_part_has_one_owner_and_a_standby_resumes_its_sessions";
     let Some(server) = RedisServer::start(name, &[]) else {
         return;
     };
@@ -73,7 +73,7 @@ fn a_part_has_one_owner_and_a_standby_goes_on_with_its_sessions() {
     let manager = ShardManager::start(config.clone()).unwrap();
     manager.wait_ready(PATIENCE).unwrap();
 
-    // Another process that wants it waits.
+    // Another process that wants the part waits.
     let other = open(&server, &gateway);
     let refused = other.part(1, 2).acquire(TTL * 2).unwrap_err();
     let report = refused.report();
@@ -204,8 +204,8 @@ fn all_processes_have_one_total_and_one_number_of_parts() {
 }
 
 #[test]
-fn what_is_stored_of_a_part_and_damaged_is_said_at_once() {
-    let name = "what_is_stored_of_a_part_and_damaged_is_said_at_once";
+fn damaged_data_of_a_part_is_an_error_at_once() {
+    let name = "damaged_data_of_a_part_is_an_error_at_once";
     let Some(server) = RedisServer::start(name, &[]) else {
         return;
     };
@@ -221,6 +221,7 @@ fn what_is_stored_of_a_part_and_damaged_is_said_at_once() {
             .query(&mut admin)
             .unwrap();
     };
+
     for (name, text) in [
         ("fleet", "<html>"),
         ("fleet", r#"{"threadcord":2,"parts":2,"total":4}"#),
@@ -236,13 +237,15 @@ fn what_is_stored_of_a_part_and_damaged_is_said_at_once() {
             "{report}"
         );
     }
-    // Sessions that cannot be used are none.
+
+    // Sessions that cannot be used are ignored.
     set("part:0/2", "");
     let part = redis.part(0, 2).acquire(PATIENCE).unwrap();
     for text in ["<html>", r#"{"threadcord":2,"sessions":[]}"#] {
         set("sessions:0/2", text);
         assert!(part.load().unwrap().sessions.is_empty(), "{text}");
     }
+
     // Their times are those of Redis, whatever the clocks of the processes say.
     let mut session = Session::new("a".into(), 7, "wss://x".into(), shard(0, 4), bot);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -284,7 +287,7 @@ fn a_process_that_has_lost_its_part_saves_nothing_and_confirms_nothing() {
         assert_eq!(refused, LimitError::Closed);
     };
 
-    // Each finds out by itself, whichever comes first.
+    // Each of these calls detects the loss by itself, whichever comes first.
     let finds_out: [&dyn Fn(&OwnedPart); 2] = [&save, &is_refused];
     for (index, finds_out) in (0..).zip(finds_out) {
         let part = redis.part(index, 2).acquire(PATIENCE).unwrap();
@@ -305,7 +308,7 @@ fn a_process_that_has_lost_its_part_saves_nothing_and_confirms_nothing() {
         save(&part);
         is_refused(&part);
         assert_eq!(get(&key("sessions", index)), sessions);
-        // Nor does it release what is not its own.
+        // It does not release a part that it does not own, either.
         drop(part);
         let stored: serde_json::Value = serde_json::from_str(&get(&key("part", index))).unwrap();
         assert_eq!(stored, lease);
@@ -329,6 +332,7 @@ fn a_process_that_was_stopped_while_the_parts_were_changed_has_lost_its_own() {
         let lease: serde_json::Value = serde_json::from_str(&text).unwrap();
         lease["token"].as_u64().unwrap()
     };
+
     // What it would renew with, and save.
     let before = token();
     redis.set_parts(2).unwrap();
@@ -345,8 +349,8 @@ fn a_process_that_was_stopped_while_the_parts_were_changed_has_lost_its_own() {
 }
 
 #[test]
-fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
-    let name = "while_redis_is_away_or_emptied_parts_keep_their_owners";
+fn parts_keep_their_owners_while_redis_is_down_or_emptied() {
+    let name = "parts_keep_their_owners_while_redis_is_down_or_emptied";
     let Some(mut server) = RedisServer::start(name, &[]) else {
         return;
     };
@@ -362,7 +366,7 @@ fn while_redis_is_away_or_emptied_parts_keep_their_owners() {
     thread::scope(|scope| {
         let standby = scope.spawn(|| other.part(0, 1).acquire(6 * TTL).unwrap_err());
         server.kill();
-        // Its clients back off for longer than this TTL, if it is away for long.
+        // The clients of Redis back off for longer than this TTL if it is unavailable for long.
         thread::sleep(TTL / 3);
         server.restart();
         eventually("the lease is written again", || {

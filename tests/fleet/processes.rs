@@ -17,10 +17,10 @@ use crate::common::redis::RedisServer;
 use crate::common::{PATIENCE, eventually, gateway};
 use crate::{TTL, identifies, open, resumes, timing};
 
-/// The exit code of a process whose part another one has taken over.
+/// The exit code of a process whose part was taken over by another process.
 pub(crate) const OWNERSHIP_LOST: i32 = 42;
 
-/// A twentieth of Discord's time: a session without a connection lasts for 9 s.
+/// Time runs 20 times as fast as at Discord: a session without a connection lasts for 9 s.
 const SCALE: f64 = 0.05;
 
 /// What a process has handled, in a file.
@@ -113,6 +113,7 @@ impl Fleet<'_> {
             .filter(is_for_handlers)
             .collect();
         let deadline = Instant::now() + PATIENCE;
+
         loop {
             let handled = Journal::read_all(self.journals);
             let is_missing =
@@ -177,7 +178,7 @@ fn a_process_that_is_killed_is_replaced_and_nothing_is_lost() {
         let text: Option<String> = redis::cmd("GET").arg(key).query(&mut admin).unwrap();
         text.is_some_and(|text| text.matches("resume_url").count() == 2)
     });
-    // It must have watched before, to take over so soon.
+    // The standby must have been watching already, to take over this soon.
     thread::sleep(TTL);
 
     owners[0].kill();
@@ -223,7 +224,7 @@ fn a_process_that_is_killed_is_replaced_and_nothing_is_lost() {
     gateway.assert_lawful();
 }
 
-/// Owns a part, runs it until it is told to suspend, or has lost it, and notes what it handles.
+/// Owns a part and runs it until it must suspend or has lost the part. Records what it handles.
 #[test]
 #[ignore = "other tests start it"]
 fn as_one_of_many() {

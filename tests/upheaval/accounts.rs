@@ -1,4 +1,4 @@
-//! What the program has handled, against what the gateway has sent.
+//! Compares what the program has handled with what the gateway has sent.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -22,7 +22,7 @@ struct Handled {
     writes: u64,
 }
 
-/// Everything that was sent and handled, and what explains a difference.
+/// All events that were sent and handled, and everything that explains a difference.
 #[derive(Default)]
 pub(crate) struct Accounts {
     /// How many numbers each guild has been sent.
@@ -39,7 +39,7 @@ pub(crate) struct Accounts {
     /// When the last reshard began, and when it ended.
     reshard_began: Option<Instant>,
     reshard_ended: Option<Instant>,
-    /// The longest time without an event while one goes on.
+    /// The longest time without an event while a reshard is in progress.
     silence: Duration,
 
     /// The sessions whose loss was reported, with their last sequences.
@@ -48,7 +48,7 @@ pub(crate) struct Accounts {
     pub(crate) closed: Vec<ShardId>,
     /// The shards that have started a session.
     pub(crate) started: Vec<ShardId>,
-    /// The sessions that no process knows any more, with the last sequences that one did.
+    /// The sessions that no process knows any more, with their last known sequences.
     orphans: HashMap<String, u64>,
     /// The numbers that were sent while a shard had no session.
     gaps: Vec<RangeInclusive<u64>>,
@@ -122,7 +122,7 @@ impl Accounts {
     }
 
     /// A reshard is over. If the handler was stuck for so long that the old set may not have waited
-    /// for the new one, what was handled meanwhile may come again.
+    /// for the new one, events that were handled in the meantime may be redelivered.
     pub(crate) fn end_reshard(&mut self, too_long: Duration) {
         self.reshard_ended = Some(Instant::now());
         if self.silence >= too_long {
@@ -152,7 +152,7 @@ impl Accounts {
     }
 
     /// The process goes on, or the next one, with these sessions. Discord may go on with others
-    /// until it misses their client: what they are given from now on, nobody reads.
+    /// until it misses their client: no process reads the events that these get from now on.
     pub(crate) fn orphan(&mut self, gateway: &Gateway, sessions: &[Session]) {
         let mut orphans = gateway.observed().sequences;
         for session in sessions {
@@ -163,8 +163,8 @@ impl Accounts {
         }
     }
 
-    /// A process was killed while some of its sessions were too young to be stored: nothing is
-    /// known of them.
+    /// A process was killed while some of its sessions were too new to be stored: nothing is known
+    /// of them.
     pub(crate) fn disown(&mut self, running: &[Session], stored: &[Session]) {
         let is_stored = |session: &Session| stored.iter().any(|other| other.id == session.id);
         let unknown = running.iter().filter(|session| !is_stored(session));
@@ -172,7 +172,7 @@ impl Accounts {
             .extend(unknown.map(|session| (session.id.clone(), 0)));
     }
 
-    /// A shard has no session. What it missed before that was noticed belongs to the gap.
+    /// A shard has no session. The gap includes the events that it missed before this was noticed.
     fn begin_gap(&mut self) {
         let has_all = self.last.len() == GUILDS as usize;
         let handled = self.last.values().min().filter(|_| has_all);
@@ -186,7 +186,8 @@ impl Accounts {
         }
     }
 
-    /// What was sent and not handled, without an excuse. `data` is the data of an event.
+    /// The events that were sent and not handled, without an explanation. `data` returns the data
+    /// of an event.
     pub(crate) fn missing(&self, gateway: &Gateway, data: impl Fn(Key) -> String) -> Vec<String> {
         let mut copies: HashMap<u64, Vec<Dispatched>> = HashMap::new();
         let mut handled: HashMap<String, u64> = HashMap::new();
@@ -236,7 +237,7 @@ impl Accounts {
         &self.repeated
     }
 
-    /// The guild, the number that came before, and the lower one that came after it.
+    /// The guild, the number of an event, and the lower number of an event after it.
     pub(crate) fn out_of_order(&self) -> &[(u64, u64, u64)] {
         &self.out_of_order
     }

@@ -1,9 +1,9 @@
-//! Reshards, suspends, kills, restarts and shards that stop, under load and on a bad line: each
-//! event is handled once. The exceptions are those that README names: a session that Discord ended,
-//! a process that was killed, a handler that was stuck during a reshard.
+//! Reshards, suspends, kills, restarts and stopping shards, under load and on a bad connection:
+//! each event is handled once. The exceptions are those that the README names: a session that
+//! Discord ended, a process that was killed, a handler that was stuck during a reshard.
 //!
-//! `THREADCORD_UPHEAVAL_SECONDS` makes it longer than it is for everyday, and
-//! `THREADCORD_UPHEAVAL_SEED` repeats one.
+//! `THREADCORD_UPHEAVAL_SECONDS` makes the test longer, and `THREADCORD_UPHEAVAL_SEED` repeats a
+//! run.
 
 mod accounts;
 #[path = "../common/mod.rs"]
@@ -29,10 +29,10 @@ use threadcord::{
 
 const GUILDS: u32 = 24;
 
-/// Events a second, in all.
+/// Events a second, in total.
 const RATE: u32 = 1000;
 
-/// A twentieth of Discord's time, so that a session waits some seconds for its client.
+/// Time runs 20 times as fast as at Discord: a session waits some seconds for its client.
 const SCALE: f64 = 0.05;
 
 /// How long both sets of shards run side by side at least.
@@ -49,7 +49,7 @@ const ON_THE_WAY: Duration = Duration::from_secs(3);
 /// Before it is scaled. An ACK takes less than that on the slowest line.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// What makes a line bad without ending a session.
+/// Faults that make a connection bad without ending a session.
 fn faults() -> Vec<Fault> {
     [
         "cut",
@@ -90,7 +90,7 @@ impl SessionStore for Store {
     }
 }
 
-/// How often each thing was done.
+/// How often each kind of step was done.
 #[derive(Debug, Default)]
 struct Done {
     reshards: usize,
@@ -102,7 +102,7 @@ struct Done {
 }
 
 impl Done {
-    /// How many of them were never done.
+    /// How many kinds of steps were never done.
     fn missed(&self) -> usize {
         let Self {
             reshards,
@@ -154,13 +154,16 @@ impl Play {
             max_concurrency: 16.try_into().unwrap(),
             ..Limits::default()
         };
+
         let mut timing = Timing::scaled(SCALE);
         timing.reshard_overlap = OVERLAP;
         timing.store_interval = Duration::from_millis(100);
+
         // The events are handled on the thread that suspends.
         timing.handlers_timeout = Duration::ZERO;
         // The simulator gives an event to all sessions at once.
         timing.session_skew = Duration::from_millis(10);
+
         // One limit for all managers, since they follow each other quickly.
         let limit = SessionLimit::with_timing(limits, &timing, ReleaseAfter::Identify);
         let store = Store::default();
@@ -188,7 +191,7 @@ impl Play {
         self.manager.as_ref().expect("a process is running")
     }
 
-    /// Handles what comes, until then or until something holds.
+    /// Handles events until a deadline, or until a condition holds.
     fn handle(&mut self, until: Instant, mut holds: impl FnMut(&Self) -> bool) -> bool {
         let events = self.manager().events();
         loop {
@@ -215,7 +218,7 @@ impl Play {
         }
     }
 
-    /// Handles what comes until something holds, which it must.
+    /// Handles events until a condition holds; panics if it does not hold in time.
     fn handle_until(&mut self, what: &str, holds: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         assert!(
@@ -231,6 +234,7 @@ impl Play {
         if to == now {
             return;
         }
+
         let plan = Plan::Total(u32::try_from(to).unwrap());
         let Ok(reshard) = self.manager().handle().reshard(&plan) else {
             return;
@@ -238,8 +242,9 @@ impl Play {
         self.reshard = Some(reshard);
         self.accounts.begin_reshard();
         self.done.reshards += 1;
+
         if self.rng.u32(..4) == 0 {
-            // Something else comes in between.
+            // Another step comes in between.
             let pause = Duration::from_millis(self.rng.u64(..1500));
             self.handle(Instant::now() + pause, |_| false);
         } else {
@@ -251,7 +256,7 @@ impl Play {
         self.handle_until("the reshard ends", |play| play.reshard.is_none());
     }
 
-    /// Ends the process in good order, and starts the next one.
+    /// Ends the process cleanly, and starts the next one.
     fn suspend(&mut self) {
         let manager = self.manager.take().unwrap();
         let sessions = manager.suspend();
@@ -293,7 +298,7 @@ impl Play {
         self.done.jams += 1;
     }
 
-    /// The handler is busy for so many milliseconds.
+    /// The handler is busy for this many milliseconds.
     fn pause(&mut self, milliseconds: Range<u64>) {
         std::thread::sleep(Duration::from_millis(self.rng.u64(milliseconds)));
     }
@@ -309,7 +314,8 @@ impl Play {
         let session = session.expect("it is ready").id;
         let end = ["invalid-session=false", "close=4009", "close=4007"][self.rng.usize(..3)];
         self.strike(shard, end, |play| play.accounts.lost.contains_key(&session));
-        // The first sessions of other shards may be news too.
+
+        // The first sessions of other shards may be new, too.
         let before = self.accounts.started.len();
         self.handle_until("another session starts", |play| {
             play.accounts.started[before..].contains(&shard)
@@ -326,6 +332,7 @@ impl Play {
             play.accounts.closed[before..].contains(&shard)
         });
         self.done.stopped += 1;
+
         // The event may come before the manager knows, which then fails the restart.
         for _ in 0..10 {
             let start = match self.manager().handle().restart_shard(shard) {
@@ -345,7 +352,7 @@ impl Play {
         panic!("{shard} does not start again");
     }
 
-    /// Handles what comes until no reshard goes on and every shard is ready.
+    /// Handles events until no reshard is in progress and every shard is ready.
     fn wait_ready(&mut self) {
         self.wait_resharded();
         self.handle_until("all shards are ready", |play| {
@@ -363,7 +370,7 @@ impl Play {
         shards[self.rng.usize(..shards.len())].id()
     }
 
-    /// Injects a fault until it has struck: the shard may be away.
+    /// Injects a fault until it has taken effect: the shard may be disconnected.
     fn strike(&mut self, shard: ShardId, fault: &str, has_struck: impl Fn(&Self) -> bool + Copy) {
         for _ in 0..60 {
             self.gateway.inject(shard, fault.parse().unwrap());

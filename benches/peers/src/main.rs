@@ -1,5 +1,5 @@
-//! twilight-gateway as a client of the benches' gateway: it takes the same orders as the clients of
-//! `end_to_end`.
+//! twilight-gateway as a client of the benches' gateway. It takes the same arguments as the clients
+//! of `end_to_end`.
 //!
 //! `peers client NAME COMPRESSION SHARDS WARM COUNT RATE URL`
 
@@ -13,7 +13,7 @@ use tokio::sync::Barrier;
 use tokio::task::LocalSet;
 use twilight_gateway::{ConfigBuilder, EventTypeFlags, Intents, Message, Shard, ShardId, ShardState, StreamExt as _};
 
-/// What ends a block of events; see `benches/common/stream.rs`.
+/// The start of the event that ends a block of events; see `benches/common/stream.rs`.
 const MARKER: &str = r#"{"t":"MESSAGE_POLL_VOTE_ADD""#;
 
 const BLOCK: usize = 1000;
@@ -92,7 +92,7 @@ async fn take(
         let is_marker = if orders.typed {
             match shard.next_event(EventTypeFlags::all()).await.expect("it goes on") {
                 Ok(event) => event.kind().name() == Some("MESSAGE_POLL_VOTE_ADD"),
-                // What it does not know.
+                // An event that twilight does not know.
                 Err(_) => false,
             }
         } else {
@@ -103,7 +103,7 @@ async fn take(
                     }
                     text.starts_with(MARKER)
                 }
-                Message::Close(_) => panic!("it is closed"),
+                Message::Close(_) => panic!("the connection was closed"),
             }
         };
         left -= usize::from(is_marker);

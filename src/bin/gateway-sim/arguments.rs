@@ -1,4 +1,4 @@
-//! The flags, and the gateway that they ask for.
+//! The command-line flags, and the gateway that they configure.
 
 use std::error::Error;
 use std::str::FromStr;
@@ -10,89 +10,91 @@ use threadcord::sim::{self, Answer, Fault, Gateway, Offer, StartError, Target};
 
 const EXAMPLES: &str = "\
 Faults are words, for example cut, silence, close=4009, invalid-session=false, drip=20000, upgrade=503, resume=nothing. \
-A wrong word is answered with the right ones; the documentation of threadcord::sim::Fault explains each.
+An unknown word is reported with the allowed ones; the documentation of threadcord::sim::Fault explains each.
 
-Lines on standard input let things happen meanwhile, in the first guild:
-  chat TEXT                       somebody writes
-  react MESSAGE EMOJI             somebody reacts to a message
-  command NAME [JSON]             somebody uses a slash command, with an object of options
-  autocomplete NAME OPTION JSON   somebody types a slash command, at this option
-  user-command USER NAME          somebody uses a command in the menu of a user
-  message-command MESSAGE NAME    somebody uses a command in the menu of a message
-  press CUSTOM_ID                 somebody presses the newest button of this id
-  select CUSTOM_ID VALUE...       somebody chooses from the newest menu of this id
-  submit CUSTOM_ID JSON           somebody submits the newest modal of this id, with an object of its fields
-  in CHANNEL ...                  one of these in another channel
-  emit NAME JSON                  an event of the first guild
-  fault FAULT[@SHARD/TOTAL]       a fault, now
-  quit                            the end
+Each line on standard input is an order. A user acts in the first channel of the first guild:
+  chat TEXT                       writes a message
+  react MESSAGE EMOJI             reacts to a message
+  command NAME [JSON]             uses a slash command, with an object of options
+  autocomplete NAME OPTION JSON   types a slash command, at this option, with an object of options
+  user-command USER NAME          uses a command in the menu of a user
+  message-command MESSAGE NAME    uses a command in the menu of a message
+  press CUSTOM_ID                 presses the newest button with this id
+  select CUSTOM_ID VALUE...       chooses from the newest menu with this id
+  submit CUSTOM_ID JSON           submits the newest modal with this id, with an object of its fields
+  in CHANNEL ...                  does one of these in another channel
 
-It exits with 1 if a client broke a rule of Discord's.";
+Other orders:
+  emit NAME JSON                  sends an event of the first guild
+  fault FAULT[@SHARD/TOTAL]       injects a fault now
+  quit                            ends the program
+
+The exit status is 1 if a client broke one of Discord's rules.";
 
 const TIME_SCALE_HELP: &str =
-    "What Discord's durations are multiplied by: at 0.01 a window of 5 s has 50 ms";
+    "The factor for Discord's durations: at 0.01 a window of 5 s lasts 50 ms";
 
 const FAULT_HELP: &str =
-    "A fault at a time after the start, for example 10s:cut@0/2; without a shard it strikes any";
+    "A fault at a time after the start, for example 10s:cut@0/2 (without a shard: at random)";
 
 const FAULT_KIND_HELP: &str =
-    "Which faults by chance, may be given often (default: one of each that a client survives)";
+    "A kind of random fault, may be repeated (default: one of each kind that a client survives)";
 
 pub(crate) fn command() -> Command {
     Command::new("gateway-sim")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A simulated Discord gateway to test bots on")
+        .about("A simulated Discord gateway for testing bots")
         .after_help(EXAMPLES)
         .args(vec![
-            number("port", "Port of the loopback interface; 0 is any that is free", "0", 0, u64::from(u16::MAX)),
+            number("port", "Port on the loopback interface; 0 is any free port", "0", 0, u64::from(u16::MAX)),
             switch("tls", "Serves wss and https; the certificate to trust is printed, or written to --certificate"),
-            text("certificate", "FILE", "Writes the certificate to trust, as PEM").requires("tls"),
-            number("shards", "Shards that /gateway/bot recommends", "1", 1, u64::from(u32::MAX)),
+            text("certificate", "FILE", "File to write the certificate to trust to, as PEM").requires("tls"),
+            number("shards", "Number of shards that /gateway/bot recommends", "1", 1, u64::from(u32::MAX)),
             number(
                 "shard-multiple",
-                "A large bot's: shard counts must be multiples of it",
+                "For a large bot: the shard count must be a multiple of this",
                 "1",
                 1,
                 u64::from(u32::MAX),
             ),
-            number("max-concurrency", "Shards that may identify at once", "1", 1, u64::from(u32::MAX)),
-            number("guilds", "Guilds that the bot is in", "3", 0, 1_000_000),
-            number("members", "Members of each guild", "3", 1, 1_000_000),
-            number("guilds-per-shard", "Guilds that a shard may hold before 4011", "2500", 1, 1_000_000),
-            number("session-starts", "IDENTIFYs that are left of today's 1000", "1000", 0, 1000),
-            rate("activity", "Events a second that the guilds cause, in all").default_value("0"),
-            text("mix", "NAME=WEIGHT,...", "Which events these are"),
-            parsed("compression", "KIND", "any, none, zlib-stream or zstd-stream: what clients must ask for", offer)
+            number("max-concurrency", "Number of shards that may identify at once", "1", 1, u64::from(u32::MAX)),
+            number("guilds", "Number of guilds that the bot is in", "3", 0, 1_000_000),
+            number("members", "Number of members of each guild", "3", 1, 1_000_000),
+            number("guilds-per-shard", "Maximum number of guilds of a shard; more close it with 4011", "2500", 1, 1_000_000),
+            number("session-starts", "How many of today's 1000 IDENTIFYs are left", "1000", 0, 1000),
+            rate("activity", "Events per second that the guilds generate, in total").default_value("0"),
+            text("mix", "NAME=WEIGHT,...", "Which events --activity generates, with their weights"),
+            parsed("compression", "KIND", "Compression that clients must request: any, none, zlib-stream or zstd-stream", offer)
                 .default_value("any"),
             parsed("time-scale", "FACTOR", TIME_SCALE_HELP, factor).default_value("1"),
             duration("heartbeat-interval", "Heartbeat interval, before scaling", "41250ms"),
-            duration("ready-delay", "How long READY takes", "0s"),
-            duration("guild-delay", "How long each guild takes to become available after the one before", "0s"),
-            duration("latency", "How long every message takes in each direction", "0s"),
-            duration("jitter", "How much longer it takes by chance", "0s"),
-            number("replay-events", "Events that a session keeps for replay", "3500", 0, u64::from(u32::MAX)),
-            duration("replay-delay", "How long a replay takes to begin after RESUME", "0s"),
+            duration("ready-delay", "Delay of READY", "0s"),
+            duration("guild-delay", "Delay between the guilds as they become available", "0s"),
+            duration("latency", "Delay of every message, in each direction", "0s"),
+            duration("jitter", "Maximum random delay in addition to --latency", "0s"),
+            number("replay-events", "Number of events that a session keeps for replay", "3500", 0, u64::from(u32::MAX)),
+            duration("replay-delay", "Delay between RESUME and the start of the replay", "0s"),
             parsed(
                 "on-takeover",
                 "ANSWER",
-                "What an old connection is sent when its session is resumed on another: nothing, reconnect, \
+                "What the old connection receives when its session is resumed on another: nothing, reconnect, \
                  invalid-session:true, invalid-session:false, close:CODE",
                 Answer::from_str,
             )
             .default_value("nothing"),
             parsed("fault", "TIME:FAULT[@SHARD/TOTAL]", FAULT_HELP, scheduled).action(ArgAction::Append),
-            rate("random-faults", "Faults a second by chance"),
+            rate("random-faults", "Random faults per second"),
             parsed("fault-kind", "FAULT", FAULT_KIND_HELP, Fault::from_str)
                 .action(ArgAction::Append)
                 .requires("random-faults"),
-            number("rest-limit", "HTTP requests of a route and a channel within 5 s, before scaling", "5", 1, u64::from(u32::MAX)),
-            number("global-rest-limit", "HTTP requests of all routes a second, before scaling", "50", 1, u64::from(u32::MAX)),
-            switch("strict", "Refuses also what Discord documents otherwise and is not known to refuse"),
-            switch("routes", "Lists the HTTP routes that it answers, and ends"),
-            number("seed", "What chance starts from", "0", 0, u64::MAX),
-            duration("duration", "Ends after this time; 0s: when it is interrupted", "0s"),
-            switch("heartbeats", "Shows heartbeats, too"),
-            switch("quiet", "Shows violations and the summary alone"),
+            number("rest-limit", "HTTP requests per route and channel within 5 s, before scaling", "5", 1, u64::from(u32::MAX)),
+            number("global-rest-limit", "HTTP requests per second to all routes together, before scaling", "50", 1, u64::from(u32::MAX)),
+            switch("strict", "Also refuses what deviates from Discord's documentation, even if Discord is not known to refuse it"),
+            switch("routes", "Lists the HTTP routes that it serves, and exits"),
+            number("seed", "Seed of the random number generator", "0", 0, u64::MAX),
+            duration("duration", "Exits after this time; 0s: when it is interrupted", "0s"),
+            switch("heartbeats", "Also shows heartbeats"),
+            switch("quiet", "Shows only violations and the summary"),
         ])
 }
 
@@ -193,12 +195,12 @@ fn scheduled(text: &str) -> Result<(Duration, Target, Fault), String> {
         .split_once(':')
         .ok_or("allowed: TIME:FAULT, for example 10s:cut")?;
     let time = humantime::parse_duration(time)
-        .map_err(|_| format!("{time:?} is no time, as 250ms, 5s or 2m are"))?;
+        .map_err(|_| format!("{time:?} is not a time, for example 250ms, 5s or 2m"))?;
     targeted(fault).map(|(target, fault)| (time, target, fault))
 }
 
 pub(crate) fn targeted(text: &str) -> Result<(Target, Fault), String> {
-    // Urls and payloads may have an `@` of their own.
+    // URLs and payloads may contain an `@`, too.
     let is_shard = |text: &str| {
         text.bytes()
             .all(|byte| byte.is_ascii_digit() || byte == b'/')
@@ -218,11 +220,11 @@ pub(crate) fn targeted(text: &str) -> Result<(Target, Fault), String> {
 fn shard_id(text: &str) -> Result<ShardId, String> {
     let number_of = |text: &str| {
         text.parse()
-            .map_err(|_| format!("{text:?} is no shard, as 0/2 is"))
+            .map_err(|_| format!("{text:?} is not a shard, for example 0/2"))
     };
     let (number, total) = text
         .split_once('/')
-        .ok_or_else(|| format!("{text:?} is no shard, as 0/2 is"))?;
+        .ok_or_else(|| format!("{text:?} is not a shard, for example 0/2"))?;
     ShardId::new(number_of(number)?, number_of(total)?).map_err(|error| error.to_string())
 }
 
@@ -278,7 +280,7 @@ pub(crate) fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
     })
 }
 
-/// A value that is always there, since the flag has a default.
+/// Returns the value of a flag that has a default.
 pub(crate) fn value<T: Clone + Send + Sync + 'static>(
     arguments: &ArgMatches,
     name: &str,

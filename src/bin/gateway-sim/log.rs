@@ -1,4 +1,4 @@
-//! What is shown of what clients do.
+//! Shows what clients do.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,7 +9,7 @@ use clap::ArgMatches;
 use threadcord::ShardId;
 use threadcord::sim::{self, Action, Record};
 
-/// What was seen, line by line and in all.
+/// Prints what was observed line by line, and counts it for the summary.
 pub(crate) struct Log {
     start: Instant,
     quiet: bool,
@@ -76,7 +76,7 @@ impl Log {
         for warning in &seen.warnings {
             let count = self.warnings.entry(warning.rule.clone()).or_default();
             *count += 1;
-            // One is enough of what a library does with every request.
+            // Only the first of each rule is shown: a library may cause it with every request.
             if *count == 1 && !self.quiet {
                 let what = format!("WARNING {warning}");
                 let line = self.line(warning.at, &shard(warning.shard), &what);
@@ -99,7 +99,7 @@ impl Log {
         format!("{:>9.3} s  {who:<14} {}", at.as_secs_f64(), what.trim_end())
     }
 
-    /// Shows what there was in all; whether every client kept the rules.
+    /// Prints the summary. Returns whether every client followed the rules.
     pub(crate) fn summary(&self) -> io::Result<bool> {
         let mut out = io::stdout().lock();
         writeln!(out, "--- {:.1} s", self.start.elapsed().as_secs_f64())?;
@@ -145,7 +145,7 @@ fn shard(shard: Option<ShardId>) -> String {
     )
 }
 
-/// A word for an action, and the rest of it.
+/// Returns a word for an action, and its details.
 fn describe(action: &Action) -> (&'static str, String) {
     match action {
         Action::Connected => ("connected", String::new()),

@@ -17,7 +17,7 @@ use self::arguments::{command, start, value};
 use self::log::Log;
 use self::orders::read_orders;
 
-/// How long it takes at most until what clients do is shown.
+/// The maximum time until an action of a client is shown.
 const TICK: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves until the end; whether every client kept the rules.
+/// Serves until the program ends. Returns whether every client followed the rules.
 fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     let gateway = Arc::new(start(arguments)?);
     let stop = Arc::new(AtomicBool::new(false));
@@ -70,7 +70,7 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     }
 
     let (console, quitting) = (Arc::clone(&gateway), Arc::clone(&stop));
-    // It reads for as long as there is input, so it is not joined.
+    // The thread reads until the input ends, so it is not joined.
     std::thread::spawn(move || read_orders(&console, &quitting));
     let lifetime: Duration = value(arguments, "duration")?;
     let end = Instant::now()
@@ -87,7 +87,7 @@ fn run(arguments: &ArgMatches) -> Result<bool, Box<dyn Error>> {
     Ok(log.summary()?)
 }
 
-/// Says what a bot has to know.
+/// Prints what a bot needs to connect.
 fn announce(gateway: &Gateway, arguments: &ArgMatches) -> Result<(), Box<dyn Error>> {
     println!("gateway      {}", gateway.url());
     println!("rest         {}", gateway.rest_url());

@@ -1,4 +1,4 @@
-//! What is asked for on standard input.
+//! Orders on standard input.
 
 use std::io::BufRead;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use super::arguments::targeted;
 const ORDERS: &str = "autocomplete, chat, command, emit, fault, in, message-command, press, quit, react, \
     select, submit, user-command";
 
-/// Reads orders from standard input until there is no more.
+/// Reads orders from standard input until it ends.
 pub(crate) fn read_orders(gateway: &Gateway, stop: &AtomicBool) {
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let (word, rest) = split(&line);
@@ -37,14 +37,14 @@ pub(crate) fn read_orders(gateway: &Gateway, stop: &AtomicBool) {
     }
 }
 
-/// The first word, and the rest.
+/// Splits a text into its first word and the rest.
 fn split(text: &str) -> (&str, &str) {
     let text = text.trim();
     let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
     (word, rest.trim())
 }
 
-/// Something that somebody does in a channel.
+/// Carries out an order that is an action of a user in a channel.
 fn in_channel(gateway: &Gateway, channel: u64, order: &str) -> Result<(), String> {
     let (word, rest) = split(order);
     let (first, second) = split(rest);
@@ -64,7 +64,7 @@ fn in_channel(gateway: &Gateway, channel: u64, order: &str) -> Result<(), String
         "press" => Interaction::press(channel, rest),
         "select" => Interaction::select(channel, first, second.split_whitespace()),
         "submit" => Interaction::submit(channel, first, object(second)?),
-        _ => return Err(format!("{word:?} is no order; allowed: {ORDERS}")),
+        _ => return Err(format!("{word:?} is not an order; allowed: {ORDERS}")),
     };
     let used = gateway.interact(&interaction);
     used.map(drop).map_err(|error| error.to_string())
@@ -77,8 +77,8 @@ fn chat(gateway: &Gateway, channel: u64, text: &str) -> Result<(), String> {
 
 fn emit(gateway: &Gateway, rest: &str) -> Result<(), String> {
     let (name, data) = rest.split_once(' ').ok_or("allowed: emit NAME JSON")?;
-    let mut data: Value =
-        serde_json::from_str(data).map_err(|error| format!("the data of {name}: {error}"))?;
+    let mut data: Value = serde_json::from_str(data)
+        .map_err(|error| format!("the data of {name} is not JSON: {error}"))?;
     let guild = first_guild(gateway)?;
     if let Some(data) = data.as_object_mut() {
         data.entry("guild_id")
@@ -87,13 +87,13 @@ fn emit(gateway: &Gateway, rest: &str) -> Result<(), String> {
     let heard = gateway
         .emit(Some(guild), name, &data)
         .map_err(|error| error.to_string())?;
-    println!("{heard} sessions hear of {name}");
+    println!("{heard} sessions receive {name}");
     Ok(())
 }
 
 fn first_guild(gateway: &Gateway) -> Result<u64, String> {
     let first = gateway.guild_ids().first().copied();
-    first.ok_or_else(|| "there is no guild: start with --guilds".into())
+    first.ok_or_else(|| "there is no guild: set --guilds to 1 or more".into())
 }
 
 fn first_channel(gateway: &Gateway) -> Result<u64, String> {
@@ -102,12 +102,12 @@ fn first_channel(gateway: &Gateway) -> Result<u64, String> {
 }
 
 fn number(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("{text:?} is no id"))
+    text.parse().map_err(|_| format!("{text:?} is not an id"))
 }
 
 fn object(text: &str) -> Result<Value, String> {
     if text.is_empty() {
         return Ok(Value::Null);
     }
-    serde_json::from_str(text).map_err(|error| format!("{text:?} is no JSON: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("{text:?} is not JSON: {error}"))
 }

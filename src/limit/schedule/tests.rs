@@ -1,6 +1,6 @@
 #![allow(
     clippy::disallowed_methods,
-    reason = "made-up instants count from some real one"
+    reason = "the tests calculate their instants from a real one"
 )]
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 
 const WINDOW: Duration = Duration::from_secs(5);
-/// How much later than announced a day begins.
+/// How much later than announced a day is assumed to begin.
 const GUARD: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -131,13 +131,13 @@ fn an_answer_that_is_out_of_date_gives_nothing_back() {
         reset_after,
         ..limits(1, remaining)
     };
-    // The day had begun; it had not, or so the answer says; it begins at another instant than was
-    // said; and the day is over just now.
+    // The cases: the day had begun; it had not begun, according to the answer; the reset is at
+    // another time than before; and the day has just ended.
     for (before, after, left) in [
         (answer(5, day), answer(5, day), 4),
         (answer(5, Duration::ZERO), answer(5, Duration::ZERO), 4),
         (answer(5, day), answer(5, 20 * day), 4),
-        // What is left cannot be more than there was on the same day.
+        // On the same day, no more can be left than before.
         (answer(5, Duration::ZERO), answer(0, Duration::ZERO), 4),
     ] {
         let mut schedule = schedule(now, before);
@@ -150,6 +150,7 @@ fn an_answer_that_is_out_of_date_gives_nothing_back() {
             left,
             "asked before the IDENTIFY: {before:?}, {after:?}"
         );
+
         schedule.update(now + 3 * second, now + 2 * second, answer(2, day));
         assert_eq!(schedule.remaining(now + 3 * second), 2, "others spend, too");
         schedule.update(now + 4 * second, now + 3 * second, answer(1000, 20 * day));
@@ -166,7 +167,7 @@ fn what_another_process_sent_just_before_cools_its_key() {
     let (other, same) = (schedule.request(shard(0)), schedule.request(shard(1)));
     assert_eq!(granted(&mut schedule, now), [other]);
     assert_eq!(granted(&mut schedule, now + WINDOW / 2), [same]);
-    // With another number of keys it may have been any of them.
+    // With another number of keys, any key may have been used.
     let mut schedule = self::schedule(now, limits(2, 1000));
     schedule.note(7, keys(16), now);
     schedule.request(shard(0));
@@ -232,6 +233,7 @@ fn leaving_after_use_frees_nothing_twice() {
     assert_eq!(granted(&mut schedule, now), ids[..1]);
     schedule.used(now, ids[0]);
     assert_eq!(granted(&mut schedule, now + WINDOW), ids[1..2]);
+
     schedule.exit_after(now + WINDOW, ids[0], Duration::ZERO);
     schedule.used(now + WINDOW, ids[0]);
     schedule.leave(now + WINDOW, ids[0]);
@@ -273,6 +275,7 @@ fn a_hundred_thousand_tickets_in_linear_time() {
     for n in 0..100_000 {
         schedule.request(shard(n));
     }
+
     let mut time = now;
     let mut count = 0;
     loop {
@@ -292,11 +295,11 @@ fn a_hundred_thousand_tickets_in_linear_time() {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Request(u32),
-    /// Give up the n-th ticket that is known, whatever its state.
+    /// Drop the n-th known ticket, whether it is queued or held.
     Leave(usize),
     /// Use the n-th ticket that is granted.
     Use(usize),
-    /// Let milliseconds pass.
+    /// Let this many milliseconds pass.
     Pass(u64),
 }
 
@@ -310,12 +313,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// What an observer outside sees of a history.
+/// What an outside observer sees of a history.
 struct Observer {
     now: Instant,
     keys: NonZeroU32,
     left: u32,
-    /// Tickets in the queue, in the order they came.
+    /// Tickets in the queue, in the order of their requests.
     queued: Vec<(TicketId, ShardId)>,
     held: Vec<(TicketId, ShardId)>,
     last_use: HashMap<u32, Instant>,
@@ -326,7 +329,7 @@ impl Observer {
         shard.rate_limit_key(self.keys)
     }
 
-    /// Takes every grant and checks it against the rules.
+    /// Takes every grant, and checks it against the rules.
     fn check_grants(&mut self, schedule: &mut Schedule) -> Result<Option<Instant>, TestCaseError> {
         loop {
             match schedule.poll(self.now) {
@@ -334,12 +337,14 @@ impl Observer {
                 Turn::Grant(id) => {
                     let at = self.queued.iter().position(|(queued, _)| *queued == id);
                     prop_assert!(at.is_some(), "granted twice, or after it left");
+
                     let (_, shard) = self.queued.remove(at.unwrap());
                     let key = self.key(shard);
                     let earlier = self.queued[..at.unwrap()]
                         .iter()
                         .any(|(_, other)| self.key(*other) == key);
-                    prop_assert!(!earlier, "overtook another of its key");
+                    prop_assert!(!earlier, "overtook another ticket of its key");
+
                     prop_assert!(
                         !self.held.iter().any(|(_, other)| self.key(*other) == key),
                         "two permits of a key"
@@ -391,7 +396,8 @@ impl Observer {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-    /// Never two of a key in a window, in order, never above the day's total, and nobody starves.
+    /// Never two IDENTIFYs of a key in a window, in order, never above the daily total, and no
+    /// shard starves.
     #[test]
     fn every_history_keeps_the_rules(steps in steps(), keys in 1..5_u32, left in 0..40_u32) {
         let start = Instant::now();
@@ -401,18 +407,20 @@ proptest! {
         let mut seen = Observer {
             now: start,
             keys: NonZeroU32::new(keys).unwrap(),
-            // A reset that is now makes a new day.
+            // `reset_after` is not zero, so the schedule begins with `remaining`.
             left,
             queued: Vec::new(),
             held: Vec::new(),
             last_use: HashMap::new(),
         };
+
         for step in steps {
             seen.step(&mut schedule, step);
             seen.check_grants(&mut schedule)?;
         }
-        // From here on everyone uses what is granted: the queue must drain, waiting only when told
-        // to.
+
+        // From here on every granted ticket is used: the queue must drain, with waits only as long
+        // as the schedule requires.
         while !seen.queued.is_empty() || !seen.held.is_empty() {
             while let Some((id, shard)) = seen.held.pop() {
                 schedule.used(seen.now, id);
@@ -422,7 +430,7 @@ proptest! {
             }
             let wait = seen.check_grants(&mut schedule)?;
             if seen.held.is_empty() && !seen.queued.is_empty() {
-                prop_assert!(wait.is_some(), "somebody waits and nobody ever wakes");
+                prop_assert!(wait.is_some(), "a shard waits and is never woken");
                 prop_assert!(wait.unwrap() > seen.now, "a spin");
                 seen.now = wait.unwrap();
                 if seen.now >= reset && seen.left == 0 {

@@ -1,4 +1,4 @@
-//! How the manager ends, and what is stored until then.
+//! How the manager ends, and when the session store is written.
 
 use std::collections::BTreeSet;
 use std::slice;
@@ -11,7 +11,7 @@ use crate::protocol::StopReason;
 use crate::shard::Shard;
 use crate::shard_id::ShardId;
 
-/// How often handlers are looked at, which tell nobody when they are done.
+/// How often handlers are polled, since they do not notify when they are done.
 const CHECK: Duration = Duration::from_millis(5);
 
 /// What the end of a manager waits for next.
@@ -19,7 +19,7 @@ const CHECK: Duration = Duration::from_millis(5);
 pub(in crate::manager) enum Ending {
     /// The shards and the supervisor.
     Shards,
-    /// Handlers, which tell nobody when they are done.
+    /// The handlers. They must be polled, since they do not notify when they are done.
     Handlers,
     /// The last write of the session store.
     Store,
@@ -28,7 +28,7 @@ pub(in crate::manager) enum Ending {
 /// What the session writer does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::manager) enum Store {
-    /// It waits, for so long unless something happens.
+    /// Waits until this instant, unless something happens before.
     Wait(Instant),
     Write {
         /// The last request that the write fulfils.
@@ -38,7 +38,8 @@ pub(in crate::manager) enum Store {
 }
 
 impl Hub {
-    /// What the end waits for next. `deadline` is that of the handlers, set here.
+    /// What the end waits for next. Sets `deadline`, that of the handlers, at the first call that
+    /// waits for them.
     pub(in crate::manager) fn poll_end(&self, deadline: &mut Option<Instant>) -> Ending {
         let delivering = {
             let state = self.state.lock();
@@ -60,7 +61,7 @@ impl Hub {
         Ending::Store
     }
 
-    /// Waits until the session store may be written a last time; the shards have stopped.
+    /// Waits until the session store may be written a last time.
     pub(in crate::manager) fn wait_end(&self) {
         let mut deadline = None;
         while self.poll_end(&mut deadline) != Ending::Store {
@@ -68,7 +69,7 @@ impl Hub {
         }
     }
 
-    /// Waits until handlers have finished what a shard delivered, up to the time-out.
+    /// Waits until handlers have finished the events of a shard, up to the handlers timeout.
     pub(in crate::manager) fn wait_for_handlers(&self, shard: &Shard) {
         let deadline = clock::now() + self.config.timing.handlers_timeout;
         while self.is_handling(slice::from_ref(shard)) && clock::now() < deadline {
@@ -76,23 +77,23 @@ impl Hub {
         }
     }
 
-    /// Whether handlers have events that these shards delivered. What is queued does not count:
-    /// nobody may take it.
+    /// Whether handlers have events of these shards. Queued events do not count, since perhaps no
+    /// handler will ever take them.
     pub(in crate::manager) fn is_handling(&self, shards: &[Shard]) -> bool {
         let ids: BTreeSet<ShardId> = shards.iter().map(Shard::id).collect();
-        // In this order: what is taken meanwhile must count.
+        // In this order, so that an event that is taken between the two reads counts.
         let outstanding: usize = shards.iter().map(|shard| shard.outstanding().0).sum();
         outstanding > self.events.queued(&ids)
     }
 
-    /// What to do with the session store, of which the `written`th request was fulfilled. It is
-    /// written when that is requested, but at `due` at the latest.
+    /// What to do with the session store; `written` is the last request that was fulfilled. The
+    /// store is written on request, and at `due` at the latest.
     #[cfg(test)]
     pub(in crate::manager) fn poll_store(&self, written: u64, due: Instant) -> Store {
         self.state.lock().poll_store(written, due)
     }
 
-    /// As [`poll_store`](Self::poll_store), and waits until it is to be written.
+    /// Waits until the store should be written. Returns the request, and whether it is the last.
     pub(in crate::manager) fn wait_for_store(&self, written: u64, due: Instant) -> (u64, bool) {
         let mut state = self.state.lock();
         loop {
@@ -105,13 +106,13 @@ impl Hub {
         }
     }
 
-    /// The manager was dropped: no call waits for its end any more.
+    /// Records that the manager was dropped: no call waits for its end any more.
     pub(in crate::manager) fn detach(&self) {
         self.state.lock().is_detached = true;
         self.notify();
     }
 
-    /// Whether the calling thread is that of a shard.
+    /// Whether the calling thread is a shard's thread.
     pub(in crate::manager) fn is_shard_thread(&self) -> bool {
         let own = thread::current().id();
         let state = self.state.lock();
@@ -120,7 +121,7 @@ impl Hub {
         threads.any(|thread| thread.thread().id() == own)
     }
 
-    /// Waits until no shard runs. A thread that is looking a host up ends by itself later.
+    /// Waits until no shard runs. A thread that is resolving a host name ends by itself later.
     pub(in crate::manager) fn join_shards(&self) {
         let threads: Vec<JoinHandle<()>> = {
             let mut state = self.state.lock();
@@ -133,12 +134,12 @@ impl Hub {
             stopped.filter_map(|entry| entry.thread.take()).collect()
         };
         for thread in threads {
-            // A shard's thread catches its panics, and tells why it stopped.
+            // A shard's thread catches its panics and reports why it stopped.
             let _ = thread.join();
         }
     }
 
-    /// The manager has ended.
+    /// Records that the manager has ended.
     pub(in crate::manager) fn set_closed(&self) {
         self.set_phase(Phase::Closed);
     }

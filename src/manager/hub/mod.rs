@@ -1,8 +1,8 @@
 //! The manager's state under its lock: the [reconciler](super::reconciler), and the shards that it
 //! decides about.
 //!
-//! Nothing foreign runs under the lock, nothing waits, and nothing is logged: what the reconciler
-//! decides is done by the [supervisor](super::supervisor).
+//! Under the lock, no user code runs, nothing waits, and nothing is logged: the
+//! [supervisor](super::supervisor) carries the reconciler's decisions out.
 
 mod ending;
 
@@ -44,7 +44,7 @@ pub(crate) struct Hub {
     pub(super) handlers: Handlers,
     pub(super) counters: Arc<AllCounters>,
     state: Mutex<State>,
-    /// Something has happened.
+    /// Notified whenever something has changed.
     changed: Condvar,
     /// How often.
     #[cfg(test)]
@@ -58,12 +58,12 @@ pub(super) struct State {
     presences: Presences,
     /// When each rate limit key last identified.
     identified: BTreeMap<u32, Identified>,
-    /// The last write of the session store that was asked for.
+    /// The last requested write of the session store.
     store: u64,
-    /// Why the manager stops, if it does. It is set before the reconciler is asked to stop.
+    /// Why the manager stops, if it does. Set before the reconciler is requested to stop.
     stopping: Option<StopReason>,
     phase: Phase,
-    /// The manager was dropped, perhaps on a thread of its own: no call waits for its end.
+    /// The manager was dropped, perhaps on one of its own threads: no call waits for its end.
     is_detached: bool,
 }
 
@@ -74,7 +74,7 @@ enum Phase {
     Supervised,
     /// No shard runs any more.
     Stopped,
-    /// The session store is to be written a last time.
+    /// The session store must be written a last time.
     LastStore,
     /// All threads have ended.
     Closed,
@@ -87,15 +87,15 @@ struct Shards {
     retired: Vec<Entry>,
     /// Gone when there will be no more events but those of shards that run.
     feed: Option<Arc<Feed>>,
-    /// That of a set which will replace the active one, or has just done so.
+    /// The feed of a set that will replace the active one, or has just done so.
     incoming: Option<Arc<Feed>>,
 }
 
 struct Entry {
     shard: Shard,
-    /// Until it is joined.
+    /// `None` once it is being joined.
     thread: Option<JoinHandle<()>>,
-    /// Another run goes on with its session.
+    /// Another run continues its session.
     is_continued: bool,
 }
 
@@ -106,6 +106,13 @@ impl Facts for Shards {
 
     fn has_read(&self, run: Run, up_to: Instant) -> bool {
         self.get(run).is_none_or(|shard| shard.has_read(up_to))
+    }
+
+    fn stopped(&self, run: Run) -> Option<StopReason> {
+        match self.get(run)?.status().state {
+            ShardState::Stopped(reason) => Some(reason),
+            _ => None,
+        }
     }
 
     fn delivered(&self, run: Run) -> u64 {
@@ -184,7 +191,7 @@ impl Hub {
         self.changed.notify_all();
     }
 
-    /// How often those who wait were woken.
+    /// How often waiting threads were woken.
     #[cfg(test)]
     pub(super) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
@@ -194,11 +201,16 @@ impl Hub {
         self.events.clone()
     }
 
-    /// Begins what a user asks for.
+    /// Begins a user's request.
     pub(super) fn ask(self: &Arc<Self>, request: Request) -> Result<Operation, Error> {
         let operation = {
             let mut state = self.state.lock();
-            let id = state.reconciler.ask(clock::now(), request)?;
+            let id = {
+                let State {
+                    reconciler, shards, ..
+                } = &mut *state;
+                reconciler.ask(clock::now(), shards, request)?
+            };
             let operation = Operation::new(self, id);
             state.operations.insert(id, operation.clone());
             operation
@@ -207,20 +219,20 @@ impl Hub {
         Ok(operation)
     }
 
-    /// Gives up a reshard. Returns whether there was one that could be.
+    /// Cancels a reshard. Returns whether one was cancelled.
     pub(super) fn cancel_reshard(&self) -> bool {
         let is_cancelled = self.state.lock().reconciler.cancel_reshard();
         self.notify();
         is_cancelled
     }
 
-    /// Tells the reconciler what has happened.
+    /// Reports an input to the reconciler.
     pub(super) fn handle(&self, input: Input) {
         self.state.lock().reconciler.handle(clock::now(), input);
         self.notify();
     }
 
-    /// A shard tells what has changed, on its own thread.
+    /// Handles a change that a shard reports on its own thread.
     pub(super) fn handle_change(&self, run: Run, change: Change) {
         {
             let mut state = self.state.lock();
@@ -258,12 +270,12 @@ impl Hub {
         self.state.lock().poll()
     }
 
-    /// Stops every shard. The first reason counts. Does not wait.
+    /// Stops every shard. The first reason is kept. Does not wait.
     pub(super) fn stop(&self, reason: StopReason) {
-        // Known before any handler ends: a call of `run` that returns is often followed by `close`,
-        // which must not come first.
+        // Set before any handler ends: after `run` returns, the program often calls `close`, whose
+        // reason must not be the first.
         let reason = *self.state.lock().stopping.get_or_insert(reason);
-        // Before any shard stops, so that no handler begins another event once one has.
+        // Before any shard stops, so that no handler begins another event once a shard has stopped.
         if matches!(reason, StopReason::Suspended | StopReason::OwnershipLost) {
             // Events that no worker has begun are redelivered to the next process, also those of a
             // handler that starts only now.
@@ -282,7 +294,7 @@ impl Hub {
         self.state.lock().stopping
     }
 
-    /// The first shard that has stopped because of something that its owner must mend.
+    /// The first shard that has stopped because of something that only the user can fix.
     pub(super) fn check(&self) -> Result<(), Error> {
         let state = self.state.lock();
         if state.stopping == Some(StopReason::OwnershipLost) {
@@ -296,7 +308,7 @@ impl Hub {
         self.state.lock().reconciler.check_idle()
     }
 
-    /// The shards that are to run.
+    /// The shards that should run.
     pub(super) fn wanted(&self) -> Vec<ShardId> {
         self.state.lock().reconciler.wanted()
     }
@@ -325,7 +337,7 @@ impl Hub {
             .collect()
     }
 
-    /// Looks at every shard, and at those that have not been opened.
+    /// Maps every opened shard with `at`, and lists the shards that have not been opened.
     pub(super) fn look<T>(
         &self,
         at: impl Fn(&Slot, &Shard) -> Option<T>,
@@ -343,7 +355,7 @@ impl Hub {
         sessions.find(|session| session.shard == id).cloned()
     }
 
-    /// Takes the session out of a run that has stopped, unless another run goes on with it.
+    /// Takes the session of a stopped run, unless another run continues it.
     pub(super) fn take_session(&self, run: Run) -> Option<Session> {
         let state = self.state.lock();
         let is_free = state.reconciler.is_stopped(run);
@@ -360,7 +372,7 @@ impl Hub {
         Some((feed, run.and_then(|run| state.shards.get(run).cloned())))
     }
 
-    /// Sends a command to the shard that has a guild.
+    /// Queues a command at the shard that has a guild.
     pub(super) fn send_to_guild(&self, guild_id: u64, command: Command) -> Result<(), SendError> {
         match self.shard_by_guild(guild_id) {
             Some(shard) => shard.send(command),
@@ -368,7 +380,7 @@ impl Hub {
         }
     }
 
-    /// Gives every shard a presence, those too that will open.
+    /// Sets the presence of every shard, including shards that open later.
     pub(super) fn broadcast(&self, presence: &Presence) -> Result<(), Error> {
         let command = Command::presence(presence)?;
         let shards: Vec<Shard> = {
@@ -378,7 +390,7 @@ impl Hub {
             }
             state.presences.set_all(command.clone());
             let entries = state.shards.by_run.values();
-            // One that has stopped gets it when it opens again.
+            // A stopped shard receives it when it opens again.
             entries
                 .inspect(|entry| entry.shard.remember_presence(&command))
                 .map(|entry| entry.shard.clone())
@@ -390,7 +402,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Blocks until every shard is ready at once, and its guilds are in, if they are asked for.
+    /// Blocks until all shards are ready at once, and if requested, their guilds have arrived.
     pub(super) fn wait_ready(
         &self,
         deadline: Option<Instant>,
@@ -429,8 +441,8 @@ impl Hub {
         }
     }
 
-    /// What the next process needs: the sessions at their low-water marks, of the shards that run
-    /// and of those that will.
+    /// What the next process needs: the sessions of the shards that run and of those that will,
+    /// each at its low-water mark (the sequence up to which all events are handled).
     pub(super) fn saved(&self) -> Saved {
         let state = self.state.lock();
         let identified = state.identified.values().cloned().collect();
@@ -439,7 +451,7 @@ impl Hub {
         if !state.reconciler.stopping().is_some_and(has_ended) {
             let active = state.reconciler.all_active();
             sessions.extend(state.reconciler.unopened_sessions().cloned());
-            // One that is to open with a session does not need the one that it had.
+            // A shard that will open with a session does not need its previous one.
             let given: HashSet<ShardId> = sessions.iter().map(|session| session.shard).collect();
             let active = active.filter(|slot| !given.contains(&slot.run.shard));
             sessions.extend(active.filter_map(|slot| state.shards.get(slot.run)?.session()));
@@ -452,7 +464,7 @@ impl Hub {
     }
 }
 
-/// What the supervisor does with the state.
+/// The supervisor's access to the state.
 impl Hub {
     /// Where a run puts its events, and where it begins. `None` if the stream has ended.
     pub(super) fn beginning(
@@ -478,7 +490,7 @@ impl Hub {
         Some((feed, beginning))
     }
 
-    /// A run's thread exists. Returns the presence that it should have.
+    /// Adds a run whose thread exists. Returns the presence that it should have.
     pub(super) fn insert(
         &self,
         shard: &Shard,
@@ -498,7 +510,7 @@ impl Hub {
         };
 
         let run = shard.run();
-        // Asked before the shard is there itself.
+        // Read before the shard itself is added.
         let presence = state.presence_of(run.shard);
         state.shards.by_run.insert(run, entry);
         let input = Input::Opened(run);
@@ -515,7 +527,7 @@ impl Hub {
         self.state.lock().shards.shards_of(runs)
     }
 
-    /// Forgets a run. Returns its shard, and its session if that is lost with it.
+    /// Removes a run. Returns its shard, and its session if that is lost with it.
     pub(super) fn retire(&self, run: Run) -> Option<(Shard, Option<Session>)> {
         let mut state = self.state.lock();
         let entry = state.shards.by_run.remove(&run)?;
@@ -531,35 +543,35 @@ impl Hub {
         Some((shard, lost))
     }
 
-    /// Where events go that are no shard's.
+    /// The feed for events that do not come from a shard.
     pub(super) fn feed(&self) -> Option<Arc<Feed>> {
         self.state.lock().shards.feed.clone()
     }
 
-    /// A set is going to replace the active one.
+    /// Sets the feed of the set that will replace the active one.
     pub(super) fn set_incoming(&self, incoming: Arc<Feed>) {
         self.state.lock().shards.incoming = Some(incoming);
     }
 
-    /// The set that was to replace the active one, or has.
+    /// Takes the feed of the set that would replace the active one, or has replaced it.
     pub(super) fn take_incoming(&self) -> Option<Arc<Feed>> {
         self.state.lock().shards.incoming.take()
     }
 
-    /// The new set is the active one. Returns the old one's feed.
+    /// Makes the new set the active one. Returns the old set's feed.
     pub(super) fn make_incoming_active(&self) -> Option<Arc<Feed>> {
         let shards = &mut self.state.lock().shards;
         let incoming = shards.incoming.clone();
         std::mem::replace(&mut shards.feed, incoming)
     }
 
-    /// Ends the stream: no shard runs, or will. A thread that is looking a name up may still have an
-    /// feed, but what it puts there is dropped.
+    /// Ends the stream: no shard runs, or will. A thread that is resolving a host name may still
+    /// have a feed, but events that it puts there are dropped.
     pub(super) fn end_stream(&self) {
         drop(self.take_outlets());
         self.events.end();
         if self.stopping() == Some(StopReason::OwnershipLost) {
-            // Their new owner gets them, too.
+            // The new owner of the shards receives these events, too.
             self.events.discard();
         }
     }
@@ -569,7 +581,7 @@ impl Hub {
         [shards.feed.take(), shards.incoming.take()]
     }
 
-    /// A request has ended.
+    /// Finishes the operation of a request that has ended.
     pub(super) fn finish(&self, id: OperationId, outcome: Result<(), Failure>) {
         let operation = self.state.lock().operations.remove(&id);
         if let Some(operation) = operation {
@@ -577,13 +589,13 @@ impl Hub {
         }
     }
 
-    /// The session store is to be written, by the number of the request.
+    /// Requests a write of the session store, with the number of the request.
     pub(super) fn set_store(&self, store: u64) {
         self.state.lock().store = store;
         self.notify();
     }
 
-    /// No shard runs any more, nor will.
+    /// Records that no shard runs, or will.
     pub(super) fn set_stopped(&self) {
         self.set_phase(Phase::Stopped);
     }

@@ -1,4 +1,4 @@
-//! What a transition wants to know of shards, by their newest runs.
+//! What a transition must know about shards, taken from their newest runs.
 #![deny(clippy::disallowed_methods)]
 
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ use crate::protocol::Session;
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
-/// What the transition asks about shards, of their newest runs.
+/// Answers the transition's questions about shards from their newest runs.
 pub(super) struct Known<'a, F> {
     pub(super) slots: &'a BTreeMap<ShardId, Slot>,
     pub(super) opening: &'a BTreeMap<ShardId, Opening>,
@@ -22,7 +22,7 @@ pub(super) struct Known<'a, F> {
     pub(super) facts: &'a F,
     pub(super) skew: Duration,
     pub(super) now: Instant,
-    /// Those that may not have read far enough, or have not been asked.
+    /// Runs that may not have read far enough, and should be probed.
     pub(super) behind: RefCell<Vec<Run>>,
 }
 

@@ -1,4 +1,4 @@
-//! What others want to know of the shards.
+//! Read access to the shards for other modules.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;
@@ -10,11 +10,12 @@ use crate::protocol::{Session, ShardState, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
-/// Whether every shard that is to run is ready.
+/// Whether every shard that should run is ready.
 #[derive(Debug)]
 pub(in crate::manager) enum Readiness {
     Ready,
-    /// How many of how many are, the first shard that is not, and its run if it has one.
+    /// The number of ready shards, the number of shards, and the first shard that is not ready,
+    /// with its run if it has one.
     NotReady {
         ready: usize,
         total: usize,
@@ -32,7 +33,7 @@ impl Reconciler {
         Some(slot.run)
     }
 
-    /// Those that are to run, and those that were closed by hand.
+    /// The shards that should run, and those that were closed on request.
     pub(in crate::manager) fn all_active(&self) -> impl Iterator<Item = &Slot> {
         self.with_role(Role::Active)
     }
@@ -51,7 +52,7 @@ impl Reconciler {
         self.slots.get(&shard).map(|slot| slot.run)
     }
 
-    /// Whether a run is over, and no other one of its shard begins.
+    /// Whether a run is over and its shard does not begin another one.
     pub(in crate::manager) fn is_stopped(&self, run: Run) -> bool {
         let slot = self.slots.get(&run.shard).filter(|slot| slot.run == run);
         slot.is_some_and(Slot::is_over) && !self.transition.is_opening(run.shard)
@@ -68,12 +69,12 @@ impl Reconciler {
         wanted.find_map(|id| self.newest(id))
     }
 
-    /// The shards that are to run.
+    /// The shards that should run.
     pub(in crate::manager) fn wanted(&self) -> Vec<ShardId> {
         self.wanted.iter().copied().collect()
     }
 
-    /// Shards that are to run and have not been opened.
+    /// Shards that should run and have not been opened.
     pub(in crate::manager) fn unopened(&self) -> Vec<ShardId> {
         let wanted = self.wanted.iter();
         let unopened = wanted.filter(|shard| !self.slots.contains_key(shard));
@@ -85,7 +86,7 @@ impl Reconciler {
         self.sessions.values()
     }
 
-    /// Those that have delivered events which handlers may have.
+    /// The runs whose delivered events handlers may still have.
     pub(in crate::manager) fn delivering(&self) -> Vec<Run> {
         let outgoing = self.with_role(Role::Outgoing).map(|slot| slot.run);
         let outgoing: Vec<Run> = outgoing.collect();
@@ -111,7 +112,7 @@ impl Reconciler {
         self.stopping
     }
 
-    /// Whether every shard is ready at once, and its guilds are in, if they are asked for.
+    /// Whether all shards are ready at once, and with `with_guilds`, their guilds have arrived.
     ///
     /// # Errors
     /// [`Error::Stopped`] if one has stopped; [`Error::Closed`].
@@ -152,7 +153,7 @@ impl Reconciler {
         })
     }
 
-    /// The first shard that has stopped because of something that its owner must mend.
+    /// Fails with the first shard that has stopped because of something that only the user can fix.
     ///
     /// # Errors
     /// [`Error::Stopped`]; [`Error::OwnershipLost`].
@@ -173,7 +174,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Whether all shards may be replaced.
+    /// Checks that all shards may be replaced now.
     ///
     /// # Errors
     /// [`Error::Busy`]; [`Error::Closed`].
@@ -191,7 +192,7 @@ impl Reconciler {
         }
     }
 
-    /// Whether single shards may be changed.
+    /// Checks that single shards may be changed now.
     pub(super) fn check_free(&self) -> Result<(), Error> {
         if self.reshard.is_some() {
             return Err(Error::Busy {
@@ -206,7 +207,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// A shard that is to run and has guilds of one of these, which are not.
+    /// A shard that should run and shares guilds with one of `shards`, but is not one of them.
     pub(super) fn overlapping(&self, shards: &[ShardId]) -> Option<ShardId> {
         let new = shards.iter().filter(|shard| !self.wanted.contains(shard));
         let mut with = new.filter_map(|shard| {

@@ -1,8 +1,8 @@
-//! What runs, what is wanted, and what follows: every decision of the manager.
+//! Makes every decision of the manager: which shards run, which should run, and what to do next.
 //!
-//! The [reconciler](Reconciler) is told what happens, and asked what is to be done. It holds no
-//! thread, socket, lock or clock, and writes no log: what it decides comes out of
-//! [`poll`](Reconciler::poll), in order, and the [supervisor](super::supervisor) does it.
+//! The [reconciler](Reconciler) receives what happens as [`Input`]. It holds no thread, socket,
+//! lock or clock, and writes no log. [`poll`](Reconciler::poll) returns its decisions in order, and
+//! the [supervisor](super::supervisor) carries them out.
 #![deny(clippy::disallowed_methods)]
 
 mod known;
@@ -39,20 +39,20 @@ use crate::shard::{Change, Run};
 use crate::shard_id::ShardId;
 use crate::timing::Timing;
 
-/// What the reconciler goes by.
+/// The settings of the reconciler.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) max_concurrency: NonZeroU32,
     pub(super) timing: Timing,
     pub(super) auto_split: Option<u32>,
     pub(super) auto_reshard: Option<AutoReshard>,
-    /// The number of shards in all, if the user has set it.
+    /// The total number of shards, if the user has set it.
     pub(super) explicit_total: Option<u32>,
     /// Whether sessions are stored.
     pub(super) has_store: bool,
 }
 
-/// What a user asks for.
+/// A user's request.
 #[derive(Debug)]
 pub(super) enum Request {
     Open(ShardId, Option<Session>),
@@ -69,22 +69,22 @@ pub(super) enum Request {
     },
 }
 
-/// What happens.
+/// An event that the reconciler must know of.
 #[derive(Debug)]
 pub(super) enum Input {
     /// A shard's thread exists, and will start once this has been handled.
     Opened(Run),
     /// A shard could not be opened or restarted.
     Failed(Run, Why),
-    /// A shard knows that it is to restart.
+    /// A shard has received the request to restart.
     Restarts(Run),
     /// Something has changed at a shard.
     Changed(Run, Change),
-    /// A shard that was asked to stop is looking a host's name up.
+    /// A shard that was requested to stop is resolving a host name.
     Abandoned(Run),
-    /// The session store holds what was to be stored by that [`Output::Store`].
+    /// The session store holds everything that this [`Output::Store`] requested.
     Stored(u64),
-    /// What Discord says about the number of shards; `None` if it could not be asked.
+    /// Discord's answer about the number of shards; `None` if the query failed.
     Gateway(Question, Option<Answer>),
     /// The manager is closed or suspended.
     Stop(StopReason),
@@ -94,10 +94,10 @@ pub(super) enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     /// The operating system has no thread or descriptor left.
-    SessionStartPolicy,
-    /// Its settings cannot be used.
+    Shortage,
+    /// Its settings are invalid.
     Settings,
-    /// It had stopped when it was to restart.
+    /// It had stopped before it could restart.
     Stopped,
 }
 
@@ -109,17 +109,17 @@ pub(super) enum Set {
     Incoming,
 }
 
-/// What is to be done.
+/// The next thing to do.
 #[derive(Debug)]
 pub(super) enum Output {
-    /// Start a shard's thread. Unless a session is given, it goes on where `previous` has stopped.
+    /// Start a shard's thread. Without a session, it continues where `previous` has stopped.
     Open {
         run: Run,
         previous: Option<Run>,
         session: Option<Session>,
         set: Set,
     },
-    /// Have a shard connect anew.
+    /// Have a shard reconnect.
     Restart(Run),
     /// End a shard's session, and stop it.
     Close(Run),
@@ -129,18 +129,18 @@ pub(super) enum Output {
     Leave(Run),
     /// Have a shard find out how far it has read.
     Probe(Run),
-    /// A run that nobody will ask for any more.
+    /// Forget a run that is no longer needed.
     Retire(Run),
-    /// Ask Discord about the number of shards, and say what it answers.
+    /// Query Discord for the number of shards, and report the answer as [`Input::Gateway`].
     AskGateway(Question),
-    /// Write the session store, and say when it holds what there is now.
+    /// Write the session store, and report when it holds the current state, as [`Input::Stored`].
     Store(u64),
-    /// From now on the events of the old set are compared with those of a new one, which are held.
+    /// Hold the events of a new set from now on, and compare them with those of the old set.
     Replace {
         old: Vec<ShardId>,
         new: Vec<ShardId>,
     },
-    /// The new set is not needed after all.
+    /// Discard the new set: it is not needed after all.
     Abandon,
     /// The old set is about to close, and its commands are for the new one.
     Commit { from: Vec<Run>, to: Vec<Run> },
@@ -150,23 +150,27 @@ pub(super) enum Output {
     Emit(ShardId, EventKind),
     /// A request has ended.
     Finish(OperationId, Result<(), Failure>),
-    /// No event follows but those of shards that run.
+    /// End the stream: no event follows except those of shards that run.
     EndStream,
     /// Write a line into the log.
     Log(Note),
-    /// Nothing is to be done before that instant, or before something happens.
+    /// Wait until that instant, or until something happens.
     Wait(Option<Instant>),
-    /// Nothing runs any more, nor will.
+    /// Stop: nothing runs, or will.
     End,
 }
 
-/// What only the shards know. Asked under the manager's lock: it must not call anything foreign.
+/// What only the shards know. Called under the manager's lock, so it must not call user code.
 pub(super) trait Facts {
     /// Whether a shard, also one that has stopped, has a session that can be resumed.
     fn has_session(&self, run: Run) -> bool;
 
     /// Whether a shard has read all that was sent to any session before an instant, or never will.
     fn has_read(&self, run: Run, up_to: Instant) -> bool;
+
+    /// Why a shard has stopped, if it has. Users see that before its thread has ended, and so before
+    /// the reconciler is told.
+    fn stopped(&self, run: Run) -> Option<StopReason>;
 
     /// How many events a shard has delivered.
     fn delivered(&self, run: Run) -> u64;
@@ -177,7 +181,7 @@ pub(super) trait Facts {
     /// Whether all events that a shard delivered have been handled.
     fn is_all_handled(&self, run: Run) -> bool;
 
-    /// Whether the new set would repeat an event if it took over now.
+    /// Whether an event would be delivered twice if the new set took over now.
     fn is_in_doubt(&self) -> bool;
 }
 
@@ -192,29 +196,29 @@ pub(super) struct Slot {
     restart: Restart,
 }
 
-/// Whether a restart was requested that a shard does not know of: if it stops, it opens again.
+/// Whether a requested restart has not reached the shard. If it stops then, it is opened again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Restart {
     No,
     Requested,
-    /// It knows of it, but will have stopped before it comes to it.
+    /// The shard has received the request, but will stop before it can restart.
     Missed,
 }
 
-/// Whether a shard was asked to stop.
+/// Whether a shard was requested to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     No,
     Asked,
-    /// It was, while it looked a host's name up, which nothing can interrupt: it will not connect
-    /// any more, and is not waited for.
+    /// It was, while it resolved a host name, which cannot be interrupted. It will not connect any
+    /// more, and no request waits for it.
     Abandoned,
 }
 
 /// What a shard is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// It is to run.
+    /// It should run.
     Active,
     /// It will replace others.
     Incoming,
@@ -230,7 +234,7 @@ pub(super) struct Reconciler {
     settings: Settings,
     slots: BTreeMap<ShardId, Slot>,
     opening: BTreeMap<ShardId, Opening>,
-    /// Those that are to run; while others are to replace them, those that run until then.
+    /// The shards that should run; during a reshard, the old set.
     wanted: BTreeSet<ShardId>,
     transition: Transition,
     operations: Operations,
@@ -240,15 +244,15 @@ pub(super) struct Reconciler {
     outputs: VecDeque<Output>,
     stopping: Option<StopReason>,
     stream_ended: bool,
-    /// How often the store was to be written, and which of those it holds.
+    /// The number of requested writes of the store, and the last one that it holds.
     stores: u64,
     stored: u64,
-    /// Discord is being asked for a number of shards that it takes; until then nothing runs.
+    /// Discord is being queried for a number of shards that it accepts; until then nothing runs.
     is_asking: bool,
-    /// Discord is being asked whether the shards are too full.
+    /// Discord is being queried to see whether the shards are too full.
     is_checking: bool,
     next_check: Option<Instant>,
-    /// When shards that lag behind may be asked again how far they have read.
+    /// When shards that lag may be probed again for how far they have read.
     next_probe: Option<Instant>,
     shortage_pause: Duration,
     runs: u64,
@@ -260,7 +264,7 @@ impl Slot {
         !matches!(self.stage, ShardState::Stopped(_))
     }
 
-    /// Whether nothing more comes from it, even if its thread has not ended.
+    /// Whether the run reports nothing more, even if its thread has not ended.
     fn is_over(&self) -> bool {
         !self.runs() || self.ending == Ending::Abandoned
     }
@@ -271,7 +275,7 @@ impl Slot {
 }
 
 impl Reconciler {
-    /// Shards that are to run, some with a session.
+    /// Begins with the shards that should run, some with a session.
     pub(super) fn new(
         now: Instant,
         settings: Settings,
@@ -309,13 +313,16 @@ impl Reconciler {
         reconciler
     }
 
-    /// Begins what a user asks for, if it can be done now.
-    pub(super) fn ask(&mut self, now: Instant, request: Request) -> Result<OperationId, Error> {
-        if self.stopping.is_some() || self.stream_ended {
-            return Err(Error::Closed);
-        }
+    /// Begins a user's request, if that is possible now.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        facts: &impl Facts,
+        request: Request,
+    ) -> Result<OperationId, Error> {
+        self.check_running()?;
         match request {
-            Request::Open(shard, session) => self.open(shard, session),
+            Request::Open(shard, session) => self.open(facts, shard, session),
             Request::Close(shard) => self.close(shard, false),
             Request::Suspend(shard) => self.close(shard, true),
             Request::Restart(shard) => self.restart([shard], 1),
@@ -329,7 +336,14 @@ impl Reconciler {
         }
     }
 
-    /// Takes in what has happened.
+    fn check_running(&self) -> Result<(), Error> {
+        if self.stopping.is_some() || self.stream_ended {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+
+    /// Handles an input.
     pub(super) fn handle(&mut self, now: Instant, input: Input) {
         match input {
             Input::Opened(run) => self.handle_opened(run),
@@ -343,7 +357,7 @@ impl Reconciler {
         }
     }
 
-    /// What to do next.
+    /// Returns what to do next.
     pub(super) fn poll(&mut self, now: Instant, facts: &impl Facts) -> Output {
         if let Some(output) = self.next_output() {
             return output;
@@ -357,7 +371,7 @@ impl Reconciler {
             };
         }
 
-        // Only once everything else has been done: a request that comes before keeps the stream open.
+        // Only after everything else: an earlier request keeps the stream open.
         self.end_if_over();
         self.check_timers(now);
         loop {
@@ -444,7 +458,7 @@ impl Reconciler {
     fn handle_change(&mut self, run: Run, change: Change) {
         let shard = run.shard;
         let Some(slot) = self.slots.get_mut(&shard).filter(|slot| slot.run == run) else {
-            // It has been replaced, and only its thread's end matters, to those who join it.
+            // The run has been replaced; only the end of its thread matters, for joining it.
             return;
         };
 
@@ -479,8 +493,8 @@ impl Reconciler {
             }
             Change::ShardState(stage) => {
                 self.operations.handle(shard, stage);
-                // A process that starts again within seconds must know of an IDENTIFY, and one that
-                // is killed of a session.
+                // If the process restarts within seconds, the next one must know of an IDENTIFY; if
+                // it is killed, the next one must know of the session.
                 if matches!(stage, ShardState::Identifying | ShardState::Ready) {
                     self.store();
                 }
@@ -498,7 +512,7 @@ impl Reconciler {
         }
     }
 
-    /// Restarts that were requested will not happen.
+    /// Forgets requested restarts that will not happen.
     fn forget_restarts(&mut self, shards: &[ShardId]) {
         for shard in shards {
             if let Some(slot) = self.slots.get_mut(shard) {
@@ -515,7 +529,8 @@ impl Reconciler {
         self.outputs.push_back(how(slot.run));
     }
 
-    /// A shard that is to stop looks a name up: that may take long, and nothing more comes from it.
+    /// Stops waiting for a stopping shard that resolves a host name: that may take long, and the
+    /// shard reports nothing more.
     fn abandon(&mut self, run: Run) {
         let shard = run.shard;
         let slot = self.slots.get_mut(&shard);
@@ -532,14 +547,14 @@ impl Reconciler {
         }
     }
 
-    /// A run that has stopped, or will as soon as it can, makes room.
+    /// Retires a run that has stopped, or will as soon as it can, so that another can open.
     fn retire(&mut self, shard: ShardId) {
         if let Some(slot) = self.slots.remove(&shard) {
             self.outputs.push_back(Output::Retire(slot.run));
         }
     }
 
-    /// Has the session store written soon. Returns which time that is.
+    /// Requests a write of the session store. Returns the number of the request.
     fn store(&mut self) -> u64 {
         self.stores += 1;
         if self.settings.has_store {

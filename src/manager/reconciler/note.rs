@@ -1,4 +1,4 @@
-//! What the manager writes into the log.
+//! The log lines of the manager.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,16 +21,16 @@ pub(in crate::manager) enum Note {
     FullDuringReshard(ShardId),
     /// What stopped a shard would stop the others.
     NoMoreOpened { shard: ShardId, reason: StopReason },
-    /// Discord takes another number of shards.
+    /// Discord requires another number of shards.
     TotalRefused { total: u32, to: Vec<ShardId> },
-    /// A reshard was given up.
+    /// A reshard was cancelled or failed.
     ReshardGivenUp(Failure),
     /// The new shards deliver.
     HandedOver {
         from: Vec<ShardId>,
         to: Vec<ShardId>,
     },
-    /// The new shards deliver although handlers have events of the old ones.
+    /// The new shards deliver although handlers still have events of the old ones.
     HandlersNotDone(Duration),
     /// How full the shards are.
     Fullness { fullness: f64, recommended: u32 },
@@ -96,7 +96,7 @@ impl fmt::Display for Note {
             }
             Self::ReshardGivenUp(failure) => {
                 let error = Error::from(*failure);
-                write!(f, "reshard given up; the old shards keep running: {error}")
+                write!(f, "reshard failed; the old shards keep running: {error}")
             }
             Self::HandedOver { from, to } => {
                 write!(f, "{} have taken over from {}", list(to), list(from))
@@ -120,7 +120,7 @@ impl fmt::Display for Note {
 }
 
 impl Note {
-    /// What follows from how full the shards are.
+    /// Writes what happens because of how full the shards are.
     fn write_consequence(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fullness { recommended, .. } => {
@@ -142,7 +142,7 @@ impl Note {
     }
 }
 
-/// Shards in words.
+/// Formats a list of shards; more than 8 are shortened to a range.
 fn list(shards: &[ShardId]) -> String {
     match shards {
         [first, .., last] if shards.len() > 8 => {

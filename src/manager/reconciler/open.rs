@@ -1,4 +1,4 @@
-//! How a shard opens, and what if it does not.
+//! How a shard opens, and what happens if it cannot.
 #![deny(clippy::disallowed_methods)]
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::protocol::{ShardState, StopReason};
 use crate::shard::Run;
 use crate::shard_id::ShardId;
 
-/// The first pause after the operating system had no thread or descriptor left for a shard; it
+/// The first pause after the operating system had no thread or descriptor left for a shard. It
 /// doubles each time.
 pub(super) const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -27,7 +27,7 @@ pub(super) struct Opening {
 }
 
 impl Reconciler {
-    /// A shard opens when it is its turn.
+    /// Queues a shard to be opened in its turn.
     pub(super) fn plan_to_open(&mut self, shard: ShardId) {
         let is_kept = |slot: &Slot| {
             let left_alone = [StopReason::Suspended, StopReason::Panicked];
@@ -74,7 +74,7 @@ impl Reconciler {
             return;
         };
         self.shortage_pause = SHORTAGE_PAUSE;
-        // From here on it is the shard that knows it.
+        // From here on the shard owns the session.
         self.sessions.remove(&shard);
         let role = self.role_of(opening);
         self.retire(shard);
@@ -89,7 +89,7 @@ impl Reconciler {
         };
         self.slots.insert(shard, slot);
 
-        // What was asked for while it was being opened.
+        // Requests that came while it was being opened.
         match (self.stopping, role) {
             (Some(reason), role) => self.ask_to_stop(shard, how_to_stop(reason, role)),
             (None, Role::Active) if opening.is_suspended => {
@@ -113,7 +113,7 @@ impl Reconciler {
                 let closed = ShardState::Stopped(StopReason::Closed);
                 self.operations.handle(shard, closed);
             }
-            Why::SessionStartPolicy => {
+            Why::Shortage => {
                 let pause = self.shortage_pause;
                 self.shortage_pause = (pause * 2).min(MAX_SHORTAGE_PAUSE);
                 self.transition.put_back(shard, now + pause);
@@ -144,7 +144,7 @@ impl Reconciler {
         opening.is_suspended || self.role_of(opening) == Role::Discarded
     }
 
-    /// What a shard is for whose thread was started.
+    /// The role of a shard whose thread was started.
     pub(super) fn role_of(&self, opening: Opening) -> Role {
         let reshard = self.reshard.as_ref().map(|reshard| reshard.number);
         match opening.reshard {
@@ -152,7 +152,7 @@ impl Reconciler {
             None if opening.is_suspended || self.wanted.contains(&opening.run.shard) => {
                 Role::Active
             }
-            // What it was for was cancelled, or it was closed, meanwhile.
+            // Meanwhile the reshard that needed it was cancelled, or it was closed.
             _ => Role::Discarded,
         }
     }
@@ -163,7 +163,7 @@ impl Reconciler {
         if let Some(slot) = self.slots.get_mut(&shard) {
             slot.restart = Restart::No;
         }
-        // It has left, for those who wait until it is ready again.
+        // For requests that wait until it is ready again: it has left the ready state.
         self.operations.handle(shard, ShardState::Waiting);
         self.plan_to_open(shard);
     }

@@ -1,4 +1,4 @@
-//! What users wait for: which shards each request still needs, and how it ended.
+//! The requests that users wait for: which shards each still needs, and how it ended.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -11,14 +11,14 @@ use crate::shard_id::ShardId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::manager) struct OperationId(u64);
 
-/// What a shard is waited for to do.
+/// What a request waits for a shard to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
     Ready,
-    /// Ready, after it has left; `true` once it has.
+    /// Ready again after a restart; `true` once it has left the ready state.
     ReadyAgain(bool),
     Stopped,
-    /// Nothing that it does by itself.
+    /// The hand-over of a reshard, which no state of the shard completes.
     HandOver,
 }
 
@@ -29,7 +29,7 @@ pub(in crate::manager) enum Failure {
         shard: ShardId,
         reason: StopReason,
     },
-    /// Its settings cannot be used.
+    /// A shard's settings are invalid.
     Settings {
         shard: ShardId,
     },
@@ -66,7 +66,7 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    /// A request that is finished once each of these shards has reached its goal.
+    /// Begins a request that is finished once each of these shards has reached its goal.
     pub(super) fn begin(
         &mut self,
         goals: impl IntoIterator<Item = (ShardId, Goal)>,
@@ -101,7 +101,7 @@ impl Operations {
             .unwrap_or_default()
     }
 
-    /// A shard has another state.
+    /// Handles the new state of a shard.
     pub(super) fn handle(&mut self, shard: ShardId, stage: ShardState) {
         self.finish_where(|goals| {
             let goal = goals.get_mut(&shard)?;
@@ -122,7 +122,7 @@ impl Operations {
         });
     }
 
-    /// None of these shards will reach its goal.
+    /// Fails the requests that wait for these shards, which will not reach their goals.
     pub(super) fn fail(&mut self, shards: &[ShardId], failure: Failure) {
         self.finish_where(|goals| {
             let is_meant = shards.iter().any(|shard| goals.contains_key(shard));
@@ -130,12 +130,12 @@ impl Operations {
         });
     }
 
-    /// Nothing that was requested will happen.
+    /// Fails all requests.
     pub(super) fn fail_all(&mut self, failure: Failure) {
         self.finish_where(|_| Some(Err(failure)));
     }
 
-    /// These shards take the place of one.
+    /// Makes requests that wait for a shard wait for these shards instead.
     pub(super) fn replace(&mut self, shard: ShardId, by: &[ShardId]) {
         for goals in self.pending.values_mut() {
             if let Some(Goal::Ready | Goal::ReadyAgain(_)) = goals.get(&shard) {
@@ -145,7 +145,7 @@ impl Operations {
         }
     }
 
-    /// A request has ended, whatever it still waits for.
+    /// Ends a request, whatever it still waits for.
     pub(super) fn finish(&mut self, id: OperationId, outcome: Result<(), Failure>) {
         if self.pending.remove(&id).is_some() {
             self.finished.push((id, outcome));

@@ -1,7 +1,7 @@
-//! What users ask for of single shards.
+//! User requests that concern single shards.
 #![deny(clippy::disallowed_methods)]
 
-use super::{Goal, OperationId, Output, Reconciler, Restart, Role};
+use super::{Ending, Facts, Goal, OperationId, Output, Reconciler, Restart, Role};
 use crate::error::Error;
 use crate::protocol::{Session, ShardState, StopReason};
 use crate::shard_id::ShardId;
@@ -9,11 +9,14 @@ use crate::shard_id::ShardId;
 impl Reconciler {
     pub(super) fn open(
         &mut self,
+        facts: &impl Facts,
         shard: ShardId,
         session: Option<Session>,
     ) -> Result<OperationId, Error> {
         self.check_free()?;
-        let runs = self.slots.get(&shard).is_some_and(|slot| !slot.is_over());
+        let running = self.slots.get(&shard).filter(|slot| !slot.is_over());
+        let stopped = running.and_then(|slot| facts.stopped(slot.run));
+        let runs = running.is_some() && stopped.is_none();
         if self.transition.is_opening(shard) || runs {
             return Err(if self.wanted.contains(&shard) {
                 Error::AlreadyOpen { shard }
@@ -30,8 +33,22 @@ impl Reconciler {
         self.wanted.insert(shard);
         self.sessions
             .extend(session.map(|session| (shard, session)));
-        self.plan_to_open(shard);
+        match stopped {
+            Some(reason) => self.open_once_ended(shard, reason),
+            None => self.plan_to_open(shard),
+        }
         Ok(self.operations.begin([(shard, Goal::Ready)]))
+    }
+
+    /// Restarts a shard whose thread is about to end: it opens again once that has happened.
+    /// Operations that wait for its stop are done.
+    fn open_once_ended(&mut self, shard: ShardId, reason: StopReason) {
+        self.operations.handle(shard, ShardState::Stopped(reason));
+        if let Some(slot) = self.slots.get_mut(&shard) {
+            slot.ending = Ending::No;
+            slot.restart = Restart::Requested;
+            self.transition.restart([shard], 1);
+        }
     }
 
     pub(super) fn close(
@@ -69,8 +86,8 @@ impl Reconciler {
         Ok(operation)
     }
 
-    /// Restarts those that run, and opens those that have stopped; those that are on their way go
-    /// on.
+    /// Restarts the shards that run, and opens those that have stopped. Shards that are opening or
+    /// restarting already are left as they are.
     pub(super) fn restart(
         &mut self,
         shards: impl IntoIterator<Item = ShardId>,

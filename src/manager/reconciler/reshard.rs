@@ -16,12 +16,12 @@ pub(super) struct Reshard {
     pub(super) number: u64,
     pub(super) to: Vec<ShardId>,
     operation: OperationId,
-    /// When it is given up.
+    /// When it is cancelled.
     deadline: Instant,
-    /// The old set closes: there is no way back.
+    /// The old set is closing, so the reshard can no longer be cancelled.
     pub(super) is_committed: bool,
-    /// The old set does not close before the store holds the new one's sessions, or the instant has
-    /// come.
+    /// The old set does not close before the store holds the new set's sessions or this instant is
+    /// reached.
     store: Option<(u64, Instant)>,
     /// Until when handlers are waited for; set once the old set has stopped.
     handlers_until: Option<Instant>,
@@ -52,7 +52,7 @@ impl Reconciler {
             old: old.clone(),
             new: to.clone(),
         });
-        // What stopped earlier under one of the new ids makes room.
+        // Earlier, stopped runs of the new ids make room.
         for shard in &to {
             self.retire(*shard);
         }
@@ -77,8 +77,8 @@ impl Reconciler {
         Ok(operation)
     }
 
-    /// How long a reshard may take: what the identify limit costs so many shards, and the user's
-    /// timeout.
+    /// How long a reshard may take: the time that this number of shards needs under the identify
+    /// limit, plus the user's timeout.
     fn time_for(&self, shards: usize) -> Duration {
         let timing = &self.settings.timing;
         let at_once = self.transition.max_concurrency().get() as usize;
@@ -87,19 +87,19 @@ impl Reconciler {
         identifies.saturating_add(timing.reshard_timeout)
     }
 
-    /// When the reshard is given up, if there is one that can be.
+    /// When the reshard is cancelled, if there is one that can be cancelled.
     pub(super) fn reshard_deadline(&self) -> Option<Instant> {
         let reshard = self.reshard.as_ref();
         let reshard = reshard.filter(|reshard| !reshard.is_committed)?;
         Some(reshard.deadline)
     }
 
-    /// Whether the shards are to be replaced, and that can still be given up.
+    /// Whether a reshard is in progress that can still be cancelled.
     pub(super) fn has_way_back(&self) -> bool {
         self.reshard_deadline().is_some()
     }
 
-    /// Gives up a reshard because the user wants that. Returns whether there was one that could be.
+    /// Cancels a reshard at the user's request. Returns whether one was cancelled.
     pub(in crate::manager) fn cancel_reshard(&mut self) -> bool {
         let is_cancelled = self.has_way_back() && self.stopping.is_none();
         if is_cancelled {
@@ -108,7 +108,7 @@ impl Reconciler {
         is_cancelled
     }
 
-    /// The old shards go on, the new ones close.
+    /// Ends a reshard with a failure: the old shards continue, the new ones close.
     pub(super) fn give_up_reshard(&mut self, failure: Failure) {
         let Some(operation) = self.drop_reshard() else {
             return;
@@ -127,10 +127,10 @@ impl Reconciler {
         Some(reshard.operation)
     }
 
-    /// The old set is going to close. From here on the new one is that which is looked up, stored
-    /// and suspended, but its events are held until the old one has stopped.
+    /// Begins to close the old set. From here on lookups, the store and suspension use the new set,
+    /// but its events are held until the old set has stopped.
     pub(super) fn commit(&mut self, now: Instant) {
-        // The sessions of the old set are about to end: those of the new one are stored before that.
+        // The old set's sessions are about to end, so the new set's are stored first.
         let deadline = now + self.settings.timing.handlers_timeout;
         let Some(reshard) = &mut self.reshard else {
             return;
@@ -156,15 +156,16 @@ impl Reconciler {
         }
     }
 
-    /// Until when the old set must not close, since the store does not hold the new one's sessions.
+    /// Until when the old set must not close, because the store does not hold the new set's
+    /// sessions yet.
     pub(super) fn waits_for_store(&self, now: Instant) -> Option<Instant> {
         let (store, until) = self.reshard.as_ref()?.store?;
         (self.stored < store && now < until).then_some(until)
     }
 
-    /// The old set has stopped: its handlers finish, so that a guild's events stay in order even if
-    /// another worker gets those of its new shard; then the new one takes over. Returns when to look
-    /// again.
+    /// After the old set has stopped, waits for its handlers, then lets the new set take over. The
+    /// wait keeps a guild's events in order even if another worker receives those of the new shard.
+    /// Returns when to check again.
     pub(super) fn hand_over(&mut self, now: Instant, facts: &impl Facts) -> Option<Instant> {
         let timeout = self.settings.timing.handlers_timeout;
         let reshard = self.reshard.as_mut()?;

@@ -1,10 +1,10 @@
-//! What follows when a shard stops, or all do.
+//! What happens when a shard stops, or all of them.
 #![deny(clippy::disallowed_methods)]
 
 use std::time::Instant;
 
 use super::super::count::{Answer, Question};
-use super::{Failure, Note, Output, Reconciler, Request, Role, Slot};
+use super::{Failure, Note, Output, Reconciler, Role, Slot};
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::protocol::{CloseCode, ShardState, StopReason};
@@ -30,7 +30,7 @@ impl Reconciler {
     /// A shard has stopped by itself or on request; `was_away` if it was being restarted.
     pub(super) fn handle_stop(&mut self, shard: ShardId, reason: StopReason, was_away: bool) {
         if was_away && reason.is_fatal() {
-            // What stopped this one may stop the others.
+            // The other shards may stop for the same reason.
             let given_up = self.transition.give_up_restarts();
             self.forget_restarts(&given_up);
             let failure = Failure::Stopped { shard, reason };
@@ -40,7 +40,7 @@ impl Reconciler {
         self.operations.handle(shard, ShardState::Stopped(reason));
     }
 
-    /// What follows from the stops of shards during a reshard that is over.
+    /// Handles the shards that stopped during a reshard which is now over.
     pub(super) fn follow_stops(&mut self) {
         let stopped = self.all_active().filter_map(|slot| match slot.stage {
             ShardState::Stopped(reason) if reason.is_fatal() => Some((slot.run.shard, reason)),
@@ -88,7 +88,7 @@ impl Reconciler {
         }
     }
 
-    /// Lets several shards take the place of one that is too full, if the user wants that.
+    /// Replaces a shard that is too full by several, if the user has enabled that.
     fn split(&mut self, shard: ShardId) -> bool {
         let into = self.settings.auto_split;
         let Some(into) = into.and_then(|count| shard.split(count)) else {
@@ -110,8 +110,8 @@ impl Reconciler {
         true
     }
 
-    /// Discord does not accept a shard: whether it is asked which totals it accepts, so that there
-    /// is hope.
+    /// After Discord has refused a shard, queries which totals it accepts, if that can help.
+    /// Returns whether it does.
     fn ask_for_total(&mut self, shard: ShardId) -> bool {
         let is_explicit = self.settings.explicit_total == Some(shard.total());
         let is_explicit = is_explicit && self.reshard.is_none();
@@ -129,7 +129,7 @@ impl Reconciler {
         true
     }
 
-    /// What Discord says about the number of shards; `None` if it could not be asked.
+    /// Handles Discord's answer about the number of shards; `None` if the query failed.
     pub(super) fn handle_answer(
         &mut self,
         now: Instant,
@@ -150,10 +150,10 @@ impl Reconciler {
         }
     }
 
-    /// Starts anew with a total that Discord takes.
+    /// Starts again with a total that Discord accepts.
     fn start_anew(&mut self, refused: ShardId, to: Vec<ShardId>) {
         if to.iter().any(|shard| shard.total() == refused.total()) {
-            // It refuses what it recommends: there is nothing to try.
+            // Discord refuses its own recommendation: there is nothing left to try.
             let error = Error::Stopped {
                 shard: refused,
                 reason: INVALID_SHARD,
@@ -195,7 +195,8 @@ impl Reconciler {
                 recommended,
             }
         } else if answer.remaining < recommended.saturating_mul(2) {
-            // Enough for the new shards, and for all of them once more if this process should end.
+            // There must be enough for the new shards, and again for all of them in case this
+            // process ends.
             Note::SessionStartLimit {
                 fullness,
                 recommended,
@@ -203,11 +204,9 @@ impl Reconciler {
                 total: answer.total,
             }
         } else {
-            let request = Request::Reshard {
-                to: answer.shards,
-                max_concurrency: Some(answer.max_concurrency),
-            };
-            match self.check_idle().and_then(|()| self.ask(now, request)) {
+            let max_concurrency = Some(answer.max_concurrency);
+            let checked = self.check_running().and_then(|()| self.check_idle());
+            match checked.and_then(|()| self.reshard(now, answer.shards, max_concurrency)) {
                 Ok(_) => Note::TooFull {
                     fullness,
                     recommended,
@@ -219,7 +218,7 @@ impl Reconciler {
         self.outputs.push_back(Output::Log(note));
     }
 
-    /// Stops every shard, and opens no more. The first reason counts.
+    /// Stops every shard, and opens no more. The first reason is kept.
     pub(super) fn stop(&mut self, reason: StopReason) {
         if self.stopping.is_some() {
             return;
@@ -238,7 +237,8 @@ impl Reconciler {
         }
     }
 
-    /// Ends the stream if no shard runs or will, and one of them cannot be helped from here.
+    /// Ends the stream if no shard runs or will, and one has stopped for a reason that only the
+    /// user can fix.
     pub(super) fn end_if_over(&mut self) {
         let is_lost = |shard: &ShardId| match self.slots.get(shard).map(|slot| slot.stage) {
             Some(ShardState::Stopped(reason)) => {
@@ -258,7 +258,7 @@ impl Reconciler {
         }
     }
 
-    /// Nothing more is opened, restarted or replaced.
+    /// Cancels everything that would still be opened, restarted or replaced.
     pub(super) fn clear_transition(&mut self) {
         let given_up = self.transition.clear();
         self.forget_restarts(&given_up);

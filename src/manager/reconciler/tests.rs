@@ -16,13 +16,13 @@ use super::*;
 use crate::environment;
 use crate::protocol::CloseCode;
 
-/// How many histories there are, each from a seed of its own.
+/// The number of histories, each with its own seed.
 const HISTORIES: u64 = 100_000;
 
-/// How many things happen in each before it comes to rest.
+/// The number of actions in each history before nothing new happens.
 const EVENTS: usize = 60;
 
-/// After so many steps without an end something hangs.
+/// After this number of steps without an end, the history hangs.
 const MAX_STEPS: usize = 20_000;
 
 /// A shard as the reconciler sees it.
@@ -36,15 +36,17 @@ struct Fake {
     /// Which set it belongs to.
     set: u64,
     began_with_session: bool,
-    /// It has come as far as to identify or to resume.
+    /// It has begun to identify or to resume.
     has_begun: bool,
     has_session: bool,
     is_resolving: bool,
-    /// It was asked to stop while it looked a name up.
+    /// It was requested to stop while it resolved a host name.
     is_abandoned: bool,
     is_stalled: bool,
-    /// It has been asked to stop.
+    /// It was requested to stop.
     stop: Option<StopReason>,
+    /// Users see that it has stopped, but its thread has not ended.
+    ending: Option<StopReason>,
     restarts: bool,
     has_read: Option<Instant>,
     is_probed: bool,
@@ -57,13 +59,13 @@ impl Fake {
         !matches!(self.stage, ShardState::Stopped(_))
     }
 
-    /// Whether it still may receive events.
+    /// Whether it may still receive events.
     fn is_live(&self) -> bool {
         self.runs() && !self.is_abandoned
     }
 }
 
-/// What the reconciler asks of the shards.
+/// The facts that the reconciler queries from the shards.
 #[derive(Debug, Default)]
 struct Shards {
     by_run: BTreeMap<Run, Fake>,
@@ -82,7 +84,7 @@ struct World {
     active: u64,
     incoming: Option<u64>,
     sets: u64,
-    /// Those that may only be closed.
+    /// Shards that may only be closed.
     outgoing: BTreeSet<Run>,
     asked: BTreeSet<OperationId>,
     finished: BTreeSet<OperationId>,
@@ -102,6 +104,14 @@ impl Facts for Shards {
     fn has_read(&self, run: Run, up_to: Instant) -> bool {
         let fake = &self.by_run[&run];
         !fake.has_session || fake.has_read.is_some_and(|at| at >= up_to)
+    }
+
+    fn stopped(&self, run: Run) -> Option<StopReason> {
+        let fake = &self.by_run[&run];
+        match fake.stage {
+            ShardState::Stopped(reason) => Some(reason),
+            _ => fake.ending,
+        }
     }
 
     fn delivered(&self, run: Run) -> u64 {
@@ -188,7 +198,7 @@ impl World {
         self.reconciler.poll(self.now, &self.shards)
     }
 
-    /// What holds at every moment.
+    /// Checks what must hold at every moment.
     fn check(&self) {
         let live = || {
             let shards = self.shards.by_run.iter().filter(|(_, fake)| fake.is_live());
@@ -207,7 +217,7 @@ impl World {
         );
     }
 
-    /// Does what the reconciler wants, until it waits. Returns until when.
+    /// Carries out the reconciler's outputs until it waits. Returns until when it waits.
     fn settle(&mut self) -> Option<Output> {
         for _ in 0..MAX_STEPS {
             match self.poll() {
@@ -255,6 +265,7 @@ impl World {
                     is_abandoned: false,
                     is_stalled: false,
                     stop: None,
+                    ending: None,
                     restarts: false,
                     has_read: None,
                     is_probed: false,
@@ -267,7 +278,7 @@ impl World {
             Output::Restart(run) => {
                 assert!(!is_old(&run), "{run:?} restarts, which is to close");
                 match self.shards.by_run.get_mut(&run) {
-                    Some(fake) if fake.runs() && fake.stop.is_none() => {
+                    Some(fake) if fake.runs() && fake.stop.or(fake.ending).is_none() => {
                         fake.restarts = true;
                         self.handle(Input::Restarts(run));
                     }
@@ -285,7 +296,7 @@ impl World {
                 self.shards.by_run.get_mut(&run).unwrap().is_probed = true;
             }
             Output::Retire(run) => {
-                let fake = self.shards.by_run.remove(&run).expect("it is there");
+                let fake = self.shards.by_run.remove(&run).expect("the run exists");
                 assert!(!fake.is_live(), "{run:?} is forgotten while it runs");
                 self.outgoing.remove(&run);
             }
@@ -324,7 +335,7 @@ impl World {
     }
 
     fn ask_to_stop(&mut self, run: Run, reason: StopReason) {
-        let fake = self.shards.by_run.get_mut(&run).expect("it is there");
+        let fake = self.shards.by_run.get_mut(&run).expect("the run exists");
         fake.stop.get_or_insert(reason);
         fake.is_abandoned |= fake.is_resolving;
         if fake.is_abandoned {
@@ -338,12 +349,12 @@ impl World {
         };
         let why = match self.random.u8(..) {
             _ if self.is_calm => None,
-            0..10 => Some(Why::SessionStartPolicy),
+            0..10 => Some(Why::Shortage),
             10..15 => Some(Why::Settings),
             _ => None,
         };
         match why {
-            // Its set was given up meanwhile, or the manager stops.
+            // Its reshard was cancelled meanwhile, or the manager stops.
             None if self.reconciler.stopping().is_some() || fake.set == u64::MAX => {
                 self.handle(Input::Failed(run, Why::Stopped));
             }
@@ -359,7 +370,7 @@ impl World {
         if self.is_told {
             println!("{request:?}");
         }
-        if let Ok(id) = self.reconciler.ask(self.now, request) {
+        if let Ok(id) = self.reconciler.ask(self.now, &self.shards, request) {
             assert!(self.asked.insert(id));
         }
         self.check();
@@ -433,14 +444,14 @@ impl World {
             fullest: self.random.usize(..3000),
         };
         let answer = Some(answer).filter(|_| self.is_calm || self.random.bool());
-        // A reshard that follows is an operation that nobody waits for.
+        // An automatic reshard is an operation that no user waits for.
         let before = self.reconciler.operations.last();
         self.handle(Input::Gateway(question, answer));
         let after = self.reconciler.operations.last();
         self.asked.extend((after != before).then_some(after));
     }
 
-    /// What comes of a run that is over changes nothing.
+    /// Sends inputs of runs that are over, which must change nothing.
     fn speak_of_the_past(&mut self) {
         let run = Run {
             shard: self.random_shard(),
@@ -486,19 +497,22 @@ impl World {
         self.change(run, ShardState::Stopped(reason));
     }
 
-    /// A shard gets on, or fails.
+    /// Lets a shard make progress, or fail.
     fn advance(&mut self, run: Run) {
         let fake = self.shards.by_run.get_mut(&run).unwrap();
         if !fake.runs() {
             fake.handled = fake.delivered;
             return;
         }
+        if let Some(reason) = fake.ending {
+            return self.stop(run, reason);
+        }
         if fake.is_resolving {
             fake.is_resolving = false;
             return;
         }
         if let Some(reason) = fake.stop {
-            return self.stop(run, reason);
+            return self.begin_to_end(run, reason);
         }
         if mem::take(&mut fake.restarts) {
             return self.change(run, ShardState::Connecting);
@@ -553,10 +567,20 @@ impl World {
                 return self.change(run, ShardState::Waiting);
             }
         };
-        self.stop(run, reason);
+        self.begin_to_end(run, reason);
     }
 
-    /// Nothing fails any more: whatever was begun comes to an end.
+    /// Stops a shard, at once or in two steps.
+    fn begin_to_end(&mut self, run: Run, reason: StopReason) {
+        let fake = self.shards.by_run.get_mut(&run).unwrap();
+        fake.ending = Some(reason);
+        fake.is_resolving = false;
+        if self.random.bool() {
+            self.stop(run, reason);
+        }
+    }
+
+    /// Lets nothing fail any more, so that everything in progress ends.
     fn come_to_rest(&mut self) {
         self.is_calm = true;
         self.shards.is_in_doubt = false;
@@ -620,7 +644,7 @@ fn history(seed: u64, is_told: bool) {
     assert!(matches!(world.poll(), Output::End));
 }
 
-/// One history, told: that of the seed in `THREADCORD_HISTORY`.
+/// Runs one history with its steps printed: that of the seed in `THREADCORD_HISTORY`.
 #[test]
 fn a_history() {
     let seed = environment::number("THREADCORD_HISTORY");

@@ -1,4 +1,4 @@
-//! Which shards open, restart and close next.
+//! Decides which shards open, restart and close next.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -27,39 +27,39 @@ pub(super) trait Progress {
     /// Whether the first `count` events that a shard delivered have been handled, or need not be.
     fn has_handled(&self, shard: ShardId, count: u64) -> bool;
 
-    /// Whether the new set would repeat an event if it took over now.
+    /// Whether an event would be delivered twice if the new set took over now.
     fn is_in_doubt(&self) -> bool;
 }
 
-/// How often shards that lag behind, or whose events are not handled, are looked at.
+/// How often shards that lag, or whose events are not handled, are checked.
 pub(super) const PROGRESS_CHECK: Duration = Duration::from_millis(10);
 
-/// How many windows' worth of shards may be on their way.
+/// How many windows of `max_concurrency` shards may be opening at once.
 const AHEAD: usize = 2;
 
-/// How many shards with a session may be on their way.
+/// How many shards with a session may be opening at once.
 const MAX_RESUMING: usize = 64;
 
-/// The way from the shards that run to those that shall run: starts, splits, restarts and reshards
-/// are all one of these.
+/// The steps from the shards that run to the shards that should run. Starts, splits, restarts and
+/// reshards are all transitions.
 ///
-/// Shards open in the order given. No more are on their way at once than could identify soon: a
-/// crowd of connections that wait for their turn costs threads, descriptors and Discord's patience.
-/// And a shard opens only when the one before it of its rate limit key has taken its place in the
-/// queue (or has failed once), so that they identify in order. Shards with a session need no turn:
-/// they open beside the others, some at a time.
+/// Shards open in the given order. Only as many open at once as can identify soon, because many
+/// waiting connections cost threads and descriptors, and burden Discord. A shard opens only once
+/// the previous one of its rate limit key has queued for its IDENTIFY (or has failed once), so that
+/// they identify in order. Shards with a session need no IDENTIFY: they open beside the others, a
+/// limited number at a time.
 #[derive(Debug)]
 pub(super) struct Transition {
     max_concurrency: NonZeroU32,
     open: VecDeque<ShardId>,
-    /// Those that open with a session.
+    /// Shards that will open with a session.
     resume: VecDeque<ShardId>,
-    /// None opens before that.
+    /// No shard opens before this instant.
     open_from: Option<Instant>,
     /// Opened, but neither identified nor resumed yet.
     under_way: HashMap<ShardId, UnderWay>,
     restart: VecDeque<ShardId>,
-    /// Asked to restart; `true` once it has left.
+    /// Shards that were requested to restart; `true` once one has left the ready state.
     away: HashMap<ShardId, bool>,
     max_unavailable: usize,
     handover: Option<Handover>,
@@ -68,21 +68,21 @@ pub(super) struct Transition {
 #[derive(Clone, Copy, Debug)]
 struct UnderWay {
     has_session: bool,
-    /// It has asked for its turn, or has failed once.
+    /// It has queued for its IDENTIFY, or has failed once.
     has_asked: bool,
 }
 
-/// One set of shards gives way to another.
+/// The replacement of one set of shards by another.
 #[derive(Debug)]
 struct Handover {
-    /// The new set: who is ready, and whose guilds are in.
+    /// The new set: which shards are ready, and whose guilds have arrived.
     new: BTreeMap<ShardId, Settled>,
     /// Those of the old set that have not stopped.
     old: Vec<ShardId>,
     limits: HandoverLimits,
     phase: Phase,
-    /// There is no way back any more. One of the new set that loses its connection or its session is
-    /// still waited for, until the first of the old set closes.
+    /// The hand-over can no longer be cancelled. If a new shard loses its connection or session, it
+    /// is still waited for until the first old shard closes.
     is_committed: bool,
     /// How many events each shard of the old set had delivered once it had read all that was sent
     /// before the overlap: the new set may not have received those.
@@ -92,7 +92,7 @@ struct Handover {
 /// How long a hand-over may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HandoverLimits {
-    /// How long both sets are heard, and how much longer new shards that lag are waited for.
+    /// How long both sets run, and how much longer new shards that lag are waited for.
     pub(super) overlap: Duration,
     /// How long handlers are waited for.
     pub(super) handlers: Duration,
@@ -107,13 +107,13 @@ struct Settled {
 }
 
 impl Settled {
-    /// Whether the old set may close: from then on nobody else receives the shard's events.
+    /// Whether the old set may close: from then on only this shard receives its guilds' events.
     fn is_usable(self) -> bool {
         self.stage == Some(ShardState::Ready) || self.is_stuck()
     }
 
-    /// Whether it resumes, but reads no more until the events that it holds are delivered: it cannot
-    /// get further, nor can its guilds arrive, before it has taken over.
+    /// Whether it resumes, but has stopped reading until its held events are delivered. It cannot
+    /// become ready, nor can its guilds arrive, before it has taken over.
     fn is_stuck(self) -> bool {
         self.stage == Some(ShardState::Resuming) && self.is_stalled
     }
@@ -121,43 +121,43 @@ impl Settled {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Until the new set is ready and its guilds are in.
+    /// Until the new set is ready and its guilds have arrived.
     Settling,
-    /// Both sets are heard, since then.
+    /// Both sets run, since this instant.
     Overlap(Instant),
     /// The old set has read all that was sent before the new one was ready. Then it must also have
     /// read all that was sent before this instant: see [`Merge`](crate::delivery).
     CatchingUp(Instant),
-    /// The old set has caught up, at that instant. The new one is to read what would be repeated
-    /// else, but is not waited for longer than the overlap: what it holds may be what keeps it from
-    /// reading on.
+    /// The old set has caught up, at this instant. The new set should read the events that would
+    /// otherwise be delivered twice. It is not waited for longer than the overlap, because its held
+    /// events may be what keeps it from reading.
     Doubting(Instant),
-    /// Until that instant at the latest: what only the old set has received is to be handled before
-    /// its sessions end. A process that is killed would not get it again.
+    /// Until this instant at the latest, handlers finish the events that only the old set received,
+    /// before its sessions end. If the process were killed, those would not be redelivered.
     Handling(Instant),
-    /// The old set closes; so many of it have been asked to.
+    /// The old set closes; the number of shards that were requested to.
     Closing(usize),
 }
 
-/// What a transition asks for.
+/// The next step of a transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Open this shard.
     Open(ShardId),
-    /// Have this one connect anew.
+    /// Have this shard reconnect.
     Restart(ShardId),
-    /// The old set is going to close: from here there is no way back.
+    /// The old set will close: from here on the hand-over cannot be cancelled.
     Commit,
-    /// Close this one of the old set.
+    /// Close this shard of the old set.
     Close(ShardId),
-    /// The old set has stopped: the new one takes over; say when it has.
+    /// The old set has stopped: let the new one take over, and report when it has.
     HandOver,
-    /// Nothing before that instant, or before a shard gets somewhere.
+    /// Wait until that instant, or until a shard makes progress.
     Wait(Option<Instant>),
 }
 
 impl Transition {
-    /// Nothing to do, where `max_concurrency` shards may identify at once.
+    /// A transition with nothing to do; `max_concurrency` shards may identify at once.
     pub(super) fn new(max_concurrency: NonZeroU32) -> Self {
         Self {
             max_concurrency,
@@ -177,12 +177,12 @@ impl Transition {
         self.max_concurrency
     }
 
-    /// Discord says how many may identify at once.
+    /// Sets how many may identify at once.
     pub(super) fn set_max_concurrency(&mut self, max_concurrency: NonZeroU32) {
         self.max_concurrency = max_concurrency;
     }
 
-    /// Opens shards, after those that are to be opened already.
+    /// Opens shards, after those that are queued already.
     pub(super) fn open(&mut self, shards: impl IntoIterator<Item = ShardId>) {
         for shard in shards {
             if !self.is_opening(shard) {
@@ -200,7 +200,7 @@ impl Transition {
         }
     }
 
-    /// Restarts shards, one of a rate limit key at a time and `max_unavailable` in all.
+    /// Restarts shards: one at a time per rate limit key, and at most `max_unavailable` at once.
     pub(super) fn restart(
         &mut self,
         shards: impl IntoIterator<Item = ShardId>,
@@ -212,7 +212,7 @@ impl Transition {
                 self.restart.push_back(shard);
             }
         }
-        // Whoever asked before for fewer to be away at once is not let down.
+        // An earlier request with a lower limit still gets that limit.
         self.max_unavailable = if is_idle {
             max_unavailable
         } else {
@@ -220,19 +220,19 @@ impl Transition {
         };
     }
 
-    /// Whether a shard was asked to restart and is not back.
+    /// Whether a shard was requested to restart and is not ready again.
     pub(super) fn is_away(&self, shard: ShardId) -> bool {
         self.away.contains_key(&shard)
     }
 
-    /// A restart has failed: the others are not tried. Returns them.
+    /// Cancels the remaining restarts after one has failed. Returns them.
     pub(super) fn give_up_restarts(&mut self) -> Vec<ShardId> {
         mem::take(&mut self.restart).into()
     }
 
-    /// Opens the shards `new`; when they are ready and their guilds are in, waits for the overlap and
-    /// until `old` has caught up, then up to the overlap for `new` to catch up and for the handlers
-    /// of `old`, closes `old`, and hands over.
+    /// Opens the shards `new`. When they are ready and their guilds have arrived, waits for the
+    /// overlap and until `old` has caught up, then up to the overlap for `new` to catch up, and for
+    /// the handlers of `old`. Then closes `old`, and hands over.
     pub(super) fn replace(&mut self, old: Vec<ShardId>, new: &[ShardId], limits: HandoverLimits) {
         self.open(new.iter().copied());
         let new = new
@@ -249,12 +249,12 @@ impl Transition {
         });
     }
 
-    /// The new set has taken over.
+    /// Records that the new set has taken over.
     pub(super) fn handed_over(&mut self) {
         self.handover = None;
     }
 
-    /// Whether nothing is to be done.
+    /// Whether there is nothing to do.
     pub(super) fn is_done(&self) -> bool {
         !self.has_queue()
             && self.under_way.is_empty()
@@ -268,15 +268,15 @@ impl Transition {
         !self.open.is_empty() || !self.resume.is_empty()
     }
 
-    /// Whether this shard waits to be opened, or is on its way.
+    /// Whether this shard waits to be opened, or is opening.
     pub(super) fn is_opening(&self, shard: ShardId) -> bool {
         self.open.contains(&shard)
             || self.resume.contains(&shard)
             || self.under_way.contains_key(&shard)
     }
 
-    /// Nothing more is opened, restarted or replaced. What is under way goes on. Returns those that
-    /// were to restart.
+    /// Cancels the openings and restarts that have not begun, and any replacement. Openings and
+    /// restarts in progress continue. Returns the shards whose restart is cancelled.
     pub(super) fn clear(&mut self) -> Vec<ShardId> {
         self.open.clear();
         self.resume.clear();
@@ -309,7 +309,7 @@ impl Transition {
             all
         };
 
-        // One whose session has gone since identifies, before those that were to anyway.
+        // A shard that has lost its session since then identifies before the queued ones.
         while let Some(shard) = self.resume.pop_front() {
             if progress.has_session(shard) {
                 self.resume.push_front(shard);
@@ -363,7 +363,7 @@ impl Transition {
         Some(Step::Restart(shard))
     }
 
-    /// Something has changed at a shard.
+    /// Handles a change of a shard.
     pub(super) fn handle(&mut self, shard: ShardId, change: Change) {
         if let Some(settled) = self
             .handover
@@ -375,14 +375,14 @@ impl Transition {
                 Change::Stalled(is_stalled) => settled.is_stalled = is_stalled,
                 Change::ShardState(stage) => {
                     settled.stage = Some(stage);
-                    // A new session: its guilds arrive anew.
+                    // A new session: its guilds arrive again.
                     settled.guilds_in &= stage != ShardState::Identifying;
                 }
                 Change::MissedRestart => {}
             }
         }
 
-        // What has been heard of both sets so far counts only if the new one is still settled.
+        // The overlap so far counts only if the new set is still settled.
         if let Some(handover) = &mut self.handover
             && !matches!(handover.phase, Phase::Closing(1..))
             && !handover.is_settled()
@@ -407,7 +407,7 @@ impl Transition {
             ShardState::Connecting | ShardState::AwaitingHello => {}
         }
 
-        // A restart is over once the shard has left the stage ready, and is ready again.
+        // A restart is over once the shard has left the ready state and is ready again.
         match (stage, self.away.get_mut(&shard)) {
             (ShardState::Ready, Some(true)) => {
                 self.away.remove(&shard);
@@ -417,7 +417,7 @@ impl Transition {
         }
     }
 
-    /// A shard has stopped, or was not there to begin with: nobody waits for it.
+    /// Stops waiting for a shard that has stopped, or was never opened.
     pub(super) fn handle_stop(&mut self, shard: ShardId) {
         self.under_way.remove(&shard);
         self.away.remove(&shard);
@@ -437,7 +437,7 @@ impl Transition {
         }
     }
 
-    /// A shard could not be opened: it is next again, and none is opened before `retry_at`.
+    /// Puts a shard that could not be opened back first; no shard opens before `retry_at`.
     pub(super) fn put_back(&mut self, shard: ShardId, retry_at: Instant) {
         match self.under_way.remove(&shard) {
             Some(under_way) if under_way.has_session => self.resume.push_front(shard),
@@ -447,7 +447,7 @@ impl Transition {
         self.open_from = Some(retry_at);
     }
 
-    /// A shard is not wanted any more. Returns whether it was only waiting to be opened.
+    /// Removes a shard that is no longer wanted. Returns whether it was only waiting to be opened.
     pub(super) fn forget(&mut self, shard: ShardId) -> bool {
         let waiting = self.open.len() + self.resume.len();
         self.open.retain(|other| *other != shard);
@@ -512,10 +512,9 @@ impl Handover {
                 is_settled.then_some(Phase::Overlap(now))
             }
             Phase::Closing(_) => None,
-            // One that is cut off just now would leave its guilds without either.
+            // If a new shard is disconnected now, its guilds would have neither set.
             _ if !self.is_usable() => None,
-            // What an old one has not read, and was sent before the new ones began, nobody else
-            // has.
+            // Only the old set can receive events that were sent before the new set began.
             Phase::Overlap(since) => {
                 let is_over = now >= since + limits.overlap && self.only_old.is_some();
                 is_over.then_some(Phase::CatchingUp(now))
@@ -537,8 +536,8 @@ impl Handover {
         }
     }
 
-    /// Whether the old set has read all that was sent before an instant. All are asked, so that those
-    /// that lag behind find out at the same time.
+    /// Whether the old set has read all that was sent before an instant. Queries every shard, so
+    /// that all that lag are probed at the same time.
     fn has_caught_up(&self, since: Instant, progress: &impl Progress) -> bool {
         let has_read = |all, shard: &ShardId| progress.has_read(*shard, since) && all;
         self.old.iter().fold(true, has_read)
@@ -549,13 +548,13 @@ impl Handover {
         new.all(|settled| settled.is_usable() || self.is_given_up(*settled))
     }
 
-    /// Whether the guilds of the new set are in.
+    /// Whether the guilds of the new set have arrived.
     fn is_settled(&self) -> bool {
         let mut new = self.new.values();
         new.all(|settled| settled.guilds_in || settled.is_stuck() || self.is_given_up(*settled))
     }
 
-    /// Whether a shard of the new set has stopped when there was no way back.
+    /// Whether a shard of the new set stopped after the hand-over could no longer be cancelled.
     fn is_given_up(&self, settled: Settled) -> bool {
         self.is_committed && matches!(settled.stage, Some(ShardState::Stopped(_)))
     }

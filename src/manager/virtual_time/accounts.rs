@@ -1,4 +1,4 @@
-//! What Discord sent, what the program was given and has handled, and what explains a difference.
+//! Records what Discord sent and what the program received and handled, and checks the difference.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::store::Saved;
 /// A guild and the number of an event of it.
 pub(super) type Key = (u64, u64);
 
-/// All that a history must come to, and what it has come to.
+/// What the program must have handled in the end, and what it has handled.
 #[derive(Default)]
 pub(super) struct Accounts {
     /// When each event was sent.
@@ -23,30 +23,31 @@ pub(super) struct Accounts {
     numbers: HashMap<u64, u64>,
     /// The events that were handled.
     handled: HashSet<Key>,
-    /// What this process was given.
+    /// The events that this process received.
     taken: HashSet<Key>,
-    /// The last number of each guild among that.
+    /// The last event number of each guild among `given`.
     last: HashMap<u64, u64>,
-    /// How often events may be handled again: their session goes on from before them.
+    /// How often events may be handled again: their session was resumed from before them.
     may_repeat: HashMap<Key, u32>,
-    /// The sequences of sessions after which nothing is owed.
+    /// The sequence of each session after which no event has to be handled.
     ends: HashMap<String, u64>,
     /// The sessions that shards have had, whose they were, and since when.
     known: HashMap<String, (ShardId, Instant)>,
-    /// Since when the events of sessions are for the program: those of shards that would have replaced
-    /// others never were.
+    /// Since when the events of sessions are for the program: those of shards that would have
+    /// replaced others never were.
     active: HashMap<String, Instant>,
     /// The session of each shard.
     current: HashMap<ShardId, String>,
-    /// When Discord ended sessions, and when shards gave theirs up.
+    /// When Discord ended sessions, and when shards dropped theirs.
     lost_at: HashMap<String, Instant>,
     knew_at: HashMap<String, Instant>,
     /// The sessions that a process had and the next one did not know.
     left: HashSet<String>,
-    /// The guilds whose events may be out of order: shards had no session during a reshard, and what
-    /// those missed comes late, from the other set; or handlers were behind when one set took over.
+    /// The guilds whose events may be out of order: either shards had no session during a reshard,
+    /// and the events that they missed come late, from the other set; or handlers were behind when
+    /// one set took over.
     unordered: HashSet<u64>,
-    /// The last reshard has waited for new shards that were behind for as long as it may.
+    /// The last reshard has waited for lagging new shards for the maximum time.
     pub(super) has_given_up: bool,
     pub(super) repeats: u64,
 }
@@ -61,7 +62,7 @@ fn key_of(event: &Event) -> Option<Key> {
     if dispatch.name() != "TYPING_START" {
         return None;
     }
-    let data: serde_json::Value = dispatch.decode().expect("it decodes");
+    let data: serde_json::Value = dispatch.decode().expect("the simulator sends valid JSON");
     let guild = data["guild_id"].as_str()?.parse().ok()?;
     Some((guild, data["timestamp"].as_u64()?))
 }
@@ -78,7 +79,7 @@ impl Accounts {
         self.keys.insert(digest(data.to_string().as_bytes()), key);
         world
             .emit(Some(guild), "TYPING_START", &data)
-            .expect("it is an event");
+            .expect("a TYPING_START with a known guild is a valid event");
     }
 
     /// Discord may have ended sessions.
@@ -166,8 +167,8 @@ impl Accounts {
         self.ends.entry(session).or_insert(0);
     }
 
-    /// A process has ended, and the next one goes on from this, which the last one wrote at
-    /// `stored_at`. What it did not live to store, or to tell, is not owed.
+    /// A process has ended, and the next one continues from this, which the last one wrote at
+    /// `stored_at`. What it could not store or report before it ended is not owed.
     pub(super) fn restart(&mut self, world: &World, saved: &Saved, stored_at: Option<Instant>) {
         let is_saved = |id: &String| saved.sessions.iter().any(|session| session.id == *id);
         for (session, since) in &self.active {
@@ -180,7 +181,7 @@ impl Accounts {
             self.knew_at.insert(session.clone(), clock::now());
             self.left.insert(session);
         }
-        // Of a session that is over, nobody can ask for what was not handled.
+        // The unhandled events of an ended session cannot be replayed.
         self.ends.values_mut().for_each(|end| *end = 0);
         self.may_repeat.clear();
         self.resume(world, &saved.sessions);
@@ -245,7 +246,7 @@ impl Accounts {
         }
         let is_lost = |copy: &&Dispatched| {
             let end = self.ends.get(&copy.session);
-            // No client has ever heard of a session whose READY did not arrive.
+            // No client knows of a session whose READY did not arrive.
             end.is_some_and(|end| *end < copy.sequence) || !self.known.contains_key(&copy.session)
         };
         let is_owed = |copy: &&Dispatched| live.contains(&copy.session) && !is_lost(copy);
@@ -261,7 +262,7 @@ impl Accounts {
             if copies.is_empty() {
                 continue;
             }
-            // The set that was replaced owes only what no other has.
+            // The replaced set owes only the events that no other set has.
             let is_left = copies.iter().all(|copy| self.left.contains(&copy.session));
             let is_lost = copies.iter().any(is_lost) || self.is_in_gap(key, is_left);
             let is_excused = is_lost && !copies.iter().any(is_owed);

@@ -55,7 +55,7 @@ const USUALLY: [(Action, u32); 15] = [
     (Action::Handle, 3),
 ];
 
-/// As long as a reshard goes on.
+/// While a reshard is in progress.
 const IN_A_RESHARD: [(Action, u32); 10] = [
     (Action::CancelReshard, 1),
     (Action::Restart, 1),
@@ -192,7 +192,7 @@ impl Play {
             "resume=nothing cut",
         ];
         for fault in faults[self.rng.usize(..faults.len())].split(' ') {
-            let fault = fault.parse().expect("it is a fault");
+            let fault = fault.parse().expect("the words above are valid faults");
             self.world.inject(self.now, (*shard).into(), fault);
         }
         self.network.lock().obey(&mut self.world);
@@ -274,8 +274,9 @@ impl Play {
         };
         for _ in 0..self.rng.u32(..200) {
             let guild = self.world.guild_ids()[0];
-            let sounds = Command::soundboard_sounds(&[guild]).expect("it is a command");
-            // There may be no room.
+            let sounds =
+                Command::soundboard_sounds(&[guild]).expect("one guild is a valid request");
+            // The queue may be full.
             let _ = shard.send(sounds);
         }
         for _ in 0..self.rng.u32(..10) {

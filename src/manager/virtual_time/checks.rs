@@ -1,4 +1,4 @@
-//! What is looked at after each step, and in the end.
+//! The checks after each step, and at the end.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Play {
         self.accounts.missing(&self.world, &live)
     }
 
-    /// No rule of Discord's is broken.
+    /// Checks that no rule of Discord's is broken.
     pub(super) fn check_rules(&mut self) -> Result<(), String> {
         let Some(violation) = self.world.observed.violations.get(self.violations) else {
             return Ok(());
@@ -49,7 +49,7 @@ impl Play {
         Err(format!("a rule is broken: {violation:?}"))
     }
 
-    /// One of the process's threads goes on.
+    /// Lets one of the process's threads continue.
     pub(super) fn run_thread(&mut self, actor: Actor) -> Result<(), String> {
         let Some(mut process) = self.process.take() else {
             return Ok(());
@@ -96,7 +96,7 @@ impl Play {
     fn check_commit(&mut self, process: &Process, to: &[Run]) -> Result<(), String> {
         for run in to {
             let status = process.hub.shard_of(*run).map(|shard| shard.status());
-            // One that resumes may be unable to go on until the old set has closed.
+            // A resuming shard may be unable to continue until the old set has closed.
             let is_ready = status.is_some_and(|status| match status.state {
                 ShardState::Ready => true,
                 ShardState::Resuming => status.stalled_for.is_some(),

@@ -1,17 +1,18 @@
-//! The whole library in virtual time: machines, credit, merge, reconciler, transition and identify
-//! schedule against the simulator's world, on one thread and from one seed.
+//! Tests the whole library in virtual time: machines, credit, merge, reconciler, transition and
+//! identify schedule run against the simulator's world, on one thread and from one seed.
 //!
-//! Only sockets, threads and the clock are replaced. Chance says which thread runs next and for how
-//! long the others do not, how late messages are, what goes wrong, and what the user requests.
+//! Only sockets, threads and the clock are replaced. The random generator decides which thread runs
+//! next and how long the others wait, how late messages are, what fails, and what the user
+//! requests.
 //!
 //! Now and then a handler takes the events, as that of `run` does, in several lanes with one event
 //! in each at a time.
 //!
-//! An event may be missing only if Discord has ended its session. It may be repeated after a session
-//! was resumed from an older sequence, in the next process or after `suspend_shard`, and after a
-//! reshard whose new shards were behind for longer than it waits. A guild's events are in order,
-//! except for those that a shard missed because it had no session during a reshard, and for those
-//! that handlers still had when one set took over from another.
+//! An event may be missing only if Discord has ended its session. It may be redelivered after a
+//! session was resumed from an older sequence, in the next process or after `suspend_shard`, and
+//! after a reshard whose new shards were behind for longer than it waits. A guild's events are in
+//! order, with two exceptions: events that a shard missed because it had no session during a
+//! reshard, and events that handlers still had when one set took over from another.
 //!
 //! A failure prints its seed. With that in `THREADCORD_VIRTUAL_SEED`, and `--nocapture`, the test
 //! repeats it exactly and shows what happened. `THREADCORD_VIRTUAL_SECONDS` says for how long (of
@@ -52,10 +53,10 @@ const GUILDS: u32 = 10;
 /// Between two events of Discord's, on average.
 const EVENT_EVERY: Duration = Duration::from_millis(400);
 
-/// For how long things happen.
+/// For how long actions and faults happen.
 const UPHEAVAL: Duration = Duration::from_secs(10 * 60);
 
-/// How long it may take after that until everything is in.
+/// How long it may take after that until everything has arrived.
 const QUIET: Duration = Duration::from_secs(20 * 60);
 
 /// How long both sets of shards run side by side. New shards that lag for longer repeat events.
@@ -80,7 +81,7 @@ enum Due {
     Discord,
     /// A message arrives at Discord.
     Network,
-    /// Lines get better or worse.
+    /// Connections get better or worse.
     LineChange,
     /// A guild has an event.
     Event,
@@ -175,7 +176,7 @@ struct Play {
 fn faults() -> Vec<Fault> {
     let words = FAULTS.split_whitespace();
     words
-        .map(|word| word.parse().expect("it is a fault"))
+        .map(|word| word.parse().expect("`FAULTS` holds valid faults"))
         .collect()
 }
 
@@ -189,7 +190,7 @@ fn gateway(rng: &mut Rng, takeover: &str) -> Builder {
         .max_concurrency([1, 2, 16][rng.usize(..3)])
         .guilds(GUILDS)
         .session_starts(1_000_000, 1_000_000, Duration::from_secs(24 * 60 * 60))
-        .on_takeover(takeover.parse().expect("it is an answer"))
+        .on_takeover(takeover.parse().expect("`TAKEOVERS` holds valid answers"))
         .replay_events(1_000_000)
         .keep_dispatches(true)
         .seed(rng.u64(..))
@@ -221,7 +222,7 @@ impl Play {
         clock::set(now, wall);
         let takeover = TAKEOVERS[rng.usize(..TAKEOVERS.len())];
         let builder = gateway(&mut rng, takeover);
-        let token = Token::new(builder.token()).expect("it is a token");
+        let token = Token::new(builder.token()).expect("the simulator's token is valid");
         let mut world = builder.world(now, unix, URL.to_owned());
         world.set_random_faults(now, 0.02, faults());
         let config = config(&mut rng, token);
@@ -399,7 +400,7 @@ impl Play {
     }
 }
 
-/// Tells what the library logs.
+/// Prints what the library logs.
 struct Teller(Instant);
 
 impl log::Log for Teller {
@@ -428,7 +429,8 @@ fn no_order_of_events_loses_one() {
     for seed in first.. {
         let mut play = Play::new(seed);
         if is_told {
-            log::set_boxed_logger(Box::new(Teller(play.start))).expect("there is no other");
+            log::set_boxed_logger(Box::new(Teller(play.start)))
+                .expect("no other logger is set when one seed is replayed");
             log::set_max_level(log::LevelFilter::Debug);
         }
         let outcome = play.run();

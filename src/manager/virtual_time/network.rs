@@ -1,4 +1,5 @@
-//! The lines between the shards and Discord: late, cut, half open, or too slow to write to.
+//! The connections (lines) between the shards and Discord: late, cut, half open, or too slow to
+//! write to.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -19,8 +20,8 @@ use crate::transport::{self, Received, Settings, Transport, TransportError, Uri,
 /// How long a message takes, in milliseconds, on a good day.
 const USUAL: Range<u64> = 5..150;
 
-/// The longest that one to Discord may take on a bad one. Discord measures its windows where messages
-/// arrive, so it must be less than the guard of the windows.
+/// The longest time that a message to Discord may take on a bad day. Discord measures its windows
+/// where messages arrive, so this must be less than the guard of the windows.
 pub(super) const LATEST: Duration = Duration::from_secs(3);
 
 /// All lines.
@@ -30,9 +31,9 @@ pub(super) struct Network {
     wires: BTreeMap<usize, WireState>,
     /// How many lines and wires there were.
     count: usize,
-    /// Discord does not tell a connection that its session was resumed on another one. Then nobody
-    /// would notice if the RESUME of an abandoned connection arrived after that of the next one and
-    /// took its events away, so it is lost with its connection.
+    /// Discord does not notify a connection that its session was resumed on another one. If the
+    /// RESUME of an abandoned connection arrived after that of the next one, it would take its
+    /// events away unnoticed. Such a RESUME is therefore lost with its connection.
     loses_late_resumes: bool,
 }
 
@@ -40,7 +41,7 @@ pub(super) struct Network {
 struct Line {
     to_discord: Way<ToDiscord>,
     to_client: Way<ToClient>,
-    /// What the client has written and its operating system not taken, until that instant.
+    /// What the client has written, but its operating system has not taken before that instant.
     stuck: Option<(Instant, VecDeque<String>)>,
     /// How many messages the operating system has taken.
     written: u64,
@@ -99,7 +100,7 @@ impl<T> Way<T> {
         if self.is_dead {
             return;
         }
-        // Nothing overtakes what was sent before it.
+        // Messages arrive in the order in which they were sent.
         let at = clock::now() + self.delay;
         let at = self.messages.back().map_or(at, |(last, _)| at.max(*last));
         self.messages.push_back((at, message));
@@ -152,7 +153,7 @@ impl Network {
         }))
     }
 
-    /// When something arrives at Discord, or a slow line goes on.
+    /// When something arrives at Discord, or a slow line continues.
     pub(super) fn next(&self) -> Option<Instant> {
         let arrivals = self
             .lines
@@ -165,7 +166,7 @@ impl Network {
         arrivals.chain(unstuck).min()
     }
 
-    /// Takes to Discord what has arrived by now, and back what it says.
+    /// Delivers to Discord what has arrived by now, and sends its answers back.
     pub(super) fn carry(&mut self, world: &mut World) {
         let now = clock::now();
         let ids: Vec<usize> = self.lines.keys().copied().collect();
@@ -359,8 +360,8 @@ impl Wire {
         }
     }
 
-    /// Ends the line. What the operating system had not taken is lost, unless it leaves with the
-    /// close.
+    /// Ends the line. Data that the operating system had not taken is lost, unless it is sent with
+    /// the close.
     fn leave(&mut self, code: Option<u16>, closing_until: Option<Instant>) {
         let (with_close, loses_resume) = {
             let mut network = self.network.lock();
@@ -398,7 +399,7 @@ impl Transport for Wire {
             let network = &mut *self.network.lock();
             network.count += 1;
             let mut to_discord = Way::new(&mut network.rng);
-            // It may go nowhere.
+            // The line may be dead.
             to_discord.is_dead = network.rng.u32(..100) == 0;
             to_discord.send(ToDiscord::Open);
             let line = Line {
@@ -462,7 +463,7 @@ impl Transport for Wire {
         line.map_or(self.written, |line| line.written)
     }
 
-    /// Whoever steps the thread waits.
+    /// Does not wait: the caller that steps the thread does.
     fn wait(&mut self, _: Option<Instant>, _: bool) -> Result<(), TransportError> {
         Ok(())
     }

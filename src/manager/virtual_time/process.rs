@@ -32,9 +32,9 @@ pub(super) enum Actor {
     SessionWriter,
     /// The release thread of the identify limit.
     Limiter,
-    /// The thread that asks Discord about the number of shards.
+    /// The thread that queries Discord for the number of shards.
     Question,
-    /// The one that has asked for the end.
+    /// The thread that has requested the end.
     End,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Process {
     starved: Vec<(Actor, Instant)>,
 }
 
-/// The threads of the shards, and what Discord is asked.
+/// The threads of the shards, and the questions to Discord.
 #[derive(Clone)]
 struct Shards {
     network: Arc<Mutex<Network>>,
@@ -105,7 +105,7 @@ impl Crew<Connector> for Shards {
 }
 
 impl ShardThread {
-    /// When it goes on by itself.
+    /// When it continues by itself.
     fn wakes_at(&self, network: &Network) -> Option<Instant> {
         if self.start.try_recv() == Err(TryRecvError::Empty) {
             return None;
@@ -215,7 +215,7 @@ impl Process {
         self.starved.push((actor, until));
     }
 
-    /// Lets a thread go on until it waits, or does something that others may see.
+    /// Runs a thread until it waits, or does something that other threads may see.
     pub(super) fn step(&mut self, actor: Actor, gateway: impl FnOnce() -> GatewayBot) {
         match actor {
             Actor::Shard(run) => self.step_shard(run),
@@ -279,7 +279,7 @@ impl Process {
         }
     }
 
-    /// It is to end.
+    /// Begins the end.
     pub(super) fn stop(&mut self, reason: StopReason) {
         self.hub.stop(reason);
         self.ending.get_or_insert(Ending::Shards);

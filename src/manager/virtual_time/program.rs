@@ -51,7 +51,8 @@ pub(super) enum Requested {
     Anything(Operation),
     /// The shard is opened again once it has closed.
     Reopen(Operation, ShardId),
-    /// The shard goes on from its session once it has stopped, and its handlers are done or too slow.
+    /// The shard is resumed from its session once it has stopped, and its handlers are done or too
+    /// slow.
     Suspend(Operation, Shard, Instant),
     /// The shard opens, from this session if there is one.
     Open(ShardId, Option<Session>),
@@ -74,10 +75,10 @@ impl Play {
             body: b"",
         };
         let Reply::Answer(answered, _) = self.world.rest(self.now, 0, &request) else {
-            panic!("Discord answers")
+            panic!("the simulator always answers `/gateway/bot`")
         };
         let gateway = serde_json::from_str(&answered.body);
-        let mut gateway: GatewayBot = gateway.expect("it is an answer");
+        let mut gateway: GatewayBot = gateway.expect("the answer is valid JSON");
         gateway.asked_at = self.now;
         gateway
     }
@@ -173,12 +174,12 @@ impl Play {
         }
     }
 
-    /// A process starts, from what the last one has left.
+    /// Starts a process from what the last one has stored.
     pub(super) fn start_process(&mut self) {
         let config = self.config.clone().session_store(self.store.clone());
         let gateway = self.gateway();
         let process = Process::start(config, &gateway, &self.network);
-        self.process = Some(process.expect("it starts"));
+        self.process = Some(process.expect("a process with this configuration starts"));
         log::info!("a process starts");
     }
 
@@ -224,7 +225,7 @@ impl Play {
                 Requested::Open(_, session) => session,
                 Requested::Anything(_) | Requested::Reopen(..) => None,
             };
-            // It was the program's to keep.
+            // Only the program had this session, and it is lost with the process.
             let is_saved = |id: &String| saved.sessions.iter().any(|session| session.id == *id);
             if let Some(session) = session.filter(|session| !is_saved(&session.id)) {
                 self.accounts.end(session.id);
@@ -237,7 +238,7 @@ impl Play {
         self.frozen_until = self.now;
     }
 
-    /// The user looks at what it has requested, and goes on where that is done.
+    /// The user checks its requests, and continues those that are done.
     pub(super) fn follow_up(&mut self) {
         self.next_look = self.now + Duration::from_millis(300);
         let Some(process) = self.process.take() else {

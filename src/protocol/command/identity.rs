@@ -1,4 +1,4 @@
-//! The payloads with the token in them.
+//! IDENTIFY and RESUME: the payloads that contain the token.
 
 use std::fmt;
 
@@ -11,27 +11,28 @@ use crate::protocol::Session;
 use crate::shard_id::ShardId;
 use crate::token::Token;
 
-/// What IDENTIFY says about a bot.
+/// The data that a bot sends in IDENTIFY.
 ///
 /// Source: [Discord, Identify](https://docs.discord.com/developers/events/gateway-events#identify).
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The bot's token.
     pub token: Token,
-    /// What it wants to hear about.
+    /// The intents: which events Discord sends.
     pub intents: Intents,
-    /// The name of the library, as Discord sees it.
+    /// The library name that Discord sees: the `browser` and `device` properties.
     pub library: String,
-    /// From how many members on a guild's offline members are left out (50 to 250).
+    /// The number of members from which Discord leaves a guild's offline members out (50 to 250).
     pub large_threshold: u16,
-    /// Whether Discord shall compress each payload by itself.
+    /// Whether Discord should compress each payload separately.
     pub compress: bool,
-    /// The presence to start with.
+    /// The initial presence.
     pub presence: Option<Presence>,
 }
 
 impl Identity {
-    /// The IDENTIFY of a shard; with the presence that a command has set since, if one has.
+    /// The IDENTIFY payload of a shard. `presence`, if given, replaces the presence of the
+    /// identity: it is the one that a command has set since.
     pub fn identify(&self, shard: ShardId, presence: Option<&Command>) -> Secret {
         #[derive(Serialize)]
         struct Data<'a> {
@@ -58,19 +59,19 @@ impl Identity {
         Secret(json!({"op": 2, "d": data}).to_string())
     }
 
-    /// The RESUME of a session.
+    /// The RESUME payload of a session.
     pub fn resume(&self, session: &Session) -> Secret {
         let token = self.token.expose();
         Secret(json!({"op": 6, "d": {"token": token, "session_id": session.id, "seq": session.sequence}}).to_string())
     }
 }
 
-/// A payload with the token in it. `Debug` does not show it.
+/// A payload that contains the token. Its `Debug` output does not show the payload.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The payload. Keep it out of logs.
+    /// The payload as JSON. Keep it out of logs.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!(
             identify(&identity, Some(&later))["d"]["presence"]["status"],
             "dnd",
-            "what was set last counts"
+            "the latest presence counts"
         );
         let session = Session::new("s".into(), 9, String::new(), shard, 0);
         let resume: Value = serde_json::from_str(identity.resume(&session).expose()).unwrap();

@@ -1,23 +1,23 @@
-//! Which members of a guild to ask for.
+//! Which members of a guild to request.
 
 use serde_json::{Value, json};
 
 use super::InvalidCommand;
 use crate::intents::Intents;
 
-/// How many members may be asked for by their ids, and how many a prefix finds at most.
+/// The largest number of ids in a request, and the largest `limit` for a prefix.
 ///
 /// Source: [Discord, Request Guild
 /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
 const MAX_MEMBERS: usize = 100;
 
-/// The longest nonce, in bytes; Discord ignores a longer one, and answers that nobody can tell
-/// apart come back.
+/// The longest nonce, in bytes. Discord ignores a longer one and answers without a nonce, so that
+/// the answers to two requests cannot be told apart.
 ///
 /// Source: as above.
 const MAX_NONCE: usize = 32;
 
-/// Which members of a guild to ask for.
+/// Which members of a guild to request.
 ///
 /// Source: [Discord, Request Guild
 /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
@@ -35,14 +35,14 @@ pub(super) enum Which {
 }
 
 impl MemberQuery {
-    /// All members. Needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS); once per guild
-    /// and 30 s, which the library keeps to.
+    /// Requests all members. Needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS).
+    /// Discord allows this once per guild in 30 s; the library delays requests to keep this limit.
     pub fn all() -> Self {
         Self::new(Which::All)
     }
 
-    /// Those whose name begins with `prefix`, up to `limit` of them, which is 1 to 100. An empty
-    /// prefix fits everybody, and needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS).
+    /// Requests up to `limit` members (1 to 100) whose name begins with `prefix`. An empty prefix
+    /// matches all members, and needs [`Intents::GUILD_MEMBERS`](crate::Intents::GUILD_MEMBERS).
     pub fn prefix(prefix: impl Into<String>, limit: usize) -> Self {
         Self::new(Which::Prefix {
             prefix: prefix.into(),
@@ -50,13 +50,13 @@ impl MemberQuery {
         })
     }
 
-    /// Those with these ids, 1 to 100 of them.
+    /// Requests the members with these user ids, 1 to 100 of them.
     pub fn ids(ids: impl IntoIterator<Item = u64>) -> Self {
         Self::new(Which::Ids(ids.into_iter().collect()))
     }
 
-    /// Whether to tell their presences too. Needs
-    /// [`Intents::GUILD_PRESENCES`](crate::Intents::GUILD_PRESENCES).
+    /// Whether to request their presences too. Needs
+    /// [`Intents::GUILD_PRESENCES`](crate::Intents::GUILD_PRESENCES). Default: `false`.
     pub fn presences(self, presences: bool) -> Self {
         Self { presences, ..self }
     }
@@ -68,7 +68,7 @@ impl MemberQuery {
         }
     }
 
-    /// The intents without which Discord does not answer it, or not in full.
+    /// The intents that the query needs: without them Discord does not answer it, or not in full.
     pub(crate) fn needs(&self) -> Intents {
         let everybody = match &self.which {
             Which::All => true,
@@ -87,7 +87,7 @@ impl MemberQuery {
         }
     }
 
-    /// The data of the request, checked.
+    /// The checked `d` of the request.
     pub(super) fn data(&self, guild_id: u64, nonce: Option<&str>) -> Result<Value, InvalidCommand> {
         let mut data = match &self.which {
             Which::All => json!({"query": "", "limit": 0}),
@@ -102,6 +102,7 @@ impl MemberQuery {
                 json!({"user_ids": ids.iter().map(u64::to_string).collect::<Vec<_>>()})
             }
         };
+
         let ids = match &self.which {
             Which::Ids(ids) => ids.as_slice(),
             Which::All | Which::Prefix { .. } => &[],
@@ -112,8 +113,9 @@ impl MemberQuery {
             } else {
                 "user_ids"
             };
-            return Err(InvalidCommand::field(field, 0, "ids, which are not 0"));
+            return Err(InvalidCommand::field(field, 0, "ids other than 0"));
         }
+
         data["guild_id"] = guild_id.to_string().into();
         data["presences"] = self.presences.into();
         if let Some(nonce) = nonce {
@@ -124,19 +126,21 @@ impl MemberQuery {
     }
 }
 
-/// Whether Discord would answer this request, and so that its answer can be told apart.
+/// Checks that Discord would answer this request, and that the answer would contain the nonce.
 pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
     if data["query"].is_null() == data["user_ids"].is_null() {
         return Err(InvalidCommand::QueryOrUserIds);
     }
+
     let is_query = data["query"].is_string() && data["limit"].is_u64();
     if !data["query"].is_null() && !is_query {
         return Err(InvalidCommand::field(
             "query",
             &data["query"],
-            "a text, together with a `limit`",
+            "a string, together with a `limit`",
         ));
     }
+
     if let Some(count) = data["user_ids"]
         .as_array()
         .map(Vec::len)
@@ -145,9 +149,10 @@ pub(super) fn check(data: &Value) -> Result<(), InvalidCommand> {
         return Err(InvalidCommand::field(
             "user_ids",
             format!("{count} ids"),
-            "up to 100 ids: ask several times",
+            "up to 100 ids; split the request",
         ));
     }
+
     match data["nonce"].as_str().map(str::len) {
         Some(length) if length > MAX_NONCE => Err(InvalidCommand::field(
             "nonce",

@@ -1,4 +1,4 @@
-//! Outbound payloads, to JSON.
+//! Outbound payloads: the commands and their JSON.
 
 mod identity;
 mod members;
@@ -13,14 +13,16 @@ pub use identity::{Identity, Secret};
 pub use members::MemberQuery;
 pub use presence::{Activity, ActivityKind, OnlineStatus, Presence};
 
-/// The greatest size of a payload to Discord, in bytes of JSON; above it Discord closes with 4002.
+/// The largest payload that Discord accepts, in bytes of JSON. Discord closes the connection with
+/// 4002 if a payload is larger.
 ///
 /// Source: [Discord, Sending
 /// events](https://docs.discord.com/developers/events/gateway#sending-events).
 pub const MAX_PAYLOAD: usize = 4096;
 
-/// What is left in an IDENTIFY for a presence. Ours: the presence that was set last goes into the
-/// next IDENTIFY, whose other fields have the rest.
+/// The largest presence, in bytes of JSON. This limit is the library's own: the latest presence is
+/// part of the next IDENTIFY, and the other fields of the IDENTIFY need the rest of
+/// [`MAX_PAYLOAD`].
 pub const MAX_PRESENCE: usize = 3072;
 
 const PRESENCE_UPDATE: u64 = 3;
@@ -29,9 +31,11 @@ const REQUEST_GUILD_MEMBERS: u64 = 8;
 const REQUEST_SOUNDBOARD_SOUNDS: u64 = 31;
 const REQUEST_CHANNEL_INFO: u64 = 43;
 
-/// Something to say to Discord on a shard's connection, checked when it is built: what Discord
-/// would refuse, ignore or close the connection for is an error here, with the field and what is
-/// allowed.
+/// A payload to send to Discord on a shard's connection.
+///
+/// It is checked when it is built. A payload that Discord would refuse or ignore, or for which it
+/// would close the connection, is an [`InvalidCommand`], which names the field and the allowed
+/// values.
 ///
 /// ```
 /// # use threadcord::command::{OnlineStatus, VoiceState};
@@ -49,17 +53,21 @@ pub struct Command {
     nonce: Option<Box<str>>,
 }
 
-/// Whose members are asked for.
+/// Which members a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MemberScope {
     pub(crate) guild: u64,
-    /// All of them, of which Discord has a limit of its own.
+    /// Whether it asks for all members of the guild. Discord has a separate limit for such
+    /// requests.
     pub(crate) all: bool,
 }
 
 impl Command {
-    /// How the bot looks to others. At most 5 go out per 20 s; of those that wait the newest
-    /// counts, and it goes into later IDENTIFYs too. Up to 3,072 bytes.
+    /// Sets the bot's presence: its status and activities. Up to 3,072 bytes of JSON
+    /// ([`MAX_PRESENCE`]).
+    ///
+    /// At most 5 are sent per 20 s. Only the latest presence is queued, and later IDENTIFYs contain
+    /// it too.
     ///
     /// Source: [Discord, Update
     /// Presence](https://docs.discord.com/developers/events/gateway-events#update-presence).
@@ -67,7 +75,8 @@ impl Command {
         Self::raw(&json!({"op": PRESENCE_UPDATE, "d": presence}))
     }
 
-    /// Joins, moves or leaves a voice channel. (The voice connection itself is not this library's.)
+    /// Joins a voice channel, moves to another, or leaves it. This library does not handle the
+    /// voice connection itself.
     ///
     /// Source: [Discord, Update Voice
     /// State](https://docs.discord.com/developers/events/gateway-events#update-voice-state).
@@ -80,8 +89,9 @@ impl Command {
         } = *state;
         let ids = [("guild_id", Some(guild_id)), ("channel_id", channel_id)];
         if let Some((field, _)) = ids.into_iter().find(|(_, id)| *id == Some(0)) {
-            return Err(InvalidCommand::field(field, 0, "an id"));
+            return Err(InvalidCommand::field(field, 0, "an id other than 0"));
         }
+
         let channel_id = channel_id.map(|id| id.to_string());
         let data = json!({
             "guild_id": guild_id.to_string(),
@@ -92,9 +102,9 @@ impl Command {
         Self::raw(&json!({"op": VOICE_STATE_UPDATE, "d": data}))
     }
 
-    /// Asks for members of a guild; they come as `GUILD_MEMBERS_CHUNK`s, with the nonce, if there
-    /// is one (up to 32 bytes). [`Shard::request_members`](crate::Shard::request_members) collects
-    /// them.
+    /// Requests members of a guild. Discord answers with `GUILD_MEMBERS_CHUNK` events, which
+    /// contain the nonce, if there is one (up to 32 bytes).
+    /// [`Shard::request_members`](crate::Shard::request_members) collects the chunks for you.
     ///
     /// Source: [Discord, Request Guild
     /// Members](https://docs.discord.com/developers/events/gateway-events#request-guild-members).
@@ -106,7 +116,8 @@ impl Command {
         Self::raw(&json!({"op": REQUEST_GUILD_MEMBERS, "d": query.data(guild_id, nonce)?}))
     }
 
-    /// Asks for the soundboards of guilds; each comes as `SOUNDBOARD_SOUNDS`.
+    /// Requests the soundboard sounds of guilds. Discord answers with one `SOUNDBOARD_SOUNDS` event
+    /// for each guild.
     ///
     /// Source: [Discord, Request Soundboard
     /// Sounds](https://docs.discord.com/developers/events/gateway-events#request-soundboard-sounds).
@@ -119,23 +130,21 @@ impl Command {
             ));
         }
         if guild_ids.contains(&0) {
-            return Err(InvalidCommand::field(
-                "guild_ids",
-                0,
-                "ids, which are not 0",
-            ));
+            return Err(InvalidCommand::field("guild_ids", 0, "ids other than 0"));
         }
+
         let guild_ids: Vec<String> = guild_ids.iter().map(u64::to_string).collect();
         Self::raw(&json!({"op": REQUEST_SOUNDBOARD_SOUNDS, "d": {"guild_ids": guild_ids}}))
     }
 
-    /// Asks for what changes often about a guild's voice channels; it comes as `CHANNEL_INFO`.
+    /// Requests the fields of a guild's voice channels that change often. Discord answers with a
+    /// `CHANNEL_INFO` event.
     ///
     /// Source: [Discord, Request Channel
     /// Info](https://docs.discord.com/developers/events/gateway-events#request-channel-info).
     pub fn channel_info(guild_id: u64, fields: &[ChannelField]) -> Result<Self, InvalidCommand> {
         if guild_id == 0 {
-            return Err(InvalidCommand::field("guild_id", 0, "an id"));
+            return Err(InvalidCommand::field("guild_id", 0, "an id other than 0"));
         }
         if fields.is_empty() {
             return Err(InvalidCommand::field(
@@ -149,12 +158,15 @@ impl Command {
         )
     }
 
-    /// A payload as it goes over the wire: an object with an `op`.
+    /// Makes a command from a raw payload: a JSON object with an `op`.
     ///
-    /// Heartbeats (1), IDENTIFY (2) and RESUME (6) are the library's own and refused; and so is
-    /// what Discord would answer with a close or not at all: a presence that is none, a request for
-    /// members with both or neither of `query` and `user_ids`, with over 100 ids, or with a nonce
-    /// of over 32 bytes.
+    /// # Errors
+    /// - The payload is not an object, has no `op`, or is larger than [`MAX_PAYLOAD`].
+    /// - The `op` is 1 (heartbeat), 2 (IDENTIFY) or 6 (RESUME): the library sends these itself.
+    /// - Discord would not answer, or would close the connection: the presence is invalid or larger
+    ///   than [`MAX_PRESENCE`], or a request for members has both or neither of `query` and
+    ///   `user_ids`, a `query` without a `limit`, more than 100 ids, or a nonce of more than 32
+    ///   bytes.
     pub fn raw(payload: &Value) -> Result<Self, InvalidCommand> {
         let object = payload.as_object().ok_or(InvalidCommand::NotAnObject)?;
         let op = object
@@ -164,6 +176,7 @@ impl Command {
         if matches!(op, 1 | 2 | 6) {
             return Err(InvalidCommand::Reserved(op));
         }
+
         let data = &payload["d"];
         let (mut members, mut nonce) = (None, None);
         match op {
@@ -176,6 +189,7 @@ impl Command {
             }
             _ => {}
         }
+
         let json = payload.to_string();
         if json.len() > MAX_PAYLOAD {
             return Err(InvalidCommand::TooLarge {
@@ -196,28 +210,28 @@ impl Command {
         self.op
     }
 
-    /// The payload.
+    /// The whole payload as JSON.
     pub fn json(&self) -> &str {
         &self.json
     }
 
-    /// The payload's `d`.
+    /// The `d` of the payload.
     pub(crate) fn data(&self) -> Value {
         let payload: Value = serde_json::from_str(&self.json).unwrap_or_default();
         payload["d"].clone()
     }
 
-    /// The guild that it names, if it names one.
+    /// The `guild_id` in its data, if there is one.
     pub(crate) fn guild_id(&self) -> Option<u64> {
         id(&self.data()["guild_id"])
     }
 
-    /// Whose members it asks for, if it does.
+    /// Which members it asks for, if it is a request for members.
     pub(crate) fn members(&self) -> Option<MemberScope> {
         self.members
     }
 
-    /// The nonce of a request for members.
+    /// The nonce, if it is a request for members that has one.
     pub(crate) fn nonce(&self) -> Option<&str> {
         self.nonce.as_deref()
     }
@@ -227,22 +241,22 @@ impl Command {
     }
 }
 
-/// Where the bot is in a guild's voice channels.
+/// The voice state of the bot in a guild: its channel, and whether it is muted or deafened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VoiceState {
     /// The guild.
     pub guild_id: u64,
-    /// The channel; `None` to leave.
+    /// The voice channel to be in; `None` to leave.
     pub channel_id: Option<u64>,
-    /// Whether the bot is self-muted.
+    /// Whether the bot mutes itself.
     pub self_mute: bool,
-    /// Whether the bot hears nothing.
+    /// Whether the bot deafens itself.
     pub self_deaf: bool,
 }
 
 impl VoiceState {
-    /// In a channel, neither mute nor deaf.
+    /// Joins a channel, neither muted nor deafened.
     pub fn join(guild_id: u64, channel_id: u64) -> Self {
         Self {
             guild_id,
@@ -252,7 +266,7 @@ impl VoiceState {
         }
     }
 
-    /// In no channel.
+    /// Leaves the voice channels of a guild.
     pub fn leave(guild_id: u64) -> Self {
         Self {
             guild_id,
@@ -273,49 +287,50 @@ impl VoiceState {
     }
 }
 
-/// What changes often about a voice channel, and is sent on request.
+/// A field of a voice channel that changes often and that Discord sends on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ChannelField {
-    /// Its status, a text.
+    /// The status text of the channel.
     Status,
-    /// When the present call began.
+    /// When the current call began.
     VoiceStartTime,
 }
 
-/// Why something cannot be sent.
+/// Why a command is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidCommand {
-    /// A payload is an object.
-    #[error("a payload is a JSON object with an `op`")]
+    /// The payload is not a JSON object.
+    #[error("the payload is not a JSON object")]
     NotAnObject,
-    /// A payload has an opcode.
-    #[error("the payload has no `op` that is a whole number")]
+    /// The payload has no `op`, or its `op` is not a non-negative integer.
+    #[error("the payload has no integer `op`")]
     NoOpcode,
-    /// The library sends these itself.
-    #[error("op {0} is sent by the library itself: 1, 2 and 6 are refused")]
+    /// The opcode is reserved: the library sends these payloads itself.
+    #[error("op {0} is reserved: the library sends ops 1, 2 and 6 itself")]
     Reserved(u64),
-    /// Discord would refuse or ignore it.
+    /// A field has a value that Discord would refuse or ignore.
     #[error("`{field}` is {given}; allowed: {allowed}")]
     Field {
-        /// Which field of the payload's `d`.
+        /// The field of the payload's `d`.
         field: String,
-        /// What was given.
+        /// The given value.
         given: String,
-        /// What is allowed, and what to do.
+        /// The allowed values, or how to fix the field.
         allowed: &'static str,
     },
-    /// Discord answers one kind of question at a time.
+    /// A request for members has both or neither of `query` and `user_ids`. Discord answers only a
+    /// request with exactly one of them.
     #[error("a member request needs exactly one of `query` and `user_ids`")]
     QueryOrUserIds,
-    /// Discord would close the connection.
+    /// The payload, or a presence, is too large.
     #[error("the payload has {bytes} bytes; at most {allowed} are allowed")]
     TooLarge {
-        /// How many it has.
+        /// Its size in bytes.
         bytes: usize,
-        /// How many it may have.
+        /// The maximum size in bytes: [`MAX_PAYLOAD`], or [`MAX_PRESENCE`] for a presence.
         allowed: usize,
     },
 }
@@ -334,7 +349,8 @@ impl InvalidCommand {
     }
 }
 
-/// What was given, for an error that says so; an empty text would not be seen.
+/// The given value as it appears in an error. An empty string becomes `""`, because it would be
+/// invisible.
 pub(crate) fn visible(given: impl fmt::Display) -> String {
     let given = given.to_string();
     if given.is_empty() {
@@ -349,21 +365,23 @@ fn check_presence(data: &Value) -> Result<(), InvalidCommand> {
         return Err(InvalidCommand::field(
             "activities",
             &data["activities"],
-            "an array; an empty one for none",
+            "an array (empty for no activities)",
         ));
     }
-    // Discord closes with 4001 where one is missing.
+
+    // Discord closes the connection with 4001 if one is missing.
     for field in ["since", "status", "afk"] {
         if data.get(field).is_none() {
             let allowed = "all of since (null unless the bot is idle), activities, status and afk";
             return Err(InvalidCommand::field(field, "missing", allowed));
         }
     }
+
     let presence = Presence::deserialize(data).map_err(|error| {
         InvalidCommand::field(
             "d",
-            format!("no presence ({error})"),
-            "one as Discord documents it",
+            format!("not a valid presence ({error})"),
+            "a presence as Discord documents it",
         )
     })?;
     presence.check()?;
@@ -378,14 +396,14 @@ fn check_presence(data: &Value) -> Result<(), InvalidCommand> {
     }
 }
 
-/// An id, as a text or as a number.
+/// An id in JSON: a string or a number.
 fn id(value: &Value) -> Option<u64> {
     value
         .as_str()
         .map_or_else(|| value.as_u64(), |id| id.parse().ok())
 }
 
-/// A heartbeat with the last sequence.
+/// The JSON of a heartbeat with the last sequence.
 pub(crate) fn heartbeat(sequence: Option<u64>) -> String {
     json!({"op": 1, "d": sequence}).to_string()
 }
@@ -463,14 +481,14 @@ mod tests {
         for activities in [Value::Null, json!({})] {
             let data =
                 json!({"since": null, "activities": activities, "status": "idle", "afk": false});
-            assert!(refused(presence(data)).contains("empty one for none"));
+            assert!(refused(presence(data)).contains("empty for no activities"));
         }
         let wrong = json!({"since": null, "activities": [{"type": 9, "name": "x"}], "status": "away", "afk": false});
         assert!(refused(presence(wrong)).contains("0 to 5"));
         let status = json!({"since": null, "activities": [], "status": "away", "afk": false});
         assert!(
             refused(presence(status)).contains("dnd"),
-            "says what is allowed"
+            "the error lists the allowed values"
         );
     }
 

@@ -1,4 +1,4 @@
-//! How a bot looks to others.
+//! Presences: how a bot appears to other users.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,18 +6,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::InvalidCommand;
 
-/// The longest name and state of an activity, in characters. Discord's documentation of the gateway
-/// names no limit; this is the one that other libraries keep to (JDA:
+/// The maximum length of an activity's name and state, in characters. Discord's gateway
+/// documentation gives no limit; other libraries use this one (JDA:
 /// `Activity.MAX_ACTIVITY_NAME_LENGTH`).
 const MAX_TEXT: usize = 128;
 
-/// The sites whose streams Discord shows.
+/// The streaming sites that Discord accepts.
 ///
 /// Source: [Discord, Activity
 /// types](https://docs.discord.com/developers/events/gateway-events#activity-object-activity-types).
 const STREAMING_SITES: [&str; 2] = ["twitch.tv", "youtube.com"];
 
-/// How a bot looks to others: its status and what it does.
+/// How a bot appears to other users: its status and its activities.
 ///
 /// ```
 /// # use threadcord::command::{Activity, OnlineStatus};
@@ -30,13 +30,13 @@ const STREAMING_SITES: [&str; 2] = ["twitch.tv", "youtube.com"];
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Presence {
-    /// Since when the bot is idle, in milliseconds since 1970; `None` if it is not.
+    /// When the bot became idle, in milliseconds since the Unix epoch; `None` if it is not idle.
     pub since: Option<u64>,
-    /// What it does. Discord shows the first, or the custom status.
+    /// The activities. Discord shows the first, or the custom status.
     pub activities: Vec<Activity>,
-    /// Whether it is there.
+    /// The status, such as online or idle.
     pub status: OnlineStatus,
-    /// Whether it is away from the keyboard. Has no effect for bots.
+    /// Whether the user is away from the keyboard. Has no effect for bots.
     pub afk: bool,
 }
 
@@ -50,7 +50,7 @@ pub enum OnlineStatus {
     /// Do not disturb.
     #[serde(rename = "dnd")]
     DoNotDisturb,
-    /// Away.
+    /// Idle (away).
     Idle,
     /// Shown as offline.
     Invisible,
@@ -58,23 +58,23 @@ pub enum OnlineStatus {
     Offline,
 }
 
-/// Something that a bot does. Of what Discord knows about activities a bot can set this.
+/// An activity of a bot. These are the fields of Discord's activity object that a bot can set.
 ///
 /// Source: [Discord, Activity
 /// object](https://docs.discord.com/developers/events/gateway-events#activity-object).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Activity {
-    /// What it does: 1 to 128 characters.
+    /// The name of the activity: 1 to 128 characters.
     pub name: String,
-    /// Of which kind it is.
+    /// The kind of activity.
     #[serde(rename = "type")]
     pub kind: ActivityKind,
-    /// How it goes, or the text of a custom status: up to 128 characters.
+    /// Details of the activity, or the text of a custom status: up to 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// Where the stream is: an address below `https://twitch.tv` or `https://youtube.com`; for
-    /// [`ActivityKind::Streaming`] alone.
+    /// The URL of the stream, on `https://twitch.tv` or `https://youtube.com`.
+    /// [`ActivityKind::Streaming`] needs it; other kinds must not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
@@ -98,7 +98,7 @@ pub enum ActivityKind {
 }
 
 impl Presence {
-    /// A status without an activity.
+    /// Creates a presence with a status and no activity.
     pub fn new(status: OnlineStatus) -> Self {
         Self {
             since: None,
@@ -108,13 +108,14 @@ impl Presence {
         }
     }
 
-    /// With one activity more.
+    /// Adds an activity.
     pub fn activity(mut self, activity: Activity) -> Self {
         self.activities.push(activity);
         self
     }
 
-    /// Idle since a time, with the status [`Idle`](OnlineStatus::Idle).
+    /// Sets the status to [`Idle`](OnlineStatus::Idle), and [`since`](Self::since) to `time`. A
+    /// time before the Unix epoch counts as the epoch.
     pub fn idle_since(self, time: SystemTime) -> Self {
         let since = time
             .duration_since(UNIX_EPOCH)
@@ -146,7 +147,7 @@ impl Activity {
         Self::new(ActivityKind::Playing, name)
     }
 
-    /// "Streaming {name}", with an address below `https://twitch.tv` or `https://youtube.com`.
+    /// "Streaming {name}", with a URL on `https://twitch.tv` or `https://youtube.com`.
     pub fn streaming(name: impl Into<String>, url: impl Into<String>) -> Self {
         Self {
             url: Some(url.into()),
@@ -164,9 +165,9 @@ impl Activity {
         Self::new(ActivityKind::Watching, name)
     }
 
-    /// A text of your own, and nothing else.
+    /// A custom status: only the text `state`.
     pub fn custom(state: impl Into<String>) -> Self {
-        // Discord wants a name all the same, and does not show it.
+        // Discord requires a name anyway, but does not show it.
         Self {
             state: Some(state.into()),
             ..Self::new(ActivityKind::Custom, "Custom Status")
@@ -224,17 +225,17 @@ impl Activity {
             (None, ActivityKind::Streaming) => Err(InvalidCommand::field(
                 field("url"),
                 "missing",
-                "where the stream is, on twitch.tv or youtube.com",
+                "the URL of the stream, on twitch.tv or youtube.com",
             )),
             (Some(url), ActivityKind::Streaming) if !is_stream(url) => Err(InvalidCommand::field(
                 field("url"),
                 url,
-                "an address below https://twitch.tv or https://youtube.com",
+                "a URL on https://twitch.tv or https://youtube.com",
             )),
             (Some(url), kind) if kind != ActivityKind::Streaming => Err(InvalidCommand::field(
                 field("url"),
                 url,
-                "none, for an activity that is not streaming",
+                "none, unless the activity is streaming",
             )),
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! Before a RESUME: whether the session is still this process's own.
+//! The confirmation before a RESUME that this process still owns the session.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,17 @@ use super::super::state::{Link, State};
 use super::Machine;
 use crate::log_shard::log_shard;
 
-/// A session that lasts for so long, in multiples of [`Timing::confirm_timeout`](crate::Timing),
-/// after it was resumed without an answer, may be resumed so again.
+/// How long a connection must last after a RESUME without the store's answer, in multiples of
+/// [`Timing::confirm_timeout`](crate::Timing::confirm_timeout), before the session may be resumed
+/// without an answer again.
 const UNHARMED: u32 = 2;
 
-/// What is known of the answers.
+/// Whether a session may be resumed without the store's answer.
 #[derive(Debug)]
 pub(super) struct Confirmation {
-    /// When a session was resumed without an answer.
+    /// When the session was resumed without an answer on this connection.
     unconfirmed_at: Option<Instant>,
-    /// Whether the next one may be, too.
+    /// Whether the next RESUME may be sent without an answer.
     may_do_without: bool,
 }
 
@@ -31,8 +32,9 @@ impl Default for Confirmation {
 }
 
 impl Confirmation {
-    /// A connection has ended. If that was soon after a RESUME without an answer, another process
-    /// may have taken the session over: it is not taken back again without one.
+    /// Handles the end of a connection. If that was soon after a RESUME without an answer, another
+    /// process may have taken over the session. The next RESUME then needs an answer, so that this
+    /// process does not take the session back.
     pub(super) fn handle_loss(&mut self, now: Instant, timeout: Duration) {
         if let Some(at) = self.unconfirmed_at.take() {
             self.may_do_without = now.saturating_duration_since(at) >= timeout * UNHARMED;
@@ -41,7 +43,8 @@ impl Confirmation {
 }
 
 impl Machine {
-    /// Resumes the session; with [`with_confirmation`](Self::with_confirmation), asks first.
+    /// Resumes the session, or asks for confirmation first, depending on
+    /// [`with_confirmation`](Self::with_confirmation).
     pub(super) fn confirm_or_resume(
         &mut self,
         now: Instant,
@@ -72,19 +75,20 @@ impl Machine {
         }
     }
 
-    /// The session is this process's own.
+    /// Resumes the session, because the store has confirmed that this process owns it.
     pub(super) fn confirm(&mut self, now: Instant) {
         self.retry.limiter_works();
         self.confirmation = self.confirmation.take().map(|_| Confirmation::default());
         self.resume_now(now);
     }
 
-    /// No answer came: the store is probably away for every process.
+    /// Resumes the session without the store's answer: the store is probably unavailable to every
+    /// process.
     pub(super) fn resume_unconfirmed(&mut self, now: Instant) -> Output {
         log_shard!(
             warn,
             self.shard,
-            "the session store does not say whether the session may be resumed; resuming"
+            "no answer from the session store; resuming the session without confirmation"
         );
         if let Some(confirmation) = &mut self.confirmation {
             confirmation.unconfirmed_at = Some(now);

@@ -1,4 +1,4 @@
-//! How connections end, and what comes after.
+//! How connections end, and what happens next.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use super::{Machine, NORMAL, RESUMABLE};
 use crate::log_shard::log_shard;
 
 impl Machine {
-    /// The connection is gone or given up: says so, and decides when to come back and with which
-    /// session.
+    /// Ends the connection, which was lost or must be dropped. Reports the loss, and decides when
+    /// to reconnect and whether to resume.
     pub(super) fn lose(&mut self, now: Instant, reason: Disconnect) {
         if !self.state.is_connected() {
             return;
@@ -70,7 +70,8 @@ impl Machine {
         });
     }
 
-    /// What the loss of a connection allows next. Says so where somebody has to know.
+    /// What the shard may do after the loss of a connection. Logs the losses that the owner must
+    /// know about.
     fn recovery(&mut self, reason: Disconnect) -> Recovery {
         let recovery = match reason {
             Disconnect::Discord(code) => code.recovery(),
@@ -86,7 +87,7 @@ impl Machine {
                 log_shard!(
                     warn,
                     self.shard,
-                    "the IDENTIFY was refused (op 9); it still counts"
+                    "Discord refused the IDENTIFY (op 9); it still counts toward the daily total"
                 );
             }
             _ => {}
@@ -94,13 +95,13 @@ impl Machine {
         recovery
     }
 
-    /// Counts a payload that cannot be read; whether the session will never get past it.
+    /// Counts an unreadable payload. Returns whether the session will never get past it.
     fn is_stuck(&mut self) -> bool {
         let sequence = self.session().map_or(0, |session| session.sequence);
         self.retry.is_stuck(sequence)
     }
 
-    /// Stops, so that no more IDENTIFYs are spent in vain.
+    /// Stops the shard, so that it wastes no more IDENTIFYs.
     fn open_circuit(&mut self, count: usize) {
         log_shard!(
             error,
@@ -116,7 +117,7 @@ impl Machine {
         });
     }
 
-    /// Connects anew at once, and resumes if there is a session.
+    /// Reconnects at once, and resumes if there is a session that the new intents fit.
     pub(super) fn restart(&mut self, now: Instant, identity: Identity) {
         if matches!(self.state, State::Stopped { .. }) {
             return;
@@ -125,7 +126,7 @@ impl Machine {
         self.retry.reset();
         self.drop_unsent_starts();
 
-        // With other intents only a new session will do, and nobody needs the old one any more.
+        // A session cannot change its intents. With other intents, the old session is ended.
         let intents = self.identity.intents;
         let misfit = self.session().cloned();
         let misfit = misfit.filter(|session| !session.fits(self.shard, intents));
@@ -156,7 +157,8 @@ impl Machine {
         });
     }
 
-    /// What has not been sent must not be sent only to be closed upon.
+    /// Removes queued outputs that would start a connection or a session, because the connection is
+    /// about to be closed.
     fn drop_unsent_starts(&mut self) {
         self.outbox.retain(|output| {
             !matches!(
@@ -169,11 +171,12 @@ impl Machine {
         });
     }
 
-    /// Stops for good. Only `suspend` leaves a session behind.
+    /// Stops permanently. Only [`StopReason::Suspended`] keeps the session.
     pub(super) fn stop(&mut self, reason: StopReason) {
         if matches!(self.state, State::Stopped { .. }) {
             return;
         }
+
         let keeps = reason == StopReason::Suspended;
         self.drop_unsent_starts();
         if self.state.is_connected() {
@@ -183,6 +186,7 @@ impl Machine {
                 _ => Some(NORMAL),
             }));
         }
+
         self.change_state(|_, state| {
             let session = match state.into_start() {
                 Start::Resume { session, .. } if keeps => Some(session),

@@ -1,4 +1,4 @@
-//! Requests for members: which events answer them, and when they are sent again.
+//! Requests for members: which events answer them, and when they are retried.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ impl Machine {
         }
     }
 
-    /// Hands an event to the user, or to the request for members that it answers.
+    /// Delivers an event to the user, or to the request for members that it answers.
     pub(super) fn deliver(&mut self, sequence: u64, payload: Payload) {
         let output = match self.requests.claim(&payload) {
             Claim::None => Output::Deliver(payload),
@@ -41,12 +41,13 @@ impl Machine {
         self.outbox.push_back(output);
     }
 
-    /// Discord wants a pause before it tells of a guild's members again.
+    /// Handles `RATE_LIMITED`: Discord requires a pause before the next request for members of a
+    /// guild.
     ///
     /// Source: [Discord, Rate
     /// Limited](https://docs.discord.com/developers/events/gateway-events#rate-limited).
     pub(super) fn handle_rate_limited(&mut self, now: Instant, payload: &Payload) {
-        // What cannot be read is still an event for the user.
+        // If it cannot be read, there is nothing to do here; the user still receives the event.
         let limited: Option<RateLimited> = payload.parse().ok();
         let Some(limited) = limited.as_ref().and_then(RateLimited::members) else {
             return;
@@ -54,13 +55,13 @@ impl Machine {
         let pause = limited.pause.min(MAX_INTERVAL) + self.timing.guard;
         self.outgoing.pause_members(now, limited.guild, pause);
 
-        // The same request once more, which waits for the pause.
+        // Retry the request; the new command waits for the pause.
         let nonce = limited.nonce;
         let command = nonce.and_then(|nonce| self.requests.rate_limited(nonce));
         self.push_commands(command);
     }
 
-    /// A command that was to be sent was not.
+    /// Handles a command that was not sent before the connection ended.
     pub(super) fn handle_unsent(&mut self, command: Command) {
         if self.requests.note_unsent(&command) {
             self.outgoing.put_back(command);
@@ -69,7 +70,7 @@ impl Machine {
         }
     }
 
-    /// Requests for members that the last connection may not have carried.
+    /// Retries the requests for members that the last connection may have lost.
     pub(super) fn repeat_requests(&mut self) {
         let commands = self.requests.live();
         self.push_commands(commands);
@@ -81,7 +82,7 @@ impl Machine {
         }
     }
 
-    /// A session is over, and with it the requests whose answers had begun to arrive.
+    /// Reports a session as lost, and fails the requests whose answers had begun to arrive.
     pub(super) fn lose_session(&mut self, session: Session) {
         for request in self.requests.session_lost() {
             self.fail_members(request, MembersFailure::SessionLost);

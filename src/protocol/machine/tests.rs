@@ -16,7 +16,7 @@ use crate::token::Token;
 const INTERVAL: Duration = Duration::from_secs(40);
 const INTERVAL_MS: u64 = 40_000;
 
-/// A machine, the time, and what it has said.
+/// A machine, the time, and the outputs so far.
 struct Rig {
     machine: Machine,
     now: Instant,
@@ -60,7 +60,7 @@ impl Rig {
         rig
     }
 
-    /// Polls until there is nothing to do; returns the deadline. The socket is empty.
+    /// Polls until there is nothing to do, with an empty socket. Returns the next deadline.
     fn drive(&mut self) -> Option<(Instant, Timer)> {
         for _ in 0..1000 {
             match self.machine.poll(self.now) {
@@ -95,7 +95,7 @@ impl Rig {
         self.payload(&json!({"op": 10, "d": {"heartbeat_interval": INTERVAL_MS}}));
     }
 
-    /// Lets time pass up to the next deadline, and says what it was for.
+    /// Lets time pass up to the next deadline. Returns its reason.
     fn sleep(&mut self) -> Timer {
         let (until, why) = self.drive().expect("a deadline");
         self.now = until;
@@ -103,7 +103,7 @@ impl Rig {
         why
     }
 
-    /// Sleeps until a connection is asked for; returns where to and how long it took.
+    /// Sleeps until a connection is requested. Returns its endpoint and how long it took.
     fn reconnect(&mut self) -> (Endpoint, Duration) {
         let start = self.now;
         for _ in 0..10 {
@@ -116,10 +116,10 @@ impl Rig {
             }
             self.sleep();
         }
-        panic!("no connection is asked for: {:?}", self.said);
+        panic!("no connection is requested: {:?}", self.said);
     }
 
-    /// The opcodes sent since this was last asked, with their data.
+    /// The opcodes sent since the last call, with their data.
     fn sent(&mut self) -> Vec<(u64, Value)> {
         let sent = self.said.iter().filter_map(|output| match output {
             Output::Send(json) => Some(json.clone()),
@@ -282,7 +282,7 @@ fn a_heartbeat_without_an_answer_is_missed_once() {
     rig.payload(&json!({"op": 11}));
     let before = rig.machine.beats();
     assert_eq!(before.missed, 0);
-    // One beat without an answer: when the next is due, the connection is dead.
+    // One heartbeat without an ACK: when the next is due, the connection is dead.
     rig.sleep();
     rig.sleep();
     rig.input(Input::Drained);
@@ -294,7 +294,7 @@ fn a_heartbeat_without_an_answer_is_missed_once() {
 #[test]
 fn a_new_connection_is_no_zombie_and_has_one_schedule() {
     let mut rig = Rig::ready();
-    // A beat of the old connection that was never acknowledged.
+    // A heartbeat of the old connection that was never acknowledged.
     rig.sleep();
     for _ in 0..3 {
         rig.payload(&json!({"op": 7}));
@@ -323,7 +323,7 @@ fn after_a_stall_an_ack_has_its_whole_time() {
         rig.sleep();
         rig.input(Input::Stalled);
     }
-    // The shard reads on. The ACK is still on its way, behind what the peer could not send.
+    // The shard reads again. The ACK is still on its way, behind data that the peer could not send.
     rig.now += Duration::from_secs(30);
     rig.input(Input::Stalled);
     rig.input(Input::Drained);
@@ -397,7 +397,7 @@ fn a_stop_spends_no_permit() {
 #[test]
 fn an_unread_ack_is_not_missing() {
     let mut rig = Rig::ready();
-    // The shard has stalled: it beats, but does not read.
+    // The shard has stalled: it sends heartbeats, but does not read.
     for _ in 0..5 {
         assert_eq!(rig.sleep(), Timer::Heartbeat);
         rig.input(Input::Stalled);
@@ -470,7 +470,7 @@ fn a_resume_replays_in_order_and_drops_what_came_before() {
     assert_eq!(
         rig.delivered(),
         [11, 12, 12],
-        "RESUMED comes whatever its sequence"
+        "RESUMED is delivered whatever its sequence"
     );
 }
 
@@ -502,7 +502,7 @@ fn a_ready_that_comes_again_starts_no_session() {
         (ShardState::Resuming, vec![], false)
     );
 
-    // Of a stored session, of which nothing has been handled, it is the first event missed.
+    // If no event of a stored session has been handled, READY is its first missed event.
     let stored = Session::new("s1".into(), 0, "wss://r".into(), shard(), 5);
     let mut rig = Rig::new(Some(stored));
     rig.input(Input::Connected);
@@ -538,7 +538,11 @@ fn a_new_session_begins_without_a_sequence() {
         &json!({"session_id": "s2", "resume_gateway_url": "", "user": {"id": "5"}}),
     );
     rig.dispatch("MESSAGE_CREATE", 2, &json!({}));
-    assert_eq!(rig.delivered(), [1, 2], "and drops nothing of the new one");
+    assert_eq!(
+        rig.delivered(),
+        [1, 2],
+        "no event of the new session is dropped"
+    );
 }
 
 #[test]
@@ -552,7 +556,7 @@ fn events_of_an_old_connection_are_ignored() {
     assert_eq!(
         (rig.delivered(), rig.machine.session().unwrap().sequence),
         (Vec::new(), 1),
-        "they come with the replay"
+        "they arrive with the replay"
     );
 }
 
@@ -679,7 +683,7 @@ fn close_ends_the_session_and_suspend_keeps_it() {
 
 #[test]
 fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
-    // A stored one.
+    // A stored session.
     let stored = session(5).with_intents(Intents::GUILD_MESSAGES);
     let mut rig = Rig::new(Some(stored.clone()));
     assert!(rig.said(&Output::Report(Notice::SessionLost(stored))));
@@ -687,7 +691,7 @@ fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
     rig.input(Input::Connected);
     rig.hello();
     assert_eq!(rig.machine.stage(), ShardState::Queued);
-    // One that is live when its shard is restarted with other intents: it is ended.
+    // A live session, whose shard is restarted with other intents: it is ended.
     let mut rig = Rig::ready();
     let identity = Identity {
         intents: Intents::GUILD_MESSAGES,
@@ -697,7 +701,7 @@ fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
     assert_eq!(rig.said[0], Output::Disconnect(Some(1000)));
     assert!(rig.lost_session());
     assert!(rig.said(&Output::Connect(Endpoint::Main)));
-    // One of which they are not known is resumed.
+    // A session whose intents are not known is resumed.
     let rig = Rig::new(Some(session(5)));
     assert!(rig.machine.session().is_some());
 }
@@ -711,7 +715,7 @@ fn what_came_while_the_process_was_frozen_is_read_before_anything_is_missed() {
     rig.now += frozen;
     let hello = json!({"op": 10, "d": {"heartbeat_interval": INTERVAL_MS}});
     let read = |rig: &mut Rig, payload: &Value| {
-        // It is asked what is due before it has read.
+        // The machine is polled before it has read.
         let _ = rig.machine.poll(rig.now);
         rig.machine
             .handle(rig.now, Input::Payload(payload.to_string().into()));
@@ -786,13 +790,13 @@ fn a_connection_that_was_ready_comes_back_soon() {
     let mut rig = Rig::ready();
     for _ in 0..20 {
         let pause = back(&mut rig, &|rig| rig.payload(&json!({"op": 7})));
-        assert_eq!(pause, Duration::ZERO, "Discord asks for it");
+        assert_eq!(pause, Duration::ZERO, "Discord requested it");
     }
     let cut = |rig: &mut Rig| rig.input(Input::Closed(None));
     let pauses: Vec<_> = (0..20).map(|_| back(&mut rig, &cut)).collect();
     assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(5)));
-    assert!(pauses[19] > Duration::from_secs(2), "and yet not at once");
-    // What the shard sent was wrong: it would be wrong again.
+    assert!(pauses[19] > Duration::from_secs(2), "but not at once");
+    // The shard sent something wrong, and would send it again.
     for code in [4001, 4002, 4005, 4008] {
         let mut rig = Rig::ready();
         let close = |rig: &mut Rig| rig.input(Input::Closed(Some(code)));
@@ -803,7 +807,7 @@ fn a_connection_that_was_ready_comes_back_soon() {
 
 #[test]
 fn sessions_that_last_a_little_cannot_burn_the_day() {
-    // Each lasts longer than what counts as stable, and costs an IDENTIFY.
+    // Each session lasts longer than `stable_after`, and costs an IDENTIFY.
     let mut rig = Rig::new(None);
     let start = rig.now;
     rig.machine = rig.machine.with_session_starts(start, 1000);
@@ -819,7 +823,7 @@ fn sessions_that_last_a_little_cannot_burn_the_day() {
         rig.input(Input::Closed(Some(4009)));
         rig.reconnect();
     }
-    // It is one of two shards.
+    // The shard is one of two, and so has half of the 1000 a day.
     assert!(identifies <= 501, "{identifies}");
 }
 
@@ -955,11 +959,7 @@ fn commands_wait_for_ready_and_for_resumed() {
     assert_eq!(rig.sent()[0].0, 6);
     rig.dispatch("RESUMED", 1, &json!({}));
     let ops: Vec<u64> = rig.sent().into_iter().map(|(op, _)| op).collect();
-    assert_eq!(
-        ops,
-        [4, 8],
-        "what a cut connection did not carry goes first"
-    );
+    assert_eq!(ops, [4, 8], "what a cut connection did not send goes first");
 }
 
 #[test]
@@ -1019,7 +1019,7 @@ fn of_presences_the_newest_waits_and_lets_others_pass() {
         sent.map(|(_, data)| data["since"].as_u64().unwrap())
             .collect::<Vec<_>>(),
         [8],
-        "and none before it"
+        "no earlier presence is sent"
     );
 }
 
@@ -1029,7 +1029,7 @@ fn the_presence_that_was_set_last_is_in_the_next_identify() {
     rig.input(Input::Command(presence(1)));
     rig.input(Input::Closed(Some(4009)));
     rig.input(Input::Command(presence(2)));
-    // What the old connection did not carry is older.
+    // The presence that the old connection did not send is older.
     rig.input(Input::Unsent(presence(1)));
     rig.reconnect();
     rig.input(Input::Connected);
@@ -1051,7 +1051,7 @@ fn the_presence_that_was_set_last_is_in_the_next_identify() {
     assert_eq!(
         rig.sent()[0].1["since"],
         2,
-        "a resumed session has no IDENTIFY to carry it"
+        "a resumed session has no IDENTIFY to send it"
     );
 }
 
@@ -1099,7 +1099,7 @@ fn a_request_survives_a_lost_session_unless_its_answer_had_begun() {
 
     rig.payload(&json!({"op": 9, "d": false}));
     assert!(rig.said(&Output::FailMembers(1, MembersFailure::SessionLost)));
-    // The connection did not carry the last two, and one of them was cancelled meanwhile.
+    // The connection did not send the last two, and one of them was cancelled meanwhile.
     rig.input(Input::CancelMembers(4));
     for command in unsent.into_iter().rev() {
         rig.input(Input::Unsent(command));
@@ -1114,7 +1114,7 @@ fn a_request_survives_a_lost_session_unless_its_answer_had_begun() {
     rig.dispatch("READY", 1, &ready);
     let sent = rig.sent().into_iter();
     let asked: Vec<_> = sent.map(|(_, data)| data["guild_id"].clone()).collect();
-    assert_eq!(asked, ["3"], "it had not been sent, so no window is closed");
+    assert_eq!(asked, ["3"], "it had not been sent, so it need not wait");
     rig.now += Duration::from_secs(31);
     rig.drive();
     let sent = rig.sent().into_iter().filter(|(op, _)| *op == 8);
@@ -1148,7 +1148,7 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     assert_eq!(
         sent(&mut rig),
         [(8, json!("a")), (31, json!(null))],
-        "others pass"
+        "other commands are not delayed"
     );
     // A new connection does not change what Discord counts.
     rig.payload(&json!({"op": 7}));
@@ -1193,7 +1193,7 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     assert_eq!(
         rig.machine.stage(),
         ShardState::Ready,
-        "what it does not understand is an event like others"
+        "a RATE_LIMITED that it cannot read is an ordinary event"
     );
 }
 
@@ -1277,7 +1277,7 @@ enum Step {
     Hello(u64),
     Dispatch(&'static str, u64),
     Op(u64, Option<bool>),
-    /// Discord asks for so many heartbeats.
+    /// Discord requests this many heartbeats.
     Requests(usize),
     Bytes(Vec<u8>),
     Odd(&'static str),
@@ -1288,13 +1288,13 @@ enum Step {
     Stalled,
     Command(u64),
     Stop(StopReason),
-    /// Nothing happens for so many milliseconds.
+    /// Nothing happens for this many milliseconds.
     Pass(u64),
     /// Nothing happens until the machine's own deadline.
     Sleep,
 }
 
-/// JSON that is not what it should be.
+/// JSON with unexpected content.
 const ODD: [&str; 10] = [
     r#"{"op":9,"d":"maybe"}"#,
     r#"{"op":9,"d":{}}"#,
@@ -1345,15 +1345,15 @@ struct Wire {
     beat_due: Option<Instant>,
 }
 
-/// Everything the machine says is held against the rules.
+/// Checks every output of the machine against Discord's rules.
 struct Observer {
     rig: Rig,
     wire: Wire,
     permits: usize,
     interval: Duration,
-    /// When all members of the guild were asked for.
+    /// When all members of the guild were last requested.
     members: Option<Instant>,
-    /// The session that is live, and the last sequence delivered of it.
+    /// The last sequence delivered of the current session.
     last: u64,
 }
 
@@ -1466,7 +1466,7 @@ impl Observer {
             Step::Stop(reason) => self.rig.input(Input::Stop(reason)),
             Step::Pass(millis) => {
                 let until = self.rig.now + Duration::from_millis(millis);
-                // The driver wakes at each deadline on the way.
+                // The driver wakes at each deadline in between.
                 while let Some((at, _)) = self.rig.drive().filter(|(at, _)| *at <= until) {
                     self.rig.now = at;
                     self.rig.drive();
@@ -1490,8 +1490,8 @@ impl Observer {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-    /// No input makes it panic, spin, identify without a permit, send over a limit, beat late, or
-    /// deliver out of order.
+    /// No input makes the machine panic, spin, identify without a permit, exceed a send limit, send
+    /// a heartbeat late, or deliver events out of order.
     #[test]
     fn every_history_keeps_the_rules(steps in steps(), seed in any::<u64>(), resumes in any::<bool>()) {
         let mut rig = Rig::new(resumes.then(|| session(10)));
@@ -1521,7 +1521,7 @@ fn sessions_that_never_last_open_the_circuit() {
         rig.said.clear();
         rig.input(Input::Closed(Some(4009)));
     };
-    // Three in a row: it stops, and says what was lost.
+    // After three in a row, the shard stops and reports the lost session.
     let mut rig = new();
     for _ in 0..2 {
         lose(&mut rig, Duration::from_secs(9));
@@ -1533,7 +1533,7 @@ fn sessions_that_never_last_open_the_circuit() {
         ShardState::Stopped(StopReason::CircuitOpen)
     );
     assert!(rig.lost_session());
-    // One that lasted between them, or ten minutes: it goes on.
+    // With a lasting session between them, or ten minutes, it continues.
     for (last, away) in [(11, 0), (9, 10 * 60)] {
         let mut rig = new();
         for _ in 0..5 {
@@ -1544,7 +1544,7 @@ fn sessions_that_never_last_open_the_circuit() {
             rig.reconnect();
         }
     }
-    // And without a breaker it goes on for ever.
+    // Without a circuit breaker it continues indefinitely.
     let mut rig = Rig::new(None);
     for _ in 0..50 {
         lose(&mut rig, Duration::ZERO);
@@ -1562,7 +1562,7 @@ fn a_restart_resumes_at_once_in_every_state() {
         rig.said.clear();
         rig.input(Input::Restart(Box::new(identity)));
     };
-    // Ready: it leaves resumably, and its commands wait for the next connection.
+    // Ready: the close code keeps the session, and the next connection resumes it.
     let mut rig = Rig::ready();
     restart(&mut rig);
     assert_eq!(rig.said[0], Output::Disconnect(Some(4000)));
@@ -1578,8 +1578,7 @@ fn a_restart_resumes_at_once_in_every_state() {
         resumable: true,
     };
     assert!(rig.said.contains(&Output::Report(told)));
-    // While it queues: no IDENTIFY goes to the connection that it leaves, and the next one has the
-    // new identity.
+    // Queued: no IDENTIFY is sent on the old connection, and the next one has the new identity.
     let mut rig = Rig::new(None);
     rig.input(Input::Connected);
     rig.hello();
@@ -1597,7 +1596,7 @@ fn a_restart_resumes_at_once_in_every_state() {
     rig.said.clear();
     rig.input(Input::Permit);
     assert_eq!(rig.sent()[0].1["large_threshold"], 100);
-    // In a long pause, whose reasons are forgotten.
+    // In a long pause: the failures that caused it are forgotten.
     let mut rig = Rig::new(None);
     for _ in 0..10 {
         rig.input(Input::Failed(Disconnect::ConnectFailed));
@@ -1608,13 +1607,13 @@ fn a_restart_resumes_at_once_in_every_state() {
     assert!(rig.said.contains(&Output::Connect(Endpoint::Main)));
     rig.input(Input::Failed(Disconnect::ConnectFailed));
     assert_eq!(rig.reconnect().1, Duration::ZERO, "the first failure again");
-    // Once it has stopped, nothing.
+    // Stopped: a restart does nothing.
     rig.input(Input::Stop(StopReason::Closed));
     restart(&mut rig);
     assert!(matches!(rig.machine.stage(), ShardState::Stopped(_)));
 }
 
-/// A machine that asks before it resumes, is connected again, and has asked.
+/// A machine that asks for confirmation before it resumes. It has reconnected, and asked.
 fn asking() -> Rig {
     let mut rig = Rig::ready();
     rig.machine.confirmation = Some(Confirmation::default());
@@ -1632,7 +1631,7 @@ fn connect_and_ask(rig: &mut Rig) {
     assert_eq!(rig.sent(), []);
 }
 
-/// Lets time pass until RESUME is sent; whether it was within this time.
+/// Lets up to `time` pass. Returns whether RESUME is sent in it.
 fn resumes_within(rig: &mut Rig, time: Duration) -> bool {
     let end = rig.now + time;
     while let Some((until, _)) = rig.drive().filter(|(until, _)| *until <= end) {
@@ -1658,7 +1657,7 @@ fn a_session_is_resumed_once_it_is_confirmed() {
     assert_eq!(rig.sent()[0].0, 6);
     assert_eq!(rig.machine.stage(), ShardState::Resuming);
 
-    // A store that fails is asked again, after a pause.
+    // If the store fails, the request is retried after a pause.
     let mut rig = asking();
     rig.input(Input::NoPermit);
     assert_eq!(rig.said, []);
@@ -1677,15 +1676,18 @@ fn without_an_answer_a_session_is_resumed_once() {
     rig.dispatch("RESUMED", 2, &json!({}));
     rig.input(Input::Closed(None));
     connect_and_ask(&mut rig);
-    assert!(!resumes_within(&mut rig, 10 * timeout), "it was taken over");
-    // An answer makes up for it.
+    assert!(
+        !resumes_within(&mut rig, 10 * timeout),
+        "another process may have taken it over"
+    );
+    // After an answer, it may again be resumed without one.
     rig.input(Input::Permit);
     rig.dispatch("RESUMED", 3, &json!({}));
     rig.input(Input::Closed(None));
     connect_and_ask(&mut rig);
     assert!(resumes_within(&mut rig, timeout));
 
-    // One that has lasted was nobody else's.
+    // The connection lasted, so no other process has taken over the session.
     rig.dispatch("RESUMED", 4, &json!({}));
     assert!(!resumes_within(&mut rig, 2 * timeout + second));
     rig.input(Input::Closed(None));

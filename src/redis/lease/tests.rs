@@ -25,11 +25,11 @@ fn taken(owner: &str, now: u64, stored: Option<&Lease>) -> Lease {
     let mut watch = Watch::default();
     for look in (now - TTL..=now).step_by(100) {
         if let Step::Take(lease) = watch.look(&at(look), stored, owner, TTL) {
-            assert_eq!(look, now, "not before");
+            assert_eq!(look, now, "the lease was taken too early");
             return lease;
         }
     }
-    panic!("it is free after one TTL");
+    panic!("it must be free after one TTL");
 }
 
 #[test]
@@ -46,6 +46,7 @@ fn a_lease_is_free_after_one_ttl_without_a_renewal() {
         let step = watch.look(&at(look), Some(stored), "b", TTL);
         assert!(matches!(step, Step::Wait { .. }), "at {look}: {step:?}");
     }
+
     let Step::Take(b) = watch.look(&at(114_000), Some(&renewed), "b", TTL) else {
         panic!("its TTL is over")
     };
@@ -66,13 +67,13 @@ fn what_is_released_is_free_at_once_where_it_was_released() {
     let until = 101_001 + TTL;
     assert_eq!(look(&on("two", 101_001)), Step::Wait { until });
 
-    // A renewal that is on its way does not undo it.
+    // A renewal that is still in progress does not undo the release.
     let renewed = Lease::renew(&at(101_002), &a, Some(released.clone()), TTL);
     assert_eq!(renewed, Renewal::Released);
-    // On a server that may know of another owner, it is not released.
+    // On a server that may not know of a later owner, the lease is not released.
     assert_eq!(Lease::release(&on("two", 101_000), &a, None, TTL), None);
 
-    // A process that has lost it releases nothing.
+    // A process that has lost the lease releases nothing.
     let b = taken("b", 120_000, Some(&a));
     assert_eq!(Lease::release(&at(121_000), &a, Some(b), TTL), None);
 }
@@ -102,7 +103,8 @@ fn an_owner_writes_its_lease_anew_and_is_sure_once_others_would_have_done_so() {
     let Renewal::Confirmed(a) = Lease::renew(&at(101_000), &a, Some(a.clone()), TTL) else {
         panic!("it is its own")
     };
-    // Emptied, or another server with an older lease.
+
+    // The server was emptied, or it is another one, empty or with an older lease.
     let older = Lease {
         token: 50_000,
         owner: "z".into(),
@@ -113,6 +115,7 @@ fn an_owner_writes_its_lease_anew_and_is_sure_once_others_would_have_done_so() {
         let Renewal::InDoubt(first) = renewed else {
             panic!("{renewed:?}")
         };
+
         let mut renewed = first.clone();
         for at in (103_000..107_000).step_by(1000) {
             let again = Lease::renew(&on(server, at), &renewed, Some(renewed.clone()), TTL);
@@ -123,11 +126,12 @@ fn an_owner_writes_its_lease_anew_and_is_sure_once_others_would_have_done_so() {
         }
         let later = Lease::renew(&on(server, 107_000), &renewed, Some(renewed.clone()), TTL);
         assert!(matches!(later, Renewal::Confirmed(_)), "{later:?}");
-        // The others may have been unable to renew while it was.
+        // After a gap, it is still in doubt: other owners may have been unable to renew, too.
         let later = Lease::renew(&on(server, 107_000), &first, Some(first.clone()), TTL);
         assert!(matches!(later, Renewal::InDoubt(_)), "{later:?}");
     }
-    // It is lost while other processes watch, which still remember it.
+
+    // The lease disappears while another process watches: its watch starts again.
     let mut watch = Watch::default();
     for look in (100_000..=115_000).step_by(250) {
         let stored = (look < 105_000).then_some(&a);
@@ -138,7 +142,8 @@ fn an_owner_writes_its_lease_anew_and_is_sure_once_others_would_have_done_so() {
             "at {look}: {step:?}"
         );
     }
-    // Two that have won on two servers in the same millisecond.
+
+    // Two processes took the lease on two servers in the same millisecond.
     let other = Lease {
         owner: "b".into(),
         ..a.clone()
@@ -160,7 +165,7 @@ fn what_is_written_is_read_and_nothing_else() {
     assert!(Lease::read(&other).unwrap_err().contains("version 2"));
 }
 
-/// Processes, a server and a network, over one lease.
+/// A simulation of processes, a server and a network that share one lease.
 struct World {
     seed: u64,
     random: fastrand::Rng,
@@ -176,9 +181,9 @@ struct World {
 
 #[derive(Clone, Copy)]
 struct Faults {
-    /// The longest time that a message takes.
+    /// The longest time that a message takes, in milliseconds.
     delay: u64,
-    /// Of 100 replies, those that are lost.
+    /// How many of 100 replies are lost.
     lost_replies: u64,
 }
 
@@ -186,13 +191,13 @@ struct Faults {
 struct Server {
     name: u32,
     lease: Option<Lease>,
-    /// What a replica has.
+    /// The lease on the replica.
     replica: Option<Lease>,
     away_until: u64,
 }
 
 struct Process {
-    /// Rises when it starts anew.
+    /// Rises when the process restarts.
     life: u64,
     role: Role,
     paused_until: u64,
@@ -207,10 +212,10 @@ enum Role {
 }
 
 enum Event {
-    /// A process begins a call.
+    /// A process starts a call.
     Call(usize, u64),
     Read(usize, u64),
-    /// It replaces what it has read, if the connection has lasted.
+    /// It replaces the lease that it has read, if the connection is still open.
     Swap(usize, u64, (u32, Option<Lease>), Reply),
     Reply(usize, u64, Reply),
 }
@@ -271,7 +276,7 @@ impl World {
         self.random.u64(0..=self.faults.delay)
     }
 
-    /// The process that would answer now that the part is its own.
+    /// The process that currently considers itself the owner; with several, the latest.
     fn owner(&self) -> Option<usize> {
         let is_owner = |process: &&Process| matches!(process.role, Role::Owner(_));
         let owners = self.processes.iter().enumerate();
@@ -348,6 +353,7 @@ impl World {
                 },
             },
         };
+
         let wait = self.delay();
         let event = match reply {
             Reply::Takes(..) | Reply::Renewed { .. } => {
@@ -368,7 +374,7 @@ impl World {
         let mut outcome = Reply::Failed;
         let is_connected = self.now >= self.server.away_until && self.server.name == *server;
         if is_connected && self.server.lease != *old {
-            // Another process was quicker: it reads again at once.
+            // Another process has changed the lease: this one reads again at once.
             return self.read(number, life);
         }
         if is_connected {
@@ -388,14 +394,15 @@ impl World {
                 outcome = reply;
             }
         }
+
         let wait = self.delay();
         self.after(wait, Event::Reply(number, life, outcome));
     }
 
-    /// No later owner is up while this one is confirmed.
+    /// Checks that no later owner is up while this one is confirmed.
     fn check(&self, number: usize, token: u64) {
         for (other, process) in self.processes.iter().enumerate() {
-            // It could have renewed since then.
+            // Since then, the other process has been able to renew.
             let since = process.up_since.max(self.server.away_until);
             let is_up = !process.dead && since + TTL / 2 <= self.now;
             if let Role::Owner(lease) = &process.role
@@ -420,9 +427,10 @@ impl World {
             Reply::Takes(lease) | Reply::Owns(lease) | Reply::Renewed { lease, .. } => {
                 process.role = Role::Owner(lease);
             }
-            // Its manager stops, and the process starts anew.
+            // Its manager stops, and the process restarts.
             Reply::Lost => return self.start(number),
         }
+
         let pause = match process.role {
             Role::Waiting(_) => POLL,
             Role::Owner(_) => RENEW,
@@ -437,7 +445,7 @@ impl World {
         process.up_since = until;
     }
 
-    /// Something happens, to any process or to the server.
+    /// Injects a random fault into a process or the server.
     fn fault(&mut self) {
         let number = self.random.usize(0..self.processes.len());
         let wait = self.random.u64(100..40_000);
@@ -446,7 +454,7 @@ impl World {
             1 => self.pause(number, wait),
             2 => self.server.away_until = self.now + wait / 2,
             3 => {
-                // It starts anew, and may be empty.
+                // The server restarts, and may be empty.
                 self.server.name += 1;
                 if self.random.bool() {
                     self.server.lease = None;
@@ -476,6 +484,7 @@ fn no_two_processes_own_a_part_at_once() {
             lost_replies: 5,
         };
         let mut world = World::new(seed, 4, faults);
+
         for _ in 0..100 {
             let wait = world.random.u64(10..15_000);
             world.run(world.now + wait);
@@ -487,7 +496,7 @@ fn no_two_processes_own_a_part_at_once() {
         }
         owners += usize::from(world.confirmed.is_some());
     }
-    assert!(owners > 0, "some were confirmed");
+    assert!(owners > 0, "no renewal was ever confirmed");
 }
 
 #[test]
@@ -501,6 +510,7 @@ fn a_standby_takes_over_within_two_seconds_after_the_ttl() {
         let start = world.now + 2 * TTL + world.random.u64(0..RENEW);
         world.run(start);
         let owner = world.owner().expect("one has it");
+
         let end = world.now;
         if world.random.bool() {
             world.processes[owner].dead = true;
@@ -508,11 +518,12 @@ fn a_standby_takes_over_within_two_seconds_after_the_ttl() {
             world.pause(owner, 3 * TTL);
         }
         world.run(end + TTL + 2000);
+
         let next = world.owner();
         let is_next = next.is_some_and(|next| next != owner);
         assert!(
             is_next,
-            "seed {seed}: {owner} has ended, and {next:?} has it"
+            "seed {seed}: {owner} has ended, and the owner is {next:?}"
         );
     }
 }
@@ -528,7 +539,7 @@ fn an_owner_that_is_up_keeps_its_part_whatever_the_server_does() {
         world.run(world.now + 3 * TTL);
         let owner = world.owner().expect("one has it");
         for _ in 0..20 {
-            // Once it is back, it stays for long enough that the owner meets it, too.
+            // The server is up for long enough between two outages that the owner reaches it.
             let back = world.now.max(world.server.away_until);
             let wait = world.random.u64(3000..15_000);
             world.run(back + wait);
@@ -540,10 +551,11 @@ fn an_owner_that_is_up_keeps_its_part_whatever_the_server_does() {
             if world.random.bool() {
                 world.server.lease = None;
             }
-            // A waiting process may come and go.
+            // A waiting process restarts.
             let other = (owner + 1) % 3;
             world.start(other);
         }
+
         world.run(world.now + 40_000);
         assert_eq!(world.owner(), Some(owner), "seed {seed}");
         assert_eq!(world.processes[owner].life, 1, "seed {seed}");

@@ -1,38 +1,39 @@
-//! What an answer says of rate limits.
+//! Reads what an answer reports about rate limits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// For how long nothing is sent after a 429 that is not Discord's own and names no time.
+/// How long nothing is sent after a 429 that does not come from Discord's API and names no time.
 const BLOCKED: Duration = Duration::from_secs(5 * 60);
 
-/// How long a limit of Discord's own lasts that names no usable time.
+/// How long a rate limit of Discord's API lasts if the answer names no usable time.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
 
-/// Times are rounded to this, so that a window may end by so much later than said.
+/// The resolution of Discord's times. A window may end later than reported by this much.
 const RESOLUTION: Duration = Duration::from_millis(1);
 
-/// No wait is longer, whatever an answer says.
+/// The longest wait, whatever an answer asks for.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long the name of a bucket may be.
+/// The longest bucket name that is accepted, in bytes.
 const MAX_NAME: usize = 200;
 
-/// How much of an answer that is not Discord's is shown.
+/// How many characters are shown of an answer that does not come from Discord's API.
 const SHOWN: usize = 200;
 
-/// What an answer says of rate limits.
+/// What an answer reports about rate limits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in super::super) struct Answer {
     pub(super) status: u16,
     /// The name of the bucket.
     pub(super) bucket: Option<Arc<str>>,
     pub(super) count: Option<Count>,
-    /// For a 429, what it limits.
+    /// What a 429 limits; `None` for any other status.
     pub(super) limited: Option<Limited>,
-    /// Whether a 429 is for what others did, too, so that it does not count as a refusal.
+    /// Whether the answer has the scope `shared`: others use the limit too, so that a 429 does not
+    /// count as an invalid request.
     pub(super) is_shared: bool,
 }
 
@@ -50,14 +51,14 @@ pub(super) struct Count {
 pub(in super::super) enum Limited {
     /// The bucket.
     Bucket(Duration),
-    /// All routes.
+    /// The global rate limit.
     Global(Duration),
-    /// This machine's address, with the text of the answer.
+    /// This machine's IP address, with the text of the answer.
     Blocked(Duration, String),
 }
 
 impl Answer {
-    /// Reads the headers, and of a 429 the body. What makes no sense counts as absent.
+    /// Reads the headers and, for a 429, the body. A malformed value counts as absent.
     pub(in super::super) fn new<'a>(
         status: u16,
         header: impl Fn(&str) -> Option<&'a str>,
@@ -72,11 +73,13 @@ impl Answer {
                 reset_after: seconds("x-ratelimit-reset-after")?,
             })
         };
+
         let scope = header("x-ratelimit-scope");
         let limited = (status == 429).then(|| {
             let is_global = scope == Some("global") || header("x-ratelimit-global").is_some();
             limited(seconds("retry-after"), scope.is_some(), is_global, body)
         });
+
         let name = header("x-ratelimit-bucket");
         Self {
             status,
@@ -87,7 +90,7 @@ impl Answer {
         }
     }
 
-    /// How long a 429 asks to wait.
+    /// How long to wait after a 429; `None` for any other status.
     pub(in super::super) fn retry_after(&self) -> Option<Duration> {
         match self.limited {
             Some(Limited::Bucket(wait) | Limited::Global(wait) | Limited::Blocked(wait, _)) => {
@@ -102,7 +105,8 @@ impl Answer {
     }
 }
 
-/// What a 429 limits: its body is more exact than its header.
+/// Reads what a 429 limits. The time in the body is more exact than the header's, so it is
+/// preferred.
 fn limited(header: Option<Duration>, has_scope: bool, is_global: bool, body: &str) -> Limited {
     let told: Value = serde_json::from_str(body).unwrap_or_default();
     let is_discords = has_scope || told["retry_after"].is_number();
@@ -119,7 +123,8 @@ fn limited(header: Option<Duration>, has_scope: bool, is_global: bool, body: &st
     }
 }
 
-/// A number of seconds as a time that can be waited for; `None` if it is none.
+/// Converts a number of seconds into a wait, at most [`MAX_WAIT`]. `None` if it is negative or not
+/// finite.
 fn wait(seconds: f64) -> Option<Duration> {
     if !seconds.is_finite() || seconds < 0.0 {
         return None;
@@ -193,7 +198,7 @@ mod tests {
         );
         let scope = [("x-ratelimit-scope", "user"), ("retry-after", "2")];
         assert_eq!(limited(&scope, ""), Limited::Bucket(seconds(2.0)));
-        // Times without sense.
+        // Invalid times.
         assert_eq!(
             limited(&[("retry-after", "2")], r#"{"retry_after": -1}"#),
             Limited::Bucket(seconds(2.0))
@@ -210,7 +215,7 @@ mod tests {
             limited(&[], r#"{"retry_after": 0}"#),
             Limited::Bucket(seconds(0.0))
         );
-        // A page of Cloudflare's.
+        // A Cloudflare page.
         let page = "<title>Access denied</title>";
         assert_eq!(limited(&[], page), Limited::Blocked(BLOCKED, page.into()));
         assert_eq!(

@@ -1,25 +1,25 @@
-//! One bucket: the requests that Discord counts together.
+//! The state of one bucket: the requests that Discord counts together.
 
 use std::time::{Duration, Instant};
 
 use super::Answer;
 
-/// After others were seen to use a limit, it is shared with them for this long.
+/// How long a limit counts as shared after another process was seen to use it.
 pub(super) const SHARED_FOR: Duration = Duration::from_secs(60);
 
-/// How many requests of a window are left to others with whom a bucket is shared.
+/// The number of requests in each window of a shared bucket that are left to other processes.
 const LEFT_TO_OTHERS: u32 = 2;
 
 /// What is known of a bucket.
 ///
-/// Several processes may use one token. They see each other by what Discord says is left of a
-/// window. Then each sends one request at a time and leaves some to the others, so that hardly any
-/// request is refused.
+/// Several processes may use one token. A process notices the others when Discord reports fewer
+/// remaining requests than it expects. It then sends one request at a time and leaves some of each
+/// window to the others, so that Discord refuses hardly any request.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
     limit: Limit,
     window: Option<Window>,
-    /// How long its windows are, as far as is known.
+    /// The length of its windows, as far as it is known.
     length: Duration,
     in_flight: u32,
     paused_until: Option<Instant>,
@@ -28,40 +28,40 @@ pub(super) struct Bucket {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Limit {
-    /// The first answer tells.
+    /// No answer has arrived yet; the first one reports the limit.
     #[default]
     Unknown,
-    /// Discord says nothing of a limit.
+    /// Discord's answers report no limit.
     Unlimited,
     /// The number of requests in a window.
     To(u32),
 }
 
-/// The time in which requests count together. It begins with a request.
+/// A period in which requests count together. It begins with a request.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     began: Instant,
-    /// When it ends; an answer tells.
+    /// When it ends; `None` until an answer reports it.
     ends: Option<Instant>,
-    /// How many requests count, those in flight included.
+    /// The number of requests that count in it, including those in flight.
     used: u32,
 }
 
-/// Whether a bucket takes another request.
+/// When a bucket accepts another request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// From then on, if all goes as it seems.
+    /// From this time on, as far as is known now.
     At(Instant),
-    /// An answer has to tell.
+    /// Unknown until an answer reports it.
     Unknown,
 }
 
 impl Bucket {
-    /// Whether the request with that many before it may go, or when.
+    /// When a request may be sent that has `ahead` requests before it in the queue.
     pub(super) fn room(&self, now: Instant, ahead: u32) -> Room {
         let start = self.paused_until.map_or(now, |until| until.max(now));
         let limit = match self.limit {
-            // The answer to the one in flight tells, or those before it go first.
+            // The answer to the request in flight will report it; requests ahead are sent first.
             Limit::Unknown if self.in_flight > 0 || ahead > 0 => return Room::Unknown,
             Limit::Unknown | Limit::Unlimited => return Room::At(start),
             Limit::To(limit) => limit,
@@ -85,18 +85,18 @@ impl Bucket {
         }
         match window.and_then(|window| window.ends) {
             Some(ends) => Room::At(ends + self.length.saturating_mul((ahead - free) / each)),
-            // Those in flight tell when their window ends, or those before this one go first.
+            // An answer to a request in flight will report when the window ends.
             None => Room::Unknown,
         }
     }
 
-    /// A request is sent.
+    /// Counts a request that is sent now.
     pub(super) fn sent(&mut self, now: Instant) {
         let in_flight = self.in_flight;
         let mut window = self.open_window(now).unwrap_or(Window {
             began: now,
             ends: None,
-            // They may reach Discord only now.
+            // Requests in flight may reach Discord only now, and then count in this window.
             used: in_flight,
         });
         window.used = window.used.saturating_add(1);
@@ -104,13 +104,13 @@ impl Bucket {
         self.in_flight += 1;
     }
 
-    /// A request is under way no more.
+    /// Notes that a request is no longer in flight.
     pub(super) fn landed(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// Takes in what an answer to a request says, after it has [landed](Self::landed). Returns
-    /// whether its limit is another than was known.
+    /// Updates the bucket from the answer to a request that has [landed](Self::landed). Returns
+    /// whether the limit has changed, or the window has become more than twice as long.
     pub(super) fn learn(&mut self, now: Instant, sent: Instant, answer: &Answer) -> bool {
         let before = (self.limit, self.length);
         let Some(count) = answer.count else {
@@ -124,13 +124,13 @@ impl Bucket {
         let used = count.limit.saturating_sub(count.remaining);
         let ends = now + count.reset_after;
         let slack = self.length.max(count.reset_after) / 2;
-        // Open also if this answer is the last one that could tell when it ends.
+        // Not `open_window`: it would drop a window whose end only this answer can report.
         let open = self
             .window
             .filter(|window| window.ends.is_none_or(|ends| ends > now));
         let is_same = |window: &Window| window.ends.is_none_or(|known| ends <= known + slack);
         let (window, expected) = match open {
-            // The answer is of a window before this one.
+            // The answer belongs to the window before this one.
             Some(window) if is_same(&window) && sent < window.began => {
                 return self.limit != before.0;
             }
@@ -148,7 +148,7 @@ impl Bucket {
                 };
                 (same, window.used)
             }
-            // Discord has begun another window; those in flight may count in it.
+            // Discord has begun another window, in which the requests in flight may count.
             _ => {
                 self.length = count.reset_after;
                 let another = Window {
@@ -166,12 +166,12 @@ impl Bucket {
         self.limit != before.0 || self.length > before.1 * 2
     }
 
-    /// Sends no request before then.
+    /// Holds all requests back until then.
     pub(super) fn pause(&mut self, until: Instant) {
         self.paused_until = self.paused_until.max(Some(until));
     }
 
-    /// Whether something has to be remembered of it.
+    /// Whether the bucket holds state that must not be forgotten yet.
     pub(super) fn counts(&self, now: Instant) -> bool {
         self.in_flight > 0
             || self
@@ -184,7 +184,8 @@ impl Bucket {
         self.shared_until.is_some_and(|until| until > now)
     }
 
-    /// The window, unless it is over then, or no answer will tell when it is.
+    /// The window that is open at `then`. `None` if it has ended, or if no request is in flight
+    /// whose answer would report its end.
     fn open_window(&self, then: Instant) -> Option<Window> {
         self.window.filter(|window| match window.ends {
             Some(ends) => ends > then,

@@ -1,22 +1,23 @@
-//! The limit of all routes together.
+//! The global rate limit, which all routes share.
 
 use std::time::{Duration, Instant};
 
 use super::TicketId;
 use super::bucket::{Room, SHARED_FOR};
 
-/// A bounded number of requests in any window, wherever in it Discord begins to count.
+/// Bounds the number of requests in any window, no matter when Discord's own window begins.
 ///
-/// A request counts from when it is sent until a window after its answer: by then Discord has
-/// counted it.
+/// A request counts from when it is sent until one window after its answer: Discord has counted it
+/// by the time it answers.
 ///
-/// If Discord still refuses one, other processes use the limit, too. Then this one halves
-/// its part, again and again if need be, until nothing has been refused for a while.
+/// If Discord refuses a request anyway, other processes use the limit as well. This process then
+/// halves its share of the limit. It halves it again after each further refusal, and uses the whole
+/// limit again once nothing has been refused for [`SHARED_FOR`].
 #[derive(Debug)]
 pub(super) struct Global {
     limit: usize,
     window: Duration,
-    /// What this process takes of it, and until when.
+    /// This process's share of the limit, and until when it applies; the whole limit if `None`.
     part: Option<(usize, Instant)>,
     counted: Vec<Counted>,
     paused_until: Option<Instant>,
@@ -26,7 +27,7 @@ pub(super) struct Global {
 struct Counted {
     id: TicketId,
     sent: Instant,
-    /// `None` while the request is under way.
+    /// Until when it counts; `None` while the request is in flight.
     until: Option<Instant>,
 }
 
@@ -41,7 +42,7 @@ impl Global {
         }
     }
 
-    /// Whether another request may go out, or when.
+    /// When another request may be sent.
     pub(super) fn room(&self, now: Instant) -> Room {
         let start = self.paused_until.map_or(now, |until| until.max(now));
         let part = self.part(now);
@@ -51,8 +52,9 @@ impl Global {
             return Room::Unknown;
         };
 
-        // A third of it at a time: if others use it too, no more than that are refused before this
-        // one knows. Those that take long do not hold up the others.
+        // At most a third of the share is in flight at a time. If other processes use the limit
+        // too, no more requests than that are refused before this process notices. A request that
+        // is in flight for longer than a window does not hold up the others.
         let young = self
             .counted
             .iter()
@@ -69,7 +71,7 @@ impl Global {
         part.map_or(self.limit, |(part, _)| part)
     }
 
-    /// A request is sent.
+    /// Counts a request that is sent now.
     pub(super) fn sent(&mut self, now: Instant, id: TicketId) {
         self.counted
             .retain(|counted| counted.until.is_none_or(|until| until > now));
@@ -80,7 +82,7 @@ impl Global {
         });
     }
 
-    /// A request is under way no more.
+    /// Notes that a request is no longer in flight.
     pub(super) fn landed(&mut self, now: Instant, id: TicketId) {
         let mut counted = self.counted.iter_mut();
         let of_request = counted.find(|counted| counted.id == id && counted.until.is_none());
@@ -89,9 +91,9 @@ impl Global {
         }
     }
 
-    /// Discord has refused a request: none is sent before then.
+    /// Holds all requests back until then, because Discord has refused one.
     pub(super) fn pause(&mut self, now: Instant, until: Instant) {
-        // Those that were under way with it are of the same window.
+        // Refusals during the pause belong to the same window, so they halve the share only once.
         if self.paused_until.is_none_or(|paused| paused <= now) {
             self.part = Some(((self.part(now) / 2).max(1), now + SHARED_FOR));
         }
@@ -99,7 +101,8 @@ impl Global {
     }
 }
 
-/// When fewer than `most` remain of those that end then; `None` if that is not known.
+/// When fewer than `most` of these periods are still open; `None` if that is not known. `ends`
+/// holds the end of each, or `None` where it is unknown.
 fn free_at(now: Instant, ends: Vec<Option<Instant>>, most: usize) -> Option<Instant> {
     let open = ends.into_iter();
     let open: Vec<_> = open.filter(|end| end.is_none_or(|end| end > now)).collect();

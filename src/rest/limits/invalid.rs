@@ -1,12 +1,13 @@
-//! Invalid requests, as Discord calls those that it refuses with 401, 403 or 429: after too many,
-//! it blocks the sender's address.
+//! Counts invalid requests: Discord's name for requests that it answers with 401, 403 or 429.
+//! After too many of them, it blocks the sender's IP address.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{Answer, Limited};
 
-/// Discord blocks an address at 10,000; the rest is for other programs behind the same address.
+/// At this number of invalid requests in 10 minutes, no more requests are sent. Discord blocks an
+/// IP address at 10,000; the difference is left to other programs behind the same IP address.
 ///
 /// Source: [Discord, Invalid request
 /// limit](https://docs.discord.com/developers/topics/rate-limits#invalid-request-limit-aka-cloudflare-bans).
@@ -14,19 +15,20 @@ pub(super) const MAX_INVALID: u32 = 8_000;
 
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// Requests within this time are counted together.
+/// The resolution of the count: requests within this time share one entry.
 const STEP: Duration = Duration::from_secs(1);
 
 /// The invalid requests of the last 10 minutes.
 #[derive(Debug, Default)]
 pub(super) struct InvalidRequests {
-    /// When, and how many within a second from then on.
+    /// When each [`STEP`] began, and the number of invalid requests in it.
     counts: VecDeque<(Instant, u32)>,
     total: u32,
 }
 
 impl InvalidRequests {
-    /// Counts an answer if its request was invalid.
+    /// Counts an answer if its request was invalid. A 429 with the scope `shared` does not count,
+    /// nor does one that reports a block of the IP address.
     pub(super) fn count(&mut self, now: Instant, answer: &Answer) {
         let counts = match answer.status {
             401 | 403 => true,
@@ -44,7 +46,7 @@ impl InvalidRequests {
         }
     }
 
-    /// How many there are if they are too many, and for how long no request may go out.
+    /// If there are too many: their number, and for how long no request may be sent.
     pub(super) fn too_many(&mut self, now: Instant) -> Option<(u32, Duration)> {
         self.drop_old(now);
         if self.total < MAX_INVALID {

@@ -16,7 +16,7 @@ use super::*;
 use crate::environment;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long calls may take that are never to give up.
+/// The timeout of calls that must never time out.
 const PATIENCE: Duration = Duration::from_secs(1_000_000);
 
 fn millis(millis: u64) -> Duration {
@@ -52,7 +52,7 @@ fn limited(limited: Limited) -> Answer {
     }
 }
 
-/// That many requests to one channel, which may wait for a minute.
+/// Queues `count` requests to one channel, which may wait for a minute.
 fn queue(limits: &mut RateLimits, now: Instant, count: usize) -> Vec<TicketId> {
     let queued =
         (0..count).map(|_| limits.request(post("/channels/1/messages"), now + 60 * SECOND));
@@ -87,7 +87,7 @@ fn the_first_goes_alone_and_the_others_as_its_answer_allows() {
     assert_eq!(
         limits.take_woken(),
         ids[3..6],
-        "it lets those behind it go too"
+        "it lets those behind it go, too"
     );
 }
 
@@ -115,7 +115,7 @@ fn what_is_under_way_when_a_window_begins_may_count_in_it() {
     assert_eq!(going(&mut limits, now, &ids), ids[..1]);
     limits.answered(now, ids[0], &left(3, 2, 5 * SECOND));
     assert_eq!(going(&mut limits, now, &ids[1..]), ids[1..3]);
-    // The first of the two reached Discord in its next window, as the second may.
+    // The first of the two reached Discord in its next window; the second one may as well.
     let soon = now + millis(4_990);
     limits.answered(soon, ids[1], &left(3, 2, 5 * SECOND));
     assert_eq!(going(&mut limits, soon, &ids[3..]), ids[3..4]);
@@ -187,7 +187,7 @@ fn routes_of_one_bucket_share_what_is_left() {
     assert_eq!(
         limits.poll(now, other),
         Turn::Go,
-        "each channel has a limit of its own"
+        "each channel has a separate limit"
     );
 }
 
@@ -208,11 +208,11 @@ fn a_call_fails_at_once_if_it_would_wait_for_too_long() {
         retry_after: seconds * SECOND,
         text: None,
     };
-    // One is before it.
+    // One request is ahead of it.
     assert_eq!(with(&mut limits, 9 * SECOND), retry_after(10));
     assert_eq!(with(&mut limits, 10 * SECOND), Turn::Wait(None));
 
-    // A limit that comes while they wait ends the wait at once.
+    // A rate limit that arrives while they wait ends the wait at once.
     limits.take_woken();
     let other = limits.request(post("/users/@me/channels"), now + 60 * SECOND);
     assert_eq!(limits.poll(now, other), Turn::Go);
@@ -234,7 +234,7 @@ fn the_limit_of_all_routes_does_not_hold_answers_to_interactions() {
         request("/channels/4/x"),
     ];
     let interaction = request("/interactions/5/token/callback");
-    // A third of them at a time.
+    // At most a third of the limit is in flight at a time.
     assert_eq!(going(&mut limits, now, &ids), ids[..1]);
     assert_eq!(limits.poll(now, interaction), Turn::Go);
     limits.answered(now + millis(10), ids[0], &answer(200, None));
@@ -256,12 +256,12 @@ fn the_limit_of_all_routes_does_not_hold_answers_to_interactions() {
     limits.answered(first, ids[2], &answer(200, None));
     assert!(
         limits.take_woken().contains(&ids[3]),
-        "it is the first of those that wait now"
+        "it is now the first that waits"
     );
     let second = now + millis(20) + SECOND;
     assert_eq!(limits.poll(first, ids[3]), Turn::Wait(Some(second)));
 
-    // If others use the limit too, it takes half of it for a while.
+    // If other processes use the limit too, this one takes half of it for a while.
     assert_eq!(limits.poll(second, ids[3]), Turn::Go);
     limits.answered(second, ids[3], &limited(Limited::Global(SECOND)));
     let more = [6, 7].map(|n| limits.request(post(&format!("/channels/{n}/x")), deadline));
@@ -319,7 +319,7 @@ fn nothing_is_sent_after_too_many_refusals_until_they_are_old() {
     let id = queue(&mut limits, later, 1)[0];
     assert_eq!(limits.poll(later, id), Turn::Go);
 
-    // Those that others caused do not count.
+    // Refusals with the scope `shared`, which others caused too, do not count.
     let mut shared = limited(Limited::Bucket(millis(1)));
     shared.is_shared = true;
     let mut invalid = InvalidRequests::default();
@@ -332,7 +332,7 @@ fn what_is_kept_is_bounded() {
     let now = Instant::now();
     let mut limits = RateLimits::new(u32::MAX, SECOND);
     for n in 0..3 * MAX_KEPT {
-        // Names and times that a hostile server chooses.
+        // Bucket names and times as a hostile server may choose them.
         let id = limits.request(post(&format!("/channels/{n}/x{n}")), now + SECOND);
         assert_eq!(limits.poll(now, id), Turn::Go);
         let mut answer = left(1, 0, 86_400 * SECOND);
@@ -360,19 +360,19 @@ fn a_close_ends_all_that_wait() {
     assert_eq!(limits.poll(now, elsewhere), Turn::Go, "it need not wait");
 }
 
-/// Discord, as far as limits go.
+/// A simulation of Discord's rate limits.
 struct Server {
     limit: u32,
     window: Duration,
     global: (u32, Duration),
-    /// How many of all routes there are, and how many buckets they share.
+    /// The number of buckets that all routes share.
     buckets: u64,
-    /// When each window ends, and how many requests count in it.
+    /// When the window of each bucket ends, and the number of requests that count in it.
     windows: HashMap<(u64, Arc<str>), (Instant, u32)>,
     of_all: Option<(Instant, u32)>,
     answers: u32,
     refusals: u32,
-    /// Of a thousand requests, those that get an answer of another kind.
+    /// How many of a thousand requests get an answer by [`odd`].
     odd: u32,
 }
 
@@ -412,7 +412,7 @@ impl Server {
     }
 }
 
-/// What a hostile or troubled server may say.
+/// An answer that a hostile or failing server may give.
 fn odd(rng: &mut Rng, route: &Route) -> Answer {
     let wait = millis(rng.u64(1..30_000));
     let mut answer = match rng.u8(0..7) {
@@ -434,7 +434,7 @@ fn odd(rng: &mut Rng, route: &Route) -> Answer {
 struct Caller {
     process: usize,
     jobs: Vec<(Route, Duration)>,
-    /// The one it is at.
+    /// The call in progress.
     call: Option<Call>,
 }
 
@@ -442,7 +442,7 @@ struct Call {
     id: TicketId,
     route: Route,
     deadline: Instant,
-    /// When it asks again; `None` while its request is under way.
+    /// When it polls again; `None` while its request is in flight.
     asks_at: Option<Instant>,
 }
 
@@ -463,13 +463,13 @@ struct History {
     events: BinaryHeap<Reverse<(Instant, u64)>>,
     what: HashMap<u64, Event>,
     number: u64,
-    /// How long requests and answers travel, in milliseconds.
+    /// The latencies of requests and of answers, in milliseconds.
     delays: (Range<u64>, Range<u64>),
-    /// Since when each ticket of a process waits.
+    /// When each ticket of a process began to wait.
     since: HashMap<(usize, TicketId), Instant>,
-    /// How long a caller pauses between two calls, at most, in milliseconds.
+    /// The longest pause of a caller between two calls, in milliseconds.
     pause: u64,
-    /// Of a thousand requests, those that get no answer.
+    /// How many of a thousand requests get no answer.
     lost: u32,
     done: u32,
     gave_up: u32,
@@ -514,9 +514,9 @@ impl History {
         }
     }
 
-    /// Callers with jobs on a few routes; `patience` may give each call a time of its own.
+    /// Adds callers with jobs on a few routes; `patience` gives the timeout of each call.
     fn fill(&mut self, callers: usize, jobs: usize, patience: impl Fn(&mut Rng) -> Duration) {
-        // Often all of them on one channel.
+        // Often all of them use one channel.
         let majors = if self.rng.bool() {
             1
         } else {
@@ -566,7 +566,7 @@ impl History {
             let Some(next) = asks.into_iter().chain(event).min() else {
                 assert!(
                     self.callers.iter().all(|caller| caller.call.is_none()),
-                    "one waits for nothing"
+                    "a caller waits forever"
                 );
                 return;
             };
@@ -637,7 +637,7 @@ impl History {
         self.ask(caller);
     }
 
-    /// Those that were woken ask.
+    /// Makes the callers that were woken poll now.
     fn wake(&mut self) {
         for process in 0..self.processes.len() {
             for id in self.processes[process].take_woken() {
@@ -678,30 +678,30 @@ impl History {
         match limits.poll(self.now, call.id) {
             Turn::Go => {
                 let State::Sent(sent) = limits.tickets[&call.id].state else {
-                    panic!("it was told to go")
+                    panic!("its turn came, but its state is not `Sent`")
                 };
                 let overtaken = limits.tickets.range(..call.id).filter(|(id, other)| {
                     let is_waiting =
                         other.state == State::Waiting && self.since[&(*process, **id)] < sent;
                     is_waiting && other.route == call.route
                 });
-                assert_eq!(overtaken.count(), 0, "it goes before one that came first");
+                assert_eq!(overtaken.count(), 0, "it overtakes an earlier request");
                 call.asks_at = None;
                 let out = self.now + millis(self.rng.u64(self.delays.0.clone()));
                 self.schedule(out, Event::Arrives(caller));
             }
             Turn::Wait(until) => {
                 let until = until.map_or(call.deadline, |until| until.min(call.deadline));
-                assert!(until > self.now, "it asks again and again");
+                assert!(until > self.now, "it polls again without a pause");
                 call.asks_at = Some(until);
             }
             Turn::Limited { retry_after, .. } => {
                 let is_late = self.now >= call.deadline || self.now + retry_after > call.deadline;
-                assert!(is_late, "it gives up though it need not");
+                assert!(is_late, "it fails although it could wait");
                 self.gave_up += 1;
                 self.end(caller);
             }
-            Turn::TooManyInvalidRequests { .. } | Turn::Closed => panic!("neither happens here"),
+            Turn::TooManyInvalidRequests { .. } | Turn::Closed => panic!("no history has it"),
         }
     }
 
@@ -714,7 +714,8 @@ impl History {
     }
 }
 
-/// Runs many histories; `THREADCORD_HISTORIES` says how many, `THREADCORD_HISTORY` runs one.
+/// Runs many histories: `THREADCORD_HISTORIES` of them, or only the one with the seed
+/// `THREADCORD_HISTORY`.
 fn histories(run: impl Fn(u64)) {
     if let Some(seed) = environment::number("THREADCORD_HISTORY") {
         return run(seed);
@@ -733,7 +734,7 @@ fn alone_it_is_never_refused_and_everybody_has_a_turn() {
     histories(|seed| {
         let mut history = History::new(seed, 1);
         let (callers, jobs) = (history.rng.usize(1..12), history.rng.usize(1..20));
-        // Of routes that share a bucket, one learns it by a 429.
+        // No two routes share a bucket: a process can learn of that only by a 429.
         history.server.buckets = u64::MAX;
         history.pause = history.rng.u64(0..3_000);
         history.fill(callers, jobs, |_| PATIENCE);
@@ -774,7 +775,7 @@ fn two_processes_recover_and_are_hardly_refused() {
         let mut history = History::new(seed, 2);
         // With a limit of 1, each would have to guess whether the other has used it.
         history.server.limit = history.rng.u32(5..10);
-        // Each has its part of what all routes take together.
+        // Each process has its share of the global rate limit.
         for limits in &mut history.processes {
             limits.global = Global::new(history.server.global.0.div_ceil(2) - 1, SECOND);
         }
@@ -815,7 +816,7 @@ fn it_is_as_fast_as_the_limits_allow() {
         let of_bucket = history.server.window * windows(history.server.limit);
         let of_all = SECOND * windows(history.server.global.0);
         let (took, least) = (history.now - start, of_bucket.max(of_all));
-        // A bucket's window begins with its first request, which the limit of all may hold back.
+        // A bucket's window begins with its first request, which the global rate limit may delay.
         assert!(
             took <= least + history.server.window + SECOND,
             "{took:?} for at least {least:?}"

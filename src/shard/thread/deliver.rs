@@ -1,4 +1,4 @@
-//! What comes in: events, and the guilds and members among them.
+//! What the shard receives: events, and the guilds and members among them.
 
 use super::super::guilds::{self, AllIn, Guild};
 use super::Thread;
@@ -11,7 +11,7 @@ use crate::transport::Connector;
 
 impl<C: Connector> Thread<C> {
     pub(super) fn deliver(&mut self, payload: Payload) {
-        // The machine asks for events alone.
+        // The machine passes only events here.
         let Some(dispatch) = Dispatch::new(payload) else {
             return;
         };
@@ -30,7 +30,7 @@ impl<C: Connector> Thread<C> {
         self.pace.has_delivered();
     }
 
-    /// Hands a chunk of members to the request that it answers.
+    /// Delivers a chunk of members to the request that it answers.
     pub(super) fn deliver_members(&mut self, chunk: ChunkOf, payload: Payload) {
         let Some(dispatch) = Dispatch::new(payload) else {
             return;
@@ -39,7 +39,7 @@ impl<C: Connector> Thread<C> {
         self.members.answer(chunk, dispatch, lease);
     }
 
-    /// An event that nobody wants counts as handled.
+    /// Counts an event that is not delivered as handled.
     pub(super) fn skip(&mut self, sequence: u64) {
         self.pace.has_received();
         self.shared.counters.count_filtered();
@@ -59,15 +59,15 @@ impl<C: Connector> Thread<C> {
         lease
     }
 
-    /// Wakes whoever waits for events, if there are any.
+    /// Wakes the threads that wait for events, if there are new events.
     pub(super) fn notify_of_events(&mut self) {
         if self.pace.take_unannounced() {
             self.feed.announce(self.shard());
         }
     }
 
-    /// Keeps track of the session's guilds. Returns whether this is the arrival of one that READY
-    /// named.
+    /// Keeps track of the session's guilds. Returns whether this event is the arrival of a guild
+    /// that READY listed.
     pub(super) fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
         let is_arrival = match dispatch.name() {
             EventName::Ready => {
@@ -78,7 +78,7 @@ impl<C: Connector> Thread<C> {
                 let unread = self.guilds.ready(self.now, &ready, arrive);
                 if unread > 0 || !is_readable {
                     let shard = self.shard();
-                    log_shard!(warn, shard, "READY has guilds that cannot be read");
+                    log_shard!(warn, shard, "READY lists guilds that cannot be parsed");
                 }
                 false
             }
@@ -104,7 +104,7 @@ impl<C: Connector> Thread<C> {
         is_arrival
     }
 
-    /// Says when all guilds are in.
+    /// Reports once all guilds have arrived or timed out.
     pub(super) fn poll_guilds(&mut self) {
         if self.guilds.deadline().is_none() || self.machine.stage() != ShardState::Ready {
             return;

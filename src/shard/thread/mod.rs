@@ -1,7 +1,7 @@
-//! The loop of a shard's thread: it does what the machine asks for, and waits in one place.
+//! The loop of a shard's thread: it carries out the machine's outputs, and waits in one place.
 //!
-//! What it does between two waits is a [step](Thread::step), which never blocks but for the look-up
-//! of a host's name.
+//! The work between two waits is a [step](Thread::step), which never blocks except for a DNS
+//! lookup.
 
 mod deliver;
 mod report;
@@ -34,13 +34,13 @@ use crate::transport::{Compression, Connector, Received, Transport, TransportErr
 /// a minute.
 const SKEWS_PER_PROBE: u32 = 2;
 
-/// Calls something foreign, whose panic must not keep the shard from what comes after it.
+/// Calls code outside the shard. If it panics, the shard still continues.
 fn guarded(action: impl FnOnce()) {
     // The panic itself has been reported by the panic hook.
     let _ = catch_unwind(AssertUnwindSafe(action));
 }
 
-/// What the thread of a shard has.
+/// The state of a shard's thread.
 pub(crate) struct Thread<C: Connector> {
     machine: Box<Machine>,
     transport: Box<C::Transport>,
@@ -56,8 +56,8 @@ pub(crate) struct Thread<C: Connector> {
     /// When the thread last waited, by the clock that does not stand still while the machine
     /// sleeps.
     wall: SystemTime,
-    /// When a payload last came of a session that was live: what is replayed, or said on the way
-    /// there, is no news of now.
+    /// When a payload last arrived in a live session. Replayed events and handshakes do not count,
+    /// since they say nothing about the present.
     heard_at: Option<SystemTime>,
     pace: Pace,
     /// What it waits for.
@@ -70,7 +70,7 @@ pub(crate) struct Thread<C: Connector> {
     read_up_to: Option<Instant>,
     /// When a heartbeat may be sent again to learn that, while two sets are compared.
     probe_at: Instant,
-    /// What the owner was last told.
+    /// The state that was last reported to the owner.
     stage: Option<ShardState>,
     /// Something has come that the report does not know of.
     has_heard: bool,
@@ -159,12 +159,12 @@ impl<C: Connector> Thread<C> {
         self.shared.run.shard
     }
 
-    /// How large its stack is to be, in bytes.
+    /// The size of its stack in bytes.
     pub(super) fn stack_size(&self) -> usize {
         self.config.stack_size
     }
 
-    /// Runs the shard until it stops, and tells everyone why it did.
+    /// Runs the shard until it stops, and reports the reason.
     pub(crate) fn run(mut self: Box<Self>) {
         let steps = AssertUnwindSafe(|| {
             loop {
@@ -208,7 +208,7 @@ impl<C: Connector> Thread<C> {
         self.notify(Change::ShardState(ShardState::Stopped(reason)));
     }
 
-    /// Does what the machine asks for at once.
+    /// Carries out an output of the machine.
     fn act(&mut self, output: Output) {
         match output {
             Output::Connect(target) => self.connect(&target),
@@ -244,7 +244,7 @@ impl<C: Connector> Thread<C> {
         self.pace.tick();
     }
 
-    /// What other threads want: commands, a stop, a permit. (Returned credit needs no more than the
+    /// Handles what other threads sent: commands, a stop, a permit. (Returned credit needs only the
     /// wake-up.)
     fn take_messages(&mut self) {
         self.pace.may_have_more();
@@ -261,7 +261,7 @@ impl<C: Connector> Thread<C> {
                     self.handle(Input::CancelMembers(id));
                 }
                 Message::Probe => self.handle(Input::Probe),
-                // It has stopped, and only says goodbye.
+                // The machine has stopped and is only closing the connection.
                 Message::Restart(_) if matches!(self.machine.stage(), ShardState::Stopped(_)) => {
                     self.missed_restart = true;
                 }
@@ -282,8 +282,7 @@ impl<C: Connector> Thread<C> {
             Some(Ok(Some(permit))) => {
                 self.ticket = None;
                 self.permit = Some(permit);
-                // The socket's latest news, so that no permit is spent on a connection that is
-                // known to be dead.
+                // Reads the socket's latest state, so that no permit is spent on a dead connection.
                 self.check(|transport| transport.wait(Some(clock::now()), true));
             }
             Some(Err(error)) => {
@@ -407,7 +406,7 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Does something with the transport; what fails there ends the connection.
+    /// Runs an action on the transport; a failure ends the connection.
     fn check(&mut self, action: impl FnOnce(&mut C::Transport) -> Result<(), TransportError>) {
         if let Err(error) = action(&mut self.transport) {
             self.fail(&error);

@@ -1,4 +1,4 @@
-//! What others learn of the shard: its owner, handles, hooks, the log and the stream.
+//! Reports about the shard: to its owner, handles, hooks, the log and the stream.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -71,7 +71,7 @@ impl<C: Connector> Thread<C> {
         let session = self.machine.session().map_or("", |session| &session.id);
         log_shard!(info, self.shard(), { session = session }, "resumed");
         if self.guilds.deadline().is_none() {
-            // They had arrived before, perhaps in an earlier process.
+            // The guilds had arrived before, perhaps in an earlier process.
             self.notify_guilds_in();
         }
         EventKind::Resumed
@@ -95,7 +95,7 @@ impl<C: Connector> Thread<C> {
             session.sequence
         );
 
-        // A session of an earlier process was heard of when it was saved.
+        // Without a payload in this process, the time when the session was saved is used.
         let saved_at = || UNIX_EPOCH.checked_add(Duration::from_secs(session.saved_at));
         let missed_since = self.heard_at.or_else(saved_at).unwrap_or(UNIX_EPOCH);
         EventKind::SessionLost {
@@ -104,7 +104,7 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Tells the user's callback. What it panics with must not end the shard.
+    /// Calls the user's callback. A panic in it must not end the shard.
     pub(super) fn call_on_close(&self, cause: CloseCause) {
         let Some(on_close) = &self.context.on_close else {
             return;
@@ -114,11 +114,7 @@ impl<C: Connector> Thread<C> {
             cause,
         };
         if catch_unwind(AssertUnwindSafe(|| on_close(closed))).is_err() {
-            log_shard!(
-                error,
-                self.shard(),
-                "the callback for closed connections panicked"
-            );
+            log_shard!(error, self.shard(), "the on_close callback panicked");
         }
     }
 
@@ -128,7 +124,7 @@ impl<C: Connector> Thread<C> {
         log_shard!(
             warn,
             self.shard(),
-            "stalled: {events} events ({bytes} bytes in all) are not handled yet"
+            "stalled: {events} events ({bytes} bytes) are not handled yet"
         );
         self.shared.report.lock().stalled_since = Some(self.now);
         self.shared.counters.count(|counters| counters.stalls += 1);
@@ -150,7 +146,7 @@ impl<C: Connector> Thread<C> {
         self.emit(EventKind::StallEnded { stalled_for });
     }
 
-    /// Tells the shard's owner.
+    /// Notifies the shard's owner.
     pub(super) fn notify(&self, change: Change) {
         (self.context.observer)(self.shared.run, change);
     }
@@ -160,8 +156,9 @@ impl<C: Connector> Thread<C> {
         self.feed.announce(self.shard());
     }
 
-    /// Says how far the session has been read. With a connection its heartbeats are gone, and with
-    /// them the answer that somebody may be waiting for.
+    /// Publishes how far the session has been read, and sends a probe if one is due. When a
+    /// connection ends, the ACKs of its heartbeats will never arrive, so a new probe is allowed
+    /// then.
     pub(super) fn publish_progress(&mut self) {
         let read_up_to = self.machine.read_up_to();
         if self.read_up_to != read_up_to {
@@ -182,7 +179,7 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Tells where the shard stands, once all that led there has been done.
+    /// Publishes the shard's state, after everything that led to it has been done.
     pub(super) fn publish(&mut self) {
         if mem::take(&mut self.has_heard) {
             self.shared.report.lock().heard_at = Some(self.now);
@@ -203,7 +200,7 @@ impl<C: Connector> Thread<C> {
         }
         if self.stage != Some(stage) {
             self.stage = Some(stage);
-            // Only a session that is live is asked how far it has been read.
+            // A probe ends with its connection: allow a new one.
             self.shared.probes.store(false, Ordering::Release);
             self.shared.report.lock().enter(stage, clock::now());
             self.notify(Change::ShardState(stage));
@@ -221,7 +218,7 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// The shard has stopped: nothing is accepted any more, and users learn why.
+    /// Ends a stopped shard: it accepts nothing more, and reports the reason.
     #[cold]
     pub(super) fn close(&mut self, reason: StopReason) {
         guarded(|| self.notify_of_events());
@@ -231,7 +228,7 @@ impl<C: Connector> Thread<C> {
             });
             guarded(|| self.transport.disconnect(None, clock::now()));
         }
-        // A session that the shard left alone can be resumed by its next run.
+        // After these two, the shard's next run can resume the session.
         if !matches!(reason, StopReason::Suspended | StopReason::Panicked) {
             self.shared.ledger.end();
         }
@@ -264,11 +261,11 @@ impl<C: Connector> Thread<C> {
         let (ticket, permit) = (self.ticket.take(), self.permit.take());
         guarded(|| drop(ticket));
         guarded(|| drop(permit));
-        // Handles and events that outlive the shard keep no descriptor of its.
+        // Handles and events that outlive the shard must not keep its file descriptor open.
         self.shared.waker.close();
     }
 
-    /// Takes no order any more. Commands that were not sent are kept for whoever wants them.
+    /// Closes the queue. Unsent commands are kept for `Shard::take_unsent`.
     pub(super) fn close_queue(&mut self, reason: StopReason) {
         self.members.fail_all(MembersFailure::Stopped(reason));
         let mut missed_restart = self.missed_restart;

@@ -1,4 +1,4 @@
-//! What goes out: connections, IDENTIFY and RESUME, commands.
+//! What the shard sends: connections, IDENTIFY and RESUME, commands.
 
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -20,13 +20,13 @@ impl<C: Connector> Thread<C> {
                 log_shard!(
                     warn,
                     self.shard(),
-                    "the resume URL {url} is not trusted; the gateway's is used"
+                    "the resume URL {url} is not trusted; using the gateway URL"
                 );
                 addresses.main(compression)
             }),
         };
 
-        // The look-up of the host may take long.
+        // The DNS lookup may take long.
         self.notify_of_events();
         log_shard!(
             debug,
@@ -36,7 +36,8 @@ impl<C: Connector> Thread<C> {
         );
 
         self.shared.resolving.store(true, Ordering::SeqCst);
-        // Whoever asks it to stop from here on sees that it may be resolving, and does not wait.
+        // An owner that requests a stop from here on sees that the shard may be resolving, and does
+        // not wait for it.
         if self.shared.queue.has_stop() {
             self.shared.resolving.store(false, Ordering::SeqCst);
             return;
@@ -79,7 +80,7 @@ impl<C: Connector> Thread<C> {
                 log_shard!(
                     warn,
                     self.shard(),
-                    "the permit expired before it could be used; asking for another"
+                    "the permit expired before it could be used; requesting another"
                 );
                 self.permit = None;
                 if self.machine.stage() == ShardState::Confirming {
@@ -90,7 +91,7 @@ impl<C: Connector> Thread<C> {
             }
             Some(_) => {
                 if self.machine.stage() == ShardState::Confirming {
-                    // It is for nothing but the answer.
+                    // This permit only carries the store's confirmation.
                     self.permit = None;
                 }
                 self.handle(Input::Permit);
@@ -99,7 +100,8 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// The limiter or the session store refuses: for good, or for now.
+    /// Handles a refusal of the limiter or the session store: stops the shard if it is final, else
+    /// retries.
     pub(super) fn refuse_permit(&mut self, error: &LimitError) {
         if *error == LimitError::Closed && self.machine.stage() == ShardState::Confirming {
             return self.handle(Input::Stop(StopReason::OwnershipLost));
@@ -114,8 +116,8 @@ impl<C: Connector> Thread<C> {
     }
 
     pub(super) fn identify(&mut self, secret: &Secret) {
-        // The machine asks only after a permit was handed in, and this thread hands in none but
-        // this one.
+        // The machine identifies only after `Input::Permit`, and this thread passes that in only
+        // while it holds this permit.
         let Some(mut permit) = self.permit.take() else {
             return;
         };
@@ -129,7 +131,7 @@ impl<C: Connector> Thread<C> {
             .store(self.machine.intents().bits(), Ordering::Relaxed);
         self.feed.begin(self.shard(), true);
         permit.spend(|| self.send_secret(secret));
-        // A limiter that counts from READY wants it back then.
+        // Kept until READY, for limiters that count from there.
         self.permit = Some(permit);
     }
 
@@ -151,7 +153,7 @@ impl<C: Connector> Thread<C> {
         self.forget_written();
     }
 
-    /// What the operating system has taken is not sent again.
+    /// Forgets the commands that the operating system has taken: they are not sent again.
     pub(super) fn forget_written(&mut self) {
         let written = self.transport.written();
         while self
@@ -169,7 +171,7 @@ impl<C: Connector> Thread<C> {
     pub(super) fn disconnect(&mut self, code: Option<u16>) {
         self.ticket = None;
         self.permit = None;
-        // The peer's answer may take long.
+        // The peer's close frame may take long.
         self.notify_of_events();
         self.transport
             .disconnect(code, clock::now() + self.context.timing.close_timeout);

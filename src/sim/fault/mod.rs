@@ -1,4 +1,4 @@
-//! What can go wrong, and the words for it.
+//! The faults that can be injected, and their text form.
 
 mod words;
 
@@ -6,23 +6,26 @@ use std::time::Duration;
 
 use crate::shard_id::ShardId;
 
-/// Something that goes wrong.
+/// A fault that can be injected.
 ///
-/// The first group strikes connections that are open; what is said of a shard there means its
-/// connection at that moment. The second group waits for the next handshake of its kind and strikes
-/// once. Each has a word that [`FromStr`](std::str::FromStr) reads and [`Display`](std::fmt::Display) writes; it stands in
-/// brackets.
+/// The first group strikes connections that are open. A shard then means its connections at that
+/// moment. The second group ([`Tls`](Self::Tls) and those after it) waits for the next handshake of
+/// its kind and strikes once.
+///
+/// Each fault has a text form, shown in brackets. [`FromStr`](std::str::FromStr) parses it and
+/// [`Display`](std::fmt::Display) writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Everything takes this long in each direction, and up to `jitter` longer. (`delay=40ms+20ms`)
+    /// Every message is delayed in each direction by `latency` and a random part of `jitter`.
+    /// (`delay=40ms+20ms`)
     Delay {
-        /// The least that it takes.
+        /// The minimum delay.
         latency: Duration,
-        /// What may come on top.
+        /// The maximum random delay on top.
         jitter: Duration,
     },
-    /// What the gateway sends trickles. (`drip=20000`)
+    /// The gateway sends slowly. (`drip=20000`)
     Drip {
         /// Bytes a second.
         bytes_per_second: u32,
@@ -31,22 +34,22 @@ pub enum Fault {
     Cut,
     /// The connection is reset (RST). (`reset`)
     Reset,
-    /// The connection is half open: nothing comes any more, and nothing is read. (`silence`)
+    /// The connection is half open: the gateway no longer sends or reads anything. (`silence`)
     Silence,
     /// The connection ends in the middle of a frame. (`cut-in-frame`)
     CutInFrame,
-    /// A frame that websocket does not know. (`garbage`)
+    /// A frame that is not valid in the websocket protocol. (`garbage`)
     Garbage,
-    /// A message that no decompressor understands, nor anybody as text. (`corrupt`)
+    /// A message that cannot be decompressed and is not valid text. (`corrupt`)
     Corrupt,
-    /// A payload that is large when it is unpacked. (`bomb=67108865`)
+    /// A payload that is large after decompression. (`bomb=67108865`)
     Bomb {
-        /// Its bytes, unpacked.
+        /// The number of bytes after decompression.
         size: usize,
     },
-    /// A frame that says it has a terabyte. (`oversized`)
+    /// A frame whose header announces a terabyte. (`oversized`)
     Oversized,
-    /// Heartbeats of the connection are not acknowledged any more. (`no-ack`)
+    /// Heartbeats on the connection are no longer acknowledged. (`no-ack`)
     NoAck,
     /// A request for a heartbeat, op 1. (`heartbeat-request`)
     HeartbeatRequest,
@@ -64,7 +67,7 @@ pub enum Fault {
     /// An older event is sent again after newer ones. (`out-of-order`)
     OutOfOrder,
 
-    /// A TLS handshake that fails; nothing to a gateway without TLS. (`tls=expired`,
+    /// A TLS handshake that fails. No effect on a gateway without TLS. (`tls=expired`,
     /// `tls=wrong-name`, `tls=untrusted`, `tls=hang`)
     Tls(TlsFault),
     /// A websocket upgrade that fails. (`upgrade=refused`, `upgrade=503`, `upgrade=hang`)
@@ -76,18 +79,19 @@ pub enum Fault {
     Identify(Answer),
     /// An answer in place of the replay and RESUMED. (`resume=…`, as for HELLO)
     Resume(Answer),
-    /// A replay that begins before what was asked for, and has each event twice. (`replay-twice`)
+    /// A replay that begins before the requested sequence and has each event twice.
+    /// (`replay-twice`)
     ReplayTwice,
     /// The `resume_gateway_url` of the next session. (`resume-url=dead`, `resume-url=foreign`,
     /// `resume-url=URL`)
     ResumeUrl(ResumeUrl),
-    /// An HTTP request that is not answered as it should be. (`rest=503`, `rest=429`,
+    /// An HTTP request that is answered wrongly or not at all. (`rest=503`, `rest=429`,
     /// `rest=429:global`, `rest=429:shared`, `rest=html`, `rest=truncated`, `rest=slow:100`,
     /// `rest=redirect:URL`, `rest=reset`, `rest=reset-after`, `rest=hang`)
     Rest(RestFault),
 }
 
-/// What the gateway says in place of something else.
+/// What the gateway sends in place of its regular answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Answer {
@@ -112,9 +116,9 @@ pub enum Answer {
 pub enum TlsFault {
     /// The certificate has expired.
     Expired,
-    /// The certificate is another host's.
+    /// The certificate is for another host.
     WrongName,
-    /// The certificate's authority is not the one to trust.
+    /// The certificate is from an authority that clients do not trust.
     Untrusted,
     /// The handshake never ends.
     Hang,
@@ -136,22 +140,22 @@ pub enum UpgradeFault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RestFault {
-    /// It is answered with a status, from 400 to 599, and an error of Discord's shape.
+    /// It is answered with a status, from 400 to 599, and an error in Discord's format.
     Status(u16),
     /// It is answered with 429.
     Limited(Scope),
     /// It is answered with a page of HTML and the status 502.
     Html,
-    /// It is carried out, and half of the answer comes.
+    /// It is carried out, but only half of the answer is sent.
     Truncated,
-    /// It is carried out, and the answer trickles.
+    /// It is carried out, but the answer is sent slowly.
     Slow {
         /// Bytes a second.
         bytes_per_second: u32,
     },
-    /// It is answered with 307, and this place.
+    /// It is answered with 307 and this `Location`.
     Redirect(String),
-    /// The connection is reset, and the request is not carried out.
+    /// The request is not carried out, and the connection is reset.
     Reset,
     /// The request is carried out, and the connection is reset.
     ResetAfter,
@@ -159,15 +163,15 @@ pub enum RestFault {
     Hang,
 }
 
-/// Whose requests a limit counts.
+/// Which requests a rate limit counts.
 ///
 /// Source: [Discord, Rate limits](https://docs.discord.com/developers/topics/rate-limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scope {
-    /// This bot's, on one route.
+    /// Those of this bot on one route.
     User,
-    /// This bot's, on all routes.
+    /// Those of this bot on all routes.
     Global,
     /// Those of all bots, on one resource. They do not count as invalid requests.
     Shared,
@@ -177,24 +181,26 @@ pub enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResumeUrl {
-    /// At a port of the gateway's host where nothing listens.
+    /// A URL with a port of the gateway's host on which nothing listens.
     Dead,
-    /// At a host that is not Discord's.
+    /// A URL with a host that does not belong to Discord.
     Foreign,
-    /// Here.
+    /// This URL.
     Url(String),
 }
 
-/// Whom a [`Fault`] strikes.
+/// Which connections a [`Fault`] strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
-    /// The connections of a shard; for faults that wait, its next handshake, where its shard is
-    /// known by then (IDENTIFY, RESUME, and what follows them) and else the next of anybody.
+    /// The connections of a shard.
+    ///
+    /// A fault that waits for a handshake strikes the shard's next handshake if the shard is known
+    /// at that point (from IDENTIFY or RESUME on), and otherwise the next handshake of any client.
     Shard(ShardId),
-    /// Every connection, those too that have not said which shard they are.
+    /// Every connection, including those whose shard is not known yet.
     All,
-    /// One connection, by chance.
+    /// One connection at random.
     Any,
 }
 
@@ -204,7 +210,7 @@ impl From<ShardId> for Target {
     }
 }
 
-/// A word that names no fault.
+/// A text that is not a fault, or not an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown fault {given:?}; expected one of {allowed}")]
 pub struct FaultError {

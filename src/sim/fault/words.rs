@@ -1,17 +1,17 @@
-//! The words for faults.
+//! The text form of faults.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::{Answer, Fault, FaultError, RestFault, ResumeUrl, Scope, TlsFault, UpgradeFault};
 
-/// A kind of fault: its word, and what may follow it.
+/// A kind of fault: its word, and the value that may follow it.
 struct Kind {
     word: &'static str,
-    /// It waits for a handshake.
+    /// Whether it waits for a handshake.
     waits: bool,
     value: Value,
-    /// Values of which a client survives each, for faults at random.
+    /// Values that a client can survive, for random faults. `""` stands for no value.
     survivable: &'static [&'static str],
 }
 
@@ -20,7 +20,7 @@ enum Value {
     Some {
         /// The value of a fault, if it is of this kind.
         write: fn(&Fault) -> Option<String>,
-        /// If a value is wrong: what is allowed.
+        /// The fault with this value. The error lists the allowed values.
         read: fn(&str) -> Result<Fault, String>,
     },
 }
@@ -55,7 +55,7 @@ impl Kind {
     }
 }
 
-/// All there is. The first group strikes open connections, the second waits.
+/// All kinds. The first group strikes open connections; the second waits for a handshake.
 static KINDS: [Kind; 25] = [
     valued(
         "delay",
@@ -200,7 +200,7 @@ static KINDS: [Kind; 25] = [
             _ => None,
         },
         |value| match value {
-            "" => Err("dead, foreign, or a url".into()),
+            "" => Err("dead, foreign, or a URL".into()),
             "dead" => Ok(Fault::ResumeUrl(ResumeUrl::Dead)),
             "foreign" => Ok(Fault::ResumeUrl(ResumeUrl::Foreign)),
             url => Ok(Fault::ResumeUrl(ResumeUrl::Url(url.to_owned()))),
@@ -257,7 +257,7 @@ fn word_of<T: PartialEq>(words: &[(&'static str, T)], fault: &T) -> &'static str
     found.map_or("", |(word, _)| word)
 }
 
-/// What a word means; else the words that there are.
+/// The fault for a word. The error lists the allowed words.
 fn of_word<T: Clone>(words: &[(&'static str, T)], word: &str) -> Result<T, String> {
     let found = words.iter().find(|(other, _)| *other == word);
     found.map(|(_, fault)| fault.clone()).ok_or_else(|| {
@@ -267,7 +267,8 @@ fn of_word<T: Clone>(words: &[(&'static str, T)], word: &str) -> Result<T, Strin
 }
 
 impl Fault {
-    /// One of each kind that a client can survive, for faults at random.
+    /// Faults of every kind, with values that a client can survive. For
+    /// [`random_faults`](crate::sim::Gateway::random_faults).
     pub fn all() -> Vec<Self> {
         let of_kind = |kind: &'static Kind| {
             let values = kind.survivable.iter();
@@ -293,7 +294,7 @@ impl Kind {
         }
     }
 
-    /// If a value is wrong: what is allowed.
+    /// The fault with this value. The error lists the allowed values.
     fn read(&self, value: &str) -> Result<Fault, String> {
         match &self.value {
             Value::None(_) if !value.is_empty() => Err("no value".into()),
@@ -413,7 +414,7 @@ fn answer(value: &str) -> Result<Answer, String> {
     }
 }
 
-/// What a close frame of a server may hold, by RFC 6455.
+/// A code that a server may send in a close frame, by RFC 6455.
 fn close_code(value: &str) -> Result<u16, String> {
     let allowed = "1000 to 1003, 1007 to 1014, 3000 to 4999";
     match number(value, 1000, 4999) {

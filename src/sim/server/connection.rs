@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last.
+//! One connection: TLS, HTTP requests, and the websocket.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -13,10 +13,10 @@ use super::super::time::{LONGEST, after};
 use super::http::{Reader, Responder, Response, respond};
 use super::wire::{Line, Stream};
 
-/// What a client may leave unread, in bytes.
+/// The maximum number of bytes that a client may leave unread.
 const LARGEST_BACKLOG: usize = 256 << 20;
 
-/// How long a client may take to answer a close.
+/// The timeout for the client's answer to a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection {
@@ -25,13 +25,13 @@ pub(super) struct Connection {
     pub(super) unflushed: bool,
     /// The client's close code, once it has sent one.
     pub(super) closed_with: Option<u16>,
-    /// How long messages take, and how much longer by chance.
+    /// The latency of messages, and the maximum random delay on top.
     delay: Option<(Duration, Duration)>,
     inbox: VecDeque<(Instant, News)>,
     outbox: VecDeque<(Instant, Outgoing)>,
-    /// Bytes past the websocket, of which the last is also the last that makes sense.
+    /// Bytes to send outside the websocket protocol. No valid frame can follow them.
     raw: Vec<u8>,
-    /// When a connection is given up that was closed.
+    /// When the timeout for the client's answer to a close frame ends.
     give_up: Option<Instant>,
 }
 
@@ -42,7 +42,7 @@ enum Stage {
     /// Writing an answer.
     Answer(Box<Answer>),
     Open(Box<WebSocket<Stream>>),
-    /// Nothing is said, and nothing that is read matters.
+    /// Nothing is sent, and everything received is ignored.
     Mute(Stream),
     Gone,
 }
@@ -51,16 +51,16 @@ struct Answer {
     stream: Stream,
     bytes: Vec<u8>,
     written: usize,
-    /// What has come of the next request.
+    /// The part of the next request that has already been read.
     reader: Reader,
-    /// What the connection is then.
+    /// What follows the answer.
     then: Then,
 }
 
-/// How far an answer has come.
+/// The progress of writing an answer.
 enum Written {
     All(Option<News>),
-    /// The socket takes no more.
+    /// The socket accepts no more bytes for now.
     Blocked,
 }
 
@@ -75,7 +75,7 @@ pub(super) enum Then {
     },
 }
 
-/// What a connection's socket brought.
+/// Something that a connection received.
 pub(super) enum News {
     Opened { version: Option<String> },
     Text(String),
@@ -83,7 +83,7 @@ pub(super) enum News {
     Gone,
 }
 
-/// What is to be sent.
+/// Something to do on a connection.
 pub(super) enum Outgoing {
     Payload(String),
     Message(Message),
@@ -103,7 +103,7 @@ impl Connection {
         Self::new(shaken(acceptor.accept(line)))
     }
 
-    /// A connection that never says anything.
+    /// Creates a connection that never sends anything.
     pub(super) fn mute(line: Line) -> Self {
         Self::new(Stage::Mute(Stream::Plain(line)))
     }
@@ -140,7 +140,7 @@ impl Connection {
 
     fn silence(&mut self) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
-            // What tungstenite has of the peer's last message is lost with it; nobody reads it.
+            // tungstenite's buffered input is lost, which is fine: nothing reads it any more.
             Stage::Open(socket) => Stage::Mute(socket.into_inner()),
             other => other,
         };
@@ -164,7 +164,7 @@ impl Connection {
         }
     }
 
-    /// Sends something, now or after the line's delay.
+    /// Sends something, now or after the connection's delay.
     pub(super) fn send(&mut self, now: Instant, outgoing: Outgoing) {
         match self.later(now, self.outbox.back().map(|(at, _)| *at)) {
             Some(at) => self.outbox.push_back((at, outgoing)),
@@ -172,7 +172,7 @@ impl Connection {
         }
     }
 
-    /// Takes news from the socket that the line delays; gives back what it does not.
+    /// Stores what the socket received if it is delayed; otherwise returns it.
     pub(super) fn receive(&mut self, now: Instant, news: News) -> Option<News> {
         let is_delayed = matches!(news, News::Text(_) | News::Binary(_));
         match self
@@ -187,7 +187,8 @@ impl Connection {
         }
     }
 
-    /// When something that sets out now arrives, not before what set out `last`.
+    /// When something sent now arrives, but not before `last`, to keep the order. `None` without a
+    /// delay.
     fn later(&self, now: Instant, last: Option<Instant>) -> Option<Instant> {
         let (latency, jitter) = self.delay?;
         let at = after(
@@ -197,7 +198,7 @@ impl Connection {
         Some(last.map_or(at, |last| at.max(last)))
     }
 
-    /// What was delayed and is due.
+    /// The next delayed input that is due.
     pub(super) fn delayed_news(&mut self, now: Instant) -> Option<News> {
         let (at, _) = self.inbox.front()?;
         if *at <= now {
@@ -207,15 +208,15 @@ impl Connection {
         }
     }
 
-    /// What was delayed, due or not.
+    /// Takes all delayed input, due or not.
     pub(super) fn take_inbox(&mut self) -> impl Iterator<Item = News> + use<> {
         std::mem::take(&mut self.inbox)
             .into_iter()
             .map(|(_, news)| news)
     }
 
-    /// Writes what was delayed and is due, and what the line was too slow for; gives up who does
-    /// not answer a close.
+    /// Writes delayed output that is due, and output held back by the speed limit. Ends a
+    /// connection whose client did not answer a close in time.
     pub(super) fn serve(&mut self, now: Instant) {
         if self.give_up.is_some_and(|at| at <= now) {
             self.stage = Stage::Gone;
@@ -229,7 +230,7 @@ impl Connection {
         self.flush();
     }
 
-    /// When it has something to do, whatever the socket says.
+    /// When the connection has something to do, independently of its socket.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let next_write = match &self.stage {
             Stage::Open(socket) if self.unflushed => socket.get_ref().next_write(),
@@ -249,7 +250,7 @@ impl Connection {
         let Stage::Open(socket) = &mut self.stage else {
             return;
         };
-        // What does not go out now goes out with the next flush; what cannot is seen when reading.
+        // Bytes that cannot be written now follow with the next flush. Reading reports errors.
         let written = match outgoing {
             Outgoing::Payload(payload) => socket.write(self.encoder.encode(&payload)),
             Outgoing::Message(message) => socket.write(message),
@@ -269,7 +270,7 @@ impl Connection {
             Outgoing::Silence => return self.silence(),
         };
         if matches!(written, Err(tungstenite::Error::WriteBufferFull(_))) {
-            // It does not read; Discord would not wait for it either.
+            // The client does not read; Discord would not wait for it either.
             return self.end(Stream::reset);
         }
         self.unflushed = true;
@@ -289,7 +290,7 @@ impl Connection {
         }
     }
 
-    /// The next thing that happened; `None` if the socket has nothing more for now.
+    /// Returns the next input; `None` if the socket has no more for now.
     pub(super) fn step(&mut self, responder: &mut impl Responder) -> Option<News> {
         self.flush();
         loop {
@@ -347,7 +348,7 @@ impl Connection {
         }
     }
 
-    /// Writes on what a request is answered with.
+    /// Continues to write an answer.
     fn write_answer(&mut self, mut answer: Answer) -> Written {
         while answer.written < answer.bytes.len() {
             match answer.stream.write(&answer.bytes[answer.written..]) {
@@ -362,7 +363,7 @@ impl Connection {
         Written::All(self.answered(answer.stream, answer.reader, answer.then))
     }
 
-    /// An answer is out.
+    /// Continues after an answer has been written.
     fn answered(&mut self, mut stream: Stream, reader: Reader, then: Then) -> Option<News> {
         match then {
             Then::Close => {
@@ -391,8 +392,8 @@ impl Connection {
         }
     }
 
-    /// Answers the next request, if it is there, or reads on; whether that has to wait for the
-    /// socket.
+    /// Answers the next request if it is complete, and otherwise reads more. Returns whether it
+    /// must wait for the socket.
     fn read_request(
         &mut self,
         mut stream: Stream,
@@ -457,7 +458,7 @@ fn is_blocked(result: &tungstenite::Result<()>) -> bool {
     matches!(result, Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// What Discord writes into a close frame.
+/// The reason that Discord writes into a close frame.
 ///
 /// Source: [Discord, Gateway close event
 /// codes](https://docs.discord.com/developers/topics/opcodes-and-status-codes#gateway-gateway-close-event-codes).

@@ -1,4 +1,4 @@
-//! Requests and answers of HTTP/1.1.
+//! Reads HTTP/1.1 requests and writes the responses.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,39 +10,40 @@ use super::super::fault::UpgradeFault;
 use super::super::world::{Answered, Incoming, Manner, Reply};
 use super::connection::Then;
 
-/// The longest body, in bytes: more than Discord takes of files.
+/// The maximum size of a body, in bytes. Discord accepts less in files.
 const MAX_BODY: usize = 32 << 20;
 const MAX_HEAD: usize = 64 << 10;
 const HEADERS: usize = 100;
 
-/// What no client of HTTP sends, or more than is taken.
+/// Why a request cannot be read: it is not HTTP, or it is too large.
 #[derive(Debug, PartialEq)]
 pub(super) enum Unreadable {
     NotHttp,
     TooLarge,
 }
 
-/// What a request is answered with: bytes, and what the connection is after them; or nothing, ever.
+/// The response to a request. `Bytes` also has what follows on the connection; `Hang` never
+/// answers.
 pub(super) enum Response {
     Bytes(Vec<u8>, Then),
-    /// The same, at this many bytes a second.
+    /// These bytes, at this many bytes a second.
     Slow(Vec<u8>, u32),
     Reset,
     Hang,
 }
 
-/// Who answers requests.
+/// Decides how requests are answered.
 pub(super) trait Responder {
     fn upgrade(&mut self, compress: Option<&str>) -> Option<UpgradeFault>;
     fn rest(&mut self, request: &Incoming<'_>) -> Reply;
 }
 
-/// The bytes of a connection, from which requests are read one after the other.
+/// Reads the requests of a connection one after the other.
 #[derive(Default)]
 pub(super) struct Reader {
     bytes: Vec<u8>,
     head: Option<Head>,
-    /// How far the chunks of the body are read, and what was in them.
+    /// The position in a chunked body, and the content read so far.
     chunks: Chunks,
 }
 
@@ -50,7 +51,7 @@ struct Head {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
-    /// Its own length, in bytes.
+    /// The length of the head, in bytes.
     length: usize,
     is_last: bool,
 }
@@ -75,7 +76,7 @@ impl Reader {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next request, if all of it is there: its head and its body.
+    /// Takes the head and the body of the next request, once it is complete.
     fn next(&mut self) -> Result<Option<(Head, Vec<u8>)>, Unreadable> {
         if self.head.is_none() {
             self.head = head(&self.bytes)?;
@@ -114,7 +115,7 @@ impl Reader {
     }
 }
 
-/// The head of a request, if all of it is there.
+/// Parses the head of a request; `None` if it is not complete.
 fn head(bytes: &[u8]) -> Result<Option<Head>, Unreadable> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -144,7 +145,7 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, Unreadable> {
 }
 
 impl Chunks {
-    /// Reads on; whether that was the last one.
+    /// Reads more chunks. Returns whether the last one has been read.
     fn read(&mut self, bytes: &[u8]) -> Result<bool, Unreadable> {
         loop {
             let rest = bytes.get(self.at..).unwrap_or_default();
@@ -162,7 +163,7 @@ impl Chunks {
             }
 
             if size == 0 {
-                // After the last one come headers, of which none is wanted.
+                // Trailers follow the last chunk. They are ignored.
                 let mut trailers = [httparse::EMPTY_HEADER; HEADERS];
                 let trailers = httparse::parse_headers(&rest[start..], &mut trailers);
                 let trailers = trailers.map_err(|_| Unreadable::NotHttp)?;
@@ -174,7 +175,7 @@ impl Chunks {
             }
             let end = start + size;
             let Some(b"\r\n") = rest.get(end..end + 2) else {
-                // It is not all there, or it is longer than it says.
+                // The chunk is not complete, or longer than its announced size.
                 return if rest.len() >= end + 2 {
                     Err(Unreadable::NotHttp)
                 } else {
@@ -219,7 +220,7 @@ pub(super) fn respond(
         body: &body,
     };
     Ok(Some(match responder.rest(&incoming) {
-        // The responder has asked the handler already.
+        // `Ask` cannot occur: the responder has already called the handler.
         Reply::Hang | Reply::Ask(..) => Response::Hang,
         Reply::Reset | Reply::Answer(_, Manner::Reset) => Response::Reset,
         Reply::Answer(answered, manner) => respond_with(&answered, manner, is_last),
@@ -290,7 +291,7 @@ fn answer(
     body: &str,
     is_last: bool,
 ) -> Vec<u8> {
-    // 204 has no body, and may say neither its length nor its type.
+    // A 204 has no body, and must not have the headers for its length and its type.
     let about = if status == 204 {
         String::new()
     } else {
@@ -313,7 +314,7 @@ fn answer(
     .into_bytes()
 }
 
-/// As `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Formats a date like `Sun, 06 Nov 1994 08:49:37 GMT`.
 ///
 /// Source: [RFC 9110, Date/Time
 /// Formats](https://www.rfc-editor.org/rfc/rfc9110#name-date-time-formats).
@@ -324,7 +325,7 @@ fn date(at: SystemTime) -> String {
     ];
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let day = usize::try_from(since / 86_400 % 7).unwrap_or_default();
-    // As `2026-11-28T09:15:00Z`.
+    // Like `2026-11-28T09:15:00Z`.
     let text = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since));
     let text = text.to_string();
     let month: usize = text[5..7].parse().unwrap_or(1);
@@ -342,7 +343,7 @@ fn date(at: SystemTime) -> String {
 mod tests {
     use super::*;
 
-    /// Reads a request that comes byte by byte.
+    /// Reads a request that arrives byte by byte.
     fn read(reader: &mut Reader, bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
         let mut requests = Vec::new();
         for byte in bytes {

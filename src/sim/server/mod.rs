@@ -27,10 +27,10 @@ use super::world::{Incoming, Order, Reply, World};
 const LISTENER: Token = Token(0);
 pub(super) const WAKE: Token = Token(1);
 
-/// The tokens of connections count from here.
+/// The token of the first connection.
 const FIRST_CONNECTION: usize = 2;
 
-/// After which time it is tried again to accept, for example when descriptors had run out.
+/// The pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Server {
@@ -40,7 +40,7 @@ pub(super) struct Server {
     shared: Arc<Shared>,
     connections: HashMap<usize, Connection>,
     next: usize,
-    /// When to accept again, after that has failed.
+    /// When to accept again after a failure.
     accept_again: Option<Instant>,
 }
 
@@ -69,7 +69,7 @@ impl Responder for Desk<'_> {
     }
 }
 
-/// Asks a handler of the owner's, which may panic.
+/// Calls a handler of the test, which may panic.
 fn ask(handler: &Handler, request: &Request) -> Response {
     let answer = std::panic::catch_unwind(AssertUnwindSafe(|| handler(request)));
     answer.unwrap_or_else(|_| {
@@ -110,7 +110,7 @@ impl Server {
                 return;
             };
             self.shared.changed.notify_all();
-            // After orders the world may have more to do; but the sockets come in between.
+            // After its orders the world may have more to do. The sockets are served in between.
             let at_once = (!orders.is_empty()).then(Instant::now);
             self.carry_out(orders);
             let delayed = self
@@ -145,7 +145,7 @@ impl Server {
         }
     }
 
-    /// What the world wants done, and when it wants to be asked again; `None` if it is over.
+    /// Takes the world's orders, and its deadline. `None` if the gateway has stopped.
     fn ask(&self) -> Option<(Vec<Order>, Option<Instant>)> {
         let mut world = self.shared.world.lock();
         if world.stopped {
@@ -165,8 +165,8 @@ impl Server {
                 Ok((tcp, _)) => tcp,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // Who waits is not told of again, so it is tried again.
-                    log::warn!("the simulated gateway cannot accept: {error}");
+                    // The poll does not report pending connections again, so a timer retries.
+                    log::warn!("the simulated gateway cannot accept a connection: {error}");
                     self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
@@ -174,7 +174,7 @@ impl Server {
             let id = self.next;
             self.next += 1;
             let both = Interest::READABLE | Interest::WRITABLE;
-            // A connection that cannot be set up is as good as one that was cut.
+            // If this fails, the connection is dropped, which the client sees as a cut.
             if tcp.set_nodelay(true).is_err()
                 || self
                     .poll
@@ -200,7 +200,7 @@ impl Server {
         }
     }
 
-    /// Takes a connection as far as its socket goes.
+    /// Drives a connection until its socket would block.
     fn drive(&mut self, id: usize) {
         while let Some(connection) = self.connections.get_mut(&id) {
             let Some(news) = connection.step(&mut Desk {
@@ -215,10 +215,10 @@ impl Server {
         }
     }
 
-    /// Tells the world what a connection brought.
+    /// Passes to the world what a connection received.
     fn tell(&mut self, id: usize, news: News) {
         if matches!(news, News::Gone) {
-            // What was still on its way came before the end.
+            // Delayed messages were sent before the end.
             let inbox = self.connections.get_mut(&id).map(Connection::take_inbox);
             inbox
                 .into_iter()
@@ -241,7 +241,7 @@ impl Server {
         }
     }
 
-    /// Passes on what slow lines have kept until now.
+    /// Passes on the delayed messages that are due.
     fn serve_delayed(&mut self) {
         let now = Instant::now();
         let due = |(id, connection): (&usize, &Connection)| {
@@ -296,7 +296,7 @@ impl Server {
                 } => self.with(connection, |c| c.drip(bytes_per_second)),
             }
         }
-        // Written first and flushed after, so that a burst is few system calls.
+        // All orders are written first and flushed here, so that a burst needs few system calls.
         for connection in self
             .connections
             .values_mut()
@@ -310,7 +310,7 @@ impl Server {
         self.with(id, |connection| connection.send(now, outgoing));
     }
 
-    /// Does something to a connection that may be gone by now.
+    /// Runs `action` on a connection, unless it has ended.
     fn with(&mut self, id: usize, action: impl FnOnce(&mut Connection)) {
         if let Some(connection) = self.connections.get_mut(&id) {
             action(connection);

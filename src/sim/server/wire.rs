@@ -1,4 +1,4 @@
-//! The bytes of a connection, with or without TLS, at the speed of a bad line.
+//! The byte stream of a connection, with or without TLS, at a limited speed if requested.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use native_tls::TlsStream;
 
-/// A line that drips may send this much of a second's bytes at once.
+/// The interval of a slow connection: it may write the bytes of one interval at once.
 const DRIP: Duration = Duration::from_millis(50);
 
 /// A TCP stream that may be slow.
@@ -19,7 +19,7 @@ pub(super) struct Line {
 #[derive(Debug)]
 struct Drip {
     bytes_per_second: u32,
-    /// What may be written now.
+    /// The number of bytes that may be written now.
     allowance: usize,
     since: Instant,
 }
@@ -29,7 +29,7 @@ impl Line {
         Self { tcp, drip: None }
     }
 
-    /// When more may be written, if the line was too slow for the last write.
+    /// When more may be written, if the speed limit is used up.
     fn next_write(&self) -> Option<Instant> {
         self.drip
             .as_ref()
@@ -110,24 +110,24 @@ impl Stream {
         }
     }
 
-    /// Nothing more will be written.
+    /// Shuts the writing side down.
     pub(super) fn finish(&mut self) {
-        // The answer is out; a client that is gone does not need the end of it.
+        // An error is harmless: the answer is written, or the client is gone.
         let _ = match self {
             Self::Plain(line) => line.tcp.shutdown(std::net::Shutdown::Write),
             Self::Tls(stream) => stream.shutdown(),
         };
     }
 
-    /// Ends the connection: the other side sees FIN, though what it sent last may lie here unread.
+    /// Shuts both sides down. The client sees FIN, even if its last bytes are still unread here.
     pub(super) fn cut(&mut self) {
-        // One that is gone already is as good.
+        // An error is harmless: the connection has already ended.
         let _ = self.line().tcp.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Lets the connection end with RST when it is dropped.
+    /// Makes the connection end with RST when it is dropped.
     pub(super) fn reset(&mut self) {
-        // Where that cannot be, it ends with FIN: gone all the same.
+        // On an error the connection ends with FIN instead.
         let _ = socket2::SockRef::from(&self.line().tcp).set_linger(Some(Duration::ZERO));
     }
 }

@@ -1,4 +1,4 @@
-//! What guilds do by themselves.
+//! The events that guilds generate by themselves.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use super::super::traffic;
 use super::rest::Message;
 use super::{Guild, Timer, World, payloads};
 
-/// How many of a guild's members act by themselves.
+/// The maximum number of a guild's members that generate events.
 const MAX_ACTIVE: usize = 1000;
-/// How far the traffic of a machine that stood still may lie behind.
+/// How much generated traffic is made up for after the machine was suspended or busy.
 const MAX_LAG: Duration = Duration::from_millis(100);
 
 impl World {
@@ -24,7 +24,7 @@ impl World {
         }
     }
 
-    /// Something happens in some guild.
+    /// Generates an event in a random guild.
     pub(super) fn traffic(&mut self, now: Instant, due: Instant) {
         let pause = Duration::try_from_secs_f64(1.0 / self.settings.activity)
             .unwrap_or(LONGEST)
@@ -39,16 +39,16 @@ impl World {
         self.happen(now, guild, name);
     }
 
-    /// Something happens in a guild: what this event tells of, or what has to happen before.
+    /// Generates an event in a guild, or what must happen before that event is possible.
     fn happen(&mut self, now: Instant, guild: Guild, name: &str) {
         let channel = guild.channel();
-        // After the bot and the owner, who stay.
+        // The first two are skipped: the bot and the owner never leave.
         let others = self.member_ids(guild).skip(2).take(MAX_ACTIVE);
         let others: Vec<u64> = others.collect();
         let Some(member) = self.any(&others) else {
             return self.join(guild);
         };
-        // What the bot has written is left to its test.
+        // The bot's messages are not changed: its test may need them.
         let messages = self.desk.messages(channel);
         let messages = messages.filter(|message| message.author() != payloads::BOT);
         let messages: Vec<u64> = messages.map(Message::id).collect();
@@ -100,19 +100,19 @@ impl World {
         }
     }
 
-    /// A member reacts to a message; one that has done so already writes another.
+    /// A member reacts to a message. If the member has already reacted, they write another message.
     fn react_to(&mut self, now: Instant, channel: u64, message: u64, member: u64) {
         let emoji = json!({"id": null, "name": traffic::EMOJI});
         if self.has_reacted((channel, message), member, &emoji) {
             let text = traffic::text(&mut self.rng);
             self.post(now, channel, member, text);
         } else {
-            // The message is there.
+            // It cannot fail: the message exists.
             let _ = self.react((channel, message), member, &emoji);
         }
     }
 
-    /// One of a message's reactions is taken back; without one, a member reacts.
+    /// Removes one of a message's reactions. If there is none, a member reacts.
     fn take_back(&mut self, now: Instant, channel: u64, message: u64, member: u64) {
         let kept = self.desk.message(channel, message).ok();
         let reaction = kept.and_then(|message| {

@@ -1,4 +1,4 @@
-//! What clients ask for over the gateway: presences, voice, members, sounds, channels.
+//! Gateway commands of clients: presences, voice, members, sounds, channels.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use crate::intents::Intents;
 
 const PRESENCE_WINDOW: Duration = Duration::from_secs(20);
 const PRESENCES: usize = 5;
-/// All members of a guild are told once in this time.
+/// All members of a guild can be requested once in this time.
 const MEMBERS_WINDOW: Duration = Duration::from_secs(30);
 const CHUNK: usize = 1000;
 const MAX_NONCE: usize = 32;
-/// How many members may be asked for by their ids, and how many a prefix finds.
+/// How many members may be requested by their ids, and how many a prefix finds.
 const MEMBERS: usize = 100;
 
-/// What an op 8 asks for.
+/// What an op 8 requests.
 struct MemberRequest {
     guild: Guild,
     query: Option<String>,
@@ -38,7 +38,7 @@ impl World {
                 .get(&connection)
                 .is_some_and(|client| client.standing == Standing::Invalidated)
             {
-                // It was on its way when the client learned that its session is over.
+                // The client sent it before it learned that its session has ended.
                 return self.record(
                     now,
                     connection,
@@ -84,7 +84,7 @@ impl World {
             return Err((4008, "at most 5 presences per 20 s"));
         }
         if data.get("since").is_none() {
-            // Not documented: Discord was seen to do it.
+            // Not documented, but observed from Discord.
             return Err((4001, "a presence has since, which may be null"));
         }
         check_presence(data)?;
@@ -141,7 +141,7 @@ impl World {
             .map_or(Intents::empty(), |session| session.intents);
         let is_whole = request.query.as_deref() == Some("") && request.limit == 0;
         if is_whole {
-            // The documentation asks for the intent, and does not say what follows without it.
+            // The documentation requires the intent, but does not say what happens without it.
             if !intents.contains(Intents::GUILD_MEMBERS) {
                 let rule = "all members need the intent GUILD_MEMBERS";
                 self.violation(now, connection, rule, false);
@@ -169,7 +169,7 @@ impl World {
         Ok(())
     }
 
-    /// `None` for a guild that the bot is not in, of which nothing is told.
+    /// Parses an op 8. `None` for a guild that the bot is not in; such a request gets no answer.
     fn member_request(&self, data: &Value) -> Result<Option<MemberRequest>, (u16, &'static str)> {
         let guild = id(&data["guild_id"]).ok_or((4002, "a member request is for one guild_id"))?;
         let query = data["query"].as_str().map(str::to_owned);
@@ -292,7 +292,7 @@ impl World {
     }
 }
 
-/// What Discord documents of a presence.
+/// What Discord documents about a presence.
 pub(super) const PRESENCE: &str =
     "a presence has since (whole milliseconds or null), activities (an array), status and afk";
 
@@ -303,8 +303,8 @@ pub(super) fn is_presence(data: &Value) -> bool {
         && (data["afk"].is_boolean() || data["afk"].is_null())
 }
 
-/// Whether Discord takes a presence. Widely used clients send other forms of `since` and
-/// `activities` than the documented ones.
+/// Whether Discord accepts a presence. Widely used clients send forms of `since` and `activities`
+/// that are not documented.
 pub(super) fn check_presence(data: &Value) -> Result<(), (u16, &'static str)> {
     let is_activity = |activity: &Value| activity["name"].is_string() && activity["type"].is_u64();
     let mut activities = data["activities"].as_array().into_iter().flatten();

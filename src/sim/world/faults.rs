@@ -1,4 +1,4 @@
-//! What goes wrong: now, at the next handshake, and by chance.
+//! Injects faults: at once, at the next handshake, or at random.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +12,18 @@ use crate::shard_id::ShardId;
 
 pub(super) const RECONNECT: &str = r#"{"op":7,"s":null,"t":null,"d":null}"#;
 
-/// How far back an event is that comes again after newer ones.
+/// How many events before the last one [`Fault::OutOfOrder`] sends again.
 const LATE: usize = 4;
 
-/// Between two faults by chance, in seconds; time has to pass.
+/// The minimum time between two random faults, in seconds. It must be above 0.
 const MIN_WAIT: f64 = 1e-6;
 const MAX_WAIT: f64 = 86_400.0;
 
-/// The most that a bomb unpacks to: 1 GiB.
+/// The maximum size of a bomb after decompression: 1 GiB.
 const LARGEST_BOMB: usize = 1 << 30;
 
 impl World {
-    /// Lets a fault happen: now, or at the next handshake of its kind.
+    /// Injects a fault: at once, or at the next handshake of its kind.
     pub(crate) fn inject(&mut self, now: Instant, target: Target, fault: Fault) {
         let shard = match target {
             Target::Shard(shard) => Some(shard),
@@ -59,8 +59,7 @@ impl World {
         self.set_timer(after(now, delay), Timer::Fault { target, fault });
     }
 
-    /// From now on faults of these happen by chance; with a rate of 0 no more, and those that wait
-    /// are forgotten.
+    /// Injects these faults at random. A rate of 0 stops this and discards all waiting faults.
     pub(crate) fn set_random_faults(&mut self, now: Instant, per_second: f64, faults: Vec<Fault>) {
         self.timers
             .retain(|_, timer| !matches!(timer, Timer::RandomFault));
@@ -78,8 +77,8 @@ impl World {
             return;
         };
         let fault = faults[self.rng.usize(..faults.len())].clone();
-        // One of a kind may wait, so that a client which seldom does a handshake is not met by all
-        // of them in a row.
+        // Equal faults do not pile up, so that a client with few handshakes does not meet many of
+        // them in a row.
         if !self.ambushes.iter().any(|(_, waiting)| *waiting == fault) {
             self.inject(now, Target::Any, fault);
         }
@@ -90,7 +89,7 @@ impl World {
         let Some((per_second, _)) = self.random_faults else {
             return;
         };
-        // Independent of each other, as accidents are.
+        // An exponential distribution: the faults are independent of each other.
         let wait = -(1.0 - self.rng.f64()).ln() / per_second;
         self.set_timer(
             now + Duration::from_secs_f64(wait.clamp(MIN_WAIT, MAX_WAIT)),
@@ -98,7 +97,7 @@ impl World {
         );
     }
 
-    /// The first fault that waits for this, and for this shard.
+    /// Takes the first waiting fault that is `wanted` and is for this shard.
     pub(super) fn ambush<T>(
         &mut self,
         now: Instant,
@@ -106,7 +105,7 @@ impl World {
         wanted: impl Fn(&Fault) -> Option<T>,
     ) -> Option<T> {
         let matches = |(target, fault): &(Option<ShardId>, Fault)| {
-            // Where the shard is not known yet, the fault cannot be kept for one.
+            // While the shard is unknown, a fault for any shard strikes.
             (target.is_none() || shard.is_none() || *target == shard)
                 .then(|| wanted(fault))
                 .flatten()
@@ -132,7 +131,7 @@ impl World {
         })
     }
 
-    /// What is wrong with the next upgrade, which asks for a compression.
+    /// How the next upgrade fails, which requests this compression.
     pub(crate) fn upgrade_fault(
         &mut self,
         now: Instant,
@@ -147,7 +146,7 @@ impl World {
         })
     }
 
-    /// Where the next session of a shard is to be resumed.
+    /// The `resume_gateway_url` for the next session of a shard.
     pub(super) fn resume_url(&mut self, now: Instant, shard: ShardId) -> String {
         let fault = self.ambush(now, Some(shard), |fault| match fault {
             Fault::ResumeUrl(fault) => Some(fault.clone()),
@@ -160,7 +159,7 @@ impl World {
         };
         match fault {
             None => self.url.clone(),
-            // Port 1 is nobody's.
+            // Nothing listens on port 1.
             Some(ResumeUrl::Dead) => format!("{scheme}://127.0.0.1:1"),
             Some(ResumeUrl::Foreign) => format!("{scheme}://gateway.invalid"),
             Some(ResumeUrl::Url(url)) => url,
@@ -181,7 +180,7 @@ impl World {
         }
     }
 
-    /// What befalls the line itself; whether the fault is of that kind.
+    /// Applies a fault of the connection itself. Returns whether it is of that kind.
     fn strike_line(&mut self, connection: usize, fault: &Fault) -> bool {
         match fault {
             Fault::Delay { latency, jitter } => self.order(Order::Delay {
@@ -205,18 +204,18 @@ impl World {
         }
     }
 
-    /// What comes over the line that nobody expects; whether the fault is of that kind.
+    /// Sends bytes that no client expects. Returns whether the fault is of that kind.
     fn strike_bytes(&mut self, connection: usize, fault: &Fault) -> bool {
         match fault {
             Fault::CutInFrame => {
-                // A text of 4096 bytes, and the first of them.
+                // The header of a text frame of 4096 bytes, and the first 100 of them.
                 let mut bytes = vec![0x81, 0x7e, 0x10, 0x00];
                 bytes.extend([b'{'; 100]);
                 self.order(Order::Bytes(connection, bytes)) && self.order(Order::Cut(connection))
             }
-            // An opcode that is reserved.
+            // A reserved opcode.
             Fault::Garbage => self.order(Order::Bytes(connection, b"\x83\x05gibbe".to_vec())),
-            // To zlib and zstd alike a block of the type that there is not; and no UTF-8.
+            // An invalid block type in both zlib and zstd, and invalid UTF-8.
             Fault::Corrupt => {
                 let bytes = b"\xff\xff\xff\xff\x00\x00\xff\xff".to_vec();
                 self.order(Order::Message(connection, Message::binary(bytes)))
@@ -237,7 +236,7 @@ impl World {
         }
     }
 
-    /// What the gateway does; whether the fault is of that kind, and could happen.
+    /// Applies a fault of the gateway. Returns whether it is of that kind and was possible.
     fn strike_session(&mut self, now: Instant, connection: usize, fault: &Fault) -> bool {
         match fault {
             Fault::NoAck => self.connections.get_mut(&connection).is_some_and(|client| {
@@ -274,7 +273,7 @@ impl World {
         true
     }
 
-    /// Sends an event of the connection's session again, counted from the last.
+    /// Sends an event of the connection's session again: the one `back` events before the last.
     fn send_again(&mut self, connection: usize, back: usize) -> bool {
         let replay = self.session_of(connection).map(|session| &session.replay);
         let Some((_, payload)) = replay.and_then(|replay| replay.iter().rev().nth(back)) else {

@@ -1,4 +1,4 @@
-//! Guilds and their events: who hears of what.
+//! Guilds and their events, and which sessions receive them.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use super::{Guild, World, payloads};
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
-/// Of a guild with more members, `GUILD_CREATE` lists none.
+/// `GUILD_CREATE` lists only the bot of a guild with more members.
 const MAX_SHOWN: usize = 75_000;
 
 impl World {
@@ -44,7 +44,7 @@ impl World {
     pub(super) fn guild_create(&self, guild: Guild, intents: Intents, threshold: usize) -> Value {
         let count = self.member_count(guild);
         let shows_all = intents.contains(Intents::GUILD_PRESENCES) && count <= MAX_SHOWN;
-        // Of the others those only that are in a voice channel, where nobody is.
+        // Otherwise only the bot and members in voice channels are listed; no member is in one.
         let most = if shows_all { threshold } else { 1 };
         let ids: Vec<u64> = self.member_ids(guild).take(most).collect();
         let members: Vec<_> = ids
@@ -74,7 +74,7 @@ impl World {
             .map(|at| self.guilds[at])
     }
 
-    /// From now on a shard that starts a session may have so many guilds.
+    /// Changes how many guilds a shard that starts a session may have.
     #[cfg(test)]
     pub(crate) fn set_guilds_per_shard(&mut self, guilds: usize) {
         self.settings.guilds_per_shard = guilds;
@@ -96,7 +96,7 @@ impl World {
         self.guilds.iter().filter(home).copied()
     }
 
-    /// Gives an event to those who hear of it; returns how many sessions that are.
+    /// Sends an event to the sessions that receive it, and returns their number.
     pub(crate) fn emit(
         &mut self,
         guild_id: Option<u64>,
@@ -119,7 +119,7 @@ impl World {
         Ok(self.dispatch_to_guild(guild_id, name, data))
     }
 
-    /// Somebody writes in a channel; returns the message's id.
+    /// The guild's owner, or the user of a direct channel, writes a message. Returns its id.
     pub(in crate::sim) fn chat(
         &mut self,
         now: Instant,
@@ -134,7 +134,7 @@ impl World {
         Ok(self.post(now, channel, author, text))
     }
 
-    /// Somebody reacts to a message.
+    /// The guild's owner, or the user of a direct channel, reacts to a message.
     pub(in crate::sim) fn member_reacts(
         &mut self,
         channel: u64,
@@ -152,8 +152,8 @@ impl World {
         reacted.map_err(|_| EmitError::UnknownMessage(message))
     }
 
-    /// Gives an event to the sessions of a guild's shard, or of shard 0, whose intents want it;
-    /// returns how many.
+    /// Sends an event to the sessions of a guild's shard, or of shard 0, whose intents include it.
+    /// Returns their number.
     pub(super) fn dispatch_to_guild(
         &mut self,
         guild_id: Option<u64>,
@@ -183,7 +183,7 @@ impl World {
         heard
     }
 
-    /// The sessions of a guild's shard, or of shard 0, of all totals that there are.
+    /// The sessions of a guild's shard, or of shard 0, for every shard total in use.
     fn sessions_of(&self, guild_id: Option<u64>) -> Vec<String> {
         let mut totals: Vec<u32> = self.homes.keys().map(|(total, _)| *total).collect();
         totals.dedup();
@@ -195,7 +195,7 @@ impl World {
     }
 }
 
-/// Whether a message's text is kept from a bot without the intent for it.
+/// Whether a message's content is withheld because the session lacks the intent for it.
 ///
 /// Source: [Discord, Message content
 /// intent](https://docs.discord.com/developers/events/gateway#message-content-intent).
@@ -210,8 +210,8 @@ fn hides_text(name: &str, guild_id: Option<u64>, message: &Value, intents: Inten
             .is_some_and(|mentions| mentions.iter().any(|user| user["id"] == bot))
 }
 
-/// The intents of which one must be there for an event to be sent; none for an event that everybody
-/// gets.
+/// The intents of which a session needs at least one to receive an event; empty if every session
+/// receives it.
 ///
 /// Source: [Discord, List of
 /// intents](https://docs.discord.com/developers/events/gateway#list-of-intents).
@@ -270,7 +270,7 @@ fn intents_of(name: &str, in_guild: bool) -> Intents {
     }
 }
 
-/// The same of what happens in a channel, of a guild or direct.
+/// Like [`intents_of`], for events in a channel of a guild or in a direct channel.
 fn intents_of_channel(name: &str, in_guild: bool) -> Intents {
     match name {
         "CHANNEL_PINS_UPDATE" if in_guild => Intents::GUILDS,

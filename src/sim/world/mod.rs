@@ -1,9 +1,9 @@
-//! What the other side of the wire does: Discord's rules, without socket, thread, lock or clock.
+//! The behaviour of Discord's side, as a pure core: no socket, thread, lock or clock.
 //!
 //! Inputs are what clients do ([`connected`](World::connected), [`text`](World::text),
-//! [`binary`](World::binary), [`closed`](World::closed), [`rest`](World::rest)) and what the owner
-//! wants. After each, [`poll`](World::poll) gives what the server has to do, until it says `None`;
-//! then the world sleeps until its [`deadline`](World::deadline).
+//! [`binary`](World::binary), [`closed`](World::closed), [`rest`](World::rest)) and what the test
+//! requests. After each input, [`poll`](World::poll) returns what the server must do, until it
+//! returns `None`. Then nothing happens until the world's [`deadline`](World::deadline).
 #![deny(clippy::disallowed_methods)]
 
 mod activity;
@@ -36,10 +36,10 @@ const SENDS: usize = 120;
 const MAX_PAYLOAD: usize = 4096;
 /// Older versions of the API are deprecated.
 const OLDEST_SUPPORTED: u32 = 9;
-/// What a heartbeat may be late on a machine that does other things too.
+/// How late a heartbeat may be in addition, to allow for a busy machine.
 const HEARTBEAT_GRACE: Duration = Duration::from_secs(2);
 
-/// After which time a heartbeat that is missing is looked for again.
+/// The delay before a missing heartbeat is checked a second time.
 const SECOND_LOOK: Duration = Duration::from_millis(250);
 
 /// Something for the server to do with a connection.
@@ -47,18 +47,18 @@ const SECOND_LOOK: Duration = Duration::from_millis(250);
 pub(crate) enum Order {
     /// Send a payload in the connection's compression.
     Send(usize, String),
-    /// Send a message past the compression.
+    /// Send a message without the connection's compression.
     Message(usize, Message),
-    /// Send bytes past the websocket.
+    /// Send bytes outside the websocket protocol.
     Bytes(usize, Vec<u8>),
-    /// From here on large payloads are compressed one by one.
+    /// Compress each large payload by itself from now on (payload compression).
     CompressPayloads(usize),
     Close(usize, u16),
     /// End it without a close frame.
     Cut(usize),
     /// End it with a reset.
     Reset(usize),
-    /// Neither read nor write any more.
+    /// Stop reading and writing.
     Silence(usize),
     Delay {
         connection: usize,
@@ -74,13 +74,13 @@ pub(crate) enum Order {
 pub(crate) struct World {
     settings: Settings,
     start: Instant,
-    /// The time since Unix's epoch, at the start.
+    /// The time since the Unix epoch at the start.
     unix_start: Duration,
     url: String,
     pub(super) stopped: bool,
     pub(crate) observed: Observed,
     pub(crate) dispatches: Vec<Dispatched>,
-    /// In the order of their ids.
+    /// Sorted by id.
     guilds: Vec<Guild>,
     connections: HashMap<usize, Connection>,
     sessions: HashMap<String, Session>,
@@ -90,15 +90,15 @@ pub(crate) struct World {
     keys: HashMap<u32, Instant>,
     starts_left: u32,
     reset_at: Instant,
-    /// Too many IDENTIFYs: the token that everyone has is no longer the bot's.
+    /// Whether Discord has reset the token, after too many IDENTIFYs.
     token_is_reset: bool,
-    /// When all members of each guild were last asked for.
+    /// When all members of each guild were last requested.
     member_requests: HashMap<u64, Instant>,
     desk: rest::Desk,
     rosters: HashMap<u64, roster::Roster>,
-    /// What a client has just sent, for the record of a rule that it breaks.
+    /// What the client has just sent, for [`Violation::sent`](super::Violation::sent).
     sent: String,
-    /// The records whose requests were expected.
+    /// The indexes of the records whose requests have been taken.
     taken: BTreeSet<usize>,
     ambushes: Vec<(Option<ShardId>, Fault)>,
     random_faults: Option<(f64, Vec<Fault>)>,
@@ -109,7 +109,7 @@ pub(crate) struct World {
 }
 
 struct Connection {
-    /// Of the API.
+    /// The version of the API.
     version: u32,
     shard: Option<ShardId>,
     session: Option<String>,
@@ -121,13 +121,13 @@ struct Connection {
     presences: VecDeque<Instant>,
 }
 
-/// Where a connection stands with its client.
+/// The state of a connection's client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     New,
     /// It has identified or resumed.
     Known,
-    /// It was sent op 9, and may not know it yet.
+    /// It was sent op 9, but may not have received it yet.
     Invalidated,
 }
 
@@ -141,7 +141,7 @@ enum Timer {
         session: String,
         guilds: VecDeque<Guild>,
     },
-    /// Whether a connection has beaten; with `late`, it should have.
+    /// Checks whether a client has sent its heartbeat. `late` marks the second check.
     Heartbeat {
         connection: usize,
         late: bool,
@@ -164,7 +164,7 @@ enum Timer {
 }
 
 impl World {
-    /// `unix` is the time since Unix's epoch.
+    /// `unix` is the time since the Unix epoch.
     pub(super) fn new(now: Instant, unix: Duration, settings: Settings, url: String) -> Self {
         let mut world = Self {
             start: now,
@@ -202,7 +202,7 @@ impl World {
         &self.url
     }
 
-    /// What to do next; `None` until the next input or [`deadline`](Self::deadline).
+    /// The next order; `None` until the next input or [`deadline`](Self::deadline).
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Order> {
         while let Some(entry) = self.timers.first_entry()
             && entry.key().0 <= now
@@ -298,7 +298,7 @@ impl World {
         ));
     }
 
-    /// A connection brought a text message.
+    /// Handles a text message of a client.
     pub(crate) fn text(&mut self, now: Instant, connection: usize, text: &str) {
         self.sent = String::from("a payload that is not read");
         let window = self.scaled(SEND_WINDOW);
@@ -338,16 +338,16 @@ impl World {
         }
     }
 
-    /// A connection brought a binary message: Discord takes JSON in either kind of message.
+    /// Handles a binary message of a client. Discord accepts JSON in both kinds of message.
     pub(super) fn binary(&mut self, now: Instant, connection: usize, bytes: &[u8]) {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.text(now, connection, text),
-            // No JSON, whatever else it is.
+            // Not UTF-8, so not JSON. This text is refused like other invalid JSON.
             Err(_) => self.text(now, connection, "\u{fffd}"),
         }
     }
 
-    /// The connection is gone; `code` is the client's.
+    /// Handles the end of a connection; `code` is the client's close code.
     pub(crate) fn closed(&mut self, now: Instant, connection: usize, code: Option<u16>) {
         if !self.connections.contains_key(&connection) {
             return;
@@ -414,10 +414,10 @@ impl World {
                 },
             );
         } else if client.silent {
-            // Nobody knows whether it beat.
+            // Nothing is read from it, so its heartbeats are unknown.
             self.orders.push_back(Order::Cut(connection));
         } else if !late {
-            // It may lie in the socket still, when it was this machine that stood still.
+            // If this machine was suspended or busy, the heartbeat may still be in the socket.
             self.set_timer(
                 now + SECOND_LOOK,
                 Timer::Heartbeat {
@@ -437,7 +437,7 @@ impl World {
         self.closed(now, connection, None);
     }
 
-    /// The session that a connection carries.
+    /// The session of a connection.
     fn session_of(&self, connection: usize) -> Option<&Session> {
         self.sessions
             .get(self.connections.get(&connection)?.session.as_ref()?)
@@ -447,7 +447,7 @@ impl World {
         self.connections.get(&connection)?.shard
     }
 
-    /// The connections that are said to be a shard's, in order.
+    /// The connections whose client has named this shard, in order.
     fn connections_of(&self, shard: ShardId) -> Vec<usize> {
         let of_shard = self
             .connections
@@ -458,7 +458,7 @@ impl World {
         connections
     }
 
-    // What the owner does, past the rules.
+    // What the test does, outside the rules.
 
     pub(super) fn send_raw(&mut self, shard: ShardId, text: &str) {
         for connection in self.connections_of(shard) {
@@ -480,7 +480,7 @@ impl World {
         self.unix_start + now.saturating_duration_since(self.start)
     }
 
-    /// An id of its own for something that comes into being now.
+    /// A new unique id for an object that is created now.
     fn snowflake(&mut self, now: Instant) -> u64 {
         self.next_id += 1;
         let milliseconds = u64::try_from(self.unix(now).as_millis()).unwrap_or(u64::MAX);
@@ -501,7 +501,7 @@ impl World {
     }
 }
 
-/// Counts one more, and tells whether that is more than the limit within the window.
+/// Counts one more, and returns whether this exceeds the limit within the window.
 fn over(sent: &mut VecDeque<Instant>, now: Instant, window: Duration, limit: usize) -> bool {
     while sent.front().is_some_and(|&at| at + window <= now) {
         sent.pop_front();

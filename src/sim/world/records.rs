@@ -1,4 +1,4 @@
-//! What clients did, and which rules they broke.
+//! Records what clients did, and which rules they broke.
 
 use std::time::Instant;
 
@@ -8,17 +8,18 @@ use super::super::observed::{Action, Observed, Record, Violation};
 use super::super::request::Request;
 use super::{World, rest};
 
-/// What is kept of a payload that breaks a rule, in bytes.
+/// How many bytes of a payload that breaks a rule are kept.
 const MAX_SENT: usize = 400;
+
 impl World {
-    /// A rule is broken: the connection is closed with Discord's code for it.
+    /// Records a violation, and closes the connection with Discord's code for it.
     pub(super) fn refuse(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
         self.violation(now, connection, format!("{code}: {rule}"), true);
         self.close(now, connection, code);
     }
 
-    /// A client does something that Discord documents otherwise and accepts. A strict world closes
-    /// its connection with the code that would be right.
+    /// Records a warning: the client deviates from the documentation, but Discord accepts it. In
+    /// strict mode this is a violation, and closes the connection with the matching code.
     pub(super) fn warn(&mut self, now: Instant, connection: usize, code: u16, rule: &str) {
         if self.settings.is_strict && self.connections.contains_key(&connection) {
             self.violation(now, connection, format!("{code}: {rule}"), false);
@@ -27,7 +28,7 @@ impl World {
         self.warn_only(now, connection, rule.to_owned(), false);
     }
 
-    /// A client does something that it should not, and may go on.
+    /// Records a warning. The connection stays open, also in strict mode.
     pub(super) fn warn_only(
         &mut self,
         now: Instant,
@@ -70,7 +71,7 @@ impl World {
         });
     }
 
-    /// What was observed since the last time; forgets what is over.
+    /// Returns what was observed since the last call, and discards what is no longer needed.
     pub(in crate::sim) fn drain(&mut self) -> Observed {
         self.taken.clear();
         let observed = &mut self.observed;
@@ -90,7 +91,7 @@ impl World {
         drained
     }
 
-    /// The first request of a route that was not taken before.
+    /// Takes the first request of a route that was not taken before.
     pub(in crate::sim) fn take_request(&mut self, method: &str, pattern: &str) -> Option<Request> {
         let mut records = self.observed.records.iter().enumerate();
         let (at, request) = records.find_map(|(at, record)| {
@@ -107,7 +108,7 @@ impl World {
         Some(request)
     }
 
-    /// The requests that were not taken.
+    /// The requests that have not been taken.
     pub(in crate::sim) fn untaken(&self) -> impl Iterator<Item = &Request> {
         let records = self.observed.records.iter().enumerate();
         records.filter_map(|(at, record)| match &record.action {
@@ -117,7 +118,7 @@ impl World {
     }
 }
 
-/// A payload as the record of a broken rule has it: shortened, and without the token.
+/// A payload as it is shown in a violation: shortened, and without the token.
 pub(super) fn shown(op: &Value, data: &Value) -> String {
     let mut data = data.clone();
     if let Some(data) = data.as_object_mut() {

@@ -1,4 +1,4 @@
-//! The members of guilds, and who is banned.
+//! The members and bans of guilds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,17 @@ use super::{Guild, World, payloads};
 /// What has changed about the members of a guild since the world began.
 #[derive(Default)]
 pub(super) struct Roster {
-    /// Members that have joined besides the first ones.
+    /// Members that have joined in addition to the initial ones.
     joined: u32,
     gone: BTreeSet<u64>,
-    /// Members that are not as they were when they joined.
+    /// Members that have changed since they joined.
     changed: BTreeMap<u64, Value>,
-    /// Why somebody is banned.
+    /// The reason of each ban.
     bans: BTreeMap<u64, Option<String>>,
 }
 
 impl World {
-    /// The members of a guild: the bot, and the others that have not left.
+    /// The members of a guild: the bot, and the others who have not left.
     pub(super) fn member_ids(&self, guild: Guild) -> impl Iterator<Item = u64> + use<'_> {
         let roster = self.rosters.get(&guild.id);
         let count = guild.members + roster.map_or(0, |roster| roster.joined);
@@ -50,7 +50,7 @@ impl World {
         Some(changed.cloned().unwrap_or_else(|| payloads::member(id)))
     }
 
-    /// A member changes, which is announced: how it is then.
+    /// Changes a member, announces it, and returns the changed member.
     pub(super) fn change_member(
         &mut self,
         guild: Guild,
@@ -68,7 +68,7 @@ impl World {
         Some(member)
     }
 
-    /// Somebody joins a guild.
+    /// Lets a new member join a guild.
     pub(super) fn join(&mut self, guild: Guild) {
         let roster = self.rosters.entry(guild.id).or_default();
         let id = guild.member(guild.members + roster.joined);
@@ -78,7 +78,7 @@ impl World {
         self.dispatch_to_guild(Some(guild.id), "GUILD_MEMBER_ADD", &data);
     }
 
-    /// A member leaves a guild, if it is one.
+    /// Lets a user leave a guild, if the user is a member.
     pub(super) fn leave(&mut self, guild: Guild, id: u64) {
         if id == payloads::BOT || !self.is_member(guild, id) {
             return;
@@ -93,7 +93,7 @@ impl World {
         self.dispatch_to_guild(Some(guild.id), "GUILD_MEMBER_REMOVE", &data);
     }
 
-    /// Bans somebody, who leaves if it was a member.
+    /// Bans a user, who leaves the guild if they were a member.
     pub(super) fn add_ban(&mut self, guild: Guild, id: u64, reason: Option<String>) {
         let roster = self.rosters.entry(guild.id).or_default();
         roster.bans.insert(id, reason);
@@ -101,7 +101,7 @@ impl World {
         self.leave(guild, id);
     }
 
-    /// Takes a ban back: whether there was one.
+    /// Removes a ban. Returns whether there was one.
     pub(super) fn remove_ban(&mut self, guild: Guild, id: u64) -> bool {
         let roster = self.rosters.entry(guild.id).or_default();
         let was_banned = roster.bans.remove(&id).is_some();
@@ -117,7 +117,7 @@ impl World {
         self.dispatch_to_guild(Some(guild.id), name, &data);
     }
 
-    /// Who is banned, in order of their ids.
+    /// The banned users, in order of their ids.
     pub(super) fn bans(&self, guild: Guild) -> impl Iterator<Item = (u64, Value)> + use<'_> {
         let roster = self.rosters.get(&guild.id).into_iter();
         roster.flat_map(|roster| &roster.bans).map(|(id, reason)| {

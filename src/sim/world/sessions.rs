@@ -1,4 +1,4 @@
-//! Who may identify and resume, and what a session is given.
+//! Handles IDENTIFY and RESUME, and sends events to sessions.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use super::{
 use crate::intents::Intents;
 use crate::shard_id::ShardId;
 
-/// How long a session waits for its client.
+/// How long a session without a client can be resumed.
 pub(super) const LIFETIME: Duration = Duration::from_secs(180);
 const IDENTIFY_WINDOW: Duration = Duration::from_secs(5);
 /// The first version of the API whose IDENTIFY needs intents.
 const NEEDS_INTENTS: u32 = 8;
 /// The first bit that was never an intent.
 const NO_INTENT: u64 = 1 << 26;
-/// Bytes of events that a session keeps for replay.
+/// The maximum number of bytes of events that a session keeps for replay.
 const REPLAY: usize = 8 << 20;
 
 pub(super) struct Session {
@@ -30,11 +30,11 @@ pub(super) struct Session {
     pub(super) replay: VecDeque<(u64, String)>,
     replay_bytes: usize,
     pub(super) connection: Option<usize>,
-    /// Counts the times that it lost its client, so that an old timer does not end it.
+    /// How many times it lost its client. With it an outdated timer does not end the session.
     pub(super) absences: u64,
 }
 
-/// What an IDENTIFY asked for.
+/// What an IDENTIFY requested.
 #[derive(Debug)]
 pub(super) struct Start {
     shard: ShardId,
@@ -119,7 +119,7 @@ impl World {
         );
     }
 
-    /// What an IDENTIFY asks for, if it may; else the close code and the rule.
+    /// What an IDENTIFY requests, or the close code and the rule that it breaks.
     fn identity(
         &self,
         connection: usize,
@@ -162,7 +162,8 @@ impl World {
         })
     }
 
-    /// Counts an IDENTIFY against the day's and against its key's window; whether it goes on.
+    /// Counts an IDENTIFY against the daily limit and its key's window. Returns whether it may
+    /// proceed.
     fn spend_start(&mut self, now: Instant, connection: usize, number: u32) -> bool {
         self.new_day(now);
         if self.starts_left == 0 {
@@ -235,7 +236,7 @@ impl World {
         }
     }
 
-    /// The guilds of a new session become available, one after the other.
+    /// Makes the guilds of a new session available one after the other.
     pub(super) fn guilds_available(
         &mut self,
         now: Instant,
@@ -298,7 +299,7 @@ impl World {
         self.resume_from(now, connection, &id, resume.seq);
     }
 
-    /// Replays a session from a sequence, if all that follows it is there.
+    /// Replays a session from a sequence, if all later events are still stored.
     fn resume_from(&mut self, now: Instant, connection: usize, id: &str, sequence: u64) {
         match self.sessions.get(id) {
             Some(session) if sequence > session.sequence => {
@@ -310,7 +311,7 @@ impl World {
                     "a session resumes from a sequence that it was given",
                 );
             }
-            // What was missed is no longer all there.
+            // Some of the missed events are no longer stored.
             Some(session)
                 if sequence < session.sequence
                     && session
@@ -354,7 +355,7 @@ impl World {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        // The client may be quicker than the news of its old connection's end.
+        // The client may resume before the end of its old connection is known here.
         let old = session.connection.replace(connection);
         let from = if twice {
             sequence.saturating_sub(5)
@@ -380,7 +381,7 @@ impl World {
         let old = old.filter(|old| *old != connection);
         if let Some(client) = old.and_then(|old| self.connections.get_mut(&old)) {
             client.session = None;
-            // What its client has sent may still be on its way.
+            // Messages of its client may still arrive.
             client.standing = Standing::Invalidated;
         }
         if let Some(old) = old.filter(|old| self.connections.contains_key(old)) {
@@ -391,7 +392,8 @@ impl World {
         }
     }
 
-    /// Says something in place of what is due. `session` is the one that the client wanted.
+    /// Sends an [`Answer`] in place of the regular one. `session` is the one that the client
+    /// requested.
     pub(super) fn answer(
         &mut self,
         now: Instant,
@@ -420,7 +422,7 @@ impl World {
         }
     }
 
-    /// Gives an event to a session.
+    /// Sends an event to a session.
     pub(super) fn dispatch(&mut self, id: &str, name: &str, data: &Value) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -429,7 +431,7 @@ impl World {
         let sequence = session.sequence;
         self.observed.events += 1;
         let data = data.to_string();
-        // In the order in which Discord writes the fields.
+        // The fields are in Discord's order.
         let payload = format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#);
         session.replay_bytes += payload.len();
         session.replay.push_back((sequence, payload.clone()));
@@ -457,14 +459,14 @@ impl World {
         }
     }
 
-    /// Ends a session whose client would have gone on.
+    /// Ends a session although its client wanted to continue.
     pub(super) fn lose_session(&mut self, id: &str) {
         if self.end_session(id) {
             self.observed.lost.insert(id.to_owned());
         }
     }
 
-    /// Ends a session; whether there was one.
+    /// Ends a session. Returns whether it existed.
     pub(super) fn end_session(&mut self, id: &str) -> bool {
         let Some(session) = self.sessions.remove(id) else {
             return false;
@@ -480,14 +482,14 @@ impl World {
             .connection
             .and_then(|at| self.connections.get_mut(&at));
         if let Some(client) = client {
-            // It may not know it yet.
+            // The client may not know this yet.
             client.standing = Standing::Invalidated;
         }
         self.update_live(session.shard);
         true
     }
 
-    /// Tells which connection of a shard is live now: of several the latest session's.
+    /// Updates the live connection of a shard: with several sessions, the latest one's.
     pub(super) fn update_live(&mut self, shard: ShardId) {
         let sessions = self.homes.get(&(shard.total(), shard.number()));
         let mut connections = sessions
@@ -509,7 +511,7 @@ impl World {
         self.orders.push_back(Order::Send(connection, payload));
     }
 
-    /// Whether this is the bot's token, with or without `Bot ` before it: Discord takes both.
+    /// Whether this is the bot's token, with or without the prefix `Bot `: Discord accepts both.
     pub(super) fn is_token(&self, token: &str) -> bool {
         !self.token_is_reset && token.strip_prefix("Bot ").unwrap_or(token) == self.settings.token
     }
@@ -522,8 +524,8 @@ impl World {
     }
 }
 
-/// What an IDENTIFY has that Discord documents otherwise and accepts, with the close codes that
-/// would be right.
+/// The rules from which an IDENTIFY deviates although Discord accepts it, with the matching close
+/// codes.
 fn doubts(identify: &Identify) -> impl Iterator<Item = (u16, &'static str)> {
     let bits = identify.intents.unwrap_or_default();
     let has_unknown_intents = Intents::from_bits(bits).is_none();
@@ -545,7 +547,7 @@ fn doubts(identify: &Identify) -> impl Iterator<Item = (u16, &'static str)> {
     doubts.into_iter().flatten()
 }
 
-/// Whether a close of the gateway's leaves nothing to resume.
+/// Whether the session ends when the gateway closes with this code.
 pub(super) fn ends_session(code: u16) -> bool {
     matches!(code, 1000 | 1001 | 4003 | 4004 | 4007 | 4009 | 4010..=4014)
 }

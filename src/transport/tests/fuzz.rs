@@ -1,10 +1,10 @@
-//! The whole way in, from the bytes of a websocket to what the machine says, on bytes that nobody
-//! would send.
+//! Fuzzes the whole path of incoming data: from the bytes of a websocket to the output of the state
+//! machine.
 //!
-//! What Discord would send lies in `tests/corpus`, recorded from the simulator: a byte for the
-//! compression, a byte for the size of the pieces in which it is read, and the frames. The test
-//! changes it at random, more often with `THREADCORD_FUZZ_ROUNDS`, and again in the same way with
-//! `THREADCORD_FUZZ_SEED`.
+//! `tests/corpus` contains what Discord would send, recorded from the simulator. Each file has a
+//! byte for the compression, a byte for the size of the pieces in which it is read, and the frames.
+//! The test reads changed copies of the files. `THREADCORD_FUZZ_ROUNDS` sets the number of copies
+//! of each file, and `THREADCORD_FUZZ_SEED` repeats a run.
 #![allow(
     clippy::disallowed_methods,
     reason = "made-up instants count from some real one"
@@ -28,10 +28,11 @@ use crate::token::Token;
 
 const MAX_PAYLOAD: usize = 1 << 20;
 
-/// More is not asked of a machine between two waits, with the few messages that an input has.
+/// The most outputs of a machine between two waits. An input has few messages, so more means that
+/// the machine never waits.
 const MAX_OUTPUTS: usize = 10_000;
 
-/// A peer who said all that it will ever say, in pieces of one size.
+/// A peer that has sent all its bytes, which are read in pieces of one size.
 struct Peer<'a> {
     bytes: &'a [u8],
     piece: usize,
@@ -60,7 +61,7 @@ impl Write for Peer<'_> {
     }
 }
 
-/// A machine and the time.
+/// A state machine and its clock.
 struct Shard {
     machine: Machine,
     now: Instant,
@@ -97,7 +98,7 @@ impl Shard {
         self.drive();
     }
 
-    /// Does what the machine wants until it waits, and grants what it asks for.
+    /// Carries out the machine's outputs until it waits, and grants the permits that it requests.
     fn drive(&mut self) {
         let mut asks = false;
         for _ in 0..MAX_OUTPUTS {
@@ -107,11 +108,11 @@ impl Shard {
                     self.permits += 1;
                     self.machine.handle(self.now, Input::Permit);
                 }
-                // Nobody has to sit through a pause.
+                // Skips a pause.
                 Output::Wait(Some((until, _))) if self.machine.stage() == ShardState::Waiting => {
                     self.now = until;
                 }
-                // The peer has said all.
+                // The peer has sent everything.
                 Output::Wait(Some((until, _))) if until <= self.now => {
                     self.machine.handle(self.now, Input::Drained);
                 }
@@ -163,7 +164,7 @@ impl Shard {
 }
 
 /// Lets a shard read an input: a byte for the compression, a byte for the size of the pieces, and
-/// what the peer says.
+/// the bytes that the peer sends.
 fn read(input: &[u8]) {
     let [kind, piece, bytes @ ..] = input else {
         return;
@@ -214,7 +215,7 @@ fn read(input: &[u8]) {
     }
 }
 
-/// Changes an input in one place; `others` are what it may be crossed with.
+/// Changes an input in one place. It may be crossed with one of the `others`.
 fn change(input: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut fastrand::Rng) {
     let at = rng.usize(..input.len().max(1)).min(input.len());
     let end = (at + rng.usize(..64)).min(input.len());
@@ -256,7 +257,7 @@ fn no_change_to_what_discord_sends_does_harm() {
         .unwrap()
         .map(|file| file.unwrap().path())
         .collect();
-    // In one order everywhere, so that a seed means the same.
+    // In the same order everywhere, so that a seed always has the same effect.
     files.sort();
     let corpus: Vec<Vec<u8>> = files
         .iter()
@@ -264,7 +265,7 @@ fn no_change_to_what_discord_sends_does_harm() {
         .collect();
     assert!(corpus.len() >= 9, "the corpus is there");
     let seed = environment::number("THREADCORD_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
-    // Shown if it fails.
+    // The test harness shows it if the test fails.
     println!("THREADCORD_FUZZ_ROUNDS={rounds} THREADCORD_FUZZ_SEED={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     for input in &corpus {

@@ -2,7 +2,7 @@ import io
 
 
 async def answer(message, file):
-    """What discord.py and its forks do alike with a message."""
+    """Handles a message in the same way for discord.py and its forks."""
     if message.content == "!ping":
         pong = await message.reply("pong")
         await pong.edit(content="pong!")

@@ -502,7 +502,7 @@ fn components_and_modals_are_answered_in_their_way() {
     );
 
     for (interaction, wanted) in [
-        (Interaction::press(guild + 1, "no"), "is enabled"),
+        (Interaction::press(guild + 1, "no"), "enabled component"),
         (Interaction::press(guild + 1, "other"), "\"other\""),
         (Interaction::select(guild + 1, "menu", ["b"]), "no option b"),
         (Interaction::press(5, "go"), "no channel 5"),

@@ -22,6 +22,7 @@ impl EventHandler for Bot {
         if message.content != "!ping" {
             return;
         }
+
         let mut answer = message.reply(&context, "pong").await.unwrap();
         let edit = EditMessage::new().content("pong!");
         answer.edit(&context, edit).await.unwrap();
