@@ -329,8 +329,9 @@ pub enum ErrorKind {
     Caller,
     /// Discord's: it answered with a server error or with invalid data.
     Discord,
-    /// The network's or the machine's: a retry may help.
-    Network,
+    /// A passing condition of the network, the machine or the manager, such as a lost connection or a
+    /// reshard in progress: a retry may help.
+    Transient,
 }
 
 impl From<native_tls::Error> for Error {
@@ -347,7 +348,7 @@ impl Error {
             Self::UnexpectedAnswer { .. } => ErrorKind::Discord,
             Self::Proxy(error) => match error.failure {
                 ProxyFailure::Credentials(_) => ErrorKind::Caller,
-                _ => ErrorKind::Network,
+                _ => ErrorKind::Transient,
             },
             Self::RateLimited { .. }
             | Self::TooManyInvalidRequests { .. }
@@ -364,7 +365,7 @@ impl Error {
             | Self::Unsent(SendError {
                 failure: SendFailure::Full { .. } | SendFailure::TimedOut { .. },
                 ..
-            }) => ErrorKind::Network,
+            }) => ErrorKind::Transient,
             _ => ErrorKind::Caller,
         }
     }
@@ -485,10 +486,11 @@ mod tests {
             state: stage,
             last_disconnect,
         };
+
         let text = "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnected because the connection was cut";
         assert_eq!(
             (error.kind(), error.to_string().as_str()),
-            (ErrorKind::Network, text)
+            (ErrorKind::Transient, text)
         );
         let error = Error::Io {
             what: "a thread",

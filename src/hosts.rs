@@ -143,6 +143,7 @@ mod tests {
         for discord in ["wss://GATEWAY.discord.gg", "wss://gateway.discord.gg./x"] {
             assert!(is_discord(&url(discord).unwrap()), "{discord}");
         }
+
         for private in [
             "ws://LOCALHOST",
             "ws://a.localhost.:1",
@@ -151,6 +152,7 @@ mod tests {
         ] {
             assert!(is_private(&url(private).unwrap()), "{private}");
         }
+
         for public in [
             "ws://localhost.example",
             "ws://10.0.0.1",

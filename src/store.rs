@@ -388,6 +388,7 @@ mod tests {
             1,
             "nothing else is left"
         );
+
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -416,6 +417,7 @@ mod tests {
             fs::write(store.path(), content).unwrap();
             assert_eq!(store.load().unwrap(), Saved::default(), "{content}");
         }
+
         fs::write(store.path(), [0xff, 0x00]).unwrap();
         assert_eq!(store.load().unwrap(), Saved::default());
         store

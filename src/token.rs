@@ -23,14 +23,17 @@ impl Token {
         if token.is_empty() {
             return Err(InvalidToken::Empty);
         }
+
         let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.=+/".contains(&byte);
         if let Some(at) = token.bytes().position(|byte| !is_usual(byte)) {
             return Err(InvalidToken::Character { at });
         }
+
         let parts = token.split('.').count();
         if parts != 3 {
             return Err(InvalidToken::Parts { parts });
         }
+
         if let Some(part) = token.split('.').position(str::is_empty) {
             return Err(InvalidToken::EmptyPart { part: part + 1 });
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, SCALE, config, eventually, gateway, next, ready, shard, sounds};
 use serde_json::json;
 use threadcord::command::{Activity, ChannelField, OnlineStatus, VoiceState};
-use threadcord::error::{ErrorKind as Blame, SendFailure};
+use threadcord::error::{ErrorKind, SendFailure};
 use threadcord::sim::{Action, Fault};
 use threadcord::store::MemoryStore;
 use threadcord::{Command, Error, EventKind, MemberQuery, Plan, Presence, ShardId};
@@ -102,7 +102,7 @@ fn the_queue_is_bounded_and_gives_commands_back() {
     );
     assert_eq!(
         Error::from(refused).kind(),
-        Blame::Network,
+        ErrorKind::Transient,
         "later there is room"
     );
     assert_eq!(shard.status().waiting_commands, 10);

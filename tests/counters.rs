@@ -171,7 +171,7 @@ fn what_waits_and_what_is_refused_is_counted() {
         counters.commands_sent + counters.commands_refused == 200
     });
     assert_eq!(one.counters().commands_refused, refused);
-    let heard = one.status().last_heard.expect("it has heard");
+    let heard = one.status().last_received.expect("it has heard");
     eventually("a heartbeat is answered", || one.counters().heartbeats > 0);
     assert!(heard < PATIENCE);
     gateway.assert_lawful();

@@ -461,7 +461,7 @@ fn guilds_are_reported_when_all_arrived_or_timed_out() {
             .status()
             .shards
             .iter()
-            .all(|shard| shard.guilds_in && shard.guilds.is_some())
+            .all(|shard| shard.guilds_ready && shard.guilds.is_some())
     );
     manager.close();
 

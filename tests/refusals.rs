@@ -146,7 +146,7 @@ fn answers_of_rest() {
 fn unreachable_hosts() {
     let error = refused(bot("http://127.0.0.1:1/api/v10"));
     assert!(
-        matches!(error, Error::Http { .. }) && error.kind() == ErrorKind::Network,
+        matches!(error, Error::Http { .. }) && error.kind() == ErrorKind::Transient,
         "{error:?}"
     );
     let error = refused(bot("https://no-such-host.invalid/api/v10"));

@@ -97,7 +97,7 @@ fn it_starts_once_discord_can_be_reached() {
 #[test]
 fn without_retries_the_first_failure_is_final() {
     let error = ShardManager::start(unreachable(free_port())).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Network, "{}", error.report());
+    assert_eq!(error.kind(), ErrorKind::Transient, "{}", error.report());
 }
 
 #[test]

@@ -151,6 +151,7 @@ impl Plan {
             let given = format!("the {recommended} shards that the gateway recommends");
             return Err(Error::setting("plan", given, at_most()));
         }
+
         let (ids, total) = match self {
             Self::Recommended | Self::Stored => ((0..recommended).collect(), recommended),
             Self::Total(total) => ((0..*total).collect(), *total),
@@ -165,6 +166,7 @@ impl Plan {
                 (ids, total)
             }
         };
+
         ids.into_iter()
             .map(|number| Ok(ShardId::new(number, total)?))
             .collect()
@@ -240,6 +242,7 @@ mod tests {
             plan.shards(3)
                 .map(|shards| shards.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
+
         assert_eq!(shards(Plan::Recommended).unwrap(), ["0/3", "1/3", "2/3"]);
         assert_eq!(shards(Plan::Total(2)).unwrap(), ["0/2", "1/2"]);
         assert_eq!(shards(Plan::range(4..6, 8)).unwrap(), ["4/8", "5/8"]);
@@ -266,6 +269,7 @@ mod tests {
                 .to_string()
                 .contains("no more buckets than shards")
         );
+
         for endless in [
             Plan::Total(u32::MAX),
             Plan::range(0..1, u32::MAX),
@@ -278,10 +282,12 @@ mod tests {
             let refused = shards(endless).unwrap_err().to_string();
             assert!(refused.contains("up to 1000000"), "{refused}");
         }
+
         for taken in [Plan::Recommended, Plan::Stored, Plan::bucket(0, 2)] {
             let refused = taken.shards(u32::MAX).unwrap_err().to_string();
             assert!(refused.contains("recommends"), "{refused}");
         }
+
         assert!(shards(Plan::Total(0)).is_err());
         assert!(shards(Plan::range(0..0, 8)).is_err());
         assert!(
@@ -315,6 +321,7 @@ mod tests {
                 .map(<(u32, u32)>::from)
                 .collect::<Vec<_>>()
         };
+
         let recommended = [(0, 2), (1, 2)];
         assert_eq!(
             plan(&[(0, 4), (1, 2), (2, 4)]),

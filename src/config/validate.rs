@@ -218,6 +218,7 @@ mod tests {
             |activity| config().presence(Presence::new(OnlineStatus::Online).activity(activity));
         presence(Activity::custom("x")).validate().unwrap();
         assert!(refused(presence(Activity::playing(""))).contains("`activities[0].name`"));
+
         // The longest token and the longest presence fit into one IDENTIFY.
         let activities = (0..23).fold(Presence::new(OnlineStatus::Online), |presence, _| {
             presence.activity(Activity::playing("x".repeat(100)))
@@ -252,14 +253,17 @@ mod tests {
             Intents::GUILDS,
         );
         assert!(refused(long).contains("`token`"));
+
         for count in [0, 1] {
             assert!(refused(config().auto_split(count)).contains("`auto_split`"));
         }
+
         let hour = Duration::from_secs(3600);
         config().auto_reshard(hour, 0.8).validate().unwrap();
         for threshold in [0.0, 1.1, f64::NAN] {
             assert!(refused(config().auto_reshard(hour, threshold)).contains("threshold"));
         }
+
         assert!(refused(config().auto_reshard(Duration::ZERO, 0.8)).contains("60s"));
         assert!(
             refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand")

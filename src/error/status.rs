@@ -175,6 +175,7 @@ mod tests {
             assert_eq!((error.code, error.message.as_str()), (None, ""), "{body}");
             assert!(error.to_string().len() < 400, "{error}");
         }
+
         let many = format!(
             r#"{{"errors": {{"_errors": [{}{{}}]}}}}"#,
             r#"{"code": "a", "message": "b"},"#.repeat(1000)

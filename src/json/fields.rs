@@ -258,6 +258,7 @@ mod tests {
             #[serde(flatten)]
             _all: HashMap<String, Value>,
         }
+
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Strict {
@@ -266,6 +267,7 @@ mod tests {
         let json = br#"{"id":2}"#;
         assert!(read::<Value>(json).is_none() && read::<Flat>(json).is_none());
         assert!(read::<Strict>(json).is_none() && read::<Option<Flat>>(json).is_none());
+
         for wrong in [
             "",
             "null",

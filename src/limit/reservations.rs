@@ -657,10 +657,12 @@ mod tests {
         let other = other.replace("\"threadcord\":1", "\"threadcord\":2");
         let error = Reservations::read(other.as_bytes()).unwrap_err();
         assert_eq!(error, ReadError::OtherVersion(2));
+
         for text in ["", "{}", "null", "<html>", "{\"threadcord\":1}"] {
             let error = Reservations::read(text.as_bytes()).unwrap_err();
             assert!(matches!(error, ReadError::Damaged(_)), "{text}: {error}");
         }
+
         // Absurd times neither overflow nor grant anything.
         let mut hostile = all.clone();
         hostile.reset_at = Some(u64::MAX);

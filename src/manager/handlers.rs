@@ -122,10 +122,12 @@ impl Hub {
             "the handler panicked at {}: {message}",
             at.name()
         );
+
         // A handler that panics at this event itself would receive it again and again.
         if at.kind == HANDLER_PANICKED {
             return;
         }
+
         let Some((feed, shard)) = self.feed_and_shard(at.shard) else {
             return;
         };
@@ -135,6 +137,7 @@ impl Hub {
             sequence: at.dispatch.map(|(_, sequence)| sequence),
             message,
         };
+
         // It counts as outstanding, so that these events do not pile up if the handler always
         // panics or is stuck.
         let lease = shard.map(|shard| shard.hold());

@@ -92,6 +92,15 @@ impl ShardManager {
     /// It blocks for up to two requests of [`Rest`](crate::rest::Rest) and for the session store.
     /// While Discord cannot be reached, it retries for up to [`Config::retry_start_for`]. If it
     /// fails, nothing is started.
+    ///
+    /// # Errors
+    /// - [`Error::Setting`] and similar errors for a configuration that is not allowed.
+    /// - [`Error::Unauthorized`] if Discord refuses the token, and the other errors of
+    ///   [`Rest`](crate::rest::Rest).
+    /// - [`Error::Store`] if the session store cannot be read.
+    /// - [`Error::SessionStartLimit`] if too few IDENTIFYs are left and
+    ///   [`Config::session_start_policy`] refuses that.
+    /// - [`Error::Io`] if no thread can be started.
     pub fn start(config: Config) -> Result<Self, Error> {
         Self::start_with(config, |connector| connector)
     }
@@ -99,6 +108,9 @@ impl ShardManager {
     /// As [`start`](Self::start), with your own transports: `connector` receives the default
     /// connector, which makes websockets, and may use it. [`Config::proxy`] applies to the shards'
     /// connections only if it does.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
     pub fn start_with<C: Connector + 'static>(
         config: Config,
         connector: impl FnOnce(WebSocketConnector) -> C,
@@ -117,25 +129,10 @@ impl ShardManager {
         Starting::new(config)
     }
 
-    fn start_until<C: Connector + 'static>(
-        config: Config,
-        connector: impl FnOnce(WebSocketConnector) -> C,
-        cancelled: &Receiver<()>,
-    ) -> Result<Self, Error> {
-        let prepared = prepare::prepare(config, cancelled)?;
-        let rest = prepared.rest.clone();
-        let (hub, context) = assemble(prepared, connector);
-        let threads = start::threads(&hub, context)?;
-        let own = threads.session_writer.iter().chain([&threads.supervisor]);
-        Ok(Self {
-            handle: Handle {
-                hub: Arc::downgrade(&hub),
-                rest,
-            },
-            own: own.map(|thread| thread.thread().id()).collect(),
-            threads: Mutex::new(Some(threads)),
-            hub,
-        })
+    /// Everything that does not need ownership of the manager, such as its shards, their status and
+    /// [`reshard`](Handle::reshard). Handlers receive it too. A clone can be kept anywhere.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// The events of all shards. All calls share one stream.
@@ -161,8 +158,8 @@ impl ShardManager {
     /// reach their limit of outstanding events, and continue afterwards.
     ///
     /// # Errors
-    /// [`Error::Setting`] for 0 workers; [`Error::HandlerRunning`] while another call of `run` or
-    /// [`run_keyed`](Self::run_keyed) is in progress; [`Error::Stopped`] if a shard stopped because
+    /// [`Error::Setting`] for 0 workers. [`Error::HandlerRunning`] while another call of `run` or
+    /// [`run_keyed`](Self::run_keyed) is in progress. [`Error::Stopped`] if a shard stopped because
     /// of something that only you can fix, for example an intent that is not allowed.
     pub fn run(
         &self,
@@ -218,12 +215,6 @@ impl ShardManager {
         self.hub.check()
     }
 
-    /// Everything that does not need ownership of the manager, such as its shards, their status and
-    /// [`reshard`](Handle::reshard). Handlers receive it too. A clone can be kept anywhere.
-    pub fn handle(&self) -> &Handle {
-        &self.handle
-    }
-
     /// Blocks until all shards are ready at the same time.
     ///
     /// A resumed session is ready once all events that it missed have been replayed. If there are
@@ -231,7 +222,7 @@ impl ShardManager {
     /// meanwhile.
     ///
     /// # Errors
-    /// [`Error::Stopped`] as soon as a shard has stopped for good, [`Error::NotReady`] after
+    /// [`Error::Stopped`] as soon as a shard has stopped for good. [`Error::NotReady`] after
     /// `timeout`.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
         self.hub
@@ -242,6 +233,9 @@ impl ShardManager {
     /// arrived or [`Timing::guilds_timeout`](crate::Timing::guilds_timeout) has passed. Another
     /// thread must take events meanwhile: guilds arrive as events, and a shard stops reading at its
     /// limit of outstanding events.
+    ///
+    /// # Errors
+    /// As [`wait_ready`](Self::wait_ready).
     pub fn wait_guilds(&self, timeout: Duration) -> Result<(), Error> {
         self.hub.wait_ready(clock::now().checked_add(timeout), true)
     }
@@ -256,14 +250,16 @@ impl ShardManager {
     /// handlers. Called from a handler, it always waits for the full handlers timeout.
     ///
     /// # Errors
-    /// [`Error::NotOpen`]; [`Error::Busy`] during a reshard, and on a thread of a shard or of the
-    /// manager (in a hook, a store or a logger), which would wait for itself; [`Error::Closed`].
+    /// [`Error::NotOpen`] if the shard is not open. [`Error::Busy`] during a reshard, and on a thread
+    /// of a shard or of the manager (in a hook, a store or a logger), which would wait for itself.
+    /// [`Error::Closed`] after the manager has been closed or suspended.
     pub fn suspend_shard(&self, id: ShardId) -> Result<SuspendedShard, Error> {
         if self.is_own_thread() {
             return Err(Error::Busy {
                 running: "a callback on this thread, which cannot wait for itself,",
             });
         }
+
         self.hub.suspend_shard(id)
     }
 
@@ -315,20 +311,50 @@ impl ShardManager {
         self.hub.saved().sessions
     }
 
+    /// As [`start_with`](Self::start_with), but fails once the other end of `cancelled` is dropped.
+    fn start_until<C: Connector + 'static>(
+        config: Config,
+        connector: impl FnOnce(WebSocketConnector) -> C,
+        cancelled: &Receiver<()>,
+    ) -> Result<Self, Error> {
+        let prepared = prepare::prepare(config, cancelled)?;
+        let rest = prepared.rest.clone();
+        let (hub, context) = assemble(prepared, connector);
+        let threads = start::threads(&hub, context)?;
+
+        let own = threads.session_writer.iter().chain([&threads.supervisor]);
+        Ok(Self {
+            handle: Handle {
+                hub: Arc::downgrade(&hub),
+                rest,
+            },
+            own: own.map(|thread| thread.thread().id()).collect(),
+            threads: Mutex::new(Some(threads)),
+            hub,
+        })
+    }
+
     fn end(&self, reason: StopReason) {
         self.hub.stop(reason);
+        // A thread cannot wait for itself, or for one that waits for it.
         if self.is_own_thread() {
             return;
         }
+
         self.hub.join_shards();
+        // The first call joins the threads. Any other waits until that is done.
         let Some(threads) = self.threads.lock().take() else {
             return self.hub.wait_closed();
         };
+
+        // The panic hook has reported a panic already.
         let _ = threads.supervisor.join();
         self.hub.wait_end();
+        // The session store is written a last time after the handlers.
         if let Some(writer) = threads.session_writer {
             let _ = writer.join();
         }
+
         self.hub.set_closed();
     }
 
@@ -336,6 +362,13 @@ impl ShardManager {
     /// from a hook, a store, a limiter, a transport or a logger.
     fn is_own_thread(&self) -> bool {
         self.own.contains(&thread::current().id()) || self.hub.is_shard_thread()
+    }
+}
+
+impl Drop for ShardManager {
+    fn drop(&mut self) {
+        self.close();
+        self.hub.detach();
     }
 }
 
@@ -372,6 +405,7 @@ fn assemble<C: Connector>(
         config.on_close.clone(),
         config.session_store.clone(),
     );
+
     let hub = Hub::new(
         config,
         rest,
@@ -380,6 +414,7 @@ fn assemble<C: Connector>(
         identified,
         (Feed::new(sender), events),
     );
+
     let observer = Arc::downgrade(&hub);
     let context = Arc::new(Context {
         connector: connector(websockets),
@@ -397,12 +432,6 @@ fn assemble<C: Connector>(
             }
         }),
     });
-    (hub, context)
-}
 
-impl Drop for ShardManager {
-    fn drop(&mut self) {
-        self.close();
-        self.hub.detach();
-    }
+    (hub, context)
 }

@@ -23,7 +23,7 @@ impl ManagerStatus {
     /// | `threadcord_healthy` | gauge | | 1 if [`is_healthy`](Self::is_healthy), else 0 |
     /// | `threadcord_shard_state` | gauge | `shard`, `shards`, `state` | 1 for the state that the shard is in |
     /// | `threadcord_shard_latency_seconds` | gauge | `shard`, `shards` | from a heartbeat to its ACK |
-    /// | `threadcord_shard_last_heard_seconds` | gauge | `shard`, `shards` | time since Discord last sent something |
+    /// | `threadcord_shard_last_received_seconds` | gauge | `shard`, `shards` | time since Discord last sent something |
     /// | `threadcord_shard_guilds` | gauge | `shard`, `shards` | guilds of its session |
     /// | `threadcord_shard_outstanding_events` | gauge | `shard`, `shards` | events that are not handled yet |
     /// | `threadcord_shard_outstanding_bytes` | gauge | `shard`, `shards` | their bytes, inflated |
@@ -109,7 +109,9 @@ impl ManagerStatus {
         };
         let seconds = |duration: Option<Duration>| Some(duration?.as_secs_f64().to_string());
         gauge("latency_seconds", &|status| seconds(status.latency));
-        gauge("last_heard_seconds", &|status| seconds(status.last_heard));
+        gauge("last_received_seconds", &|status| {
+            seconds(status.last_received)
+        });
         gauge("guilds", &|status| {
             status.guilds.map(|guilds| guilds.to_string())
         });

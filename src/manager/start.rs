@@ -330,6 +330,7 @@ pub(super) fn threads<C: Connector + 'static>(
             return Err(error);
         }
     };
+
     Ok(Threads {
         supervisor,
         session_writer,

@@ -187,13 +187,15 @@ fn write_limit(f: &mut fmt::Formatter<'_>, limit: &LimitStatus) -> fmt::Result {
 
 fn row(shard: &ShardStatus, counters: &ShardCounters, note: &str) -> [String; 12] {
     let mut state = shard.state.to_string();
-    if shard.state == ShardState::Ready && !shard.guilds_in {
+    if shard.state == ShardState::Ready && !shard.guilds_ready {
         state.push_str(", guilds arriving");
     }
+
     state.push_str(note);
     if let Some(reason) = shard.last_disconnect {
         state = format!("{state}; last: {reason}");
     }
+
     [
         shard.shard.to_string(),
         shard.guilds.map_or("-".into(), |guilds| guilds.to_string()),
@@ -253,9 +255,9 @@ mod tests {
             shard: ShardId::new(number, 2).unwrap(),
             state,
             time_in_state: Duration::from_secs(600),
-            guilds_in: true,
+            guilds_ready: true,
             guilds: Some(1200),
-            last_heard: Some(Duration::from_secs(1)),
+            last_received: Some(Duration::from_secs(1)),
             latency: Some(Duration::from_millis(41)),
             sequence: 77,
             outstanding_events: 3,

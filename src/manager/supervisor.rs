@@ -65,6 +65,7 @@ impl<C: Connector + 'static> Crew<C> for Threads {
                 answer(&hub, question, gateway);
             }
         };
+
         let thread = thread::Builder::new()
             .name("shard-count".into())
             .spawn(asks);
@@ -193,6 +194,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
             }
             Err(error) => error,
         };
+
         self.hub.handle(Input::Failed(run, Why::Settings));
         log::error!(shard:% = shard; "failed to open shard {shard}: {}", why.report());
     }
@@ -254,6 +256,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let Some((shard, lost)) = self.hub.retire(run) else {
             return;
         };
+
         // The run is forgotten, so nothing can close the shard later.
         shard.request_close();
         let Some(session) = lost else { return };

@@ -3,6 +3,7 @@
 mod confirm;
 mod ending;
 mod members;
+mod permit;
 
 use std::collections::VecDeque;
 use std::mem;
@@ -98,6 +99,7 @@ impl Machine {
             },
             None => Start::Identify,
         };
+
         let mut rng = Rng::with_seed(seed);
         Self {
             shard,
@@ -375,34 +377,6 @@ impl Machine {
             }
         });
         Ok(())
-    }
-
-    fn identify(&mut self, now: Instant) {
-        self.change_state(|machine, state| {
-            let State::Queued { mut link, .. } = state else {
-                return state;
-            };
-            machine.retry.limiter_works();
-            link.budget.record(now, false);
-            let presence = machine.outgoing.identify_with();
-            let secret = machine.identity.identify(machine.shard, presence);
-            machine.outbox.push_back(Output::Identify(secret));
-            State::Identifying {
-                link,
-                deadline: now + machine.timing.answer_timeout,
-            }
-        });
-    }
-
-    /// Schedules the next request after a pause.
-    fn handle_no_permit(&mut self, now: Instant) {
-        let (State::Queued { ask_again, .. } | State::Confirming { ask_again, .. }) =
-            &mut self.state
-        else {
-            return;
-        };
-        let pause = self.retry.limiter_pause(&self.timing, self.rng.f64());
-        *ask_again = Some(now + pause);
     }
 
     fn handle_dispatch(&mut self, now: Instant, payload: Payload) -> Result<(), MalformedPayload> {

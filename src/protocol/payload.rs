@@ -154,6 +154,7 @@ mod tests {
             ));
             payload.ok().and_then(|payload| payload.sequence())
         };
+
         assert_eq!(sequence("0"), Some(0));
         assert_eq!(sequence("18446744073709551615"), Some(u64::MAX));
         for wrong in [

@@ -267,11 +267,13 @@ mod tests {
             ready_since: None,
             was_identifying: true,
         };
+
         for count in 1..=3 {
             assert_eq!(retry.circuit_opened_by(), None);
             now += retry.pause(now, &timing, 0.0, lost);
             assert_eq!(retry.circuit_opened_by().is_some(), count == 3);
         }
+
         retry.reset();
         assert_eq!(retry.circuit_opened_by(), None);
     }

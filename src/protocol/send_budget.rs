@@ -138,12 +138,14 @@ mod tests {
             budget.record(start, false);
             sent += 1;
         }
+
         assert_eq!(sent, SENDS_PER_WINDOW - REQUESTED - budget.scheduled);
         assert_eq!(budget.command_at(start, false), start + WINDOW);
         while budget.allows_requested_beat(start) {
             budget.record(start, false);
             sent += 1;
         }
+
         assert_eq!(
             sent,
             SENDS_PER_WINDOW - 1 - budget.scheduled,

@@ -256,6 +256,7 @@ mod tests {
             let builder = Rest::builder(Token::new("a.b.c").unwrap()).base_url(url);
             builder.allow_plaintext(plain).build()
         };
+
         for url in [
             "",
             "discord.com",
@@ -281,6 +282,7 @@ mod tests {
             );
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+
         assert!(build("http://10.0.0.5:8080/api", true).is_ok());
         for url in [
             "http://127.0.0.1:80/api",
@@ -289,6 +291,7 @@ mod tests {
         ] {
             assert!(build(url, false).is_ok(), "{url}");
         }
+
         let rest = build("https://discord.com/api/v10/", false).unwrap();
         assert_eq!(rest.base_url(), "https://discord.com/api/v10");
         let rest = build("HTTPS://Discord.com/api", false).unwrap();

@@ -137,6 +137,7 @@ mod tests {
             |addresses: &Addresses, url| addresses.resume(url, Compression::None).is_some();
         let discord = addresses("wss://gateway.discord.gg");
         assert!(resume(&discord, "wss://listed.example"));
+
         for url in [
             "ws://gateway.discord.gg",
             "wss://evil.example",
@@ -146,6 +147,7 @@ mod tests {
         ] {
             assert!(!resume(&discord, url), "{url}");
         }
+
         let local = addresses("ws://localhost:1");
         assert!(resume(&local, "ws://localhost:2") && resume(&local, "wss://localhost"));
         assert!(!resume(&local, "wss://gateway.discord.gg"));

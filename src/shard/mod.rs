@@ -85,7 +85,7 @@ pub(crate) enum Change {
     /// The shard has entered this state.
     ShardState(ShardState),
     /// All guilds of its session have arrived, or the wait for the rest has timed out.
-    GuildsIn,
+    GuildsReady,
     /// Whether the shard has stopped reading until its events are handled.
     Stalled(bool),
     /// The shard is stopping and will not carry out a restart that was requested.

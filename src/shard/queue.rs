@@ -293,6 +293,7 @@ mod tests {
                     .map_err(|(_, refusal)| refusal)
             })
         };
+
         let waiting = wait(3);
         queue.take();
         queue.set_in_machine(0, false);

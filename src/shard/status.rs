@@ -25,7 +25,7 @@ pub struct ShardStatus {
     #[serde(serialize_with = "seconds::serialize")]
     pub time_in_state: Duration,
     /// Whether all guilds of its session have arrived, or the wait for the rest has timed out.
-    pub guilds_in: bool,
+    pub guilds_ready: bool,
     /// The number of guilds of its session, including unavailable ones. `None` if the session was
     /// resumed when the shard was opened, since only READY lists the guilds.
     pub guilds: Option<usize>,
@@ -33,7 +33,7 @@ pub struct ShardStatus {
     /// payload since it was opened. While it is connected and reads, this is less than two
     /// heartbeat intervals (of 41 s each, at present).
     #[serde(serialize_with = "seconds::serialize_option")]
-    pub last_heard: Option<Duration>,
+    pub last_received: Option<Duration>,
     /// Time from the last acknowledged heartbeat until its ACK was read; `None` before the first
     /// ACK of a connection. A [stalled](Self::stalled_for) shard reads ACKs late.
     #[serde(serialize_with = "seconds::serialize_option")]
@@ -58,7 +58,7 @@ pub struct ShardStatus {
 pub(super) struct Report {
     pub(super) stage: ShardState,
     pub(super) since: Instant,
-    pub(super) guilds_in: bool,
+    pub(super) guilds_ready: bool,
     pub(super) guilds: Option<usize>,
     pub(super) latency: Option<Duration>,
     pub(super) stalled_since: Option<Instant>,
@@ -71,7 +71,7 @@ impl Report {
         Self {
             stage: ShardState::Waiting,
             since: now,
-            guilds_in: false,
+            guilds_ready: false,
             guilds: None,
             latency: None,
             stalled_since: None,
@@ -83,7 +83,7 @@ impl Report {
     /// The shard is in another stage. The guilds of a new session have not arrived.
     pub(super) fn enter(&mut self, stage: ShardState, now: Instant) {
         (self.stage, self.since) = (stage, now);
-        self.guilds_in &= stage != ShardState::Identifying;
+        self.guilds_ready &= stage != ShardState::Identifying;
     }
 }
 
@@ -112,9 +112,9 @@ impl Shard {
             shard: self.id(),
             state: report.stage,
             time_in_state: ago(report.since),
-            guilds_in: report.guilds_in,
+            guilds_ready: report.guilds_ready,
             guilds: report.guilds,
-            last_heard: report.heard_at.map(ago),
+            last_received: report.heard_at.map(ago),
             latency: report.latency,
             sequence: ledger.delivered(),
             outstanding_events,

@@ -426,6 +426,7 @@ pub(super) fn interaction(id: u64, token: &str, channel: u64, guild: Option<Guil
             },
         }),
     };
+
     extend(&mut data, about);
     data
 }

@@ -506,6 +506,7 @@ mod tests {
             let text = format!("{n} and ");
             text.repeat(OWN_PAGES / 4 + n * 1000).into_bytes()
         };
+
         let mut compressor = Compress::new(flate2::Compression::fast(), true);
         let mut plain = Inflater::new(Compression::None, MAX);
         let mut zlib_stream = Inflater::new(Compression::ZlibStream, MAX);

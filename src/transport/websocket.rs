@@ -695,6 +695,7 @@ mod tests {
             .unwrap();
         let end = bytes.len();
         bytes.extend(frame(&"y".repeat(200)));
+
         for cut in [between, end, end + 1, end + 2, end + 3] {
             let mut socket = opened();
             let mut read = Vec::new();

@@ -262,9 +262,11 @@ pub(crate) fn start(arguments: &ArgMatches) -> Result<Gateway, Box<dyn Error>> {
         .global_rest_limit(small("global-rest-limit")?)
         .strict(arguments.get_flag("strict"))
         .seed(value(arguments, "seed")?);
+
     if let Some(mix) = &mix {
         builder = builder.mix(mix.iter().copied());
     }
+
     builder.start().map_err(|error| match error {
         StartError::Setting {
             setting,

@@ -98,6 +98,7 @@ fn announce(gateway: &Gateway, arguments: &ArgMatches) -> Result<(), Box<dyn Err
             gateway.channel_of(guild).unwrap_or_default()
         );
     }
+
     if let Some(root) = gateway.root_certificate() {
         match arguments.get_one::<String>("certificate") {
             Some(file) => {

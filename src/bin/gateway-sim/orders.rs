@@ -66,6 +66,7 @@ fn in_channel(gateway: &Gateway, channel: u64, order: &str) -> Result<(), String
         "submit" => Interaction::submit(channel, first, object(second)?),
         _ => return Err(format!("{word:?} is not an order; allowed: {ORDERS}")),
     };
+
     let used = gateway.interact(&interaction);
     used.map(drop).map_err(|error| error.to_string())
 }

@@ -49,6 +49,7 @@ impl Hub {
             let is_suspended = state.reconciler.stopping() == Some(StopReason::Suspended);
             is_suspended.then(|| state.shards.shards_of(&state.reconciler.delivering()))
         };
+
         if let Some(delivering) = delivering {
             let now = clock::now();
             let deadline =
@@ -57,6 +58,7 @@ impl Hub {
                 return Ending::Handlers;
             }
         }
+
         self.set_phase(Phase::LastStore);
         Ending::Store
     }

@@ -170,6 +170,7 @@ impl Hub {
             phase: Phase::Supervised,
             is_detached: false,
         };
+
         Arc::new(Self {
             config,
             rest,
@@ -396,6 +397,7 @@ impl Hub {
                 .map(|entry| entry.shard.clone())
                 .collect()
         };
+
         for shard in shards {
             shard.send_presence(command.clone());
         }
@@ -448,6 +450,7 @@ impl Hub {
         let identified = state.identified.values().cloned().collect();
         let mut sessions: Vec<Session> = Vec::new();
         let has_ended = |reason| matches!(reason, StopReason::Closed | StopReason::OwnershipLost);
+
         if !state.reconciler.stopping().is_some_and(has_ended) {
             let active = state.reconciler.all_active();
             sessions.extend(state.reconciler.unopened_sessions().cloned());
@@ -457,6 +460,7 @@ impl Hub {
             sessions.extend(active.filter_map(|slot| state.shards.get(slot.run)?.session()));
             sessions.sort_unstable_by_key(|session| session.shard);
         }
+
         Saved {
             sessions,
             identified,

@@ -190,7 +190,7 @@ pub(super) trait Facts {
 pub(super) struct Slot {
     pub(super) run: Run,
     pub(super) stage: ShardState,
-    pub(super) guilds_in: bool,
+    pub(super) guilds_ready: bool,
     pub(super) role: Role,
     ending: Ending,
     restart: Restart,
@@ -270,7 +270,7 @@ impl Slot {
     }
 
     fn is_ready(&self, with_guilds: bool) -> bool {
-        self.stage == ShardState::Ready && (self.guilds_in || !with_guilds)
+        self.stage == ShardState::Ready && (self.guilds_ready || !with_guilds)
     }
 }
 
@@ -307,6 +307,7 @@ impl Reconciler {
             runs: 0,
             reshards: 0,
         };
+
         for shard in shards {
             reconciler.plan_to_open(shard);
         }
@@ -470,12 +471,12 @@ impl Reconciler {
         }
 
         match change {
-            Change::GuildsIn => slot.guilds_in = true,
+            Change::GuildsReady => slot.guilds_ready = true,
             Change::Stalled(_) => {}
             Change::MissedRestart => slot.restart = Restart::Missed,
             Change::ShardState(stage) => {
                 slot.stage = stage;
-                slot.guilds_in &= stage != ShardState::Identifying;
+                slot.guilds_ready &= stage != ShardState::Identifying;
             }
         }
 

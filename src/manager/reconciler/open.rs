@@ -82,7 +82,7 @@ impl Reconciler {
         let slot = Slot {
             run,
             stage: ShardState::Waiting,
-            guilds_in: false,
+            guilds_ready: false,
             role,
             ending: Ending::No,
             restart: Restart::No,
@@ -107,6 +107,7 @@ impl Reconciler {
         if (opening.is_none() && !is_current) || self.stopping.is_some() {
             return;
         }
+
         match why {
             _ if opening.is_some_and(|opening| self.is_unwanted(opening)) => {
                 self.transition.handle_stop(shard);

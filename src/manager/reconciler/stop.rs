@@ -246,6 +246,7 @@ impl Reconciler {
             }
             _ => false,
         };
+
         if !self.stream_ended
             && !self.is_asking
             && self.transition.is_done()

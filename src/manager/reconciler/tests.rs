@@ -238,6 +238,7 @@ impl World {
         if self.is_told {
             println!("    {output:?}");
         }
+
         let is_old = |run: &Run| self.outgoing.contains(run);
         match output {
             Output::Open {
@@ -353,6 +354,7 @@ impl World {
             10..15 => Some(Why::Settings),
             _ => None,
         };
+
         match why {
             // Its reshard was cancelled meanwhile, or the manager stops.
             None if self.reconciler.stopping().is_some() || fake.set == u64::MAX => {
@@ -443,6 +445,7 @@ impl World {
             max_concurrency: NonZeroU32::new(LIMIT).unwrap(),
             fullest: self.random.usize(..3000),
         };
+
         let answer = Some(answer).filter(|_| self.is_calm || self.random.bool());
         // An automatic reshard is an operation that no user waits for.
         let before = self.reconciler.operations.last();
@@ -457,12 +460,14 @@ impl World {
             shard: self.random_shard(),
             number: self.random.u64(..5),
         };
+
         if self.shards.by_run.contains_key(&run)
             || self.opening.as_ref().is_some_and(|(o, _)| *o == run)
         {
             return;
         }
         let before = format!("{:?}", self.reconciler);
+
         for input in [
             Input::Changed(run, Change::ShardState(ShardState::Ready)),
             Input::Changed(
@@ -504,22 +509,28 @@ impl World {
             fake.handled = fake.delivered;
             return;
         }
+
         if let Some(reason) = fake.ending {
             return self.stop(run, reason);
         }
+
         if fake.is_resolving {
             fake.is_resolving = false;
             return;
         }
+
         if let Some(reason) = fake.stop {
             return self.begin_to_end(run, reason);
         }
+
         if mem::take(&mut fake.restarts) {
             return self.change(run, ShardState::Connecting);
         }
+
         if !self.is_calm && self.random.u8(..) < 30 {
             return self.fail(run);
         }
+
         let fake = self.shards.by_run.get_mut(&run).unwrap();
         match fake.stage {
             ShardState::Waiting => {
@@ -538,7 +549,7 @@ impl World {
             ShardState::Identifying | ShardState::Resuming => {
                 fake.has_session = true;
                 self.change(run, ShardState::Ready);
-                self.handle(Input::Changed(run, Change::GuildsIn));
+                self.handle(Input::Changed(run, Change::GuildsReady));
             }
             _ => {
                 fake.delivered += u64::from(!self.is_calm);
@@ -612,6 +623,7 @@ impl World {
             let next = until.unwrap_or(self.now).max(self.now);
             self.now = next.min(self.now + Duration::from_secs(1)) + Duration::from_millis(1);
         }
+
         let unfinished: Vec<_> = self.asked.difference(&self.finished).collect();
         panic!(
             "it does not come to rest: {unfinished:?} {:?} {:#?}",
@@ -630,10 +642,12 @@ fn history(seed: u64, is_told: bool) {
         }
         world.happen();
     }
+
     if world.random.bool() {
         world.come_to_rest();
         world.is_calm = false;
     }
+
     let reasons = [StopReason::Closed, StopReason::Suspended];
     let reason = reasons[world.random.usize(..2)];
     world.handle(Input::Stop(reason));
@@ -667,6 +681,7 @@ fn every_history_keeps_to_the_rules_and_ends() {
             );
         }
     };
+
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(explore);

@@ -103,7 +103,7 @@ pub(super) struct HandoverLimits {
 struct Settled {
     stage: Option<ShardState>,
     is_stalled: bool,
-    guilds_in: bool,
+    guilds_ready: bool,
 }
 
 impl Settled {
@@ -371,12 +371,12 @@ impl Transition {
             .and_then(|handover| handover.new.get_mut(&shard))
         {
             match change {
-                Change::GuildsIn => settled.guilds_in = true,
+                Change::GuildsReady => settled.guilds_ready = true,
                 Change::Stalled(is_stalled) => settled.is_stalled = is_stalled,
                 Change::ShardState(stage) => {
                     settled.stage = Some(stage);
                     // A new session: its guilds arrive again.
-                    settled.guilds_in &= stage != ShardState::Identifying;
+                    settled.guilds_ready &= stage != ShardState::Identifying;
                 }
                 Change::MissedRestart => {}
             }
@@ -551,7 +551,7 @@ impl Handover {
     /// Whether the guilds of the new set have arrived.
     fn is_settled(&self) -> bool {
         let mut new = self.new.values();
-        new.all(|settled| settled.guilds_in || settled.is_stuck() || self.is_given_up(*settled))
+        new.all(|settled| settled.guilds_ready || settled.is_stuck() || self.is_given_up(*settled))
     }
 
     /// Whether a shard of the new set stopped after the hand-over could no longer be cancelled.
@@ -671,6 +671,7 @@ mod tests {
         assert_eq!(poll(&mut transition, later), Step::Open(shard(5)));
         transition.put_back(shard(5), Instant::now());
         assert_eq!(opened(&mut transition), [5]);
+
         for number in 2..9 {
             stage(&mut transition, number, ShardState::Ready);
             opened(&mut transition);
@@ -759,11 +760,13 @@ mod tests {
             LIMITS,
         );
         assert_eq!(opened(&mut transition), [0, 1]);
+
         for number in 0..2 {
             stage(&mut transition, number, ShardState::Ready);
             assert_eq!(poll(&mut transition, now), Step::Wait(None));
-            transition.handle(shard(number), Change::GuildsIn);
+            transition.handle(shard(number), Change::GuildsReady);
         }
+
         assert_eq!(poll(&mut transition, now), Step::Wait(Some(now + overlap)));
         stage(&mut transition, 1, ShardState::Identifying);
         stage(&mut transition, 1, ShardState::Ready);
@@ -773,7 +776,7 @@ mod tests {
             Step::Wait(None),
             "a new session: its guilds are not in"
         );
-        transition.handle(shard(1), Change::GuildsIn);
+        transition.handle(shard(1), Change::GuildsReady);
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(Some(now + overlap)),
@@ -800,6 +803,7 @@ mod tests {
             has_handled: true,
             is_in_doubt: false,
         };
+
         let lags = transition.poll(now, &lags);
         assert_eq!(lags, check(now), "an old one lags behind");
         now += overlap;
@@ -812,6 +816,7 @@ mod tests {
             assert_eq!(doubts, check(now), "the hand-over would repeat an event");
             now += overlap / 2;
         }
+
         let unhandled = || Known {
             has_handled: false,
             ..known()
@@ -827,7 +832,7 @@ mod tests {
             Step::Wait(None),
             "it has lost its session, and the old ones are still there"
         );
-        transition.handle(shard(0), Change::GuildsIn);
+        transition.handle(shard(0), Change::GuildsReady);
         let overlaps = Step::Wait(Some(now + overlap));
         assert_eq!(poll(&mut transition, now), overlaps);
         now += overlap;

@@ -45,6 +45,7 @@ impl Identity {
             #[serde(skip_serializing_if = "Option::is_none")]
             presence: Option<Value>,
         }
+
         let data = Data {
             token: self.token.expose(),
             properties: json!({"os": std::env::consts::OS, "browser": self.library, "device": self.library}),
@@ -98,6 +99,7 @@ mod tests {
             compress: false,
             presence: None,
         };
+
         let shard = ShardId::new(1, 2).unwrap();
         let identify = |identity: &Identity, presence: Option<&Command>| -> Value {
             serde_json::from_str(identity.identify(shard, presence).expose()).unwrap()

@@ -478,11 +478,13 @@ mod tests {
             .contains("101")
         );
         let presence = |data: Value| Command::raw(&json!({"op": 3, "d": data}));
+
         for activities in [Value::Null, json!({})] {
             let data =
                 json!({"since": null, "activities": activities, "status": "idle", "afk": false});
             assert!(refused(presence(data)).contains("empty for no activities"));
         }
+
         let wrong = json!({"since": null, "activities": [{"type": 9, "name": "x"}], "status": "away", "afk": false});
         assert!(refused(presence(wrong)).contains("0 to 5"));
         let status = json!({"since": null, "activities": [], "status": "away", "afk": false});

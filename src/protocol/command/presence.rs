@@ -207,6 +207,7 @@ impl Activity {
                 "1 to 128 characters",
             ));
         }
+
         if let Some(state) = self.state.as_ref().filter(|state| !is_short(state, 0)) {
             return Err(InvalidCommand::field(
                 field("state"),
@@ -214,6 +215,7 @@ impl Activity {
                 "up to 128 characters",
             ));
         }
+
         if self.kind == ActivityKind::Custom && self.state.as_ref().is_none_or(String::is_empty) {
             return Err(InvalidCommand::field(
                 field("state"),
@@ -221,6 +223,7 @@ impl Activity {
                 "the text of a custom status",
             ));
         }
+
         match (&self.url, self.kind) {
             (None, ActivityKind::Streaming) => Err(InvalidCommand::field(
                 field("url"),
@@ -274,6 +277,7 @@ impl<'de> Deserialize<'de> for ActivityKind {
                 &"the type of an activity, 0 to 5",
             )
         };
+
         usize::try_from(number)
             .ok()
             .and_then(|at| kinds.get(at).copied())
@@ -323,6 +327,7 @@ mod tests {
                 .activity(activity);
             presence.check().expect_err("refused").to_string()
         };
+
         assert!(
             refused(Activity::playing("")).contains("`activities[1].name` is 0 characters long")
         );
@@ -332,6 +337,7 @@ mod tests {
                 .contains("`activities[1].state`")
         );
         assert!(refused(Activity::custom("")).contains("custom status"));
+
         for url in [
             "http://twitch.tv/x",
             "https://twitch.tv.evil.com",
@@ -343,6 +349,7 @@ mod tests {
                 "{url}"
             );
         }
+
         let mut playing = Activity::playing("x");
         playing.url = Some("https://twitch.tv/x".into());
         assert!(refused(playing).contains("none"));

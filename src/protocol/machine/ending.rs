@@ -79,6 +79,7 @@ impl Machine {
             Disconnect::Malformed if self.is_stuck() => Recovery::Identify,
             _ => Recovery::Resume,
         };
+
         match (reason, &self.state) {
             (Disconnect::Discord(code), _) if code.is_our_fault() || recovery == Recovery::Stop => {
                 log_shard!(error, self.shard, { reason = reason }, "{reason}");

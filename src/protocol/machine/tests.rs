@@ -33,6 +33,7 @@ impl Rig {
             compress: false,
             presence: None,
         };
+
         let now = Instant::now();
         let machine = Machine::new(now, shard(), identity, Timing::default(), session, 7);
         let mut rig = Self {
@@ -40,6 +41,7 @@ impl Rig {
             now,
             said: Vec::new(),
         };
+
         rig.drive();
         rig
     }
@@ -306,12 +308,14 @@ fn a_new_connection_is_no_zombie_and_has_one_schedule() {
         rig.input(Input::Drained);
         assert_eq!(rig.machine.stage(), ShardState::Ready);
     }
+
     rig.said.clear();
     let end = rig.now + INTERVAL * 10;
     while rig.drive().is_some_and(|(until, _)| until <= end) {
         rig.sleep();
         rig.payload(&json!({"op": 11}));
     }
+
     let beats = rig.sent().iter().filter(|(op, _)| *op == 1).count();
     assert!((9..=10).contains(&beats), "{beats} in ten intervals");
 }
@@ -323,6 +327,7 @@ fn after_a_stall_an_ack_has_its_whole_time() {
         rig.sleep();
         rig.input(Input::Stalled);
     }
+
     // The shard reads again. The ACK is still on its way, behind data that the peer could not send.
     rig.now += Duration::from_secs(30);
     rig.input(Input::Stalled);
@@ -418,16 +423,19 @@ fn op_7_resumes_at_once_in_every_state() {
         rig.reconnect(),
         (Endpoint::Resume("wss://r".into()), Duration::ZERO)
     );
+
     // Before HELLO.
     rig.input(Input::Connected);
     rig.payload(&reconnect);
     rig.reconnect();
+
     // In place of RESUMED.
     rig.input(Input::Connected);
     rig.hello();
     assert_eq!(rig.machine.stage(), ShardState::Resuming);
     rig.payload(&reconnect);
     assert_eq!(rig.reconnect().0, Endpoint::Resume("wss://r".into()));
+
     // In place of READY.
     let mut rig = Rig::new(None);
     rig.said.clear();
@@ -441,6 +449,7 @@ fn op_7_resumes_at_once_in_every_state() {
             .any(|output| matches!(output, Output::Report(Notice::Ready(_))))
     );
     assert_eq!(rig.reconnect().0, Endpoint::Main);
+
     // In the queue.
     rig.input(Input::Connected);
     rig.hello();
@@ -459,9 +468,11 @@ fn a_resume_replays_in_order_and_drops_what_came_before() {
         rig.sent(),
         [(6, json!({"token": "a.b.c", "session_id": "old", "seq": 10}))]
     );
+
     for sequence in [9, 10, 11, 12, 11] {
         rig.dispatch("MESSAGE_CREATE", sequence, &json!({}));
     }
+
     assert_eq!(rig.delivered(), [11, 12]);
     assert_eq!(rig.machine.stage(), ShardState::Resuming);
     rig.dispatch("RESUMED", 12, &json!({}));
@@ -644,6 +655,7 @@ fn fatal_codes_stop_in_every_state_and_stay() {
         },
         |rig| *rig = Rig::ready(),
     ];
+
     for (at, stage) in stages.into_iter().enumerate() {
         let mut rig = Rig::new(None);
         stage(&mut rig);
@@ -671,6 +683,7 @@ fn close_ends_the_session_and_suspend_keeps_it() {
     rig.input(Input::Stop(StopReason::Suspended));
     assert!(rig.said(&Output::Disconnect(Some(4000))));
     assert_eq!(rig.machine.session().unwrap().id, "s1");
+
     // Between two connections there is nothing to close.
     let mut rig = Rig::ready();
     rig.input(Input::Failed(Disconnect::ConnectionLost));
@@ -691,6 +704,7 @@ fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
     rig.input(Input::Connected);
     rig.hello();
     assert_eq!(rig.machine.stage(), ShardState::Queued);
+
     // A live session, whose shard is restarted with other intents: it is ended.
     let mut rig = Rig::ready();
     let identity = Identity {
@@ -701,6 +715,7 @@ fn a_session_with_other_intents_is_reported_as_lost_and_a_new_one_started() {
     assert_eq!(rig.said[0], Output::Disconnect(Some(1000)));
     assert!(rig.lost_session());
     assert!(rig.said(&Output::Connect(Endpoint::Main)));
+
     // A session whose intents are not known is resumed.
     let rig = Rig::new(Some(session(5)));
     assert!(rig.machine.session().is_some());
@@ -720,6 +735,7 @@ fn what_came_while_the_process_was_frozen_is_read_before_anything_is_missed() {
         rig.machine
             .handle(rig.now, Input::Payload(payload.to_string().into()));
     };
+
     read(&mut rig, &hello);
     assert_eq!(rig.machine.stage(), ShardState::Queued);
     rig.input(Input::Permit);
@@ -756,6 +772,7 @@ fn a_limiter_that_fails_is_asked_again_after_a_pause_that_grows() {
     let mut rig = Rig::new(None);
     rig.input(Input::Connected);
     rig.hello();
+
     let mut pauses = Vec::new();
     for _ in 0..4 {
         rig.said.clear();
@@ -767,6 +784,7 @@ fn a_limiter_that_fails_is_asked_again_after_a_pause_that_grows() {
         }
         pauses.push(rig.now - failed_at);
     }
+
     assert_eq!(
         rig.machine.stage(),
         ShardState::Queued,
@@ -787,15 +805,18 @@ fn a_connection_that_was_ready_comes_back_soon() {
         rig.dispatch("RESUMED", 1, &json!({}));
         pause
     };
+
     let mut rig = Rig::ready();
     for _ in 0..20 {
         let pause = back(&mut rig, &|rig| rig.payload(&json!({"op": 7})));
         assert_eq!(pause, Duration::ZERO, "Discord requested it");
     }
+
     let cut = |rig: &mut Rig| rig.input(Input::Closed(None));
     let pauses: Vec<_> = (0..20).map(|_| back(&mut rig, &cut)).collect();
     assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(5)));
     assert!(pauses[19] > Duration::from_secs(2), "but not at once");
+
     // The shard sent something wrong, and would send it again.
     for code in [4001, 4002, 4005, 4008] {
         let mut rig = Rig::ready();
@@ -811,6 +832,7 @@ fn sessions_that_last_a_little_cannot_burn_the_day() {
     let mut rig = Rig::new(None);
     let start = rig.now;
     rig.machine = rig.machine.with_session_starts(start, 1000);
+
     let mut identifies = 0;
     while rig.now < start + Duration::from_secs(24 * 60 * 60) {
         rig.input(Input::Connected);
@@ -871,9 +893,11 @@ fn nobody_waits_forever() {
     rig.input(Input::Connected);
     rig.hello();
     rig.input(Input::Permit);
+
     while rig.sleep() != Timer::Answer {
         rig.payload(&json!({"op": 11}));
     }
+
     let answer = Disconnect::ReadyTimeout;
     let disconnected = |output: &Output| matches!(output, Output::Report(Notice::Disconnected { reason, .. }) if *reason == answer);
     assert!(rig.said.iter().any(disconnected));
@@ -1008,12 +1032,14 @@ fn of_presences_the_newest_waits_and_lets_others_pass() {
     for since in 1..=8 {
         rig.input(Input::Command(presence(since)));
     }
+
     rig.input(Input::Command(command(4)));
     let ops: Vec<u64> = rig.sent().into_iter().map(|(op, _)| op).collect();
     assert_eq!(ops, [3, 3, 3, 3, 3, 4]);
     while rig.machine.has_queued_presence() {
         rig.sleep();
     }
+
     let sent = rig.sent().into_iter().filter(|(op, _)| *op == 3);
     assert_eq!(
         sent.map(|(_, data)| data["since"].as_u64().unwrap())
@@ -1029,6 +1055,7 @@ fn the_presence_that_was_set_last_is_in_the_next_identify() {
     rig.input(Input::Command(presence(1)));
     rig.input(Input::Closed(Some(4009)));
     rig.input(Input::Command(presence(2)));
+
     // The presence that the old connection did not send is older.
     rig.input(Input::Unsent(presence(1)));
     rig.reconnect();
@@ -1145,11 +1172,13 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
         rig.said.clear();
         sent
     };
+
     assert_eq!(
         sent(&mut rig),
         [(8, json!("a")), (31, json!(null))],
         "other commands are not delayed"
     );
+
     // A new connection does not change what Discord counts.
     rig.payload(&json!({"op": 7}));
     rig.reconnect();
@@ -1179,6 +1208,7 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
     rig.now = limited + Duration::from_millis(45_500) + timing.guard;
     rig.drive();
     assert!(sent(&mut rig).contains(&(8, json!("d"))));
+
     for odd in [
         json!({}),
         json!({"opcode": 8, "retry_after": -1, "meta": {"guild_id": "x"}}),
@@ -1190,6 +1220,7 @@ fn all_members_of_a_guild_are_asked_for_once_in_a_while() {
             &odd,
         );
     }
+
     assert_eq!(
         rig.machine.stage(),
         ShardState::Ready,
@@ -1400,6 +1431,7 @@ impl Observer {
                 _ => {}
             }
         }
+
         if let Some(due) = self.wire.beat_due
             && self.rig.machine.state.link().is_some()
         {
@@ -1512,6 +1544,7 @@ fn sessions_that_never_last_open_the_circuit() {
         rig.machine = rig.machine.with_max_short_sessions(NonZeroU32::new(3));
         rig
     };
+
     let lose = |rig: &mut Rig, after: Duration| {
         rig.input(Input::Connected);
         rig.hello();
@@ -1521,18 +1554,21 @@ fn sessions_that_never_last_open_the_circuit() {
         rig.said.clear();
         rig.input(Input::Closed(Some(4009)));
     };
+
     // After three in a row, the shard stops and reports the lost session.
     let mut rig = new();
     for _ in 0..2 {
         lose(&mut rig, Duration::from_secs(9));
         rig.reconnect();
     }
+
     lose(&mut rig, Duration::from_secs(9));
     assert_eq!(
         rig.machine.stage(),
         ShardState::Stopped(StopReason::CircuitOpen)
     );
     assert!(rig.lost_session());
+
     // With a lasting session between them, or ten minutes, it continues.
     for (last, away) in [(11, 0), (9, 10 * 60)] {
         let mut rig = new();
@@ -1544,6 +1580,7 @@ fn sessions_that_never_last_open_the_circuit() {
             rig.reconnect();
         }
     }
+
     // Without a circuit breaker it continues indefinitely.
     let mut rig = Rig::new(None);
     for _ in 0..50 {
@@ -1562,6 +1599,7 @@ fn a_restart_resumes_at_once_in_every_state() {
         rig.said.clear();
         rig.input(Input::Restart(Box::new(identity)));
     };
+
     // Ready: the close code keeps the session, and the next connection resumes it.
     let mut rig = Rig::ready();
     restart(&mut rig);
@@ -1577,6 +1615,7 @@ fn a_restart_resumes_at_once_in_every_state() {
         retry_in: Duration::ZERO,
         resumable: true,
     };
+
     assert!(rig.said.contains(&Output::Report(told)));
     // Queued: no IDENTIFY is sent on the old connection, and the next one has the new identity.
     let mut rig = Rig::new(None);
@@ -1596,17 +1635,20 @@ fn a_restart_resumes_at_once_in_every_state() {
     rig.said.clear();
     rig.input(Input::Permit);
     assert_eq!(rig.sent()[0].1["large_threshold"], 100);
+
     // In a long pause: the failures that caused it are forgotten.
     let mut rig = Rig::new(None);
     for _ in 0..10 {
         rig.input(Input::Failed(Disconnect::ConnectFailed));
         rig.reconnect();
     }
+
     rig.input(Input::Failed(Disconnect::ConnectFailed));
     restart(&mut rig);
     assert!(rig.said.contains(&Output::Connect(Endpoint::Main)));
     rig.input(Input::Failed(Disconnect::ConnectFailed));
     assert_eq!(rig.reconnect().1, Duration::ZERO, "the first failure again");
+
     // Stopped: a restart does nothing.
     rig.input(Input::Stop(StopReason::Closed));
     restart(&mut rig);

@@ -243,6 +243,7 @@ impl World {
             faults,
             confirmed: None,
         };
+
         for number in 0..processes {
             world.processes.push(Process {
                 life: 0,

@@ -155,11 +155,13 @@ mod tests {
             ];
             answer(200, &headers, "").count
         };
+
         let count = Count {
             limit: 5,
             remaining: 4,
             reset_after: Duration::from_millis(1501),
         };
+
         assert_eq!(with("5", "4", "1.5"), Some(count));
         for (limit, remaining, reset_after) in [
             ("x", "4", "1"),
@@ -173,6 +175,7 @@ mod tests {
         ] {
             assert_eq!(with(limit, remaining, reset_after), None);
         }
+
         let huge = with("5", "9", "1e300").unwrap();
         assert_eq!((huge.remaining, huge.reset_after), (9, MAX_WAIT));
     }
@@ -198,6 +201,7 @@ mod tests {
         );
         let scope = [("x-ratelimit-scope", "user"), ("retry-after", "2")];
         assert_eq!(limited(&scope, ""), Limited::Bucket(seconds(2.0)));
+
         // Invalid times.
         assert_eq!(
             limited(&[("retry-after", "2")], r#"{"retry_after": -1}"#),
@@ -215,6 +219,7 @@ mod tests {
             limited(&[], r#"{"retry_after": 0}"#),
             Limited::Bucket(seconds(0.0))
         );
+
         // A Cloudflare page.
         let page = "<title>Access denied</title>";
         assert_eq!(limited(&[], page), Limited::Blocked(BLOCKED, page.into()));

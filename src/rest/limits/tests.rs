@@ -492,6 +492,7 @@ impl History {
             refusals: 0,
             odd: 0,
         };
+
         let out = rng.u64(1..150);
         let back = rng.u64(1..window / 3);
         Self {
@@ -555,6 +556,7 @@ impl History {
         for caller in 0..self.callers.len() {
             self.next_job(caller);
         }
+
         for _ in 0..1_000_000 {
             self.wake();
             let asks = self

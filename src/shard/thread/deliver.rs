@@ -1,12 +1,12 @@
 //! What the shard receives: events, and the guilds and members among them.
 
-use super::super::guilds::{self, AllIn, Guild};
 use super::Thread;
 use crate::clock;
 use crate::event::{Dispatch, Event, EventKind, Lease};
 use crate::intents::Intents;
 use crate::log_shard::log_shard;
 use crate::protocol::{ChunkOf, EventName, Payload, ShardState};
+use crate::shard::guilds::{self, AllIn, Guild};
 use crate::transport::Connector;
 
 impl<C: Connector> Thread<C> {
@@ -15,6 +15,7 @@ impl<C: Connector> Thread<C> {
         let Some(dispatch) = Dispatch::new(payload) else {
             return;
         };
+
         let is_arrival = self.note_guild(&dispatch);
         if !self.config.events.passes(dispatch.name()) {
             return self.skip(dispatch.sequence());
@@ -35,6 +36,7 @@ impl<C: Connector> Thread<C> {
         let Some(dispatch) = Dispatch::new(payload) else {
             return;
         };
+
         let lease = self.lease(&dispatch);
         self.members.answer(chunk, dispatch, lease);
     }
@@ -46,11 +48,12 @@ impl<C: Connector> Thread<C> {
         self.shared.ledger.skip(sequence);
     }
 
-    /// Counts an event, and takes credit for it.
+    /// Counts an event, and reserves its share of the outstanding limit.
     fn lease(&mut self, dispatch: &Dispatch) -> Lease {
         self.pace.has_received();
         let size = dispatch.size();
         self.shared.counters.count_event(dispatch.name(), size);
+
         let batch = self.pace.begins_batch().then_some(self.now);
         let (lease, has_room) = self.shared.ledger.lease(dispatch.sequence(), size, batch);
         if !has_room {
@@ -68,7 +71,7 @@ impl<C: Connector> Thread<C> {
 
     /// Keeps track of the session's guilds. Returns whether this event is the arrival of a guild
     /// that READY listed.
-    pub(super) fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
+    fn note_guild(&mut self, dispatch: &Dispatch) -> bool {
         let is_arrival = match dispatch.name() {
             EventName::Ready => {
                 let arrive = self.machine.intents().contains(Intents::GUILDS);
@@ -117,7 +120,7 @@ impl<C: Connector> Thread<C> {
                 guilds - missing
             );
             self.emit(EventKind::GuildsReady { guilds, missing });
-            self.notify_guilds_in();
+            self.notify_guilds_ready();
         }
     }
 }

@@ -29,11 +29,6 @@ use crate::protocol::{
 use crate::shard_id::ShardId;
 use crate::transport::{Compression, Connector, Received, Transport, TransportError};
 
-/// How often, in multiples of the skew between sessions, a shard makes sure how far it has read
-/// while its events are compared with those of another set: each time costs one of the 120 payloads
-/// a minute.
-const SKEWS_PER_PROBE: u32 = 2;
-
 /// Calls code outside the shard. If it panics, the shard still continues.
 fn guarded(action: impl FnOnce()) {
     // The panic itself has been reported by the panic hook.
@@ -42,6 +37,7 @@ fn guarded(action: impl FnOnce()) {
 
 /// The state of a shard's thread.
 pub(crate) struct Thread<C: Connector> {
+    // What it works with.
     machine: Box<Machine>,
     transport: Box<C::Transport>,
     shared: Arc<Shared>,
@@ -51,42 +47,54 @@ pub(crate) struct Thread<C: Connector> {
     guilds: Guilds,
     /// Requests for members that are not over.
     members: Waiting,
+    /// When to read, to yield and to wait.
+    pace: Pace,
+
+    // Time.
     /// When something last happened.
     now: Instant,
-    /// When the thread last waited, by the clock that does not stand still while the machine
-    /// sleeps.
+    /// When the thread last waited, by the wall clock, which also advances while the machine sleeps.
     wall: SystemTime,
-    /// When a payload last arrived in a live session. Replayed events and handshakes do not count,
+    /// When the last payload of a live session arrived. Replayed events and handshakes do not count,
     /// since they say nothing about the present.
     heard_at: Option<SystemTime>,
-    pace: Pace,
-    /// What it waits for.
+
+    // Waiting.
+    /// The current wait.
     pause: Option<Pause>,
-    /// A restart was requested when it had stopped.
-    missed_restart: bool,
-    /// How many commands wait in the machine, and whether a presence does, as far as others know.
-    queued: Option<(usize, bool)>,
-    /// How far the session has been read, as far as others know.
-    read_up_to: Option<Instant>,
-    /// When a heartbeat may be sent again to learn that, while two sets are compared.
-    probe_at: Instant,
-    /// The state that was last reported to the owner.
-    stage: Option<ShardState>,
-    /// Something has come that the report does not know of.
-    has_heard: bool,
-    /// Since when it waits for its turn to identify.
+    /// Since when it waits for a permit to identify.
     queued_at: Option<Instant>,
-    /// Heartbeats that are counted.
-    beats: Beats,
+    /// The place in the limiter's queue.
     ticket: Option<Ticket>,
+    /// The permit for the next IDENTIFY.
     permit: Option<Permit>,
-    /// How many messages were sent on this connection.
+
+    // The current connection.
+    /// How many messages were sent on it.
     sent: u64,
-    /// Commands that the operating system has not taken as a whole, each with how many messages
-    /// were sent with it.
+    /// Commands that the operating system has not taken completely, each with the number of messages
+    /// that were sent with it.
     unwritten: VecDeque<(u64, Command)>,
-    /// What the peer or the system says about the end of the connection.
+    /// What the peer or the system says about its end.
     cause: Option<String>,
+
+    // What was last published.
+    /// The state that was reported to the owner.
+    stage: Option<ShardState>,
+    /// How many commands wait in the machine, and whether a presence does.
+    queued: Option<(usize, bool)>,
+    /// How far the session has been read.
+    read_up_to: Option<Instant>,
+    /// When the next probe may be sent, while two sets are compared.
+    probe_at: Instant,
+    /// A payload has arrived that is not published yet.
+    has_heard: bool,
+    /// The heartbeats that are counted.
+    beats: Beats,
+
+    // The end.
+    /// A restart was requested after it had stopped.
+    missed_restart: bool,
 }
 
 /// What the thread does after a step.
@@ -102,15 +110,15 @@ pub(crate) enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pause {
     pub(crate) until: Option<Instant>,
-    /// Something to read, too. Without credit it reads nothing.
+    /// Whether it also waits for something to read. A stalled shard does not.
     pub(crate) is_reading: bool,
-    /// When memory that a busy connection needs is given back.
+    /// When the memory that only a busy connection needs is given back.
     shrink_at: Option<Instant>,
 }
 
 impl<C: Connector> Thread<C> {
-    /// Boxed, so that on its way into the thread it never lies on that one's stack: what that touches
-    /// once stays.
+    /// It is boxed, so that it never lies on the new thread's stack: stack memory that was touched
+    /// once is not given back.
     pub(super) fn new(
         machine: Machine,
         transport: C::Transport,
@@ -122,30 +130,30 @@ impl<C: Connector> Thread<C> {
         Box::new(Self {
             machine: Box::new(machine),
             transport: Box::new(transport),
-            members: Waiting::default(),
             shared,
             guilds: Guilds::new(context.timing.guilds_timeout),
             config,
             context,
             feed,
+            members: Waiting::default(),
+            pace: Pace::default(),
             now: clock::now(),
             wall: clock::wall(),
             heard_at: None,
-            pace: Pace::default(),
             pause: None,
-            missed_restart: false,
-            queued: None,
-            read_up_to: None,
-            probe_at: clock::now(),
-            stage: None,
-            has_heard: false,
             queued_at: None,
-            beats: Beats::default(),
             ticket: None,
             permit: None,
             sent: 0,
             unwritten: VecDeque::new(),
             cause: None,
+            stage: None,
+            queued: None,
+            read_up_to: None,
+            probe_at: clock::now(),
+            has_heard: false,
+            beats: Beats::default(),
+            missed_restart: false,
         })
     }
 
@@ -170,25 +178,30 @@ impl<C: Connector> Thread<C> {
             loop {
                 match self.step() {
                     Step::Wait(pause) => {
-                        self.check(|transport| transport.wait(pause.until, pause.is_reading));
+                        self.try_transport(|transport| {
+                            transport.wait(pause.until, pause.is_reading)
+                        });
                     }
                     Step::Stop(reason) => return reason,
                 }
             }
         });
+
         let reason = catch_unwind(steps).unwrap_or(StopReason::Panicked);
         self.end(reason);
     }
 
-    /// Does all that is to be done before the next wait.
+    /// Does everything that is due before the next wait.
     pub(crate) fn step(&mut self) -> Step {
         if let Some(pause) = self.pause.take() {
-            self.has_waited(pause);
+            self.finish_wait(pause);
         }
+
         loop {
             if self.shared.waker.take() {
                 self.take_messages();
             }
+
             match self.machine.poll(self.now) {
                 Output::Wait(until) => {
                     self.pause = self.pause_or_read(until);
@@ -215,10 +228,7 @@ impl<C: Connector> Thread<C> {
             Output::RequestPermit => self.request_permit(),
             Output::RequestConfirmation => self.request_confirmation(),
             Output::Identify(secret) => self.identify(&secret),
-            Output::Resume(secret) => {
-                self.feed.begin(self.shared.run.shard, false);
-                self.send_secret(&secret);
-            }
+            Output::Resume(secret) => self.resume(&secret),
             Output::Send(json) => self.send(json),
             Output::SendCommand(command) => self.send_command(command),
             Output::Deliver(payload) => self.deliver(payload),
@@ -227,7 +237,7 @@ impl<C: Connector> Thread<C> {
             Output::Skip(sequence) => self.skip(sequence),
             Output::Report(notice) => self.report(notice),
             Output::Disconnect(code) => self.disconnect(code),
-            // Those come when nothing else does, and are `step`'s.
+            // `poll` returns these when nothing else is left; `step` handles them.
             Output::Wait(_) | Output::Stop(_) => {}
         }
     }
@@ -283,7 +293,7 @@ impl<C: Connector> Thread<C> {
                 self.ticket = None;
                 self.permit = Some(permit);
                 // Reads the socket's latest state, so that no permit is spent on a dead connection.
-                self.check(|transport| transport.wait(Some(clock::now()), true));
+                self.try_transport(|transport| transport.wait(Some(clock::now()), true));
             }
             Some(Err(error)) => {
                 self.ticket = None;
@@ -292,22 +302,15 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Reads while there is something to read and credit to deliver it; else says what to wait for.
+    /// Reads while there is something to read and room to deliver it; else returns what to wait for.
     fn pause_or_read(&mut self, until: Option<(Instant, Timer)>) -> Option<Pause> {
         (self.now, self.wall) = (clock::now(), clock::wall());
         self.poll_guilds();
         self.publish_progress();
+        self.probe_if_due();
         self.publish();
 
-        let guilds = self
-            .guilds
-            .deadline()
-            .filter(|_| self.machine.stage() == ShardState::Ready);
-        let is_compared = self.feed.is_merging() && self.machine.stage() == ShardState::Ready;
-        let probe = is_compared.then_some(self.probe_at);
-        let until = until.map(|(at, _)| at);
-        let until = until.into_iter().chain(guilds).chain(probe).min();
-
+        let until = self.next_deadline(until.map(|(at, _)| at));
         let (room, stage) = (self.room(), self.machine.stage());
         let ledger = &self.shared.ledger;
         let is_live = stage == ShardState::Ready;
@@ -338,13 +341,25 @@ impl<C: Connector> Thread<C> {
             }
             Turn::Read => self.receive(),
         }
+
         None
     }
 
-    fn has_waited(&mut self, pause: Pause) {
+    /// The earliest moment at which something is due: a timer, the guilds, or a probe.
+    fn next_deadline(&self, timer: Option<Instant>) -> Option<Instant> {
+        let is_live = self.machine.stage() == ShardState::Ready;
+        let guilds = self.guilds.deadline().filter(|_| is_live);
+        let probe = (is_live && self.feed.is_merging()).then_some(self.probe_at);
+
+        timer.into_iter().chain(guilds).chain(probe).min()
+    }
+
+    /// Handles the end of a wait, and gives back memory that an idle connection does not need.
+    fn finish_wait(&mut self, pause: Pause) {
         if !pause.is_reading {
             return self.handle(Input::Stalled);
         }
+
         self.tick();
         if self.pace.shrinks(self.now, pause.shrink_at) {
             self.transport.shrink();
@@ -352,7 +367,7 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Reads several messages, as long as they are events that are to be delivered.
+    /// Reads several messages, as long as they are events to deliver.
     fn receive(&mut self) {
         while self.pace.may_read() {
             self.receive_one();
@@ -360,6 +375,7 @@ impl<C: Connector> Thread<C> {
                 self.act(output);
             }
         }
+
         if self.pace.lets_others_run() {
             self.notify_of_events();
             std::thread::yield_now();
@@ -387,6 +403,7 @@ impl<C: Connector> Thread<C> {
                 self.notify_of_events();
                 self.handle(Input::Drained);
                 self.pace.has_drained();
+
                 if matches!(
                     self.machine.stage(),
                     ShardState::Queued | ShardState::Confirming
@@ -398,7 +415,7 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Whether the shard may read. Handshakes bring no events, so they go on.
+    /// Whether the shard may read. Handshakes bring no events, so they continue without room.
     fn room(&self) -> Room {
         match self.machine.stage() {
             ShardState::Ready | ShardState::Resuming => self.shared.ledger.check(),
@@ -406,8 +423,11 @@ impl<C: Connector> Thread<C> {
         }
     }
 
-    /// Runs an action on the transport; a failure ends the connection.
-    fn check(&mut self, action: impl FnOnce(&mut C::Transport) -> Result<(), TransportError>) {
+    /// Does something with the transport. An error ends the connection.
+    fn try_transport(
+        &mut self,
+        action: impl FnOnce(&mut C::Transport) -> Result<(), TransportError>,
+    ) {
         if let Err(error) = action(&mut self.transport) {
             self.fail(&error);
         }
@@ -419,6 +439,7 @@ impl<C: Connector> Thread<C> {
             _ if error.is_malformed() => Disconnect::Malformed,
             _ => Disconnect::ConnectionLost,
         };
+
         let cause = error.report();
         log_shard!(warn, self.shard(), "{cause}");
         self.cause = Some(cause);

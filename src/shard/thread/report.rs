@@ -1,20 +1,26 @@
 //! Reports about the shard: to its owner, handles, hooks, the log and the stream.
+//!
+//! `notify` calls the owner, `emit` writes to the stream, and `publish` updates what handles read.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::super::Change;
-use super::super::members;
-use super::super::queue::Message;
-use super::{SKEWS_PER_PROBE, Thread, guarded};
+use super::{Thread, guarded};
 use crate::clock;
 use crate::config::{CloseCause, ConnectionClosed};
 use crate::event::{Event, EventKind};
 use crate::log_shard::log_shard;
 use crate::protocol::{Input, MembersFailure, Notice, Session, ShardState, StopReason};
+use crate::shard::queue::Message;
+use crate::shard::{Change, members};
 use crate::transport::{Connector, Transport};
+
+/// How often a shard probes how far it has read, in multiples of the skew between sessions. It
+/// probes only while its events are compared with those of another set. Each probe is a heartbeat,
+/// one of the 120 payloads that it may send in a minute.
+const SKEWS_PER_PROBE: u32 = 2;
 
 impl<C: Connector> Thread<C> {
     pub(super) fn report(&mut self, notice: Notice) {
@@ -34,15 +40,17 @@ impl<C: Connector> Thread<C> {
                     .counters
                     .count(|counters| *counters.disconnects.entry(reason).or_default() += 1);
                 let cause = self.cause.take();
-                let told = cause.as_deref().map(|cause| format!(" ({cause})"));
+
+                let shown = cause.as_deref().map(|cause| format!(" ({cause})"));
                 log_shard!(
                     info,
                     self.shard(),
                     { reason = reason },
                     "{reason}{}; next connection in {retry_in:?}",
-                    told.unwrap_or_default()
+                    shown.unwrap_or_default()
                 );
                 self.call_on_close(CloseCause::Disconnected(reason));
+
                 EventKind::Disconnected {
                     reason,
                     cause,
@@ -51,6 +59,7 @@ impl<C: Connector> Thread<C> {
                 }
             }
         };
+
         self.emit(kind);
     }
 
@@ -70,16 +79,17 @@ impl<C: Connector> Thread<C> {
         self.guilds.resumed(clock::now());
         let session = self.machine.session().map_or("", |session| &session.id);
         log_shard!(info, self.shard(), { session = session }, "resumed");
+
         if self.guilds.deadline().is_none() {
             // The guilds had arrived before, perhaps in an earlier process.
-            self.notify_guilds_in();
+            self.notify_guilds_ready();
         }
         EventKind::Resumed
     }
 
-    pub(super) fn notify_guilds_in(&self) {
-        self.shared.report.lock().guilds_in = true;
-        self.notify(Change::GuildsIn);
+    pub(super) fn notify_guilds_ready(&self) {
+        self.shared.report.lock().guilds_ready = true;
+        self.notify(Change::GuildsReady);
     }
 
     fn lose_session(&mut self, session: Session) -> EventKind {
@@ -87,6 +97,7 @@ impl<C: Connector> Thread<C> {
         self.shared
             .counters
             .count(|counters| counters.sessions_lost += 1);
+
         log_shard!(
             warn,
             self.shard(),
@@ -109,6 +120,7 @@ impl<C: Connector> Thread<C> {
         let Some(on_close) = &self.context.on_close else {
             return;
         };
+
         let closed = ConnectionClosed {
             shard: self.shard(),
             cause,
@@ -126,6 +138,7 @@ impl<C: Connector> Thread<C> {
             self.shard(),
             "stalled: {events} events ({bytes} bytes) are not handled yet"
         );
+
         self.shared.report.lock().stalled_since = Some(self.now);
         self.shared.counters.count(|counters| counters.stalls += 1);
         self.notify(Change::Stalled(true));
@@ -138,6 +151,7 @@ impl<C: Connector> Thread<C> {
             self.shard(),
             "reading resumed after {stalled_for:.1?}"
         );
+
         self.shared.report.lock().stalled_since = None;
         self.shared
             .counters
@@ -156,9 +170,7 @@ impl<C: Connector> Thread<C> {
         self.feed.announce(self.shard());
     }
 
-    /// Publishes how far the session has been read, and sends a probe if one is due. When a
-    /// connection ends, the ACKs of its heartbeats will never arrive, so a new probe is allowed
-    /// then.
+    /// Publishes how far the session has been read. A new probe may be requested then.
     pub(super) fn publish_progress(&mut self) {
         let read_up_to = self.machine.read_up_to();
         if self.read_up_to != read_up_to {
@@ -170,6 +182,10 @@ impl<C: Connector> Thread<C> {
                 self.feed.has_read(self.shard(), at);
             }
         }
+    }
+
+    /// Sends a probe if one is due.
+    pub(super) fn probe_if_due(&mut self) {
         if self.feed.is_merging()
             && self.machine.stage() == ShardState::Ready
             && self.now >= self.probe_at
@@ -184,6 +200,7 @@ impl<C: Connector> Thread<C> {
         if mem::take(&mut self.has_heard) {
             self.shared.report.lock().heard_at = Some(self.now);
         }
+
         self.count_beats();
         if !self.unwritten.is_empty() {
             self.forget_written();
@@ -198,9 +215,10 @@ impl<C: Connector> Thread<C> {
             self.queued = Some(queued);
             self.shared.queue.set_in_machine(queued.0, queued.1);
         }
+
         if self.stage != Some(stage) {
             self.stage = Some(stage);
-            // A probe ends with its connection: allow a new one.
+            // The ACK of a probe is lost with its connection, so a new one may be requested.
             self.shared.probes.store(false, Ordering::Release);
             self.shared.report.lock().enter(stage, clock::now());
             self.notify(Change::ShardState(stage));
@@ -221,6 +239,7 @@ impl<C: Connector> Thread<C> {
     /// Ends a stopped shard: it accepts nothing more, and reports the reason.
     #[cold]
     pub(super) fn close(&mut self, reason: StopReason) {
+        // Each call to other code is guarded separately: after a panic the others still run.
         guarded(|| self.notify_of_events());
         if reason == StopReason::Panicked {
             guarded(|| {
@@ -228,10 +247,12 @@ impl<C: Connector> Thread<C> {
             });
             guarded(|| self.transport.disconnect(None, clock::now()));
         }
+
         // After these two, the shard's next run can resume the session.
         if !matches!(reason, StopReason::Suspended | StopReason::Panicked) {
             self.shared.ledger.end();
         }
+
         let stalled_since = {
             let mut report = self.shared.report.lock();
             report.enter(ShardState::Stopped(reason), clock::now());
@@ -242,6 +263,7 @@ impl<C: Connector> Thread<C> {
         self.shared
             .counters
             .count(|counters| counters.stalled_for += stalled_for.unwrap_or_default());
+
         self.count_beats();
         self.close_queue(reason);
 
@@ -258,18 +280,21 @@ impl<C: Connector> Thread<C> {
         guarded(|| self.call_on_close(CloseCause::Stopped(reason)));
         guarded(|| self.emit(EventKind::Stopped(reason)));
         guarded(|| self.feed.end(self.shard()));
+
         let (ticket, permit) = (self.ticket.take(), self.permit.take());
         guarded(|| drop(ticket));
         guarded(|| drop(permit));
+
         // Handles and events that outlive the shard must not keep its file descriptor open.
         self.shared.waker.close();
     }
 
     /// Closes the queue. Unsent commands are kept for `Shard::take_unsent`.
-    pub(super) fn close_queue(&mut self, reason: StopReason) {
+    fn close_queue(&mut self, reason: StopReason) {
         self.members.fail_all(MembersFailure::Stopped(reason));
         let mut missed_restart = self.missed_restart;
         let mut queued = Vec::new();
+
         for message in self.shared.queue.close() {
             match message {
                 Message::Command(command) => queued.push(command),
@@ -280,6 +305,7 @@ impl<C: Connector> Thread<C> {
                 Message::ForgetMembers(_) | Message::Probe | Message::Stop(_) => {}
             }
         }
+
         if missed_restart {
             self.notify(Change::MissedRestart);
         }

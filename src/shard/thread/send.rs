@@ -48,7 +48,7 @@ impl<C: Connector> Thread<C> {
             .count(|counters| counters.connects += 1);
         self.queued_at = None;
         let deadline = clock::now() + self.context.timing.connect_timeout;
-        self.check(|transport| transport.connect(&url, deadline));
+        self.try_transport(|transport| transport.connect(&url, deadline));
         self.shared.resolving.store(false, Ordering::SeqCst);
     }
 
@@ -70,6 +70,7 @@ impl<C: Connector> Thread<C> {
         if ticket.is_none() {
             return self.handle(Input::Permit);
         }
+
         self.ticket = ticket;
     }
 
@@ -110,9 +111,15 @@ impl<C: Connector> Thread<C> {
             log_shard!(error, self.shard(), "{error}");
             return self.handle(Input::Stop(StopReason::LimiterClosed));
         }
+
         let error = Error::from(error.clone());
         log_shard!(warn, self.shard(), "{}; retrying", error.report());
         self.handle(Input::NoPermit);
+    }
+
+    pub(super) fn resume(&mut self, secret: &Secret) {
+        self.feed.begin(self.shard(), false);
+        self.send_secret(secret);
     }
 
     pub(super) fn identify(&mut self, secret: &Secret) {
@@ -121,11 +128,13 @@ impl<C: Connector> Thread<C> {
         let Some(mut permit) = self.permit.take() else {
             return;
         };
+
         let wait = self.queued_at.take().map(|since| clock::now() - since);
         self.shared.counters.count(|counters| {
             counters.identifies += 1;
             counters.identify_wait.record(wait.unwrap_or_default(), 1);
         });
+
         self.shared
             .intents
             .store(self.machine.intents().bits(), Ordering::Relaxed);
@@ -137,12 +146,12 @@ impl<C: Connector> Thread<C> {
 
     pub(super) fn send_secret(&mut self, secret: &Secret) {
         self.sent += 1;
-        self.check(|transport| transport.send_secret(secret.expose()));
+        self.try_transport(|transport| transport.send_secret(secret.expose()));
     }
 
     pub(super) fn send(&mut self, json: String) {
         self.sent += 1;
-        self.check(|transport| transport.send(json));
+        self.try_transport(|transport| transport.send(json));
     }
 
     pub(super) fn send_command(&mut self, command: Command) {
@@ -171,10 +180,12 @@ impl<C: Connector> Thread<C> {
     pub(super) fn disconnect(&mut self, code: Option<u16>) {
         self.ticket = None;
         self.permit = None;
+
         // The peer's close frame may take long.
         self.notify_of_events();
         self.transport
             .disconnect(code, clock::now() + self.context.timing.close_timeout);
+
         self.forget_written();
         self.sent = 0;
         for (_, command) in mem::take(&mut self.unwritten).into_iter().rev() {

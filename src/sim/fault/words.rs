@@ -334,6 +334,7 @@ impl FromStr for Fault {
                 Err(words.join(", "))
             }
         };
+
         fault.map_err(|allowed| FaultError {
             given: text.to_owned(),
             allowed,

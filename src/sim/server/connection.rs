@@ -250,6 +250,7 @@ impl Connection {
         let Stage::Open(socket) = &mut self.stage else {
             return;
         };
+
         // Bytes that cannot be written now follow with the next flush. Reading reports errors.
         let written = match outgoing {
             Outgoing::Payload(payload) => socket.write(self.encoder.encode(&payload)),
@@ -269,6 +270,7 @@ impl Connection {
             Outgoing::Reset => return self.end(Stream::reset),
             Outgoing::Silence => return self.silence(),
         };
+
         if matches!(written, Err(tungstenite::Error::WriteBufferFull(_))) {
             // The client does not read; Discord would not wait for it either.
             return self.end(Stream::reset);
@@ -417,6 +419,7 @@ impl Connection {
             }
             Ok(None) => return self.read_on(stream, reader),
         };
+
         self.stage = Stage::Answer(Box::new(Answer {
             stream,
             bytes: answer,

@@ -235,6 +235,7 @@ fn respond_with(answered: &Answered, manner: Manner, is_last: bool) -> Response 
         body,
     } = answered;
     let is_last = is_last || manner != Manner::Whole;
+
     let mut bytes = answer(*status, content_type, headers, body, is_last);
     match manner {
         Manner::Slow(rate) => Response::Slow(bytes, rate),
@@ -325,6 +326,7 @@ fn date(at: SystemTime) -> String {
     ];
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let day = usize::try_from(since / 86_400 % 7).unwrap_or_default();
+
     // Like `2026-11-28T09:15:00Z`.
     let text = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(since));
     let text = text.to_string();

@@ -225,6 +225,7 @@ impl Server {
                 .flatten()
                 .for_each(|news| self.tell(id, news));
         }
+
         let now = Instant::now();
         let mut world = self.shared.world.lock();
         match news {
@@ -250,6 +251,7 @@ impl Server {
                 .is_some_and(|deadline| deadline <= now)
                 .then_some(*id)
         };
+
         let due: Vec<usize> = self.connections.iter().filter_map(due).collect();
         for id in due {
             while let Some(news) = self
@@ -296,6 +298,7 @@ impl Server {
                 } => self.with(connection, |c| c.drip(bytes_per_second)),
             }
         }
+
         // All orders are written first and flushed here, so that a burst needs few system calls.
         for connection in self
             .connections

@@ -81,6 +81,7 @@ impl Shard {
             compress: compression == Compression::Payload,
             presence: None,
         };
+
         let now = Instant::now();
         let machine = Machine::new(now, ShardId::ONE, identity, Timing::default(), None, 7);
         Self {
@@ -175,6 +176,7 @@ fn read(input: &[u8]) {
         2 => Compression::ZlibStream,
         _ => Compression::ZstdStream,
     };
+
     let peer = Peer {
         bytes,
         piece: usize::from(*piece).max(1),
@@ -183,6 +185,7 @@ fn read(input: &[u8]) {
     let mut socket = Socket::new(websocket, Inflater::new(compression, MAX_PAYLOAD));
     let mut shard = Shard::new(compression);
     shard.drive();
+
     loop {
         shard.now += Duration::from_millis(10);
         match socket.read() {
@@ -257,6 +260,7 @@ fn no_change_to_what_discord_sends_does_harm() {
         .unwrap()
         .map(|file| file.unwrap().path())
         .collect();
+
     // In the same order everywhere, so that a seed always has the same effect.
     files.sort();
     let corpus: Vec<Vec<u8>> = files
@@ -265,6 +269,7 @@ fn no_change_to_what_discord_sends_does_harm() {
         .collect();
     assert!(corpus.len() >= 9, "the corpus is there");
     let seed = environment::number("THREADCORD_FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
+
     // The test harness shows it if the test fails.
     println!("THREADCORD_FUZZ_ROUNDS={rounds} THREADCORD_FUZZ_SEED={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
