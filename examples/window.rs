@@ -2,7 +2,8 @@
 //! and event name. The drawing loop never waits for Discord, not even while the bot starts.
 //!
 //! ```sh
-//! cargo run --example window    # Escape closes it
+//! cargo run --example window        # Escape closes it
+//! cargo run --example window 600    # so do 600 frames
 //! ```
 
 mod common;
@@ -26,14 +27,18 @@ const DOT: usize = 4;
 const EVENTS_PER_FRAME: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let frames = match std::env::args().nth(1) {
+        Some(frames) => frames.parse()?,
+        None => u64::MAX,
+    };
     let intents = Intents::all() - Intents::PRIVILEGED;
     let mut bot = Bot::Starting(ShardManager::start_in_background(common::config(intents)?)?);
 
     let mut window = Window::new("starting", WIDTH, HEIGHT, WindowOptions::default())?;
     window.set_target_fps(60);
     let mut rain = Rain::default();
-    let mut longest = Duration::ZERO;
-    while window.is_open() && !window.is_key_down(Key::Escape) {
+    let (mut shown, mut longest) = (0, Duration::ZERO);
+    while shown < frames && window.is_open() && !window.is_key_down(Key::Escape) {
         let start = Instant::now();
         bot = bot.poll()?;
         rain.fall();
@@ -44,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         longest = longest.max(start.elapsed());
         window.set_title(&format!("{} events: {}", rain.count, rain.last));
         window.update_with_buffer(&rain.pixels, WIDTH, HEIGHT)?;
+        shown += 1;
     }
 
     println!(

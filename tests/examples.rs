@@ -465,7 +465,7 @@ fn verified(answer: Answer) -> String {
         seen.count(|action| matches!(action, Action::Identify(_))),
         1
     );
-    assert!(report.contains("3 of 3 messages came again"), "{report}");
+    assert!(report.contains("3 of 3 messages were redelivered"), "{report}");
     report
 }
 
@@ -561,5 +561,57 @@ fn streams_forwards_every_event_and_waits_for_redis() {
     gateway.expect("it is sent", PATIENCE, |seen| seen.events >= 4);
     server.thaw();
     eventually("it is forwarded", || count("the second") >= 1);
+    gateway.assert_lawful();
+}
+
+/// A display without a screen, if `Xvfb` is installed.
+struct Display {
+    server: Child,
+    name: String,
+}
+
+impl Display {
+    fn start(test: &str) -> Option<Self> {
+        let server = Command::new("Xvfb")
+            .args(["-displayfd", "1"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut server) = server else {
+            common::process::skip(test, "Xvfb", "THREADCORD_NEEDS_DISPLAY");
+            return None;
+        };
+
+        // It prints its number once it accepts connections.
+        let mut number = String::new();
+        let output = server.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut number).unwrap();
+        let name = format!(":{}", number.trim());
+        Some(Self { server, name })
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn window_shows_events_without_a_pause() {
+    let Some(display) = Display::start("window_shows_events_without_a_pause") else {
+        return;
+    };
+    let gateway = gateway().activity(100.0).start().unwrap();
+    let mut command = Example::command("window", &gateway, &["300"]);
+    command.env("DISPLAY", &display.name);
+    let mut example = Example::run(command);
+
+    let line = example.line();
+    let (events, rest) = line.split_once(" events; ").unwrap();
+    assert!(events.parse::<u64>().unwrap() > 0, "{line}");
+    assert!(rest.starts_with("the longest frame took "), "{line}");
+    example.ends_well();
     gateway.assert_lawful();
 }
