@@ -356,6 +356,7 @@ impl Error {
             | Self::Http { .. }
             | Self::Io { .. }
             | Self::Redis(_)
+            | Self::Store { .. }
             | Self::NotReady { .. }
             | Self::Busy { .. }
             | Self::TimedOut { .. }

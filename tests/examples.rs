@@ -465,7 +465,10 @@ fn verified(answer: Answer) -> String {
         seen.count(|action| matches!(action, Action::Identify(_))),
         1
     );
-    assert!(report.contains("3 of 3 messages were redelivered"), "{report}");
+    assert!(
+        report.contains("3 of 3 messages were redelivered"),
+        "{report}"
+    );
     report
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each bench needs a part")]
 
+pub(crate) mod clients;
 pub(crate) mod memory;
 pub(crate) mod probe;
 pub(crate) mod stream;

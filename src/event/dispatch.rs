@@ -1,4 +1,4 @@
-//! An event of Discord, and ways to read it.
+//! An event from Discord, and the methods to read it.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer};
 use crate::json::{self, Body};
 use crate::protocol::{EventName, MalformedPayload, Payload};
 
-/// An event of Discord: its name, its sequence, and its data as Discord sent it.
+/// An event from Discord: its name, its sequence, and its data as Discord sent it.
 ///
-/// Under load, small events share blocks of 16 KiB, and a block is freed with its last event. To keep
-/// a few events of many for long, copy out what you need.
+/// Under load, small events share memory blocks of 16 KiB, and a block is freed with its last event.
+/// To keep a few of many events for a long time, copy out what you need.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
@@ -20,8 +20,8 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// Reads one from JSON as it goes over the wire, `{"op":0,"s":1,"t":"RESUMED","d":null}`; for
-    /// tests of handlers, and for events that were kept.
+    /// Reads an event from a payload as Discord sends it,
+    /// `{"op":0,"s":1,"t":"RESUMED","d":null}`; for tests of handlers, and for stored events.
     ///
     /// ```
     /// # use threadcord::Dispatch;
@@ -32,12 +32,12 @@ impl Dispatch {
     /// ```
     ///
     /// # Errors
-    /// If it is not JSON, or has another `op` than 0, or lacks `s` or `t`.
+    /// If the payload is not JSON, if its `op` is not 0, or if it lacks `s` or `t`.
     pub fn from_json(json: impl Into<Vec<u8>>) -> Result<Self, MalformedPayload> {
         Self::new(Payload::read(json.into().into())?).ok_or(MalformedPayload::Dispatch)
     }
 
-    /// `None` if the payload is no event.
+    /// `None` if the payload is not an event.
     pub(crate) fn new(payload: Payload) -> Option<Self> {
         let (name, sequence, body) = payload.into_event()?;
         Some(Self {
@@ -47,29 +47,30 @@ impl Dispatch {
         })
     }
 
-    /// Its name, for example `MESSAGE_CREATE`.
+    /// The event's name, for example `MESSAGE_CREATE`.
     pub fn name(&self) -> &EventName {
         &self.name
     }
 
-    /// Its sequence within the session. `RESUMED` alone may have that of the event before it.
+    /// The event's sequence within its session. Only `RESUMED` may have the same sequence as the event
+    /// before it.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// The JSON of its data; `null` if Discord sent `null` or nothing.
+    /// The JSON of the event's data; `null` if Discord sent `null` or nothing.
     ///
-    /// The library does not look into it: whether it is well-formed turns out where it is read, as
-    /// by [`decode`](Self::decode).
+    /// The library does not check that it is well-formed. Code that reads it, such as
+    /// [`decode`](Self::decode), finds out.
     pub fn data(&self) -> &[u8] {
         self.body.data()
     }
 
-    /// The guild that it belongs to: its `guild_id`, or its `id` where it is about a guild itself.
-    /// `None` for events of direct messages and of no guild, and where the data is not what Discord
-    /// documents.
+    /// The guild that the event belongs to: its `guild_id`, or its `id` if it is about a guild
+    /// itself. `None` for direct messages and other events without a guild, and if the data is not
+    /// what Discord documents.
     ///
-    /// It reads no further than to that field.
+    /// Reads the data only up to that field.
     pub fn guild_id(&self) -> Option<u64> {
         let key = match self.name {
             EventName::GuildCreate | EventName::GuildUpdate | EventName::GuildDelete => "id",
@@ -81,16 +82,20 @@ impl Dispatch {
             .map(|id| id.0)
     }
 
-    /// Reads its data as a `T`, which may borrow from it.
+    /// Decodes the event's data as a `T`, which may borrow from it.
     ///
-    /// Data of `null` is an error for a struct, and `None` for an `Option`. The fields that a
-    /// struct does not have are skipped up to their closing quote or bracket: whether what is in
-    /// them is well-formed is not looked at.
+    /// A `&str` field suits ids. It fails for text with escapes, such as quotes or line breaks: use
+    /// `String`, or `Cow<'a, str>` with `#[serde(borrow)]`, for text that users write.
+    ///
+    /// Data of `null` is an error for a struct, and `None` for an `Option`. Fields that the struct
+    /// does not have are skipped up to their closing quote or bracket, without a check that their
+    /// content is well-formed.
     pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, DecodeError> {
         self.body.parse().map_err(|error| self.decode_error(error))
     }
 
-    /// As [`decode`](Self::decode), without the cause of a failure: it costs no more than reading.
+    /// As [`decode`](Self::decode), but does not find the cause of a failure, so that a failure costs
+    /// no more than the reading.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
         self.body.parse().ok()
     }
@@ -123,7 +128,7 @@ impl Dispatch {
     }
 }
 
-/// The data of an event is not what the program takes it for.
+/// The data of an event does not decode as the requested type.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{event} (sequence {sequence}) does not decode at `{path}`, byte {byte} of its data: {source}"
@@ -131,19 +136,19 @@ impl Dispatch {
 pub struct DecodeError {
     /// The event's name.
     pub event: EventName,
-    /// Its sequence.
+    /// The event's sequence.
     pub sequence: u64,
     /// The path of the field, for example `member.roles[2]`, up to 128 levels deep. If a type
     /// rejects its value only after reading it (`try_from`, `deserialize_with`), the path may be
     /// that of the last field inside it. Empty if the error is about the data as a whole.
     pub path: String,
-    /// How many bytes of the data were read.
+    /// How many bytes of the data were read before the error.
     pub byte: usize,
-    /// What does not fit.
+    /// What does not decode.
     pub source: serde_json::Error,
 }
 
-/// An id, which Discord writes as a text; a number is taken as well.
+/// An id, which Discord writes as a string; a number is accepted as well.
 pub(crate) struct Id(pub(crate) u64);
 
 impl<'de> Deserialize<'de> for Id {
@@ -218,7 +223,7 @@ mod tests {
         assert_eq!(
             Dispatch::from_json(cut).unwrap().guild_id(),
             Some(5),
-            "an escape is no other key"
+            "an escaped key is the same key"
         );
     }
 
@@ -241,7 +246,7 @@ mod tests {
     #[test]
     fn errors_name_event_path_and_byte() {
         #[derive(Debug, Deserialize)]
-        #[expect(dead_code, reason = "only whether it decodes counts")]
+        #[expect(dead_code, reason = "only whether it decodes matters")]
         struct Message {
             member: Member,
         }

@@ -113,8 +113,8 @@ impl EventFilter {
         })
     }
 
-    /// Sets whether events that Discord does not document pass. They do with [`ALL`](Self::ALL) and
-    /// [`except`](Self::except).
+    /// Sets whether events that Discord does not document pass. By default they pass with
+    /// [`ALL`](Self::ALL) and [`except`](Self::except) only.
     pub fn undocumented(self, pass: bool) -> Self {
         Self {
             undocumented: pass,
@@ -122,11 +122,11 @@ impl EventFilter {
         }
     }
 
-    /// The events that were named and that Discord does not send with these intents.
+    /// The events that the filter names but that Discord does not send with these intents.
     pub(crate) fn missed(self, intents: Intents) -> impl Iterator<Item = EventName> {
         EventName::documented().filter(move |name| {
             let needed = name.intents();
-            // Those about the bot itself come without an intent.
+            // Discord sends those about the bot itself without an intent.
             let is_own_too = *name == EventName::GuildMemberUpdate;
             !is_own_too
                 && self.named & bit(name) != 0
@@ -144,7 +144,7 @@ impl EventFilter {
     }
 }
 
-/// Two are equal that let the same pass.
+/// Two filters are equal if they let the same events pass.
 impl PartialEq for EventFilter {
     fn eq(&self, other: &Self) -> bool {
         (self.documented, self.undocumented) == (other.documented, other.undocumented)

@@ -1,4 +1,4 @@
-//! Events that the user receives.
+//! The events that the user receives.
 
 mod credit;
 mod dispatch;
@@ -22,7 +22,7 @@ use crate::shard_id::ShardId;
 /// The word for [`EventKind::HandlerPanicked`].
 pub(crate) const HANDLER_PANICKED: &str = "HandlerPanicked";
 
-/// Something that came from a shard.
+/// An event of a shard: one that Discord sent, or a change in the state of the shard.
 ///
 /// An event from Discord counts towards its shard's outstanding limit until it is dropped or
 /// [released](Self::release). Until then it counts as not handled, and is redelivered if the
@@ -40,66 +40,65 @@ pub struct Event {
     lease: Option<Lease>,
 }
 
-/// What an [`Event`] is about.
+/// The kind of an [`Event`], with its content.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum EventKind {
     /// An event from Discord.
     Dispatch(Dispatch),
-    /// The shard opens a connection.
+    /// The shard is opening a connection.
     Connecting {
-        /// Whether it will resume a session; otherwise it starts one.
+        /// Whether it will resume a session; otherwise it starts a new one.
         resuming: bool,
     },
     /// A new session has started; READY follows as a dispatch.
     SessionStarted,
     /// Every guild that READY listed has become available or timed out. Sent once for each session.
     GuildsReady {
-        /// The number of guilds of the session, including unavailable ones.
+        /// The number of guilds in the session, including unavailable ones.
         guilds: usize,
-        /// Those that did not arrive in time
+        /// The number of guilds that did not arrive in time
         /// ([`Timing::guilds_timeout`](crate::Timing::guilds_timeout)).
         missing: usize,
     },
     /// The session was resumed; all missed events have been delivered.
     Resumed,
-    /// The session is lost, and with it what Discord sent after its `sequence`: whatever happened
-    /// from `missed_since` until the next session's `READY`. Discord ended it, or the shard had
-    /// stopped and was replaced by others.
+    /// The session is lost, and so are the events that Discord sent after its `sequence`: everything
+    /// from `missed_since` until the next session's `READY`. Either Discord ended the session, or the
+    /// shard had stopped and was replaced by others.
     SessionLost {
-        /// The session, at the last sequence received.
+        /// The lost session, with the last sequence received.
         session: Session,
-        /// When something was last received in it.
+        /// When the shard last received something in it.
         missed_since: SystemTime,
     },
     /// The connection is lost; the shard will reconnect.
     Disconnected {
-        /// Why.
+        /// Why the connection was lost.
         reason: Disconnect,
-        /// More about it, if there is more: what failed (the name does not resolve, the connection
-        /// is refused, TLS), or the text of Discord's close frame.
+        /// Details, if there are any: what failed (the name does not resolve, the connection is
+        /// refused, TLS), or the text of Discord's close frame.
         cause: Option<String>,
         /// How long the shard waits before it connects again.
         retry_in: Duration,
-        /// Whether it will resume; otherwise it identifies.
+        /// Whether it will resume the session; otherwise it identifies.
         resumable: bool,
     },
     /// The shard has stopped reading until events that it delivered are handled; it still sends
-    /// heartbeats. [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for) is the duration so
-    /// far.
+    /// heartbeats. [`ShardStatus::stalled_for`](crate::ShardStatus::stalled_for) says for how long.
     Stalled {
         /// The number of outstanding events.
         events: usize,
         /// The size of their payloads in bytes, uncompressed.
         bytes: usize,
     },
-    /// The shard reads again.
+    /// The shard has resumed reading after a stall.
     StallEnded {
         /// How long the stall lasted.
         stalled_for: Duration,
     },
-    /// The shard has stopped; no event of it follows unless the user opens it again. With
-    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) its sessions ended early, and a
+    /// The shard has stopped. None of its events follow unless the user opens it again. With
+    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen), its sessions ended early; a
     /// restart makes it retry.
     Stopped(StopReason),
     /// A handler panicked while handling an event of this shard. That event counts as handled, and
@@ -113,15 +112,16 @@ pub enum EventKind {
         /// The panic's message, if it is a string.
         message: String,
     },
-    /// The shard had more guilds than Discord allows (4011) and has stopped; new shards replace it.
+    /// The shard had more guilds than Discord allows (close code 4011) and has stopped. New shards
+    /// replace it.
     Split {
-        /// The shards that open now.
+        /// The new shards, which are opening now.
         into: Vec<ShardId>,
     },
     /// New shards have taken over from old ones; see
     /// [`Handle::reshard`](crate::Handle::reshard).
     Resharded {
-        /// The old shards. No event of them follows, except that they are closed.
+        /// The old shards. The only events of them that follow say that they are closed.
         from: Vec<ShardId>,
         /// The new shards. They are ready, and their guilds are available.
         to: Vec<ShardId>,
@@ -155,12 +155,12 @@ impl Event {
         }
     }
 
-    /// Attaches credit to the event.
+    /// Attaches a lease of credit to the event.
     pub(crate) fn with_lease(self, lease: Option<Lease>) -> Self {
         Self { lease, ..self }
     }
 
-    /// The place for the lease of a duplicate, if it holds credit.
+    /// The place for the lease of a duplicate; `None` if the event holds no credit.
     pub(crate) fn twin(&mut self) -> Option<Arc<Twin>> {
         self.lease.as_mut().map(Lease::twin)
     }
@@ -172,12 +172,12 @@ impl Event {
         }
     }
 
-    /// Whether it holds credit.
+    /// Whether the event holds credit.
     pub(crate) fn has_credit(&self) -> bool {
         self.lease.is_some()
     }
 
-    /// The event's credit, without the event.
+    /// Takes the event's credit and drops the event.
     pub(crate) fn into_lease(self) -> Option<Lease> {
         self.lease
     }
@@ -190,17 +190,17 @@ impl Event {
         }
     }
 
-    /// The shard that it came from.
+    /// The shard that the event came from.
     pub fn shard(&self) -> ShardId {
         self.shard
     }
 
-    /// What the event is about.
+    /// The event's kind and content.
     pub fn kind(&self) -> &EventKind {
         &self.kind
     }
 
-    /// The event from Discord, if it is one.
+    /// The event as Discord sent it; `None` if it is not from Discord.
     pub fn dispatch(&self) -> Option<&Dispatch> {
         match &self.kind {
             EventKind::Dispatch(dispatch) => Some(dispatch),
@@ -208,14 +208,14 @@ impl Event {
         }
     }
 
-    /// Its name: that of Discord's event (`READY`), or of the [`EventKind`] variant
+    /// The event's name: that of Discord's event (`READY`), or of the [`EventKind`] variant
     /// (`SessionStarted`, which comes just before `READY`).
     pub fn name(&self) -> &str {
         self.dispatch()
             .map_or(self.kind.word(), |dispatch| dispatch.name().as_str())
     }
 
-    /// Counts the event as handled before it is dropped; it is no longer outstanding.
+    /// Counts the event as handled before it is dropped: it is no longer outstanding.
     pub fn release(&mut self) {
         self.lease = None;
     }

@@ -1,4 +1,4 @@
-//! Events as the types of twilight-model.
+//! Events as twilight-model types.
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _};
@@ -13,7 +13,7 @@ use super::{DecodeError, Dispatch};
 use crate::protocol::EventName;
 
 impl Dispatch {
-    /// Reads it as an event of [`twilight_model`].
+    /// Decodes the event as a [`twilight_model`] event.
     ///
     /// ```
     /// # use threadcord::Dispatch;
@@ -28,8 +28,8 @@ impl Dispatch {
     /// ```
     ///
     /// # Errors
-    /// If twilight-model does not know the event, or takes its data for something else, or not all
-    /// of the data is UTF-8. `name`, `data` and `decode` still work.
+    /// If twilight-model does not know the event, if it expects data of another shape, or if some of
+    /// the data is not UTF-8. `name`, `data` and `decode` still work.
     pub fn typed(&self) -> Result<Event, DecodeError> {
         if *self.name() == EventName::RateLimited {
             return self
@@ -37,7 +37,7 @@ impl Dispatch {
                 .map(|limited| Event::RateLimited(limited.into()));
         }
         self.read(|data| {
-            // Checked for UTF-8 as a whole, which takes less time than text by text.
+            // One UTF-8 check of the whole takes less time than a check of each string.
             let mut json = serde_json::Deserializer::from_str(
                 str::from_utf8(data).map_err(serde_json::Error::custom)?,
             );

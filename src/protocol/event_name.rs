@@ -12,8 +12,20 @@ macro_rules! event_names {
     ($($variant:ident $name:literal [$($intent:ident)*])*) => {
         /// The name of an event: one that Discord documents, or any other.
         ///
-        /// It can be compared with a string: `dispatch.name() == "MESSAGE_CREATE"`. A documented
-        /// name needs no allocation.
+        /// It can be compared with a string: `dispatch.name() == "MESSAGE_CREATE"`. A `match` needs
+        /// the variants:
+        ///
+        /// ```
+        /// # use threadcord::{Dispatch, EventName};
+        /// fn handle(dispatch: &Dispatch) {
+        ///     match dispatch.name() {
+        ///         EventName::MessageCreate => println!("a message"),
+        ///         other => println!("{}", other.as_str()),
+        ///     }
+        /// }
+        /// ```
+        ///
+        /// A documented name needs no allocation.
         ///
         /// Source: [Discord, Receive
         /// events](https://docs.discord.com/developers/events/gateway-events#receive-events).

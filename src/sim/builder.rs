@@ -300,15 +300,18 @@ impl Builder {
             ("rest_limit", rest_limit.0, 1, u32::MAX),
             ("global_rest_limit", global_rest_limit, 1, u32::MAX),
         ];
+
         for (setting, given, least, most) in settings {
             if !(least..=most).contains(&given) {
                 return Err(wrong(setting, &given, format!("{least} to {most}")));
             }
         }
+
         self.check_durations()?;
         if !(time_scale > 0.0 && time_scale <= 1000.0) {
             return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
         }
+
         let interval = heartbeat_interval.mul_f64(time_scale);
         if interval < Duration::from_millis(1) {
             return Err(wrong(
@@ -317,6 +320,7 @@ impl Builder {
                 "1 ms or more, once scaled",
             ));
         }
+
         if !(0.0..=MAX_ACTIVE).contains(&activity) {
             return Err(wrong("activity", &activity, "0 to 1000000 events a second"));
         }
@@ -345,6 +349,7 @@ impl Builder {
             ("replay_delay", replay_delay),
             ("rest_limit", rest_limit.1),
         ];
+
         for (setting, given) in durations {
             if given > LONGEST {
                 return Err(wrong(

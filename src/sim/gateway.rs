@@ -347,9 +347,11 @@ impl Gateway {
                 break;
             }
         }
+
         if let Some(request) = world.take_request(method, path) {
             return request;
         }
+
         let came: Vec<String> = world.untaken().map(ToString::to_string).collect();
         drop(world);
         panic!("no {method} {path} within {timeout:?}; received instead: {came:#?}");

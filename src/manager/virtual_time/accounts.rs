@@ -10,36 +10,38 @@ use crate::shard_id::ShardId;
 use crate::sim::{Dispatched, World, digest};
 use crate::store::Saved;
 
-/// A guild and the number of an event of it.
+/// A guild's id and the number of one of its events.
 pub(super) type Key = (u64, u64);
 
-/// What the program must have handled in the end, and what it has handled.
+/// The events that the program must have handled in the end, and those that it has handled.
 #[derive(Default)]
 pub(super) struct Accounts {
     /// When each event was sent.
     sent: BTreeMap<Key, Instant>,
     keys: HashMap<u64, Key>,
-    /// How many events each guild was sent.
+    /// The number of events that were sent for each guild.
     numbers: HashMap<u64, u64>,
     /// The events that were handled.
     handled: HashSet<Key>,
     /// The events that this process received.
     taken: HashSet<Key>,
-    /// The last event number of each guild among `given`.
+    /// The last event number of each guild among `taken`.
     last: HashMap<u64, u64>,
-    /// How often events may be handled again: their session was resumed from before them.
+    /// How often each event may be redelivered, because its session was resumed from an earlier
+    /// sequence.
     may_repeat: HashMap<Key, u32>,
     /// The sequence of each session after which no event has to be handled.
     ends: HashMap<String, u64>,
-    /// The sessions that shards have had, whose they were, and since when.
+    /// The sessions that shards have had: the shard of each, and when it began.
     known: HashMap<String, (ShardId, Instant)>,
-    /// Since when the events of sessions are for the program: those of shards that would have
-    /// replaced others never were.
+    /// The sessions whose events are delivered to the program, and since when. Sessions of new
+    /// shards that never took over are not among them.
     active: HashMap<String, Instant>,
     /// The session of each shard.
     current: HashMap<ShardId, String>,
-    /// When Discord ended sessions, and when shards dropped theirs.
+    /// When Discord ended each session.
     lost_at: HashMap<String, Instant>,
+    /// When the shard dropped each session.
     knew_at: HashMap<String, Instant>,
     /// The sessions that a process had and the next one did not know.
     left: HashSet<String>,
@@ -47,12 +49,12 @@ pub(super) struct Accounts {
     /// and the events that they missed come late, from the other set; or handlers were behind when
     /// one set took over.
     unordered: HashSet<u64>,
-    /// The last reshard has waited for lagging new shards for the maximum time.
+    /// Whether the last reshard has waited for lagging new shards for the maximum time.
     pub(super) has_given_up: bool,
     pub(super) repeats: u64,
 }
 
-/// How a guild's event looks.
+/// The data of a guild's event.
 pub(super) fn data((guild, number): Key) -> serde_json::Value {
     serde_json::json!({"guild_id": guild.to_string(), "user_id": "1", "timestamp": number})
 }
@@ -68,7 +70,7 @@ fn key_of(event: &Event) -> Option<Key> {
 }
 
 impl Accounts {
-    /// Discord sends a guild its next event.
+    /// Sends a guild's next event from Discord.
     pub(super) fn send(&mut self, world: &mut World, guild: u64) {
         let number = self.numbers.entry(guild).or_default();
         *number += 1;
@@ -82,7 +84,7 @@ impl Accounts {
             .expect("a TYPING_START with a known guild is a valid event");
     }
 
-    /// Discord may have ended sessions.
+    /// Records the sessions that Discord has ended.
     pub(super) fn note_losses(&mut self, world: &World) {
         if world.observed.lost.len() != self.lost_at.len() {
             for session in &world.observed.lost {
@@ -93,7 +95,7 @@ impl Accounts {
         }
     }
 
-    /// A shard has this session, or none.
+    /// Records the session of a shard, if it has one.
     pub(super) fn note_session(
         &mut self,
         shard: ShardId,
@@ -113,16 +115,19 @@ impl Accounts {
                 self.known.entry(id.to_owned()).or_insert(since);
             }
         }
+
         if let Some(id) = id.filter(|id| is_active && !self.active.contains_key(*id)) {
             self.active.insert(id.to_owned(), clock::now());
         }
     }
 
-    /// The program takes an event from the stream. An error is a fault.
+    /// Records that the program takes an event from the stream. Fails if the event is out of order
+    /// or must not be redelivered.
     pub(super) fn take(&mut self, event: &Event) -> Result<(), String> {
         if let EventKind::SessionLost { session, .. } = event.kind() {
             self.ends.insert(session.id.clone(), session.sequence);
         }
+
         let Some(key) = key_of(event) else {
             return Ok(());
         };
@@ -131,6 +136,7 @@ impl Accounts {
             "event {number} of guild {guild} is taken from shard {}",
             event.shard()
         );
+
         if !self.taken.insert(key) || self.handled.contains(&key) {
             let lag = clock::now() - self.sent[&key];
             let allowed = self
@@ -141,34 +147,37 @@ impl Accounts {
                 *allowed -= 1;
             } else if !self.has_given_up {
                 return Err(format!(
-                    "event {number} of guild {guild} is repeated after {lag:?}"
+                    "event {number} of guild {guild} is redelivered after {lag:?}"
                 ));
             }
             self.repeats += 1;
             return Ok(());
         }
+
         let last = self.last.entry(guild).or_default();
         if *last > number && !self.unordered.contains(&guild) {
             return Err(format!(
                 "event {number} of guild {guild} comes after {last}"
             ));
         }
+
         *last = number.max(*last);
         Ok(())
     }
 
-    /// The program has handled an event.
+    /// Records that the program has handled an event.
     pub(super) fn handle(&mut self, event: &Event) {
         self.handled.extend(key_of(event));
     }
 
-    /// The user ends the session of a shard.
+    /// Records that the user ends the session of a shard.
     pub(super) fn end(&mut self, session: String) {
         self.ends.entry(session).or_insert(0);
     }
 
-    /// A process has ended, and the next one continues from this, which the last one wrote at
-    /// `stored_at`. What it could not store or report before it ended is not owed.
+    /// Records that a process has ended, and that the next one continues from `saved`, which the
+    /// last one wrote at `stored_at`. Events that it could not store or report before it ended
+    /// need not be handled.
     pub(super) fn restart(&mut self, world: &World, saved: &Saved, stored_at: Option<Instant>) {
         let is_saved = |id: &String| saved.sessions.iter().any(|session| session.id == *id);
         for (session, since) in &self.active {
@@ -177,10 +186,12 @@ impl Accounts {
                 self.ends.entry(session.clone()).or_insert(0);
             }
         }
+
         for (_, session) in self.current.extract_if(|_, session| !is_saved(session)) {
             self.knew_at.insert(session.clone(), clock::now());
             self.left.insert(session);
         }
+
         // The unhandled events of an ended session cannot be replayed.
         self.ends.values_mut().for_each(|end| *end = 0);
         self.may_repeat.clear();
@@ -191,19 +202,19 @@ impl Accounts {
         self.has_given_up = false;
     }
 
-    /// A shard has no session, and others are about to replace it.
+    /// Records that a shard has no session while others are about to replace it.
     pub(super) fn note_gap(&mut self, shard: ShardId) {
         let guilds = self.numbers.keys().copied();
         let is_home = |guild: &u64| ShardId::for_guild(*guild, shard.total()) == Some(shard);
         self.unordered.extend(guilds.filter(is_home));
     }
 
-    /// Shards have taken over from others while handlers still had events of those.
+    /// Records that shards have taken over while handlers still had events of the old ones.
     pub(super) fn note_overtaking(&mut self) {
         self.unordered.extend(self.numbers.keys());
     }
 
-    /// Since when all of these shards have had a session, after that instant.
+    /// The instant from which all of these shards had a session that began at or after `after`.
     pub(super) fn all_known(&self, shards: &[ShardId], after: Instant) -> Option<Instant> {
         let first = |shard: &ShardId| {
             let sessions = self.known.values().filter(|(of, _)| of == shard);
@@ -215,7 +226,7 @@ impl Accounts {
         shards.iter().map(first).max().flatten()
     }
 
-    /// These sessions are resumed: what was delivered after their sequences is redelivered.
+    /// Records that these sessions are resumed: events after their sequences are redelivered.
     pub(super) fn resume(&mut self, world: &World, sessions: &[Session]) {
         for dispatched in &world.dispatches {
             let session = sessions
@@ -229,12 +240,12 @@ impl Accounts {
         }
     }
 
-    /// A session that was the program's to keep is the library's again.
+    /// Records that the program has returned a suspended session to the library.
     pub(super) fn take_back(&mut self, session: String) {
         self.active.insert(session, clock::now());
     }
 
-    /// What was sent and not handled, and is not excused.
+    /// The events that were sent but not handled, except those that may be missing.
     pub(super) fn missing(&self, world: &World, live: &HashSet<String>) -> Vec<String> {
         let mut copies: HashMap<Key, Vec<&Dispatched>> = HashMap::new();
         for dispatched in &world.dispatches {
@@ -244,15 +255,17 @@ impl Accounts {
                 copies.entry(*key).or_default().push(dispatched);
             }
         }
+
         let is_lost = |copy: &&Dispatched| {
             let end = self.ends.get(&copy.session);
-            // No client knows of a session whose READY did not arrive.
+            // A session whose READY did not arrive is not known to any client.
             end.is_some_and(|end| *end < copy.sequence) || !self.known.contains_key(&copy.session)
         };
+
         let is_owed = |copy: &&Dispatched| live.contains(&copy.session) && !is_lost(copy);
         let mut missing = Vec::new();
         for (key, all) in copies {
-            // Only those count whose client was listening.
+            // Only sessions count whose client was receiving.
             let is_heard = |copy: &&&Dispatched| {
                 let knew = self.knew_at.get(&copy.session);
                 self.active.contains_key(&copy.session)
@@ -262,7 +275,7 @@ impl Accounts {
             if copies.is_empty() {
                 continue;
             }
-            // The replaced set owes only the events that no other set has.
+            // The replaced set must handle only the events that no other set has.
             let is_left = copies.iter().all(|copy| self.left.contains(&copy.session));
             let is_lost = copies.iter().any(is_lost) || self.is_in_gap(key, is_left);
             let is_excused = is_lost && !copies.iter().any(is_owed);
@@ -285,13 +298,14 @@ impl Accounts {
                 missing.push(format!("{key:?}, sent {:?}: {places:?}", self.sent[&key]));
             }
         }
+
         missing.sort_unstable();
         missing
     }
 
     /// Whether an event was sent after Discord had ended a session that should have had it, and
-    /// before the shard knew; or before it had another, if the process ended while an old set was
-    /// about to close.
+    /// before the shard knew. If the process ended while an old set was about to close: before the
+    /// shard had another session.
     fn is_in_gap(&self, (guild, number): Key, is_left: bool) -> bool {
         let sent = self.sent[&(guild, number)];
         self.ends.keys().any(|session| {

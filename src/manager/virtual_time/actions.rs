@@ -1,4 +1,4 @@
-//! What the user and the machine do to a process.
+//! The actions of the user and of the machine on a process.
 
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ enum Action {
     Freeze,
     /// The handlers are stuck.
     Jam,
-    /// The system does not run a thread for a while.
+    /// The operating system does not schedule a thread for a while.
     Starve,
-    /// Many events come at once.
+    /// Many events arrive at once.
     Burst,
-    /// A line or a session ends.
+    /// A connection or a session ends.
     Strike,
     /// Discord changes how many guilds a shard may have.
     Crowd,
@@ -36,7 +36,7 @@ enum Action {
     Handle,
 }
 
-/// How often each is done.
+/// The weight of each action.
 const USUALLY: [(Action, u32); 15] = [
     (Action::Reshard, 5),
     (Action::CancelReshard, 1),
@@ -55,7 +55,7 @@ const USUALLY: [(Action, u32); 15] = [
     (Action::Handle, 3),
 ];
 
-/// While a reshard is in progress.
+/// The weights while a reshard is in progress.
 const IN_A_RESHARD: [(Action, u32); 10] = [
     (Action::CancelReshard, 1),
     (Action::Restart, 1),
@@ -69,7 +69,7 @@ const IN_A_RESHARD: [(Action, u32); 10] = [
     (Action::Handle, 2),
 ];
 
-/// While one set takes over from another.
+/// The weights while one set takes over from another.
 const IN_A_HANDOVER: [(Action, u32); 7] = [
     (Action::Suspend, 4),
     (Action::Kill, 4),
@@ -81,7 +81,7 @@ const IN_A_HANDOVER: [(Action, u32); 7] = [
 ];
 
 impl Play {
-    /// The user, or the machine, does something.
+    /// Performs a random action of the user or of the machine.
     pub(super) fn take_action(&mut self) {
         let is_resharding = self.is_resharding();
         let pause = Duration::from_secs(if is_resharding { 25 } else { 60 });
@@ -96,6 +96,7 @@ impl Play {
         } else {
             self.choose(&USUALLY)
         };
+
         log::info!("{action:?}");
         match action {
             Action::Reshard => self.begin_reshard(&process),
@@ -156,7 +157,8 @@ impl Play {
         actions[0].0
     }
 
-    /// The old set is about to close, which is a good moment for trouble.
+    /// Half of the time, schedules an action for the handover, while the old set is about to close,
+    /// and blocks the handlers.
     pub(super) fn hand_over(&mut self) {
         if self.rng.bool() {
             self.is_handing_over = true;
@@ -169,7 +171,7 @@ impl Play {
         self.stuck_until = self.now + self.up_to(longest);
     }
 
-    /// Something goes wrong at a shard, often one that will replace others.
+    /// Injects a fault into a shard, often one that will replace others.
     fn strike(&mut self, process: &Process) {
         let is_new = self.rng.u32(..4) > 0;
         let (shards, _) = process
@@ -191,6 +193,7 @@ impl Play {
             "resume=close:4007 reset",
             "resume=nothing cut",
         ];
+
         for fault in faults[self.rng.usize(..faults.len())].split(' ') {
             let fault = fault.parse().expect("the words above are valid faults");
             self.world.inject(self.now, (*shard).into(), fault);
@@ -204,14 +207,17 @@ impl Play {
             .filter_map(|n| ShardId::new(n, total).ok())
             .collect();
         let active: Vec<ShardId> = process.hub.shards().iter().map(Shard::id).collect();
+
         if active == to {
             return;
         }
+
         let max_concurrency = Some(self.gateway().session_start_limit.max_concurrency);
         let request = Request::Reshard {
             to,
             max_concurrency,
         };
+
         if let Ok(reshard) = process.hub.ask(request) {
             self.done.reshards += 1;
             log::info!("reshard to {total}");

@@ -1,12 +1,13 @@
-//! Tests the whole library in virtual time: machines, credit, merge, reconciler, transition and
-//! identify schedule run against the simulator's world, on one thread and from one seed.
+//! Tests the whole library in virtual time. State machines, the limit of outstanding events, merge,
+//! reconciler, transition and identify schedule run against the simulator's world, on one thread
+//! and from one seed.
 //!
 //! Only sockets, threads and the clock are replaced. The random generator decides which thread runs
 //! next and how long the others wait, how late messages are, what fails, and what the user
 //! requests.
 //!
-//! Now and then a handler takes the events, as that of `run` does, in several lanes with one event
-//! in each at a time.
+//! At times a handler takes the events in several lanes, as that of `run` does. Each lane has one
+//! event at a time.
 //!
 //! An event may be missing only if Discord has ended its session. It may be redelivered after a
 //! session was resumed from an older sequence, in the next process or after `suspend_shard`, and
@@ -14,9 +15,9 @@
 //! order, with two exceptions: events that a shard missed because it had no session during a
 //! reshard, and events that handlers still had when one set took over from another.
 //!
-//! A failure prints its seed. With that in `THREADCORD_VIRTUAL_SEED`, and `--nocapture`, the test
-//! repeats it exactly and shows what happened. `THREADCORD_VIRTUAL_SECONDS` says for how long (of
-//! real time) seeds are tried, from that one or from 1 on.
+//! A failure prints its seed. Set `THREADCORD_VIRTUAL_SEED` to it and pass `--nocapture`: the test
+//! repeats the failure exactly and prints the log. `THREADCORD_VIRTUAL_SECONDS` is the real time
+//! for which seeds are tried, from that seed or from 1 on.
 
 mod accounts;
 mod actions;
@@ -45,27 +46,28 @@ use crate::sim::{self, Builder, Fault, Gateway, World};
 use crate::timing::Timing;
 use crate::token::Token;
 
-/// Where nothing listens: nothing is sent there.
+/// A URL that nothing listens on; nothing is sent to it.
 const URL: &str = "ws://127.0.0.1:1";
 
 const GUILDS: u32 = 10;
 
-/// Between two events of Discord's, on average.
+/// The average time between two events of Discord.
 const EVENT_EVERY: Duration = Duration::from_millis(400);
 
-/// For how long actions and faults happen.
+/// The time during which actions and faults happen.
 const UPHEAVAL: Duration = Duration::from_secs(10 * 60);
 
-/// How long it may take after that until everything has arrived.
+/// The maximum time after that until all events have arrived.
 const QUIET: Duration = Duration::from_secs(20 * 60);
 
-/// How long both sets of shards run side by side. New shards that lag for longer repeat events.
+/// How long both sets of shards run side by side. If new shards lag for longer, events are
+/// delivered twice.
 const OVERLAP: Duration = Duration::from_secs(40);
 
-/// How long a message to a client may take.
+/// The maximum latency of a message to a client.
 const LATEST: Duration = Duration::from_secs(8);
 
-/// What goes wrong at Discord. Most of it ends no session.
+/// The faults of Discord. Most of them end no session.
 const FAULTS: &str = "\
     cut reset silence no-ack heartbeat-request reconnect invalid-session=true invalid-session=false \
     close=1001 close=4000 close=4007 close=4008 close=4009 repeat out-of-order upgrade=refused upgrade=503 \
@@ -81,21 +83,21 @@ enum Due {
     Discord,
     /// A message arrives at Discord.
     Network,
-    /// Connections get better or worse.
+    /// The latency of connections changes.
     LineChange,
     /// A guild has an event.
     Event,
-    /// The user, or the machine, does something.
+    /// The user or the machine performs an action.
     Action,
-    /// The user looks at what it has requested.
+    /// The user checks its requests.
     Request,
     /// The program takes an event.
     Take,
-    /// The program has handled one.
+    /// The program has handled an event.
     Handled,
-    /// The process is over.
+    /// The process has ended.
     Ended,
-    /// The next one starts.
+    /// The next process starts.
     Start,
 }
 
@@ -135,7 +137,7 @@ impl Done {
     }
 }
 
-/// One history of a program and of Discord.
+/// One simulated run of a program against Discord.
 struct Play {
     rng: Rng,
     now: Instant,
@@ -146,16 +148,16 @@ struct Play {
     config: Config,
     store: Store,
     process: Option<Process>,
-    /// When the process starts again.
+    /// When the next process starts.
     starts_at: Instant,
     frozen_until: Instant,
     killed_at: Instant,
     /// The lanes of the handler, while one runs.
     lanes: Option<Arc<Lanes>>,
-    /// What the program is handling.
+    /// The events that the program is handling.
     held: Vec<Held>,
     stuck_until: Instant,
-    /// What the user has requested, and when it looks at that again.
+    /// The pending requests of the user, which it checks again at `next_look`.
     requests: Vec<Requested>,
     next_look: Instant,
     reshard: Option<Operation>,
@@ -163,7 +165,7 @@ struct Play {
     next_event: Instant,
     next_action: Instant,
     next_change: Instant,
-    /// The next action comes while one set takes over from another.
+    /// Whether the next action happens while one set takes over from another.
     is_handing_over: bool,
     is_quiet: bool,
     accounts: Accounts,
@@ -180,7 +182,7 @@ fn faults() -> Vec<Fault> {
         .collect()
 }
 
-/// What an old connection is sent when its session is resumed on another one.
+/// What an old connection receives when its session is resumed on another one.
 const TAKEOVERS: [&str; 4] = ["nothing", "reconnect", "close:4000", "invalid-session:true"];
 
 /// Discord, with a bot of a few shards.
@@ -200,7 +202,7 @@ fn gateway(rng: &mut Rng, takeover: &str) -> Builder {
 fn config(rng: &mut Rng, token: Token) -> Config {
     let timing = Timing {
         reshard_overlap: OVERLAP,
-        // Discord's windows begin where messages arrive.
+        // Discord's windows begin when a message arrives there.
         guard: network::LATEST + Duration::from_secs(1),
         ..Timing::default()
     };
@@ -259,7 +261,7 @@ impl Play {
         }
     }
 
-    /// A time from zero to this one, more often a short one.
+    /// A random time from zero to this one. Short times are likelier.
     fn up_to(&mut self, longest: Duration) -> Duration {
         longest.mul_f64(self.rng.f64() * self.rng.f64())
     }
@@ -274,6 +276,7 @@ impl Play {
         while self.now < self.start + UPHEAVAL {
             self.step()?;
         }
+
         self.quiet_down();
         let mut look_at = self.now;
         loop {
@@ -292,15 +295,15 @@ impl Play {
         }
     }
 
-    /// Nothing happens and nothing goes wrong any more.
+    /// Stops all actions and faults.
     fn quiet_down(&mut self) {
-        log::info!("from now on all is quiet");
+        log::info!("actions and faults have stopped");
         self.is_quiet = true;
         self.network.lock().mend();
         self.world.set_random_faults(self.now, 0.0, Vec::new());
     }
 
-    /// One thing happens.
+    /// Runs one step.
     fn step(&mut self) -> Result<(), String> {
         self.done.steps += 1;
         self.accounts.note_losses(&self.world);
@@ -314,18 +317,20 @@ impl Play {
             }
             next = Some(next.map_or(at, |next| next.min(at)));
         });
+
         if due.is_empty() {
-            let next = next.ok_or("nothing will ever happen")?;
+            let next = next.ok_or("deadlock: no thread or timer can continue")?;
             self.set_time(next);
             return Ok(());
         }
+
         let what = due[self.rng.usize(..due.len())];
         let pause = Duration::from_micros(self.rng.u64(..200));
         self.set_time(self.now + pause);
         self.happen(what)
     }
 
-    /// Everything that waits for nothing but time.
+    /// Everything that waits only for a time.
     fn each_deadline(&self, mut each: impl FnMut(Instant, Due)) {
         if !self.is_quiet {
             each(self.next_action, Due::Action);
@@ -425,6 +430,7 @@ fn no_order_of_events_loses_one() {
     let is_told = seed.is_some() && seconds.is_none();
     let seconds = Duration::from_secs(seconds.unwrap_or(5));
     let first = seed.unwrap_or(1);
+
     let (start, mut sum, mut seeds) = (Instant::now(), Done::default(), 0);
     for seed in first.. {
         let mut play = Play::new(seed);

@@ -17,19 +17,19 @@ use crate::shard_id::ShardId;
 use crate::sim::{Order, UpgradeFault, World};
 use crate::transport::{self, Received, Settings, Transport, TransportError, Uri, Waker};
 
-/// How long a message takes, in milliseconds, on a good day.
+/// The latency of a message on a good connection, in milliseconds.
 const USUAL: Range<u64> = 5..150;
 
-/// The longest time that a message to Discord may take on a bad day. Discord measures its windows
+/// The maximum latency of a message to Discord on a bad connection. Discord measures its windows
 /// where messages arrive, so this must be less than the guard of the windows.
 pub(super) const LATEST: Duration = Duration::from_secs(3);
 
-/// All lines.
+/// All connections.
 pub(super) struct Network {
     rng: Rng,
     lines: BTreeMap<usize, Line>,
     wires: BTreeMap<usize, WireState>,
-    /// How many lines and wires there were.
+    /// The number of connections and wires made so far.
     count: usize,
     /// Discord does not notify a connection that its session was resumed on another one. If the
     /// RESUME of an abandoned connection arrived after that of the next one, it would take its
@@ -45,15 +45,15 @@ struct Line {
     stuck: Option<(Instant, VecDeque<String>)>,
     /// How many messages the operating system has taken.
     written: u64,
-    /// Discord knows that it has ended.
+    /// Whether Discord knows that it has ended.
     is_over: bool,
 }
 
-/// One direction of a line.
+/// One direction of a connection.
 struct Way<T> {
     delay: Duration,
     messages: VecDeque<(Instant, T)>,
-    /// What is sent never arrives.
+    /// Whether messages are lost.
     is_dead: bool,
 }
 
@@ -79,7 +79,7 @@ enum ToClient {
     Failed(TransportError),
 }
 
-/// What the scheduler has to know of a transport.
+/// The state of a transport that the scheduler needs.
 struct WireState {
     line: Option<usize>,
     waker: Waker,
@@ -120,13 +120,13 @@ impl<T> Way<T> {
 }
 
 impl Line {
-    /// The operating system takes a message.
+    /// The operating system accepts a message.
     fn write(&mut self, text: String) {
         self.written += 1;
         self.to_discord.send(ToDiscord::Text(text));
     }
 
-    /// It takes what it had no room for until now.
+    /// The operating system accepts the messages that it had no room for until now.
     fn unstick(&mut self) {
         if let Some((_, texts)) = self.stuck.take_if(|(until, _)| *until <= clock::now()) {
             for text in texts {
@@ -153,7 +153,7 @@ impl Network {
         }))
     }
 
-    /// When something arrives at Discord, or a slow line continues.
+    /// When the next message arrives at Discord, or a slow connection continues.
     pub(super) fn next(&self) -> Option<Instant> {
         let arrivals = self
             .lines
@@ -205,7 +205,7 @@ impl Network {
         }
     }
 
-    /// Does what Discord wants done.
+    /// Carries out the world's orders.
     pub(super) fn obey(&mut self, world: &mut World) {
         while let Some(order) = world.poll(clock::now()) {
             let (Order::Send(id, _)
@@ -230,7 +230,7 @@ impl Network {
                 Order::Cut(_) | Order::Reset(_) => {
                     let is_reset = matches!(order, Order::Reset(_));
                     if is_reset && self.rng.bool() {
-                        // What was not read is gone with the connection.
+                        // Unread messages are lost with the connection.
                         line.to_client.messages.clear();
                     }
                     line.fail(io::ErrorKind::ConnectionReset);
@@ -250,12 +250,12 @@ impl Network {
                 Order::Message(..)
                 | Order::Bytes(..)
                 | Order::CompressPayloads(_)
-                | Order::Drip { .. } => panic!("the suite orders no {order:?}"),
+                | Order::Drip { .. } => panic!("unexpected order: {order:?}"),
             }
         }
     }
 
-    /// All lines are good.
+    /// Makes all connections good.
     pub(super) fn mend(&mut self) {
         for line in self.lines.values_mut() {
             line.to_client.delay = Duration::from_millis(USUAL.start);
@@ -263,8 +263,8 @@ impl Network {
         }
     }
 
-    /// Some lines change: messages take another time, of up to `longest` to the client, the line is
-    /// too slow to write to, or one of its directions dies.
+    /// Changes some connections: they get another latency, of up to `longest` to the client, become
+    /// too slow to write to, or lose one direction.
     pub(super) fn change(&mut self, longest: Duration) {
         for line in self.lines.values_mut() {
             match self.rng.u32(..12) {
@@ -325,6 +325,7 @@ impl transport::Connector for Connector {
             waker: waker.clone(),
             closing_until: None,
         };
+
         network.wires.insert(id, state);
         Ok(Wire {
             id,
@@ -336,13 +337,13 @@ impl transport::Connector for Connector {
     }
 }
 
-/// A shard's end of a line.
+/// A shard's end of a connection.
 pub(super) struct Wire {
     id: usize,
     network: Arc<Mutex<Network>>,
     waker: Waker,
     line: Option<usize>,
-    /// Of the last line.
+    /// Of the last connection.
     written: u64,
 }
 
@@ -360,14 +361,15 @@ impl Wire {
         }
     }
 
-    /// Ends the line. Data that the operating system had not taken is lost, unless it is sent with
-    /// the close.
+    /// Ends the connection. Data that the operating system had not accepted is lost, unless it is
+    /// sent with the close.
     fn leave(&mut self, code: Option<u16>, closing_until: Option<Instant>) {
         let (with_close, loses_resume) = {
             let mut network = self.network.lock();
             let with_close = code.is_some() && network.rng.bool();
             (with_close, network.loses_late_resumes)
         };
+
         let written = self.with(|line| {
             if let Some((_, texts)) = line.stuck.take().filter(|_| with_close) {
                 for text in texts {
@@ -384,6 +386,7 @@ impl Wire {
         });
         self.written = written.unwrap_or(self.written);
         self.set_line(None);
+
         if let Some(state) = self.network.lock().wires.get_mut(&self.id) {
             state.closing_until = closing_until;
         }
@@ -395,11 +398,12 @@ impl Transport for Wire {
         if self.line.is_some() {
             self.leave(None, None);
         }
+
         let id = {
             let network = &mut *self.network.lock();
             network.count += 1;
             let mut to_discord = Way::new(&mut network.rng);
-            // The line may be dead.
+            // The connection may be dead.
             to_discord.is_dead = network.rng.u32(..100) == 0;
             to_discord.send(ToDiscord::Open);
             let line = Line {
@@ -412,6 +416,7 @@ impl Transport for Wire {
             network.lines.insert(network.count, line);
             network.count
         };
+
         self.set_line(Some(id));
         Ok(())
     }

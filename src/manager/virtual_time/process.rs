@@ -49,7 +49,7 @@ pub(super) struct Process {
     is_supervisor_over: bool,
     /// The shards that are about to take over.
     pub(super) committed: Option<Vec<Run>>,
-    /// A set has taken over from another, some of whose events were not handled.
+    /// Whether a set has taken over while some events of the old set were not handled.
     pub(super) has_overtaken: bool,
     writer: SessionWriter,
     is_writer_over: bool,
@@ -57,13 +57,13 @@ pub(super) struct Process {
     handlers_until: Option<Instant>,
     /// What the end waits for, once there is one.
     ending: Option<Ending>,
-    /// When it looks at the handlers again.
+    /// When the end checks the handlers again.
     looks_at: Instant,
-    /// Threads that the system does not run until then.
+    /// Threads that the operating system does not schedule, each until an instant.
     starved: Vec<(Actor, Instant)>,
 }
 
-/// The threads of the shards, and the questions to Discord.
+/// The threads of the shards, and the requests to Discord.
 #[derive(Clone)]
 struct Shards {
     network: Arc<Mutex<Network>>,
@@ -75,9 +75,9 @@ struct ShardThread {
     run: Run,
     /// Its transport.
     wire: usize,
-    /// Disconnected once it may start.
+    /// Disconnected once the thread may start.
     start: Receiver<()>,
-    /// Elsewhere during a step.
+    /// Taken out during a step.
     thread: Option<Box<Thread<Connector>>>,
     /// What it waits for; nothing before its first step.
     pause: Option<Pause>,
@@ -110,6 +110,7 @@ impl ShardThread {
         if self.start.try_recv() == Err(TryRecvError::Empty) {
             return None;
         }
+
         let Some(pause) = &self.pause else {
             return Some(clock::now());
         };
@@ -117,6 +118,7 @@ impl ShardThread {
         let arrival = network.next_arrival(self.wire);
         let arrival = arrival.filter(|_| pause.is_reading);
         let wakes_at = [woken, arrival, pause.until].into_iter().flatten().min();
+
         // It waits for the answer to a close before it does anything else.
         wakes_at.max(
             network
@@ -149,6 +151,7 @@ impl Process {
             threads: Arc::default(),
             questions: Arc::default(),
         };
+
         Ok(Self {
             events: hub.events(),
             limiter,
@@ -168,7 +171,7 @@ impl Process {
         })
     }
 
-    /// Every thread that waits for nothing but time, and until when.
+    /// Every thread that waits only for a time, and that time.
     pub(super) fn actors(&self) -> Vec<(Actor, Instant)> {
         let now = clock::now();
         let network = self.crew.network.lock();
@@ -183,6 +186,7 @@ impl Process {
         };
         let supervisor = supervisor.filter(|_| !self.is_supervisor_over);
         actors.extend(supervisor.map(|at| (Actor::Supervisor, at)));
+
         if !self.is_writer_over {
             let at = match self.writer.poll() {
                 Store::Wait(until) => until,
@@ -190,10 +194,12 @@ impl Process {
             };
             actors.push((Actor::SessionWriter, at));
         }
+
         actors.extend(self.limiter.wakes_at().map(|at| (Actor::Limiter, at)));
         if !self.crew.questions.lock().is_empty() {
             actors.push((Actor::Question, now));
         }
+
         // The supervisor and the shards wake it.
         match self.ending {
             Some(Ending::Shards) if self.is_supervisor_over && threads.is_empty() => {
@@ -202,6 +208,7 @@ impl Process {
             Some(Ending::Handlers) => actors.push((Actor::End, self.looks_at)),
             _ => {}
         }
+
         for (actor, at) in &mut actors {
             let starved = self.starved.iter().find(|(starved, _)| starved == actor);
             *at = starved.map_or(*at, |(_, until)| (*at).max(*until));
@@ -209,7 +216,7 @@ impl Process {
         actors
     }
 
-    /// The system does not run a thread until then.
+    /// Keeps a thread from being scheduled until then.
     pub(super) fn starve(&mut self, actor: Actor, until: Instant) {
         self.starved.retain(|(_, until)| *until > clock::now());
         self.starved.push((actor, until));
@@ -264,6 +271,7 @@ impl Process {
             let place = threads.iter_mut().find(|thread| thread.run == run);
             place.and_then(|place| place.thread.take())
         };
+
         let Some(mut thread) = thread else { return };
         let step = thread.step();
         if let Step::Stop(reason) = step {
@@ -271,6 +279,7 @@ impl Process {
             drop(thread);
             return self.crew.threads.lock().retain(|thread| thread.run != run);
         }
+
         let mut threads = self.crew.threads.lock();
         if let Some(place) = threads.iter_mut().find(|thread| thread.run == run)
             && let Step::Wait(pause) = step
@@ -279,13 +288,13 @@ impl Process {
         }
     }
 
-    /// Begins the end.
+    /// Begins to end the process.
     pub(super) fn stop(&mut self, reason: StopReason) {
         self.hub.stop(reason);
         self.ending.get_or_insert(Ending::Shards);
     }
 
-    /// Whether no thread is left.
+    /// Whether all threads have ended.
     pub(super) fn is_over(&self) -> bool {
         self.is_supervisor_over && self.is_writer_over && self.crew.threads.lock().is_empty()
     }

@@ -59,7 +59,7 @@ pub(super) enum Requested {
 }
 
 impl Play {
-    /// What `/gateway/bot` says.
+    /// The response of `/gateway/bot`.
     pub(super) fn gateway(&mut self) -> GatewayBot {
         let token = format!("Bot {}", self.config.token.expose());
         let headers = [
@@ -74,6 +74,7 @@ impl Play {
             headers: headers.into(),
             body: b"",
         };
+
         let Reply::Answer(answered, _) = self.world.rest(self.now, 0, &request) else {
             panic!("the simulator always answers `/gateway/bot`")
         };
@@ -183,7 +184,7 @@ impl Play {
         log::info!("a process starts");
     }
 
-    /// A process has ended in good order.
+    /// Handles the regular end of a process.
     pub(super) fn end_process(&mut self) {
         let Some(process) = self.process.take() else {
             return;
@@ -197,7 +198,7 @@ impl Play {
         self.leave(&process, &saved, stored_at);
     }
 
-    /// The process ends as it is.
+    /// Kills the process.
     pub(super) fn kill(&mut self) {
         self.done.kills += 1;
         self.killed_at = self.now;
@@ -213,12 +214,13 @@ impl Play {
     fn leave(&mut self, process: &Process, saved: &Saved, stored_at: Option<Instant>) {
         self.held.clear();
         self.stop_handler(process);
-        // Losses that were reported, but not taken.
+        // Lost sessions that were reported, but not taken.
         while let Ok(event) = process.events.try_recv() {
             if let EventKind::SessionLost { session, .. } = event.kind() {
                 self.accounts.end(session.id.clone());
             }
         }
+
         for request in mem::take(&mut self.requests) {
             let session = match request {
                 Requested::Suspend(_, shard, _) => shard.session(),
@@ -231,6 +233,7 @@ impl Play {
                 self.accounts.end(session.id);
             }
         }
+
         self.reshard = None;
         self.accounts.restart(&self.world, saved, stored_at);
         let longest = [5, 5, 5, 60, 250][self.rng.usize(..5)];
@@ -244,6 +247,7 @@ impl Play {
         let Some(process) = self.process.take() else {
             return;
         };
+
         for request in mem::take(&mut self.requests) {
             match request {
                 Requested::Anything(operation) if operation.is_over() => {}

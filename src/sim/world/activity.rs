@@ -48,11 +48,13 @@ impl World {
         let Some(member) = self.any(&others) else {
             return self.join(guild);
         };
+
         // The bot's messages are not changed: its test may need them.
         let messages = self.desk.messages(channel);
         let messages = messages.filter(|message| message.author() != payloads::BOT);
         let messages: Vec<u64> = messages.map(Message::id).collect();
         let message = self.any(&messages);
+
         match (name, message) {
             ("MESSAGE_CREATE", _)
             | (

@@ -13,7 +13,7 @@ const PRESENCES: usize = 5;
 const MEMBERS_WINDOW: Duration = Duration::from_secs(30);
 const CHUNK: usize = 1000;
 const MAX_NONCE: usize = 32;
-/// How many members may be requested by their ids, and how many a prefix finds.
+/// The maximum number of members that a request may name by their ids, or that a prefix finds.
 const MEMBERS: usize = 100;
 
 /// What an op 8 requests.
@@ -48,8 +48,14 @@ impl World {
                     },
                 );
             }
-            return self.refuse(now, connection, 4003, "commands come after READY");
+            return self.refuse(
+                now,
+                connection,
+                4003,
+                "a command is allowed only after READY",
+            );
         };
+
         self.record(
             now,
             connection,
@@ -65,6 +71,7 @@ impl World {
             31 => self.sounds(&session, data),
             _ => self.channels(&session, data),
         };
+
         if let Err((code, rule)) = broken {
             self.refuse(now, connection, code, rule);
         }
@@ -80,13 +87,16 @@ impl World {
         let Some(client) = self.connections.get_mut(&connection) else {
             return Ok(());
         };
+
         if over(&mut client.presences, now, window, PRESENCES) {
             return Err((4008, "at most 5 presences per 20 s"));
         }
+
         if data.get("since").is_none() {
             // Not documented, but observed from Discord.
-            return Err((4001, "a presence has since, which may be null"));
+            return Err((4001, "a presence must have since, which may be null"));
         }
+
         check_presence(data)?;
         if !is_presence(data) {
             self.warn(now, connection, 4002, PRESENCE);
@@ -102,7 +112,7 @@ impl World {
         let guild = id(&data["guild_id"]).filter(|_| is_whole);
         let guild = guild.ok_or((
             4002,
-            "a voice state has guild_id, channel_id, self_mute and self_deaf",
+            "a voice state must have guild_id, channel_id, self_mute and self_deaf",
         ))?;
         let Some(guild) = self
             .guild(guild)
@@ -110,10 +120,12 @@ impl World {
         else {
             return Ok(());
         };
+
         let mut state = payloads::voice_state(guild, channel, payloads::BOT, session);
         state["self_mute"] = data["self_mute"].clone();
         state["self_deaf"] = data["self_deaf"].clone();
         self.dispatch_to_guild(Some(guild.id), "VOICE_STATE_UPDATE", &state);
+
         if channel.is_some() {
             let server = json!({"token": "simulated", "guild_id": guild.id.to_string(), "endpoint": "voice.invalid:443"});
             self.dispatch(session, "VOICE_SERVER_UPDATE", &server);
@@ -140,10 +152,11 @@ impl World {
             .get(session)
             .map_or(Intents::empty(), |session| session.intents);
         let is_whole = request.query.as_deref() == Some("") && request.limit == 0;
+
         if is_whole {
             // The documentation requires the intent, but does not say what happens without it.
             if !intents.contains(Intents::GUILD_MEMBERS) {
-                let rule = "all members need the intent GUILD_MEMBERS";
+                let rule = "a request for all members needs the intent GUILD_MEMBERS";
                 self.violation(now, connection, rule, false);
                 return Ok(());
             }
@@ -165,32 +178,38 @@ impl World {
             }
             self.member_requests.insert(request.guild.id, now);
         }
+
         self.chunks(session, &request, intents);
         Ok(())
     }
 
     /// Parses an op 8. `None` for a guild that the bot is not in; such a request gets no answer.
     fn member_request(&self, data: &Value) -> Result<Option<MemberRequest>, (u16, &'static str)> {
-        let guild = id(&data["guild_id"]).ok_or((4002, "a member request is for one guild_id"))?;
+        let guild =
+            id(&data["guild_id"]).ok_or((4002, "a member request must have one guild_id"))?;
         let query = data["query"].as_str().map(str::to_owned);
         let user_ids = match &data["user_ids"] {
             Value::Null => None,
             Value::Array(ids) => Some(ids.iter().filter_map(id).collect::<Vec<_>>()),
             one => Some(id(one).into_iter().collect()),
         };
+
         if query.is_some() == user_ids.is_some() {
-            return Err((4002, "a member request has one of query and user_ids"));
+            return Err((4002, "a member request must have either query or user_ids"));
         }
+
         let limit = data["limit"]
             .as_u64()
             .and_then(|limit| usize::try_from(limit).ok());
         if query.is_some() && limit.is_none() {
-            return Err((4002, "a query for members has a limit"));
+            return Err((4002, "a member request with query must have a limit"));
         }
+
         let user_ids = user_ids.unwrap_or_default();
         if user_ids.len() > MEMBERS {
-            return Err((4002, "a member request has at most 100 user_ids"));
+            return Err((4002, "a member request may have at most 100 user_ids"));
         }
+
         let nonce = data["nonce"]
             .as_str()
             .filter(|nonce| nonce.len() <= MAX_NONCE)
@@ -214,6 +233,7 @@ impl World {
         } else {
             request.limit.min(MEMBERS)
         };
+
         let (found, not_found): (Vec<u64>, Vec<u64>) = match request.query.as_deref() {
             Some("") if request.limit == 0 => (self.member_ids(guild).collect(), Vec::new()),
             Some(prefix) => {
@@ -227,10 +247,12 @@ impl World {
                 .iter()
                 .partition(|id| self.is_member(guild, **id)),
         };
+
         let mut chunks: Vec<&[u64]> = found.chunks(CHUNK).collect();
         if chunks.is_empty() {
             chunks.push(&[]);
         }
+
         let count = chunks.len();
         for (index, chunk) in chunks.into_iter().enumerate() {
             let mut data = json!({
@@ -262,7 +284,7 @@ impl World {
     fn sounds(&mut self, session: &str, data: &Value) -> Result<(), (u16, &'static str)> {
         let guilds = data["guild_ids"]
             .as_array()
-            .ok_or((4002, "a request for sounds has guild_ids"))?;
+            .ok_or((4002, "a request for sounds must have guild_ids"))?;
         for guild in guilds
             .iter()
             .filter_map(id)
@@ -281,7 +303,8 @@ impl World {
     }
 
     fn channels(&mut self, session: &str, data: &Value) -> Result<(), (u16, &'static str)> {
-        let guild = id(&data["guild_id"]).ok_or((4002, "a request for channels has a guild_id"))?;
+        let guild =
+            id(&data["guild_id"]).ok_or((4002, "a request for channels must have a guild_id"))?;
         let Some(guild) = self.guild(guild) else {
             return Ok(());
         };
@@ -294,7 +317,7 @@ impl World {
 
 /// What Discord documents about a presence.
 pub(super) const PRESENCE: &str =
-    "a presence has since (whole milliseconds or null), activities (an array), status and afk";
+    "a presence must have since (whole milliseconds or null), activities (array), status and afk";
 
 /// Whether a presence is as documented.
 pub(super) fn is_presence(data: &Value) -> bool {

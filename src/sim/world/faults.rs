@@ -29,21 +29,26 @@ impl World {
             Target::Shard(shard) => Some(shard),
             Target::All | Target::Any => None,
         };
+
         if matches!(fault, Fault::Tls(_)) && !self.url.starts_with("wss") {
             return;
         }
+
         if fault.waits() {
             return self.ambushes.push((shard, fault));
         }
+
         let mut connections = match target {
             Target::Shard(shard) => self.connections_of(shard),
             Target::All | Target::Any => self.connections.keys().copied().collect(),
         };
         connections.sort_unstable();
+
         if target == Target::Any {
             let at = self.rng.usize(..connections.len().max(1));
             connections = connections.get(at).copied().into_iter().collect();
         }
+
         for connection in connections {
             self.strike(now, connection, &fault);
         }
@@ -110,6 +115,7 @@ impl World {
                 .then(|| wanted(fault))
                 .flatten()
         };
+
         let (at, found) = self
             .ambushes
             .iter()
@@ -131,7 +137,7 @@ impl World {
         })
     }
 
-    /// How the next upgrade fails, which requests this compression.
+    /// How the next upgrade fails, if it does. `compress` is the compression that it requests.
     pub(crate) fn upgrade_fault(
         &mut self,
         now: Instant,
@@ -157,6 +163,7 @@ impl World {
         } else {
             "ws"
         };
+
         match fault {
             None => self.url.clone(),
             // Nothing listens on port 1.

@@ -58,6 +58,7 @@ impl World {
             }
             presence
         };
+
         let shown = if shows_all { ids.as_slice() } else { &[] };
         let presences: Vec<_> = shown.iter().map(presence).collect();
         payloads::guild_create(guild, &members, &presences, count, count > threshold)

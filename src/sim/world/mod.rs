@@ -194,6 +194,7 @@ impl World {
             rng: Rng::with_seed(settings.seed),
             settings,
         };
+
         world.set_activity(now, world.settings.activity);
         world
     }
@@ -265,6 +266,7 @@ impl World {
         );
         self.record(now, connection, Action::Connected);
         let (latency, jitter) = (self.settings.latency, self.settings.jitter);
+
         if !(latency + jitter).is_zero() {
             self.orders.push_back(Order::Delay {
                 connection,
@@ -272,12 +274,15 @@ impl World {
                 jitter,
             });
         }
+
         if !version.is_some_and(|version| rest::VERSIONS.contains(&version)) {
-            return self.refuse(now, connection, 4012, "the API version is 10 or 9");
+            return self.refuse(now, connection, 4012, "the API version must be 10 or 9");
         }
+
         if version < Some(OLDEST_SUPPORTED) {
-            self.warn(now, connection, 4012, "the API version is 10 or 9");
+            self.warn(now, connection, 4012, "the API version must be 10 or 9");
         }
+
         self.set_timer(
             now + self.longest_silence(),
             Timer::Heartbeat {
@@ -285,12 +290,14 @@ impl World {
                 late: false,
             },
         );
+
         if let Some(answer) = self.ambush(now, None, |fault| match fault {
             Fault::Hello(answer) => Some(answer.clone()),
             _ => None,
         }) {
             return self.answer(now, connection, answer, None);
         }
+
         let interval = self.scaled(self.settings.heartbeat_interval);
         self.orders.push_back(Order::Send(
             connection,
@@ -300,14 +307,16 @@ impl World {
 
     /// Handles a text message of a client.
     pub(crate) fn text(&mut self, now: Instant, connection: usize, text: &str) {
-        self.sent = String::from("a payload that is not read");
+        self.sent = String::from("a payload that was not parsed");
         let window = self.scaled(SEND_WINDOW);
         let Some(client) = self.connections.get_mut(&connection) else {
             return;
         };
+
         if over(&mut client.sends, now, window, SENDS) {
             return self.refuse(now, connection, 4008, "at most 120 payloads per 60 s");
         }
+
         if text.len() > MAX_PAYLOAD {
             return self.refuse(
                 now,
@@ -316,11 +325,13 @@ impl World {
                 &format!("at most 4096 bytes per payload, not {}", text.len()),
             );
         }
+
         let Ok(mut payload) = serde_json::from_str::<Value>(text) else {
-            return self.refuse(now, connection, 4002, "payloads are JSON");
+            return self.refuse(now, connection, 4002, "a payload must be JSON");
         };
         let data = payload.get_mut("d").map(Value::take).unwrap_or_default();
         self.sent = records::shown(&payload["op"], &data);
+
         match payload["op"].as_u64() {
             Some(1) => self.heartbeat(now, connection, &data),
             Some(2) => self.identify(now, connection, data),
@@ -331,10 +342,10 @@ impl World {
                     now,
                     connection,
                     4001,
-                    &format!("opcodes are those that Discord documents, not {op}"),
+                    &format!("an opcode must be one that clients may send, not {op}"),
                 );
             }
-            None => self.refuse(now, connection, 4002, "payloads have an `op`"),
+            None => self.refuse(now, connection, 4002, "a payload must have an `op`"),
         }
     }
 
@@ -352,6 +363,7 @@ impl World {
         if !self.connections.contains_key(&connection) {
             return;
         }
+
         self.record(now, connection, Action::Closed(code));
         let Some(id) = self
             .connections
@@ -360,6 +372,7 @@ impl World {
         else {
             return;
         };
+
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -367,6 +380,7 @@ impl World {
         session.absences += 1;
         let (absence, shard) = (session.absences, session.shard);
         self.update_live(shard);
+
         if matches!(code, Some(1000 | 1001)) {
             self.end_session(&id);
         } else {
@@ -385,13 +399,15 @@ impl World {
         // A connection has no sequence while its client may still be about to resume.
         let last = self.session_of(connection).map(|session| session.sequence);
         if last.is_some_and(|last| data.as_u64() > Some(last)) {
-            let rule = "a heartbeat has the last sequence received";
+            let rule = "a heartbeat must have the last sequence received";
             self.violation(now, connection, rule, false);
         }
+
         let Some(client) = self.connections.get_mut(&connection) else {
             return;
         };
         client.last_heartbeat = now;
+
         if client.acknowledges {
             self.orders.push_back(Order::Send(
                 connection,
@@ -405,6 +421,7 @@ impl World {
             return;
         };
         let due = client.last_heartbeat + self.longest_silence();
+
         if now < due {
             self.set_timer(
                 due,
@@ -501,7 +518,7 @@ impl World {
     }
 }
 
-/// Counts one more, and returns whether this exceeds the limit within the window.
+/// Counts a message, and returns whether there are now more than `limit` within the window.
 fn over(sent: &mut VecDeque<Instant>, now: Instant, window: Duration, limit: usize) -> bool {
     while sent.front().is_some_and(|&at| at + window <= now) {
         sent.pop_front();

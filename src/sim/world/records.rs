@@ -85,6 +85,7 @@ impl World {
             sequences: observed.sequences.clone(),
             ..*observed
         };
+
         observed
             .sequences
             .retain(|session, _| self.sessions.contains_key(session));

@@ -30,7 +30,7 @@ pub(super) struct Session {
     pub(super) replay: VecDeque<(u64, String)>,
     replay_bytes: usize,
     pub(super) connection: Option<usize>,
-    /// How many times it lost its client. With it an outdated timer does not end the session.
+    /// How many times it lost its client. A timer with an older count does not end the session.
     pub(super) absences: u64,
 }
 
@@ -67,15 +67,17 @@ impl World {
         if let Some(fields) = data.as_object_mut() {
             fields.remove("token");
         }
+
         let Ok(identify) = identify else {
             self.record(now, connection, Action::Identify(data));
             return self.refuse(
                 now,
                 connection,
                 4002,
-                "IDENTIFY has token, intents, properties and shard as documented",
+                "IDENTIFY must have token, intents, properties and shard as documented",
             );
         };
+
         let Some(client) = self.connections.get_mut(&connection) else {
             return;
         };
@@ -84,35 +86,50 @@ impl World {
         let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
         client.shard = shard.ok();
         self.record(now, connection, Action::Identify(data));
+
         if again {
-            return self.refuse(now, connection, 4005, "a connection identifies once");
+            return self.refuse(
+                now,
+                connection,
+                4005,
+                "a connection may identify or resume only once",
+            );
         }
+
         if !self.is_token(&identify.token) {
-            return self.refuse(now, connection, 4004, "the token is the bot's");
+            return self.refuse(now, connection, 4004, "the token must be the bot's");
         }
+
         let start = match self.identity(connection, &identify, shard.ok()) {
             Ok(start) => start,
             Err((code, rule)) => return self.refuse(now, connection, code, rule),
         };
+
         for (code, rule) in doubts(&identify) {
             self.warn(now, connection, code, rule);
         }
+
         if !self.connections.contains_key(&connection) {
             return;
         }
+
         if !self.spend_start(now, connection, number) {
             return;
         }
+
         let answer = self.ambush(now, Some(start.shard), |fault| match fault {
             Fault::Identify(answer) => Some(answer.clone()),
             _ => None,
         });
+
         if let Some(answer) = answer {
             return self.answer(now, connection, answer, None);
         }
+
         if identify.compress == Some(true) {
             self.orders.push_back(Order::CompressPayloads(connection));
         }
+
         self.set_timer(
             now + self.settings.ready_delay,
             Timer::Ready { connection, start },
@@ -126,13 +143,14 @@ impl World {
         identify: &Identify,
         shard: Option<ShardId>,
     ) -> Result<Start, (u16, &'static str)> {
-        let shard = shard.ok_or((4010, "shard numbers are below their total"))?;
+        let shard = shard.ok_or((4010, "a shard number must be below the total"))?;
         if shard.total() % self.settings.shard_multiple != 0 {
             return Err((
                 4010,
-                "a large bot's shard count is a multiple of the one that it is given",
+                "the shard count of a large bot must be a multiple of the required number",
             ));
         }
+
         let version = self
             .connections
             .get(&connection)
@@ -140,21 +158,26 @@ impl World {
         let intents = match identify.intents {
             Some(bits) if bits < NO_INTENT => Intents::from_bits_truncate(bits),
             None if version < Some(NEEDS_INTENTS) => Intents::default(),
-            _ => return Err((4013, "intents are those that Discord documents")),
+            _ => return Err((4013, "intents must be ones that Discord documents")),
         };
+
         if !self.settings.allowed_intents.contains(intents) {
-            return Err((4014, "intents are those that the bot may use"));
+            return Err((4014, "intents must be ones that the bot may use"));
         }
+
         if self.guilds_of(shard).count() > self.settings.guilds_per_shard {
-            return Err((4011, "a shard holds no more guilds than it may"));
+            return Err((4011, "a shard must not have more guilds than the limit"));
         }
+
         let large_threshold = identify.large_threshold.unwrap_or(50);
         if !(50..=250).contains(&large_threshold) {
-            return Err((4002, "large_threshold is 50 to 250"));
+            return Err((4002, "large_threshold must be from 50 to 250"));
         }
+
         if let Some(presence) = &identify.presence {
             commands::check_presence(presence)?;
         }
+
         Ok(Start {
             shard,
             intents,
@@ -167,7 +190,7 @@ impl World {
     fn spend_start(&mut self, now: Instant, connection: usize, number: u32) -> bool {
         self.new_day(now);
         if self.starts_left == 0 {
-            let rule = "no IDENTIFY with nothing remaining: the token is reset";
+            let rule = "no IDENTIFY without remaining session starts: the token is reset";
             self.violation(now, connection, rule, true);
             self.token_is_reset = true;
             for id in self.sessions.keys().cloned().collect::<Vec<_>>() {
@@ -178,6 +201,7 @@ impl World {
             }
             return false;
         }
+
         self.starts_left -= 1;
         let key = number % self.settings.max_concurrency;
         let last = self.keys.insert(key, now);
@@ -217,6 +241,7 @@ impl World {
             connection: Some(connection),
             absences: 0,
         };
+
         self.sessions.insert(id.clone(), session);
         self.homes
             .entry((shard.total(), shard.number()))
@@ -231,6 +256,7 @@ impl World {
             "READY",
             &payloads::ready(version, shard, &id, &resume_url, guilds.make_contiguous()),
         );
+
         if intents.contains(Intents::GUILDS) {
             self.guilds_available(now, id, guilds);
         }
@@ -265,9 +291,10 @@ impl World {
                 now,
                 connection,
                 4002,
-                "RESUME has token, session_id and seq",
+                "RESUME must have token, session_id and seq",
             );
         };
+
         let id = resume.session_id;
         let shard = self.sessions.get(&id).map(|session| session.shard);
         let Some(client) = self.connections.get_mut(&connection) else {
@@ -283,16 +310,25 @@ impl World {
                 sequence: resume.seq,
             },
         );
+
         if again {
-            return self.refuse(now, connection, 4005, "a connection identifies once");
+            return self.refuse(
+                now,
+                connection,
+                4005,
+                "a connection may identify or resume only once",
+            );
         }
+
         if !self.is_token(&resume.token) {
-            return self.refuse(now, connection, 4004, "the token is the bot's");
+            return self.refuse(now, connection, 4004, "the token must be the bot's");
         }
+
         let answer = self.ambush(now, shard, |fault| match fault {
             Fault::Resume(answer) => Some(answer.clone()),
             _ => None,
         });
+
         if let Some(answer) = answer {
             return self.answer(now, connection, answer, Some(&id));
         }
@@ -308,7 +344,7 @@ impl World {
                     now,
                     connection,
                     4007,
-                    "a session resumes from a sequence that it was given",
+                    "a session must resume from a sequence that was sent to it",
                 );
             }
             // Some of the missed events are no longer stored.
@@ -343,9 +379,11 @@ impl World {
         if !self.connections.contains_key(&connection) {
             return;
         }
+
         if !self.sessions.contains_key(id) {
             return self.invalidate(connection, false);
         }
+
         let shard = self.sessions.get(id).map(|session| session.shard);
         let twice = self
             .ambush(now, shard, |fault| {
@@ -355,6 +393,7 @@ impl World {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
+
         // The client may resume before the end of its old connection is known here.
         let old = session.connection.replace(connection);
         let from = if twice {
@@ -362,16 +401,19 @@ impl World {
         } else {
             sequence
         };
+
         let missed = session
             .replay
             .iter()
             .filter(|(sequence, _)| *sequence > from);
+
         for (_, payload) in missed {
             for _ in 0..=usize::from(twice) {
                 self.orders
                     .push_back(Order::Send(connection, payload.clone()));
             }
         }
+
         let resumed =
             json!({"t": "RESUMED", "s": session.sequence, "op": 0, "d": {"_trace": ["sim"]}})
                 .to_string();
@@ -379,14 +421,17 @@ impl World {
         let shard = session.shard;
         self.update_live(shard);
         let old = old.filter(|old| *old != connection);
+
         if let Some(client) = old.and_then(|old| self.connections.get_mut(&old)) {
             client.session = None;
             // Messages of its client may still arrive.
             client.standing = Standing::Invalidated;
         }
+
         if let Some(old) = old.filter(|old| self.connections.contains_key(old)) {
             self.answer(now, old, self.settings.on_takeover.clone(), None);
         }
+
         if let Some(client) = self.connections.get_mut(&connection) {
             client.session = Some(id.to_owned());
         }
@@ -431,6 +476,7 @@ impl World {
         let sequence = session.sequence;
         self.observed.events += 1;
         let data = data.to_string();
+
         // The fields are in Discord's order.
         let payload = format!(r#"{{"t":"{name}","s":{sequence},"op":0,"d":{data}}}"#);
         session.replay_bytes += payload.len();
@@ -440,13 +486,16 @@ impl World {
         {
             session.replay_bytes -= oldest.len();
         }
+
         if let Some(connection) = session.connection {
             self.orders.push_back(Order::Send(connection, payload));
         }
+
         match self.observed.sequences.get_mut(id) {
             Some(last) => *last = sequence,
             None => drop(self.observed.sequences.insert(id.to_owned(), sequence)),
         }
+
         if self.settings.keep_dispatches {
             let (session, name) = (id.to_owned(), name.to_owned());
             let digest = super::super::observed::digest(data.as_bytes());
@@ -472,12 +521,14 @@ impl World {
             return false;
         };
         let home = (session.shard.total(), session.shard.number());
+
         if let Some(sessions) = self.homes.get_mut(&home) {
             sessions.retain(|other| other != id);
             if sessions.is_empty() {
                 self.homes.remove(&home);
             }
         }
+
         let client = session
             .connection
             .and_then(|at| self.connections.get_mut(&at));
@@ -485,6 +536,7 @@ impl World {
             // The client may not know this yet.
             client.standing = Standing::Invalidated;
         }
+
         self.update_live(session.shard);
         true
     }
@@ -529,12 +581,12 @@ impl World {
 fn doubts(identify: &Identify) -> impl Iterator<Item = (u16, &'static str)> {
     let bits = identify.intents.unwrap_or_default();
     let has_unknown_intents = Intents::from_bits(bits).is_none();
-    let intents = (4013, "intents are those that Discord documents");
+    let intents = (4013, "intents must be ones that Discord documents");
 
     let properties = identify.properties.as_ref();
     let has = |name: &&str| properties.is_some_and(|properties| properties.contains_key(*name));
     let lacks_properties = !["os", "browser", "device"].iter().all(has);
-    let properties = (4002, "properties have os, browser and device");
+    let properties = (4002, "properties must have os, browser and device");
 
     let presence = identify.presence.as_ref();
     let has_odd_presence = presence.is_some_and(|presence| !commands::is_presence(presence));

@@ -1,10 +1,10 @@
-//! Discord's refusals.
+//! The error responses of Discord's HTTP API.
 
 use serde_json::{Value, json};
 
 use super::super::super::request::Response;
 
-/// Why a request is not carried out.
+/// The error that a refused request is answered with.
 #[derive(Clone, Debug)]
 pub(in crate::sim::world) struct Refusal {
     status: u16,
@@ -13,7 +13,7 @@ pub(in crate::sim::world) struct Refusal {
     errors: Option<Value>,
 }
 
-/// What becomes of a request.
+/// The result of a request: a response or a refusal.
 pub(in crate::sim::world) type Outcome = Result<Response, Refusal>;
 
 const fn refusal(status: u16, code: u32, message: &'static str) -> Refusal {
@@ -57,7 +57,7 @@ pub(super) const WRONG_COUNT: Refusal = refusal(
 pub(super) const UNKNOWN_VERSION: Refusal = refusal(400, 50041, "Invalid API version specified");
 pub(super) const NOT_JSON: Refusal = refusal(400, 50109, "The request body contains invalid JSON.");
 
-/// A field of the body, or a parameter, is not as documented.
+/// The refusal for a field of the body, or a parameter, that is not as documented.
 pub(super) fn invalid_form(field: &str, code: &str, message: &str) -> Refusal {
     let errors = json!({field: {"_errors": [{"code": code, "message": message}]}});
     Refusal {
@@ -66,7 +66,7 @@ pub(super) fn invalid_form(field: &str, code: &str, message: &str) -> Refusal {
     }
 }
 
-/// A field is missing.
+/// The refusal for a missing field.
 pub(super) fn required(field: &str) -> Refusal {
     invalid_form(field, "BASE_TYPE_REQUIRED", "This field is required")
 }
@@ -81,7 +81,7 @@ impl From<Refusal> for Response {
     }
 }
 
-/// The error of a status by itself.
+/// The error response for a status without a specific error code.
 pub(super) fn error_of(status: u16) -> Response {
     let message = match status {
         400 => "400: Bad Request",

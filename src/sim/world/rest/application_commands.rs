@@ -1,4 +1,4 @@
-//! The bot's commands, and what their options become.
+//! The bot's application commands, and their options in interactions.
 
 use std::time::Instant;
 
@@ -44,7 +44,7 @@ fn defaults() -> Value {
     })
 }
 
-/// What a command says of its options, and what was given for them.
+/// The options of a command: as registered, and as the user gave them.
 struct Options<'a> {
     command: &'a str,
     place: Place,
@@ -62,8 +62,8 @@ impl World {
         listed.cloned().collect()
     }
 
-    /// A body with its defaults and an id: that of the command of the same name and type, which it
-    /// takes the place of, if there is one.
+    /// Makes a command of a body: adds the default fields and an id. If there is a command of the
+    /// same name and type, the new one replaces it and keeps its id.
     fn registered(&mut self, call: &Call<'_>, body: &Value) -> Value {
         let mut command = defaults();
         change(&mut command, body);
@@ -138,7 +138,7 @@ impl World {
         Ok(Response::no_content())
     }
 
-    /// The command of a name and a type: one of the guild's before one of all.
+    /// The command with this name and type; a guild command takes precedence over a global one.
     fn command_named(&self, name: &str, kind: u64, place: Place) -> Value {
         let guild = place
             .guild()
@@ -153,7 +153,7 @@ impl World {
         found.cloned().unwrap_or_default()
     }
 
-    /// The data of a slash command that is used, or typed.
+    /// The interaction data of a slash command that a user runs or is typing.
     pub(super) fn command_data(
         &mut self,
         now: Instant,
@@ -171,17 +171,19 @@ impl World {
             known: &command["options"],
             focused,
         };
+
         let options = self.options(now, &wanted, options, &mut resolved)?;
         if !options.is_empty() {
             data["options"] = options.into();
         }
+
         if !resolved.is_empty() {
             data["resolved"] = resolved.into();
         }
         Ok(data)
     }
 
-    /// The data of a command in the menu of a user or a message.
+    /// The interaction data of a user command or a message command.
     pub(super) fn menu_data(&self, place: Place, name: &str, kind: u64, target: u64) -> Value {
         let command = self.command_named(name, kind, place);
         let mut data = head(&command, name, kind);
@@ -189,7 +191,7 @@ impl World {
         data
     }
 
-    /// The options of a command, as an interaction has them.
+    /// The options of a command, in the form of interaction data.
     fn options(
         &mut self,
         now: Instant,
@@ -241,7 +243,7 @@ impl World {
         Ok(options)
     }
 
-    /// Adds what an id of an option means, if its type has ids.
+    /// Adds the object of an option's id to the resolved data, if the option's type has ids.
     pub(super) fn resolve(
         &self,
         place: Place,
@@ -282,13 +284,16 @@ impl World {
             Place::Direct(with) if with == id || id == payloads::BOT => Value::Null,
             Place::Direct(_) => return Err(EmitError::UnknownUser(id)),
         };
+
         if let Some(member) = member.as_object_mut() {
             member.remove("user");
             member.insert("permissions".to_owned(), ALL.to_string().into());
         }
+
         if !member.is_null() {
             add(resolved, "members", id, member);
         }
+
         add(
             resolved,
             "users",
@@ -298,7 +303,7 @@ impl World {
         Ok(())
     }
 
-    /// Makes an attachment of a file's name: its id.
+    /// Makes an attachment for a file name, and returns the attachment's id.
     fn resolve_file(
         &mut self,
         now: Instant,
@@ -322,7 +327,7 @@ impl World {
 }
 
 impl Options<'_> {
-    /// Whether every option is given that a command which is sent has to have.
+    /// Returns an error if a required option is missing.
     fn check_required(&self, given: &Map<String, Value>) -> Result<(), EmitError> {
         let known = self.known.as_array().into_iter().flatten();
         let mut required = known.filter(|option| option["required"] == true);
@@ -347,13 +352,13 @@ impl Options<'_> {
     }
 }
 
-/// Whether a command takes the place of another.
+/// Whether a new command replaces an old one: they have the same name, type and guild.
 fn is_same(old: &Value, new: &Value) -> bool {
     let fields = ["name", "type", "guild_id"];
     fields.iter().all(|field| old[*field] == new[*field])
 }
 
-/// Sets the fields of a command that a body has; what it says of ids does not count.
+/// Sets the fields of a command that are in `body`, except ids and the version.
 fn change(command: &mut Value, body: &Value) {
     for (field, value) in body.as_object().into_iter().flatten() {
         let is_own = ["id", "application_id", "guild_id", "version"].contains(&field.as_str());
@@ -363,7 +368,7 @@ fn change(command: &mut Value, body: &Value) {
     }
 }
 
-/// The guild whose commands a path names; null for those of all.
+/// The guild id in the path of a command route; null for global commands.
 fn guild_of(call: &Call<'_>) -> Value {
     if call.request.path.contains("/guilds/") {
         call.request.parameters[1].as_str().into()
@@ -372,7 +377,8 @@ fn guild_of(call: &Call<'_>) -> Value {
     }
 }
 
-/// What the data of every command has. One that is not registered has an id that nothing else has.
+/// The common fields of the interaction data of a command. A command that is not registered gets
+/// an id that no other object has.
 fn head(command: &Value, name: &str, kind: u64) -> Value {
     let id = match &command["id"] {
         Value::Null => (payloads::BOT + 1).to_string().into(),
@@ -390,7 +396,7 @@ fn add(resolved: &mut Map<String, Value>, kind: &str, id: u64, value: Value) {
     of_kind[id.to_string()] = value;
 }
 
-/// The type of an option that no command describes.
+/// Infers the type of an option that the command does not define.
 fn inferred(value: &Value) -> u64 {
     match value {
         Value::Bool(_) => BOOLEAN,

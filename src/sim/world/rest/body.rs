@@ -1,4 +1,4 @@
-//! What is in the body of a request: JSON, or a form with files.
+//! Parses the body of a request: JSON, or a form with files.
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
@@ -6,14 +6,15 @@ use serde_json::{Map, Value};
 use super::super::super::request::File;
 use super::answers::{NOT_JSON, Refusal, invalid_form};
 
-/// The most headers of a part of a form.
+/// The maximum number of headers of a part of a form.
 const PART_HEADERS: usize = 8;
 
-/// Reads a body by its type; without one it is taken for JSON.
+/// Parses a body by its content type. Without a content type it is parsed as JSON.
 pub(super) fn read(content_type: Option<&str>, body: &[u8]) -> Result<(Value, Vec<File>), Refusal> {
     if body.is_empty() {
         return Ok((Value::Null, Vec::new()));
     }
+
     let content_type = content_type.unwrap_or_default();
     if content_type.starts_with("multipart/form-data") {
         let boundary = parameter(content_type, "boundary");
@@ -23,6 +24,7 @@ pub(super) fn read(content_type: Option<&str>, body: &[u8]) -> Result<(Value, Ve
             Err(invalid_form("_", "MULTIPART_FORM_INVALID", message))
         });
     }
+
     let json = if content_type.starts_with("application/x-www-form-urlencoded") {
         let pairs = form_urlencoded::parse(body).into_owned();
         fields(pairs.map(|(name, value)| (name, value.into())).collect())?
@@ -44,7 +46,7 @@ fn fields(mut fields: Map<String, Value>) -> Result<Value, Refusal> {
     }
 }
 
-/// Reads a form; `None` if it is not whole.
+/// Parses a multipart form; `None` if it is incomplete.
 ///
 /// Source: [Discord, Uploading
 /// files](https://docs.discord.com/developers/reference#uploading-files).
@@ -52,7 +54,7 @@ fn form(body: &[u8], boundary: &str) -> Option<Result<(Value, Vec<File>), Refusa
     let (mut texts, mut files) = (Map::new(), Vec::new());
     let delimiter = format!("\r\n--{boundary}");
 
-    // No line ends before the first delimiter.
+    // The first delimiter has no line break before it.
     let first = &delimiter.as_bytes()[2..];
     let mut rest = &body[find(body, first)? + first.len()..];
     while !rest.starts_with(b"--") {
@@ -91,7 +93,7 @@ fn form(body: &[u8], boundary: &str) -> Option<Result<(Value, Vec<File>), Refusa
     Some(fields(texts).map(|json| (json, files)))
 }
 
-/// A parameter of a header, with or without quotes.
+/// The value of a parameter of a header, which may be quoted.
 fn parameter(header: &str, name: &str) -> Option<String> {
     let mut rest = header.split_once(';')?.1;
     loop {
@@ -111,7 +113,7 @@ fn parameter(header: &str, name: &str) -> Option<String> {
     }
 }
 
-/// What stands before the closing quote, and what comes behind it.
+/// The unescaped text before the closing quote, and the rest after it.
 fn unquoted(text: &str) -> Option<(String, &str)> {
     let (mut value, mut characters) = (String::new(), text.char_indices());
     while let Some((at, character)) = characters.next() {

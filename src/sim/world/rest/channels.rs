@@ -1,4 +1,4 @@
-//! Channels: of guilds, and direct ones.
+//! Guild channels and direct channels.
 
 use serde_json::json;
 
@@ -7,12 +7,12 @@ use super::super::{Guild, World, payloads};
 use super::Call;
 use super::answers::{Outcome, Refusal, UNKNOWN_CHANNEL, UNKNOWN_USER, required};
 
-/// Where messages are written.
+/// A channel that messages can be written in.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sim::world) enum Place {
     /// The text channel of a guild.
     Guild(Guild),
-    /// The direct channel of a user with the bot.
+    /// The direct channel of this user with the bot.
     Direct(u64),
 }
 
@@ -26,7 +26,7 @@ impl Place {
 }
 
 impl World {
-    /// What a channel is, if there is one that messages can be written in.
+    /// The kind of a channel; `None` if no messages can be written in it or it does not exist.
     pub(in crate::sim::world) fn place(&self, channel: u64) -> Option<Place> {
         if let Some(guild) = self.guild_of_channel(channel) {
             return Some(Place::Guild(guild));
@@ -65,7 +65,7 @@ impl World {
         Ok(Response::json(200, channel))
     }
 
-    /// The direct channel of a user, which there is from now on.
+    /// Returns the direct channel of a user; opens it if there is none.
     fn direct_channel(&mut self, now: std::time::Instant, user: u64) -> Result<u64, Refusal> {
         if user == payloads::FRIEND {
             return Ok(payloads::DIRECT_CHANNEL);

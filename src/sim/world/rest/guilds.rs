@@ -11,7 +11,7 @@ use super::answers::{
     UNKNOWN_ROLE, UNKNOWN_USER, invalid_form, required,
 };
 
-/// Members that one answer lists at most.
+/// The maximum number of members or bans in one response.
 const MEMBERS: usize = 1000;
 
 impl World {
@@ -46,6 +46,7 @@ impl World {
                 "features": [],
             })
         };
+
         let guilds = self.guilds.iter();
         let guilds = guilds.filter(|guild| guild.id > after && guild.id < before);
         let guilds = guilds.take(limit).map(partial);
@@ -124,7 +125,7 @@ impl World {
             ("mute", 0),
             ("deaf", 0),
         ] {
-            // Of itself, the bot changes the nickname alone.
+            // On its own member, the bot can change only the nickname.
             let is_allowed = !is_own || field == "nick";
             let Some(given) = call.json().get(field).filter(|_| is_allowed) else {
                 continue;
@@ -158,7 +159,7 @@ impl World {
             return Err(UNKNOWN_MEMBER);
         }
         if id == payloads::BOT || id == guild.member(0) {
-            // Nobody kicks the owner.
+            // The owner of a guild cannot be kicked.
             return Err(MISSING_PERMISSIONS);
         }
         self.leave(guild, id);
@@ -240,7 +241,7 @@ impl World {
         Ok(Response::no_content())
     }
 
-    /// Enters something that the bot did into the audit log: what kind of action, and to whom.
+    /// Adds an action of the bot to the audit log, with its type and its target.
     ///
     /// Source: [Discord, Audit log
     /// events](https://docs.discord.com/developers/resources/audit-log#audit-log-entry-object-audit-log-events).
@@ -266,7 +267,7 @@ impl World {
     }
 }
 
-/// A field of a member as Discord keeps it.
+/// Converts a given field of a member to the form in which Discord stores it.
 fn member_field(guild: Guild, field: &str, given: &Value) -> Result<Value, Refusal> {
     let wrong = || invalid_form(field, "BASE_TYPE_CONVERT", "Could not interpret value.");
     match (field, given) {

@@ -1,4 +1,4 @@
-//! Interactions: what users do, and how the bot answers.
+//! Interactions of users, and the bot's answers.
 //!
 //! Source: [Discord, Receiving and responding to
 //! interactions](https://docs.discord.com/developers/interactions/receiving-and-responding).
@@ -20,12 +20,12 @@ use super::answers::{
 use super::channels::Place;
 use super::messages::{Draft, EPHEMERAL, LOADING, Message, SETTABLE};
 
-/// How long an interaction may be answered, and its answer be followed up. Not scaled: these are
-/// the bot's times.
+/// The times in which an interaction may be answered, and an answer followed up. They are not
+/// scaled, because it is the bot's own code that needs this time.
 const CALLBACK: Duration = Duration::from_secs(3);
 const FOLLOW_UP: Duration = Duration::from_secs(15 * 60);
 
-/// Choices that an autocompletion has at most.
+/// The maximum number of choices of an autocompletion.
 const CHOICES: usize = 25;
 
 /// Types of interactions.
@@ -38,7 +38,7 @@ const SUBMIT: u64 = 5;
 pub(super) struct Interaction {
     token: String,
     kind: u64,
-    /// Of the command, if it is one.
+    /// The type of the command, if the interaction is one.
     command_kind: u64,
     channel: u64,
     user: u64,
@@ -46,13 +46,13 @@ pub(super) struct Interaction {
     /// The message whose component was used.
     source: Option<u64>,
     is_answered: bool,
-    /// The message that it was answered with, or that the answer changed.
+    /// The message that the answer created or changed.
     original: Option<u64>,
-    /// The modal that it was answered with.
+    /// The modal that the answer opened.
     modal: Option<Value>,
 }
 
-/// What an interaction is about.
+/// The content of a new interaction.
 struct About {
     kind: u64,
     command_kind: u64,
@@ -61,7 +61,7 @@ struct About {
 }
 
 impl World {
-    /// A user does something with the bot: the interaction's id.
+    /// Lets a user interact with the bot. Returns the id of the interaction.
     pub(in crate::sim) fn interact(
         &mut self,
         now: Instant,
@@ -115,7 +115,7 @@ impl World {
         Ok(id)
     }
 
-    /// Who does something, and what the bot may do there.
+    /// The fields for the user of an interaction, and the bot's permissions in the channel.
     fn used_by(&self, place: Place, user: u64) -> Value {
         let Place::Guild(guild) = place else {
             return json!({"user": payloads::user(user, false)});
@@ -127,7 +127,7 @@ impl World {
         json!({"app_permissions": permissions.to_string(), "member": member})
     }
 
-    /// What an interaction tells the bot.
+    /// Builds the content of an interaction from what the user does.
     fn about(
         &mut self,
         now: Instant,
@@ -180,7 +180,7 @@ impl World {
         })
     }
 
-    /// The newest component with this id, and its message.
+    /// The latest component with this id, and its message.
     fn component(&self, channel: u64, custom_id: &str) -> Result<(u64, Value), EmitError> {
         let mut messages = self.desk.messages(channel).rev();
         let found = messages.find_map(|message| {
@@ -222,7 +222,8 @@ impl World {
         data["values"] = values.into();
         let mut resolved = Map::new();
         for value in values {
-            // Menus of users, roles, mentionables and channels; these are options of commands too.
+            // Select menus of users, roles, mentionables and channels become the option types of
+            // the same objects.
             let kind = match kind {
                 5 => 6,
                 6 => 8,
@@ -238,7 +239,7 @@ impl World {
         Ok(data)
     }
 
-    /// The newest modal with this id, and the message that it was opened from.
+    /// The latest modal with this id, and the message that it was opened from.
     fn modal(&self, channel: u64, custom_id: &str) -> Result<(Option<u64>, Value), EmitError> {
         let interactions = self.desk.interactions.iter();
         let open = interactions.filter_map(|(id, interaction)| {
@@ -300,7 +301,7 @@ impl World {
         self.describe_answer(id, interaction_kind, kind)
     }
 
-    /// Answers an interaction with a message, or with one that is to come.
+    /// Answers an interaction with a message, or defers the message.
     fn answer_with_message(
         &mut self,
         call: &Call<'_>,
@@ -317,6 +318,7 @@ impl World {
         } else {
             flags & (SETTABLE | EPHEMERAL)
         };
+
         extra["flags"] = flags.into();
         let draft = Draft {
             channel,
@@ -327,7 +329,7 @@ impl World {
         self.write(call, draft)
     }
 
-    /// What a message has that answers an interaction.
+    /// The additional fields of a message that answers an interaction.
     fn answer_fields(&self, id: u64) -> Value {
         let interaction = &self.desk.interactions[&id];
         let mut fields = json!({
@@ -340,6 +342,7 @@ impl World {
                 "authorizing_integration_owners": {},
             },
         });
+
         match interaction.command_kind {
             1 => fields["type"] = 20.into(),
             2 | 3 => fields["type"] = 23.into(),
@@ -348,7 +351,7 @@ impl World {
         fields
     }
 
-    /// The answer to a callback that asks for one.
+    /// The response to a callback that requests one.
     fn describe_answer(&mut self, id: u64, interaction_kind: u64, kind: u64) -> Outcome {
         let interaction = &self.desk.interactions[&id];
         let (channel, original) = (interaction.channel, interaction.original);
@@ -356,6 +359,7 @@ impl World {
             "interaction": {"id": id.to_string(), "type": interaction_kind},
             "resource": {"type": kind},
         });
+
         if let Some(original) = original.filter(|_| matches!(kind, 4 | 5 | 7)) {
             let message = self.desk.message(channel, original)?;
             let fields = json!({
@@ -369,7 +373,7 @@ impl World {
         Ok(Response::json(200, answer))
     }
 
-    /// The interaction of a webhook's token, if it may be followed up.
+    /// The interaction with the token in the path, if it may still be followed up.
     fn followed(&self, call: &Call<'_>) -> Result<u64, Refusal> {
         let token = &call.request.parameters[1];
         let mut interactions = self.desk.interactions.iter();
@@ -389,7 +393,8 @@ impl World {
         let interaction = &self.desk.interactions[&id];
         let channel = interaction.channel;
         let (body, files) = (call.json(), &call.request.files);
-        // The first one fills an answer that was deferred.
+
+        // The first follow-up fills a deferred answer.
         if let Some(original) = interaction.original
             && let Ok(message) = self.desk.message(channel, original)
             && message.is_loading()
@@ -407,11 +412,12 @@ impl World {
             files,
             extra,
         };
+
         let message = self.write(call, draft)?;
         Ok(Response::json(200, message))
     }
 
-    /// The channel and the id of a message that a webhook's path names.
+    /// The channel and the id of the message in a webhook's path.
     fn webhook_message(&self, call: &Call<'_>) -> Result<(u64, u64), Refusal> {
         let id = self.followed(call)?;
         let interaction = &self.desk.interactions[&id];
@@ -427,6 +433,7 @@ impl World {
             .messages(channel)
             .filter(|kept| kept.id() == message);
         let is_its_own = interaction.original == Some(message) || messages.any(is_own);
+
         if !is_its_own {
             return Err(UNKNOWN_MESSAGE);
         }
@@ -453,7 +460,7 @@ impl World {
     }
 }
 
-/// Whether an interaction may be answered so.
+/// Checks that an interaction may be answered with a callback of this type.
 fn check_kind(interaction: &Interaction, kind: u64) -> Result<(), Refusal> {
     let has_source = interaction.source.is_some();
     let allowed = match interaction.kind {
@@ -493,7 +500,7 @@ fn check_modal(data: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The component with an id, among others and what is in them.
+/// Finds the component with this id, also in nested components.
 fn find<'a>(components: &'a Value, custom_id: &str) -> Option<&'a Value> {
     match components {
         Value::Array(list) => list.iter().find_map(|component| find(component, custom_id)),
@@ -510,7 +517,7 @@ fn find<'a>(components: &'a Value, custom_id: &str) -> Option<&'a Value> {
     }
 }
 
-/// A modal's components with what was entered, as Discord sends them back.
+/// The components of a modal with the entered values, as Discord sends them.
 fn filled(components: &Value, fields: &Value) -> Value {
     match components {
         Value::Array(list) => list

@@ -1,4 +1,4 @@
-//! How many requests each route takes.
+//! The rate limits of the HTTP API.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use super::Headers;
 
 const GLOBAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// Above this number of buckets, those whose window is over are removed.
+/// Above this number of buckets, those whose window has ended are removed.
 const MAX_BUCKETS: usize = 10_000;
 
-/// The requests of each bucket within its window.
+/// The number of requests of each bucket within its window.
 #[derive(Default)]
 pub(super) struct Buckets(HashMap<String, Bucket>);
 
@@ -27,7 +27,7 @@ struct Bucket {
 }
 
 impl Buckets {
-    /// Counts a request: how the bucket is then, and whether it had room.
+    /// Counts a request. Returns the bucket's new state, and whether the request was allowed.
     fn count(&mut self, now: Instant, name: &str, limit: u32, window: Duration) -> (Bucket, bool) {
         if self.0.len() > MAX_BUCKETS {
             self.0.retain(|_, bucket| bucket.reset_at > now);
@@ -48,7 +48,7 @@ impl Buckets {
 }
 
 impl World {
-    /// Counts a request against the limit of all routes, which those of interactions do not have.
+    /// Counts a request against the global rate limit. Requests for interactions are exempt.
     pub(super) fn take_global_turn(
         &mut self,
         now: Instant,
@@ -66,10 +66,10 @@ impl World {
         Err(limited(bucket.reset_at - now, Scope::Global))
     }
 
-    /// Counts a request against the limit of its route: the headers that tell of it, or the
+    /// Counts a request against the limit of its route. Returns the rate limit headers, or the
     /// refusal.
     ///
-    /// A bucket is a route with its major parameter, which `key` names both.
+    /// A bucket is a route with its major parameter; `key` names both.
     pub(super) fn take_turn(
         &mut self,
         now: Instant,
@@ -98,9 +98,11 @@ impl World {
             ),
         ];
         let headers = headers.map(|(name, value)| (name.to_owned(), value));
+
         if has_room {
             return Ok(headers.into());
         }
+
         key.clone_into(&mut self.sent);
         let rule = format!("429: at most {limit} requests of a route in {window:?}");
         self.warn_only(now, connection, rule, true);
@@ -110,7 +112,7 @@ impl World {
     }
 }
 
-/// 429, as Discord's proxy passes it on.
+/// The response 429, as Discord's proxy returns it.
 pub(super) fn limited(wait: Duration, scope: Scope) -> Response {
     let seconds = wait.as_secs_f64();
     let is_global = scope == Scope::Global;
@@ -127,15 +129,18 @@ pub(super) fn limited(wait: Duration, scope: Scope) -> Response {
         Scope::Global => "global",
         Scope::Shared => "shared",
     };
+
     let mut headers = vec![
         ("retry-after", seconds.ceil().to_string()),
         ("x-ratelimit-scope", scope.to_owned()),
-        // Some clients take a 429 without it for a ban of their address.
+        // Some clients treat a 429 without this header as a ban of their IP address.
         ("via", "1.1 google".to_owned()),
     ];
+
     if is_global {
         headers.push(("x-ratelimit-global", "true".to_owned()));
     }
+
     let headers = headers.into_iter();
     response.headers = headers
         .map(|(name, value)| (name.to_owned(), value))

@@ -1,4 +1,4 @@
-//! Messages: what the bot and others write, edit and delete.
+//! Messages that the bot and users write, edit and delete.
 
 use std::time::Instant;
 
@@ -15,14 +15,14 @@ use super::channels::Place;
 use super::reactions::Reaction;
 use super::{Call, Desk};
 
-/// Messages that each channel keeps.
+/// The number of messages that each channel keeps.
 const MESSAGES: usize = 100;
 const MAX_TEXT: usize = 2000;
 
 /// Flags of messages.
 pub(super) const EPHEMERAL: u64 = 1 << 6;
 pub(super) const LOADING: u64 = 1 << 7;
-/// Those that the bot may set: no embeds, no notification, components of the second version.
+/// The flags that the bot may set: no embeds, no notification, components version 2.
 pub(super) const SETTABLE: u64 = 1 << 2 | 1 << 12 | 1 << 15;
 
 /// Types of messages.
@@ -35,12 +35,12 @@ pub(in crate::sim::world) struct Message {
     pub(in crate::sim::world) reactions: Vec<Reaction>,
 }
 
-/// What the bot writes, and where.
+/// A message that the bot writes, and its channel.
 pub(super) struct Draft<'a> {
     pub(super) channel: u64,
     pub(super) body: &'a Value,
     pub(super) files: &'a [File],
-    /// What an answer to an interaction has besides.
+    /// The additional fields of an answer to an interaction.
     pub(super) extra: Value,
 }
 
@@ -57,7 +57,7 @@ impl Message {
         self.json["flags"].as_u64().unwrap_or_default()
     }
 
-    /// It is shown to the user alone whose interaction it answers.
+    /// Whether only the user whose interaction it answers can see it.
     pub(super) fn is_ephemeral(&self) -> bool {
         self.flags() & EPHEMERAL != 0
     }
@@ -66,7 +66,7 @@ impl Message {
         self.flags() & LOADING != 0
     }
 
-    /// As the HTTP interface shows it.
+    /// The message as the HTTP API returns it.
     pub(super) fn shown(&self) -> Value {
         let mut json = self.json.clone();
         if !self.reactions.is_empty() {
@@ -80,7 +80,7 @@ impl Desk {
     fn keep(&mut self, channel: u64, message: Message) {
         let messages = self.messages.entry(channel).or_default();
         if messages.len() == MESSAGES {
-            // Those of the bot may be edited still.
+            // The bot may still edit its own messages, so others' are removed first.
             let is_others = |message: &Message| message.author() != payloads::BOT;
             let oldest = messages.iter().position(is_others).unwrap_or(0);
             messages.remove(oldest);
@@ -123,15 +123,18 @@ impl World {
         let shown = self.desk.messages(channel).filter(|message| {
             message.id() > first && message.id() < last && !message.is_ephemeral()
         });
+
         let mut shown: Vec<&Message> = shown.collect();
         if let Some(around) = bound("around") {
             let newer = shown.partition_point(|message| message.id() < around);
             shown.drain(..newer.saturating_sub(limit / 2));
             shown.truncate(limit);
         }
+
         if after.is_some() {
             shown.truncate(limit);
         }
+
         let newest = shown.into_iter().rev().take(limit);
         Ok(Response::json(200, newest.map(Message::shown).collect()))
     }
@@ -154,7 +157,7 @@ impl World {
         Ok(Response::json(200, message))
     }
 
-    /// The bot writes a message: how it is shown.
+    /// Writes a message of the bot. Returns it as the HTTP API shows it.
     pub(super) fn write(&mut self, call: &Call<'_>, draft: Draft<'_>) -> Result<Value, Refusal> {
         let Draft {
             channel,
@@ -197,7 +200,7 @@ impl World {
         Ok(message)
     }
 
-    /// Makes a message a reply, if its body says so.
+    /// Makes a message a reply, if its body has a message reference.
     fn refer(&mut self, channel: u64, body: &Value, message: &mut Value) -> Result<(), Refusal> {
         let reference = &body["message_reference"];
         if reference.is_null() {
@@ -253,7 +256,7 @@ impl World {
             .collect()
     }
 
-    /// Somebody writes a message: its id.
+    /// Writes a message of a user. Returns its id.
     pub(in crate::sim::world) fn post(
         &mut self,
         now: Instant,
@@ -278,7 +281,7 @@ impl World {
         self.desk.keep(channel, message);
     }
 
-    /// Sends an event about a message, unless one user alone sees it.
+    /// Sends an event about a message, unless it is ephemeral.
     fn announce_message(&mut self, channel: u64, name: &str, message: &Message) {
         let Some(place) = self.place(channel) else {
             return;
@@ -286,10 +289,11 @@ impl World {
         if message.is_ephemeral() {
             return;
         }
+
         let mut json = message.shown();
         if let Place::Guild(guild) = place {
             json["guild_id"] = guild.id.to_string().into();
-            // One who has left has no member any more.
+            // An author who has left the guild is no longer a member.
             if let Some(mut member) = self.member(guild, message.author()) {
                 if let Some(member) = member.as_object_mut() {
                     member.remove("user");
@@ -300,7 +304,7 @@ impl World {
         self.announce(place, name, &json);
     }
 
-    /// Sends an event to those who see a channel.
+    /// Sends an event about a channel to the sessions of its shard.
     pub(in crate::sim::world) fn announce(&mut self, place: Place, name: &str, data: &Value) {
         let guild = place.guild().map(|guild| guild.id);
         self.dispatch_to_guild(guild, name, data);
@@ -317,7 +321,7 @@ impl World {
         Ok(Response::json(200, message))
     }
 
-    /// The bot edits a message of its own: how it is shown then.
+    /// Edits a message of the bot. Returns it as the HTTP API then shows it.
     pub(super) fn amend(
         &mut self,
         call: &Call<'_>,
@@ -325,7 +329,7 @@ impl World {
         body: &Value,
         files: &[File],
     ) -> Result<Value, Refusal> {
-        // Null takes the text away.
+        // Null removes the text.
         let has_text = body.get("content").is_some();
         let text = has_text.then(|| text_of(body)).transpose()?;
         let text = text.map(|text| text.unwrap_or_default().to_owned());
@@ -373,7 +377,7 @@ impl World {
         Ok(message.shown())
     }
 
-    /// Somebody else edits a message.
+    /// Edits a message of a user.
     pub(in crate::sim::world) fn rewrite(
         &mut self,
         now: Instant,
@@ -453,7 +457,7 @@ impl World {
         Ok(Response::no_content())
     }
 
-    /// The attachments that files become; the body may describe each.
+    /// Makes attachments of files; the body may describe each.
     fn attachments(
         &mut self,
         now: Instant,
@@ -496,7 +500,7 @@ impl World {
     }
 }
 
-/// An id in a body, as a string or as a number; 0, which nothing has, if it is none.
+/// An id in a body, as a string or as a number; 0, which no object has, if it is invalid.
 pub(super) fn id(value: &Value) -> u64 {
     commands::id(value).unwrap_or_default()
 }
@@ -526,8 +530,8 @@ fn has_content(body: &Value, text: &str, files: &[File]) -> bool {
         || body["poll"].is_object()
 }
 
-/// Keeps those of a message's attachments that a list names by their ids, and adds new ones. An
-/// edit without a list keeps all.
+/// Keeps the attachments of a message whose ids are in `list`, and adds new ones. An edit without
+/// a list keeps all.
 fn keep_attachments(message: &mut Value, list: &Value, new: Vec<Value>) {
     let named = list.as_array();
     let stays = |old: &&Value| {

@@ -1,4 +1,4 @@
-//! The HTTP interface: the routes that a bot calls, and the gateway events that they cause.
+//! The HTTP API: the routes that a bot calls, and the gateway events that they cause.
 
 mod answers;
 mod application_commands;
@@ -27,12 +27,12 @@ use super::super::fault::RestFault;
 use super::super::request::{Handler, Request, Response};
 use super::{Action, Fault, World, payloads};
 
-/// How long a request of a [`RestFault::Limited`] has to wait.
+/// The wait that [`RestFault::Limited`] tells a client.
 const LIMITED: Duration = Duration::from_secs(5);
-/// From so many refused requests within the window on, Discord bans the sender's address.
+/// Discord bans an IP address from this number of invalid requests within the window on.
 const INVALID: usize = 10_000;
 const INVALID_WINDOW: Duration = Duration::from_secs(600);
-/// The versions of the API that Discord serves, and the one that a path without a version means.
+/// The API versions that Discord serves, and the default for a path without a version.
 ///
 /// Source: [Discord, API versioning](https://docs.discord.com/developers/reference#api-versioning).
 pub(super) const VERSIONS: std::ops::RangeInclusive<u32> = 6..=10;
@@ -40,7 +40,7 @@ pub(super) const DEFAULT_VERSION: u32 = 6;
 
 type Headers = Vec<(String, String)>;
 
-/// A request as it came over the wire.
+/// A request as received.
 pub(crate) struct Incoming<'a> {
     pub(crate) method: &'a str,
     /// Still percent-encoded.
@@ -51,16 +51,16 @@ pub(crate) struct Incoming<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// What becomes of a request.
+/// What the server does with a request.
 pub(crate) enum Reply {
     Answer(Answered, Manner),
-    /// Asks a handler of the owner's, past the world's lock, and then [`World::handled`].
+    /// Call the test's handler without the world's lock, then [`World::handled`].
     Ask(Handler, Box<Admitted>),
     Reset,
     Hang,
 }
 
-/// What goes out.
+/// A response to send.
 pub(crate) struct Answered {
     pub(crate) status: u16,
     pub(crate) content_type: &'static str,
@@ -68,19 +68,19 @@ pub(crate) struct Answered {
     pub(crate) body: String,
 }
 
-/// How an answer goes out.
+/// How a response is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     Whole,
-    /// The second half never comes.
+    /// The second half is never sent.
     Truncated,
-    /// Bytes a second.
+    /// At this rate, in bytes per second.
     Slow(u32),
-    /// The connection is reset in its place.
+    /// The connection is reset instead.
     Reset,
 }
 
-/// A request that may be carried out.
+/// A request that has passed all checks.
 pub(crate) struct Admitted {
     pub(crate) request: Request,
     connection: usize,
@@ -88,27 +88,27 @@ pub(crate) struct Admitted {
     manner: Manner,
 }
 
-/// A request that a route carries out.
+/// A request that a built-in route handles.
 struct Call<'a> {
     now: Instant,
     connection: usize,
     request: &'a Request,
 }
 
-/// Who carries a request out.
+/// What handles a request.
 enum Target {
     Handler(Handler),
     Route(&'static Route),
     Nothing(Refusal),
 }
 
-/// What the HTTP interface remembers.
+/// The state of the HTTP API.
 #[derive(Default)]
 pub(super) struct Desk {
     messages: HashMap<u64, VecDeque<messages::Message>>,
     interactions: HashMap<u64, interactions::Interaction>,
     commands: Vec<Value>,
-    /// Direct channels that the bot has opened, with the other's id.
+    /// The direct channels that the bot has opened, each with its user's id.
     direct: BTreeMap<u64, u64>,
     /// The permissions that the bot lacks, by guild.
     denied: HashMap<u64, u64>,
@@ -127,7 +127,7 @@ impl Call<'_> {
         self.request.id(at)
     }
 
-    /// The parameter `limit`, from 1 on.
+    /// The query parameter `limit`, from 1 to `most`.
     fn limit(&self, default: usize, most: usize) -> Result<usize, Refusal> {
         let limit = self.request.query.get("limit");
         let limit = limit.map_or(Some(default), |limit| limit.parse().ok());
@@ -140,8 +140,8 @@ impl Call<'_> {
 }
 
 impl World {
-    /// From now on a handler answers the requests of a route. Returns the one that did so before,
-    /// which is foreign code and not to be dropped under the world's lock.
+    /// Registers a handler for a route. Returns the handler that it replaces: this is the test's
+    /// code, and must not be dropped under the world's lock.
     pub(in crate::sim) fn on(
         &mut self,
         method: &str,
@@ -152,12 +152,12 @@ impl World {
         self.desk.handlers.insert(key, handler)
     }
 
-    /// From now on the bot lacks these permissions in a guild.
+    /// Denies the bot these permissions in a guild, in place of those denied before.
     pub(in crate::sim) fn deny(&mut self, guild: u64, permissions: u64) {
         self.desk.denied.insert(guild, permissions);
     }
 
-    /// Answers a request of a connection.
+    /// Handles an HTTP request on a connection.
     pub(crate) fn rest(
         &mut self,
         now: Instant,
@@ -216,8 +216,8 @@ impl World {
         self.handled(now, admitted, outcome.unwrap_or_else(Response::from))
     }
 
-    /// What a fault does to a request: the answer that it gets without being carried out, if the
-    /// fault brings one, and how an answer goes out.
+    /// The effect of a fault on a request: the response that replaces the regular one, if any, and
+    /// how a response is sent.
     fn befallen(&self, fault: Option<RestFault>) -> (Option<Response>, Manner) {
         match fault {
             Some(RestFault::Status(status)) => (Some(answers::error_of(status)), Manner::Whole),
@@ -235,7 +235,7 @@ impl World {
         }
     }
 
-    /// A request has been carried out, by a route or by a handler of the owner's.
+    /// Finishes a request that a built-in route or the test's handler has answered.
     pub(crate) fn handled(
         &mut self,
         now: Instant,
@@ -247,7 +247,7 @@ impl World {
         self.answer_with(now, connection, admitted.request, response, manner)
     }
 
-    /// Looks at everything that may be wrong with a request, whatever it asks for.
+    /// Makes the checks that are the same for all routes.
     fn admit(
         &mut self,
         now: Instant,
@@ -259,7 +259,7 @@ impl World {
         let agent = request.header("user-agent").unwrap_or_default();
         if !agent.starts_with("DiscordBot (") {
             self.sent = super::records::shortened(format!("{agent:?} for {request}"));
-            let rule = "a User-Agent is `DiscordBot (URL, VERSION)`";
+            let rule = "a User-Agent must be `DiscordBot (URL, VERSION)`";
             self.warn_only(now, connection, rule.to_owned(), false);
         }
         let is_open = matches!(
@@ -288,7 +288,7 @@ impl World {
         Ok((limits, target))
     }
 
-    /// Who carries a request out, the name of its route, and what stands at its `{}`.
+    /// What handles a request, the name of its route, and the values of its `{}`.
     fn target(&self, method: &str, path: &str) -> (Target, String, Vec<String>) {
         let mut handlers = self.desk.handlers.iter();
         let handler = handlers.find_map(|((wanted, pattern), handler)| {
@@ -312,7 +312,7 @@ impl World {
         }
     }
 
-    /// Carries a request out, if the bot has the permission that it needs.
+    /// Runs the route of a request, if the bot has the permission that the route needs.
     fn carry_out(&mut self, route: &Route, call: &Call<'_>) -> Outcome {
         let guild = match route.pattern.split('/').nth(1) {
             Some("guilds") => Some(call.id(0)),
@@ -330,7 +330,7 @@ impl World {
         denied.unwrap_or_default() & permission != 0
     }
 
-    /// A page of a proxy that does not reach Discord.
+    /// The HTML error page of a proxy that cannot reach Discord.
     fn html(&mut self, now: Instant, connection: usize, request: Request) -> Reply {
         self.record_request(now, connection, request, 502, Value::Null);
         let answered = Answered {
@@ -414,7 +414,7 @@ impl World {
     }
 
     fn application(&self) -> Value {
-        // A bot with shards in multiples is a large one.
+        // A bot whose shard count must be a multiple of a number is a large bot.
         let least = if self.settings.shard_multiple > 1 {
             150_001
         } else {
@@ -434,7 +434,7 @@ fn decoded(path: &str) -> String {
     percent_decode_str(path).decode_utf8_lossy().into_owned()
 }
 
-/// What follows `/api` and the version, if there is such a version.
+/// The path below `/api` and the version; an error if the version is not served.
 fn below_version(path: &str) -> Result<&str, Response> {
     let path = path.strip_prefix("/api").ok_or(answers::NOT_FOUND)?;
     let Some(versioned) = path.strip_prefix("/v") else {

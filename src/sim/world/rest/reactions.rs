@@ -9,7 +9,7 @@ use super::Call;
 use super::answers::{MISSING_PERMISSIONS, Outcome, Refusal, UNKNOWN_EMOJI, UNKNOWN_MESSAGE};
 use super::channels::Place;
 
-/// An emoji, and who reacted with it.
+/// An emoji, and the users who reacted with it.
 #[derive(Clone)]
 pub(in crate::sim::world) struct Reaction {
     pub(in crate::sim::world) emoji: Value,
@@ -17,7 +17,7 @@ pub(in crate::sim::world) struct Reaction {
 }
 
 impl Reaction {
-    /// As a message shows it.
+    /// The reaction as a message object contains it.
     pub(super) fn shown(&self) -> Value {
         json!({
             "emoji": self.emoji,
@@ -76,7 +76,7 @@ impl World {
         })
     }
 
-    /// Somebody reacts to a message.
+    /// Adds the reaction of a user to a message.
     pub(in crate::sim::world) fn react(
         &mut self,
         (channel, id): (u64, u64),
@@ -108,7 +108,7 @@ impl World {
         Ok(())
     }
 
-    /// Takes a reaction back, if there is one.
+    /// Removes the reaction of a user, if there is one.
     pub(in crate::sim::world) fn unreact(
         &mut self,
         (channel, id): (u64, u64),
@@ -176,10 +176,10 @@ impl World {
         Ok(Response::no_content())
     }
 
-    /// An emoji as a path names it: a character, or `name:id` of one of a guild.
+    /// Parses an emoji in a path: a character, or `name:id` for a guild's emoji.
     pub(in crate::sim::world) fn emoji(&self, text: &str) -> Result<Value, Refusal> {
         let Some((name, id)) = text.split_once(':') else {
-            // Which characters are emoji is not looked up.
+            // There is no table of emoji: everything without ASCII letters is accepted.
             let is_emoji = !text.is_empty() && !text.bytes().any(|byte| byte.is_ascii_alphabetic());
             return is_emoji
                 .then(|| json!({"id": null, "name": text}))
@@ -192,7 +192,7 @@ impl World {
     }
 }
 
-/// What every event about the reactions to a message has.
+/// The fields of every event about the reactions to a message.
 fn about(channel: u64, message: u64, place: Place) -> Value {
     let mut data = json!({
         "channel_id": channel.to_string(),

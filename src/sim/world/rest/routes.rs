@@ -1,4 +1,4 @@
-//! The routes of the HTTP interface, in one table.
+//! The table of the routes of the HTTP API.
 
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
@@ -11,10 +11,10 @@ use super::super::{World, payloads};
 use super::Call;
 use super::answers::{METHOD_NOT_ALLOWED, NOT_FOUND, Outcome, Refusal};
 
-/// What is done with the requests of a method and a path.
+/// Handles the requests of a method and a path.
 pub(super) struct Route {
     pub(super) method: &'static str,
-    /// The path; `{}` is any one segment.
+    /// The path; `{}` matches any one segment.
     pub(super) pattern: &'static str,
     /// The permission that the bot needs in the guild of the path; 0 if none.
     pub(super) permission: u64,
@@ -35,7 +35,7 @@ const fn route(
     }
 }
 
-/// The first that matches counts.
+/// The first route that matches is used.
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
     route("GET", "/gateway", 0, |world, _| ok(serde_json::json!({"url": world.url}))),
@@ -101,7 +101,7 @@ fn ok(json: Value) -> Outcome {
     Ok(Response::json(200, json))
 }
 
-/// The route of a request, and what stands at its `{}`.
+/// The route of a request, and the values of its `{}`.
 pub(super) fn find(method: &str, path: &str) -> Result<(&'static Route, Vec<String>), Refusal> {
     let mut is_known = false;
     for route in ROUTES {
@@ -119,7 +119,7 @@ pub(super) fn find(method: &str, path: &str) -> Result<(&'static Route, Vec<Stri
     })
 }
 
-/// What stands at the `{}` of a pattern, decoded, if a path has its form.
+/// The percent-decoded values of the `{}` of a pattern, if the path matches it.
 pub(in crate::sim) fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
     let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
     let mut parameters = Vec::new();
@@ -136,7 +136,8 @@ pub(in crate::sim) fn matches(pattern: &str, path: &str) -> Option<Vec<String>> 
     }
 }
 
-/// The ids that have limits of their own: of a channel, a guild, or a webhook with its token.
+/// The major parameter of a route, whose values have separate rate limits: a channel id, a guild
+/// id, or the token of a webhook. Empty for other routes.
 ///
 /// Source: [Discord, Rate limits](https://docs.discord.com/developers/topics/rate-limits).
 pub(super) fn major<'a>(name: &str, parameters: &'a [String]) -> &'a str {
@@ -149,7 +150,7 @@ pub(super) fn major<'a>(name: &str, parameters: &'a [String]) -> &'a str {
     parameters.get(at).map_or("", String::as_str)
 }
 
-/// A path with `{}` in place of each id.
+/// Replaces each id in a path with `{}`.
 pub(super) fn without_ids(path: &str) -> String {
     let is_id = |segment: &str| segment.bytes().all(|byte| byte.is_ascii_digit());
     let segments = path.split('/');
@@ -161,7 +162,7 @@ pub(super) fn without_ids(path: &str) -> String {
     segments.collect::<Vec<_>>().join("/")
 }
 
-/// Whether this is what a path looks like in the table.
+/// Whether a path is a valid pattern: it begins with `/`, without query, fragment or spaces.
 pub(in crate::sim) fn is_pattern(pattern: &str) -> bool {
     pattern.starts_with('/') && !pattern.contains(['?', '#', ' '])
 }

@@ -1,9 +1,9 @@
-//! What widely used libraries send by default is accepted, whatever the documentation says.
+//! The world accepts what widely used libraries send by default, even if it is not documented.
 
 use super::*;
 use crate::sim::traffic::Mix;
 
-/// The IDENTIFY of a client, with something changed: the close code, and how many warnings.
+/// Sends an IDENTIFY with a change. Returns the close code and the number of warnings.
 fn identified(change: impl FnOnce(&mut Value)) -> (Option<u16>, usize) {
     let mut rig = Rig::new(|builder| builder.guilds(1));
     rig.connect(1);
@@ -39,6 +39,7 @@ fn every_form_of_a_presence_is_accepted() {
         let warning = rig.world.observed.warnings[0].to_string();
         assert!(warning.contains("sent: op 3") && warning.contains("not known to refuse"));
     }
+
     let documented = json!({"since": 5, "activities": [], "status": "online", "afk": false});
     assert_eq!(identified(|data| data["presence"] = documented), (None, 0));
 }
@@ -164,6 +165,7 @@ fn what_guilds_tell_of_adds_up() {
         std::collections::BTreeSet::new(),
         std::collections::BTreeSet::new(),
     );
+
     for event in rig.take(1) {
         let data = &event["d"];
         let user = data["user"]["id"].as_str().unwrap_or_default().to_owned();
@@ -178,8 +180,8 @@ fn what_guilds_tell_of_adds_up() {
                     .map(|member| member["user"]["id"].as_str().unwrap().to_owned())
                     .collect();
             }
-            "GUILD_MEMBER_ADD" => assert!(members.insert(user), "it was there already"),
-            "GUILD_MEMBER_REMOVE" => assert!(members.remove(&user), "it was not there"),
+            "GUILD_MEMBER_ADD" => assert!(members.insert(user), "the member has already joined"),
+            "GUILD_MEMBER_REMOVE" => assert!(members.remove(&user), "the member had not joined"),
             "GUILD_MEMBER_UPDATE" => assert!(members.contains(&user)),
             "MESSAGE_CREATE" => assert!(messages.insert(message.to_owned())),
             "MESSAGE_DELETE" => assert!(messages.remove(message)),
@@ -189,6 +191,7 @@ fn what_guilds_tell_of_adds_up() {
             _ => {}
         }
     }
+
     let known: std::collections::BTreeSet<_> = rig
         .world
         .member_ids(guild)
@@ -222,6 +225,7 @@ fn a_user_agent_of_another_form_is_a_warning() {
         headers: vec![("authorization".into(), format!("Bot {TOKEN}"))],
         body: b"",
     };
+
     let Reply::Answer(answered, _) = rig.world.rest(rig.now, 1, &incoming) else {
         panic!("it answers");
     };

@@ -1,4 +1,4 @@
-//! The world's rules, with made-up instants.
+//! Tests the world's rules in virtual time.
 #![allow(
     clippy::disallowed_methods,
     reason = "made-up instants count from some real one"
@@ -20,7 +20,7 @@ use crate::intents::Intents;
 
 const TOKEN: &str = "MTAwMDAwMDAwMDAwMDAwMDAw.c2lt.c2ltdWxhdGVkLXRva2VuLW9mLW5vLXZhbHVl";
 
-/// A world, and what its clients got.
+/// A world, and what its clients received.
 struct Rig {
     world: World,
     now: Instant,
@@ -88,7 +88,7 @@ impl Rig {
         );
     }
 
-    /// The payloads of a connection since the last look.
+    /// Takes the payloads that a connection has received since the last call.
     fn take(&mut self, connection: usize) -> Vec<Value> {
         let (taken, kept) = std::mem::take(&mut self.got)
             .into_iter()
@@ -98,7 +98,7 @@ impl Rig {
         taken.into_iter().map(|(_, payload)| payload).collect()
     }
 
-    /// The names of the events of a connection since the last look.
+    /// Takes the names of the events that a connection has received since the last call.
     fn names(&mut self, connection: usize) -> Vec<String> {
         let payloads = self.take(connection);
         payloads
@@ -141,13 +141,14 @@ impl Rig {
                 .into(),
             body: body.as_bytes(),
         };
+
         match self.world.rest(self.now, 99, &request) {
             Reply::Answer(answered, _) => (
                 answered.status,
                 serde_json::from_str(&answered.body).unwrap_or_default(),
                 answered.headers.into_iter().collect(),
             ),
-            _ => panic!("it does not answer"),
+            _ => panic!("the request is not answered"),
         }
     }
 
@@ -162,7 +163,7 @@ fn identify(shard: (u32, u32), intents: Intents) -> Value {
     json!({"op": 2, "d": data})
 }
 
-/// What an IDENTIFY with other data is closed with.
+/// The close code for an IDENTIFY with changed data.
 fn refusal(change: impl FnOnce(&mut Value)) -> Option<u16> {
     let mut rig = Rig::new(|builder| {
         builder
@@ -185,7 +186,7 @@ fn a_wrong_identify_is_closed_with_its_code() {
     assert_eq!(
         refusal(|data| data["token"] = format!("Bot {TOKEN}").into()),
         None,
-        "as some libraries say it"
+        "some libraries send the prefix"
     );
     assert_eq!(refusal(|data| data["shard"] = json!([2, 2])), Some(4010));
     assert_eq!(refusal(|data| data["shard"] = json!([0, 1])), Some(4011));
@@ -247,6 +248,7 @@ fn a_wrong_payload_is_closed_with_its_code() {
         ),
         (r#"{"op":8,"d":{"guild_id":"1"}}"#, 4002),
     ];
+
     for (text, code) in cases {
         let mut rig = Rig::new(|builder| builder);
         rig.identify(1, (0, 1), Intents::GUILDS);
@@ -258,6 +260,7 @@ fn a_wrong_payload_is_closed_with_its_code() {
             "{text}"
         );
     }
+
     let mut rig = Rig::new(|builder| builder);
     rig.world.connected(rig.now, 1, Some("5"));
     rig.connect(2);
@@ -302,10 +305,12 @@ fn a_silent_client_is_closed_and_a_beating_one_is_not() {
     rig.identify(1, (0, 2), Intents::GUILDS);
     rig.sleep(5.0);
     rig.identify(2, (1, 2), Intents::GUILDS);
+
     for _ in 0..4 {
         rig.sleep(41.25);
         rig.say(2, &json!({"op": 1, "d": 1}));
     }
+
     assert_eq!(rig.closes, [(1, 4009)]);
     assert_eq!(
         rig.take(2)
@@ -318,7 +323,7 @@ fn a_silent_client_is_closed_and_a_beating_one_is_not() {
     assert_eq!(
         rig.violations(),
         2,
-        "a heartbeat with a sequence that nobody was given"
+        "a heartbeat with a sequence that was never sent"
     );
 }
 
@@ -335,7 +340,7 @@ fn one_identify_per_key_and_window() {
         rig.take(3)[1],
         json!({"op": 9, "s": null, "t": null, "d": false})
     );
-    assert_eq!(rig.world.starts_left, 997, "an early one counts, too");
+    assert_eq!(rig.world.starts_left, 997, "an early IDENTIFY counts, too");
     rig.sleep(5.0);
     rig.identify(4, (2, 4), Intents::GUILDS);
     assert_eq!(rig.names(4), ["READY"]);
@@ -371,7 +376,7 @@ fn a_spent_day_ends_everything() {
     assert_eq!(
         (rig.violations(), rig.world.starts_left),
         (0, 999),
-        "a new day"
+        "the limit has been reset"
     );
 }
 
@@ -443,7 +448,7 @@ fn a_session_does_not_resume_from_the_future_nor_from_too_far_back() {
     assert_eq!(
         rig.take(2)[1]["op"],
         9,
-        "what was missed is no longer kept, and a gap is no replay"
+        "a missed event is no longer stored, and a replay has no gaps"
     );
 }
 
@@ -458,9 +463,11 @@ fn a_replay_has_a_number_of_events_and_may_come_late() {
     rig.identify(1, (0, 1), Intents::empty());
     let (session, guild) = (rig.session(), rig.world.guilds[0].id);
     rig.world.closed(rig.now, 1, None);
+
     for _ in 0..3 {
         rig.world.emit(Some(guild), "X", &json!({})).unwrap();
     }
+
     rig.resume(2, &session, 1);
     rig.say(2, &json!({"op": 1, "d": 1}));
     let ops = |payloads: Vec<Value>| -> Vec<Value> {
@@ -469,13 +476,22 @@ fn a_replay_has_a_number_of_events_and_may_come_late() {
             .map(|payload| payload["op"].clone())
             .collect()
     };
-    assert_eq!(ops(rig.take(2)), [10, 11], "the ACK is ahead of the events");
+
+    assert_eq!(
+        ops(rig.take(2)),
+        [10, 11],
+        "the ACK is sent before the events"
+    );
     rig.sleep(1.0);
-    assert_eq!(ops(rig.take(2)), [0, 0, 0, 0], "three of them, and RESUMED");
+    assert_eq!(ops(rig.take(2)), [0, 0, 0, 0], "three events and RESUMED");
     rig.world.closed(rig.now, 2, None);
     rig.world.emit(Some(guild), "X", &json!({})).unwrap();
     rig.resume(3, &session, 1);
-    assert_eq!(ops(rig.take(3)), [10, 9], "the first of four is gone");
+    assert_eq!(
+        ops(rig.take(3)),
+        [10, 9],
+        "the first of four events is no longer stored"
+    );
 }
 
 #[test]
@@ -503,7 +519,11 @@ fn an_old_connection_may_learn_that_its_session_goes_on_elsewhere() {
         let command = r#"{"op":31,"d":{"guild_ids":[]}}"#;
         rig.world.text(rig.now, 1, command);
         let violations = &rig.world.observed.violations;
-        assert_eq!(*violations, [], "it was on its way");
+        assert_eq!(
+            *violations,
+            [],
+            "the client may not know yet that its session has moved"
+        );
     }
 }
 
@@ -543,7 +563,11 @@ fn op_9_lets_a_client_start_over_on_the_same_connection() {
         Fault::InvalidSession { resumable: false },
     );
     rig.say(1, &json!({"op": 31, "d": {"guild_ids": []}}));
-    assert_eq!(rig.violations(), 0, "the command was on its way");
+    assert_eq!(
+        rig.violations(),
+        0,
+        "the client may not have received op 9 yet"
+    );
     rig.say(1, &identify((0, 1), Intents::GUILDS));
     assert_eq!(
         (rig.names(1), rig.violations()),
@@ -580,7 +604,7 @@ fn faults_that_wait_do_not_pile_up() {
     assert_eq!(
         rig.world.ambushes.len(),
         2,
-        "one of each, and none that this gateway cannot do"
+        "each fault once, and none that this gateway does not support"
     );
 }
 
@@ -609,7 +633,11 @@ fn guilds_become_available_one_by_one() {
 fn intents_decide_what_is_sent() {
     let mut rig = Rig::new(|builder| builder.guilds(1));
     rig.identify(1, (0, 1), Intents::GUILD_MESSAGES);
-    assert_eq!(rig.names(1), ["READY"], "guilds need the intent for them");
+    assert_eq!(
+        rig.names(1),
+        ["READY"],
+        "GUILD_CREATE needs the intent GUILDS"
+    );
     let guild = rig.world.guilds[0];
     rig.world.chat(rig.now, guild.channel(), "hidden").unwrap();
     rig.world
@@ -664,7 +692,7 @@ fn members_come_in_chunks_and_not_too_often() {
         .iter()
         .map(|chunk| chunk["d"]["members"].as_array().unwrap().len())
         .collect();
-    assert_eq!(sizes, [1000, 1000, 501], "and the bot");
+    assert_eq!(sizes, [1000, 1000, 501], "the members and the bot");
     for (index, chunk) in chunks.iter().enumerate() {
         assert_eq!(
             (&chunk["d"]["chunk_index"], &chunk["d"]["chunk_count"]),
@@ -708,7 +736,7 @@ fn members_come_in_chunks_and_not_too_often() {
     assert_eq!(
         chunk["d"].get("nonce"),
         None,
-        "one that is too long is ignored"
+        "a nonce that is too long is ignored"
     );
     let prefix = &payloads::username(guild.member(7))[..7];
     rig.say(
@@ -716,7 +744,7 @@ fn members_come_in_chunks_and_not_too_often() {
         &json!({"op": 8, "d": {"guild_id": id, "query": prefix, "limit": 3}}),
     );
     assert_eq!(rig.take(1)[0]["d"]["members"].as_array().unwrap().len(), 3);
-    assert_eq!(rig.violations(), 1, "the one that was too early");
+    assert_eq!(rig.violations(), 1, "the request that was too early");
 }
 
 #[test]
@@ -790,6 +818,7 @@ fn typed_libraries_parse_every_event() {
             rig.world.traffic(rig.now, rig.now);
         }
     }
+
     rig.world.settings.activity = 0.0;
     rig.world
         .timers
@@ -809,6 +838,7 @@ fn typed_libraries_parse_every_event() {
     rig.drive();
     let id = guild.id.to_string();
     let channel = guild.voice_channel().to_string();
+
     for payload in [
         json!({"op": 4, "d": {"guild_id": id, "channel_id": channel, "self_mute": true, "self_deaf": false}}),
         json!({"op": 8, "d": {"guild_id": id, "query": "", "limit": 0, "nonce": "n", "presences": true}}),
@@ -816,6 +846,7 @@ fn typed_libraries_parse_every_event() {
     ] {
         rig.say(1, &payload);
     }
+
     let events: Vec<_> = rig
         .take(1)
         .into_iter()
@@ -825,8 +856,8 @@ fn typed_libraries_parse_every_event() {
         .iter()
         .map(|payload| payload["t"].as_str().unwrap().to_owned())
         .collect();
-    // twilight-model 0.18 expects `meta` to have the name of its own enum in it, which Discord does
-    // not send.
+
+    // In `meta`, twilight-model 0.18 expects the name of its own enum, which Discord does not send.
     for payload in events
         .iter()
         .filter(|payload| payload["t"] != "RATE_LIMITED")
@@ -836,6 +867,7 @@ fn typed_libraries_parse_every_event() {
     }
     seen.sort_unstable();
     seen.dedup();
+
     for name in EVENT_NAMES.into_iter().chain([
         "READY",
         "GUILD_MEMBERS_CHUNK",
@@ -879,6 +911,6 @@ fn faults_strike_whom_they_are_for() {
     rig.sleep(10.0);
     assert!(
         rig.take(2).is_empty(),
-        "no more by chance; and without a session nothing is there to repeat"
+        "random faults have stopped, and without a session there is no event to repeat"
     );
 }

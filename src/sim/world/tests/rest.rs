@@ -1,9 +1,9 @@
-//! What the HTTP interface answers, and what comes of it on the gateway.
+//! Tests the responses of the HTTP API, and the gateway events that they cause.
 
 use super::*;
 use crate::sim::permissions::MANAGE_MESSAGES;
 
-/// A world with a guild, a session that sees everything, and the paths of its channel.
+/// A world with a guild, a session with all intents, and the paths of its channel.
 fn with_guild() -> (Rig, u64, String) {
     let mut rig = Rig::new(|builder| builder.guilds(1).rest_limit(1000, Duration::from_secs(1)));
     rig.identify(1, (0, 1), Intents::all());
@@ -14,7 +14,7 @@ fn with_guild() -> (Rig, u64, String) {
 }
 
 impl Rig {
-    /// Calls the HTTP interface as the bot: the status, the body, and the events that follow.
+    /// Calls the HTTP API as the bot. Returns the status, the body, and the resulting events.
     fn call(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value, Vec<Value>) {
         let body = if body.is_null() {
             String::new()
@@ -73,7 +73,7 @@ fn rest_speaks_as_discord_does() {
     assert_eq!(
         rig.take(1)[0]["d"]["id"],
         posted["id"],
-        "a post is an event"
+        "a posted message causes an event"
     );
     assert_eq!(rig.rest("GET", &messages, TOKEN, "").1[0]["content"], "hi");
     let path = format!("{messages}/{}", posted["id"].as_str().unwrap());
@@ -123,6 +123,7 @@ fn an_interaction_is_answered_once_and_in_time() {
             format!("/webhooks/{}/{token}", payloads::BOT),
         )
     };
+
     let (callback, webhook) = ask(&mut rig);
     assert_eq!(
         rig.rest("POST", &webhook, TOKEN, r#"{"content":"early"}"#)
@@ -481,7 +482,7 @@ fn components_and_modals_are_answered_in_their_way() {
     assert_eq!(
         rig.call("POST", &callback, &json!({"type": 8})).0,
         400,
-        "it is no autocompletion"
+        "it is not an autocompletion"
     );
     let input = json!({"type": 1, "components": [{"type": 4, "custom_id": "why", "style": 1, "label": "Why"}]});
     let modal =
@@ -498,7 +499,7 @@ fn components_and_modals_are_answered_in_their_way() {
     assert_eq!(
         (status, events.len()),
         (204, 0),
-        "an ephemeral message is no event"
+        "an ephemeral message causes no event"
     );
 
     for (interaction, wanted) in [
@@ -670,6 +671,7 @@ fn a_reason_is_in_the_audit_log_and_with_the_ban() {
         headers: headers.map(|(name, value)| (name.to_owned(), value)).into(),
         body: b"",
     };
+
     rig.world.rest(rig.now, 99, &incoming);
     rig.drive();
     let events = rig.take(1);
@@ -687,7 +689,7 @@ fn a_reason_is_in_the_audit_log_and_with_the_ban() {
     assert_eq!(
         rig.world.take_request("PUT", "/guilds/{}/bans/{}"),
         None,
-        "it was taken"
+        "the request has already been taken"
     );
 }
 
@@ -700,7 +702,7 @@ fn an_edit_takes_away_what_it_says_and_never_everything() {
     assert_eq!(
         names(&events),
         ["MESSAGE_CREATE"],
-        "nobody hides a message of its own"
+        "a bot cannot make an ordinary message ephemeral"
     );
     assert_eq!(message["flags"], 4);
     let path = format!("{messages}/{}", message["id"].as_str().unwrap());
@@ -755,6 +757,7 @@ fn lists_end() {
         &Value::Null,
     );
     rig.call("PUT", &format!("/guilds/{guild}/bans/7"), &Value::Null);
+
     for path in [
         format!("{channel}/messages/{message}/reactions/ℹ️"),
         format!("/guilds/{guild}/bans"),
@@ -814,6 +817,6 @@ fn a_webhook_touches_its_own_messages_alone() {
     assert_eq!(
         (&edited["flags"], events.len()),
         (&json!(64), 0),
-        "it stays hidden"
+        "it stays ephemeral"
     );
 }
