@@ -105,8 +105,8 @@ pub enum Error {
     },
     /// An interaction was answered too late, or was answered already.
     #[error(
-        "the interaction, read {} s ago, could not be answered: send exactly one first answer (which \
-         may be `defer`) within 3 s of its arrival, and any others within 15 minutes",
+        "the interaction (read {} s ago) could not be answered: send one initial response (`reply` or \
+         `defer`) within 3 s after Discord sent it, and edits or follow-ups within 15 minutes",
         age.as_secs_f32()
     )]
     Interaction {
@@ -161,7 +161,7 @@ pub enum Error {
     #[error(
         "{ready} of {total} shards were ready in time; shard {shard} is {}{}",
         state.map_or("not open yet".into(), |stage| stage.to_string()),
-        last_disconnect.map_or(String::new(), |reason| format!(", last disconnected because {reason}"))
+        last_disconnect.map_or(String::new(), |reason| format!(", last disconnect: {reason}"))
     )]
     NotReady {
         /// How many shards were ready.
@@ -458,7 +458,7 @@ impl Error {
 /// How long a rate limit lasts, for the error text; zero means that this is unknown.
 fn shown_wait(wait: Duration) -> String {
     if wait.is_zero() {
-        " and its turn did not come in time".into()
+        " and its permit did not arrive in time".into()
     } else {
         format!(" for {:.3} s", wait.as_secs_f64())
     }
@@ -488,7 +488,7 @@ mod tests {
             last_disconnect,
         };
 
-        let text = "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnected because the connection was cut";
+        let text = "1 of 4 shards were ready in time; shard 0/1 is waiting, last disconnect: the connection was cut";
         assert_eq!(
             (error.kind(), error.to_string().as_str()),
             (ErrorKind::Transient, text)

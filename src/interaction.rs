@@ -18,7 +18,7 @@ const NOT_OPEN: [u64; 4] = [10015, 10062, 40060, 50027];
 
 /// An interaction of a user with the bot, which the bot must answer.
 ///
-/// Discord requires exactly one first answer within 3 s: either [`reply`](Self::reply), or
+/// Discord requires exactly one initial response within 3 s: either [`reply`](Self::reply), or
 /// [`defer`](Self::defer) and later the real answer with [`edit_original`](Self::edit_original).
 /// More messages can [follow up](Self::follow_up) for 15 minutes. The 3 s include the time that the
 /// interaction waits behind other events, and the time that the bot needs before its first answer;
@@ -115,8 +115,8 @@ impl Interaction {
         self.respond(rest, 4, message)
     }
 
-    /// Answers that a message will follow. The user sees that the bot is thinking, for up to 15
-    /// minutes. Send the message with [`edit_original`](Self::edit_original).
+    /// Tells Discord that the message will come later. The user sees that the bot is thinking, for
+    /// up to 15 minutes. Send the message with [`edit_original`](Self::edit_original).
     pub fn defer(&self, rest: &Rest) -> Result<(), Error> {
         self.respond(rest, 5, &json!({}))
     }

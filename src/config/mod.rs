@@ -444,8 +444,8 @@ impl fmt::Display for ConnectionClosed {
 pub struct AutoReshard {
     /// How often Discord is queried.
     pub check_every: Duration,
-    /// How full the fullest shard may be. Above this, the shards are replaced by as many as Discord
-    /// recommends. 0.8 means 80 %.
+    /// The share of Discord's 2,500 guilds per shard that the largest shard may have. Above this,
+    /// the shards are replaced by as many as Discord recommends. 0.8 means 80 %.
     pub threshold: f64,
 }
 

@@ -28,14 +28,13 @@ pub struct ShardConfig {
     pub presence: Option<Presence>,
     /// Which events are delivered. Default: all.
     pub events: EventFilter,
-    /// A shard whose sessions keep ending early stops with
-    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen) rather than spend more
-    /// IDENTIFYs: after this many such sessions in a row within 10 minutes
-    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)). Restart it to retry. With
-    /// `None` it retries forever, with increasing pauses. Default: 5.
+    /// After how many sessions in a row that ended early, within 10 minutes
+    /// ([`Timing::circuit_window`](crate::Timing::circuit_window)), the shard stops with
+    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen), to save IDENTIFYs. Restart it
+    /// to retry. With `None` it retries forever, with increasing pauses. Default: 5.
     pub max_short_sessions: Option<NonZeroU32>,
-    /// How many events of a shard may be outstanding before it stops reading, at least 1. Default:
-    /// 1,024.
+    /// How many events of a shard may be queued or being handled before it stops reading, at least
+    /// 1. Default: 1,024.
     pub max_outstanding_events: usize,
     /// How many bytes of uncompressed payloads may be outstanding before the shard stops reading,
     /// at least 1; one event always fits. Small events share blocks of 16 KiB, so a single small

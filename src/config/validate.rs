@@ -31,8 +31,7 @@ impl Config {
         }
         if self.retry_start_for > MAX_DURATION {
             let given = format!("{:?}", self.retry_start_for);
-            let allowed = format!("up to {MAX_DURATION:?}");
-            return Err(Error::setting("retry_start_for", given, allowed));
+            return Err(Error::setting("retry_start_for", given, "up to 7 days"));
         }
         self.shard.validate(&self.token)?;
 
@@ -55,7 +54,8 @@ impl Config {
             return Err(Error::setting(
                 "gateway_url",
                 gateway,
-                "a wss:// URL, because it was received over https://",
+                "a wss:// URL, because `/gateway/bot` returned it over https://; to use ws://, \
+                 set `gateway_url`",
             ));
         }
         check_proxy(self.proxy.as_deref(), &[&given])?;
@@ -72,8 +72,8 @@ impl Config {
         }
         let longest = self.timing.longest();
         if longest > MAX_DURATION {
-            let allowed = format!("durations up to {MAX_DURATION:?}");
-            return Err(Error::setting("timing", format!("{longest:?}"), allowed));
+            let given = format!("set with a duration of {longest:?}");
+            return Err(Error::setting("timing", given, "durations up to 7 days"));
         }
         Ok(())
     }
@@ -111,8 +111,8 @@ impl ShardConfig {
         let size = bare.identify(ShardId::ONE, None).expose().len() + MAX_SHARD_ID;
         let allowed = MAX_PAYLOAD - MAX_PRESENCE - r#","presence":"#.len();
         if size > allowed {
-            let given = format!("so long that IDENTIFY has {size} bytes without a presence");
-            let allowed = format!("a token with which it has at most {allowed}");
+            let given = format!("too long: IDENTIFY has {size} bytes without a presence");
+            let allowed = format!("a token short enough for {allowed} bytes");
             return Err(Error::setting("token", given, allowed));
         }
         Ok(())
@@ -153,8 +153,8 @@ impl AutoReshard {
             Plan::Recommended | Plan::Stored | Plan::Total(_) => Ok(()),
             _ => Err(Error::setting(
                 "auto_reshard",
-                "a plan for some of the shards",
-                "one for all shards; reshard several processes by hand, all at the same time",
+                "set, but the plan has only some of the shards",
+                "a plan for all shards; stop several processes to change their total",
             )),
         }
     }
@@ -266,7 +266,8 @@ mod tests {
 
         assert!(refused(config().auto_reshard(Duration::ZERO, 0.8)).contains("60s"));
         assert!(
-            refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2))).contains("by hand")
+            refused(config().auto_reshard(hour, 0.8).plan(Plan::bucket(0, 2)))
+                .contains("a plan for all shards")
         );
         let mut unknown = config();
         unknown.shard.intents = Intents::from_bits_retain(1 << 40);

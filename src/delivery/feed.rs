@@ -1,4 +1,4 @@
-//! Where the shards of a set put their events.
+//! The path of a shard set's events into the stream.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::event::{Event, EventKind, Twin};
 use crate::protocol::EventName;
 use crate::shard_id::ShardId;
 
-/// The way of a set of shards into the stream of events. A set that replaces another, and one that
-/// is replaced, share a [`Merge`] with the other; for all others an event costs one look at a flag.
+/// Puts the events of a set of shards into the stream. A set that replaces another set shares a
+/// [`Merge`] with it. For all other sets, an event only costs a check of a flag.
 #[derive(Debug)]
 pub(crate) struct Feed {
     sender: EventSender,
@@ -22,29 +22,30 @@ pub(crate) struct Feed {
     merging: Mutex<Neighbours>,
 }
 
-/// The sets that a set is merged with: the one that it replaces, and the one that replaces it.
+/// The merges of a set: with the set that it replaces, and with the set that replaces it.
 #[derive(Clone, Debug, Default)]
 struct Neighbours {
     before: Option<Merging>,
     after: Option<Merging>,
 }
 
-/// What becomes of an event of a set that replaces another, until it has taken over.
+/// What happens to an event of a set that replaces another one, until it has taken over.
 enum Place {
-    /// Every session of the guild gets it: it is compared with those of the other set, by lane and
-    /// digest.
+    /// Every session of the guild receives it: it is compared with the events of the other set, by
+    /// lane and digest.
     Shared(Lane, Digest),
-    /// The session alone has it, because of a command or of what it has lost: it is held.
+    /// Only this session has it, because it answers a command or reports the session's loss: it is
+    /// held.
     Held,
-    /// It says how a session or a connection begins or ends, or another shard of its set has it too:
-    /// it is not delivered.
+    /// It reports how a session or a connection begins or ends, or another shard of its set has it
+    /// too: it is not delivered.
     Dropped,
 }
 
-/// Names the copy that was delivered; `None` if it holds no credit.
+/// Identifies the copy that was delivered; `None` if that holds no credit.
 type Witness = Option<Arc<Twin>>;
 
-/// A pair of sets of which one replaces the other.
+/// The merge of two sets, of which one replaces the other.
 #[derive(Clone, Debug)]
 struct Merging {
     merge: Arc<Pair>,
@@ -53,8 +54,8 @@ struct Merging {
     hasher: RandomState,
 }
 
-/// The events of two sets. What is still held when both are gone was never delivered: it has not
-/// been handled.
+/// The events of two sets. Events that are still held when both sets are gone were never delivered,
+/// so they do not count as handled.
 #[derive(Debug)]
 struct Pair(Mutex<Merge<Event, Witness>>);
 
@@ -80,8 +81,8 @@ impl Feed {
         })
     }
 
-    /// An feed for the shards `new`, which will replace the shards `old` of this one. From now on
-    /// this one's events are noted, and the new one's held.
+    /// Creates a feed for the shards `new`, which will replace this feed's shards `old`. From now
+    /// on, the events of this feed are recorded, and those of the new one are held.
     pub(crate) fn successor(&self, old: &[ShardId], new: &[ShardId]) -> Arc<Self> {
         let firsts = [old, new].map(|set| set.iter().min().copied());
         let merging = Merging {
@@ -95,7 +96,7 @@ impl Feed {
         successor
     }
 
-    /// No other set replaces this one after all.
+    /// Cancels the replacement of this set by another one.
     pub(crate) fn stay(&self) {
         self.change(|neighbours| neighbours.after = None);
     }
@@ -105,17 +106,18 @@ impl Feed {
         self.is_merging.load(Ordering::Acquire)
     }
 
-    /// A shard of this set is about to start a session, or to resume one.
+    /// Records that a shard of this set is about to start a session, or to resume one.
     pub(crate) fn begin(&self, shard: ShardId, is_new_session: bool) {
         self.note_progress(|merge| merge.begin(shard, is_new_session));
     }
 
-    /// The session of a shard of this set is live.
+    /// Records that the session of a shard of this set is live.
     pub(crate) fn ready(&self, now: Instant, shard: ShardId) {
         self.note_progress(|merge| merge.ready(now, shard));
     }
 
-    /// A shard of this set has read whatever was sent to any session before that instant.
+    /// Records that a shard of this set has read everything that was sent to any session before
+    /// `up_to`.
     pub(crate) fn has_read(&self, shard: ShardId, up_to: Instant) {
         self.note_progress(|merge| merge.new_has_read(shard, up_to));
         if !self.is_merging() {
@@ -130,13 +132,13 @@ impl Feed {
         }
     }
 
-    /// Whether this set would repeat an event if it took over now, for all that is known.
+    /// Whether an event might be delivered twice if this set took over now.
     pub(crate) fn is_in_doubt(&self) -> bool {
         let before = self.merging.lock().before.clone();
         before.is_some_and(|merging| merging.merge.lock().is_in_doubt())
     }
 
-    /// A shard of this set has stopped.
+    /// Records that a shard of this set has stopped.
     pub(crate) fn end(&self, shard: ShardId) {
         self.note_progress(|merge| merge.end(shard));
     }
@@ -146,7 +148,7 @@ impl Feed {
         self.sender.announce(shard);
     }
 
-    /// An event of Discord, or of the shard. A consumer that sleeps wakes up when it is
+    /// Puts in an event, from Discord or about the shard. A sleeping consumer wakes up when it is
     /// [announced](Self::announce).
     pub(crate) fn put(&self, now: Instant, event: Event) {
         if self.is_merging() {
@@ -156,8 +158,9 @@ impl Feed {
         }
     }
 
-    /// As [`put`](Self::put), for the arrival of a guild that READY named: of a set that replaces
-    /// another it is not delivered, since the other one has the guild already.
+    /// As [`put`](Self::put), for the arrival of a guild that READY listed. If this set replaces
+    /// another one and has not taken over, the event is not delivered: the other set has the guild
+    /// already.
     pub(crate) fn put_arrival(&self, now: Instant, event: Event) {
         if self.is_merging() {
             self.merge(now, event, true);
@@ -166,20 +169,22 @@ impl Feed {
         }
     }
 
-    /// Something that is no shard's to tell: it is delivered at once, whoever takes over from whom.
+    /// Delivers an event that does not come from a shard's thread. It is delivered at once, whether
+    /// or not a set is replacing another one.
     pub(crate) fn deliver(&self, event: Event) {
         let shard = event.shard();
         self.sender.put(event);
         self.announce(shard);
     }
 
-    /// The set that this one replaces has ended: `first` is delivered, then what was held, then
-    /// everything as it comes.
+    /// Takes over from the set that this one replaces, which has ended. Delivers `first`, then the
+    /// held events; later events are delivered as they arrive.
     pub(crate) fn take_over(&self, now: Instant, first: Event) {
         self.sender.put(first);
         let before = self.merging.lock().before.clone();
         if let Some(merging) = before {
-            // While this puts in what was held, more may be held, which must not be overtaken.
+            // While this loop delivers held events, more may be held. Later ones must not overtake
+            // them.
             loop {
                 let held = merging.merge.lock().hand_over(now);
                 if held.is_empty() {
@@ -193,7 +198,8 @@ impl Feed {
         self.sender.announce_all();
     }
 
-    /// Holds an event against those of the other sets.
+    /// Compares an event with those of the neighbouring sets, and delivers it unless it is held or
+    /// dropped.
     fn merge(&self, now: Instant, event: Event, is_arrival: bool) {
         let Neighbours { before, after } = self.merging.lock().clone();
         let event = match before {
@@ -207,7 +213,7 @@ impl Feed {
         self.sender.put(event);
     }
 
-    /// Tells the merge with the set that this one replaces, until that is over.
+    /// Updates the merge with the set that this one replaces. Removes the merge once it is over.
     fn note_progress(&self, note: impl FnOnce(&mut Merge<Event, Witness>)) {
         if !self.is_merging() {
             return;
@@ -236,8 +242,8 @@ impl Feed {
 }
 
 impl Merging {
-    /// An event of the old set, which is about to be delivered. If the new set has it too, it
-    /// carries that one's lease, now or later.
+    /// Records an event of the old set that is about to be delivered. If the new set has a
+    /// duplicate, the event takes over the duplicate's lease, now or later.
     fn note(&self, now: Instant, event: &mut Event) {
         let Place::Shared(lane, digest) = self.place(event) else {
             return;
@@ -252,7 +258,7 @@ impl Merging {
         }
     }
 
-    /// An event of the new set. Returns it if it is to be delivered now.
+    /// Takes an event of the new set. Returns it if it must be delivered now.
     fn new_event(&self, now: Instant, event: Event, is_arrival: bool) -> Option<Event> {
         let place = self.place(&event);
         let verdict = {
@@ -262,7 +268,7 @@ impl Merging {
                     merge.new_event(now, lane, digest, event)
                 }
                 _ if merge.is_live() => Verdict::Deliver(event),
-                // Nobody else has it.
+                // The old set does not have it.
                 Place::Held => {
                     merge.hold_notice(event);
                     Verdict::Held
@@ -281,11 +287,11 @@ impl Merging {
         }
     }
 
-    /// What becomes of an event, by its kind and name.
+    /// What happens to an event, by its kind and name.
     fn place(&self, event: &Event) -> Place {
         let Some(dispatch) = event.dispatch() else {
             return match event.kind() {
-                // What was lost stays lost.
+                // What the session lost stays lost after the take-over: the user must learn of it.
                 EventKind::SessionLost { .. } => Place::Held,
                 _ => Place::Dropped,
             };
@@ -298,9 +304,10 @@ impl Merging {
             | EventName::GuildMembersChunk
             | EventName::RateLimited
             | EventName::SoundboardSounds => Place::Held,
-            // Discord sends it to every session: those of the two first shards are compared.
+            // Discord sends it to every session. Only the events of the two first shards are
+            // compared.
             EventName::UserUpdate if !self.firsts.contains(&event.shard()) => Place::Dropped,
-            // What names its guild in an unknown way shares the lane of what has none.
+            // An event whose guild is not found shares the lane of events without a guild.
             name => {
                 let digest = self.hasher.hash_one((name, dispatch.data()));
                 Place::Shared(dispatch.guild_id(), digest)
@@ -309,7 +316,7 @@ impl Merging {
     }
 }
 
-/// The duplicate counts as handled once the delivered copy has been.
+/// Makes the duplicate count as handled once the delivered copy has been handled.
 fn settle_with(delivered: Witness, duplicate: Event) {
     if let (Some(delivered), Some(lease)) = (delivered, duplicate.into_lease()) {
         delivered.carry(lease);

@@ -1,5 +1,5 @@
-//! Where events go while a handler runs: each shard's to one of several lanes, each of which a
-//! worker empties.
+//! Where events go while a handler runs. Each shard's events go to one of several lanes, and each
+//! lane has one worker that empties it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -12,15 +12,15 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock;
 use crate::event::Event;
 
-/// A queue that has grown beyond this gives its memory back once it is empty.
+/// A queue with a capacity beyond this frees its memory once it is empty.
 const SPARE: usize = 1024;
 
-/// The lanes of a handler, and whether it is to stop.
+/// The lanes of a handler, and whether the handler must stop.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     all: Box<[Lane<Event>]>,
     is_stopped: AtomicBool,
-    /// Once it is set, no event is begun from that instant on.
+    /// Once set, no event is begun at or after that instant.
     deadline: Arc<OnceLock<Instant>>,
 }
 
@@ -38,19 +38,19 @@ impl Lanes {
         &self.all
     }
 
-    /// Begins no other event, and wakes the workers, so that they return.
+    /// Stops the workers: they begin no further event and return. Wakes those that sleep.
     pub(crate) fn stop(&self) {
         self.is_stopped.store(true, Ordering::SeqCst);
         self.all.iter().for_each(Lane::wake);
     }
 
-    /// How many events wait in each of them.
+    /// How many events wait in each lane.
     #[cfg(test)]
     pub(crate) fn lengths(&self) -> Vec<usize> {
         self.all.iter().map(Lane::len).collect()
     }
 
-    /// The next event of one of them, if one is there.
+    /// The next event of a lane, if there is one.
     #[cfg(test)]
     pub(crate) fn try_recv(&self, lane: usize) -> Option<Event> {
         self.all[lane].queue.lock().items.pop_front()
@@ -61,13 +61,13 @@ impl Lanes {
         self.is_stopped.load(Ordering::SeqCst) || self.deadline.get().is_some_and(is_late)
     }
 
-    /// No more events come.
+    /// Marks the end of all lanes: no more events will be put in.
     pub(super) fn end(&self) {
         self.all.iter().for_each(Lane::end);
     }
 }
 
-/// A queue that one worker empties. It wakes up when what was [put](Self::put) in is
+/// A queue that one worker empties. A sleeping worker wakes up when what was [put](Self::put) in is
 /// [announced](Self::announce), once for a batch.
 #[derive(Debug)]
 pub(crate) struct Lane<T> {
@@ -79,7 +79,7 @@ pub(crate) struct Lane<T> {
 struct Queue<T> {
     items: VecDeque<T>,
     has_ended: bool,
-    /// The worker sleeps.
+    /// Whether the worker sleeps.
     is_waiting: bool,
 }
 
@@ -113,21 +113,22 @@ impl<T> Lane<T> {
         }
     }
 
-    /// No more comes.
+    /// Marks the end of the lane: no more items will be put in.
     pub(super) fn end(&self) {
         self.queue.lock().has_ended = true;
         self.announced.notify_one();
     }
 
-    /// Has the worker look whether it is to stop.
+    /// Makes the worker check whether it must stop.
     fn wake(&self) {
-        // It has either not looked yet, or sleeps.
+        // The worker holds the lock from its check until it sleeps. Once this has had the lock, the
+        // worker either sleeps or has yet to check.
         drop(self.queue.lock());
         self.announced.notify_one();
     }
 
-    /// The next item; blocks until there is one. `None` if there will be none, or once
-    /// `is_stopped`.
+    /// The next item; blocks until there is one. `None` if the lane has ended and is empty, or once
+    /// `is_stopped` returns true.
     pub(super) fn next(&self, is_stopped: impl Fn() -> bool) -> Option<T> {
         let mut queue = self.queue.lock();
         loop {
@@ -147,13 +148,13 @@ impl<T> Lane<T> {
         }
     }
 
-    /// Whether its worker has handled everything.
+    /// Whether the worker has handled everything that was put in.
     pub(super) fn is_idle(&self) -> bool {
         let queue = self.queue.lock();
         queue.is_waiting && queue.items.is_empty()
     }
 
-    /// What is left.
+    /// Takes out all items that are left.
     pub(super) fn take(&self) -> VecDeque<T> {
         std::mem::take(&mut self.queue.lock().items)
     }
@@ -162,7 +163,7 @@ impl<T> Lane<T> {
         self.queue.lock().items.len()
     }
 
-    /// How many there are of a kind.
+    /// How many of the items `is_counted` selects.
     pub(super) fn count_of(&self, is_counted: impl Fn(&T) -> bool) -> usize {
         let queue = self.queue.lock();
         queue.items.iter().filter(|item| is_counted(item)).count()

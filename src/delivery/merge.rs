@@ -1,4 +1,5 @@
-//! Two sets of shards receive the same events, and each is delivered once.
+//! Merges the events of two sets of shards that receive the same events, so that each event is
+//! delivered once.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -10,82 +11,91 @@ use crate::shard_id::ShardId;
 /// The guild of an event; one lane for all events without a guild.
 pub(crate) type Lane = Option<u64>;
 
-/// What makes two events of a lane equal: a digest of name and data.
+/// A digest of an event's name and data. Two events of a lane are equal if their digests are.
 pub(crate) type Digest = u64;
 
-/// The events of an old set of shards, which are delivered, against those of a new one, which are
-/// held until the new set takes over.
+/// Matches the events of an old set of shards, which are delivered, with those of a new set, which
+/// are held until the new set takes over.
 ///
-/// It is a multiset for each guild: one event of the old set stands against one equal event of the
-/// new set, whichever comes first; two that are equal are two events.
+/// For each guild it works as a multiset: one event of the old set matches one equal event of the
+/// new set, whichever arrives first. Two equal events of the same set are two events.
 ///
-/// An event that the old set delivered and that the new set will never bring must not stand against
-/// a later one that happens to be equal. So an entry of the old set is kept only
-/// - from the moment when the guild's new shard [begins](Self::begin): of what was sent before,
-///   that one gets nothing;
-/// - until something later of its guild has come from both sets, which receive a guild's events in
+/// An event that the old set delivered and that the new set will never receive must not match a
+/// later event that happens to be equal. So an entry of the old set is kept only
+/// - from the moment when the guild's new shard [begins](Self::begin): the new shard receives
+///   nothing that was sent before;
+/// - until a later event of its guild has arrived from both sets, which receive a guild's events in
 ///   the same order;
-/// - until the new shard has [read](Self::new_has_read) all that was sent by then;
-/// - until the hand-over, unless it is certain by then that the new shard will bring it: the old
-///   one had read all that was sent before the new session was [ready](Self::ready).
+/// - until the new shard has [read](Self::new_has_read) everything that was sent by the time of the
+///   delivery;
+/// - until the hand-over, unless it is certain that the new shard will receive it: at the
+///   delivery, the old shard had read everything that was sent before the new session was
+///   [ready](Self::ready).
 ///
-/// An event of the new set that equals one which may be from before it began is kept until the old
-/// set has [read](Self::old_has_read) all that was sent by then: after that, the old set has
-/// delivered it as well, whichever of the two it was. Where none of these tells, an event is repeated
-/// rather than lost. So that it seldom happens, the old set closes only once it has read all that was
-/// sent before the new set was ready, and then, once more, all that was sent before it had; and it
-/// waits, for a while, until there is no event that the hand-over [would repeat](Self::is_in_doubt).
+/// An event of the new set may equal an entry that is not certain, which may be from before the new
+/// shard began. It is kept as doubtful until the old set has [read](Self::old_has_read) everything
+/// that was sent by then: after that, the old set has delivered the event as well, whichever of the
+/// two it was. Where none of these rules decides, an event is delivered twice rather than lost.
 ///
-/// `E` is an event of the new set, and `W` names the copy that the old set delivered.
+/// To make that rare, the old set closes only once it has read everything that was sent before the
+/// new set was ready, and then also everything that was sent before that point was reached. It also
+/// waits, for a limited time, until there is no event that the hand-over
+/// [might deliver twice](Self::is_in_doubt).
+///
+/// `E` is an event of the new set, and `W` identifies the copy that the old set delivered.
 #[derive(Debug)]
 pub(crate) struct Merge<E, W> {
     /// The shards of the new set.
     new: BTreeMap<ShardId, Progress>,
-    /// Up to when shards of the old set have read.
+    /// The instant up to which each shard of the old set has read.
     old: HashMap<ShardId, Instant>,
     lanes: HashMap<Lane, Pending<E, W>>,
-    /// What the new set told that is no event of Discord, with its number among all that were held.
+    /// The notices of the new set, which have no equal in the old set, with their numbers among all
+    /// events that were ever held.
     notices: Vec<(u64, E)>,
-    /// Entries of `delivered` in all lanes.
+    /// The number of `delivered` entries in all lanes.
     unmatched: usize,
     /// How many events were ever held.
     held: u64,
-    /// How many are doubtful in all lanes.
+    /// The number of `doubtful` entries in all lanes.
     doubtful: usize,
+    /// When the new set took over.
     live_since: Option<Instant>,
 }
 
-/// How far a shard of the new set has come.
+/// The progress of a shard of the new set.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
-    /// It is starting a session, or has.
+    /// It has begun to start or resume a session.
     has_begun: bool,
-    /// When that was ready: what is sent later, it receives.
+    /// When that session was ready: the shard receives everything that is sent later.
     ready_at: Option<Instant>,
-    /// It has read whatever any session was sent before that.
+    /// It has read everything that was sent to any session before this instant.
     read_up_to: Option<Instant>,
-    /// When the old set last delivered an event that this shard may or may not bring.
+    /// When the old set last delivered an event that this shard may or may not receive.
     uncertain_at: Option<Instant>,
-    /// It has stopped, and brings nothing any more.
+    /// It has stopped and receives nothing any more.
     has_ended: bool,
 }
 
 impl Progress {
-    /// When the old set last delivered what this shard may still bring, without that being certain.
+    /// When the old set last delivered an event that this shard may or may not receive; `None` if
+    /// it will not receive that event any more.
     fn awaited(&self) -> Option<Instant> {
         let has_passed = |at| self.has_ended || self.read_up_to.is_some_and(|read| read > at);
         self.uncertain_at.filter(|at| !has_passed(*at))
     }
 }
 
-/// What one set has brought of a guild and the other has not.
+/// The events of a lane that one set has received and the other has not.
 #[derive(Debug)]
 struct Pending<E, W> {
-    /// The old set, in order.
+    /// Events of the old set, in order.
     delivered: VecDeque<Delivered<W>>,
-    /// The new set, in order, with the event's number among all that were held.
+    /// Events of the new set, in order, each with its number among all events that were ever held.
     held: VecDeque<(u64, Digest, E)>,
-    /// Events of the new set that may be what the old set delivered, or may be equal to it.
+    /// Events of the new set, each of which is either a copy of one that the old set delivered or
+    /// only equal to it.
     doubtful: Vec<Doubtful<E, W>>,
 }
 
@@ -95,13 +105,13 @@ struct Delivered<W> {
     at: Instant,
     shard: ShardId,
     digest: Digest,
-    /// The new set will bring it.
+    /// Whether the new set will certainly receive it.
     is_certain: bool,
     witness: W,
 }
 
-/// An event of the new set that the old set has delivered, or will before it has read what was sent
-/// by a moment.
+/// An event of the new set that equals one of the old set. The old set has delivered it too, or
+/// will deliver it before it has read everything that was sent by the instant `by`.
 #[derive(Debug)]
 struct Doubtful<E, W> {
     by: Instant,
@@ -113,19 +123,19 @@ struct Doubtful<E, W> {
     witness: W,
 }
 
-/// What becomes of an event of the new set.
+/// What happens to an event of the new set.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict<E, W> {
-    /// It is delivered now.
+    /// It must be delivered now.
     Deliver(E),
-    /// It is held until the new set takes over, or the old one brings it.
+    /// It is held until the new set takes over or the old set delivers it.
     Held,
     /// The old set has delivered this copy of it.
     Duplicate(E, W),
 }
 
 impl<E, W> Merge<E, W> {
-    /// For a new set of these shards, which all have the same total.
+    /// Creates a merge for a new set of these shards, which all have the same total.
     pub(crate) fn new(shards: &[ShardId]) -> Self {
         Self {
             new: shards
@@ -147,8 +157,8 @@ impl<E, W> Merge<E, W> {
         self.live_since.is_some()
     }
 
-    /// Whether the new set has taken over, and has brought all that the old one delivered or never
-    /// will.
+    /// Whether the new set has taken over, and will receive no more duplicates of what the old set
+    /// delivered.
     pub(crate) fn is_over(&self) -> bool {
         let has_read = |since: Instant| {
             let mut progress = self.new.values();
@@ -158,14 +168,15 @@ impl<E, W> Merge<E, W> {
             .is_some_and(|since| self.unmatched == 0 || has_read(since))
     }
 
-    /// Whether the new set may have brought, or may still bring, what a hand-over would repeat.
+    /// Whether the new set has received, or may still receive, an event that a hand-over now might
+    /// deliver twice.
     pub(crate) fn is_in_doubt(&self) -> bool {
         let mut shards = self.new.values();
         self.doubtful > 0 || shards.any(|shard| shard.awaited().is_some())
     }
 
-    /// A shard of the new set starts a session, or resumes one that it brought along: from now on
-    /// it receives what the old set does.
+    /// Records that a shard of the new set starts a session, or resumes one that it brought along.
+    /// From now on, it receives what the old set receives.
     pub(crate) fn begin(&mut self, shard: ShardId, is_new_session: bool) {
         let Some(progress) = self.new.get_mut(&shard) else {
             return;
@@ -175,7 +186,7 @@ impl<E, W> Merge<E, W> {
             return;
         }
 
-        // What was sent to the session before this one never comes again.
+        // Events that were sent to its previous session are never redelivered.
         *progress = Progress {
             has_begun: true,
             ..Progress::default()
@@ -187,22 +198,24 @@ impl<E, W> Merge<E, W> {
         }
     }
 
-    /// The session of a shard of the new set is live.
+    /// Records that the session of a shard of the new set is live.
     pub(crate) fn ready(&mut self, now: Instant, shard: ShardId) {
         if let Some(progress) = self.new.get_mut(&shard) {
             progress.ready_at.get_or_insert(now);
         }
     }
 
-    /// A shard of the new set has read whatever was sent to any session before that instant.
+    /// Records that a shard of the new set has read everything that was sent to any session before
+    /// `up_to`.
     pub(crate) fn new_has_read(&mut self, shard: ShardId, up_to: Instant) {
         if let Some(progress) = self.new.get_mut(&shard) {
             progress.read_up_to = Some(up_to);
         }
     }
 
-    /// A shard of the old set has read whatever was sent to any session before that instant. Returns
-    /// the duplicates of which that makes sure, with the copies that were delivered.
+    /// Records that a shard of the old set has read everything that was sent to any session before
+    /// `up_to`. Returns the doubtful events that are now certain to be duplicates, each with the
+    /// copy that was delivered.
     pub(crate) fn old_has_read(&mut self, shard: ShardId, up_to: Instant) -> Vec<(E, W)> {
         self.old.insert(shard, up_to);
         if self.doubtful == 0 {
@@ -221,15 +234,15 @@ impl<E, W> Merge<E, W> {
             .collect()
     }
 
-    /// A shard of the new set brings nothing any more.
+    /// Records that a shard of the new set receives nothing any more.
     pub(crate) fn end(&mut self, shard: ShardId) {
         if let Some(progress) = self.new.get_mut(&shard) {
             progress.has_ended = true;
         }
     }
 
-    /// A shard of the old set delivers an event, which `witness` names. Returns the duplicate of the
-    /// new set that was held.
+    /// Records an event that a shard of the old set delivers and that `witness` identifies. Returns
+    /// the new set's duplicate if it was held and is certain to be one.
     pub(crate) fn old(
         &mut self,
         now: Instant,
@@ -249,7 +262,7 @@ impl<E, W> Merge<E, W> {
             .is_some_and(|at| read_up_to.is_some_and(|read| *read >= at));
 
         let pending = self.lane(lane);
-        // What is equal and may have been this one takes away all certainty.
+        // A doubtful event that is equal may have been this one, so nothing is certain.
         let mut doubtful = pending.doubtful.iter();
         let is_certain = is_certain && !doubtful.any(|doubtful| doubtful.digest == digest);
 
@@ -257,7 +270,8 @@ impl<E, W> Merge<E, W> {
         if let Some(at) = held.position(|(_, other, _)| *other == digest) {
             let (number, _, event) = pending.held.remove(at)?;
             if is_certain {
-                // What the old set delivered before it the new set would have brought before it.
+                // The new set would already have received what the old set delivered before this
+                // event.
                 self.unmatched -= mem::take(&mut pending.delivered).len();
                 return Some(event);
             }
@@ -288,7 +302,7 @@ impl<E, W> Merge<E, W> {
         None
     }
 
-    /// The new set brings an event.
+    /// Decides what happens to an event of the new set.
     pub(crate) fn new_event(
         &mut self,
         now: Instant,
@@ -300,13 +314,13 @@ impl<E, W> Merge<E, W> {
         let pending = self.lane(lane);
         let is_equal = |entry: &Delivered<W>| entry.digest == digest;
 
-        // What it must bring, in order, before what it may.
+        // Entries that the new set will certainly receive match first, in order.
         let certain = |entry: &Delivered<W>| is_equal(entry) && entry.is_certain;
         let entries = &mut pending.delivered;
         if let Some(at) = entries.iter().position(certain) {
             let copy = entries.remove(at);
-            // The new set has got past what came before it, but for an equal one that may be what
-            // has come now.
+            // The new set will not receive the entries before this one any more. An equal one is
+            // kept, because this event may be its duplicate.
             let before = entries.len();
             let mut place = 0;
             entries.retain(|entry| {
@@ -346,14 +360,14 @@ impl<E, W> Merge<E, W> {
         Verdict::Held
     }
 
-    /// The new set tells something that is no event of Discord: it is held until the hand-over.
+    /// Holds an event of the new set that the old set does not have, until the hand-over.
     pub(crate) fn hold_notice(&mut self, notice: E) {
         self.notices.push((self.held, notice));
         self.held += 1;
     }
 
-    /// The old set has closed. Returns what is held, in order, to be delivered; call it again once
-    /// that has been done. When nothing is held any more, the new set has taken over.
+    /// Hands over to the new set after the old one has closed. Returns the held events, in order.
+    /// Deliver them, then call it again, until it returns none: then the new set has taken over.
     pub(crate) fn hand_over(&mut self, now: Instant) -> Vec<E> {
         for pending in self.lanes.values_mut() {
             let before = pending.delivered.len();
@@ -367,7 +381,7 @@ impl<E, W> Merge<E, W> {
         held
     }
 
-    /// Takes out what is held, in order.
+    /// Takes out the held events, in order.
     pub(crate) fn take_held(&mut self) -> Vec<E> {
         let mut held = mem::take(&mut self.notices);
         for pending in self.lanes.values_mut() {
@@ -382,12 +396,13 @@ impl<E, W> Merge<E, W> {
                     .map(|doubtful| (doubtful.number, doubtful.event)),
             );
         }
+
         self.doubtful = 0;
         held.sort_unstable_by_key(|(number, _)| *number);
         held.into_iter().map(|(_, event)| event).collect()
     }
 
-    /// What is noted and held, for a test to tell states apart.
+    /// A text form of what is recorded and held, with which a test tells states apart.
     #[cfg(test)]
     pub(crate) fn outline(&self, start: Instant) -> String {
         let since = |at: Instant| at.saturating_duration_since(start);
@@ -432,7 +447,7 @@ impl<E, W> Merge<E, W> {
         }
     }
 
-    /// A lane, without what its new shard has got past.
+    /// A lane, after removal of the entries that its new shard will not receive any more.
     fn lane(&mut self, lane: Lane) -> &mut Pending<E, W> {
         let home = self.home(lane).and_then(|home| self.new.get(&home));
         if let Some(read_up_to) = home.and_then(|progress| progress.read_up_to) {
@@ -445,7 +460,7 @@ impl<E, W> Merge<E, W> {
         })
     }
 
-    /// Forgets the oldest of what the old set delivered of a guild.
+    /// Removes the oldest entries of what the old set delivered in a lane.
     fn forget(&mut self, lane: Lane, is_old: impl Fn(Instant) -> bool) {
         let Some(pending) = self.lanes.get_mut(&lane) else {
             return;

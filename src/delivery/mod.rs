@@ -1,4 +1,4 @@
-//! The fan-in: one stream with the events of all shards.
+//! The fan-in: merges the events of all shards into one stream.
 
 mod feed;
 mod lanes;
@@ -25,10 +25,10 @@ use crate::shard_id::ShardId;
 
 /// A blocking iterator over the events of all shards. Each shard's events stay in order.
 ///
-/// Clones share the stream, so that each event goes to one of them. Several threads over clones are
-/// a pool for handlers that wait, for an answer of REST for example: an event goes to whichever
-/// thread is free, and the order is lost. (With [`run`](crate::ShardManager::run) it is kept, but a
-/// shard has one thread.)
+/// Clones share the stream: each event goes to one of them. Several threads with a clone each are a
+/// thread pool for handlers that block, for example on a REST response. An event goes to any free
+/// thread, so the order is lost. ([`run`](crate::ShardManager::run) keeps the order, but handles
+/// each shard on one thread.)
 ///
 /// ```no_run
 /// # fn pool(manager: &threadcord::ShardManager, handle: fn(threadcord::Event)) {
@@ -44,21 +44,21 @@ use crate::shard_id::ShardId;
 /// that wait here keep waiting. When the handler is [stopped](crate::Handle::stop), its remaining
 /// events are delivered here first.
 ///
-/// It ends when the manager is closed or suspended, or when the last shard has stopped because of
-/// something that only its owner can fix. The channel behind it is unbounded, but each shard's
-/// outstanding limit bounds it: a shard whose events are not taken stops reading and logs this. The
-/// manager keeps the stream: dropping an `Events` loses nothing, and the next one continues where
-/// it stopped.
+/// The stream ends when the manager is closed or suspended, or when the last shard has stopped for
+/// a reason that only its owner can fix. The channel behind it is unbounded, but the outstanding
+/// limits of the shards bound its length: a shard whose events are not taken stops reading and logs
+/// this. The manager keeps the stream: dropping an `Events` loses no event, and the next `Events`
+/// continues where the last one stopped.
 #[derive(Clone, Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
     notify: Arc<Notify>,
-    /// What a handler that was stopped had not come to; older than what is in the channel.
+    /// The events that a stopped handler had not begun; older than those in the channel.
     put_back: Arc<PutBack>,
     entry: Arc<Entry>,
 }
 
-/// The fan-in channel: shards get clones of its sender.
+/// Creates the fan-in channel. Shards get clones of its sender.
 pub(crate) fn channel() -> (EventSender, Events) {
     let (sender, receiver) = crossbeam_channel::unbounded();
     let notify = Arc::new(Notify::default());
@@ -74,11 +74,11 @@ pub(crate) fn channel() -> (EventSender, Events) {
 }
 
 impl Events {
-    /// The channel itself, for `crossbeam_channel::select!` beside the program's own. Each
-    /// event must be dropped or released, as with the iterator.
+    /// The channel itself, for a `crossbeam_channel::select!` together with the program's own
+    /// channels. Each event must be dropped or released, as with the iterator.
     ///
-    /// What [`run`](crate::ShardManager::run) had taken from it when it was
-    /// [stopped](crate::Handle::stop) is not in there any more: take that with
+    /// Events that [`run`](crate::ShardManager::run) had taken when it was
+    /// [stopped](crate::Handle::stop) are no longer in the channel: take them with
     /// [`try_recv`](Self::try_recv) first.
     pub fn receiver(&self) -> &Receiver<Event> {
         &self.receiver
@@ -95,7 +95,7 @@ impl Events {
 
     /// Takes the next event, if it arrives in time.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
-        // One too long for the clock is none.
+        // A timeout beyond the range of the clock means no timeout.
         let next = self.wait(Instant::now().checked_add(timeout));
         next.unwrap_or(Err(TryRecvError::Empty))
             .map_err(|error| match error {
@@ -104,42 +104,43 @@ impl Events {
             })
     }
 
-    /// The next event, or that there will be none; `None` if neither comes in time.
+    /// Waits for the next event, or for the end of the stream. `None` if neither comes before the
+    /// deadline.
     fn wait(&self, deadline: Option<Instant>) -> Option<Result<Event, TryRecvError>> {
         let look =
             || Some(self.try_recv()).filter(|next| !matches!(next, Err(TryRecvError::Empty)));
         let next = look().or_else(|| {
             let next = self.notify.wait(deadline, look);
             if next.as_ref().is_some_and(Result::is_err) || self.is_there_more() {
-                // There is something for the next one, too.
+                // The next waiting thread has an event, or the end, to take as well.
                 self.notify.wake_one();
             }
             next
         });
-        // What was put back while the stream ended comes before the end, too.
+        // An event that was put back while the stream ended still comes before the end.
         match next {
             Some(Err(error)) => Some(self.put_back.pop().ok_or(error).inspect(Event::take)),
             next => next,
         }
     }
 
-    /// Ends the stream. What is in it can still be taken.
+    /// Ends the stream. Events that are already in it can still be taken.
     pub(crate) fn end(&self) {
         self.entry.end();
     }
 
-    /// Sends events to a handler, into the first `count` of its lanes.
+    /// Routes events to a handler, into the first `count` of its lanes.
     pub(crate) fn divert(&self, lanes: &Arc<Lanes>, count: usize) {
         self.entry.divert(self, lanes, count);
     }
 
-    /// Sends events into the stream again. Events that the handler's threads had `taken` from its
-    /// lanes and not begun come first, then those left in the lanes.
+    /// Routes events into the stream again. First come the events that the handler's threads had
+    /// `taken` from its lanes but not begun, then those left in the lanes.
     pub(crate) fn divert_back(&self, taken: Vec<Event>) {
         self.entry.divert_back(self, taken);
     }
 
-    /// Drops what is there. Returns how many events of Discord that were.
+    /// Drops all events in the stream. Returns how many of them came from Discord.
     pub(crate) fn discard(&self) -> usize {
         let mut count = 0;
         while let Ok(event) = self.try_recv() {
@@ -148,7 +149,7 @@ impl Events {
         count
     }
 
-    /// How many events of these shards wait to be taken and hold credit.
+    /// How many events of these shards hold credit and have not been taken.
     pub(crate) fn queued(&self, shards: &BTreeSet<ShardId>) -> usize {
         self.entry.count_of(self, |event| {
             event.has_credit() && shards.contains(&event.shard())
@@ -159,7 +160,7 @@ impl Events {
         self.put_back.len() > 0 || !self.receiver.is_empty()
     }
 
-    /// How many there are that were not taken, and that no handler has begun.
+    /// How many events have not been taken and not been begun by a handler.
     pub(crate) fn len(&self) -> usize {
         self.put_back.len() + self.receiver.len() + self.entry.len()
     }
@@ -169,8 +170,8 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        // The usual answer takes the short way: an event is large enough to notice how often it
-        // moves.
+        // Usually an event is available. This path moves it as rarely as possible, because an event
+        // is large enough that each move costs noticeable time.
         self.try_recv().ok().or_else(|| self.wait(None)?.ok())
     }
 }

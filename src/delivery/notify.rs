@@ -1,14 +1,15 @@
-//! Wakes threads that wait for events, once for many events.
+//! Wakes threads that wait for events, once for a batch of events.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// What threads that wait for events sleep on.
+/// The condition variable on which threads sleep that wait for events.
 ///
-/// The channel would wake them as well, but at each event, and it has them spin before they sleep,
-/// which costs more than all else that an event does if events come one at a time.
+/// The channel could wake them too, but it does so at each event, and it makes them spin before
+/// they sleep. If events come one at a time, that spinning costs more than everything else about
+/// an event.
 #[derive(Debug, Default)]
 pub(super) struct Notify {
     waiting: AtomicUsize,
@@ -17,26 +18,27 @@ pub(super) struct Notify {
 }
 
 impl Notify {
-    /// Wakes one waiting thread, if there is one. A thread that leaves something for others wakes the
-    /// next one.
+    /// Wakes one waiting thread, if there is one. A woken thread that leaves events for others must
+    /// wake the next thread.
     pub(super) fn wake_one(&self) {
-        // Either this sees who waits, or they see what was put into the channel before this.
+        // Either this thread sees the waiting ones, or they see what was put into the channel
+        // before this call.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) > 0 {
-            // A thread that holds the lock has looked before this, and sleeps by now or has not slept
-            // at all.
+            // Waits for a thread that is between its look and its sleep, and would miss the
+            // notification: it holds the lock until it sleeps.
             drop(self.lock.lock());
             self.notified.notify_one();
         }
     }
 
-    /// How many sleep, or are about to.
+    /// How many threads sleep, or are about to.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Sleeps until there is something, at most until `deadline`.
+    /// Sleeps until `look` finds something, but not past `deadline`.
     pub(super) fn wait<T>(
         &self,
         deadline: Option<Instant>,
@@ -88,12 +90,14 @@ mod tests {
                 })
             })
             .collect();
+
         for n in (1..=10_000).chain([0; 4]) {
             sender.send(n).unwrap();
             if n % 7 == 0 {
                 notify.wake_one();
             }
         }
+
         assert_eq!(
             waiters
                 .into_iter()

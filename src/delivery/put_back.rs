@@ -1,4 +1,4 @@
-//! Events that were taken from the stream and not handled.
+//! Events that were taken from the stream but not handled.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 
 use crate::event::Event;
 
-/// What handlers that were stopped had not come to, in the order in which it came.
+/// The events that stopped handlers had not begun, in the order in which they arrived.
 #[derive(Debug, Default)]
 pub(super) struct PutBack {
-    /// So that whoever finds none, as almost always, takes no lock.
+    /// The number of events. It is almost always zero: a thread that reads zero takes no lock.
     count: AtomicUsize,
     events: Mutex<VecDeque<Event>>,
 }
@@ -30,7 +30,7 @@ impl PutBack {
         event
     }
 
-    /// Puts some back, before those that are here.
+    /// Puts events back, in front of those that are already here.
     pub(super) fn put_back(&self, older: Vec<Event>) {
         let mut events = self.events.lock();
         older
@@ -40,14 +40,14 @@ impl PutBack {
         self.count.store(events.len(), Ordering::Release);
     }
 
-    /// Adds younger ones.
+    /// Adds newer events at the end.
     pub(super) fn append(&self, younger: impl Iterator<Item = Event>) {
         let mut events = self.events.lock();
         events.extend(younger);
         self.count.store(events.len(), Ordering::Release);
     }
 
-    /// How many there are of a kind.
+    /// How many of the events `is_counted` selects.
     pub(super) fn count_of(&self, is_counted: impl Fn(&Event) -> bool) -> usize {
         self.events
             .lock()

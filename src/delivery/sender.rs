@@ -1,4 +1,4 @@
-//! The way into the stream.
+//! The sending side of the stream of events.
 
 use std::sync::Arc;
 
@@ -11,34 +11,36 @@ use super::notify::Notify;
 use crate::event::Event;
 use crate::shard_id::ShardId;
 
-/// The way into the stream; shards get clones.
+/// Puts events into the stream, or into the lanes of a handler. Shards get clones.
 #[derive(Clone, Debug)]
 pub(crate) struct EventSender(Arc<Entry>);
 
-/// What leads to the stream, and to the lanes of a handler.
+/// The entry to the stream, and to the lanes of a handler.
 ///
-/// Events are put in under a shared lock, so that none overtakes those that move from the stream to
-/// the lanes or back. Putting in never waits: the channel has no bound.
+/// Events are put in under a shared lock, and move from the stream to the lanes or back under an
+/// exclusive one, so that no new event overtakes those that move. Sending never blocks on a full
+/// channel, because the channel is unbounded.
 #[derive(Debug)]
 pub(super) struct Entry {
     way: RwLock<Way>,
     notify: Arc<Notify>,
 }
 
-/// Where events go.
+/// Where events currently go.
 #[derive(Debug)]
 struct Way {
-    /// Into the stream. Gone once that has ended: then nothing is put into lanes either.
+    /// Leads into the stream. `None` once the stream has ended: then nothing is put into lanes
+    /// either.
     sender: Option<Sender<Event>>,
-    /// To a handler, while one runs, and not into the stream.
+    /// While a handler runs, events go to it and not into the stream.
     handler: Option<Assigned>,
 }
 
-/// The lanes of a handler, and which shards have which.
+/// The lanes of a handler, and the lane of each shard.
 #[derive(Debug)]
 struct Assigned {
     lanes: Arc<Lanes>,
-    /// How many of them are used.
+    /// How many of the lanes are used.
     count: usize,
     /// The lane of each shard, in the order of the shards.
     lane_of: Vec<(ShardId, usize)>,
@@ -49,12 +51,12 @@ impl EventSender {
         Self(Arc::clone(entry))
     }
 
-    /// Puts an event in. Consumers that sleep wake up when it is [announced](Self::announce).
+    /// Puts an event in. Sleeping consumers wake up when it is [announced](Self::announce).
     pub(super) fn put(&self, event: Event) {
         let Some(event) = self.0.way.read().put(event) else {
             return;
         };
-        // The first event of its shard since the handler runs, or the stream has ended.
+        // It is the first event of its shard since the handler started, or the stream has ended.
         let refused = {
             let mut way = self.0.way.write();
             way.assign(event.shard());
@@ -75,7 +77,7 @@ impl EventSender {
         match lanes {
             None => self.0.notify.wake_one(),
             Some((lanes, Some(lane))) => lanes.all()[lane].announce(),
-            // None of its events is there.
+            // A shard without a lane has put in no event yet.
             Some((_, None)) => {}
         }
     }
@@ -99,7 +101,7 @@ impl Entry {
         Arc::new(Self { way, notify })
     }
 
-    /// Ends the stream. What is in it can still be taken.
+    /// Ends the stream. Events that are already in it can still be taken.
     pub(super) fn end(&self) {
         let (sender, lanes) = {
             let mut way = self.way.write();
@@ -112,20 +114,22 @@ impl Entry {
         self.notify.wake_one();
     }
 
-    /// Sends events to a handler, into the first `count` of its lanes: what is in the stream, then
-    /// what is put in.
+    /// Routes events to a handler, into the first `count` of its lanes: first those that are in the
+    /// stream, then those that are put in later.
     pub(super) fn divert(&self, events: &Events, lanes: &Arc<Lanes>, count: usize) {
         let mut handler = Assigned {
             lanes: Arc::clone(lanes),
             count,
             lane_of: Vec::new(),
         };
-        // Nothing is put in meanwhile, so that nothing overtakes what is there.
+
+        // The exclusive lock keeps new events from overtaking those that are moved.
         let mut way = self.way.write();
         while let Ok(event) = events.try_recv() {
             handler.assign(event.shard());
             let _ = handler.put(event);
         }
+
         way.handler = Some(handler);
         let has_ended = way.sender.is_none();
         drop(way);
@@ -134,8 +138,8 @@ impl Entry {
         }
     }
 
-    /// Sends events into the stream again: those that were `taken` out of the lanes, then what is left
-    /// in them, then what is put in.
+    /// Routes events into the stream again: first those that were `taken` out of the lanes, then
+    /// those left in the lanes, then those that are put in later.
     pub(super) fn divert_back(&self, events: &Events, mut taken: Vec<Event>) {
         let mut way = self.way.write();
         if let Some(handler) = way.handler.take() {
@@ -146,11 +150,11 @@ impl Entry {
         self.notify.wake_one();
     }
 
-    /// How many of the events in the stream and in the lanes are of a kind.
+    /// How many of the events in the stream and in the lanes `is_counted` selects.
     pub(super) fn count_of(&self, events: &Events, is_counted: impl Fn(&Event) -> bool) -> usize {
-        // Nothing moves between the stream and the lanes meanwhile.
+        // The exclusive lock keeps events from moving between the stream and the lanes.
         let way = self.way.write();
-        // A channel cannot be looked into.
+        // The events in a channel cannot be inspected, so they are moved out of it.
         events.put_back.append(events.receiver.try_iter());
         let in_lanes: usize = way.sum(|lane| lane.count_of(&is_counted));
         in_lanes + events.put_back.count_of(is_counted)
@@ -163,7 +167,7 @@ impl Entry {
 }
 
 impl Way {
-    /// Gives the event back if its shard has no lane yet, or the stream has ended.
+    /// Returns the event if its shard has no lane yet, or if the stream has ended.
     fn put(&self, event: Event) -> Option<Event> {
         match (&self.sender, &self.handler) {
             (None, _) => Some(event),
@@ -178,7 +182,7 @@ impl Way {
         handler.map(|handler| Arc::clone(&handler.lanes))
     }
 
-    /// The sum of some number of each of those.
+    /// The sum of `number` over the lanes of the handler; 0 if none runs.
     fn sum(&self, number: impl Fn(&Lane<Event>) -> usize) -> usize {
         let lanes = self.handler.iter().flat_map(|handler| handler.lanes.all());
         lanes.map(number).sum()
@@ -196,14 +200,15 @@ impl Assigned {
         self.place(shard).ok().map(|at| self.lane_of[at].1)
     }
 
-    /// Where the shard stands in `lane_of`, or would.
+    /// The index of the shard in `lane_of`, or the one at which to insert it.
     fn place(&self, shard: ShardId) -> Result<usize, usize> {
         self.lane_of
             .binary_search_by_key(&shard, |(shard, _)| *shard)
     }
 
-    /// Gives a shard a lane, by turns: the numbers of a process's shards may all be multiples of
-    /// something. One that was split from another stays behind what that one has delivered.
+    /// Gives a shard a lane, in turn rather than by its number: the numbers of a process's shards
+    /// may have a common factor. A shard that was split from another one gets that shard's lane
+    /// while the lane is busy, so that its events stay behind those that the other one delivered.
     fn assign(&mut self, shard: ShardId) {
         if let Err(at) = self.place(shard) {
             let busy = self.lane_before(shard);
@@ -213,7 +218,7 @@ impl Assigned {
         }
     }
 
-    /// The lane of the shard that had all the guilds of this one.
+    /// The lane of the shard that had all the guilds of this one before a split.
     fn lane_before(&self, shard: ShardId) -> Option<usize> {
         let had_all_guilds = |before: ShardId| {
             before.total() < shard.total()
@@ -226,7 +231,7 @@ impl Assigned {
         last.map(|(_, lane)| *lane)
     }
 
-    /// Gives the event back if its shard has no lane yet.
+    /// Returns the event if its shard has no lane yet.
     fn put(&self, event: Event) -> Option<Event> {
         let Some(lane) = self.lane_of(event.shard()) else {
             return Some(event);
@@ -257,7 +262,7 @@ mod tests {
         events.divert(&lanes, 2);
         put(2, 3);
         assert_eq!(lanes.lengths(), [2, 1]);
-        // From here on shard 1 is two, and those behind what it has delivered.
+        // Shard 1 is now split in two. Their events stay behind those that it has delivered.
         put(1, 6);
         put(4, 6);
         assert_eq!((lanes.lengths(), events.len()), (vec![2, 3], 5));

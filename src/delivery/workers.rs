@@ -1,4 +1,4 @@
-//! Handlers on several threads, each shard's events in order, or those of each key.
+//! Handlers on several threads. The events of each shard, or of each key, stay in order.
 
 use std::any::Any;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -14,29 +14,31 @@ use crate::protocol::EventName;
 use crate::rest::handle_events;
 use crate::shard_id::ShardId;
 
-/// Threads that hand the events of a stream to a handler, until it ends or they are to stop.
+/// Threads that pass the events of a stream to a handler, until the stream ends or they are
+/// stopped.
 ///
-/// A handler that panics loses its event alone: that is reported, and the event counts as handled.
-/// While they run, events come to their lanes, and none is in the stream.
+/// A panic of the handler affects only its event: the panic is reported, and the event counts as
+/// handled. While the workers run, events go into their lanes, and none is in the stream.
 pub(crate) struct Workers<'a> {
     pub(crate) events: Events,
-    /// One for each worker. Stopping them stops the workers; what those have not begun is put back.
+    /// One lane for each worker. Stopping the lanes stops the workers; events that they have not
+    /// begun are put back into the stream.
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) report: &'a (dyn Fn(Panicked) + Sync),
 }
 
-/// A handler that panicked, and at what.
+/// A panic of a handler, and the event that it was handling.
 pub(crate) struct Panicked {
     pub(crate) at: Witness,
     pub(crate) message: String,
 }
 
-/// What is known of an event once its handler has it.
+/// What is still known of an event after it has been moved into its handler.
 pub(crate) struct Witness {
     pub(crate) shard: ShardId,
-    /// If it is one of Discord's: its name and sequence.
+    /// The name and sequence, if it is one of Discord's events.
     pub(crate) dispatch: Option<(EventName, u64)>,
-    /// Else its kind.
+    /// The name of its kind.
     pub(crate) kind: &'static str,
 }
 
@@ -61,7 +63,7 @@ impl Witness {
 }
 
 impl Workers<'_> {
-    /// Each shard belongs to one worker. One of the workers is the caller.
+    /// Runs `handler`. Each shard belongs to one worker. The calling thread is one of the workers.
     pub(crate) fn run(&self, handler: impl Fn(Event) + Sync) -> io::Result<()> {
         let lanes = self.lanes.all();
         let work = |number: usize| {
@@ -75,8 +77,8 @@ impl Workers<'_> {
         worked.map(finish)
     }
 
-    /// Each key belongs to one worker. The caller sorts: a key is the user's code, which shards must
-    /// not wait for.
+    /// Runs `handler`. Each key belongs to one worker. The calling thread computes the keys: `key`
+    /// is the user's code, which shards must not wait for.
     pub(crate) fn run_keyed<K: Hash>(
         &self,
         key: impl Fn(&Event) -> K,
@@ -101,7 +103,7 @@ impl Workers<'_> {
         let end = || keyed.iter().for_each(Lane::end);
         let sort = || {
             self.sort(&keyed, &place);
-            // The workers finish, or find that they are stopped.
+            // The workers finish what is in their lanes, unless they were stopped.
             end();
         };
         let stop = || {
@@ -128,13 +130,13 @@ impl Workers<'_> {
                     keyed[worker].put((number, event));
                     keyed[worker].announce();
                 }
-                // Without a key it has no worker.
+                // An event without a key belongs to no worker.
                 Err(panic) => self.report(Witness::of(&event), &*panic),
             }
         }
     }
 
-    /// The next event of a lane; `None` if there is none any more, or all are to stop.
+    /// The next event of a lane; `None` if the lane has ended or the workers are stopped.
     fn next<T>(&self, lane: &Lane<T>) -> Option<T> {
         lane.next(|| self.lanes.is_stopped())
     }
@@ -153,9 +155,9 @@ impl Workers<'_> {
     }
 }
 
-/// Does `own` on this thread and `work` on others, one for each number, and waits for all. `stop` makes
-/// the others return if one panics or cannot be started. (The panics of handlers are caught before.
-/// Those of a logger are not.)
+/// Runs `own` on this thread and `work` on others, one for each number, and waits for all of them.
+/// If one of them panics or cannot be started, `stop` is called, which must make the others return.
+/// (Panics of handlers are caught before. Those of a logger are not.)
 fn on_threads(
     numbers: Range<usize>,
     own: impl Fn(),
@@ -188,16 +190,16 @@ fn on_threads(
 /// An event and its position in the stream.
 type Numbered = (u64, Event);
 
-/// Goes on with a panic of a thread's, if it has panicked.
+/// Resumes the panic of a thread, if one has panicked.
 fn finish(worked: thread::Result<()>) {
     worked.unwrap_or_else(|panic| resume_unwind(panic));
 }
 
-/// What somebody panicked with.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no text".into())
+        .unwrap_or_else(|| "panic payload is not a string".into())
 }
 
 #[cfg(test)]
@@ -216,7 +218,7 @@ mod tests {
         ShardId::new(number, 8).unwrap()
     }
 
-    /// A stream of numbered events of eight shards, by turns.
+    /// A stream of numbered events, from eight shards in turn.
     fn stream(count: usize) -> (EventSender, Events) {
         let (sender, events) = delivery::channel();
         (0..count).for_each(|n| sender.put(numbered(n)));
@@ -264,6 +266,7 @@ mod tests {
             );
             panics.lock().push(panicked.message);
         };
+
         let workers = workers(&events, 3, &report);
         workers
             .run(|event| {
@@ -281,6 +284,7 @@ mod tests {
             panics.into_inner(),
             ["an event that the handler cannot stand"; 3]
         );
+
         for (shard, numbers) in seen.into_inner() {
             assert!(
                 numbers
@@ -313,6 +317,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(panics.into_inner(), 1);
+
         for (key, numbers) in seen.into_inner() {
             assert!(
                 numbers
@@ -337,7 +342,7 @@ mod tests {
                     }
                 })
                 .unwrap();
-            // What comes later stays behind what was put back.
+            // A later event stays behind those that were put back.
             sender.put(numbered(1000));
             let mut all = handled.into_inner();
             assert!(
@@ -350,7 +355,7 @@ mod tests {
                 .collect();
             for shard in 0..8 {
                 let of_shard = left.iter().filter(|number| *number % 8 == shard);
-                assert!(of_shard.is_sorted(), "in the order in which it came");
+                assert!(of_shard.is_sorted(), "in the original order");
             }
             all.extend(left);
             all.sort_unstable();
@@ -384,7 +389,7 @@ mod tests {
                 };
                 workers.run(begun)
             });
-            // The handler may have begun or not: none of these is the iterator's alone.
+            // The handler may have started or not, so either may receive any of these events.
             let next = scope.spawn(move || waiting.next());
             for n in 8..400 {
                 sender.put(numbered(n));

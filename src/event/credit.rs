@@ -1,4 +1,4 @@
-//! What a shard may still deliver, and what has been handled.
+//! Credit: how much a shard may still deliver, and which of its events have been handled.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::VecDeque;
@@ -8,9 +8,10 @@ use crate::protocol::Session;
 
 /// The outstanding events of one shard, and the low-water mark of its session.
 ///
-/// An event is outstanding from its delivery until its lease is given back. The mark is the highest
-/// sequence below which every event of the session has been handled, in whatever order that
-/// happened.
+/// An event is outstanding from its delivery until its lease is returned. The shard's credit is
+/// its outstanding limit (`max_events` and `max_bytes`), of which each outstanding event takes a
+/// part. The mark is the highest sequence up to which all events of the session have been handled,
+/// in whatever order that happened.
 #[derive(Debug)]
 pub(crate) struct Credit {
     max_events: usize,
@@ -19,71 +20,73 @@ pub(crate) struct Credit {
     bytes: usize,
     stalled: bool,
     session: Option<Session>,
-    /// Counts sessions, so that a lease of an old one moves no mark of the new one.
+    /// Counts sessions, so that a lease of an old session does not move the mark of a new one.
     epoch: u64,
     /// The last sequence delivered.
     delivered: u64,
-    /// What was delivered since the oldest event that is outstanding; that one is in front.
+    /// The events delivered since the oldest outstanding event, which is at the front.
     open: VecDeque<Open>,
-    /// How many of those have been handled.
+    /// How many events of `open` have been handled.
     handled: usize,
+    /// The serial of the last event delivered.
     next: u64,
     /// The event whose times are measured.
     sample: Option<Sample>,
-    /// The serial of the last one that was chosen.
+    /// The serial of the last event that was chosen to be measured.
     last_sample: u64,
 }
 
-/// An event that is still not handled after this long is not measured any more, if later ones have
-/// been handled: it may be kept for good.
+/// An event that is not handled within this time is no longer measured, if later events have been
+/// handled: the user may keep it forever.
 const SAMPLE_LASTS: Duration = Duration::from_secs(60);
 
-/// An event that is measured, for itself and for those before it that are not.
+/// An event that is measured. It represents itself and the unmeasured events before it.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     serial: u64,
     delivered_at: Instant,
     taken_at: Option<Instant>,
-    /// How many events it represents.
+    /// The number of events that it represents.
     weight: u64,
     /// A later event has been handled.
     is_overtaken: bool,
 }
 
-/// How long an event waited and was handled.
+/// How long an event waited, and how long its handling took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Measured {
     /// From its delivery until it was taken.
     pub(super) wait: Duration,
     /// From then until it was handled; `None` if it is not known when it was taken.
     pub(super) handling: Option<Duration>,
+    /// The number of events that this one represents.
     pub(super) weight: u64,
 }
 
-/// An event that was delivered.
+/// An event that was delivered and belongs to the current session.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     serial: u64,
-    /// The sequence delivered before it.
+    /// The last sequence delivered before it.
     before: u64,
     is_handled: bool,
 }
 
-/// Names one delivered event.
+/// Identifies one delivered event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Receipt {
     epoch: u64,
     serial: u64,
-    /// A payload is much smaller than 4 GiB.
+    /// `u32` suffices: a payload is much smaller than 4 GiB.
     bytes: u32,
     is_sample: bool,
 }
 
-/// The epoch of what moves no session's mark.
+/// The epoch of a receipt that moves no session's mark.
 const NO_SESSION: u64 = u64::MAX;
 
 impl Receipt {
-    /// The same credit, but no session's mark is moved when it comes back.
+    /// The same credit, but returning it does not move a session's mark.
     pub(crate) fn without_session(self) -> Self {
         Self {
             epoch: NO_SESSION,
@@ -116,14 +119,14 @@ impl Credit {
         }
     }
 
-    /// A session starts of which all up to `mark` has been handled.
+    /// Starts a session whose events up to the sequence `mark` have all been handled.
     pub(crate) fn begin(&mut self, session: Session, mark: u64) {
         self.end();
         self.session = Some(session);
         self.delivered = mark;
     }
 
-    /// The session is over; leases of its events only give credit back from now on.
+    /// Ends the session. From now on, leases of its events only return credit.
     pub(crate) fn end(&mut self) {
         self.session = None;
         self.epoch += 1;
@@ -132,13 +135,13 @@ impl Credit {
         self.sample = None;
     }
 
-    /// The session goes on with another run of its shard, with these limits. Returns it as far as it
-    /// was delivered: what is outstanding stays so.
+    /// Continues the session with another run of its shard, with these limits. Returns the session
+    /// at the last sequence delivered. Outstanding events stay outstanding.
     pub(crate) fn resume(&mut self, max_events: usize, max_bytes: usize) -> Option<Session> {
         let session = self.session.clone()?;
         self.max_events = max_events;
         self.max_bytes = max_bytes;
-        // That it has stalled is the new run's to find out.
+        // The new run finds out for itself that it is stalled, and reports it.
         self.stalled = false;
         Some(Session {
             sequence: self.delivered,
@@ -161,28 +164,30 @@ impl Credit {
         self.delivered
     }
 
-    /// How many events were delivered, of this session and those before.
+    /// How many events were delivered, in this session and those before.
     pub(crate) fn deliveries(&self) -> u64 {
         self.next
     }
 
-    /// Whether the first `count` of those have been handled, or were of a session that is over.
+    /// Whether each of the first `count` [deliveries](Self::deliveries) has been handled or belongs
+    /// to a session that is over.
     pub(crate) fn has_handled(&self, count: u64) -> bool {
-        // The first that is open has not been handled.
+        // The front of `open` is the oldest event that has not been handled.
         self.open.front().is_none_or(|open| open.serial > count)
     }
 
-    /// Whether another event may be delivered. One always fits.
+    /// Whether another event may be delivered. If none is outstanding, one fits whatever its size.
     pub(crate) fn has_room(&self) -> bool {
         self.events == 0 || (self.events < self.max_events && self.bytes < self.max_bytes)
     }
 
-    /// What is outstanding: events and bytes.
+    /// The numbers of outstanding events and bytes.
     pub(crate) fn outstanding(&self) -> (usize, usize) {
         (self.events, self.bytes)
     }
 
-    /// An event goes to the user, the first of a batch if its time is given.
+    /// Counts an event that is delivered to the user. `batch` is the time if the event is the first
+    /// of a batch: only such an event may be measured.
     pub(crate) fn deliver(
         &mut self,
         sequence: u64,
@@ -207,7 +212,8 @@ impl Credit {
         }
     }
 
-    /// Measures the newest event, unless another one is measured.
+    /// Starts to measure the newest event, unless another one is being measured. Returns whether it
+    /// is measured.
     fn begin_sample(&mut self, now: Instant) -> bool {
         if let Some(sample) = &self.sample {
             let age = now.saturating_duration_since(sample.delivered_at);
@@ -216,6 +222,7 @@ impl Credit {
                 return false;
             }
         }
+
         self.sample = Some(Sample {
             serial: self.next,
             delivered_at: now,
@@ -227,7 +234,7 @@ impl Credit {
         true
     }
 
-    /// The handler, or the caller, has taken an event that is measured.
+    /// Records when the handler or the caller took an event, if that event is measured.
     pub(crate) fn take(&mut self, receipt: Receipt, now: Instant) {
         let sample = self.sample.as_mut();
         if let Some(sample) = sample.filter(|sample| sample.serial == receipt.serial) {
@@ -235,7 +242,8 @@ impl Credit {
         }
     }
 
-    /// An event that is measured has been handled, or else abandoned.
+    /// Ends the measurement of an event that was handled or abandoned. `None` if it was abandoned,
+    /// or was no longer measured.
     pub(crate) fn measure(&mut self, receipt: Receipt, now: Instant) -> Option<Measured> {
         let sample = self
             .sample
@@ -249,12 +257,12 @@ impl Credit {
         })
     }
 
-    /// An event is not for the user: nothing is outstanding, and it counts as handled.
+    /// Counts an event as handled that is not delivered to the user. It takes no credit.
     pub(crate) fn skip(&mut self, sequence: u64) {
         self.delivered = self.delivered.max(sequence);
     }
 
-    /// Something is outstanding that is no event of the session.
+    /// Takes credit for something that is not an event of the session.
     pub(crate) fn hold(&mut self) -> Receipt {
         self.events += 1;
         Receipt {
@@ -265,7 +273,8 @@ impl Credit {
         }
     }
 
-    /// An event was handled. Returns whether a stalled shard may go on.
+    /// Takes back the credit of an event that was handled. Returns whether a stalled shard may
+    /// continue.
     pub(crate) fn settle(&mut self, receipt: Receipt) -> bool {
         self.events -= 1;
         self.bytes -= receipt.bytes as usize;
@@ -278,8 +287,8 @@ impl Credit {
         goes_on
     }
 
-    /// Usually the oldest is handled first. An event that is kept for good must not make the list
-    /// longer than twice the credit.
+    /// Marks an event as handled. Usually that is the oldest one. An event that the user keeps
+    /// forever must not make `open` longer than twice the credit.
     fn handle(&mut self, serial: u64) {
         if self
             .open
@@ -298,14 +307,16 @@ impl Credit {
                 sample.is_overtaken |= serial > sample.serial;
             }
         }
+
         if self.handled > self.open.len() / 2 {
             self.open.retain(|open| !open.is_handled);
             self.handled = 0;
         }
     }
 
-    /// Stalls the shard if it has no room; it goes on when half of the credit is back, so that a
-    /// slow handler does not make it stall at every event. Returns whether it has stalled just now.
+    /// Stalls the shard if it has no room. It continues once no more than half of each limit is
+    /// outstanding, so that a slow handler does not make it stall at every event. Returns whether
+    /// it has stalled just now.
     pub(crate) fn stall(&mut self) -> bool {
         let begins = !self.stalled && !self.has_room();
         self.stalled |= begins;
@@ -316,7 +327,7 @@ impl Credit {
         self.stalled
     }
 
-    /// Gives memory back that a busy shard needs.
+    /// Frees memory that only a busy shard needs.
     pub(crate) fn shrink(&mut self) {
         self.open.shrink_to_fit();
     }
@@ -330,7 +341,7 @@ mod tests {
     #[test]
     #[allow(
         clippy::disallowed_methods,
-        reason = "made-up instants count from some real one"
+        reason = "the test's instants are offsets from a real one"
     )]
     fn one_event_of_a_batch_is_measured_for_those_before_it() {
         let mut credit = begun(100, 1000);
@@ -352,7 +363,7 @@ mod tests {
         assert_eq!((measured.wait, measured.handling), (wait, handling));
         assert_eq!(measured.weight, 1);
 
-        // It is not known when it was taken.
+        // It was never taken, so only its wait is known.
         let second = credit.deliver(4, 10, Some(at(10)));
         let measured = settle(&mut credit, second, at(11)).unwrap();
         assert_eq!((measured.wait, measured.handling), (seconds(1), None));
@@ -361,7 +372,7 @@ mod tests {
             credit.settle(other);
         }
 
-        // One that is kept does not keep others from being measured, however long those wait.
+        // An event that is kept forever does not prevent later ones from being measured.
         let kept = credit.deliver(5, 10, Some(at(20)));
         assert!(!credit.deliver(6, 10, Some(at(100))).is_sample());
         let later = credit.deliver(7, 10, None);

@@ -10,8 +10,8 @@ use crate::protocol::{EventName, MalformedPayload, Payload};
 
 /// An event from Discord: its name, its sequence, and its data as Discord sent it.
 ///
-/// Under load, small events share memory blocks of 16 KiB, and a block is freed with its last event.
-/// To keep a few of many events for a long time, copy out what you need.
+/// Under load, small events share memory blocks of 16 KiB, and a block is freed with its last
+/// event. To keep a few of many events for a long time, copy out what you need.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,
@@ -52,8 +52,8 @@ impl Dispatch {
         &self.name
     }
 
-    /// The event's sequence within its session. Only `RESUMED` may have the same sequence as the event
-    /// before it.
+    /// The event's sequence within its session. Only `RESUMED` may have the same sequence as the
+    /// event before it.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -94,8 +94,8 @@ impl Dispatch {
         self.body.parse().map_err(|error| self.decode_error(error))
     }
 
-    /// As [`decode`](Self::decode), but does not find the cause of a failure, so that a failure costs
-    /// no more than the reading.
+    /// As [`decode`](Self::decode), but does not find the cause of a failure: a failure costs no
+    /// more than the reading.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
         self.body.parse().ok()
     }
@@ -210,6 +210,7 @@ mod tests {
             id("GUILD_ROLE_CREATE", json!({"id": "1", "guild_id": 2})),
             Some(2)
         );
+
         for data in [
             Value::Null,
             json!([]),
@@ -219,6 +220,7 @@ mod tests {
         ] {
             assert_eq!(id("TYPING_START", data), None);
         }
+
         let cut = r#"{"op":0,"s":1,"t":"TYPING_START","d":{"guild\u005fid":"5","x":[]}}"#;
         assert_eq!(
             Dispatch::from_json(cut).unwrap().guild_id(),
@@ -250,6 +252,7 @@ mod tests {
         struct Message {
             member: Member,
         }
+
         #[derive(Debug, Deserialize)]
         #[expect(dead_code, reason = "as above")]
         struct Member {

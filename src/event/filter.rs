@@ -213,6 +213,7 @@ mod tests {
             let missed = filter.missed(intents);
             missed.map(|name| name.to_string()).collect()
         };
+
         let names = ["READY", "MESSAGE_CREATE", "GUILD_BAN_ADD"];
         let only = EventFilter::only(names).unwrap();
         assert_eq!(missed(only, Intents::DIRECT_MESSAGES), ["GUILD_BAN_ADD"]);

@@ -1,4 +1,4 @@
-//! The credit of a shard, shared by its thread and by every event that it delivered.
+//! The credit of a shard, shared by its thread and by every event that it has delivered.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,11 +11,11 @@ use crate::clock;
 use crate::histogram::Histogram;
 use crate::protocol::Session;
 
-/// A shard's [`Credit`] under a lock, with the means to wake the shard when credit comes back.
+/// A shard's [`Credit`] under a lock. It wakes a stalled shard when enough credit is returned.
 pub(crate) struct Ledger {
     credit: Mutex<Credit>,
     times: Arc<Times>,
-    /// Wakes the run of the shard that goes on when credit comes back.
+    /// Wakes the current run of the shard, which continues when credit is returned.
     wake: Mutex<Wake>,
 }
 
@@ -39,7 +39,7 @@ impl Ledger {
         self.credit.lock().begin(session, mark);
     }
 
-    /// See [`Credit::resume`]; from now on `wake` wakes the shard.
+    /// See [`Credit::resume`]. From now on, `wake` is called to wake the shard.
     pub(crate) fn resume(
         &self,
         max_events: usize,
@@ -48,7 +48,7 @@ impl Ledger {
     ) -> Option<Session> {
         let session = self.credit.lock().resume(max_events, max_bytes)?;
         let before = mem::replace(&mut *self.wake.lock(), Arc::new(wake));
-        // It may be the last to hold what it wakes: not under the lock.
+        // It may hold the last reference to the old run, so it is not dropped under the lock.
         drop(before);
         Some(session)
     }
@@ -68,7 +68,7 @@ impl Ledger {
         self.credit.lock().end();
     }
 
-    /// The session, at its low-water mark.
+    /// See [`Credit::session`].
     pub(crate) fn session(&self) -> Option<Session> {
         self.credit.lock().session()
     }
@@ -78,12 +78,13 @@ impl Ledger {
         self.credit.lock().delivered()
     }
 
-    /// What is outstanding: events and bytes.
+    /// The numbers of outstanding events and bytes.
     pub(crate) fn outstanding(&self) -> (usize, usize) {
         self.credit.lock().outstanding()
     }
 
-    /// Whether the shard may read on, and whether it has stalled just now.
+    /// Whether the shard may continue to read, and whether it has stalled just now. Stalls it if it
+    /// has no room.
     pub(crate) fn check(&self) -> Room {
         let mut credit = self.credit.lock();
         match (credit.stall(), credit.is_stalled()) {
@@ -109,8 +110,8 @@ impl Ledger {
         self.credit.lock().skip(sequence);
     }
 
-    /// Leases credit to an event, the first of a batch if its time is given. Returns also whether
-    /// another one may follow.
+    /// Leases credit to an event. `batch` is the time if the event is the first of a batch. Also
+    /// returns whether another event may follow.
     pub(crate) fn lease(
         self: &Arc<Self>,
         sequence: u64,
@@ -130,7 +131,7 @@ impl Ledger {
     }
 }
 
-/// How long events waited, and how long they were handled.
+/// How long events waited to be taken, and how long their handling took.
 #[derive(Debug, Default)]
 pub(crate) struct Times(Mutex<(Histogram, Histogram)>);
 
@@ -160,7 +161,7 @@ pub(crate) enum Room {
 pub(crate) struct Lease {
     ledger: Arc<Ledger>,
     receipt: Receipt,
-    /// Where the lease of a duplicate is kept, if another session may have received one.
+    /// Keeps the lease of a duplicate, if another session may have received one.
     twin: Option<Arc<Twin>>,
 }
 
@@ -173,7 +174,7 @@ impl Lease {
         }
     }
 
-    /// Its handler, or the caller, has the event now.
+    /// The handler or the caller has taken the event.
     pub(super) fn take(&self) {
         if self.receipt.is_sample() {
             let now = clock::now();
@@ -181,7 +182,7 @@ impl Lease {
         }
     }
 
-    /// The event has been handled, or abandoned.
+    /// Records the times of an event that has been handled or abandoned.
     #[cold]
     fn measure(&self) {
         let now = clock::now();
@@ -191,7 +192,7 @@ impl Lease {
         }
     }
 
-    /// Gives the credit back without counting the event as handled: it comes again when its session
+    /// Returns the credit without counting the event as handled: it is redelivered when its session
     /// is resumed from the mark.
     pub(crate) fn abandon(mut self) {
         self.receipt = self.receipt.without_session();
@@ -225,25 +226,25 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// Ties the lease of a duplicate, which nobody will ever handle, to the copy that was delivered:
-/// in both sessions the event has been handled once that copy has.
+/// Ties the lease of a duplicate, which no handler will ever receive, to the copy that was
+/// delivered: once that copy has been handled, the event counts as handled in both sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Twin(Mutex<Duplicate>);
 
 #[derive(Debug, Default)]
 enum Duplicate {
-    /// It has not come, and may never.
+    /// The duplicate has not arrived, and may never arrive.
     #[default]
     Absent,
-    /// It came before the delivered copy was handled.
+    /// The duplicate arrived before the delivered copy was handled.
     Outstanding(Lease),
     /// The delivered copy has been handled.
     Handled,
 }
 
 impl Twin {
-    /// Takes the lease of a duplicate: it is settled with the delivered copy, or at once if that
-    /// has been handled.
+    /// Takes the lease of a duplicate. It is settled together with the delivered copy, or at once
+    /// if that copy has been handled.
     pub(crate) fn carry(&self, lease: Lease) {
         let settled = {
             let mut duplicate = self.0.lock();
@@ -254,11 +255,12 @@ impl Twin {
                 None
             }
         };
-        // It wakes its shard: not under the lock.
+        // Dropping it may wake its shard, so it is not dropped under the lock.
         drop(settled);
     }
 
-    /// The delivered copy has been handled. Returns the lease of the duplicate, to be settled.
+    /// Records that the delivered copy has been handled. Returns the lease of the duplicate, if it
+    /// has arrived. Dropping that lease settles it.
     fn handle(&self) -> Option<Lease> {
         match mem::replace(&mut *self.0.lock(), Duplicate::Handled) {
             Duplicate::Outstanding(lease) => Some(lease),

@@ -63,9 +63,9 @@ pub enum EventKind {
     },
     /// The session was resumed; all missed events have been delivered.
     Resumed,
-    /// The session is lost, and so are the events that Discord sent after its `sequence`: everything
-    /// from `missed_since` until the next session's `READY`. Either Discord ended the session, or the
-    /// shard had stopped and was replaced by others.
+    /// The session is lost, and so are the events that Discord sent after its `sequence`:
+    /// everything from `missed_since` until the next session's `READY`. Either Discord ended the
+    /// session, or the shard had stopped and was replaced by others.
     SessionLost {
         /// The lost session, with the last sequence received.
         session: Session,
@@ -109,7 +109,7 @@ pub enum EventKind {
         event: String,
         /// Its sequence, if it was one of Discord's.
         sequence: Option<u64>,
-        /// The panic's message, if it is a string.
+        /// The panic's message, or `panic payload is not a string`.
         message: String,
     },
     /// The shard had more guilds than Discord allows (close code 4011) and has stopped. New shards

@@ -28,8 +28,8 @@ impl Dispatch {
     /// ```
     ///
     /// # Errors
-    /// If twilight-model does not know the event, if it expects data of another shape, or if some of
-    /// the data is not UTF-8. `name`, `data` and `decode` still work.
+    /// If twilight-model does not know the event, if it expects data of another shape, or if some
+    /// of the data is not UTF-8. `name`, `data` and `decode` still work.
     pub fn typed(&self) -> Result<Event, DecodeError> {
         if *self.name() == EventName::RateLimited {
             return self

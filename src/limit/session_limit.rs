@@ -25,8 +25,8 @@ use crate::timing::Timing;
 /// come, first served. The limit never grants more IDENTIFYs a day than Discord allows.
 ///
 /// Shards use it through [`IdentifyLimiter`]. Programs that send their own IDENTIFYs can use it
-/// directly. Unlike with a semaphore, a permit that is returned frees its slot at once only if it
-/// was not used.
+/// directly. A used permit blocks its key until the window ends, even after it is dropped. An
+/// unused permit frees its key at once.
 ///
 /// ```
 /// use threadcord::ShardId;
@@ -162,7 +162,7 @@ impl SessionLimit {
             .change(|now, state| state.schedule.update(now, asked_at, limits));
     }
 
-    /// Notes that another process identified with key `key` of `keys` at the time `ago` before now.
+    /// Records that another process identified `ago` ago, with rate limit key `key` of `keys`.
     /// The key's window starts then.
     pub(crate) fn note(&self, key: u32, keys: NonZeroU32, ago: Duration) {
         if let Some(at) = clock::now().checked_sub(ago) {

@@ -234,7 +234,7 @@ impl<S: Storage> Drop for Taken<S> {
             reservations.give_back(now, *key, *at, core.storage.rules());
         });
         if let Err(error) = given_back {
-            log::warn!("failed to return an unused turn to identify: {error}");
+            log::warn!("failed to return an unused permit to identify: {error}");
         }
     }
 }

@@ -65,8 +65,8 @@ pub enum LimitError {
     /// The limiter is closed permanently: a shard that requests a permit from it stops.
     #[error("the identify limiter is closed")]
     Closed,
-    /// The turn did not come in time. The ticket has left the queue.
-    #[error("the turn to identify did not come in time")]
+    /// The permit did not arrive in time. The ticket has left the queue.
+    #[error("timed out waiting for a permit to identify")]
     TimedOut,
     /// The limiter failed, but may work again later: a shard requests again after a pause, which
     /// grows with each failure.

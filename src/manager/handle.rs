@@ -18,9 +18,10 @@ use crate::shard_id::ShardId;
 ///
 /// It does not keep the manager alive. Once the manager is dropped there are no shards, the status
 /// is empty, and operations fail with [`Error::Closed`]. Its methods may be called from handlers.
-/// They do not block, except [`reshard`](Self::reshard), REST requests, and
-/// [`open_shard`](Self::open_shard) and [`resume_shard`](Self::resume_shard) with a session store
-/// that is shared over a network. Long-running work returns an [`Operation`] to wait for.
+/// They do not block, with these exceptions: [`reshard`](Self::reshard); REST requests;
+/// [`status`](Self::status) with a limiter in a file or in Redis; [`open_shard`](Self::open_shard)
+/// and [`resume_shard`](Self::resume_shard) with a session store that is shared over a network.
+/// Long-running work returns an [`Operation`] to wait for.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) hub: Weak<Hub>,

@@ -85,9 +85,9 @@ struct Threads {
 }
 
 impl ShardManager {
-    /// Checks the configuration, queries `/gateway/bot` for what it leaves open, then starts shards
-    /// as the identify limit permits. Returns once startup is in progress;
-    /// [`wait_ready`](Self::wait_ready) waits for all shards.
+    /// Checks the configuration, queries `/gateway/bot` for the settings that the configuration
+    /// does not contain, then starts shards as the identify limit permits. Returns once startup is
+    /// in progress; [`wait_ready`](Self::wait_ready) waits for all shards.
     ///
     /// It blocks for up to two requests of [`Rest`](crate::rest::Rest) and for the session store.
     /// While Discord cannot be reached, it retries for up to [`Config::retry_start_for`]. If it
@@ -106,8 +106,8 @@ impl ShardManager {
     }
 
     /// As [`start`](Self::start), with your own transports: `connector` receives the default
-    /// connector, which makes websockets, and may use it. [`Config::proxy`] applies to the shards'
-    /// connections only if it does.
+    /// connector, which opens websockets, and may use it. [`Config::proxy`] applies to the shards'
+    /// connections only if your connector uses the default one.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -196,9 +196,10 @@ impl ShardManager {
         })
     }
 
-    /// Returns why the stream of events ended: the first shard that stopped because of something
-    /// that only you can fix. `Ok` after [`close`](Self::close) and [`suspend`](Self::suspend), and
-    /// while every shard runs. Does not block.
+    /// Returns an error if a shard has stopped although it was not requested to, for example
+    /// because of an invalid token, too many short sessions or a panic: that of the first such
+    /// shard. `Ok` after [`close`](Self::close) and [`suspend`](Self::suspend), and while every
+    /// shard runs. Does not block.
     ///
     /// ```no_run
     /// # fn bot(manager: threadcord::ShardManager) -> Result<(), threadcord::Error> {
@@ -250,13 +251,13 @@ impl ShardManager {
     /// handlers. Called from a handler, it always waits for the full handlers timeout.
     ///
     /// # Errors
-    /// [`Error::NotOpen`] if the shard is not open. [`Error::Busy`] during a reshard, and on a thread
-    /// of a shard or of the manager (in a hook, a store or a logger), which would wait for itself.
-    /// [`Error::Closed`] after the manager has been closed or suspended.
+    /// [`Error::NotOpen`] if the shard is not open. [`Error::Busy`] during a reshard, and on a
+    /// thread of a shard or of the manager (in a hook, a store or a logger), which would wait for
+    /// itself. [`Error::Closed`] after the manager has been closed or suspended.
     pub fn suspend_shard(&self, id: ShardId) -> Result<SuspendedShard, Error> {
         if self.is_own_thread() {
             return Err(Error::Busy {
-                running: "a callback on this thread, which cannot wait for itself,",
+                running: "a callback of the manager on this thread",
             });
         }
 

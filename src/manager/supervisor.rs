@@ -329,7 +329,7 @@ pub(super) fn answer(hub: &Hub, question: Question, gateway: Result<GatewayBot, 
     };
     hub.handle(Input::Gateway(question, answer));
     if let Some(error) = error {
-        log::error!("keeping the current shard count: {error}");
+        log::error!("failed to find a new shard count, keeping the current one: {error}");
     }
 }
 

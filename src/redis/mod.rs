@@ -133,12 +133,9 @@ impl Redis {
         })?;
 
         if !LEASE_TTLS.contains(&timing.lease_ttl) || timing.longest() > MAX_DURATION {
-            let given = format!(
-                "{:?}, with {:?} as the longest time",
-                timing.lease_ttl,
-                timing.longest()
-            );
-            let allowed = format!("{LEASE_TTLS:?}, with no time above {MAX_DURATION:?}");
+            let (ttl, longest) = (timing.lease_ttl, timing.longest());
+            let given = format!("{ttl:?}, and the longest duration of `timing` is {longest:?}");
+            let allowed = "100 ms to 1 hour, and no duration above 7 days";
             return Err(Error::setting("timing.lease_ttl", given, allowed));
         }
 

@@ -1,4 +1,4 @@
-//! Which guilds a session has, and whether all that READY named have arrived.
+//! The guilds of a session, and whether all those that READY listed have arrived.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::HashSet;
@@ -11,37 +11,40 @@ use crate::event::Id;
 
 /// The guilds of one session.
 ///
-/// READY names them; each then arrives as a `GUILD_CREATE`, but for those that an outage makes
+/// READY lists them. Each then arrives as a `GUILD_CREATE`, except those that an outage makes
 /// unavailable. Source: [Discord, Guild
 /// Create](https://docs.discord.com/developers/events/gateway-events#guild-create).
 #[derive(Debug)]
 pub(crate) struct Guilds {
     timeout: Duration,
-    /// `None` if READY was not seen: the session is that of an earlier process.
+    /// The ids of the guilds. `None` if READY was not received: the session is that of an earlier
+    /// process.
     known: Option<HashSet<u64>>,
-    /// Those of READY that have not arrived.
+    /// The guilds of READY that have not arrived.
     missing: HashSet<u64>,
-    /// When the missing ones are given up; `None` once they are in, or given up.
+    /// When the missing guilds time out; `None` once all guilds have arrived or timed out.
     deadline: Option<Instant>,
 }
 
-/// All guilds of READY have arrived, or the rest was given up.
+/// Every guild of READY has arrived or timed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AllIn {
+    /// The number of guilds, including the missing ones.
     pub(crate) guilds: usize,
+    /// The number of guilds that timed out.
     pub(crate) missing: usize,
 }
 
-/// What READY says of guilds.
+/// The part of READY about guilds.
 #[derive(Default, Deserialize)]
 pub(crate) struct Ready<'a> {
-    /// Each is read by itself, so that one that cannot be read does not cost the others.
+    /// Each entry is parsed separately, so that a malformed one does not affect the others.
     #[serde(borrow, default)]
     guilds: Vec<&'a RawValue>,
 }
 
 impl Ready<'_> {
-    /// The guilds, and how many entries cannot be read.
+    /// The ids of the guilds, and the number of entries that cannot be read.
     fn ids(&self) -> (HashSet<u64>, usize) {
         let read = |guild: &&RawValue| serde_json::from_str::<Guild>(guild.get()).ok();
         let guilds: Vec<Guild> = self.guilds.iter().filter_map(read).collect();
@@ -50,7 +53,7 @@ impl Ready<'_> {
     }
 }
 
-/// What `GUILD_CREATE` and `GUILD_DELETE` say of one.
+/// The part of `GUILD_CREATE` and `GUILD_DELETE` that identifies a guild.
 #[derive(Deserialize)]
 pub(crate) struct Guild {
     id: Id,
@@ -58,7 +61,7 @@ pub(crate) struct Guild {
     unavailable: bool,
 }
 
-/// Anything but `true` is no.
+/// Only `true` counts as true; any other value is false, not an error.
 fn is_true<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let value = <&RawValue>::deserialize(deserializer)?;
     Ok(value.get() == "true")
@@ -71,7 +74,8 @@ impl Guild {
 }
 
 impl Guilds {
-    /// No session yet; a guild may take `timeout` after the one before it.
+    /// Creates the state without a session. Each guild of READY must arrive within `timeout` of the
+    /// one before it.
     pub(crate) fn new(timeout: Duration) -> Self {
         Self {
             timeout,
@@ -81,13 +85,13 @@ impl Guilds {
         }
     }
 
-    /// How many there are, those included that are unavailable, if READY was seen.
+    /// The number of guilds, including unavailable ones; `None` if READY was not received.
     pub(crate) fn count(&self) -> Option<usize> {
         self.known.as_ref().map(HashSet::len)
     }
 
-    /// A session starts. Without the intent for guilds none of them will `arrive`. Returns how many
-    /// entries of the list could not be read.
+    /// Records that a session starts. `arrive` says whether its guilds will arrive: without the
+    /// intent for guilds they do not. Returns how many entries of the list could not be read.
     pub(crate) fn ready(&mut self, now: Instant, ready: &Ready<'_>, arrive: bool) -> usize {
         let (known, unread) = ready.ids();
         self.missing = if arrive {
@@ -100,16 +104,18 @@ impl Guilds {
         unread
     }
 
-    /// The session goes on after a while in which nothing could arrive.
+    /// Records that the session was resumed. While it was disconnected nothing could arrive, so the
+    /// timeout starts again.
     pub(crate) fn resumed(&mut self, now: Instant) {
         if self.deadline.is_some() {
             self.deadline = Some(now + self.timeout);
         }
     }
 
-    /// A `GUILD_CREATE` came; `is_available` looks whether the guild is. Returns whether this is the
-    /// arrival of a guild that READY named, before the [last](Self::poll) of them was given up: one
-    /// that comes later is news, as that of a guild which is joined.
+    /// Records a `GUILD_CREATE`; `is_available` checks whether the guild is available. Returns
+    /// whether this is the arrival of a guild that READY listed. Once [`poll`](Self::poll) has
+    /// reported, no event is an arrival any more: a late guild is reported to the user like one
+    /// that the bot joins.
     pub(crate) fn create(
         &mut self,
         now: Instant,
@@ -132,7 +138,7 @@ impl Guilds {
         true
     }
 
-    /// A `GUILD_DELETE` came: the guild was left, or an outage makes it unavailable.
+    /// Records a `GUILD_DELETE`: the bot left the guild, or an outage makes it unavailable.
     pub(crate) fn delete(&mut self, guild: &Guild) {
         let (id, false) = (guild.id.0, guild.unavailable) else {
             return;
@@ -143,7 +149,7 @@ impl Guilds {
         }
     }
 
-    /// Says once for each session that all are in.
+    /// Reports, once for each session, that every guild has arrived or timed out.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<AllIn> {
         let deadline = self.deadline?;
         if !self.missing.is_empty() && now < deadline {
@@ -156,7 +162,7 @@ impl Guilds {
         })
     }
 
-    /// When to ask again.
+    /// When to [poll](Self::poll) next at the latest; `None` if there is nothing to wait for.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -166,7 +172,7 @@ impl Guilds {
 mod tests {
     #![allow(
         clippy::disallowed_methods,
-        reason = "made-up instants count from some real one"
+        reason = "the test's instants are offsets from a real one"
     )]
 
     use super::*;
@@ -195,9 +201,9 @@ mod tests {
         let mut guilds = guilds(now);
         assert!(guilds.create(now, Some(1), || true));
         assert_eq!(guilds.poll(now), None);
-        assert!(!guilds.create(now, Some(3), || true), "one that is joined");
+        assert!(!guilds.create(now, Some(3), || true), "a joined guild");
         assert!(guilds.create(now, Some(2), || true));
-        assert!(!guilds.create(now, Some(2), || true), "once");
+        assert!(!guilds.create(now, Some(2), || true), "arrives only once");
         assert_eq!(
             guilds.poll(now),
             Some(AllIn {
@@ -217,7 +223,7 @@ mod tests {
         assert_eq!(
             guilds.poll(start + Duration::from_secs(20)),
             None,
-            "15 s after the last one"
+            "15 s after the last guild"
         );
         assert_eq!(
             guilds.poll(start + Duration::from_secs(25)),
@@ -228,7 +234,7 @@ mod tests {
         );
         assert!(
             !guilds.create(later, Some(1), || true),
-            "too late: it is an event like any other"
+            "after the timeout it is an event like any other"
         );
     }
 

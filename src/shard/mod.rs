@@ -153,8 +153,8 @@ impl Shard {
     /// It is sent once the shard is ready and Discord's rate limits allow: 120 payloads per 60 s,
     /// heartbeats included. Presences and requests for all members have separate limits.
     /// Heartbeats, IDENTIFY and RESUME are sent first. Commands not sent before a disconnect are
-    /// sent on the next connection. Commands that the operating system had taken by then may be
-    /// lost. Commands that are queued when the shard stops are sent if it is opened again.
+    /// sent on the next connection. Commands that were already written to the socket may be lost.
+    /// Commands that are queued when the shard stops are sent if it is opened again.
     ///
     /// # Errors
     /// Returns the command if
@@ -215,11 +215,11 @@ impl Shard {
         let intents = Intents::from_bits_truncate(self.0.intents.load(Ordering::Relaxed));
         let missing = query.needs().difference(intents);
         if !missing.is_empty() {
-            let given = format!("for data that Discord sends only with the intents {missing:?}");
+            let given = format!("a request that needs the intents {missing:?}");
             return Err(InvalidCommand::field(
                 "query",
                 given,
-                "what the intents of the shard allow",
+                "a request that needs only the intents of the shard; add them in `Config::new`",
             )
             .into());
         }

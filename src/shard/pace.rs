@@ -20,16 +20,16 @@ const SHRINK_AFTER: Duration = Duration::from_secs(2);
 /// How a shard shares its time between reading, its events' consumers, and waiting.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The last read found nothing; the next thing to do is to wait.
+    /// The last read found nothing, so the shard will wait next.
     is_drained: bool,
-    /// How many messages may be read before anything else is looked at: the clock, requests, what is
-    /// due.
+    /// How many messages may be read before the shard checks anything else: the clock, requests,
+    /// and timers that are due.
     reads_left: u32,
-    /// The threads that wait for events have not been notified of the latest ones.
+    /// The threads that wait for events have not been notified of the latest events.
     has_unannounced: bool,
-    /// Bytes read since others were last let run.
+    /// Bytes read since the shard last let other threads run.
     run_ahead: usize,
-    /// Memory was given back, and no event has come since.
+    /// Memory was freed, and no event has arrived since.
     is_shrunk: bool,
     stalled_since: Option<Instant>,
 }
@@ -37,13 +37,13 @@ pub(super) struct Pace {
 /// What a shard does when its machine has nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Say that it has stalled.
+    /// Report that the shard has stalled.
     ReportStall,
-    /// Say that it reads again, after a stall of this duration.
+    /// Report that the shard reads again, after a stall of this duration.
     ReportStallEnded(Duration),
-    /// Wait, without reading, until credit comes back.
+    /// Wait, without reading, until credit is returned.
     WaitForCredit,
-    /// Wait until there is something to read, and give memory back at that instant.
+    /// Wait until there is something to read, and free memory at `shrink_at`.
     Wait { shrink_at: Option<Instant> },
     /// Read while [`may_read`](Pace::may_read).
     Read,
@@ -51,7 +51,7 @@ pub(super) enum Turn {
 
 impl Pace {
     /// Returns what to do next. `room` says whether more events may be read, `is_live` whether
-    /// events may arrive at any time, and `is_stalled` whether credit is still missing, also while
+    /// events may arrive at any time, and `is_stalled` whether credit is still missing, even while
     /// no event may arrive.
     pub(super) fn turn(
         &mut self,
@@ -83,7 +83,7 @@ impl Pace {
         }
     }
 
-    /// Whether another message may be read at once; it counts as read.
+    /// Whether another message may be read at once. If so, it is counted as read.
     pub(super) fn may_read(&mut self) -> bool {
         if self.reads_left == 0 || self.run_ahead > RUN_AHEAD {
             return false;
@@ -92,17 +92,17 @@ impl Pace {
         true
     }
 
-    /// A message was read.
+    /// Records that a message was read.
     pub(super) fn has_read(&mut self, bytes: usize) {
         self.run_ahead += bytes;
     }
 
-    /// There was nothing to read.
+    /// Records that there was nothing to read.
     pub(super) fn has_drained(&mut self) {
         self.is_drained = true;
     }
 
-    /// Whether other threads must be notified and allowed to run before the shard reads on.
+    /// Whether other threads must be notified and allowed to run before the shard reads more.
     pub(super) fn lets_others_run(&mut self) -> bool {
         let is_ahead = self.run_ahead > RUN_AHEAD;
         if is_ahead {
@@ -111,38 +111,38 @@ impl Pace {
         is_ahead && self.has_unannounced
     }
 
-    /// An event has come.
+    /// Records that an event has arrived.
     pub(super) fn has_received(&mut self) {
         self.is_shrunk = false;
     }
 
-    /// Whether the next event is the first of which others have not been notified.
+    /// Whether the next event is the first one of which other threads have not been notified.
     pub(super) fn begins_batch(&self) -> bool {
         !self.has_unannounced
     }
 
-    /// An event was put into the stream.
+    /// Records that an event was put into the stream.
     pub(super) fn has_delivered(&mut self) {
         self.has_unannounced = true;
     }
 
-    /// Everything is looked at before the next message.
+    /// Makes the shard check everything else before it reads the next message.
     pub(super) fn tick(&mut self) {
         self.reads_left = 0;
     }
 
-    /// There may be something to read, whatever the last read found.
+    /// Records that there may be something to read, whatever the last read found.
     pub(super) fn may_have_more(&mut self) {
         self.is_drained = false;
     }
 
-    /// Whether waiting threads must be notified of events. Called before everything that may take
+    /// Whether waiting threads must be notified of events. Call it before anything that may take
     /// long.
     pub(super) fn take_unannounced(&mut self) -> bool {
         mem::take(&mut self.has_unannounced)
     }
 
-    /// Whether it is time to give memory back.
+    /// Whether it is time to free memory.
     pub(super) fn shrinks(&mut self, now: Instant, at: Option<Instant>) -> bool {
         let is_due = at.is_some_and(|at| now >= at);
         self.is_shrunk |= is_due;
@@ -154,7 +154,7 @@ impl Pace {
 mod tests {
     #![allow(
         clippy::disallowed_methods,
-        reason = "made-up instants count from some real one"
+        reason = "the test's instants are offsets from a real one"
     )]
 
     use super::*;
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(
             pace.turn(now, Room::Free, true, || false),
             Turn::Read,
-            "after a wait it looks"
+            "it reads after a wait"
         );
         pace.has_drained();
         pace.may_have_more();
@@ -217,7 +217,7 @@ mod tests {
         assert!(!pace.may_read() && pace.lets_others_run());
         assert!(pace.may_read() && pace.take_unannounced() && !pace.take_unannounced());
         pace.has_read(RUN_AHEAD + 1);
-        assert!(!pace.lets_others_run(), "there is nothing for them");
+        assert!(!pace.lets_others_run(), "no events to notify them of");
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
         let mut pace = Pace::default();
         pace.has_drained();
         let Turn::Wait { shrink_at } = pace.turn(now, Room::Free, true, || false) else {
-            panic!("it waits")
+            panic!("it does not wait")
         };
         assert!(!pace.shrinks(now, shrink_at));
         assert!(pace.shrinks(now + SHRINK_AFTER, shrink_at));
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(
             pace.turn(now, Room::Free, false, || false),
             never,
-            "it is not live"
+            "the session is not live"
         );
     }
 }

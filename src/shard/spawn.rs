@@ -1,4 +1,4 @@
-//! How a shard's thread comes into being.
+//! Creates a shard and starts its thread.
 
 use std::io;
 use std::sync::Arc;
@@ -20,45 +20,46 @@ use crate::event::{Credit, Ledger};
 use crate::protocol::{Command, Machine, Session};
 use crate::transport::{Connector, Settings, Transport, Waker};
 
-/// Where a run begins.
+/// What a run of a shard starts with.
 #[derive(Debug, Default)]
 pub(crate) struct Beginning {
-    /// The session to resume, unless it goes on from an earlier run.
+    /// The session to resume, unless that comes from `previous`.
     pub(crate) session: Option<Session>,
     pub(crate) presence: Option<Command>,
-    /// An earlier run, which has stopped. Its session goes on from where it had got to, its events
-    /// stay outstanding, and what it had not sent is sent.
+    /// An earlier run, which has stopped. Its session continues where that run stopped, its events
+    /// stay outstanding, and its unsent commands are sent.
     pub(crate) previous: Option<Shard>,
 }
 
-/// A shard that has no thread yet.
+/// A shard that does not have a thread yet.
 pub(crate) struct Prepared<C: Connector> {
     shard: Shard,
-    /// What its thread will run.
+    /// The work that its thread will run.
     thread: Box<Thread<C>>,
     session: Option<Session>,
-    /// The session goes on from an earlier run, of which events may be outstanding.
+    /// Whether the session continues from an earlier run, whose events may still be outstanding.
     is_continued: bool,
     previous: Option<Shard>,
 }
 
-/// A thread that waits for `start` to be dropped.
+/// A started thread, which waits until `start` is dropped.
 pub(crate) struct Spawned {
-    /// `None` where something else than a thread of its own runs the shard.
+    /// `None` if the shard does not run on its own thread.
     pub(crate) thread: Option<JoinHandle<()>>,
     pub(crate) start: Sender<()>,
 }
 
-/// The session of a run, and what counts its events.
+/// The session of a run, and the ledger that counts its events.
 struct Books {
     ledger: Arc<Ledger>,
     session: Option<Session>,
-    /// It goes on from an earlier run, of which events may be outstanding.
+    /// Whether the session continues from an earlier run, whose events may still be outstanding.
     is_continued: bool,
 }
 
 impl Shard {
-    /// All of a shard but its thread. Fails if the operating system has no descriptor left.
+    /// Creates a shard without its thread. Fails if the operating system has no file descriptor
+    /// left.
     pub(crate) fn prepare<C: Connector>(
         run: Run,
         beginning: Beginning,
@@ -102,8 +103,8 @@ impl Shard {
 }
 
 impl<C: Connector> Prepared<C> {
-    /// Gives the shard a thread, which waits for its owner to be ready. From now on it has the session
-    /// of an earlier run, and that one's commands.
+    /// Gives the shard a thread, which waits until the owner is ready. The shard takes over the
+    /// session and the unsent commands of an earlier run.
     pub(crate) fn spawn(
         self,
         spawn: impl FnOnce(Box<Thread<C>>) -> io::Result<Spawned>,
@@ -119,8 +120,9 @@ impl<C: Connector> Prepared<C> {
             }
             None => ledger.end(),
         }
+
         for command in self.previous.iter().flat_map(Shard::take_unsent) {
-            // The queue takes everything until the thread has started.
+            // The queue accepts every command until the thread has started.
             let _ = shard.0.queue.hand_over(command);
         }
         Ok((shard, spawned))
@@ -128,14 +130,14 @@ impl<C: Connector> Prepared<C> {
 }
 
 impl<C: Connector + 'static> Thread<C> {
-    /// Starts an operating system's thread. Fails if there is none left.
+    /// Starts a thread of the operating system. Fails if that cannot create another one.
     pub(crate) fn spawn(self: Box<Self>) -> io::Result<Spawned> {
         let (start, started) = crossbeam_channel::bounded::<()>(0);
         let thread = std::thread::Builder::new()
             .name(format!("shard-{}", self.id().shard))
             .stack_size(self.stack_size())
             .spawn(move || {
-                // Nobody sends: it ends when the other side is dropped.
+                // Nothing is ever sent: this returns when the sender is dropped.
                 let _ = started.recv();
                 self.run();
             })?;
@@ -147,7 +149,8 @@ impl<C: Connector + 'static> Thread<C> {
 }
 
 impl Beginning {
-    /// Those of the previous run, if there is one with a session and no other session is given.
+    /// The books of the previous run if it has a session and no other session is given; otherwise
+    /// new ones.
     fn books(&self, config: &ShardConfig, waker: &Waker, counters: &Counters) -> Books {
         let waker = waker.clone();
         let wake = move || {
@@ -158,7 +161,7 @@ impl Beginning {
         if let Some(previous) = previous
             && let Some(session) = previous.0.ledger.resume(events, bytes, wake.clone())
         {
-            // Something was heard of it until the run stopped.
+            // The session counts as alive until the run stopped.
             let heard_at = clock::wall().checked_sub(previous.status().time_in_state);
             let heard_at = heard_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
             return Books {
@@ -170,6 +173,7 @@ impl Beginning {
                 is_continued: true,
             };
         }
+
         Books {
             ledger: Ledger::new(Credit::new(events, bytes), counters.times(), wake),
             session: self.session.clone(),

@@ -1,4 +1,4 @@
-//! Two sets, their leases and one stream, in every order.
+//! Explores every order of events in two sets, their leases and one stream.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -18,22 +18,22 @@ fn new() -> ShardId {
     ShardId::new(0, 2).unwrap()
 }
 
-/// The longest stream that is explored here. `THREADCORD_EVENTS_EXPLORED` makes it longer: eight
-/// take some minutes.
+/// The length of the longest stream that is explored. `THREADCORD_EVENTS_EXPLORED` overrides it:
+/// eight events take some minutes.
 const LONGEST: usize = 4;
 
-/// Which events the handler finishes at once.
+/// When the handler finishes events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handler {
-    /// Every one.
+    /// It finishes every event at once.
     AtOnce,
-    /// Every one but this, which it may finish at any moment.
+    /// It finishes every event at once except this one, which it may finish at any moment.
     KeepsOne(usize),
-    /// None but this, which it may finish at any moment; the others at the end.
+    /// It may finish this event at any moment, and finishes the others at the end.
     Finishes(usize),
 }
 
-/// Something that happens.
+/// A step of a history.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// The new session begins: it receives what is sent from this event on.
@@ -48,11 +48,11 @@ enum Step {
     NewAck,
     /// The old set has closed.
     HandOver,
-    /// The handler finishes the copy of an event that was delivered as the so-manieth.
+    /// The handler finishes the delivered copy with this index.
     Handle(usize),
 }
 
-/// The production types, and what an observer knows.
+/// The production types, and what an observer knows about the history.
 struct Play<'a> {
     stream: &'a [u64],
     handler: Handler,
@@ -69,9 +69,9 @@ struct Play<'a> {
     is_live: bool,
     /// Whether the hand-over was made in doubt.
     was_in_doubt: bool,
-    /// Events that the new set may not bring, as far as anybody could tell at the hand-over.
+    /// The events of which it was not certain at the hand-over that the new set would receive them.
     in_doubt: Range<usize>,
-    /// Which event each delivered copy was, and the copy until it has been handled.
+    /// The number of each delivered event, with the event until it has been handled.
     delivered: Vec<(usize, Option<Event>)>,
 }
 
@@ -85,6 +85,7 @@ impl<'a> Play<'a> {
             ledger.begin(Session::new("s".into(), 0, String::new(), shard, 1), 0);
             ledger
         };
+
         Self {
             stream,
             handler,
@@ -109,18 +110,18 @@ impl<'a> Play<'a> {
         self.start + Duration::from_millis(1000 * n as u64 + 1000)
     }
 
-    /// How many events have been sent, at the earliest.
+    /// How many events have been sent at least.
     fn sent(&self) -> usize {
         let read = self.old_read.max(self.new_read);
         read.max(self.begins.unwrap_or(0))
     }
 
-    /// The earliest moment at which what has been read can have been read.
+    /// The earliest moment by which everything read so far can have been read.
     fn now(&self) -> Instant {
         self.start + Duration::from_millis(1000 * self.sent() as u64 + 500)
     }
 
-    /// What may happen next.
+    /// The steps that may happen next.
     fn steps(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         match self.begins {
@@ -130,15 +131,15 @@ impl<'a> Play<'a> {
                     steps.push(Step::New);
                 }
                 steps.push(Step::NewAck);
-                // The old set closes once it has read what was sent before the new one began, and
-                // then what was sent before it had.
+                // The old set closes once it has read what was sent before the new set began, and
+                // then what was sent before that point was reached.
                 let wanted = self.old_acks.last().unwrap_or(&begins);
                 let acks = self.old_acks.len();
                 if !self.is_live && acks >= 2 {
                     steps.push(Step::HandOver);
                 }
-                // A third one may take the last doubts away. Who handles the events has no
-                // influence on that, so it is explored with one handler only.
+                // A third ACK may remove the last doubts. How events are handled has no influence
+                // on that, so it is explored with one kind of handler only.
                 let is_wanted = acks < 2
                     || acks == 2
                         && self.new.is_in_doubt()
@@ -148,9 +149,11 @@ impl<'a> Play<'a> {
                 }
             }
         }
+
         if !self.is_live && self.old_read < self.stream.len() {
             steps.push(Step::Old);
         }
+
         let kept = match self.handler {
             Handler::AtOnce => None,
             Handler::KeepsOne(kept) | Handler::Finishes(kept) => Some(kept),
@@ -209,7 +212,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Event `n` as a session receives it.
+    /// Creates event `n` as a session of the set receives it.
     fn event(&self, set: usize, shard: ShardId, n: usize) -> Event {
         let (sequence, data) = (n as u64 + 1, self.stream[n]);
         let json =
@@ -220,7 +223,7 @@ impl<'a> Play<'a> {
         Event::dispatch_of(shard, dispatch, lease)
     }
 
-    /// Whether the copy of an event has been handled.
+    /// Whether a copy of event `n` has been handled.
     fn is_handled(&self, n: usize) -> bool {
         let mut copies = self.delivered.iter();
         copies.any(|(number, event)| *number == n && event.is_none())
@@ -230,7 +233,8 @@ impl<'a> Play<'a> {
         self.ledgers[set].session().unwrap().sequence
     }
 
-    /// Each session's mark is below every event that the session received and nobody has handled.
+    /// Checks that each session's mark is below every event that the session received and that has
+    /// not been handled.
     fn check_marks(&self) {
         let received = [
             0..self.old_read,
@@ -244,7 +248,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// What decides how it goes on.
+    /// Everything that determines how the history continues.
     fn key(&self) -> String {
         let delivered: Vec<_> = self
             .delivered
@@ -260,7 +264,7 @@ impl<'a> Play<'a> {
     }
 }
 
-/// Goes through every history of a stream, each state once. Returns how many there were.
+/// Explores every history of a stream, each state once. Returns the number of states.
 fn explore(stream: &[u64], handler: Handler) -> usize {
     let start = Instant::now();
     let is_distinct = stream.iter().collect::<HashSet<_>>().len() == stream.len();
@@ -277,7 +281,7 @@ fn explore(stream: &[u64], handler: Handler) -> usize {
             play.check_marks();
         }
         let steps = play.steps();
-        // Heartbeats go on for ever.
+        // The history ends here: only heartbeats, which never end, remain.
         if steps.iter().all(|step| matches!(step, Step::NewAck)) {
             play.delivered
                 .iter_mut()
@@ -293,8 +297,8 @@ fn explore(stream: &[u64], handler: Handler) -> usize {
     seen.len()
 }
 
-/// Every event was delivered, those that are like no other in order and twice only in doubt, and
-/// all has been settled.
+/// Checks that every event was delivered and that all leases were settled. If the events are
+/// distinct, also checks that they were in order, and delivered twice only in doubt.
 fn check_end(play: &Play<'_>, is_distinct: bool, history: &[Step]) {
     let given: Vec<usize> = play.delivered.iter().map(|(number, _)| *number).collect();
     if is_distinct {
@@ -314,6 +318,7 @@ fn check_end(play: &Play<'_>, is_distinct: bool, history: &[Step]) {
             );
         }
     }
+
     for digest in play.stream {
         let sent = play.stream.iter().filter(|other| *other == digest).count();
         let copies = given.iter().filter(|n| play.stream[**n] == *digest);
@@ -323,6 +328,7 @@ fn check_end(play: &Play<'_>, is_distinct: bool, history: &[Step]) {
             "{copies} of {sent} copies of {digest}: {given:?} after {history:?}"
         );
     }
+
     for (set, ledger) in play.ledgers.iter().enumerate() {
         assert_eq!(ledger.outstanding(), (0, 0), "set {set} after {history:?}");
     }
@@ -332,15 +338,17 @@ fn check_end(play: &Play<'_>, is_distinct: bool, history: &[Step]) {
 fn no_order_loses_an_event_or_moves_a_mark_past_one() {
     let longest = environment::number("THREADCORD_EVENTS_EXPLORED");
     let longest = longest.map_or(LONGEST, |longest| {
-        usize::try_from(longest).expect("it is small")
+        usize::try_from(longest).expect("the length fits into a usize")
     });
     let distinct: Vec<u64> = (0..longest as u64).collect();
+
     let mut states = 0;
     for kept in 0..longest {
         states += explore(&distinct, Handler::KeepsOne(kept));
         states += explore(&distinct, Handler::Finishes(kept));
     }
-    // Every stream of two kinds of events, which are as equal as can be.
+
+    // Every stream of two kinds of events, so that many events are equal.
     let length = longest.min(6);
     for bits in 0..1_u64 << (length - 1) {
         let stream: Vec<u64> = (0..length).map(|n| bits >> n & 1).collect();
@@ -367,19 +375,22 @@ fn what_every_session_is_sent_takes_no_equal_event_away() {
             feed.put(now, Event::new(*shard, EventKind::Dispatch(dispatch)));
         }
     };
+
     let came = || std::iter::from_fn(|| events.try_recv().ok()).count();
     for shard in &sets[1] {
         new.begin(*shard, true);
         new.ready(now, *shard);
     }
+
     for shard in &sets[0] {
         old.has_read(*shard, now);
     }
+
     put(&old, &sets[0]);
     put(&new, &sets[1]);
-    assert_eq!(came(), 2, "those of the old set");
+    assert_eq!(came(), 2, "the events of the old set");
     new.take_over(now, Event::new(sets[1][0], EventKind::Resumed));
-    assert_eq!(came(), 1, "none was held");
+    assert_eq!(came(), 1, "only the first event: none was held");
     put(&new, &sets[1]);
     assert_eq!(came(), 3, "another change");
 }
@@ -395,6 +406,7 @@ fn the_answer_to_a_command_is_nobody_elses() {
         let dispatch = Dispatch::from_json(json).unwrap();
         feed.put(now, Event::new(shard, EventKind::Dispatch(dispatch)));
     };
+
     let came = || std::iter::from_fn(|| events.try_recv().ok()).count();
     new_outlet.begin(new(), true);
     new_outlet.ready(now, new());
@@ -406,7 +418,7 @@ fn the_answer_to_a_command_is_nobody_elses() {
     put(&old, OLD);
     assert_eq!(came(), 1);
     new_outlet.take_over(now, Event::new(new(), EventKind::Resumed));
-    assert_eq!(came(), 2, "and what was held");
+    assert_eq!(came(), 2, "the first event and the held one");
     put(&new_outlet, new());
     assert_eq!(came(), 1);
 }

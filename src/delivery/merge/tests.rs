@@ -1,6 +1,6 @@
 #![allow(
     clippy::disallowed_methods,
-    reason = "made-up instants count from some real one"
+    reason = "the test's instants are offsets from a real one"
 )]
 
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl Rig {
         }
     }
 
-    /// One in which both sides have made sure that they hear the same.
+    /// As `begun`, but the new set will certainly receive what the old set delivers from now on.
     fn certain() -> Self {
         let mut rig = Self::begun();
         rig.merge.ready(rig.now, new(0));
@@ -51,7 +51,7 @@ impl Rig {
         self.now = self.start + Duration::from_secs(second);
     }
 
-    /// The old set delivers; returns the duplicate.
+    /// The old set delivers an event; returns the duplicate.
     fn old(&mut self, digest: Digest) -> Option<u64> {
         self.old_of(GUILDS[0], digest)
     }
@@ -61,7 +61,7 @@ impl Rig {
             .old(self.now, OLD, Some(guild), digest, || digest)
     }
 
-    /// The new set brings an event; returns it if it is delivered.
+    /// The new set receives an event; returns it if it is delivered.
     fn brings(&mut self, digest: Digest, event: u64) -> Option<u64> {
         self.brings_of(GUILDS[0], digest, event)
     }
@@ -114,7 +114,7 @@ fn what_was_delivered_before_the_new_session_began_is_not_noted() {
     rig.old(7);
     rig.old_of(GUILDS[1], 7);
     assert_eq!(rig.merge.unmatched, 1, "the second shard has begun");
-    // A new session of it begins later.
+    // A new session of the second shard begins later.
     rig.merge.begin(new(1), true);
     assert_eq!(rig.merge.unmatched, 0);
 }
@@ -122,7 +122,8 @@ fn what_was_delivered_before_the_new_session_began_is_not_noted() {
 #[test]
 fn what_the_new_set_may_never_bring_takes_nothing_away() {
     let mut rig = Rig::begun();
-    // The old shard lags behind: it delivers what was sent before the new session was ready.
+    // The old shard lags behind: it delivers events that were sent before the new session was
+    // ready.
     rig.old(7);
     rig.merge.ready(rig.now, new(0));
     rig.old(8);
@@ -131,7 +132,7 @@ fn what_the_new_set_may_never_bring_takes_nothing_away() {
     assert!(rig.hand_over().is_empty());
     assert_eq!(rig.brings(7, 1), Some(1));
     assert_eq!(rig.brings(8, 2), Some(2), "in doubt again");
-    assert_eq!(rig.brings(9, 3), None, "this one was certain to come");
+    assert_eq!(rig.brings(9, 3), None, "this one was certain to arrive");
     assert_eq!(rig.brings(9, 4), Some(4));
 }
 
@@ -143,7 +144,7 @@ fn what_equals_something_from_before_is_kept_until_the_old_set_must_have_deliver
     rig.at(1);
     assert_eq!(rig.brings(7, 1), None);
     rig.at(2);
-    assert_eq!(rig.brings(7, 2), None, "held: there is no other one");
+    assert_eq!(rig.brings(7, 2), None, "held: it equals no other one");
     let second = rig.start + Duration::from_secs(1);
     assert!(rig.merge.old_has_read(OLD, second).is_empty(), "not yet");
     let sure = rig
@@ -151,7 +152,8 @@ fn what_equals_something_from_before_is_kept_until_the_old_set_must_have_deliver
         .old_has_read(OLD, second + Duration::from_millis(1));
     assert_eq!(sure, [(1, 7)]);
     assert_eq!(rig.hand_over(), [2]);
-    // If it never reads so far, both are delivered.
+
+    // If the old set never reads that far, both are delivered.
     let mut rig = Rig::begun();
     rig.old(7);
     assert_eq!(rig.brings(7, 1), None);
@@ -187,7 +189,7 @@ fn what_a_new_shard_has_read_past_takes_nothing_away() {
         .new_has_read(new(0), rig.start + Duration::from_secs(2));
     assert!(rig.hand_over().is_empty());
     assert_eq!(rig.brings(7, 1), None);
-    assert_eq!(rig.brings(7, 2), Some(2), "the first will not come");
+    assert_eq!(rig.brings(7, 2), Some(2), "the first one was read past");
 }
 
 #[test]
@@ -226,9 +228,9 @@ fn what_never_comes_is_not_waited_for() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(10_000) })]
 
-    /// A stream of events, some of them or all unlike any other; each set has read some prefix of it
-    /// at each moment, and the new set begins somewhere. Whatever the interleaving, none is lost or
-    /// out of order, and what is unlike any other comes once.
+    /// In a stream of events, some or all are distinct. At each moment, each set has read some
+    /// prefix of it; the new set begins somewhere. In every interleaving, no event is lost or out
+    /// of order, and a distinct event is delivered once.
     #[test]
     fn no_event_is_lost(
         stream in prop_oneof![
@@ -242,7 +244,7 @@ proptest! {
         let begins = begins.min(stream.len());
         // The old set closes when it has caught up with where the new one began.
         let stop = stop.min(stream.len()).max(begins) + 1;
-        // An event like no other is the first that the new set hears.
+        // The first event that the new set receives is a distinct one.
         let mut stream: Vec<u64> = stream;
         stream.insert(begins, 99);
 
@@ -262,7 +264,7 @@ proptest! {
             rig.now = rig.start + Duration::from_millis(step as u64);
             if is_old && old < stop {
                 read_old(&mut rig, &mut old, &mut given);
-            // The new session begins once the old set has got there.
+            // The new session begins once the old set has reached its first event.
             } else if new_read < stream.len() && old > begins {
                 let event = stream[new_read];
                 prop_assert_eq!(rig.brings(event, event), None, "before the hand-over");

@@ -46,8 +46,13 @@ impl<C: Connector> Thread<C> {
                     info,
                     self.shard(),
                     { reason = reason },
-                    "{reason}{}; next connection in {retry_in:?}",
-                    shown.unwrap_or_default()
+                    "{reason}{}; reconnecting {}",
+                    shown.unwrap_or_default(),
+                    if retry_in.is_zero() {
+                        "now".to_owned()
+                    } else {
+                        format!("in {retry_in:.1?}")
+                    }
                 );
                 self.call_on_close(CloseCause::Disconnected(reason));
 

@@ -12,6 +12,7 @@ mod faults;
 mod guilds;
 mod records;
 mod rest;
+mod resumes;
 mod roster;
 mod sessions;
 
