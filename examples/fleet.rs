@@ -45,6 +45,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         EventKind::Resumed => println!("{} resumed", event.shard()),
         _ => {}
     })?;
-    println!("suspended: the next process goes on");
+    println!("suspended: the next process resumes");
     Ok(())
 }

@@ -4,13 +4,23 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
 
-/// Parses a URL with one of these schemes, a host, and no user. The host is returned in lower case.
-/// A `#` and what follows it are dropped. `None` if the URL is different.
-pub(crate) fn parse_url(given: &str, schemes: [&str; 2]) -> Option<Uri> {
-    let mut parts = given.parse::<Uri>().ok()?.into_parts();
-    if !schemes.contains(&parts.scheme.as_ref()?.as_str()) {
+/// The maximum length of a URL, in bytes: more than any that Discord or a user has.
+const MAX_URL: usize = 2048;
+
+/// Parses a URL with one of these schemes, a host, and no user. The scheme and the host are returned
+/// in lower case. White space around the URL, and a `#` and what follows it, are dropped. `None` if
+/// the URL is different.
+pub(crate) fn parse_url(given: &str, schemes: [&'static str; 2]) -> Option<Uri> {
+    let given = given.trim();
+    if given.len() > MAX_URL || !given.is_ascii() {
         return None;
     }
+
+    let mut parts = given.parse::<Uri>().ok()?.into_parts();
+    let scheme = parts.scheme?;
+    let mut schemes = schemes.into_iter();
+    let scheme = schemes.find(|allowed| allowed.eq_ignore_ascii_case(scheme.as_str()))?;
+    parts.scheme = Some(scheme.parse().ok()?);
 
     let authority = parts.authority?.as_str().to_ascii_lowercase();
     let (host, port) = match authority.rfind(':') {
@@ -27,6 +37,15 @@ pub(crate) fn parse_url(given: &str, schemes: [&str; 2]) -> Option<Uri> {
 
     parts.authority = Some(authority.parse().ok()?);
     Uri::from_parts(parts).ok()
+}
+
+/// Whether a string is a host name in lower case.
+pub(crate) fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        !label.is_empty() && bytes.all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    name.split('.').all(is_label)
 }
 
 /// Whether a string is a valid port number, 1 to 65535.
@@ -105,6 +124,8 @@ mod tests {
         let read = url("wss://Gateway.Example:444/Path?Query#fragment").unwrap();
         assert_eq!(read.to_string(), "wss://gateway.example:444/Path?Query");
         assert_eq!((host(&read), port(&read)), ("gateway.example", 444));
+        let read = url(" WSS://gateway.example\n").unwrap();
+        assert_eq!(read.to_string(), "wss://gateway.example/");
         let read = url("ws://[::1]").unwrap();
         assert_eq!((host(&read), port(&read)), ("::1", 80));
         assert_eq!(port(&url("wss://[::1]:5").unwrap()), 5);
@@ -127,6 +148,8 @@ mod tests {
             "wss://[::1",
             "wss://[host]",
             "wss://[::1]x",
+            "wss://hôst",
+            "wss://host/päth",
             "wss://user@host",
             "wss://user:password@host",
             "wss://ho st",
@@ -136,6 +159,8 @@ mod tests {
         ] {
             assert!(url(wrong).is_none(), "{wrong}");
         }
+        let long = format!("wss://host/{}", "a".repeat(MAX_URL));
+        assert_eq!(url(&long), None);
     }
 
     #[test]

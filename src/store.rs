@@ -49,8 +49,9 @@ pub trait SessionStore: Send + Sync {
 
     /// Asks whether this process still owns its sessions. A shard calls this after each reconnect,
     /// and resumes when the ticket is granted. The answer must come from a check made after this
-    /// call, not from a cache, because the process may have been suspended for a long time. Like
-    /// [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request), it must not block.
+    /// call, not from a cache, because the operating system may have paused the process for a long
+    /// time. Like [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request), it must not
+    /// block.
     ///
     /// If the ticket is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed), the
     /// sessions are lost, as with [`OwnershipLost`]. After any other error the shard asks again.
@@ -103,7 +104,7 @@ pub struct OwnershipLost;
 ///
 /// It is for one manager at a time: drop the old manager before the next one starts. A manager
 /// removes the sessions of shards that are not in its plan when it starts, and all sessions when it
-/// is closed or dropped.
+/// is closed, or dropped without a suspend.
 ///
 /// ```
 /// # use threadcord::{Config, Intents, ShardManager, Token, sim};

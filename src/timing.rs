@@ -24,7 +24,7 @@ pub struct Timing {
     pub invalid_session_min: Duration,
     /// Maximum pause after the first invalid session. Discord's: 5 s.
     pub invalid_session_max: Duration,
-    /// Maximum of the growing pause after IDENTIFYs in a row whose sessions ended early. Ours:
+    /// Maximum pause when several sessions in a row ended early; the pause grows each time. Ours:
     /// 15 min.
     pub invalid_session_cap: Duration,
     /// Pause before the second attempt to reconnect. It doubles with each failure. Ours: 1 s.
@@ -75,15 +75,15 @@ pub struct Timing {
     /// How long a reshard may take before it is cancelled, in addition to the time that its shards
     /// need under the identify limit. Ours: 1 h.
     pub reshard_timeout: Duration,
-    /// How much earlier one session may receive an event than another session does, since Discord
+    /// The longest expected delay between two sessions that receive the same event. Discord
     /// guarantees no order between connections. Ours: 1 s.
     pub session_skew: Duration,
     /// How long to wait for the session store to confirm that a session may be resumed. After that,
     /// it is resumed without an answer. Ours: 30 s.
     pub confirm_timeout: Duration,
     /// How long a process owns a part of the shards (`redis::Part`) after it last renewed its
-    /// lease. It renews the lease ten times as often. All processes must use the same value. Ours:
-    /// 10 s.
+    /// lease. It renews the lease ten times in this period, every second by default. All processes
+    /// must use the same value. Ours: 10 s.
     pub lease_ttl: Duration,
     /// How often the session store is written. Ours: 5 s.
     pub store_interval: Duration,

@@ -51,7 +51,6 @@ fn every_typed_command_is_accepted() {
         Command::soundboard_sounds(&[guild]),
         Command::channel_info(guild, &[ChannelField::Status, ChannelField::VoiceStartTime]),
     ];
-
     for command in commands {
         shard.send(command.unwrap()).unwrap();
     }

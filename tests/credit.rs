@@ -48,7 +48,7 @@ fn a_stuck_handler_stalls_only_its_shard() {
     }
 
     assert_eq!(status_of(&manager, stuck).outstanding_events, 20);
-    // The other shard goes on.
+    // The other shard continues.
     gateway.chat(channel_of(shard(1, 2)), "on we go").unwrap();
     next(&events, |event| {
         event.name() == "MESSAGE_CREATE" && event.shard() == shard(1, 2)

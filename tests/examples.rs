@@ -435,7 +435,7 @@ fn status_page_answers_every_request() {
     });
     drop(slow);
 
-    // The gateway refuses to let it go on.
+    // Discord closes with a code that stops the shard.
     gateway.inject(Target::Any, "close=4004".parse::<Fault>().unwrap());
     eventually("it is not ready", || {
         get("/readyz").starts_with("HTTP/1.1 503")
@@ -607,7 +607,7 @@ fn window_shows_events_without_a_pause() {
         return;
     };
     let gateway = gateway().activity(100.0).start().unwrap();
-    let mut command = Example::command("window", &gateway, &["300"]);
+    let mut command = Example::command("window", &gateway, &["600"]);
     command.env("DISPLAY", &display.name);
     let mut example = Example::run(command);
 

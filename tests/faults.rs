@@ -196,7 +196,7 @@ fn a_peer_that_asks_for_it_is_resumed() {
 
 /// The session was lost, and the shard has identified again.
 fn is_replaced(counters: &ShardCounters) -> bool {
-    // The loss alone is told before the stage, which is still that of the old session then.
+    // Only the loss is reported before the state, which is still that of the old session then.
     counters.sessions_lost == 1 && counters.identifies == 2
 }
 

@@ -117,7 +117,10 @@ fn a_wrong_flag_is_reported_with_the_allowed_ones() {
         (["--port", &port], ["--port", "in use"]),
         (["--shards", "0"], ["--shards", "1 to 4294967295"]),
         (["--shards", "-3"], ["--shards", "1 to 4294967295"]),
-        (["--time-scale", "0"], ["--time-scale", "above 0, to 1000"]),
+        (
+            ["--time-scale", "0"],
+            ["--time-scale", "more than 0 and at most 1000"],
+        ),
         (["--activity", "-1"], ["--activity", "0 to 1000000"]),
         (["--mix", "TYPING=1"], ["--mix", "TYPING_START"]),
         (["--mix", "TYPING_START=many"], ["--mix", "NAME=WEIGHT"]),

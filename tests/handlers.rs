@@ -165,7 +165,7 @@ fn a_stuck_handler_stalls_the_shards_whose_events_it_holds_and_delays_no_heartbe
                 .get(&id)
                 .is_some_and(|numbers| numbers.len() == 200)
         };
-        eventually("the others go on", || {
+        eventually("the others continue", || {
             (1..4).all(|number| all(shard(number, 4)))
         });
         let beats = |id: ShardId| {
@@ -296,7 +296,7 @@ fn panics_at_shard_events_are_reported_too_and_stay_outstanding() {
     let (told, gate) = (Mutex::new(Vec::new()), Gate::default());
     let is_news = |event: &Event| matches!(event.kind(), EventKind::HandlerPanicked { .. });
     thread::scope(|scope| {
-        // What is told waits at a stuck worker, and everything else panics.
+        // Reports wait at a stuck worker, and everything else panics.
         let run = scope.spawn(|| {
             manager.run_keyed(8, is_news, |_, event| {
                 let EventKind::HandlerPanicked {
@@ -316,7 +316,7 @@ fn panics_at_shard_events_are_reported_too_and_stay_outstanding() {
             shard.status()
         );
         gate.open();
-        eventually("everything is told", || {
+        eventually("everything is reported", || {
             told.lock()
                 .iter()
                 .filter(|(event, _)| event == "TYPING_START")

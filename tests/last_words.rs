@@ -74,7 +74,7 @@ fn a_fatal_code_behind_unread_events_spends_no_identify() {
         closed.kind(),
         EventKind::Stopped(StopReason::Discord(CloseCode(4004)))
     ));
-    eventually("it is told why", || manager.check().is_err());
+    eventually("it reports why", || manager.check().is_err());
     assert!(manager.check().unwrap_err().to_string().contains("token"));
     assert!(!raw.is_called(Duration::from_millis(300)));
 }

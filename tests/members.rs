@@ -213,7 +213,7 @@ fn after_a_cut_a_request_without_answers_is_sent_again() {
     eventually("it has begun", || shard.status().outstanding_events > 0);
     gateway.inject(ONE, Fault::Cut);
     let again = nonces(&gateway, 3);
-    assert_eq!(again.len(), 3, "what has begun goes on");
+    assert_eq!(again.len(), 3, "a request that has begun continues");
 
     // A late part and its duplicate are equally valid, but only one of them counts.
     for nonce in [&again[0], &again[2]] {

@@ -353,7 +353,6 @@ fn hostile_answers_are_errors_in_bounded_time() {
                 if *retry_after >= Duration::from_secs(250) && text.contains("Access denied"))
         }),
     ];
-
     for (answer, stays, is_wanted) in cases {
         let rest = client_of(&saying(answer.clone().into_bytes(), stays));
         let start = Instant::now();

@@ -235,7 +235,7 @@ fn a_killed_bot_restarts_under_load() {
     }
     assert!(
         before_write.is_disjoint(&again),
-        "what was handled before the last write does not come again"
+        "what was handled before the last write is not redelivered"
     );
     assert!(
         since_write.is_subset(&again),

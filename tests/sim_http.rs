@@ -114,7 +114,7 @@ fn no_content_has_neither_type_nor_length() {
     assert_eq!(
         client.get("/users/@me").unwrap().0,
         200,
-        "the connection goes on"
+        "the connection stays open"
     );
 }
 

@@ -210,7 +210,7 @@ fn close_ends_the_stream_during_a_dns_lookup() {
     let mischief = Arc::new(Mischief::default());
     mischief.is_slow.store(true, Ordering::SeqCst);
     let manager = ShardManager::start_with(config(&gateway), mischief.wires()).unwrap();
-    eventually("the look-up begins", || {
+    eventually("the lookup begins", || {
         mischief.has_begun.load(Ordering::SeqCst)
     });
     let events = manager.events();

@@ -83,7 +83,7 @@ fn an_event_without_a_type_is_a_clear_error() {
         let json = json!({"op": 0, "s": 1, "t": name, "d": {"guild_id": "1"}}).to_string();
         let dispatch = Dispatch::from_json(json).unwrap();
         assert!(dispatch.typed().unwrap_err().to_string().contains(name));
-        assert_eq!(dispatch.guild_id(), Some(1), "the rest works all the same");
+        assert_eq!(dispatch.guild_id(), Some(1), "the rest works anyway");
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{AutoReshard, Config, Plan, ShardConfig};
 use crate::error::Error;
-use crate::hosts::{is_discord, is_encrypted};
+use crate::hosts::{is_discord, is_encrypted, is_name, parse_url};
 use crate::intents::Intents;
 use crate::protocol::{Command, Identity, MAX_PAYLOAD, MAX_PRESENCE};
 use crate::rest::{check_proxy, check_rest_url, check_url};
@@ -37,6 +37,11 @@ impl Config {
 
         let rest = check_rest_url("rest_url", &self.rest_url, self.allow_plaintext)?;
         check_proxy(self.proxy.as_deref(), &[&rest])?;
+        let is_wrong = |host: &&String| !is_name(&host.to_ascii_lowercase());
+        if let Some(host) = self.resume_hosts.iter().find(is_wrong) {
+            let allowed = "host names without a port, such as gateway.example";
+            return Err(Error::setting("resume_hosts", host, allowed));
+        }
         match &self.gateway_url {
             Some(gateway) => self.validate_gateway(gateway),
             // Discord's REST API returns a gateway of Discord.
@@ -49,8 +54,9 @@ impl Config {
     pub(crate) fn validate_gateway(&self, gateway: &str) -> Result<(), Error> {
         let schemes = ["wss", "ws"];
         let given = check_url("gateway_url", gateway, schemes, self.allow_plaintext)?;
-        if self.gateway_url.is_none() && !is_encrypted(&given) && self.rest_url.starts_with("https")
-        {
+        let rest = parse_url(&self.rest_url, ["https", "http"]);
+        let is_downgrade = rest.is_some_and(|rest| is_encrypted(&rest)) && !is_encrypted(&given);
+        if self.gateway_url.is_none() && is_downgrade {
             return Err(Error::setting(
                 "gateway_url",
                 gateway,
@@ -130,7 +136,7 @@ impl AutoReshard {
             return Err(Error::setting(
                 "auto_reshard",
                 format!("a threshold of {threshold}"),
-                "above 0, to 1",
+                "more than 0 and at most 1",
             ));
         }
 
@@ -141,7 +147,7 @@ impl AutoReshard {
             Duration::from_secs(60)
         };
         if !(least..=MAX_DURATION).contains(&check_every) {
-            let allowed = format!("{least:?} to {MAX_DURATION:?}");
+            let allowed = format!("{least:?} to 7 days");
             return Err(Error::setting(
                 "auto_reshard",
                 format!("a check every {check_every:?}"),

@@ -276,7 +276,6 @@ impl Merging {
                 Place::Shared(..) | Place::Dropped => return None,
             }
         };
-
         match verdict {
             Verdict::Deliver(event) => Some(event),
             Verdict::Held => None,

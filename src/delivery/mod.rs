@@ -44,11 +44,11 @@ use crate::shard_id::ShardId;
 /// that wait here keep waiting. When the handler is [stopped](crate::Handle::stop), its remaining
 /// events are delivered here first.
 ///
-/// The stream ends when the manager is closed or suspended, or when the last shard has stopped for
-/// a reason that only its owner can fix. The channel behind it is unbounded, but the outstanding
-/// limits of the shards bound its length: a shard whose events are not taken stops reading and logs
-/// this. The manager keeps the stream: dropping an `Events` loses no event, and the next `Events`
-/// continues where the last one stopped.
+/// The stream ends when the manager is closed or suspended, or when the last shard has stopped
+/// because of an error, such as an invalid token. The channel behind it is unbounded, but the
+/// outstanding limits of the shards bound its length: a shard whose events are not taken stops
+/// reading and logs this. The manager keeps the stream: dropping an `Events` loses no event, and
+/// the next `Events` continues where the last one stopped.
 #[derive(Clone, Debug)]
 pub struct Events {
     receiver: Receiver<Event>,

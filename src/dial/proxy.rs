@@ -27,19 +27,19 @@ impl Proxy {
     /// Parses a URL such as `http://user:password@proxy.example:3128`. The error says what is wrong
     /// with it, without the password.
     pub(crate) fn parse(given: &str) -> Result<Self, String> {
-        let Some((scheme, rest)) = given.split_once("://") else {
+        let Some((scheme, rest)) = given.trim().split_once("://") else {
             return Err("not a URL".into());
         };
         if !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err("not a URL".into());
         }
-        if scheme != "http" {
+        if !scheme.eq_ignore_ascii_case("http") {
             return Err(format!("a URL with {scheme}://"));
         }
         // The last @ ends the password. If that @ is in a path or a query, `login` contains the `/`
         // or `?` before it, and is refused below.
         let (login, host) = match rest.rsplit_once('@') {
-            Some((login, host)) => (Some(login), host),
+            Some((login, host)) => (Some(login).filter(|login| !login.is_empty()), host),
             None => (None, rest),
         };
         let url = parse_url(&format!("http://{host}"), ["http", "http"]);

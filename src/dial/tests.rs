@@ -12,7 +12,7 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-fn nobody() -> SocketAddr {
+fn dead() -> SocketAddr {
     listener().1
 }
 
@@ -24,11 +24,11 @@ fn deadline() -> Instant {
 fn addresses_that_refuse_give_way_and_the_last_error_is_told() {
     let dialer = Dialer::default();
     let (_listener, alive) = listener();
-    let addresses = vec![nobody(), nobody(), alive];
+    let addresses = vec![dead(), dead(), alive];
     let (stream, address) = dialer.connect("host", 1, addresses, deadline()).unwrap();
     assert_eq!((stream.peer_addr().unwrap(), address), (alive, alive));
 
-    let failed = dialer.connect("host", 1, vec![nobody(), nobody()], deadline());
+    let failed = dialer.connect("host", 1, vec![dead(), dead()], deadline());
     let Err(DialError::Io(error)) = failed else {
         panic!("{failed:?}")
     };
@@ -130,10 +130,10 @@ fn a_proxy_that_opens_no_connection_is_named() {
     let silent = failure(b"", false, Duration::from_millis(200));
     assert!(matches!(silent, ProxyFailure::TimedOut));
 
-    let nobody = nobody();
-    let proxy = Proxy::parse(&format!("http://{nobody}")).unwrap();
+    let dead = dead();
+    let proxy = Proxy::parse(&format!("http://{dead}")).unwrap();
     let dialer = Dialer::new(Some(proxy));
-    let unreachable = dialer.connect("x", 1, vec![nobody], deadline());
+    let unreachable = dialer.connect("x", 1, vec![dead], deadline());
     let Err(DialError::Proxy(error)) = unreachable else {
         panic!("{unreachable:?}")
     };

@@ -7,8 +7,8 @@ use crate::protocol::{EventName, UnknownEventName};
 /// Lets some of Discord's events pass and drops the others, by name, before an event is made of
 /// them.
 ///
-/// What is dropped counts as handled, and takes no credit. The library itself sees every event that
-/// it needs: `READY`, `RESUMED`, guilds that come and go, the answers to
+/// A dropped event counts as handled and is never outstanding. The library itself sees every event
+/// that it needs: `READY`, `RESUMED`, guilds that come and go, the answers to
 /// [`Shard::request_members`](crate::Shard::request_members). What happens to a shard
 /// ([`EventKind`](crate::EventKind)'s other variants) always passes. Leaving out an intent costs
 /// even less: Discord does not send its events at all.

@@ -64,8 +64,9 @@ pub enum EventKind {
     /// The session was resumed; all missed events have been delivered.
     Resumed,
     /// The session is lost, and so are the events that Discord sent after its `sequence`:
-    /// everything from `missed_since` until the next session's `READY`. Either Discord ended the
-    /// session, or the shard had stopped and was replaced by others.
+    /// everything from `missed_since` until the next session's `READY`. For example, Discord ended
+    /// the session, the intents have changed, the circuit breaker has stopped the shard, or the
+    /// shard had stopped and others replaced it.
     SessionLost {
         /// The lost session, with the last sequence received.
         session: Session,
@@ -97,9 +98,11 @@ pub enum EventKind {
         /// How long the stall lasted.
         stalled_for: Duration,
     },
-    /// The shard has stopped. None of its events follow unless the user opens it again. With
-    /// [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen), its sessions ended early; a
-    /// restart makes it retry.
+    /// The shard has stopped. No event of Discord follows until it is opened again;
+    /// [`Split`](Self::Split) and [`SessionLost`](Self::SessionLost) may follow if other shards
+    /// replace it. With [`StopReason::CircuitOpen`](crate::StopReason::CircuitOpen), too many of
+    /// its sessions ended early; [`Handle::restart_shard`](crate::Handle::restart_shard) makes it
+    /// retry.
     Stopped(StopReason),
     /// A handler panicked while handling an event of this shard. That event counts as handled, and
     /// the next one follows. `HandlerPanicked` counts as outstanding like Discord's events. A panic
@@ -121,7 +124,7 @@ pub enum EventKind {
     /// New shards have taken over from old ones; see
     /// [`Handle::reshard`](crate::Handle::reshard).
     Resharded {
-        /// The old shards. The only events of them that follow say that they are closed.
+        /// The old shards. After this event, they only report that they are closed.
         from: Vec<ShardId>,
         /// The new shards. They are ready, and their guilds are available.
         to: Vec<ShardId>,

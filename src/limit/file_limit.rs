@@ -33,9 +33,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// (2 s); otherwise it requests a permit again. The window starts at the IDENTIFY. The file also
 /// stores how many IDENTIFYs are left today.
 ///
-/// If a process is killed between the permit and the report of its IDENTIFY, the other processes
-/// wait 2 s and one window for that key, and one IDENTIFY of the day is lost. If a process is
-/// killed at any other point, nothing is lost.
+/// If a process is killed after it got a permit and before it recorded its IDENTIFY in the file,
+/// the other processes wait 2 s and one window for that key, and one IDENTIFY of the day counts as
+/// used. If a process is killed at any other point, nothing is lost.
 ///
 /// All processes must use the same path, on a local disk: locks on a network file system may not
 /// work. The first use creates the file, and next to it files that end in `.lock` and `.new`.

@@ -313,7 +313,7 @@ impl Shared {
         };
 
         if let Some((error, waiting)) = refused {
-            log::error!("failed to start the release thread of the identify limit: {error}");
+            log::error!("failed to start the identify limiter's thread: {error}");
             // Without the thread, nothing would wake these waiters. Shards request again after a
             // pause, and then the thread may start.
             let error = LimitError::failed(error);
@@ -380,7 +380,7 @@ impl Shared {
 fn unharmed<R>(wake: impl FnOnce() -> R) -> Option<R> {
     let woken = catch_unwind(AssertUnwindSafe(wake));
     if woken.is_err() {
-        log::error!("the waker of an identify ticket panicked");
+        log::error!("a callback that waits for a permit to identify panicked");
     }
     woken.ok()
 }

@@ -400,13 +400,8 @@ fn assemble<C: Connector>(
         explicit_total: config.plan.explicit_total(),
         has_store: config.session_store.is_some(),
     };
-    let (token, timing, on_close, store) = (
-        config.token.clone(),
-        config.timing.clone(),
-        config.on_close.clone(),
-        config.session_store.clone(),
-    );
-
+    let (token, timing) = (config.token.clone(), config.timing.clone());
+    let (on_close, store) = (config.on_close.clone(), config.session_store.clone());
     let hub = Hub::new(
         config,
         rest,

@@ -72,7 +72,7 @@ pub(super) fn with_gateway(
     let url = url.or_else(|| gateway.map(|gateway| gateway.url.clone()));
     let url = url.unwrap_or_default();
     config.validate_gateway(&url)?;
-    let addresses = Addresses::new(&url, config.resume_hosts.clone())?;
+    let addresses = Addresses::new(&url, config.resume_hosts.clone(), config.allow_plaintext)?;
 
     let plan = count::rounded(&config.plan, gateway, || count::is_large(&rest));
     let saved = start::saved(&config)?;

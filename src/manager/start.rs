@@ -288,7 +288,7 @@ pub(super) fn warn_of_resources(shards: usize) {
     for (resource, what, each) in [
         (
             rlimit::Resource::NOFILE,
-            "descriptors",
+            "file descriptors",
             DESCRIPTORS_PER_SHARD,
         ),
         (rlimit::Resource::NPROC, "threads", THREADS_PER_SHARD),
@@ -298,7 +298,8 @@ pub(super) fn warn_of_resources(shards: usize) {
             && needed > allowed
         {
             log::warn!(
-                "{shards} shards need {needed} {what}; this process may have {allowed} (see `ulimit`)"
+                "{shards} shards need {needed} {what}, but the limit of this process is {allowed} \
+                 (see `ulimit`)"
             );
         }
     }

@@ -308,7 +308,7 @@ impl<C: Connector + 'static, W: Crew<C>> Supervisor<C, W> {
         let home = guild.and_then(|guild| self.hub.shard_by_guild(guild));
         let Some(home) = home else {
             return log::warn!(
-                "dropped an unsent command of an old shard: it names no guild of the new shards"
+                "dropped an unsent command of an old shard: no new shard has its guild"
             );
         };
         if let Err(failure) = home.hand_over(command) {

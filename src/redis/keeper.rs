@@ -86,7 +86,6 @@ impl Keeper {
             }
             is_kept
         };
-
         if is_kept {
             self.changed.notify_all();
         } else {

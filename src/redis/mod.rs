@@ -132,11 +132,14 @@ impl Redis {
             )
         })?;
 
-        if !LEASE_TTLS.contains(&timing.lease_ttl) || timing.longest() > MAX_DURATION {
-            let (ttl, longest) = (timing.lease_ttl, timing.longest());
-            let given = format!("{ttl:?}, and the longest duration of `timing` is {longest:?}");
-            let allowed = "100 ms to 1 hour, and no duration above 7 days";
+        if !LEASE_TTLS.contains(&timing.lease_ttl) {
+            let given = format!("{:?}", timing.lease_ttl);
+            let allowed = "100 ms to 1 hour";
             return Err(Error::setting("timing.lease_ttl", given, allowed));
+        }
+        if timing.longest() > MAX_DURATION {
+            let given = format!("set with a duration of {:?}", timing.longest());
+            return Err(Error::setting("timing", given, "durations up to 7 days"));
         }
 
         let redis = Self {

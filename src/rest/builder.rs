@@ -220,8 +220,8 @@ pub(crate) fn check_proxy(given: Option<&str>, to: &[&Uri]) -> Result<Option<Pro
         Error::setting("proxy", why, allowed)
     })?;
     if let Some(plain) = to.iter().find(|url| !is_encrypted(url)) {
-        let given = format!("set for {plain}, and would see the token");
-        let allowed = "only with https:// and wss:// URLs";
+        let given = format!("set, but {plain} is not encrypted, so the proxy would see the token");
+        let allowed = "a proxy only with https:// and wss:// URLs";
         return Err(Error::setting("proxy", given, allowed));
     }
     Ok(Some(proxy))

@@ -59,7 +59,7 @@ const MAX_ERROR: u64 = 64 << 10;
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A client for Discord's HTTP API, with the bot's token. Cheap to clone; clones share connections
-/// and rate limits. Use one for each bot, such as [`Handle::rest`](crate::Handle::rest).
+/// and rate limits. Use only one per bot: with a manager, [`Handle::rest`](crate::Handle::rest).
 ///
 /// It keeps within Discord's rate limits. A call blocks until it is its turn, in the order of
 /// arrival. It fails at once if its turn would come after its [timeout](Request::timeout). Other
@@ -118,8 +118,8 @@ pub struct SessionStartLimit {
 }
 
 impl Rest {
-    /// Creates a client of Discord's API with default settings, for a bot without a gateway. With a
-    /// gateway, use [`Handle::rest`](crate::Handle::rest).
+    /// Creates a client of Discord's API with default settings, for a program that does not connect
+    /// to the gateway. Otherwise use [`Handle::rest`](crate::Handle::rest).
     ///
     /// Fails as [`RestBuilder::build`] does.
     pub fn new(token: Token) -> Result<Self, Error> {
@@ -251,7 +251,7 @@ impl Rest {
                         return Err(Held::Limited { retry_after, text }.into());
                     }
                     log::info!(
-                        "{} is rate limited for {retry_after:?}, retrying then",
+                        "{} is rate limited, retrying in {retry_after:?}",
                         parts.describe()
                     );
                     place.again();

@@ -109,8 +109,8 @@ pub(super) fn check(path: &str) -> Result<(), Error> {
         return Ok(());
     }
 
-    let allowed = "a path below the API's version, such as /channels/1/messages: with a leading \
-                   slash, percent-encoded, without `#`, `.` and `..`";
+    let allowed = "a path relative to the base URL, such as /channels/1/messages: it starts with \
+                   a slash, is percent-encoded, and has no `#` and no segment `.` or `..`";
     let given = own_token(path).map(|own| path.replace(&path[own], "..."));
     Err(Error::setting(
         "path",

@@ -4,7 +4,7 @@
 use http::Uri;
 
 use crate::error::Error;
-use crate::hosts::{is_encrypted, is_port, is_under, parse_url};
+use crate::hosts::{is_encrypted, is_name, is_port, is_private, is_under, parse_url};
 use crate::transport::Compression;
 
 /// The version of the gateway's interface that this library speaks.
@@ -21,11 +21,16 @@ const SCHEMES: [&str; 2] = ["wss", "ws"];
 pub(crate) struct Addresses {
     main: Uri,
     resume_hosts: Vec<String>,
+    allow_plaintext: bool,
 }
 
 impl Addresses {
     /// `gateway` comes from the configuration or from `/gateway/bot`.
-    pub(crate) fn new(gateway: &str, resume_hosts: Vec<String>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        gateway: &str,
+        resume_hosts: Vec<String>,
+        allow_plaintext: bool,
+    ) -> Result<Self, Error> {
         let main = parse_url(gateway, SCHEMES).ok_or_else(|| {
             Error::setting(
                 "gateway_url",
@@ -33,7 +38,11 @@ impl Addresses {
                 "a URL that starts with wss:// or ws://",
             )
         })?;
-        Ok(Self { main, resume_hosts })
+        Ok(Self {
+            main,
+            resume_hosts,
+            allow_plaintext,
+        })
     }
 
     /// The gateway itself.
@@ -49,9 +58,13 @@ impl Addresses {
         let (host, main) = (url.host()?, self.main.host()?);
         let trusted = host == main
             || (is_under(host, DISCORD) && is_under(main, DISCORD))
-            || self.resume_hosts.iter().any(|listed| listed == host);
+            || self
+                .resume_hosts
+                .iter()
+                .any(|listed| listed.eq_ignore_ascii_case(host));
         let downgraded = is_encrypted(&self.main) && !is_encrypted(&url);
-        (trusted && !downgraded).then(|| with_query(url, compression))
+        let is_exposed = !is_private(&url) && host != main && !self.allow_plaintext;
+        (trusted && !downgraded && !is_exposed).then(|| with_query(url, compression))
     }
 }
 
@@ -59,17 +72,13 @@ impl Addresses {
 /// case, an optional port and an optional slash. For any other URL, two parsers may disagree about
 /// the host.
 fn parse_resume(given: &str) -> Option<Uri> {
-    let (_, rest) = given.split_once("://")?;
+    let (scheme, rest) = given.split_once("://")?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (name, port) = match rest.split_once(':') {
         Some((name, port)) => (name, Some(port)),
         None => (rest, None),
     };
-    let is_label = |label: &str| {
-        let mut bytes = label.bytes();
-        !label.is_empty() && bytes.all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-    };
-    (name.split('.').all(is_label) && port.is_none_or(is_port))
+    (SCHEMES.contains(&scheme) && is_name(name) && port.is_none_or(is_port))
         .then(|| parse_url(given, SCHEMES))
         .flatten()
 }
@@ -98,7 +107,7 @@ mod tests {
     use super::*;
 
     fn addresses(gateway: &str) -> Addresses {
-        Addresses::new(gateway, vec!["listed.example".into()]).unwrap()
+        Addresses::new(gateway, vec!["Listed.example".into()], false).unwrap()
     }
 
     #[test]
@@ -124,7 +133,7 @@ mod tests {
             own.main(zstd).to_string(),
             "wss://gateway.example/a/?v=10&encoding=json&compress=zstd-stream&shard=1"
         );
-        let plain = Addresses::new("ws://localhost:1/x", Vec::new()).unwrap();
+        let plain = Addresses::new("ws://localhost:1/x", Vec::new(), false).unwrap();
         assert_eq!(
             plain.main(Compression::Payload).to_string(),
             "ws://localhost:1/x?v=10&encoding=json"
@@ -151,7 +160,9 @@ mod tests {
         let local = addresses("ws://localhost:1");
         assert!(resume(&local, "ws://localhost:2") && resume(&local, "wss://localhost"));
         assert!(!resume(&local, "wss://gateway.discord.gg"));
-        assert!(Addresses::new("https://x", Vec::new()).is_err());
+        assert!(resume(&local, "wss://listed.example"));
+        assert!(!resume(&local, "ws://listed.example"), "in the clear");
+        assert!(Addresses::new("https://x", Vec::new(), false).is_err());
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub struct ShardStatus {
     pub sequence: u64,
     /// Events that were delivered and have not been handled.
     pub outstanding_events: usize,
-    /// Their bytes, inflated.
+    /// The size of their payloads in bytes, uncompressed.
     pub outstanding_bytes: usize,
     /// How long it has not read because its events are not handled; `None` if it reads.
     #[serde(serialize_with = "seconds::serialize_option")]

@@ -300,7 +300,6 @@ impl Builder {
             ("rest_limit", rest_limit.0, 1, u32::MAX),
             ("global_rest_limit", global_rest_limit, 1, u32::MAX),
         ];
-
         for (setting, given, least, most) in settings {
             if !(least..=most).contains(&given) {
                 return Err(wrong(setting, &given, format!("{least} to {most}")));
@@ -309,7 +308,11 @@ impl Builder {
 
         self.check_durations()?;
         if !(time_scale > 0.0 && time_scale <= 1000.0) {
-            return Err(wrong("time_scale", &time_scale, "above 0, to 1000"));
+            return Err(wrong(
+                "time_scale",
+                &time_scale,
+                "more than 0 and at most 1000",
+            ));
         }
 
         let interval = heartbeat_interval.mul_f64(time_scale);
@@ -349,7 +352,6 @@ impl Builder {
             ("replay_delay", replay_delay),
             ("rest_limit", rest_limit.1),
         ];
-
         for (setting, given) in durations {
             if given > LONGEST {
                 return Err(wrong(

@@ -242,7 +242,7 @@ impl Gateway {
     /// rate of 0 stops this and discards the faults that still wait for a handshake.
     /// [`Fault::all`] returns faults of every kind.
     ///
-    /// At most one of several equal faults waits for a handshake at a time.
+    /// While a fault waits for a handshake, an equal one is not added.
     ///
     /// # Panics
     /// If the rate is not from 0 to 1,000,000.
@@ -317,7 +317,7 @@ impl Gateway {
     /// Like [`wait_for`](Self::wait_for), but panics after the timeout. For tests.
     ///
     /// # Panics
-    /// If `condition` is still false after `timeout`. The message has `what` was expected, the live
+    /// If `condition` is still false after `timeout`. The panic message contains `what`, the live
     /// shards and the last 20 records.
     pub fn expect(&self, what: &str, timeout: Duration, condition: impl FnMut(&Observed) -> bool) {
         if !self.wait_for(timeout, condition) {

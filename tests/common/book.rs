@@ -103,7 +103,7 @@ impl Book {
             if let Some(last) = self.lost.get(session) {
                 assert!(
                     seen.lost.contains(session),
-                    "session {session} was given up for nothing"
+                    "session {session} was ended without a reason"
                 );
                 assert_eq!(
                     *last,

@@ -88,7 +88,6 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         state.requests.push((request, login.map(str::to_owned)));
         state.answer
     };
-
     match answer {
         Answer::Text(text) => drop(stream.write_all(text.as_bytes())),
         Answer::Silence => thread::park(),

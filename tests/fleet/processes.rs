@@ -193,7 +193,7 @@ fn a_process_that_is_killed_is_replaced_and_nothing_is_lost() {
     let owner = redis.status().unwrap().parts[0].owner.clone().unwrap();
     assert!(owner.contains(&pid), "{owner}");
 
-    // One that is stopped for longer than its lease finds out when it goes on.
+    // One that is stopped for longer than its lease finds out when it continues.
     owners[1].freeze();
     let mut next = fleet.start(1, &[]);
     gateway.expect("its sessions are taken over", PATIENCE, |seen| {

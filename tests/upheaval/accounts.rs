@@ -132,7 +132,7 @@ impl Accounts {
         }
     }
 
-    /// The next process starts from what a store has that was written so many times. The last write
+    /// The next process starts from a store that was written this many times. The last write
     /// need not have what was handled since the one before. If a reshard goes on, or has ended so
     /// shortly before that events may still be on their way, the new set's sessions need not know
     /// what was handled meanwhile.

@@ -169,7 +169,7 @@ fn factor(text: &str) -> Result<f64, String> {
     float(
         text,
         |factor| *factor > 0.0 && *factor <= 1000.0,
-        "above 0, to 1000",
+        "more than 0 and at most 1000",
     )
 }
 

@@ -49,7 +49,6 @@ impl Hub {
             let is_suspended = state.reconciler.stopping() == Some(StopReason::Suspended);
             is_suspended.then(|| state.shards.shards_of(&state.reconciler.delivering()))
         };
-
         if let Some(delivering) = delivering {
             let now = clock::now();
             let deadline =

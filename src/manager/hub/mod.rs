@@ -397,7 +397,6 @@ impl Hub {
                 .map(|entry| entry.shard.clone())
                 .collect()
         };
-
         for shard in shards {
             shard.send_presence(command.clone());
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
-use super::{OperationId, Reconciler, Role, Slot};
+use super::{OperationId, Reconciler, Restart, Role, Slot};
 use crate::error::Error;
 use crate::protocol::{Session, ShardState, StopReason};
 use crate::shard::Run;
@@ -183,7 +183,9 @@ impl Reconciler {
             return Err(Error::Closed);
         }
         self.check_free()?;
-        if self.transition.is_done() && !self.is_asking {
+        let opens_later = |slot: &Slot| slot.restart != Restart::No && !slot.is_over();
+        let is_done = self.transition.is_done() && !self.slots.values().any(opens_later);
+        if is_done && !self.is_asking {
             Ok(())
         } else {
             Err(Error::Busy {

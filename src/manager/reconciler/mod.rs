@@ -169,7 +169,7 @@ pub(super) trait Facts {
     fn has_read(&self, run: Run, up_to: Instant) -> bool;
 
     /// Why a shard has stopped, if it has. Users see that before its thread has ended, and so before
-    /// the reconciler is told.
+    /// the reconciler knows.
     fn stopped(&self, run: Run) -> Option<StopReason>;
 
     /// How many events a shard has delivered.
@@ -535,7 +535,9 @@ impl Reconciler {
     fn abandon(&mut self, run: Run) {
         let shard = run.shard;
         let slot = self.slots.get_mut(&shard);
-        let Some(slot) = slot.filter(|slot| slot.run == run && !slot.is_over()) else {
+        // One that was opened again meanwhile has stopped already, and ends by itself.
+        let is_asked = |slot: &&mut Slot| slot.run == run && slot.ending == Ending::Asked;
+        let Some(slot) = slot.filter(is_asked).filter(|slot| !slot.is_over()) else {
             return;
         };
         slot.ending = Ending::Abandoned;

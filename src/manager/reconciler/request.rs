@@ -15,9 +15,16 @@ impl Reconciler {
     ) -> Result<OperationId, Error> {
         self.check_free()?;
         let running = self.slots.get(&shard).filter(|slot| !slot.is_over());
-        let stopped = running.and_then(|slot| facts.stopped(slot.run));
-        let runs = running.is_some() && stopped.is_none();
-        if self.transition.is_opening(shard) || runs {
+        let stopped = running
+            .filter(|slot| slot.restart != Restart::Missed)
+            .and_then(|slot| facts.stopped(slot.run));
+        if let Some(StopReason::Discord(_)) = stopped {
+            // What follows from such a stop comes first: a split, or the end of other shards.
+            return Err(Error::Busy {
+                running: "the stop of this shard",
+            });
+        }
+        if stopped.is_none() && (self.transition.is_opening(shard) || running.is_some()) {
             return Err(if self.wanted.contains(&shard) {
                 Error::AlreadyOpen { shard }
             } else {
@@ -40,14 +47,13 @@ impl Reconciler {
         Ok(self.operations.begin([(shard, Goal::Ready)]))
     }
 
-    /// Restarts a shard whose thread is about to end: it opens again once that has happened.
-    /// Operations that wait for its stop are done.
+    /// Opens a shard again once its thread has ended, which is about to happen. Operations that wait
+    /// for its stop are done.
     fn open_once_ended(&mut self, shard: ShardId, reason: StopReason) {
         self.operations.handle(shard, ShardState::Stopped(reason));
         if let Some(slot) = self.slots.get_mut(&shard) {
             slot.ending = Ending::No;
-            slot.restart = Restart::Requested;
-            self.transition.restart([shard], 1);
+            slot.restart = Restart::Missed;
         }
     }
 

@@ -321,12 +321,12 @@ impl World {
                 self.outgoing = from.into_iter().collect();
             }
             Output::HandOver { from, .. } => {
-                assert!(!self.stream_ended, "nobody hears of it");
+                assert!(!self.stream_ended, "the stream has ended");
                 assert!(from.iter().all(|run| !self.shards.by_run[run].is_live()));
             }
-            Output::Emit(..) => assert!(!self.stream_ended, "nobody hears of it"),
+            Output::Emit(..) => assert!(!self.stream_ended, "the stream has ended"),
             Output::Finish(id, _) => {
-                assert!(self.asked.contains(&id), "nobody asked for {id:?}");
+                assert!(self.asked.contains(&id), "{id:?} was not requested");
                 assert!(self.finished.insert(id), "{id:?} is finished twice");
             }
             Output::EndStream => assert!(!mem::replace(&mut self.stream_ended, true)),
@@ -354,7 +354,6 @@ impl World {
             10..15 => Some(Why::Settings),
             _ => None,
         };
-
         match why {
             // Its reshard was cancelled meanwhile, or the manager stops.
             None if self.reconciler.stopping().is_some() || fake.set == u64::MAX => {
@@ -460,7 +459,6 @@ impl World {
             shard: self.random_shard(),
             number: self.random.u64(..5),
         };
-
         if self.shards.by_run.contains_key(&run)
             || self.opening.as_ref().is_some_and(|(o, _)| *o == run)
         {

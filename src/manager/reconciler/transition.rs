@@ -694,7 +694,7 @@ mod tests {
         assert_eq!(
             opened(&mut transition),
             [2, 3],
-            "it cannot connect: it holds nobody back"
+            "it cannot connect, so it holds no other shard back"
         );
     }
 
@@ -780,7 +780,7 @@ mod tests {
         assert_eq!(
             poll(&mut transition, now),
             Step::Wait(Some(now + overlap)),
-            "the overlap begins anew"
+            "the overlap starts again"
         );
         stage(&mut transition, 0, ShardState::Connecting);
         now += overlap;
@@ -843,7 +843,7 @@ mod tests {
         assert_eq!(
             closes,
             Step::Close(shard(5)),
-            "nobody waits for one that has stopped"
+            "a stopped shard is not waited for"
         );
         stage(&mut transition, 5, ShardState::Stopped(StopReason::Closed));
         assert_eq!(poll(&mut transition, now), Step::Close(shard(7)));

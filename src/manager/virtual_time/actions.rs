@@ -193,7 +193,6 @@ impl Play {
             "resume=close:4007 reset",
             "resume=nothing cut",
         ];
-
         for fault in faults[self.rng.usize(..faults.len())].split(' ') {
             let fault = fault.parse().expect("the words above are valid faults");
             self.world.inject(self.now, (*shard).into(), fault);
@@ -217,7 +216,6 @@ impl Play {
             to,
             max_concurrency,
         };
-
         if let Ok(reshard) = process.hub.ask(request) {
             self.done.reshards += 1;
             log::info!("reshard to {total}");

@@ -271,7 +271,6 @@ impl Process {
             let place = threads.iter_mut().find(|thread| thread.run == run);
             place.and_then(|place| place.thread.take())
         };
-
         let Some(mut thread) = thread else { return };
         let step = thread.step();
         if let Step::Stop(reason) = step {

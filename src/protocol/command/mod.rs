@@ -33,9 +33,8 @@ const REQUEST_CHANNEL_INFO: u64 = 43;
 
 /// A payload to send to Discord on a shard's connection.
 ///
-/// It is checked when it is built. A payload that Discord would refuse or ignore, or for which it
-/// would close the connection, is an [`InvalidCommand`], which names the field and the allowed
-/// values.
+/// It is checked when it is built. If Discord would refuse or ignore the payload, or close the
+/// connection because of it, building it fails with [`InvalidCommand`], which says what is wrong.
 ///
 /// ```
 /// # use threadcord::command::{OnlineStatus, VoiceState};

@@ -246,6 +246,7 @@ impl Activity {
 }
 
 fn is_stream(url: &str) -> bool {
+    let url = url.to_ascii_lowercase();
     let Some(rest) = url.strip_prefix("https://") else {
         return false;
     };

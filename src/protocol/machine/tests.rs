@@ -655,7 +655,6 @@ fn fatal_codes_stop_in_every_state_and_stay() {
         },
         |rig| *rig = Rig::ready(),
     ];
-
     for (at, stage) in stages.into_iter().enumerate() {
         let mut rig = Rig::new(None);
         stage(&mut rig);

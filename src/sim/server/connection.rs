@@ -270,7 +270,6 @@ impl Connection {
             Outgoing::Reset => return self.end(Stream::reset),
             Outgoing::Silence => return self.silence(),
         };
-
         if matches!(written, Err(tungstenite::Error::WriteBufferFull(_))) {
             // The client does not read; Discord would not wait for it either.
             return self.end(Stream::reset);

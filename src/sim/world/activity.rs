@@ -85,13 +85,7 @@ impl World {
                 let stranger = self.snowflake(now);
                 self.add_ban(guild, stranger, None);
             }
-            ("GUILD_BAN_REMOVE", _) => {
-                let banned = self.bans(guild).next().map(|(id, _)| id);
-                match banned {
-                    Some(id) => drop(self.remove_ban(guild, id)),
-                    None => self.happen(now, guild, "GUILD_BAN_ADD"),
-                }
-            }
+            ("GUILD_BAN_REMOVE", _) => self.end_some_ban(now, guild),
             ("GUILD_CREATE", _) => self.announce_guild(guild),
             _ => {
                 let (id, unix) = (self.snowflake(now), self.unix(now));
@@ -99,6 +93,15 @@ impl World {
                 let data = traffic::data(name, guild, member, id, unix, &mut self.rng);
                 self.dispatch_to_guild(Some(guild.id), name, &data);
             }
+        }
+    }
+
+    /// Removes a ban, or adds one if there is none.
+    fn end_some_ban(&mut self, now: Instant, guild: Guild) {
+        let banned = self.bans(guild).next().map(|(id, _)| id);
+        match banned {
+            Some(id) => drop(self.remove_ban(guild, id)),
+            None => self.happen(now, guild, "GUILD_BAN_ADD"),
         }
     }
 

@@ -71,7 +71,6 @@ impl World {
             31 => self.sounds(&session, data),
             _ => self.channels(&session, data),
         };
-
         if let Err((code, rule)) = broken {
             self.refuse(now, connection, code, rule);
         }
@@ -193,7 +192,6 @@ impl World {
             Value::Array(ids) => Some(ids.iter().filter_map(id).collect::<Vec<_>>()),
             one => Some(id(one).into_iter().collect()),
         };
-
         if query.is_some() == user_ids.is_some() {
             return Err((4002, "a member request must have either query or user_ids"));
         }

@@ -58,7 +58,6 @@ impl World {
             Fault::Resume(answer) => Some(answer.clone()),
             _ => None,
         });
-
         if let Some(answer) = answer {
             return self.answer(now, connection, answer, Some(&id));
         }
@@ -150,20 +149,23 @@ impl World {
         self.orders.push_back(Order::Send(connection, resumed));
         let shard = session.shard;
         self.update_live(shard);
-        let old = old.filter(|old| *old != connection);
 
-        if let Some(client) = old.and_then(|old| self.connections.get_mut(&old)) {
-            client.session = None;
-            // Messages of its client may still arrive.
-            client.standing = Standing::Invalidated;
+        if let Some(old) = old.filter(|old| *old != connection) {
+            self.take_over(now, old);
         }
-
-        if let Some(old) = old.filter(|old| self.connections.contains_key(old)) {
-            self.answer(now, old, self.settings.on_takeover.clone(), None);
-        }
-
         if let Some(client) = self.connections.get_mut(&connection) {
             client.session = Some(id.to_owned());
         }
+    }
+
+    /// Takes the session from the connection that had it.
+    fn take_over(&mut self, now: Instant, old: usize) {
+        let Some(client) = self.connections.get_mut(&old) else {
+            return;
+        };
+        client.session = None;
+        // Messages of its client may still arrive.
+        client.standing = Standing::Invalidated;
+        self.answer(now, old, self.settings.on_takeover.clone(), None);
     }
 }

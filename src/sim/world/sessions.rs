@@ -97,16 +97,19 @@ impl World {
             Ok(start) => start,
             Err((code, rule)) => return self.refuse(now, connection, code, rule),
         };
+        self.accept(now, connection, &identify, start);
+    }
 
-        for (code, rule) in doubts(&identify) {
+    /// Starts a session for a valid IDENTIFY, unless the limits or a fault prevent it.
+    fn accept(&mut self, now: Instant, connection: usize, identify: &Identify, start: Start) {
+        for (code, rule) in doubts(identify) {
             self.warn(now, connection, code, rule);
         }
 
         if !self.connections.contains_key(&connection) {
             return;
         }
-
-        if !self.spend_start(now, connection, number) {
+        if !self.spend_start(now, connection, start.shard.number()) {
             return;
         }
 
@@ -114,7 +117,6 @@ impl World {
             Fault::Identify(answer) => Some(answer.clone()),
             _ => None,
         });
-
         if let Some(answer) = answer {
             return self.answer(now, connection, answer, None);
         }
@@ -153,7 +155,6 @@ impl World {
             None if version < Some(NEEDS_INTENTS) => Intents::default(),
             _ => return Err((4013, "intents must be ones that Discord documents")),
         };
-
         if !self.settings.allowed_intents.contains(intents) {
             return Err((4014, "intents must be ones that the bot may use"));
         }

@@ -284,7 +284,6 @@ impl World {
             Place::Direct(with) if with == id || id == payloads::BOT => Value::Null,
             Place::Direct(_) => return Err(EmitError::UnknownUser(id)),
         };
-
         if let Some(member) = member.as_object_mut() {
             member.remove("user");
             member.insert("permissions".to_owned(), ALL.to_string().into());

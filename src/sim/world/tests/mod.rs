@@ -141,7 +141,6 @@ impl Rig {
                 .into(),
             body: body.as_bytes(),
         };
-
         match self.world.rest(self.now, 99, &request) {
             Reply::Answer(answered, _) => (
                 answered.status,
@@ -248,7 +247,6 @@ fn a_wrong_payload_is_closed_with_its_code() {
         ),
         (r#"{"op":8,"d":{"guild_id":"1"}}"#, 4002),
     ];
-
     for (text, code) in cases {
         let mut rig = Rig::new(|builder| builder);
         rig.identify(1, (0, 1), Intents::GUILDS);
