@@ -247,6 +247,17 @@ pub enum Error {
     /// data that another version has written.
     #[error("Redis cannot be used")]
     Redis(#[source] StoreError),
+    /// A part of the shards is not free: another process owns it, or may own it. See
+    /// [`redis::Part::acquire`](crate::redis::Part::acquire).
+    #[error("part {part} of {of} is not free: {why}")]
+    PartNotFree {
+        /// The part.
+        part: u32,
+        /// The number of parts.
+        of: u32,
+        /// Which process owns it, or may own it, and when the part may become free.
+        why: String,
+    },
     /// A reshard was cancelled because it took longer than
     /// [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) allows. The old shards keep
     /// running.
@@ -356,6 +367,7 @@ impl Error {
             | Self::Http { .. }
             | Self::Io { .. }
             | Self::Redis(_)
+            | Self::PartNotFree { .. }
             | Self::Store { .. }
             | Self::NotReady { .. }
             | Self::Busy { .. }

@@ -53,8 +53,9 @@ pub trait SessionStore: Send + Sync {
     /// time. Like [`IdentifyLimiter::request`](crate::limit::IdentifyLimiter::request), it must not
     /// block.
     ///
-    /// If the ticket is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed), the
-    /// sessions are lost, as with [`OwnershipLost`]. After any other error the shard asks again.
+    /// If the ticket is refused with [`LimitError::Closed`](crate::limit::LimitError::Closed),
+    /// another process has taken over the sessions, as with [`OwnershipLost`]. After any other
+    /// error the shard asks again.
     ///
     /// If there is no answer within [`Timing::confirm_timeout`](crate::Timing::confirm_timeout)
     /// (30 s), the shard resumes anyway, because the store is probably unavailable to every

@@ -102,13 +102,15 @@ pub struct Config {
     /// Discord's hosts by name, and cannot read the encrypted traffic. Default: none; environment
     /// variables are ignored.
     ///
-    /// With a proxy, unencrypted URLs are refused. If the proxy refuses a connection, the start
-    /// fails with [`Error::Proxy`]; a running shard retries, as after any failed connection.
+    /// With a proxy, unencrypted URLs are refused. If the proxy refuses the login, the start fails
+    /// with [`Error::Proxy`]. After any other failure of the proxy, the start is retried for
+    /// [`retry_start_for`](Self::retry_start_for), then fails with the same error. A running shard
+    /// retries, as after any failed connection.
     pub proxy: Option<String>,
-    /// Decides when each shard may identify. Default: a separate
-    /// [`SessionLimit`](crate::limit::SessionLimit) with Discord's values. Managers of the same bot
-    /// must share a limiter if they run in one process at the same time, or within 5 s of each
-    /// other.
+    /// Decides when each shard may identify. Default: each manager has its own
+    /// [`SessionLimit`](crate::limit::SessionLimit), with the values that Discord returns. Managers
+    /// of the same bot must share a limiter if they run in one process at the same time, or within
+    /// 5 s of each other.
     pub limiter: Option<Arc<dyn IdentifyLimiter>>,
     /// When the default limiter's window starts. Default: at the IDENTIFY.
     pub release_after: ReleaseAfter,

@@ -11,7 +11,7 @@ use crate::protocol::{EventName, MalformedPayload, Payload};
 /// An event from Discord: its name, its sequence, and its data as Discord sent it.
 ///
 /// Under load, small events share memory blocks of 16 KiB, and a block is freed with its last
-/// event. To keep a few of many events for a long time, copy out what you need.
+/// event. A kept event keeps its whole block in memory, so copy out what you need for long.
 #[derive(Debug)]
 pub struct Dispatch {
     name: EventName,

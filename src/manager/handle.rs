@@ -30,7 +30,7 @@ pub struct Handle {
 
 impl Handle {
     /// The shard with this id, if it runs in this process and has been opened. During a reshard,
-    /// the old shards are found until the new ones take over, and the new ones from then on.
+    /// the old shards are found until they begin to close, and the new ones from then on.
     pub fn shard(&self, id: ShardId) -> Option<Shard> {
         self.hub.upgrade()?.shard(id)
     }
@@ -122,7 +122,7 @@ impl Handle {
     ///    [`Timing::reshard_overlap`](crate::Timing::reshard_overlap), and until the old shards
     ///    have caught up. New shards that lag get up to the same time again.
     /// 3. Handlers finish the events that only the old shards received, the old shards close, and
-    ///    handlers finish the remaining events. Each step takes up to
+    ///    handlers finish the remaining events. Each of the two waits for handlers takes up to
     ///    [`Timing::handlers_timeout`](crate::Timing::handlers_timeout).
     /// 4. [`EventKind::Resharded`](crate::EventKind::Resharded) is delivered. All later events are
     ///    those of the new shards, beginning with those that the old ones had not delivered.
@@ -130,20 +130,20 @@ impl Handle {
     /// READY and the arrival of guilds are not delivered again. Two events count as the same if
     /// their name and data are equal; equal events of a guild are delivered as often as Discord
     /// sent them. An event is delivered twice, the second time late, only if a new shard is
-    /// disconnected or behind for longer than the times above, or if the process ends before it has
-    /// caught up.
+    /// disconnected or behind for longer than the times above, or if the process ends before that
+    /// shard has caught up.
     ///
     /// Events that an old shard misses because it has no session are not lost: they are delivered
     /// late, when the new shards take over. Held events count as outstanding, so a new shard may
     /// stall while the old ones are slow; that loses nothing. Lookups find the old shards until
-    /// they close.
+    /// they begin to close, then the new ones.
     ///
     /// The operation is done when the new shards have taken over. If one of them stops before the
     /// old ones close, or [`Timing::reshard_timeout`](crate::Timing::reshard_timeout) has passed,
     /// the reshard is cancelled and the old shards continue unchanged.
     ///
     /// It blocks for up to two REST requests; for none if `gateway_url` and `limiter` are set and
-    /// the plan names its shards.
+    /// the plan sets the total number of shards.
     ///
     /// # Errors
     /// [`Error::Busy`] while another reshard, a start, split or restart is in progress;

@@ -159,8 +159,9 @@ impl ShardManager {
     ///
     /// # Errors
     /// [`Error::Setting`] for 0 workers. [`Error::HandlerRunning`] while another call of `run` or
-    /// [`run_keyed`](Self::run_keyed) is in progress. [`Error::Stopped`] if a shard stopped because
-    /// of something that only you can fix, for example an intent that is not allowed.
+    /// [`run_keyed`](Self::run_keyed) is in progress. [`Error::Io`] if no thread can be started.
+    /// The errors of [`check`](Self::check) if a shard stopped without a request, for example
+    /// because an intent is not allowed.
     pub fn run(
         &self,
         workers: usize,
@@ -231,9 +232,10 @@ impl ShardManager {
     }
 
     /// As [`wait_ready`](Self::wait_ready), and waits until every guild that READY named has
-    /// arrived or [`Timing::guilds_timeout`](crate::Timing::guilds_timeout) has passed. Another
-    /// thread must take events meanwhile: guilds arrive as events, and a shard stops reading at its
-    /// limit of outstanding events.
+    /// arrived, or no further one has arrived for
+    /// [`Timing::guilds_timeout`](crate::Timing::guilds_timeout). Another thread must take events
+    /// meanwhile: guilds arrive as events, and a shard stops reading at its limit of outstanding
+    /// events.
     ///
     /// # Errors
     /// As [`wait_ready`](Self::wait_ready).
@@ -287,8 +289,8 @@ impl ShardManager {
     ///
     /// Calling this from a handler, or on the thread that consumes events, always waits for the
     /// full `handlers_timeout`: set that to zero, or use [`Handle::request_suspend`]. On a thread
-    /// where [`close`](Self::close) does not wait, this does not wait either, and the returned
-    /// sessions may be older.
+    /// where [`close`](Self::close) does not wait, this does not wait either. The returned sessions
+    /// are then those of the moment of the call: events handled later may be redelivered.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, ShardManager, Token, sim};

@@ -64,8 +64,9 @@ impl Part {
     /// # Errors
     /// - [`Error::Setting`]: there is no such part, or the bot's shards are divided into another
     ///   number of parts.
-    /// - [`Error::Redis`]: Redis holds data that this version cannot read; or, after `timeout`,
-    ///   another process still owns the part or Redis cannot be used.
+    /// - [`Error::PartNotFree`]: another process still owns the part, or may own it, after `timeout`.
+    /// - [`Error::Redis`]: Redis holds data that this version cannot read, or cannot be used after
+    ///   `timeout`.
     pub fn acquire(&self, timeout: Duration) -> Result<OwnedPart, Error> {
         let Self { redis, index, of } = self;
         if index >= of {
@@ -88,7 +89,11 @@ impl Part {
             let is_owned = looked.is_ok();
             let wait = match looked {
                 Ok(Look::Owned(own)) => return self.own(candidate.lease, own),
-                Ok(Look::Waits(why)) => Error::Redis(why.into()),
+                Ok(Look::Waits(why)) => Error::PartNotFree {
+                    part: *index,
+                    of: *of,
+                    why,
+                },
                 Err(Error::Redis(error)) if !error.is::<Unusable>() => Error::Redis(error),
                 Err(error) => return Err(error),
             };
@@ -100,7 +105,11 @@ impl Part {
             // of Redis, which an operator may have to fix.
             if told != Some(is_owned) {
                 told = Some(is_owned);
-                log::warn!("waiting for part {index} of {of}: {}", wait.report());
+                let why = match &wait {
+                    Error::PartNotFree { why, .. } => why.clone(),
+                    error => error.report(),
+                };
+                log::warn!("waiting for part {index} of {of}: {why}");
             }
             thread::sleep(ttl / LOOKS_PER_TTL);
         }

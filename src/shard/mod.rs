@@ -187,7 +187,8 @@ impl Shard {
     /// 30 s: a second one is queued. A request that Discord answers with `RATE_LIMITED`, for
     /// example because another process has sent one, is retried. After a disconnect or a lost
     /// session, a request that has received nothing is sent again; if chunks had arrived, a lost
-    /// session ends it with an error. Its `GUILD_MEMBERS_CHUNK`s are not in the stream of events.
+    /// session ends it with an error. The `GUILD_MEMBERS_CHUNK`s that answer the request are not in
+    /// the stream of events.
     ///
     /// ```
     /// # use threadcord::{Config, Intents, MemberQuery, ShardManager, Token, sim};

@@ -76,6 +76,8 @@ fn a_part_has_one_owner_and_a_standby_resumes_its_sessions() {
     // Another process that wants the part waits.
     let other = open(&server, &gateway);
     let refused = other.part(1, 2).acquire(TTL * 2).unwrap_err();
+    let is_not_free = matches!(refused, Error::PartNotFree { part: 1, of: 2, .. });
+    assert!(is_not_free, "{refused:?}");
     let report = refused.report();
     let (pid, wanted) = (std::process::id(), "it belongs to ");
     assert!(
