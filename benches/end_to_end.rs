@@ -469,6 +469,7 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
                 client.take(1, |_| {});
                 client.send(r#"{"op":2,"d":{}}"#);
                 client.take(1, |_| {});
+
                 let mut own = Vec::new();
                 let mut take = |count| {
                     client.send(orders.request(count).json());
@@ -486,6 +487,7 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
                         }
                     });
                 };
+
                 take(orders.warm);
                 barrier.wait();
                 barrier.wait();
@@ -499,6 +501,7 @@ fn on_threads<C: Client>(orders: &Orders, connect: impl Fn(&str) -> C + Sync) ->
                     .extend(own.split_off(orders.warm.min(own.len())));
             });
         }
+
         barrier.wait();
         let meter = Meter::start();
         barrier.wait();

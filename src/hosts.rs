@@ -59,6 +59,11 @@ pub(crate) fn host(url: &Uri) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
+/// A URL's host as it is written, an IPv6 address in brackets, and its port.
+pub(crate) fn host_and_port(url: &Uri) -> (&str, u16) {
+    (url.host().unwrap_or_default(), port(url))
+}
+
 /// Whether what is sent to a URL is encrypted.
 pub(crate) fn is_encrypted(url: &Uri) -> bool {
     matches!(url.scheme_str(), Some("https" | "wss"))

@@ -16,7 +16,7 @@ use ureq::unversioned::transport::{
 use ureq::{Error, Timeout};
 
 use crate::dial::{DialError, Dialer};
-use crate::hosts::port;
+use crate::hosts::host_and_port;
 
 /// The longest that connecting may take, even if the call has more time.
 const MAX_CONNECT: Duration = Duration::from_secs(60);
@@ -103,10 +103,6 @@ impl Connector for Tcp {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
         }))
     }
-}
-
-fn host_and_port(uri: &Uri) -> (&str, u16) {
-    (uri.host().unwrap_or_default(), port(uri))
 }
 
 /// A TCP connection of the HTTP client.

@@ -96,6 +96,7 @@ fn with_query(url: Uri, compression: Compression) -> Uri {
         }
     }
 
+    // A parsed URL is far below the length that `http` allows, and its parts stay valid.
     let path_and_query = format!("{}?{query}", url.path()).parse();
     let mut parts = url.into_parts();
     parts.path_and_query = Some(path_and_query.expect("made of a path and queries"));

@@ -61,8 +61,9 @@ pub struct ShardCounters {
     /// How long the shard waited for its turn to identify, from HELLO to IDENTIFY.
     pub identify_wait: Histogram,
     /// How long events waited, from the socket to the handler or the caller that takes them. One
-    /// event of each batch is measured; it stands for all events since the one measured before.
-    /// With [`Events::receiver`](crate::Events::receiver) this includes the time to handle them.
+    /// event of each batch is measured, and counted once for each event since the last one
+    /// measured. With [`Events::receiver`](crate::Events::receiver) this includes the time to
+    /// handle them.
     pub event_wait: Histogram,
     /// How long events were handled: from the end of their wait until they were dropped or
     /// released. The same events are measured.

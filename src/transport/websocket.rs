@@ -26,7 +26,7 @@ use super::inflate::Inflater;
 use super::stream::{Buffered, Followed, Line, SMALL, Stream};
 use super::{Connector, Received, Settings, Transport, TransportError, Waker};
 use crate::dial::{Dial, Dialer};
-use crate::hosts::{host, is_encrypted, port};
+use crate::hosts::{host, host_and_port, is_encrypted};
 use crate::protocol::USER_AGENT;
 use crate::shard_id::ShardId;
 
@@ -177,12 +177,6 @@ struct Opening {
     has_failed: bool,
 }
 
-impl Opening {
-    fn host_and_port(&self) -> (&str, u16) {
-        (self.url.host().unwrap_or_default(), port(&self.url))
-    }
-}
-
 impl Transport for WebSocketTransport {
     fn connect(&mut self, url: &Uri, deadline: Instant) -> Result<(), TransportError> {
         self.link = Link::None;
@@ -196,7 +190,7 @@ impl Transport for WebSocketTransport {
             deadline,
             has_failed: false,
         };
-        let (host, port) = opening.host_and_port();
+        let (host, port) = host_and_port(&opening.url);
         let failed = |error| TransportError::of_dial(host, error);
         let addresses = self.dialer.resolve(host, port).map_err(failed)?;
         let dial = self.dialer.dial(host, port, addresses, deadline);
@@ -392,7 +386,7 @@ impl WebSocketTransport {
             && let Some(address) = opening.address
             && (is_open || opening.has_failed || Instant::now() >= opening.deadline)
         {
-            let (host, port) = opening.host_and_port();
+            let (host, port) = host_and_port(&opening.url);
             self.dialer.remember(host, port, address, is_open);
         }
     }
@@ -418,7 +412,7 @@ impl WebSocketTransport {
         };
         let polled = dial.poll(self.poll.registry(), DIAL, Instant::now());
         opening.address = dial.address();
-        let failed = |error| TransportError::of_dial(opening.host_and_port().0, error);
+        let failed = |error| TransportError::of_dial(host_and_port(&opening.url).0, error);
         let Some((mut stream, address)) = polled.map_err(failed)? else {
             self.maybe_ready = false;
             self.link = Link::Dial(dial);

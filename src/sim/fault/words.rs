@@ -11,7 +11,7 @@ struct Kind {
     /// Whether it waits for a handshake.
     waits: bool,
     value: Value,
-    /// Values that a client can survive, for random faults. `""` stands for no value.
+    /// Values that a client can survive, for random faults. `""` means that the fault has no value.
     survivable: &'static [&'static str],
 }
 

@@ -27,31 +27,12 @@ impl World {
 
         let id = resume.session_id;
         let shard = self.sessions.get(&id).map(|session| session.shard);
-        let Some(client) = self.connections.get_mut(&connection) else {
-            return;
+        let action = Action::Resume {
+            session: id.clone(),
+            sequence: resume.seq,
         };
-        client.shard = shard;
-        let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
-        self.record(
-            now,
-            connection,
-            Action::Resume {
-                session: id.clone(),
-                sequence: resume.seq,
-            },
-        );
-
-        if again {
-            return self.refuse(
-                now,
-                connection,
-                4005,
-                "a connection may identify or resume only once",
-            );
-        }
-
-        if !self.is_token(&resume.token) {
-            return self.refuse(now, connection, 4004, "the token must be the bot's");
+        if !self.authenticate(now, connection, shard, &resume.token, action) {
+            return;
         }
 
         let answer = self.ambush(now, shard, |fault| match fault {

@@ -71,33 +71,47 @@ impl World {
             );
         };
 
-        let Some(client) = self.connections.get_mut(&connection) else {
-            return;
-        };
         let (number, total) = identify.shard.unwrap_or((0, 1));
-        let shard = ShardId::new(number, total);
-        let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
-        client.shard = shard.ok();
-        self.record(now, connection, Action::Identify(data));
-
-        if again {
-            return self.refuse(
-                now,
-                connection,
-                4005,
-                "a connection may identify or resume only once",
-            );
+        let shard = ShardId::new(number, total).ok();
+        let action = Action::Identify(data);
+        if !self.authenticate(now, connection, shard, &identify.token, action) {
+            return;
         }
 
-        if !self.is_token(&identify.token) {
-            return self.refuse(now, connection, 4004, "the token must be the bot's");
-        }
-
-        let start = match self.identity(connection, &identify, shard.ok()) {
+        let start = match self.identity(connection, &identify, shard) {
             Ok(start) => start,
             Err((code, rule)) => return self.refuse(now, connection, code, rule),
         };
         self.accept(now, connection, &identify, start);
+    }
+
+    /// Records an IDENTIFY or a RESUME. Returns whether it may continue: it is the first of its
+    /// connection, and has the bot's token.
+    pub(super) fn authenticate(
+        &mut self,
+        now: Instant,
+        connection: usize,
+        shard: Option<ShardId>,
+        token: &str,
+        action: Action,
+    ) -> bool {
+        let Some(client) = self.connections.get_mut(&connection) else {
+            return false;
+        };
+        client.shard = shard;
+        let again = std::mem::replace(&mut client.standing, Standing::Known) == Standing::Known;
+        self.record(now, connection, action);
+
+        if again {
+            let rule = "a connection may identify or resume only once";
+            self.refuse(now, connection, 4005, rule);
+            return false;
+        }
+        if !self.is_token(token) {
+            self.refuse(now, connection, 4004, "the token must be the bot's");
+            return false;
+        }
+        true
     }
 
     /// Starts a session for a valid IDENTIFY, unless the limits or a fault prevent it.
